@@ -1,0 +1,18 @@
+# A small network taught by a larger one on handwritten digits, with two labels a class: KD (arXiv 1503.02531). No download.
+# Run:     python tools/train.py configs/general/default.py
+_base_ = ['../_base_/digits.py']
+task = 'kdtasks.general.trainer'
+
+student = dict(type='kdtasks.general.models.digits_cnn', width=8, num_classes=10)
+teacher = dict(type='kdtasks.general.models.resnet8', width=16, in_channels=1, num_classes=10)
+
+losses = dict(
+    loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target'), weight=0.1),       # alone: weight 1
+    loss_kd=dict(type='kdtasks.general.KDLoss', temperature=4.0, of=('student', 'teacher'), weight=0.9),
+)
+
+optimizer = dict(type='torch.optim.SGD', lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+schedule = dict(type='CosineAnnealingLR')
+length = 40
+val_interval = 10
+log_interval = 40

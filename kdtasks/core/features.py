@@ -1,0 +1,160 @@
+"""Outputs of submodules by dotted path, taken during one forward and gone after it."""
+
+import copy
+import types
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kdtasks.core.names import did_you_mean, split_call
+
+
+class Taps:
+    """The function ``input -> (output, {path: value})`` of one model and a few of its submodules.
+
+    While it runs, each tapped submodule's ``forward`` is replaced, on the instance, by one that also records its
+    result; afterwards the model is as it was, so a copy of it carries nothing. Registered hooks are not used:
+    ``torch.compile`` does not guard on them, and silently drops those that were not there when it first traced.
+    A replaced ``forward`` it does guard on, through recompilation and graph breaks.
+
+    A value that the model later changes in place (a ReLU with ``inplace=True``, ``x += y``) is kept as it was when
+    the submodule returned it: the first run in each mode copies every value and finds out which ones need it.
+
+    Args:
+        model: the module that holds the paths.
+        paths: dotted paths; ``'fc@-1'`` names one call of a module that runs more than once.
+        call: what is called, ``model`` unless given (a wrapper that prepares the input, say).
+        compile: False, True, or keyword arguments for ``torch.compile``. Each unit is compiled by itself; the first
+            run in each mode is eager.
+
+    Raises:
+        ValueError: the model has no submodule at a path. On a run: a submodule did not run, or ran more than once
+            and the path does not say which call, or changed in place a value that it did not change before.
+    """
+
+    def __init__(self, model: nn.Module, paths: Iterable[str] = (), call: Callable | None = None,
+                 compile: bool | dict = False):
+        self.model, self.call, self.compile = model, call, compile
+        self.paths = {path: split_call(path) for path in dict.fromkeys(paths)}
+        for path, (module_path, _) in self.paths.items():
+            _submodule(model, module_path, path)
+        self._seen: dict[str, list] = {}
+        self._recorders: dict[str, tuple[nn.Module, Callable]] = {}
+        self._copied: dict[bool, set[str]] = {}                # mode -> module paths whose values must be copied
+        self._probing = False
+        self._run = call or model
+        self._compiled = _compiled(self._run, compile) if compile else None
+
+    def __deepcopy__(self, memo):
+        return Taps(copy.deepcopy(self.model, memo), self.paths, copy.deepcopy(self.call, memo), self.compile)
+
+    def __call__(self, *args, **kwargs) -> tuple[object, dict[str, Tensor]]:
+        """Run the model once; return its output and the value at each path."""
+        mode = self.model.training
+        self._probing = mode not in self._copied
+        run = self._run if self._probing or self._compiled is None else self._compiled
+        if not self.paths:
+            self._copied.setdefault(mode, set())
+            return run(*args, **kwargs), {}
+        replaced = []
+        try:
+            for module, recorder in self._recorders_now(mode):
+                replaced.append((module, module.__dict__.get("forward")))
+                module.__dict__["forward"] = recorder
+            output = run(*args, **kwargs)
+            return output, self._collect(mode)
+        finally:
+            for module, forward in reversed(replaced):
+                if forward is None:
+                    del module.__dict__["forward"]
+                else:
+                    module.__dict__["forward"] = forward
+            self._seen.clear()
+
+    def _recorders_now(self, mode: bool) -> Iterable[tuple[nn.Module, Callable]]:
+        """One recorder a tapped module: made anew only when the module at the path is another one (a grown head)."""
+        for module_path in dict.fromkeys(path for path, _ in self.paths.values()):
+            module = _submodule(self.model, module_path, module_path)
+            known = self._recorders.get(module_path)
+            if known is None or known[0] is not module:
+                self._recorders[module_path] = known = (module, self._recorder(module_path, module))
+            yield known
+
+    def _recorder(self, path: str, module: nn.Module) -> Callable:
+        forward, seen = module.forward, self._seen
+
+        def recording(*args, **kwargs):
+            output = forward(*args, **kwargs)
+            if torch.compiler.is_compiling():
+                kept = _map(torch.clone, output) if path in self._copied[self.model.training] else output
+                seen.setdefault(path, []).append((kept, output, ()))
+            else:
+                needs_copy = self._probing or path in self._copied[self.model.training]
+                kept = _map(torch.clone, output) if needs_copy else output
+                seen.setdefault(path, []).append((kept, output, _versions(output)))
+            return output
+
+        return recording
+
+    def _collect(self, mode: bool) -> dict[str, Tensor]:
+        changed = {path for path, calls in self._seen.items() for _, output, versions in calls
+                   if versions and versions != _versions(output)}
+        if self._probing:
+            self._copied[mode] = changed
+        elif not changed <= self._copied[mode]:
+            raise ValueError(f"{sorted(changed - self._copied[mode])}: the model changed this value in place, "
+                             "as it did not do in the first run in this mode; make that operation out of place")
+        values = {}
+        for path, (module_path, call) in self.paths.items():
+            calls = self._seen.get(module_path, [])
+            if not calls:
+                raise ValueError(f"{path!r} gave no value: this submodule of {type(self.model).__name__} does not run "
+                                 "in the forward (or is reached without being called)")
+            if call is None and len(calls) > 1:
+                raise ValueError(f"{path!r} ran {len(calls)} times in one forward: say which call, "
+                                 f"'{path}@0' to '{path}@{len(calls) - 1}', or '{path}@-1' for the last")
+            if call is not None and not -len(calls) <= call < len(calls):
+                raise ValueError(f"{path!r}: {module_path!r} ran {len(calls)} times, so there is no call {call}")
+            values[path] = calls[call or 0][0]
+        return values
+
+
+def module_paths(model: nn.Module) -> list[str]:
+    """Every path that :class:`Taps` accepts for ``model``, in the order of definition."""
+    return [path for path, _ in model.named_modules(remove_duplicate=False) if path]
+
+
+def _submodule(model: nn.Module, module_path: str, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(module_path)
+    except AttributeError:
+        raise ValueError(f"{type(model).__name__} has no submodule {path!r}; "
+                         f"{did_you_mean(module_path, module_paths(model))}") from None
+
+
+def _compiled(function: Callable, options: bool | dict) -> Callable:
+    """``function`` compiled with a code object of its own, since torch keeps what it compiled by code object."""
+    def run(*args, **kwargs):
+        return function(*args, **kwargs)
+    own = types.FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
+    return torch.compile(own, **(options if isinstance(options, dict) else {}))
+
+
+def _map(function: Callable, value):
+    """``function`` on every tensor of a tensor, tuple, list or dict."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return type(value)((key, _map(function, item)) for key, item in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        items = [_map(function, item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def _versions(value) -> tuple[int, ...]:
+    """The in-place counters of the tensors of a value; -1 for a tensor of inference mode, which has none."""
+    found = []
+    _map(lambda tensor: found.append(-1 if tensor.is_inference() else tensor._version) or tensor, value)
+    return tuple(found)

@@ -1,0 +1,130 @@
+"""Stages: who teaches whom, for how long, starting from what; and the control that every run has beside it.
+
+A method that changes the course of training is a list of these, not a trainer of its own. The entries of ``losses``
+are as in a config: ``{name: dict(type=…, of=…, weight=…, alone=…)}``.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kdtasks.core.names import did_you_mean
+
+
+@dataclass
+class Stage:
+    """One run of training with one optimizer.
+
+    Args:
+        name: how the results, files and other stages call it.
+        model: which model of the config learns: ``'student'``, ``'teacher'``, or a key of ``models``.
+        student: what it starts from: ``'fresh'``; ``'keep'``, the last stage that trained this model; a stage
+            (``'<stage>'``, ``'<stage>.last'``, ``'<stage>.best'``, ``'<stage>.<epoch>'``); or a file.
+        teachers: ``{name: from}`` where from is a file, a stage as above, or None: the ``checkpoint`` of the
+            model of that name.
+        losses: the entries that pull in this stage.
+        train: patterns (``fnmatch``) of the parameters that learn: ``'student'``, ``'losses'``, ``'student.layer3.*'``.
+        optimizer, schedule, length, data: as at the top of a config, whose values they replace.
+        keep: epochs whose checkpoints are kept, for anchors.
+        taught: whether teachers pull; a stage without them sees labelled samples only.
+    """
+
+    name: str
+    model: str = "student"
+    student: str = "fresh"
+    teachers: dict[str, str | None] = field(default_factory=dict)
+    losses: dict[str, dict] = field(default_factory=dict)
+    train: Sequence[str] = ("student", "losses")
+    optimizer: dict | None = None
+    schedule: dict | list | None = None
+    length: dict | int | None = None
+    data: dict | None = None
+    keep: Sequence[int] = ()
+
+    @property
+    def taught(self) -> bool:
+        return bool(self.teachers)
+
+
+def standard_stages(losses: Mapping[str, dict], teachers: Mapping[str, str | None], teacher_training: Mapping | None = None,
+                    supplied_by_teachers: Callable[[str], bool] = lambda name: False) -> list[Stage]:
+    """What a config without ``stages`` means: train the teachers that have no checkpoint, then alone, then distilled.
+
+    Args:
+        losses: the config's losses.
+        teachers: ``{name: checkpoint or None}``.
+        teacher_training: what differs when a teacher is trained: ``optimizer``, ``schedule``, ``length``, ``data``.
+        supplied_by_teachers: names without a teacher in front that only a teacher's turn supplies.
+    """
+    plain = control(losses, teachers, supplied_by_teachers)
+    stages = [Stage(name, model=name, losses=plain, **(teacher_training or {}))
+              for name, checkpoint in teachers.items() if checkpoint is None]
+    sources = {name: f"{name}.last" if checkpoint is None else checkpoint for name, checkpoint in teachers.items()}
+    stages.append(Stage("alone", losses=plain))
+    stages.append(Stage("distilled", teachers=sources, losses={name: dict(entry) for name, entry in losses.items()}))
+    return stages
+
+
+def control(losses: Mapping[str, dict], teachers: Mapping[str, object],
+            supplied_by_teachers: Callable[[str], bool] = lambda name: False) -> dict[str, dict]:
+    """The losses of the control, "alone": those that name no teacher and no peer, each at weight 1 or its ``alone``.
+
+    A weight that makes room for the teacher is not kept: 0.1·CE under SGD is a tenth of the learning rate, and
+    a student trained so without a teacher is a crippled control.
+
+    Raises:
+        ValueError: every loss names a teacher, so that nothing is left to learn from.
+    """
+    def taught(entry: Mapping) -> bool:
+        of = (entry["of"],) if isinstance(entry["of"], str) else entry["of"]
+        return any(name.split("@")[0].split(".")[0] in (*teachers, "peers")
+                   or name.startswith("peer") and name.split(".")[0][4:].isdigit()
+                   or supplied_by_teachers(name) for name in of)
+
+    plain = {}
+    for name, entry in losses.items():
+        weight = entry.get("alone", 0 if taught(entry) else 1)
+        if taught(entry) and weight:
+            raise ValueError(f"{name} is of {entry['of']}, which needs a teacher, so it cannot have alone={weight}")
+        if weight:
+            plain[name] = {**{k: v for k, v in entry.items() if k != "alone"}, "weight": weight}
+    if not any("loss" in name for name in plain):
+        raise ValueError(f"the losses {list(losses)} all need a teacher, so there is no control: add one that does not, "
+                         "with weight=0 if it must not pull when taught (it still trains the control)")
+    return plain
+
+
+def check_stages(stages: Sequence[Stage], models: Sequence[str]) -> None:
+    """Every stage has a name of its own, and what it refers to exists and comes before it.
+
+    Raises:
+        ValueError: naming the stage, the reference, and the nearest right one.
+    """
+    seen: list[str] = []
+    for stage in stages:
+        if stage.name in seen:
+            raise ValueError(f"two stages are called {stage.name!r}")
+        if not stage.name.isidentifier():
+            raise ValueError(f"a stage cannot be called {stage.name!r}: want an identifier (it names files and results)")
+        if stage.model not in models:
+            raise ValueError(f"stage {stage.name!r} trains the model {stage.model!r}; {did_you_mean(stage.model, models)}")
+        sources = [stage.student] if stage.student not in ("fresh", "keep") else []
+        sources += [source for source in stage.teachers.values() if source is not None]
+        for source in sources:
+            if stage_reference(source, seen) is None and "/" not in source and not source.endswith((".pth", ".pt", ".safetensors")):
+                raise ValueError(f"stage {stage.name!r} wants {source!r}, which is neither a file nor a stage before it; "
+                                 f"{did_you_mean(source.split('.')[0], seen)}")
+        if stage.student == "keep" and not any(s.model == stage.model for s in stages[:len(seen)]):
+            raise ValueError(f"stage {stage.name!r} keeps its student, but no stage before it trains {stage.model!r}; "
+                             "want student='fresh'")
+        seen.append(stage.name)
+
+
+def stage_reference(source: str, stages: Sequence[str]) -> tuple[str, str] | None:
+    """``'teacher.best'`` -> ``('teacher', 'best')``, ``'teacher'`` -> ``('teacher', 'last')``, ``'teacher.10'`` -> epoch 10.
+
+    None when the text is no reference to one of ``stages``.
+    """
+    name, _, which = source.partition(".")
+    if name not in stages or not (which in ("", "last", "best") or which.isdigit()):
+        return None
+    return name, which and (f"epoch_{which}" if which.isdigit() else which) or "last"

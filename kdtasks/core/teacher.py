@@ -1,0 +1,82 @@
+"""A frozen model that teaches."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Teacher(nn.Module):
+    """A model with one promise: it is frozen, and nothing that happens to the student changes it.
+
+    It stays in eval whatever ``train()`` says (BatchNorm and dropout too), its parameters need no gradient, and it
+    is no submodule of anything: it does not appear in ``parameters()``, ``state_dict()``, an optimizer, DDP or a
+    copy (``deepcopy`` shares it). It follows ``.to()``, ``.cuda()`` and the like. Calling it does not switch
+    gradients off: the caller does, and a method that needs a gradient in the teacher's *input* can have one.
+
+    Args:
+        model: the network; frozen here, for good.
+        precision: ``'float32'``, ``'bfloat16'`` or ``'float16'`` for its forward, by autocast (parameters and
+            BatchNorm stay as they are); None follows the autocast around it.
+        input_size: the side, or (height, width), to which inputs are resized (bilinear, antialiased); None: as given.
+        mean, std: what its inputs are normalised with, where the student's differ; needs ``student_mean`` and
+            ``student_std``. A student's input x becomes ((x * student_std + student_mean) - mean) / std.
+
+    Raises:
+        ValueError: an unknown precision, or only some of the four normalisation arguments.
+    """
+
+    PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+    def __init__(self, model: nn.Module, precision: str | None = None, input_size: int | Sequence[int] | None = None,
+                 mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
+                 student_mean: Sequence[float] | None = None, student_std: Sequence[float] | None = None):
+        super().__init__()
+        if precision is not None and precision not in self.PRECISIONS:
+            raise ValueError(f"precision must be None or one of {list(self.PRECISIONS)}, got {precision!r}")
+        norms = (mean, std, student_mean, student_std)
+        if any(n is not None for n in norms) and any(n is None for n in norms):
+            raise ValueError("mean, std, student_mean and student_std go together; got "
+                             f"mean={mean}, std={std}, student_mean={student_mean}, student_std={student_std}")
+        self.__dict__["model"] = model.eval().requires_grad_(False)        # past nn.Module: not a submodule
+        self.precision = self.PRECISIONS.get(precision)
+        self.input_size = input_size
+        self.scale = self.shift = None
+        if mean is not None:
+            mean, std, student_mean, student_std = (torch.tensor(n).view(-1, 1, 1) for n in norms)
+            self.register_buffer("scale", student_std / std, persistent=False)
+            self.register_buffer("shift", (student_mean - mean) / std, persistent=False)
+        self.training = False
+
+    def forward(self, input: Tensor):
+        if self.model.training:                                           # somebody called model.train() directly
+            self.model.eval()
+        if isinstance(input, Tensor):
+            input = self._prepared(input)
+        if self.precision is None:
+            return self.model(input)
+        with torch.autocast(input.device.type, self.precision, enabled=self.precision is not torch.float32):
+            return self.model(input)
+
+    def _prepared(self, input: Tensor) -> Tensor:
+        if self.scale is not None:
+            input = input * self.scale + self.shift
+        if self.input_size is not None:
+            size = (self.input_size,) * 2 if isinstance(self.input_size, int) else tuple(self.input_size)
+            if tuple(input.shape[-2:]) != size:
+                input = F.interpolate(input, size=size, mode="bilinear", antialias=True)
+        return input
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stay in eval."""
+        self.model.eval()
+        return self
+
+    def _apply(self, fn, recurse: bool = True):
+        super()._apply(fn, recurse)
+        self.model._apply(fn)
+        return self
+
+    def __deepcopy__(self, memo) -> "Teacher":
+        return self

@@ -1,0 +1,1 @@
+"""Where strings become objects and steps become runs (on mmengine)."""

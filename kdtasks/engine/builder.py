@@ -1,0 +1,131 @@
+"""Strings become objects: a ``dict(type='package.module.Name', …)`` of a config, checked and built."""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+
+from kdtasks.core.names import did_you_mean
+
+
+class ConfigError(ValueError):
+    """Something in a config is wrong; the message says where, what, and the nearest right thing."""
+
+
+def resolve(path, where: str) -> Callable:
+    """The object at a dotted path (``'torch.nn.CrossEntropyLoss'``); a callable is returned as it is.
+
+    Raises:
+        ConfigError: no such module or name, or it cannot be called.
+    """
+    if callable(path):
+        return path
+    if not isinstance(path, str) or "." not in path:
+        raise ConfigError(f"{where}.type must be a full dotted path such as 'torch.nn.CrossEntropyLoss', got {path!r}")
+    parts = path.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        module_name = ".".join(parts[:cut])
+        try:
+            found = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+                continue
+            raise ConfigError(f"{where}.type={path!r} cannot be imported: {error}") from error
+        for part in parts[cut:]:
+            if not hasattr(found, part):
+                names = [n for n in dir(found) if not n.startswith("_")]
+                raise ConfigError(f"{where}.type={path!r}: {module_name} has no {part!r}; {did_you_mean(part, names)}")
+            found = getattr(found, part)
+        if not callable(found):
+            raise ConfigError(f"{where}.type={path!r} is a {type(found).__name__}, which cannot be called")
+        return found
+    raise ConfigError(f"{where}.type={path!r}: there is no module {parts[0]!r} (a file of your own must lie in the "
+                      "current folder, beside the config, or on PYTHONPATH)")
+
+
+def check_arguments(function: Callable, arguments: Mapping, where: str, supplied: tuple[str, ...] = ()) -> None:
+    """Every argument exists and none that is needed is missing; ``supplied`` ones are given later.
+
+    Raises:
+        ConfigError: naming the nearest argument that exists.
+    """
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):                                     # a builtin without a signature
+        return
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name in arguments:
+        if name not in parameters and not open_ended:
+            known = [n for n in parameters if n not in supplied]
+            raise ConfigError(f"{where}: {_title(function)} has no argument {name!r}; {did_you_mean(name, known)}")
+    for name, parameter in parameters.items():
+        if (parameter.default is parameter.empty and name not in arguments and name not in supplied
+                and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)):
+            raise ConfigError(f"{where}: {_title(function)} needs {name!r}")
+
+
+def check(spec, where: str, supplied: tuple[str, ...] = (), reserved: tuple[str, ...] = ()) -> None:
+    """Check a ``dict(type=…)`` without building it, and every ``dict(type=…)`` inside it."""
+    function, arguments = _split(spec, where, reserved)
+    check_arguments(function, arguments, where, supplied)
+    for name, value in arguments.items():
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(item, Mapping) and "type" in item:
+                check(item, f"{where}.{name}")
+
+
+def build(spec, where: str, **supplied):
+    """Build a ``dict(type=…, **arguments)``; nested ones first. ``supplied`` are further keyword arguments.
+
+    Raises:
+        ConfigError: a wrong type or argument, or an error from the constructor (its message is kept).
+    """
+    function, arguments = _split(spec, where)
+    check_arguments(function, {**supplied, **arguments}, where)
+    arguments = {name: _build_nested(value, f"{where}.{name}") for name, value in arguments.items()}
+    return _call(function, {**supplied, **arguments}, where)
+
+
+def bind(spec, where: str) -> Callable:
+    """A loss of a config: a class is built, a function has its keyword arguments bound."""
+    function, arguments = _split(spec, where)
+    if inspect.isclass(function):
+        return build(spec, where)
+    check_bound(function, arguments, where)
+    return functools.partial(function, **arguments) if arguments else function
+
+
+def check_bound(function: Callable, arguments: Mapping, where: str) -> None:
+    """As :func:`check_arguments` for a function whose tensors are given later, by position."""
+    try:
+        tensors = tuple(n for n, p in inspect.signature(function).parameters.items() if p.default is p.empty)
+    except (TypeError, ValueError):
+        tensors = ()
+    check_arguments(function, arguments, where, supplied=tensors)
+
+
+def _split(spec, where: str, reserved: tuple[str, ...] = ()) -> tuple[Callable, dict]:
+    if not isinstance(spec, Mapping) or "type" not in spec:
+        raise ConfigError(f"{where} must be a dict(type='package.module.Name', …), got {spec!r}")
+    arguments = {name: value for name, value in spec.items() if name != "type" and name not in reserved}
+    return resolve(spec["type"], where), arguments
+
+
+def _build_nested(value, where: str):
+    if isinstance(value, Mapping) and "type" in value:
+        return build(value, where)
+    if isinstance(value, list | tuple) and any(isinstance(v, Mapping) and "type" in v for v in value):
+        return [_build_nested(v, f"{where}[{i}]") for i, v in enumerate(value)]
+    return value
+
+
+def _call(function: Callable, arguments: dict, where: str):
+    try:
+        return function(**arguments)
+    except (TypeError, ValueError, FileNotFoundError) as error:
+        kind = type(error) if isinstance(error, FileNotFoundError) else ConfigError
+        raise kind(f"{where} ({_title(function)}): {error}") from error
+
+
+def _title(function: Callable) -> str:
+    return getattr(function, "__qualname__", None) or repr(function)

@@ -1,0 +1,87 @@
+"""Files that are there whole or not at all, and the state a run needs to go on exactly."""
+
+import json
+import os
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, flush it to the disk, then move it into place.
+
+    Whatever happens before the move (a full disk, a kill), a former file at ``path`` stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save(state: Mapping, path: str | Path) -> None:
+    """``torch.save``, atomically.
+
+    Raises:
+        OSError: the disk is full or not writable; the former file, if any, still stands and is named.
+    """
+    try:
+        write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
+    except (OSError, RuntimeError) as error:
+        former = "the former one there still loads" if Path(path).exists() else "no file was left there"
+        raise OSError(f"could not save {str(path)!r} ({error}); {former}") from error
+
+
+def save_json(content, path: str | Path) -> None:
+    """Indented JSON, atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def load(path: str | Path) -> dict:
+    """A checkpoint of ours, read with ``weights_only=True``.
+
+    Raises:
+        ValueError: it is no file of ours, or not whole.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{str(path)!r} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})") from error
+    if not isinstance(state, dict) or "resume" not in state:
+        raise ValueError(f"{str(path)!r} holds no training state; a stage's last.pth does")
+    return state
+
+
+def random_state() -> dict:
+    """The states of Python's, NumPy's and torch's random streams, in plain types."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+
+
+def set_random_state(state: Mapping) -> None:
+    """Put the streams back to where :func:`random_state` found them."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

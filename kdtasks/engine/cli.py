@@ -1,0 +1,142 @@
+"""The command lines of tools/train.py and tools/test.py."""
+
+import argparse
+import ast
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdtasks.engine.builder import ConfigError
+
+EXPECTED_ERRORS = (ConfigError, FileNotFoundError, ValueError, RuntimeError, OSError)
+
+
+def option(text: str) -> tuple[str, object]:
+    """``'losses.loss_kd.weight=0.5'`` -> ``('losses.loss_kd.weight', 0.5)``; a value that is no Python literal is text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise argparse.ArgumentTypeError(f"want key=value, got {text!r}")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def common_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that every tool shares."""
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
+    parser.add_argument("--cfg-options", nargs="+", type=option, default=[], metavar="KEY=VALUE",
+                        help="change keys of the config, as in losses.loss_kd.weight=0.5")
+
+
+def train(arguments: Sequence[str] | None = None) -> None:
+    """tools/train.py."""
+    parser = argparse.ArgumentParser(prog="train.py", description="Train every stage of a config.")
+    parser.add_argument("config", nargs="?", help="a config file; with --list it may be left out")
+    parser.add_argument("--work-dir", help="default: work_dirs/<config>/seed<N>")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="go on where a run in the work_dir stopped")
+    parser.add_argument("--amp", action="store_true", help="mixed precision in bfloat16")
+    parser.add_argument("--launcher", choices=["none", "pytorch"], default="none")
+    parser.add_argument("--dry-run", action="store_true", help="two steps of each stage on random tensors, then stop")
+    parser.add_argument("--list", action="store_true", help="list the configs; with a config, its stages and tensor names")
+    common_arguments(parser)
+    args = parser.parse_args(arguments)
+    if args.list and not args.config:
+        return _list_configs()
+    if not args.config:
+        parser.error("want a config; --list shows those there are")
+    with _plain_errors():
+        from kdtasks.engine import config as configs
+        from kdtasks.engine.run import Run, start_processes
+        from kdtasks.engine.show import table
+
+        options = dict(args.cfg_options) | ({"amp": "bfloat16"} if args.amp else {})
+        config = configs.load(args.config, options)
+        start_processes(args.launcher, args.device)
+        name = config_name(args.config)
+        run = Run(config, args.work_dir or Path("work_dirs") / name / f"seed{args.seed}", args.seed, args.device, name)
+        if args.list:
+            return _list_stages(run)
+        if args.dry_run:
+            return _print_dry_run(run)
+        results = run.train(args.resume)
+        if run.rank == 0:
+            table(results)
+            print(f"{run.work_dir}: results.json student.pth report.html")
+
+
+def test(arguments: Sequence[str] | None = None) -> None:
+    """tools/test.py."""
+    parser = argparse.ArgumentParser(prog="test.py", description="Evaluate a student's weights on the config's test data.")
+    parser.add_argument("config")
+    parser.add_argument("checkpoint", help="student.pth, a stage's last.pth or best.pth, or any file of plain weights")
+    parser.add_argument("--model", default="student", help="which model of the config the weights are for: student, teacher …")
+    common_arguments(parser)
+    args = parser.parse_args(arguments)
+    with _plain_errors():
+        import torch
+
+        from kdtasks.core.weights import load_weights
+        from kdtasks.engine import config as configs
+        from kdtasks.engine.run import Run
+
+        run = Run(configs.load(args.config, dict(args.cfg_options)), "unused", 0, args.device, config_name(args.config))
+        model = run.named_model(args.model)
+        load_weights(model, args.checkpoint)
+        _, loader = run.loaders(run.stages[-1])
+        with torch.no_grad():
+            metrics = run.task.evaluate(model.eval(), loader)
+        for metric, value in metrics.items():
+            print(f"{metric} {value:.3f}")
+
+
+def config_name(path: str | Path) -> str:
+    """``configs/general/default.py`` -> ``general_default``: the folder is part of a config's name."""
+    path = Path(path)
+    return path.stem if path.parent.name in ("", ".", "configs") else f"{path.parent.name}_{path.stem}"
+
+
+class _plain_errors:
+    """A wrong input ends in one clear line, not in a traceback; anything else is a bug and shows where it happened."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace) -> bool:
+        if kind is not None and issubclass(kind, EXPECTED_ERRORS) and _is_ours(error, trace):
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+        return False
+
+
+def _is_ours(error: BaseException, trace) -> bool:
+    """Whether our own code raised it on purpose."""
+    while trace.tb_next:
+        trace = trace.tb_next
+    return "kdtasks" in Path(trace.tb_frame.f_code.co_filename).parts
+
+
+def _list_configs() -> None:
+    root = Path(__file__).parents[2] / "configs"
+    for path in sorted(p for p in root.rglob("*.py") if "_base_" not in p.parts):
+        first = next((line for line in path.read_text().splitlines() if line.startswith("#")), "#")
+        print(f"{path.relative_to(root.parent)}\n    {first.lstrip('# ')}")
+
+
+def _list_stages(run) -> None:
+    for stage in run.stages:
+        print(f"{stage.name}: trains {stage.model}" + (f", taught by {', '.join(stage.teachers)}" if stage.teachers else "")
+              + f"; losses {', '.join(stage.losses)}")
+    distiller = run.distiller(run.stages[-1], weights=False)
+    for role in distiller.roles:
+        print(f"\nnames of {role}:\n  " + "\n  ".join(distiller.names(role)))
+
+
+def _print_dry_run(run) -> None:
+    for row in run.dry_run():
+        memory = f", {row['memory_mb']:.0f} MiB" if row["memory_mb"] is not None else ""
+        print(f"{row['stage']}: {row['parameters']:,} parameters train, {row['teacher_parameters']:,} teach; "
+              f"{row['step_ms']:.1f} ms a step{memory}; loss {row['loss']:.4f}")
+        for name, shape in row["shapes"].items():
+            print(f"    {name} {shape}")

@@ -1,0 +1,245 @@
+"""Reading a config, and refusing what it cannot mean."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kdtasks.core.names import did_you_mean
+from kdtasks.engine import builder
+from kdtasks.engine.builder import ConfigError
+
+# Every key of a config, what it means, and its default. There are no others.
+KEYS = {
+    "task": ("dotted path of the task's trainer module", None),
+    "student": ("the model that learns", None),
+    "teacher": ("the model that teaches; with `checkpoint` it is not trained", None),
+    "teachers": ("several teachers by name, instead of `teacher`", None),
+    "models": ("further models by name, for stages that train them (assistants)", {}),
+    "peers": ("models that learn beside the student", []),
+    "distiller": ("a subclass of Distiller", {"type": "kdtasks.core.Distiller"}),
+    "losses": ("name=dict(type, its arguments, of, weight, alone)", None),
+    "stages": ("a list of stages; left out: teacher (without checkpoint), alone, distilled", None),
+    "teacher_training": ("optimizer, schedule, length, data of the stage that trains a teacher, where they differ", {}),
+    "data": ("train, test, batch_size …", None),
+    "optimizer": ("a torch optimizer", None),
+    "schedule": ("one mmengine parameter scheduler or a list; epochs unless by_epoch=False", []),
+    "length": ("epochs, or dict(iterations=n)", None),
+    "val_interval": ("epochs, or dict(iterations=n), between evaluations; the end is always evaluated", 1),
+    "checkpoint_interval": ("epochs, or dict(iterations=n), between checkpoints to resume from", 1),
+    "log_interval": ("iterations between reads of the losses", 50),
+    "amp": ("None, 'bfloat16' or 'float16' (float16: CUDA only)", None),
+    "accumulate": ("batches whose gradients are summed (as a mean) before a step", 1),
+    "clip_grad": ("None, or the greatest gradient norm, of the student and of each peer", None),
+    "ema": ("None, or the decay of the student's moving average, which is then evaluated and exported", None),
+    "compile": ("False, True, or arguments of torch.compile", False),
+    "channels_last": ("whether images and convolutions are laid out channels last", False),
+    "sync_bn": ("whether BatchNorm statistics are shared between processes", False),
+    "cache": ("None, or dict(views=k): teacher outputs kept for k fixed views of each sample", None),
+    "threads": ("CPU threads; None: torch's choice", None),
+    "tensorboard": ("whether to write TensorBoard files", False),
+    "custom_hooks": ("mmengine hooks", []),
+}
+DATA_KEYS = {
+    "train": None, "test": None, "batch_size": 64, "test_batch_size": 256, "unlabelled_per_batch": 0,
+    "iterations_per_epoch": None, "workers": 0, "collate": None, "skip_bad": False,
+}
+MODEL_KEYS = ("checkpoint",)                                                # beside `type` and the model's arguments
+TEACHER_KEYS = ("checkpoint", "precision", "input_size", "mean", "std", "student_mean", "student_std")
+LOSS_KEYS = ("of", "weight", "alone")
+STAGE_KEYS = ("name", "model", "student", "teachers", "losses", "train", "optimizer", "schedule", "length", "data", "keep")
+TRAINING_KEYS = ("optimizer", "schedule", "length", "data")
+
+
+def load(path: str | Path, options: Mapping | None = None) -> dict:
+    """A config file with its bases and ``--cfg-options``, checked, its defaults filled in.
+
+    The config's folder and the current one can be imported from, for losses and models of your own.
+
+    Raises:
+        FileNotFoundError: no such file, or a base of it.
+        ConfigError: a key, argument or name that does not exist.
+    """
+    from mmengine.config import Config                                   # slow to import; a loss must not pay for it
+
+    path = Path(path)
+    if not path.is_file():
+        known = [str(p) for p in Path("configs").rglob("*.py")]
+        raise FileNotFoundError(f"no config {str(path)!r}; {did_you_mean(str(path), known)}")
+    for folder in (str(Path.cwd()), str(path.resolve().parent)):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    config = Config.fromfile(path).to_dict()
+    for option, value in (options or {}).items():
+        set_option(config, option, value)
+    return complete(config)
+
+
+def set_option(config: dict, option: str, value) -> None:
+    """Put ``value`` at a dotted key such as ``'losses.loss_kd.weight'`` or ``'stages.0.length'``; it replaces what was there.
+
+    Raises:
+        ConfigError: the way to the key does not exist; the message names the nearest.
+    """
+    *way, last = option.split(".")
+    place = config
+    first = option.split(".")[0]
+    if first not in KEYS:
+        raise ConfigError(f"--cfg-options {option}: a config has no key {first!r}; {did_you_mean(first, KEYS)}")
+    for depth, key in enumerate(way):
+        if isinstance(place, dict) and depth == 0 and place.get(key) is None:
+            place[key] = {}
+        place = _step(place, key, option)
+    if isinstance(place, list):
+        _step(place, last, option)
+        place[int(last)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise ConfigError(f"--cfg-options {option}: {'.'.join(way)} is {place!r}, which has no {last!r}")
+
+
+def _step(place, key: str, option: str):
+    if isinstance(place, list) and key.isdigit() and int(key) < len(place):
+        return place[int(key)]
+    if isinstance(place, dict) and key in place:
+        return place[key]
+    known = list(place) if isinstance(place, dict) else [str(i) for i in range(len(place))] if isinstance(place, list) else []
+    raise ConfigError(f"--cfg-options {option}: there is no {key!r}; {did_you_mean(key, known)}")
+
+
+def complete(config: Mapping) -> dict:
+    """The config with all defaults, every key and argument checked. Names that begin with '_' are the file's own.
+
+    Raises:
+        ConfigError: naming the key and the nearest right one.
+    """
+    config = {key: value for key, value in config.items() if not key.startswith("_")}
+    for key in config:
+        if key not in KEYS:
+            raise ConfigError(f"a config has no key {key!r}; {did_you_mean(key, KEYS)}")
+    full = {key: config.get(key, default) for key, (_, default) in KEYS.items()}
+    for key in ("task", "student", "losses", "data", "optimizer", "length"):
+        if not full[key]:
+            raise ConfigError(f"the config has no {key!r}: {KEYS[key][0]}")
+    if full["teacher"] and full["teachers"]:
+        raise ConfigError("a config has either 'teacher' or 'teachers', not both")
+    full["teachers"] = full["teachers"] or ({"teacher": full["teacher"]} if full["teacher"] else {})
+    full["teacher"] = None
+    full["data"] = _data(full["data"], "data")
+    _check(full)
+    return full
+
+
+def _data(data: Mapping, where: str) -> dict:
+    for key in data:
+        if key not in DATA_KEYS:
+            raise ConfigError(f"{where} has no key {key!r}; {did_you_mean(key, DATA_KEYS)}")
+    return {key: data.get(key, default) for key, default in DATA_KEYS.items()}
+
+
+def _check(config: dict) -> None:
+    builder.check(config["student"], "student", reserved=MODEL_KEYS)
+    for name, model in config["teachers"].items():
+        builder.check(model, f"teachers.{name}" if name != "teacher" else "teacher", reserved=TEACHER_KEYS)
+    for name, model in config["models"].items():
+        builder.check(model, f"models.{name}", reserved=MODEL_KEYS)
+    for k, model in enumerate(config["peers"]):
+        builder.check(model, f"peers[{k}]", reserved=MODEL_KEYS)
+    builder.check(config["distiller"], "distiller", supplied=("student", "teachers", "losses", "peers", "compile"))
+    check_losses(config["losses"], "losses")
+    for key in ("train", "test"):
+        if not config["data"][key]:
+            raise ConfigError(f"the config has no data.{key}: dict(type=…) of the {key} data")
+        builder.check(config["data"][key], f"data.{key}")
+    builder.check(config["optimizer"], "optimizer", supplied=("params",))
+    for key in config["teacher_training"]:
+        if key not in TRAINING_KEYS:
+            raise ConfigError(f"teacher_training has no key {key!r}; {did_you_mean(key, TRAINING_KEYS)}")
+    for k, stage in enumerate(config["stages"] or []):
+        for key in stage:
+            if key not in STAGE_KEYS:
+                raise ConfigError(f"stages[{k}] has no key {key!r}; {did_you_mean(key, STAGE_KEYS)}")
+        if "name" not in stage:
+            raise ConfigError(f"stages[{k}] has no name")
+        check_losses(stage.get("losses", {}), f"stages[{k}].losses")
+    for where, part in [("", config), ("teacher_training.", config["teacher_training"]),
+                        *((f"stages[{k}].", stage) for k, stage in enumerate(config["stages"] or []))]:
+        if part.get("length"):
+            iterations(part["length"], 1, where + "length")
+        if where and part.get("data"):
+            _data(part["data"], where + "data")
+            for key in ("train", "test"):
+                if part["data"].get(key) and "type" in part["data"][key]:
+                    builder.check(part["data"][key], f"{where}data.{key}")
+        if where and part.get("optimizer") and "type" in part["optimizer"]:
+            builder.check(part["optimizer"], where + "optimizer", supplied=("params",))
+    for key in ("val_interval", "checkpoint_interval"):
+        iterations(config[key], 1, key)
+    if config["amp"] not in (None, "bfloat16", "float16"):
+        raise ConfigError(f"amp must be None, 'bfloat16' or 'float16', got {config['amp']!r}")
+    if config["ema"] is not None and not 0 < config["ema"] < 1:
+        raise ConfigError(f"ema is the decay of a moving average, between 0 and 1, got {config['ema']!r}")
+    if config["cache"] is not None and (set(config["cache"]) != {"views"} or not int(config["cache"]["views"]) > 0):
+        raise ConfigError(f"cache must be None or dict(views=k) with k > 0, got {config['cache']!r}")
+    for key in ("accumulate", "log_interval"):
+        if not isinstance(config[key], int) or config[key] < 1:
+            raise ConfigError(f"{key} must be a whole number > 0, got {config[key]!r}")
+
+
+def check_losses(losses: Mapping, where: str) -> None:
+    """Each entry has an ``of`` and known arguments.
+
+    Raises:
+        ConfigError: naming the entry.
+    """
+    if not isinstance(losses, Mapping):
+        raise ConfigError(f"{where} must be a dict of name=dict(type=…, of=…), got {losses!r}")
+    for name, entry in losses.items():
+        if not isinstance(entry, Mapping) or "of" not in entry:
+            raise ConfigError(f"{where}.{name} must be a dict with 'of', the tensors it is called with, got {entry!r}")
+        arguments = {k: v for k, v in entry.items() if k not in ("type", *LOSS_KEYS)}
+        if "type" in entry:
+            builder.check_bound(builder.resolve(entry["type"], f"{where}.{name}"), arguments, f"{where}.{name}")
+        elif arguments:
+            raise ConfigError(f"{where}.{name} has no type, so it takes the tensor {entry['of']!r} as it is; "
+                              f"it has no {next(iter(arguments))!r}; {did_you_mean(next(iter(arguments)), ('type', *LOSS_KEYS))}")
+        for key in ("weight", "alone"):
+            if isinstance(entry.get(key), Mapping):
+                builder.check(entry[key], f"{where}.{name}.{key}")
+
+
+def iterations(length, per_epoch: int, where: str) -> int:
+    """``n`` epochs or ``dict(iterations=n)`` or ``dict(epochs=n)`` as a number of iterations.
+
+    Raises:
+        ConfigError: it is none of these, or not positive.
+    """
+    if isinstance(length, int) and not isinstance(length, bool):
+        length = {"epochs": length}
+    if not isinstance(length, Mapping) or len(length) != 1 or next(iter(length)) not in ("epochs", "iterations"):
+        raise ConfigError(f"{where} must be a number of epochs or dict(iterations=n), got {length!r}")
+    (unit, count), = length.items()
+    if not isinstance(count, int) or count < 1:
+        raise ConfigError(f"{where}: {unit} must be a whole number > 0, got {count!r}")
+    return count * per_epoch if unit == "epochs" else count
+
+
+def difference(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
+    """The leaves in which two configs differ, as ``'losses.loss_kd.weight: 0.9 -> 0.5'``."""
+    found = []
+    for key in dict.fromkeys((*old, *new)):
+        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += difference(a, b, f"{prefix}{key}.")
+        elif plain(a) != plain(b):
+            found.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return found
+
+
+def plain(value):
+    """The value with tuples as lists, as it comes back from JSON."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(v) for v in value]
+    return value

@@ -1,0 +1,392 @@
+"""Batches that can start anywhere: the order comes from (seed, epoch), each random view from (seed, index, view).
+
+Nothing here is drawn from a stream, so no position of a stream has to be saved, and Python's, NumPy's and torch's own
+random states stay where they are. A resume in the middle of an epoch, other numbers of workers, and more processes give
+the same samples and the same views, bit for bit.
+"""
+
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdtasks.core.views import view_hash
+
+_LABELLED, _UNLABELLED, _SAMPLE, _COLLATE = 0x0A, 0x0B, 0x0C, 0x0D      # salts: two orders, two random states
+_TRIES = 100                                # consecutive unreadable samples before skip_bad gives up
+_STAYS = ("index", "view", "labelled")      # these index caches and masks: on the CPU they cost no sync
+UNLABELLED = -100                           # the target that torch's cross-entropy ignores
+
+
+class Loader:
+    """Batches of one data set, in an order fixed by (seed, epoch), that can start anywhere.
+
+    **Order.** A pool of n samples is an endless concatenation of passes, each a permutation made from (seed, pass).
+    Without ``length`` epoch e begins at pass e and has ``n // batch_size`` batches; the rest of the pass is dropped.
+    With ``length``, or if n < batch_size, no sample is dropped: batch i of epoch e is what stands in the endless
+    concatenation at the global iteration ``e * len(self) + i``, and a pass may end inside a batch.
+
+    **Views.** A sample's view is the number of the pass it is in (so without ``length`` the epoch), or with ``views=k``
+    that number modulo k: each sample then has k fixed views, which a cache can keep.
+
+    **Labelled and unlabelled.** The labelled samples are one pool, all others a second one with an order of its own. Each
+    batch has ``batch_size - unlabelled_per_batch`` labelled rows first, then the unlabelled ones, whose target is -100
+    whatever the data set says. The length of an epoch is counted over the labelled pool; the unlabelled one is always
+    endless. So a run with ``batch_size=L`` and one with ``batch_size=L + U, unlabelled_per_batch=U`` see the same labelled
+    rows, in the same views, at the same steps.
+
+    **Evaluation** (``shuffle=False, drop_last=False``): the samples in their order, each once; the last batch may be short.
+
+    **Processes.** ``batch_size`` counts the rows of all ``world`` processes together. Rank r takes rows ``r::world`` of every
+    batch in training; samples ``r::world``, without padding, in evaluation.
+
+    A data set is one of two kinds. *Batched*: it has ``batch(index, view, seed) -> dict`` of stacked tensors for the two
+    int64 tensors ``(b,)`` on the CPU; it is called directly, without workers, and may live on the GPU. *Map-style*: it has
+    ``__getitem__(i)``, which gives ``(input, target)`` or a dict, and goes through torch's DataLoader. While a sample is read,
+    the states of ``random``, ``numpy.random`` and torch's CPU generator are set from (seed, index, view), then put back; for
+    ``collate`` likewise, from its first sample.
+
+    A batch is a dict: ``input`` and ``target`` on ``device`` as the data set made them; ``index`` and ``view``, int64 ``(b,)``
+    on the CPU; with unlabelled rows also ``labelled``, bool ``(b,)`` on the CPU.
+
+    Args:
+        dataset: of either kind.
+        batch_size: rows of a batch, over all ranks, unlabelled ones included.
+        seed: of the order and of the views.
+        shuffle: False keeps the order of the data set.
+        drop_last: None: as ``shuffle``.
+        views: 0, a fresh view in each pass; k > 0, k fixed ones.
+        labelled: indices of the labelled samples, a bool mask, ``'target'`` (those whose ``dataset.target`` is not -100), or
+            None (all). Without ``unlabelled_per_batch`` the others are left out.
+        unlabelled_per_batch: rows of a batch, over all ranks, that are unlabelled.
+        length: iterations of an epoch; None: see Order.
+        workers: processes that read a map-style data set. They live as long as the Loader.
+        device: where the tensors of a batch go; from the CPU to CUDA through pinned memory, without waiting.
+        rank, world: this process and their number.
+        collate: map-style only; list of samples as the data set gave them -> dict or ``(input, target)``; None stacks.
+        skip_bad: put the next readable sample of the same pool in the place of an unreadable one, warn once, and note it
+            in :attr:`bad`; at most 100 in a row. In evaluation the next sample then counts twice.
+        channels_last: memory format of a 4-D ``input``.
+
+    Attributes:
+        bad: ``{index: 'path: error'}`` of the unreadable samples met so far by this process.
+
+    Raises:
+        ValueError: an empty data set or pool, a number out of its range, or rows that the ranks cannot share equally.
+        TypeError: the data set is of neither kind.
+        IndexError: ``labelled`` names a sample that does not exist.
+        RuntimeError: (while iterating) a sample cannot be read; says its index, its path where the data set has
+            ``path(i)`` or ``samples[i][0]``, and the cause.
+    """
+
+    def __init__(self, dataset, batch_size: int, *, seed: int = 0, shuffle: bool = True, drop_last: bool | None = None,
+                 views: int = 0, labelled=None, unlabelled_per_batch: int = 0, length: int | None = None, workers: int = 0,
+                 device="cpu", rank: int = 0, world: int = 1, collate: Callable | None = None, skip_bad: bool = False,
+                 channels_last: bool = False):
+        self.batched = callable(getattr(dataset, "batch", None))
+        if not hasattr(dataset, "__len__") or not (self.batched or hasattr(dataset, "__getitem__")):
+            raise TypeError(f"want a data set with __len__ and either batch(index, view, seed) or __getitem__(i), "
+                            f"got {type(dataset).__name__}")
+        drop_last = shuffle if drop_last is None else drop_last
+        training = shuffle or drop_last
+        _check(len(dataset) > 0, f"the data set {type(dataset).__name__} is empty")
+        _check(batch_size > 0, f"batch_size must be at least 1, got {batch_size}")
+        _check(views >= 0, f"views must be 0 (fresh ones) or a number of fixed ones, got {views}")
+        _check(0 <= rank < world, f"rank must be in [0, world), got rank={rank}, world={world}")
+        _check(0 <= unlabelled_per_batch < batch_size,
+               f"unlabelled_per_batch must be in [0, batch_size), got {unlabelled_per_batch} of {batch_size}")
+        _check(not training or batch_size % world == 0 == unlabelled_per_batch % world,
+               f"{world} processes cannot share batch_size={batch_size} and unlabelled_per_batch={unlabelled_per_batch} "
+               f"equally: want multiples of {world}")
+        _check(drop_last or not (unlabelled_per_batch or length or (shuffle and world > 1)),
+               "drop_last=False gives a short last batch: it goes neither with unlabelled_per_batch, nor with length, "
+               "nor with shuffle on several processes")
+        _check(length is None or length > 0, f"length must be at least 1, got {length}")
+
+        known = _labelled_mask(labelled, dataset)
+        own = known.nonzero()[:, 0]                                                                   # (n,)
+        _check(len(own) > 0, "no sample is labelled")
+        _check(not unlabelled_per_batch or len(own) < len(known),
+               f"unlabelled_per_batch={unlabelled_per_batch}, but all {len(known)} samples are labelled: pass labelled=")
+        take = batch_size - unlabelled_per_batch
+        if not training:                             # this rank's samples, in batches of its share of the size
+            own, take, rank, world = own[rank::world], -(-batch_size // world), 0, 1
+        n = len(own)
+        self.plan = _Plan(
+            pool=_Pool(own, seed, _LABELLED, shuffle), take=take,
+            others=_Pool((~known).nonzero()[:, 0], seed, _UNLABELLED, shuffle), take_others=unlabelled_per_batch,
+            length=length or (max(1, n // take) if drop_last else -(-n // take)),
+            endless=length is not None or (drop_last and n < take), views=views, rank=rank, world=world)
+        self.dataset, self.seed, self.device, self.channels_last = dataset, seed, torch.device(device), channels_last
+        self.bad: dict[int, str] = {}
+        self.reader = None if self.batched else _Reader(self, workers, collate or _stack, skip_bad)
+
+    def __len__(self) -> int:
+        """Iterations of an epoch, on this rank."""
+        return self.plan.length
+
+    def __iter__(self) -> Iterator[dict]:
+        return self.epoch(0)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[dict]:
+        """The batches ``start, start + 1, …`` of epoch ``epoch``; the earlier ones are not read.
+
+        With workers, an iterator ends when a newer one of the same Loader begins: going on with it raises RuntimeError.
+
+        Raises:
+            ValueError: ``epoch < 0``, or ``start`` is not in [0, len(self)].
+        """
+        _check(epoch >= 0, f"epoch must not be negative, got {epoch}")
+        _check(0 <= start <= len(self), f"start must be in [0, {len(self)}], the length of an epoch, got {start}")
+        return self._finished(self._read(epoch, start) if self.batched else self.reader.read(epoch, start))
+
+    def _read(self, epoch: int, start: int) -> Iterator[tuple[dict, Tensor, Tensor]]:
+        for i in range(start, len(self)):
+            index, view = self.plan.rows(epoch, i)
+            yield self.dataset.batch(index, view, self.seed), index, view
+
+    def _finished(self, read: Iterator[tuple[dict, Tensor, Tensor]]) -> Iterator[dict]:
+        """Labels hidden, tensors on the device, ``index`` and ``view`` beside them."""
+        for batch, index, view in read:
+            batch = {**batch, "index": index, "view": view}
+            if self.plan.take_others:
+                known = self.plan.known
+                batch["labelled"] = torch.arange(len(index), device="cpu") < known
+                if isinstance(batch.get("target"), Tensor):
+                    batch["target"] = batch["target"].clone()
+                    batch["target"][known:] = UNLABELLED
+            batch = {k: v if k in _STAYS else _moved(v, self.device) for k, v in batch.items()}
+            if self.channels_last and isinstance(batch.get("input"), Tensor) and batch["input"].ndim == 4:
+                batch["input"] = batch["input"].contiguous(memory_format=torch.channels_last)
+            yield batch
+
+
+class _Pool:
+    """The endless concatenation of passes over ``index`` (n,), which rises; without state beside a small cache."""
+
+    def __init__(self, index: Tensor, seed: int, salt: int, shuffle: bool):
+        self.index, self.seed, self.salt, self.shuffle = index, seed, salt, shuffle
+        self.recent: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __call__(self, begin: int, count: int) -> tuple[Tensor, Tensor]:
+        """Samples (count,) from position ``begin`` on, and the pass (count,) that each is in."""
+        index, turns = [], []
+        while count > 0:
+            turn, at = divmod(begin, len(self))
+            index.append(self.order(turn)[at:at + count])
+            turns.append(torch.full_like(index[-1], turn))
+            begin, count = begin + len(index[-1]), count - len(index[-1])
+        return torch.cat(index), torch.cat(turns)
+
+    def order(self, turn: int) -> Tensor:
+        if not self.shuffle:
+            return self.index
+        if turn not in self.recent:
+            for old in list(self.recent)[:-1]:
+                del self.recent[old]
+            self.recent[turn] = self.index[view_hash(self.seed, self.index, turn, self.salt).argsort(stable=True)]
+        return self.recent[turn]
+
+    def after(self, index: int) -> Iterator[int]:
+        """``index`` and the samples that follow it in the data set's order, round and round."""
+        at = int(torch.searchsorted(self.index, index))
+        while True:
+            yield int(self.index[at % len(self)])
+            at += 1
+
+
+@dataclass
+class _Plan:
+    """Which samples a batch holds; :class:`Loader` says by what rule. Iterated, it gives the keys of the epoch ``at``."""
+
+    pool: _Pool
+    take: int                       # rows of `pool` in a batch, over all ranks
+    others: _Pool
+    take_others: int
+    length: int                     # iterations of an epoch
+    endless: bool                   # epochs follow each other without a gap in the passes
+    views: int
+    rank: int
+    world: int
+    at: tuple[int, int] = (0, 0)    # epoch, first iteration
+
+    @property
+    def known(self) -> int:
+        """Rows of `pool` in a batch of this rank, which come first."""
+        return self.take // self.world
+
+    def rows(self, epoch: int, iteration: int) -> tuple[Tensor, Tensor]:
+        """``index`` and ``view``, (b,) each, of this rank's batch."""
+        step, n = epoch * self.length + iteration, len(self.pool)
+        if self.endless:
+            begin, count = step * self.take, self.take
+        else:
+            begin, count = epoch * n + iteration * self.take, min(self.take, n - iteration * self.take)
+        index, turn = self.pool(begin, count)
+        if self.take_others:
+            more, turns = self.others(step * self.take_others, self.take_others)
+            index, turn = torch.cat([index, more]), torch.cat([turn, turns])
+        return index[self.rank::self.world], (turn % self.views if self.views else turn)[self.rank::self.world]
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, bool]]]:
+        return self._keys(*self.at)
+
+    def _keys(self, epoch: int, start: int) -> Iterator[list[tuple[int, int, bool]]]:
+        for i in range(start, self.length):
+            index, view = self.rows(epoch, i)
+            yield [(j, v, row < self.known) for row, (j, v) in enumerate(zip(index.tolist(), view.tolist()))]
+
+
+class _Samples:
+    """A map-style data set whose samples are asked for by ``(index, view, whether of the plan's pool)``."""
+
+    def __init__(self, dataset, seed: int, plan: _Plan, skip_bad: bool):
+        self.dataset, self.seed, self.plan, self.skip_bad = dataset, seed, plan, skip_bad
+
+    def __getitem__(self, key: tuple[int, int, bool]) -> tuple[int, int, object, dict[int, str]]:
+        index, view, known = key
+        pool = self.plan.pool if known else self.plan.others
+        bad = {}
+        for i in pool.after(index):
+            try:
+                with _seeded(self.seed, i, view, _SAMPLE):
+                    return i, view, self.dataset[i], bad
+            except Exception as error:
+                bad[i] = f"{_path(self.dataset, i)}: {type(error).__name__}: {error}"
+                if not self.skip_bad:
+                    raise RuntimeError(f"cannot read sample {i}, {bad[i]} (skip_bad=True goes on without it)") from error
+                if len(bad) == min(_TRIES, len(pool)):
+                    raise RuntimeError(f"cannot read sample {index} nor the {len(bad) - 1} after it; "
+                                       f"the last is {bad[i]}") from error
+
+
+class _Collate:
+    """List of what :class:`_Samples` gives -> (batch, index, view, bad)."""
+
+    def __init__(self, collate: Callable, seed: int):
+        self.collate, self.seed = collate, seed
+
+    def __call__(self, items: list) -> tuple[dict, Tensor, Tensor, dict[int, str]]:
+        index, view, samples, bad = zip(*items)
+        with _seeded(self.seed, index[0], view[0], _COLLATE):
+            batch = self.collate(list(samples))
+        if not isinstance(batch, dict):
+            batch = dict(zip(("input", "target"), batch, strict=True))
+        return batch, torch.tensor(index), torch.tensor(view), {i: why for some in bad for i, why in some.items()}
+
+
+class _Reader:
+    """A map-style data set through torch's DataLoader."""
+
+    def __init__(self, loader: Loader, workers: int, collate: Callable, skip_bad: bool):
+        self.plan, self.bad = loader.plan, loader.bad
+        self.workers, self.begun = workers, 0
+        self.data = torch.utils.data.DataLoader(
+            _Samples(loader.dataset, loader.seed, loader.plan, skip_bad), batch_sampler=loader.plan,
+            collate_fn=_Collate(collate, loader.seed), num_workers=workers, persistent_workers=workers > 0,
+            pin_memory=loader.device.type == "cuda", generator=torch.Generator(device="cpu"))
+
+    def read(self, epoch: int, start: int) -> Iterator[tuple[dict, Tensor, Tensor]]:
+        self.plan.at, self.begun = (epoch, start), self.begun + 1
+        return self._read(iter(self.data), self.begun)
+
+    def _read(self, batches: Iterator, mine: int) -> Iterator[tuple[dict, Tensor, Tensor]]:
+        while True:
+            if self.workers and self.begun != mine:
+                raise RuntimeError("a newer iterator of this Loader has taken over its workers: use a second Loader beside it")
+            try:
+                batch, index, view, bad = next(batches)
+            except StopIteration:
+                return
+            if bad and not self.bad:
+                warnings.warn(f"skipped an unreadable sample: {next(iter(bad.values()))} (said once; Loader.bad has all)",
+                              stacklevel=2)
+            self.bad.update(bad)
+            yield batch, index, view
+
+
+def _stack(samples: list) -> dict:
+    """Dicts or (input, target) pairs -> one dict; tensors, arrays and numbers stacked, anything else as a list."""
+    if not isinstance(samples[0], dict):
+        if not isinstance(samples[0], tuple | list) or len(samples[0]) != 2:
+            raise TypeError(f"a sample must be (input, target) or a dict, got {type(samples[0]).__name__}: {samples[0]!r:.80}")
+        samples = [{"input": input, "target": target} for input, target in samples]
+    return {name: _stacked(name, [sample[name] for sample in samples]) for name in samples[0]}
+
+
+def _stacked(name: str, values: list):
+    if isinstance(values[0], Tensor | np.ndarray | np.generic | int | float):
+        values = [torch.as_tensor(value) for value in values]
+        if len({value.shape for value in values}) > 1:
+            raise ValueError(f"samples of different shapes cannot be stacked: {name!r} has "
+                             f"{[tuple(v.shape) for v in values][:8]}; resize them to one shape, or pass collate=")
+        return torch.stack(values)
+    if name == "input":
+        raise TypeError(f"'input' must be a tensor, an array or a number, got {type(values[0]).__name__}; a PIL "
+                        f"image becomes one through torchvision.transforms.v2.ToImage and ToDtype(torch.float32, scale=True)")
+    return values
+
+
+@contextmanager
+def _seeded(seed: int, index: int, view: int, salt: int):
+    """Python's, NumPy's and torch's CPU generator start from (seed, index, view) in the block, which leaves no trace."""
+    number = int(view_hash(seed, torch.tensor(index, device="cpu"), view, salt))
+    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    torch.default_generator.manual_seed(number)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.default_generator.set_state(before[2])
+
+
+def _labelled_mask(labelled, dataset) -> Tensor:
+    """Which samples are labelled, bool (len(dataset),)."""
+    n = len(dataset)
+    if labelled is None:
+        return torch.ones(n, dtype=torch.bool, device="cpu")
+    if isinstance(labelled, str):
+        _check(labelled == "target", f"labelled must be indices, a bool mask, 'target' or None, got {labelled!r}")
+        _check(hasattr(dataset, "target"), f"labelled='target' wants dataset.target, which {type(dataset).__name__} has not")
+        return torch.as_tensor(dataset.target).cpu() != UNLABELLED
+    labelled = torch.as_tensor(labelled).cpu()
+    if labelled.dtype == torch.bool:
+        _check(labelled.shape == (n,), f"labelled: want a mask of shape ({n},), got {tuple(labelled.shape)}")
+        return labelled
+    if len(labelled) and not 0 <= int(labelled.min()) <= int(labelled.max()) < n:
+        raise IndexError(f"labelled has {int(labelled.min())}..{int(labelled.max())}, the data set has samples 0..{n - 1}")
+    return torch.zeros(n, dtype=torch.bool, device="cpu").index_fill_(0, labelled.long(), True)
+
+
+def _moved(value, device: torch.device):
+    """Tensors, also within dicts, lists and tuples, on ``device``; to CUDA without waiting."""
+    if isinstance(value, Tensor):
+        if device.type == "cuda" and value.device.type == "cpu":
+            value = value.pin_memory()
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {name: _moved(part, device) for name, part in value.items()}
+    return type(value)(_moved(part, device) for part in value) if type(value) in (list, tuple) else value
+
+
+def _path(dataset, index: int) -> str:
+    try:
+        return str(dataset.path(index) if hasattr(dataset, "path") else dataset.samples[index][0])
+    except Exception:
+        return f"of {type(dataset).__name__}, which tells no path"
+
+
+def _check(right: bool, message: str) -> None:
+    if not right:
+        raise ValueError(message)

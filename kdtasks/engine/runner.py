@@ -1,0 +1,381 @@
+"""One stage as one mmengine Runner: a loop counted in iterations, read from the device once per log interval."""
+
+import fnmatch
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from mmengine.dist import barrier, get_dist_info
+from mmengine.logging import MMLogger
+from mmengine.runner import BaseLoop, Runner
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from kdtasks.core import Distiller
+from kdtasks.core.names import did_you_mean
+from kdtasks.engine import checkpoint
+from kdtasks.engine.optim import MovingAverage, StepWrapper
+
+
+class NotFiniteError(RuntimeError):
+    """A loss or a weight became NaN or infinite; the message says which, and when."""
+
+
+class LossBuffer:
+    """Losses of the last steps, kept on the device; reading them is the only wait for it.
+
+    Args:
+        device: where the losses are.
+        size: steps between reads.
+    """
+
+    def __init__(self, device: torch.device, size: int):
+        self.device, self.size = device, size
+        self.names: list[str] = []
+        self.rows: list[tuple[int, tuple[str, ...], Tensor]] = []
+
+    def add(self, iteration: int, losses: dict[str, Tensor]) -> None:
+        """Keep the losses of one step."""
+        self.rows.append((iteration, tuple(losses), torch.stack([v.detach().float().reshape(()) for v in losses.values()])))
+
+    def read(self) -> dict[str, float]:
+        """The mean of each loss over the steps since the last read.
+
+        Raises:
+            NotFiniteError: the first loss that is NaN or infinite, and its iteration.
+        """
+        if not self.rows:
+            return {}
+        lengths = [len(names) for _, names, _ in self.rows]
+        values = torch.cat([row for _, _, row in self.rows]).cpu().split(lengths)              # the one wait
+        sums: dict[str, list[float]] = {}
+        for (iteration, names, _), row in zip(self.rows, values):
+            for name, value in zip(names, row.tolist()):
+                if not abs(value) < float("inf"):
+                    raise NotFiniteError(f"{name} is {value} at iteration {iteration}")
+                sums.setdefault(name, []).append(value)
+        self.rows.clear()
+        return {name: sum(v) / len(v) for name, v in sums.items()}
+
+
+class StageLoop(BaseLoop):
+    """Step, read, evaluate, save; from any iteration on.
+
+    Args:
+        runner: the stage's runner.
+        dataloader: an :class:`kdtasks.engine.loader.Loader`.
+        length: iterations in all.
+        log_interval, val_interval, checkpoint_interval: iterations between reads, evaluations and checkpoints.
+        prepare: called with each batch before the step; adds what a cache knows.
+    """
+
+    def __init__(self, runner: "StageRunner", dataloader, length: int, log_interval: int, val_interval: int,
+                 checkpoint_interval: int, prepare: Callable[[dict], dict] | None = None):
+        super().__init__(runner, dataloader)
+        self._max_iters, self._iter = length, 0
+        self.log_interval, self.val_interval, self.checkpoint_interval = log_interval, val_interval, checkpoint_interval
+        self.prepare = prepare
+        self.buffer = LossBuffer(runner.device, log_interval)
+
+    iter = property(lambda self: self._iter)
+    max_iters = property(lambda self: self._max_iters)
+    epoch = property(lambda self: self._iter // len(self.dataloader))
+    max_epochs = property(lambda self: -(-self._max_iters // len(self.dataloader)))
+
+    def run(self) -> nn.Module:
+        """Train to the end and return the model."""
+        runner = self.runner
+        runner.call_hook("before_train")
+        while self._iter < self._max_iters:
+            runner.distiller.train()
+            runner.call_hook("before_train_epoch")
+            for batch in self.dataloader.epoch(self.epoch, start=self._iter % len(self.dataloader)):
+                self._step(batch)
+                if self._iter == self._max_iters:
+                    break
+            runner.call_hook("after_train_epoch")
+        runner.call_hook("after_train")
+        return runner.model
+
+    def _step(self, batch: dict) -> None:
+        runner, iteration = self.runner, self._iter
+        runner.message_hub.update_info("iter", iteration)
+        runner.distiller.progress = (iteration, self._max_iters)
+        if self.prepare:
+            batch = self.prepare(batch)
+        runner.call_hook("before_train_iter", batch_idx=iteration, data_batch=batch)
+        with runner.optim_wrapper.optim_context(runner.model):
+            losses = runner.model(batch)
+            total = sum(value for name, value in losses.items() if "loss" in name)
+        runner.optim_wrapper.update_params(total)
+        if runner.average:
+            runner.average.update()
+        self.buffer.add(iteration, losses if len(losses) == 1 else {**losses, "loss": total})
+        runner.call_hook("after_train_iter", batch_idx=iteration, data_batch=batch, outputs=None)
+        self._iter += 1
+        self._after(batch)
+
+    def _after(self, batch: dict) -> None:
+        done, runner = self._iter, self.runner
+        last = done == self._max_iters
+        validate = last or done % self.val_interval == 0
+        save = last or done % self.checkpoint_interval == 0 or self._ends_kept_epoch()
+        save = save and (last or done % runner.optim_wrapper._accumulative_counts == 0)
+        if validate or save or done % self.log_interval == 0:
+            runner.note(self._read())
+        if validate:
+            runner.evaluate_now()
+        if save:
+            runner.save_now(last)
+
+    def _ends_kept_epoch(self) -> bool:
+        return self._iter % len(self.dataloader) == 0 and self._iter // len(self.dataloader) in self.runner.keep
+
+    def _read(self) -> dict[str, float]:
+        try:
+            return self.buffer.read()
+        except NotFiniteError as error:
+            self.runner.fail(str(error))
+
+
+class StageRunner(Runner):
+    """mmengine's Runner, with what breaks on a current torch put right in one place.
+
+    Hooks, message hub, visualizer, optimizer wrapper and parameter schedulers are mmengine's; the process group
+    (gloo on a CPU), DDP, checkpoints and the log file are ours. ``custom_hooks`` of a config get the usual calls;
+    ``after_train_iter`` gets no losses, since reading them would stop the device.
+
+    Args:
+        folder: where the stage's checkpoints go.
+        log_file: the run's log.
+        distiller: built (:meth:`Distiller.build`), on its device.
+        task: the task's trainer module.
+        test_loader: what :func:`task.evaluate` is given.
+        optimizer: builds the torch optimizer from the parameters that train.
+        schedule: mmengine scheduler dicts; those by epoch are turned into iterations.
+        train: patterns of parameters that train.
+        meta: plain facts saved with every checkpoint.
+        show: called with ``(iteration, total, {name: value})`` at each read.
+        options: the parts of the config that concern a step (amp, accumulate, clip_grad, ema, sync_bn).
+    """
+
+    def __init__(self, *, name: str, folder: Path, log_file: Path, distiller: Distiller, loader, test_loader, task,
+                 optimizer: Callable, schedule: list[dict], train, length: int, log_interval: int, val_interval: int,
+                 checkpoint_interval: int, keep=(), prepare=None, seed: int = 0, meta: dict | None = None,
+                 show: Callable | None = None, options: dict, custom_hooks: list | None = None, tensorboard: Path | None = None):
+        self.distiller, self.device = distiller, next(distiller.student.parameters()).device
+        self.task, self.test_loader, self.keep, self.options = task, test_loader, set(keep), options
+        self.folder, self.log_file, self.meta, self.show = Path(folder), log_file, dict(meta or {}), show
+        self.metrics: dict[str, float] = {}
+        self.history: list[dict] = []
+        self.best: float | None = None
+        self.seconds, self._since = 0.0, time.perf_counter()
+        trained = select_parameters(distiller, train)
+        super().__init__(
+            model=distiller, work_dir=str(self.folder), train_dataloader=loader, train_cfg={}, optim_wrapper={},
+            default_hooks={"runtime_info": None, "timer": None, "sampler_seed": None, "logger": None, "checkpoint": None},
+            custom_hooks=custom_hooks, launcher="none" if get_dist_info()[1] == 1 else "pytorch",
+            visualizer={"type": "Visualizer", "name": f"{name}_{id(self)}", "vis_backends": [
+                {"type": "TensorboardVisBackend", "save_dir": str(tensorboard)}] if tensorboard else []},
+            randomness={"seed": seed}, experiment_name=f"{name}_{id(self)}", default_scope="mmengine")
+        groups = [[p for p in part if p.requires_grad] for part in
+                  ([*distiller.student.parameters(), *distiller.losses.parameters()], *(p.parameters() for p in distiller.peers))]
+        self.optim_wrapper = StepWrapper(optimizer(trained), options["amp"], self.device.type, options["accumulate"],
+                                         groups, options["clip_grad"])
+        self._train_loop = StageLoop(self, loader, length, log_interval, val_interval, checkpoint_interval, prepare)
+        self.param_schedulers = self.build_param_scheduler(
+            [{"by_epoch": True, **s, **({"convert_to_iter_based": True} if s.get("by_epoch", True) else {})} for s in schedule])
+        self.average = MovingAverage(distiller.student, options["ema"]) if options["ema"] else None
+
+    # What mmengine's Runner does otherwise ---------------------------------------------------------------------
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        logger = MMLogger.get_instance(self._experiment_name, log_file=str(self.log_file), log_level="INFO", file_mode="a")
+        logger.handlers = [h for h in logger.handlers if isinstance(h, logging.FileHandler)]  # the screen has the bar
+        with suppress(OSError):
+            Path(self._log_dir).rmdir()                                                       # made, and not needed
+        return logger
+
+    def _log_env(self, env_cfg: dict) -> None:
+        self.logger.info("torch %s, %s, %d process(es)", torch.__version__, self.device, self.world_size)
+
+    def dump_config(self) -> None:
+        pass                                                                                   # the run writes it once
+
+    def get_hooks_info(self) -> str:
+        return ", ".join(type(hook).__name__ for hook in self._hooks)
+
+    def wrap_model(self, model_wrapper_cfg, model: nn.Module) -> nn.Module:
+        if self.world_size == 1:
+            return model
+        if self.options["sync_bn"]:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return DistributedDataParallel(model)          # no device_ids: inputs are in place, and some stay on the CPU
+
+    def train(self) -> nn.Module:
+        """Run the stage from where it stands to its end."""
+        loop = self._train_loop
+        self.call_hook("before_run")
+        self.optim_wrapper.initialize_count_status(self.model, loop.iter, loop.max_iters)
+        self._since = time.perf_counter()
+        with warnings.catch_warnings():                         # accumulation: schedulers step before the first update
+            warnings.filterwarnings("ignore", message="Detected call of `scheduler.step")
+            model = loop.run()
+        self.call_hook("after_run")
+        return model
+
+    # Reading, evaluating, saving -----------------------------------------------------------------------------
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that counts: the student, or its moving average."""
+        return self.average.model if self.average else self.distiller.student
+
+    def note(self, losses: dict[str, float]) -> None:
+        """Log what was read."""
+        rate = self.optim_wrapper.optimizer.param_groups[0]["lr"]
+        iteration = self._train_loop.iter
+        self.history.append({"iteration": iteration, "lr": rate, **losses})
+        for name, value in losses.items():
+            self.message_hub.update_scalar(f"train/{name}", value)
+        self.visualizer.add_scalars({"lr": rate, **losses}, step=iteration)
+        self.logger.info("%d/%d  lr %.4g  %s", iteration, self._train_loop.max_iters, rate,
+                         "  ".join(f"{k} {v:.4f}" for k, v in losses.items()))
+        if self.show:
+            self.show(iteration, self._train_loop.max_iters, losses)
+
+    def evaluate_now(self) -> None:
+        """Evaluate, note the metrics, and keep the best weights."""
+        self.call_hook("before_val")
+        model = self.evaluated
+        model.eval()
+        with torch.no_grad():
+            self.metrics = {k: float(v) for k, v in self.task.evaluate(model, self.test_loader).items()}
+        self.distiller.train()
+        self.history.append({"iteration": self._train_loop.iter, **self.metrics})
+        self.logger.info("%d/%d  %s", self._train_loop.iter, self._train_loop.max_iters,
+                         "  ".join(f"{k} {v:.3f}" for k, v in self.metrics.items()))
+        self.visualizer.add_scalars(self.metrics, step=self._train_loop.iter)
+        if self.show:
+            self.show(self._train_loop.iter, self._train_loop.max_iters, self.metrics)
+        self.call_hook("after_val_epoch", metrics=self.metrics)
+        self.call_hook("after_val")
+        value = self.metrics[self.task.PRIMARY]
+        better = self.best is None or (value > self.best if self.task.HIGHER_IS_BETTER else value < self.best)
+        if better:
+            self.best = value
+            self._check_finite()
+            if self.rank == 0:
+                checkpoint.save(self._weights(), self.folder / "best.pth")
+
+    def _weights(self) -> dict:
+        meta = {**self.meta, "iteration": self._train_loop.iter, "metrics": self.metrics}
+        return {"meta": meta, "state_dict": self.evaluated.state_dict()}
+
+    def save_now(self, last: bool = False) -> None:
+        """Save all that is needed to go on; every rank takes part."""
+        self._check_finite()
+        now = time.perf_counter()
+        self.seconds, self._since = self.seconds + now - self._since, now
+        states = [checkpoint.random_state()]
+        if self.world_size > 1:
+            states = [None] * self.world_size
+            torch.distributed.all_gather_object(states, checkpoint.random_state())
+        if self.rank == 0:
+            state = {**self._weights(), "resume": self._resume_state(states)}
+            checkpoint.save(state, self.folder / "last.pth")
+            checkpoint.save_json(self.history, self.folder / "history.json")
+            epoch, rest = divmod(self._train_loop.iter, len(self._train_loop.dataloader))
+            if epoch in self.keep and rest == 0:
+                checkpoint.save(self._weights(), self.folder / f"epoch_{epoch}.pth")
+        if self.world_size > 1:
+            barrier()
+        self.call_hook("before_save_checkpoint", checkpoint={"iteration": self._train_loop.iter})
+
+    def _resume_state(self, random_states: list[dict]) -> dict:
+        return {
+            "iteration": self._train_loop.iter, "length": self._train_loop.max_iters, "seconds": self.seconds, "best": self.best,
+            "metrics": self.metrics, "history": self.history, "random": random_states,
+            "learners": [self.distiller.model(role).state_dict() for role in self.distiller.learners],
+            "losses": self.distiller.losses.state_dict(), "optimizer": self.optim_wrapper.state_dict(),
+            "schedulers": [s.state_dict() for s in self.param_schedulers],
+        }
+
+    def resume_from(self, path: Path) -> None:
+        """Put everything back to where ``path`` (a ``last.pth``) left it.
+
+        Raises:
+            ValueError: the file is not whole, or not of this stage.
+        """
+        state = checkpoint.load(path)
+        resume = state["resume"]
+        if len(resume["random"]) != self.world_size:
+            raise ValueError(f"{str(path)!r} is of a run with {len(resume['random'])} processes and cannot go on exactly "
+                             f"with {self.world_size}")
+        if resume["length"] != self._train_loop.max_iters:
+            raise ValueError(f"{str(path)!r} is of a stage of {resume['length']} iterations, this one has "
+                             f"{self._train_loop.max_iters}: the data has changed")
+        for role, weights in zip(self.distiller.learners, resume["learners"], strict=True):
+            self.distiller.model(role).load_state_dict(weights)
+        if self.average:
+            self.average.model.load_state_dict(state["state_dict"])
+        self.distiller.losses.load_state_dict(resume["losses"])
+        self.optim_wrapper.load_state_dict(resume["optimizer"])
+        for scheduler, scheduler_state in zip(self.param_schedulers, resume["schedulers"], strict=True):
+            scheduler.load_state_dict(scheduler_state)
+        self._train_loop._iter = resume["iteration"]
+        self.metrics, self.history = resume["metrics"], resume["history"]
+        self.best, self.seconds = resume["best"], resume["seconds"]
+        checkpoint.set_random_state(resume["random"][self.rank])
+
+    def _check_finite(self) -> None:
+        tensors = [p for p in self.distiller.parameters() if p.is_floating_point()]
+        norms = torch.stack([n.double() for n in torch._foreach_norm([p.detach() for p in tensors])])
+        if not bool(norms.isfinite().all()):
+            names = {id(p): n for n, p in self.distiller.named_parameters()}
+            bad = next(names[id(p)] for p, n in zip(tensors, norms.tolist()) if not abs(n) < float("inf"))
+            self.fail(f"the weights {bad!r} are not finite after iteration {self._train_loop.iter - 1}")
+
+    def fail(self, what: str) -> None:
+        """Save what there is beside the last good checkpoint, and stop.
+
+        Raises:
+            NotFiniteError: always.
+        """
+        if self.rank == 0:
+            checkpoint.save({**self._weights(), "meta": {**self.meta, "failed": what}}, self.folder / "failed.pth")
+        good = self.folder / "last.pth"
+        raise NotFiniteError(f"{what} of stage {self.meta.get('stage')!r}. The weights now are in {str(self.folder / 'failed.pth')!r}; "
+                             + (f"the last good checkpoint is {str(good)!r} (--resume goes on from it)" if good.exists()
+                                else "there is no earlier checkpoint of this stage")
+                             + ". Try a lower learning rate, clip_grad, or amp=None")
+
+
+def select_parameters(distiller: Distiller, patterns) -> list[nn.Parameter]:
+    """The parameters named by the patterns; the others need no gradient from here on.
+
+    A pattern names a parameter, a module (``'student'``, ``'student.layer3'``: all below it) or many (``fnmatch``).
+    Peers train whenever the student does. What the model itself has frozen stays frozen.
+
+    Raises:
+        ValueError: a pattern matches nothing.
+    """
+    named = {name: p for name, p in distiller.named_parameters() if p.requires_grad}
+    patterns = [*patterns, *(["peers"] if "student" in patterns else [])]
+
+    def matches(name: str, pattern: str) -> bool:
+        return name.startswith(pattern + ".") or fnmatch.fnmatchcase(name, pattern)
+
+    for pattern in patterns:
+        if pattern not in ("losses", "peers") and not any(matches(name, pattern) for name in named):
+            raise ValueError(f"train={list(patterns)!r}: nothing that can train is called {pattern!r}; "
+                             f"{did_you_mean(pattern, [n.rsplit('.', cut)[0] for n in named for cut in range(n.count('.') + 1)])}")
+    chosen = []
+    for name, parameter in named.items():
+        if any(matches(name, pattern) for pattern in patterns):
+            chosen.append(parameter)
+        else:
+            parameter.requires_grad_(False)
+    return chosen

@@ -1,0 +1,62 @@
+"""What a run shows on the screen: one progress bar with the losses, and a table at the end."""
+
+import sys
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+class Bar:
+    """One bar for a stage: iterations, the time left, the newest losses and metrics. Plain lines where there is no terminal.
+
+    Args:
+        title: the stage's name.
+        total: iterations.
+        quiet: show nothing (other ranks, tests).
+    """
+
+    def __init__(self, title: str, total: int, quiet: bool = False):
+        self.title, self.total, self.quiet, self.values = title, total, quiet, {}
+        self.progress = None
+        self._next = 0.0
+        if not quiet and sys.stderr.isatty():
+            self.progress = Progress(TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(),
+                                     TimeRemainingColumn(), TextColumn("{task.fields[values]}"), console=Console(stderr=True))
+            self.task = self.progress.add_task(title, total=total, values="")
+
+    def __enter__(self) -> "Bar":
+        if self.progress:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.progress:
+            self.progress.stop()
+
+    def __call__(self, iteration: int, total: int, values: Mapping[str, float]) -> None:
+        """Move to an iteration; new values replace older ones of the same name."""
+        self.values.update(values)
+        text = "  ".join(f"{name} {value:.3g}" if abs(value) < 10 else f"{name} {value:.1f}" for name, value in self.values.items())
+        if self.progress:
+            self.progress.update(self.task, completed=iteration, values=text)
+        elif not self.quiet and (iteration >= self._next * total or iteration == total):
+            self._next = iteration / total + 0.1                         # a line every tenth of the stage
+            print(f"{self.title} {iteration}/{total}  {text}", file=sys.stderr, flush=True)
+
+
+def table(results: Mapping, console: Console | None = None) -> None:
+    """One row a stage: the primary metric, its difference to the control, other metrics, seconds."""
+    stages, primary = results["stages"], results["primary"]
+    names = list(dict.fromkeys(k for s in stages.values() for k, v in s.items() if isinstance(v, int | float) and k != "seconds"))
+    names = [primary, *(n for n in names if n != primary)]
+    out = Table(title=f"{results['config']}, seed {results['seed']}, {results['device']}")
+    out.add_column("stage")
+    for name in [*names, "against alone", "seconds"]:
+        out.add_column(name, justify="right")
+    control = stages.get("alone", {}).get(primary)
+    for stage, values in stages.items():
+        against = f"{values[primary] - control:+.2f}" if control is not None and stage not in ("alone", "teacher") else ""
+        out.add_row(stage, *(f"{values[n]:.2f}" if n in values else "" for n in names), against, f"{values['seconds']:.0f}")
+    (console or Console()).print(out)

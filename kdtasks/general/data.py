@@ -1,0 +1,663 @@
+"""Images for classification: whole data sets in one uint8 tensor, or files that are read when their turn comes.
+
+:class:`ImageArrays` holds all images and makes a batch, augmentation included, in a few tensor operations on its device.
+The functions build one from what lies on disk (``digits``, ``image_folder``, ``cifar100``, ``torchvision_set``, ``arrays``,
+``unlabelled_folder``, ``concat``). A path is taken as it stands, or else below :func:`data_root`.
+"""
+
+import hashlib
+import importlib
+import inspect
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdtasks.core.names import did_you_mean
+from kdtasks.core.views import view_hash
+
+UNLABELLED = -100                   # the target that torch's cross-entropy ignores
+_AUGMENT, _SUBSET, _SPLIT = 0x1A, 0x1B, 0x1C                                                   # salts of view_hash
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_CIFAR100 = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))                                # of the training images
+_DIGITS = ((0.3053,), (0.3760,))                                                               # of all 1797 images
+_FOLDER_LAYOUT = "<root>/<class>/<any name>.png (or .jpg, .bmp, .webp, …), one folder a class"
+
+# https://www.cs.toronto.edu/~kriz/cifar.html: the 20 superclasses and their 5 classes each.
+CIFAR100_SUPERCLASSES = {
+    "aquatic_mammals": "beaver dolphin otter seal whale",
+    "fish": "aquarium_fish flatfish ray shark trout",
+    "flowers": "orchid poppy rose sunflower tulip",
+    "food_containers": "bottle bowl can cup plate",
+    "fruit_and_vegetables": "apple mushroom orange pear sweet_pepper",
+    "household_electrical_devices": "clock keyboard lamp telephone television",
+    "household_furniture": "bed chair couch table wardrobe",
+    "insects": "bee beetle butterfly caterpillar cockroach",
+    "large_carnivores": "bear leopard lion tiger wolf",
+    "large_man-made_outdoor_things": "bridge castle house road skyscraper",
+    "large_natural_outdoor_scenes": "cloud forest mountain plain sea",
+    "large_omnivores_and_herbivores": "camel cattle chimpanzee elephant kangaroo",
+    "medium_mammals": "fox porcupine possum raccoon skunk",
+    "non-insect_invertebrates": "crab lobster snail spider worm",
+    "people": "baby boy girl man woman",
+    "reptiles": "crocodile dinosaur lizard snake turtle",
+    "small_mammals": "hamster mouse rabbit shrew squirrel",
+    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "vehicles_1": "bicycle bus motorcycle pickup_truck train",
+    "vehicles_2": "lawn_mower rocket streetcar tank tractor",
+}
+CIFAR100_CLASSES = tuple(sorted(" ".join(CIFAR100_SUPERCLASSES.values()).split()))             # target = place in this list
+
+
+class ImageArrays:
+    r"""All images of a data set in one uint8 tensor; a batch is cut, mirrored and normalised in one go on its device.
+
+    .. math:: \text{input} = \frac{x / 255 - \text{mean}}{\text{std}}
+
+    ``augment=dict(crop=p, flip=True, pad_mode='zeros')``: a window of the image's own size, moved by whole pixels, uniform in
+    [-p, p] down and across; what lies outside is black (``'zeros'``: value 0 before normalisation) or mirrored without
+    repeating the edge (``'reflect'``); then with probability 1/2 mirrored left to right. Both are a function of (seed, index,
+    view) alone. Evaluation has ``augment=None``.
+
+    Args:
+        images: uint8 (N,C,H,W).
+        target: int64 (N,), class numbers, -100 = unlabelled; None: all unlabelled.
+        classes: their names; may be empty.
+        mean, std: per channel, for values in [0,1]; None: 0 and 1. See :meth:`statistics`.
+        augment: see above; None: none.
+        paths: (N,) files that the images come from, for messages and reports; None: unknown.
+
+    Raises:
+        TypeError: images are not uint8.
+        ValueError: shapes do not fit, a target lies outside the classes, or ``augment`` has an unknown key or value.
+    """
+
+    def __init__(self, images: Tensor, target: Tensor | None = None, classes: Sequence[str] = (),
+                 mean: Sequence[float] | None = None, std: Sequence[float] | None = None, augment: dict | None = None,
+                 paths: Sequence[str] | None = None):
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images must be uint8, got {images.dtype}; from floats in [0,1]: (x * 255).round().byte()")
+        if images.ndim != 4:
+            raise ValueError(f"images must be (N,C,H,W), got {tuple(images.shape)}")
+        n, channels = images.shape[:2]
+        target = torch.full((n,), UNLABELLED) if target is None else torch.as_tensor(target).long()
+        if target.shape != (n,):
+            raise ValueError(f"want one target for each of {n} images, got shape {tuple(target.shape)}")
+        top = len(classes) if classes else 2**31
+        wrong = target[((target < 0) & (target != UNLABELLED)) | (target >= top)]
+        if len(wrong):
+            raise ValueError(f"a target is a class in 0..{top - 1} or {UNLABELLED} (unlabelled), got {int(wrong[0])}")
+        self.mean = (0.0,) * channels if mean is None else tuple(map(float, mean))
+        self.std = (1.0,) * channels if std is None else tuple(map(float, std))
+        if not len(self.mean) == len(self.std) == channels:
+            raise ValueError(f"images have {channels} channels, but mean={self.mean}, std={self.std}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+        self.classes, self.paths, self.augment = list(classes), paths, _checked(augment, images.shape[-2:])
+        self.images, self.target = images, target
+        self.to(images.device)
+
+    def to(self, device) -> "ImageArrays":
+        """Moves everything to ``device``, where batches are then made; returns itself."""
+        self.images, self.target = self.images.to(device), self.target.to(device)
+        std = torch.tensor(self.std, dtype=torch.float64)[:, None, None]                        # (C,1,1)
+        mean = torch.tensor(self.mean, dtype=torch.float64)[:, None, None]
+        self._scale, self._shift = (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
+        return self
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        unlabelled = int((self.target == UNLABELLED).sum())
+        return (f"ImageArrays({len(self)} images {tuple(self.images.shape[1:])}, {len(self.classes)} classes, "
+                f"{unlabelled} unlabelled, augment={self.augment}, {self.images.device})")
+
+    def path(self, index: int) -> str:
+        """The file of an image; without files, its number."""
+        return str(self.paths[index]) if self.paths is not None else f"image {index}"
+
+    def subset(self, index: Tensor) -> "ImageArrays":
+        """The images at ``index`` (int64 or bool), as a data set of their own; class numbers stay."""
+        index = torch.arange(len(self))[torch.as_tensor(index).cpu()]
+        paths = None if self.paths is None else [self.paths[i] for i in index.tolist()]
+        at = index.to(self.images.device)
+        return ImageArrays(self.images[at], self.target[at], self.classes, self.mean, self.std, self.augment, paths)
+
+    def statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation per channel over all pixels, for values in [0,1]: what ``mean`` and ``std`` can be."""
+        count = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in self.images.transpose(0, 1)])    # (C,256)
+        share = count.double() / count.sum(1, keepdim=True)
+        value = torch.arange(256, dtype=torch.float64, device=count.device) / 255
+        mean = share @ value                                                                          # (C,)
+        var = (share * (value - mean[:, None]).square()).sum(1)
+        return mean.tolist(), var.sqrt().tolist()
+
+    def batch(self, index: Tensor, view: Tensor, seed: int) -> dict[str, Tensor]:
+        """Images ``index`` (b,) in their views ``view`` (b,): ``input`` float32 (b,C,H,W) and ``target`` int64 (b,)."""
+        device = self.images.device
+        index, view = index.to(device, non_blocking=True), view.to(device, non_blocking=True)
+        images = self.images[index]
+        if self.augment:
+            images = self._augmented(images, view_hash(seed, index, view, _AUGMENT))
+        return {"input": images.float().mul_(self._scale).add_(self._shift), "target": self.target[index]}
+
+    def _augmented(self, images: Tensor, number: Tensor) -> Tensor:
+        """The digits of ``number`` (b,) in base 2p+1 are the two moves, the next bit the mirroring."""
+        b, c, h, w = images.shape
+        p, base = self.augment["crop"], 2 * self.augment["crop"] + 1
+        down, across, flip = number % base - p, number // base % base - p, number // base**2 % 2 == 1
+        row = torch.arange(h, device=images.device) + down[:, None]                                    # (b,h)
+        col = torch.arange(w, device=images.device).expand(b, w)
+        if self.augment["flip"]:
+            col = torch.where(flip[:, None], w - 1 - col, col)
+        col = col + across[:, None]                                                                   # (b,w)
+        row, row_out = _inside(row, h, self.augment["pad_mode"])
+        col, col_out = _inside(col, w, self.augment["pad_mode"])
+        pixel = (row[:, :, None] * w + col[:, None, :]).view(b, 1, h * w).expand(b, c, h * w)
+        images = images.flatten(2).gather(2, pixel).view(b, c, h, w)
+        if self.augment["pad_mode"] == "zeros" and p:
+            images.masked_fill_((row_out[:, :, None] | col_out[:, None, :])[:, None], 0)
+        return images
+
+
+def _inside(place: Tensor, size: int, pad_mode: str) -> tuple[Tensor, Tensor]:
+    """Places that exist, and which ones did not."""
+    outside = (place < 0) | (place >= size)
+    if pad_mode == "reflect":
+        return (size - 1) - ((size - 1) - place.abs()).abs(), outside                # -1 -> 1, size -> size - 2
+    return place.clamp(0, size - 1), outside
+
+
+def _checked(augment: dict | None, size: Sequence[int]) -> dict | None:
+    if augment is None:
+        return None
+    known = {"crop": 0, "flip": False, "pad_mode": "zeros"}
+    for key in augment:
+        if key not in known:
+            raise ValueError(f"augment has no {key!r}: {did_you_mean(key, known)}")
+    augment = {**known, **augment}
+    if not (isinstance(augment["crop"], int) and 0 <= augment["crop"] < min(size)):
+        raise ValueError(f"augment: crop must be in 0..{min(size) - 1} (image {tuple(size)}), got {augment['crop']!r}")
+    if augment["pad_mode"] not in ("zeros", "reflect"):
+        raise ValueError(f"augment: pad_mode must be 'zeros' or 'reflect', got {augment['pad_mode']!r}")
+    return augment
+
+
+class ImageFiles:
+    """A map-style data set of files, decoded when asked for: ``(input float32 (3,H,W), target)``.
+
+    In training a random part of the image, 8 to 100 % of its area, resized to ``size``, and mirrored with probability 1/2;
+    in evaluation the central ``size`` of the image resized so that its shorter side is ``size / 0.875``.
+    """
+
+    def __init__(self, paths: Sequence[str], target: Sequence[int], classes: Sequence[str], size: int, train: bool,
+                 mean: Sequence[float] = _IMAGENET[0], std: Sequence[float] = _IMAGENET[1]):
+        self.paths, self.classes = list(paths), list(classes)
+        self.target = torch.as_tensor(target).long()
+        self.transform = _transform(size, train, mean, std)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def path(self, index: int) -> str:
+        return str(self.paths[index])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        from PIL import Image
+
+        with Image.open(self.paths[index]) as image:
+            return self.transform(image.convert("RGB")), int(self.target[index])
+
+
+def _transform(size: int, train: bool, mean: Sequence[float], std: Sequence[float]):
+    """PIL image -> float32 tensor, with torchvision; random numbers from torch's CPU generator."""
+    from torchvision.transforms import v2
+
+    way = ([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()] if train
+           else [v2.Resize(round(size / 0.875), antialias=True), v2.CenterCrop(size)])
+    return v2.Compose([v2.ToImage(), *way, v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+
+
+def data_root() -> Path:
+    """The folder of all data sets: the environment variable KDTASKS_DATA, or else ``data`` in the current folder."""
+    return Path(os.environ.get("KDTASKS_DATA") or "data")
+
+
+def _found(roots: Sequence, layout: str, parts: Sequence[str] = ("",)) -> Path:
+    """The first of ``roots``, each as it stands or below :func:`data_root`, that has one of the folders ``parts``."""
+    looked = list(dict.fromkeys(folder for root in roots for folder in (Path(root), data_root() / root)))
+    for folder in looked:
+        if any((folder / part).is_dir() for part in parts):
+            return folder
+    raise FileNotFoundError(
+        f"no data set at {' nor at '.join(str(folder / parts[0]) for folder in looked)}. Set the environment variable "
+        f"KDTASKS_DATA to the folder that holds it, or pass its path: --cfg-options data.train.root=<folder>. "
+        f"Expected layout: {layout}")
+
+
+def _known(name: str, names: Sequence[str]) -> str:
+    if name not in names:
+        raise ValueError(f"no class {name!r}: {did_you_mean(name, names)}")
+    return name
+
+
+def _in_hash_order(target: Tensor, seed: int, salt: int) -> dict[int, Tensor]:
+    """For each class its places in ``target``, in an order made from (seed, place); unlabelled ones left out."""
+    order = view_hash(seed, torch.arange(len(target)), 0, salt).argsort(stable=True)
+    return {c: order[target[order] == c] for c in target.unique().tolist() if c != UNLABELLED}
+
+
+def labelled_subset(target, per_class: int, seed: int = 0) -> Tensor:
+    """A class-balanced choice of labelled samples.
+
+    Args:
+        target: (N,) class numbers; -100 is never chosen.
+        per_class: how many of each class. With the same seed a smaller number gives a subset of a larger one.
+        seed: of the choice.
+
+    Returns:
+        int64 (classes·per_class,), indices in rising order.
+
+    Raises:
+        ValueError: a class has fewer samples, or ``per_class < 1``.
+    """
+    if per_class < 1:
+        raise ValueError(f"per_class must be at least 1, got {per_class}")
+    chosen = _in_hash_order(torch.as_tensor(target).cpu(), seed, _SUBSET)
+    for c, places in chosen.items():
+        if len(places) < per_class:
+            raise ValueError(f"per_class={per_class}, but class {c} has {len(places)} labelled samples")
+    return torch.cat([places[:per_class] for places in chosen.values()]).sort().values
+
+
+def few_labels(dataset: ImageArrays, per_class: int, seed: int = 0) -> ImageArrays:
+    """The same images, of which only ``per_class`` of each class keep their label (see :func:`labelled_subset`)."""
+    hidden = torch.full_like(dataset.target, UNLABELLED)
+    kept = labelled_subset(dataset.target, per_class, seed).to(hidden.device)
+    hidden[kept] = dataset.target[kept]
+    dataset.target = hidden
+    return dataset
+
+
+def _first(target: Tensor, per_class: int | None, classes: Sequence[str]) -> Tensor:
+    """Indices of the first ``per_class`` samples of each class, in rising order; None: all."""
+    if per_class is None:
+        return torch.arange(len(target))
+    index = torch.cat([(target == c).nonzero()[:per_class, 0] for c in range(len(classes))]).sort().values
+    if per_class < 1 or len(index) < per_class * len(classes):
+        few = {name: int((target == c).sum()) for c, name in enumerate(classes) if (target == c).sum() < per_class}
+        raise ValueError(f"per_class={per_class}: " + (f"too few samples in {few}" if few else "want at least 1"))
+    return index
+
+
+def digits(train: bool = True, test_fraction: float = 0.3, part: str | None = None, seed: int = 0,
+           augment: dict | None = None) -> ImageArrays:
+    """scikit-learn's 1797 real handwritten digits, 1x8x8; its values 0..16 become 0..255. Nothing is downloaded.
+
+    Args:
+        train: the training images, or else the test images.
+        test_fraction: share of each class that is for the test.
+        part: ``'teacher'`` or ``'student'``: one of two halves of the training images, none in both; None: all of them.
+        seed: of the split. The same one gives the same test images whatever ``part`` is.
+        augment: of the training images, see :class:`ImageArrays`; digits are not mirrored.
+
+    Raises:
+        ValueError: an unknown ``part``, a part of the test images, or ``test_fraction`` outside (0, 1).
+    """
+    from sklearn.datasets import load_digits
+
+    if part not in (None, "teacher", "student"):
+        raise ValueError(f"part must be 'teacher', 'student' or None, got {part!r}")
+    if part and not train:
+        raise ValueError(f"part={part!r} belongs to train=True: teacher and student share the test images")
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"test_fraction must be between 0 and 1, got {test_fraction}")
+    data = load_digits()
+    target = torch.from_numpy(data.target).long()
+    images = torch.from_numpy(np.round(data.images * 255 / 16).astype(np.uint8))[:, None]        # (1797,1,8,8)
+    index = []
+    for places in _in_hash_order(target, seed, _SPLIT).values():
+        test = round(test_fraction * len(places))
+        rest = places[test:]
+        index.append(places[:test] if not train else {None: rest, "teacher": rest[::2], "student": rest[1::2]}[part])
+    index = torch.cat(index).sort().values
+    return ImageArrays(images[index], target[index], [str(d) for d in range(10)], *_DIGITS, augment if train else None)
+
+
+def image_folder(root, train: bool = True, size: int | None = None, small: bool = True, classes: Sequence[str] | None = None,
+                 subset: Sequence[str] | None = None, per_class: int | None = None, augment: dict | None = None,
+                 mean: Sequence[float] = _IMAGENET[0], std: Sequence[float] = _IMAGENET[1], skip_bad: bool = False,
+                 cache_dir=None):
+    """Images in one folder a class, ``<root>/<class>/…``, at any depth below it; classes are numbered by name.
+
+    Args:
+        root: the folder of the class folders, as it stands or below :func:`data_root`.
+        train: whether ``augment`` (small) or the random crop (not small) applies.
+        size: images become size x size: small ones by a central square, resized; None: they must all be equal.
+            224 for ``small=False``.
+        small: everything is decoded once into :class:`ImageArrays`; False: :class:`ImageFiles`, read by workers.
+        classes: the names expected; their order numbers the classes.
+        subset: only these classes, numbered in this order.
+        per_class: only the first images of each class, by file name.
+        augment: see :class:`ImageArrays`; small only.
+        mean, std: per channel, for values in [0,1]; by default ImageNet's.
+        skip_bad: leave unreadable images out and warn once; small only, for files say it to the Loader.
+        cache_dir: keep the decoded images there in a file named for the list of files, their sizes and times; None: nowhere.
+
+    Raises:
+        FileNotFoundError: no such folder, or no image in it or in a class.
+        ValueError: the class folders are not ``classes``; images differ in size; ``per_class`` is more than there are.
+        RuntimeError: an image cannot be read; says its path.
+    """
+    paths, target, names = _listed(_found([root], _FOLDER_LAYOUT), classes, subset, per_class)
+    if not small:
+        if skip_bad or augment or cache_dir:
+            raise ValueError("skip_bad (say it to the Loader), augment and cache_dir belong to small=True")
+        return ImageFiles(paths, target, names, size or 224, train, mean, std)
+    images, good = _decoded(paths, None if size is None else (size, size), 3, skip_bad, cache_dir)
+    return ImageArrays(images, target[good], names, mean, std, augment if train else None, [paths[i] for i in good.tolist()])
+
+
+def cifar100(train: bool = True, root=None, per_class: int | None = None, classes: Sequence[str] | None = None,
+             fine: bool = True, augment: dict | str | None = "standard", skip_bad: bool = False, cache_dir=None) -> ImageArrays:
+    """CIFAR-100, 3x32x32: 50,000 training and 10,000 test images of 100 classes.
+
+    Args:
+        train: training or test images.
+        root: a folder with ``train/<class>/*.png`` and ``test/<class>/*.png``, or with torchvision's ``cifar-100-python``;
+            None: ``cifar100`` below :func:`data_root`.
+        per_class: only the first images of each class (of the 100).
+        classes: only these classes, numbered in this order; names of the 20 superclasses with ``fine=False``.
+        fine: 100 classes, or the 20 superclasses of 5 each.
+        augment: of the training images; ``'standard'``: ``dict(crop=4, flip=True)`` with black around, the field's recipe.
+        skip_bad, cache_dir: as for :func:`image_folder`.
+
+    Raises:
+        FileNotFoundError: neither layout lies there.
+        ValueError: the folders are not CIFAR-100's classes, or ``classes`` names none of them.
+    """
+    split = "train" if train else "test"
+    root = _found(["cifar100", ""] if root is None else [root],
+                  f"<root>/{split}/<class>/<any name>.png with 100 classes, or torchvision's <root>/cifar-100-python",
+                  (split, "cifar-100-python"))
+    group = {name: name for name in CIFAR100_CLASSES} if fine else {
+        name: superclass for superclass, members in CIFAR100_SUPERCLASSES.items() for name in members.split()}
+    every = list(dict.fromkeys(group.values()))
+    names = every if classes is None else [_known(name, every) for name in classes]
+    kept = [name for name in CIFAR100_CLASSES if group[name] in names]
+    number = torch.tensor([names.index(group[name]) for name in kept])                  # place in `kept` -> target
+    if (root / split).is_dir():
+        paths, target, _ = _listed(root / split, CIFAR100_CLASSES, kept, per_class)
+        images, good = _decoded(paths, None, 3, skip_bad, cache_dir)
+        target, paths = target[good], [paths[i] for i in good.tolist()]
+    else:
+        (images, target), paths = _pickled_cifar100(root, train, kept, per_class), None
+    augment = {"crop": 4, "flip": True} if augment == "standard" else augment
+    return ImageArrays(images, number[target], names, *_CIFAR100, augment if train else None, paths)
+
+
+def _pickled_cifar100(root: Path, train: bool, kept: Sequence[str], per_class: int | None) -> tuple[Tensor, Tensor]:
+    from torchvision.datasets import CIFAR100
+
+    data = CIFAR100(str(root), train=train, download=False)
+    place = torch.tensor([kept.index(name) if name in kept else UNLABELLED for name in data.classes])
+    target = place[torch.tensor(data.targets)]
+    index = (target != UNLABELLED).nonzero()[:, 0]
+    index = index[_first(target[index], per_class, kept)]
+    return torch.from_numpy(data.data)[index].permute(0, 3, 1, 2).contiguous(), target[index]
+
+
+def unlabelled_folder(root, like: ImageArrays | None = None, size: int | None = None, limit: int | None = None,
+                      mean: Sequence[float] | None = None, std: Sequence[float] | None = None, augment: dict | None = None,
+                      skip_bad: bool = False, cache_dir=None) -> ImageArrays:
+    """All images at any depth below a folder, without labels (target -100), in the order of their paths.
+
+    Args:
+        root: as it stands or below :func:`data_root`.
+        like: a data set whose image size, channels, mean, std and augmentation these images take; the next four then stay None.
+        size: images become size x size, by a central square, resized; None: they must all be equal.
+        limit: only the first so many.
+        mean, std, augment: see :class:`ImageArrays`.
+        skip_bad, cache_dir: as for :func:`image_folder`.
+
+    Raises:
+        FileNotFoundError: no such folder, or no image in it.
+        ValueError: ``like`` together with what it gives; images of different sizes.
+        RuntimeError: an image cannot be read; says its path.
+    """
+    root = _found([root], "<root>/<any name>.png (or .jpg, .bmp, .webp, …), in folders or not")
+    shape, channels = None if size is None else (size, size), 3
+    if like is not None:
+        if not size is mean is std is augment is None:
+            raise ValueError("unlabelled_folder: size, mean, std and augment come from `like`; pass either")
+        channels, *shape = like.images.shape[1:]
+        mean, std, augment = like.mean, like.std, like.augment
+    paths = _images_below(root)[:limit]
+    if not paths:
+        raise FileNotFoundError(f"no image below {root}; known are {', '.join(sorted(_SUFFIXES))}")
+    images, good = _decoded(paths, shape, channels, skip_bad, cache_dir)
+    return ImageArrays(images, mean=mean, std=std, augment=augment, paths=[paths[i] for i in good.tolist()])
+
+
+def concat(*parts: ImageArrays, sets: Sequence[ImageArrays] = ()) -> ImageArrays:
+    """Several sets as one, for example a labelled one and unlabelled images; ``sets`` is the same for a config.
+
+    Raises:
+        ValueError: nothing given, or the sets differ in image shape, normalisation, augmentation or class names (a set that is
+            wholly unlabelled needs no class names).
+    """
+    parts = (*parts, *sets)
+    if not parts:
+        raise ValueError("concat wants at least one data set")
+    first = next((part for part in parts if part.classes), parts[0])
+    for part in parts:
+        for what in ("mean", "std", "augment", "classes"):
+            mine, other = getattr(first, what), getattr(part, what)
+            if mine != other and not (what == "classes" and (part.target == UNLABELLED).all()):
+                raise ValueError(f"concat: the sets differ in {what}: {mine} and {other}")
+        if part.images.shape[1:] != first.images.shape[1:]:
+            raise ValueError(f"concat: images of {tuple(first.images.shape[1:])} and {tuple(part.images.shape[1:])}")
+    device = first.images.device
+    images = torch.cat([part.images.to(device) for part in parts])
+    target = torch.cat([part.target.to(device) for part in parts])
+    paths = [part.path(i) for part in parts for i in range(len(part))]
+    return ImageArrays(images, target, first.classes, first.mean, first.std, first.augment, paths)
+
+
+def torchvision_set(dataset, augment: dict | None = None, size: int | None = None, mean: Sequence[float] | None = None,
+                    std: Sequence[float] | None = None, **kwargs):
+    """Any data set of torchvision: :class:`ImageArrays` if it holds its images in one array, itself if it reads files.
+
+    Args:
+        dataset: a class or its path, ``'torchvision.datasets.SVHN'``.
+        augment: see :class:`ImageArrays`. For a set of files anything but None means the random crop of :class:`ImageFiles`.
+        size: of the images of a set of files; None: 224.
+        mean, std: per channel, for values in [0,1]; None: 0 and 1, for files ImageNet's.
+        kwargs: go to the class: ``train=True``, ``split='test'``, ``root`` (as it stands or below :func:`data_root`, which
+            is its default), ``download=True``. With ``transform`` a set of files is left as it is.
+
+    Raises:
+        FileNotFoundError: the data is not there.
+        ValueError: torchvision has no such data set, or an argument does not belong to its kind.
+    """
+    if isinstance(dataset, str):
+        module, _, name = dataset.rpartition(".")
+        module = importlib.import_module(module or "torchvision.datasets")
+        if not hasattr(module, name):
+            raise ValueError(f"{module.__name__} has no {name!r}: {did_you_mean(name, dir(module))}")
+        dataset = getattr(module, name)
+    accepts = inspect.signature(dataset).parameters
+    if "root" in accepts:
+        root = kwargs.get("root", "")
+        kwargs["root"] = str(root if root and Path(root).exists() else data_root() / root)
+    try:
+        data = dataset(**kwargs)
+    except (RuntimeError, FileNotFoundError) as error:
+        raise FileNotFoundError(f"{dataset.__name__} could not read {kwargs.get('root')}: {error}. Set KDTASKS_DATA to the "
+                                f"folder that holds it, or pass root=<folder>, in torchvision's layout") from error
+    images = getattr(data, "data", None)
+    if images is None:
+        if "transform" not in kwargs:
+            data.transform = _transform(size or 224, augment is not None, mean or _IMAGENET[0], std or _IMAGENET[1])
+        return data
+    if size is not None:
+        raise ValueError(f"size={size}: {dataset.__name__} is an array, its images keep their size")
+    target = torch.as_tensor(np.asarray(getattr(data, "targets", getattr(data, "labels", None)))).long()
+    target[target < 0] = UNLABELLED                                                    # STL10 writes -1
+    return ImageArrays(_channels_first(torch.as_tensor(images)), target, getattr(data, "classes", ()), mean, std, augment)
+
+
+def arrays(images, target=None, classes: Sequence[str] = (), mean: Sequence[float] | None = None,
+           std: Sequence[float] | None = None, augment: dict | None = None) -> ImageArrays:
+    """Images from memory or from a NumPy file.
+
+    Args:
+        images: uint8 (N,C,H,W), (N,H,W,C) with 1 or 3 channels, or (N,H,W), as tensor, array, or file ``.npy``; or a file
+            ``.npz`` with ``images`` and ``target``.
+        target: (N,) integers, as tensor, list, array or file ``.npy``; None: what the ``.npz`` says, or else unlabelled.
+        classes, mean, std, augment: see :class:`ImageArrays`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the ``.npz`` has no ``images``; shapes that do not fit.
+    """
+    images, target = _loaded(images), _loaded(target)
+    if isinstance(images, dict):
+        if "images" not in images:
+            raise ValueError(f"the .npz file has no 'images': {did_you_mean('images', images)}")
+        target = images.get("target") if target is None else target
+        images = images["images"]
+    return ImageArrays(_channels_first(torch.as_tensor(images)), target, classes, mean, std, augment)
+
+
+def _loaded(value):
+    """A NumPy file's array, or the dict of its arrays; anything else as it is."""
+    if not isinstance(value, str | os.PathLike):
+        return value
+    path = Path(value) if Path(value).exists() else data_root() / value
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {value} nor {path}; set KDTASKS_DATA to the folder that holds it, or pass its path")
+    loaded = np.load(path, allow_pickle=False)
+    return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
+
+
+def _channels_first(images: Tensor) -> Tensor:
+    """(N,H,W), (N,H,W,C) or (N,C,H,W) -> (N,C,H,W); if both ends could be channels, the front ones are."""
+    if images.ndim == 3:
+        return images[:, None]
+    if images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+        return images.permute(0, 3, 1, 2).contiguous()
+    return images
+
+
+def _images_below(folder: Path) -> list[str]:
+    """All image files at any depth, sorted by path."""
+    return sorted(os.path.join(where, name) for where, _, names in os.walk(folder) for name in names
+                  if os.path.splitext(name)[1].lower() in _SUFFIXES)
+
+
+def _listed(root: Path, classes: Sequence[str] | None, subset: Sequence[str] | None,
+            per_class: int | None) -> tuple[list[str], Tensor, list[str]]:
+    """Files, class numbers (N,) and class names of a folder of class folders."""
+    found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    if not found:
+        raise FileNotFoundError(f"no class folder in {root}. Expected layout: {_FOLDER_LAYOUT}; "
+                                f"for images without labels there is unlabelled_folder")
+    missing, extra = sorted(set(classes or found) - set(found)), sorted(set(found) - set(classes or found))
+    if missing or extra:
+        raise ValueError(f"the class folders in {root} are not the expected ones: missing {missing}, not expected {extra}")
+    names = list(classes or found)
+    if subset is not None:
+        names = [_known(name, names) for name in subset]
+    files = [_images_below(root / name) for name in names]
+    for name, of_class in zip(names, files):
+        if not of_class:
+            raise FileNotFoundError(f"no image in {root / name}; known are {', '.join(sorted(_SUFFIXES))}")
+    target = torch.arange(len(names)).repeat_interleave(torch.tensor([len(of_class) for of_class in files]))
+    index = _first(target, per_class, names)
+    paths = [path for of_class in files for path in of_class]
+    return [paths[i] for i in index.tolist()], target[index], names
+
+
+def _decoded(paths: Sequence[str], size: Sequence[int] | None, channels: int, skip_bad: bool,
+             cache_dir) -> tuple[Tensor, Tensor]:
+    """The images, uint8 (n,C,H,W), and which of ``paths`` they are, (n,); read by as many threads as there are processors."""
+    cache = None
+    if cache_dir is not None:
+        listing = [(path, (stat := os.stat(path)).st_size, stat.st_mtime_ns) for path in paths]
+        key = hashlib.sha256(repr((1, size and tuple(size), channels, listing)).encode()).hexdigest()[:32]
+        cache = Path(cache_dir) / f"{key}.npy"
+        if cache.is_file():
+            return torch.from_numpy(np.load(cache, allow_pickle=False)), torch.arange(len(paths))
+    bad: dict[int, str] = {}
+
+    def read(i: int) -> np.ndarray | None:
+        try:
+            return _read(paths[i], size, channels)
+        except Exception as error:
+            if not skip_bad:
+                raise RuntimeError(f"cannot read image {paths[i]}: {error} (skip_bad=True leaves it out)") from error
+            bad[i] = f"{paths[i]}: {error}"
+            return None
+
+    shape = next((image.shape for image in map(read, range(len(paths))) if image is not None), None)
+    if shape is None:
+        raise RuntimeError(f"none of {len(paths)} images can be read; the first: {bad[0]}")
+    images = np.empty((len(paths), *shape), dtype=np.uint8)
+
+    def fill(part: range) -> None:
+        for i in part:
+            if (image := read(i)) is not None:
+                if image.shape != shape:
+                    raise ValueError(f"images differ in size: (C,H,W) = {shape} in {paths[0]}, "
+                                     f"{image.shape} in {paths[i]}; pass size=")
+                images[i] = image
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        step = max(1, math.ceil(len(paths) / 64))
+        list(pool.map(fill, (range(at, min(at + step, len(paths))) for at in range(0, len(paths), step))))
+    if bad:
+        some = "; ".join(bad[i] for i in sorted(bad)[:3])
+        warnings.warn(f"left out {len(bad)} unreadable of {len(paths)} images: {some}", stacklevel=3)
+        good = torch.tensor([i for i in range(len(paths)) if i not in bad])
+        return torch.from_numpy(images)[good], good
+    if cache is not None:
+        _written(cache, images)
+    return torch.from_numpy(images), torch.arange(len(paths))
+
+
+def _read(path: str, size: Sequence[int] | None, channels: int) -> np.ndarray:
+    """One image, uint8 (C,H,W); with ``size`` its largest central part of that shape, resized."""
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        image = image.convert("L" if channels == 1 else "RGB")
+        if size is not None and image.size != (size[1], size[0]):
+            image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
+        return np.asarray(image).reshape(image.height, image.width, channels).transpose(2, 0, 1)
+
+
+def _written(path: Path, images: np.ndarray) -> None:
+    """Writes ``path`` whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        try:
+            np.save(file, images)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+digits.image_shape, cifar100.image_shape = (1, 8, 8), (3, 32, 32)           # what --dry-run needs to know without reading

@@ -1,0 +1,64 @@
+"""Classification: what the engine needs to know of the task."""
+
+import torch
+from torch import Tensor, nn
+
+from kdtasks.engine import builder
+
+PRIMARY = "accuracy"
+HIGHER_IS_BETTER = True
+
+
+def evaluate(model: nn.Module, loader) -> dict[str, float]:
+    """``accuracy`` (top-1) and, with more than 5 classes, ``accuracy_top5``, in percent of the labelled samples.
+
+    Counts stay on the device until the end.
+    """
+    right = right5 = count = 0
+    top5 = False
+    for batch in loader:
+        logits, target = model(batch["input"]), batch["target"]
+        top5 = logits.shape[1] > 5
+        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]           # (B, 5)
+        right, right5, count = right + ranked[:, 0].sum(), right5 + ranked.sum(), count + (target >= 0).sum()
+    share = {"accuracy": right} | ({"accuracy_top5": right5} if top5 else {})
+    return {name: 100 * float(value) / max(int(count), 1) for name, value in share.items()}
+
+
+def example(config: dict, batch_size: int) -> dict[str, Tensor]:
+    """Random images and labels of the shape that the data has, without reading it."""
+    generator = torch.Generator().manual_seed(0)
+    classes = config["student"].get("num_classes", 10)
+    return {"input": torch.randn(batch_size, *_image_shape(config["data"]["train"]), generator=generator),
+            "index": torch.arange(batch_size), "target": torch.randint(classes, (batch_size,), generator=generator)}
+
+
+def _image_shape(spec: dict) -> tuple[int, int, int]:
+    """(channels, height, width) that a description of a data set stands for."""
+    inner = spec.get("dataset") or next(iter(spec.get("sets", [])), None)
+    if isinstance(inner, dict) and "type" in inner:
+        return _image_shape(inner)
+    shape = getattr(builder.resolve(spec["type"], "data.train"), "image_shape", None)
+    return shape or (3, *(spec.get("size") or 224,) * 2)
+
+
+def pictures(run) -> list[tuple]:
+    """``[(title, figure)]`` on the test data: accuracy of each class, images whose answer changed, and reliability.
+
+    Whatever of teacher, alone and distilled there is takes part; a teacher from a file as the last stage used it.
+    """
+    from kdtasks.engine.report import stage_colors  # what draws is imported only here
+    from kdtasks.general import pictures as draw
+
+    finished = [stage for stage in run.stages if stage.name in run.done]
+    if not finished:
+        return []
+    teachers = [s.name for s in finished if s.name in run.config["teachers"]]
+    students = [s for s in finished if s.model == "student" and s.name not in ("alone", *run.config["teachers"])]
+    loader = run.loaders(finished[-1])[1]
+    found = {}
+    if students and not teachers:
+        found = {name: draw.answers(teacher, loader) for name, teacher in run.distiller(students[-1]).teachers.items()}
+    pair = [name for name in ("alone", *(s.name for s in students[-1:])) if name in run.done]
+    found |= {name: draw.answers(run.trained(name), loader) for name in (*teachers, *pair)}
+    return draw.draw(found, pair, loader, stage_colors(run))

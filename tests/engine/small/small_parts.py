@@ -1,0 +1,81 @@
+"""What a user would have in files of his own: networks, a data set, a loss, a hook."""
+
+import os
+import time
+
+import torch
+from mmengine.hooks import Hook
+from sklearn.datasets import load_digits
+from torch import nn
+
+
+class Net(nn.Sequential):
+    """A little network; with BatchNorm and dropout, or (for DDP, whose ranks have their own statistics) without."""
+
+    def __init__(self, width: int = 8, norm: bool = True, num_classes: int = 10):
+        def layer(a, b):
+            return [nn.Conv2d(a, b, 3, padding=1, bias=not norm), *([nn.BatchNorm2d(b)] if norm else []), nn.ReLU()]
+        super().__init__(*layer(1, width), nn.MaxPool2d(2), *layer(width, width), *([nn.Dropout(0.2)] if norm else []),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
+
+
+class Digits:
+    """Some of scikit-learn's digits, with noise that depends on the view."""
+
+    image_shape = (1, 8, 8)
+
+    def __init__(self, first: int, count: int, labelled: int | None = None, noise: float = 0.0, classes=None):
+        images, target = load_digits(return_X_y=True)
+        images, target = images[first:first + count], target[first:first + count]
+        self.images = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16 - 0.3
+        self.target = torch.tensor(target, dtype=torch.int64)
+        self.classes = classes or [str(k) for k in range(10)]
+        self.noise = noise
+        if labelled is not None:
+            self.target[labelled:] = -100
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, index, view, seed):
+        images = self.images[index]
+        if self.noise:
+            images = images + self.noise * torch.sin(index * 12.9 + view * 78.2 + seed).view(-1, 1, 1, 1)
+        return {"input": images, "target": self.target[index]}
+
+
+class AgreeLoss(nn.Module):
+    """A loss of a user's own: mean squared difference of probabilities."""
+
+    def forward(self, student, teacher):
+        return (student.softmax(1) - teacher.softmax(1)).square().sum(1).mean()
+
+
+class StopAt(Hook):
+    """Raise in one stage at one iteration, as a crash would."""
+
+    def __init__(self, stage: str, iteration: int):
+        self.stage, self.iteration = stage, iteration
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.meta["stage"] == self.stage and batch_idx == self.iteration:
+            raise KeyboardInterrupt
+
+
+class Slow(Hook):
+    """Give whoever wants to kill the run time to do so."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        time.sleep(float(os.environ.get("SLOW", 0)))
+
+
+class BreakWeights(Hook):
+    """Make the student's output infinite from one iteration on."""
+
+    def __init__(self, stage: str, iteration: int):
+        self.stage, self.iteration = stage, iteration
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.meta["stage"] == self.stage and batch_idx == self.iteration:
+            with torch.no_grad():
+                runner.distiller.student[-1].bias.fill_(float("inf"))

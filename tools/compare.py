@@ -1,0 +1,9 @@
+"""Train configs over seeds, each beside its control, and say what the teacher brought.
+
+    python tools/compare.py configs/general/default.py --seeds 0 1 2 3 4
+"""
+
+from kdtasks.engine.compare import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,9 @@
+"""Write a run's student for use elsewhere, checked on real test images: plain weights, safetensors or ONNX.
+
+    python tools/export.py work_dirs/general_default/seed0 --format onnx
+"""
+
+from kdtasks.engine.export import main
+
+if __name__ == "__main__":
+    main()
