@@ -73,7 +73,7 @@ class Distiller(nn.Module):
         if not any("loss" in name for name in self._terms):
             raise ValueError(f"no loss trains the student: the losses are {list(losses or {})}; a name that contains "
                              "'loss', with a weight other than 0, does")
-        self._wanted = self._resolve(supplied)
+        self.wanted = self._resolve(supplied)
 
     def _check_roles(self) -> None:
         for name in self.teachers:
@@ -155,7 +155,7 @@ class Distiller(nn.Module):
         """The batch and every name that some loss wants, each model run at most once."""
         known = dict(batch)
         for role in self.roles:
-            missing = [name for name in self._wanted[role] if name not in known]
+            missing = [name for name in self.wanted[role] if name not in known]
             if not missing:
                 continue
             with torch.set_grad_enabled(torch.is_grad_enabled() and role not in self.teachers):

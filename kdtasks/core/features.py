@@ -1,6 +1,8 @@
 """Outputs of submodules by dotted path, taken during one forward and gone after it."""
 
+import contextlib
 import copy
+import functools
 import types
 from collections.abc import Callable, Iterable, Sequence
 
@@ -39,10 +41,11 @@ class Taps:
         self.paths = {path: split_call(path) for path in dict.fromkeys(paths)}
         for path, (module_path, _) in self.paths.items():
             _submodule(model, module_path, path)
+        self._tapped = list(dict.fromkeys(module_path for module_path, _ in self.paths.values()))
         self._seen: dict[str, list] = {}
-        self._recorders: dict[str, tuple[nn.Module, Callable]] = {}
-        self._copied: dict[bool, set[str]] = {}                # mode -> module paths whose values must be copied
-        self._probing = False
+        self._recorders: dict[str, tuple[nn.Module, Callable | None, Callable]] = {}
+        self._changed: dict[bool, set[str]] = {}               # mode -> the tapped modules whose values are changed in place
+        self._copied: set[str] = set()                         # those that this run copies
         self._run = call or model
         self._compiled = _compiled(self._run, compile) if compile else None
 
@@ -52,59 +55,50 @@ class Taps:
     def __call__(self, *args, **kwargs) -> tuple[object, dict[str, Tensor]]:
         """Run the model once; return its output and the value at each path."""
         mode = self.model.training
-        self._probing = mode not in self._copied
-        run = self._run if self._probing or self._compiled is None else self._compiled
-        if not self.paths:
-            self._copied.setdefault(mode, set())
-            return run(*args, **kwargs), {}
+        probing = mode not in self._changed or torch.is_inference_mode_enabled()     # there, no change can be seen
+        self._copied = set(self._tapped) if probing else self._changed[mode]
+        run = self._run if probing or self._compiled is None else self._compiled
         replaced = []
         try:
-            for module, recorder in self._recorders_now(mode):
-                replaced.append((module, module.__dict__.get("forward")))
-                module.__dict__["forward"] = recorder
-            output = run(*args, **kwargs)
-            return output, self._collect(mode)
+            for path in self._tapped:
+                module = _submodule(self.model, path, path)
+                own = module.__dict__.get("forward")
+                replaced.append((module, own))
+                module.__dict__["forward"] = self._recorder(path, module, own)
+            with torch.compiler.set_stance("force_eager") if probing else contextlib.nullcontext():
+                output = run(*args, **kwargs)                      # (parts of it may be compiled, and would hide changes)
+            return output, self._collect(mode, probing)
         finally:
-            for module, forward in reversed(replaced):
-                if forward is None:
+            for module, own in reversed(replaced):
+                if own is None:
                     del module.__dict__["forward"]
                 else:
-                    module.__dict__["forward"] = forward
+                    module.__dict__["forward"] = own
             self._seen.clear()
 
-    def _recorders_now(self, mode: bool) -> Iterable[tuple[nn.Module, Callable]]:
-        """One recorder a tapped module: made anew only when the module at the path is another one (a grown head)."""
-        for module_path in dict.fromkeys(path for path, _ in self.paths.values()):
-            module = _submodule(self.model, module_path, module_path)
-            known = self._recorders.get(module_path)
-            if known is None or known[0] is not module:
-                self._recorders[module_path] = known = (module, self._recorder(module_path, module))
-            yield known
+    def _recorder(self, path: str, module: nn.Module, own: Callable | None) -> Callable:
+        """The recorder of a tapped module; another one only when the module is (a grown head), or its own ``forward``."""
+        known = self._recorders.get(path)
+        if known is None or known[0] is not module or known[1] is not own:
+            forward, seen = module.forward, self._seen
 
-    def _recorder(self, path: str, module: nn.Module) -> Callable:
-        forward, seen = module.forward, self._seen
+            def recording(*args, **kwargs):
+                output = forward(*args, **kwargs)
+                kept = _map(torch.clone, output) if path in self._copied else output
+                seen.setdefault(path, []).append((kept, output, () if torch.compiler.is_compiling() else _versions(output)))
+                return output
 
-        def recording(*args, **kwargs):
-            output = forward(*args, **kwargs)
-            if torch.compiler.is_compiling():
-                kept = _map(torch.clone, output) if path in self._copied[self.model.training] else output
-                seen.setdefault(path, []).append((kept, output, ()))
-            else:
-                needs_copy = self._probing or path in self._copied[self.model.training]
-                kept = _map(torch.clone, output) if needs_copy else output
-                seen.setdefault(path, []).append((kept, output, _versions(output)))
-            return output
+            self._recorders[path] = known = (module, own, recording)
+        return known[2]
 
-        return recording
-
-    def _collect(self, mode: bool) -> dict[str, Tensor]:
+    def _collect(self, mode: bool, probing: bool) -> dict[str, Tensor]:
         changed = {path for path, calls in self._seen.items() for _, output, versions in calls
                    if versions and versions != _versions(output)}
-        if self._probing:
-            self._copied[mode] = changed
-        elif not changed <= self._copied[mode]:
-            raise ValueError(f"{sorted(changed - self._copied[mode])}: the model changed this value in place, "
+        if not probing and not changed <= self._copied:
+            raise ValueError(f"{sorted(changed - self._copied)}: the model changed this value in place, "
                              "as it did not do in the first run in this mode; make that operation out of place")
+        if not torch.is_inference_mode_enabled():
+            self._changed.setdefault(mode, changed)
         values = {}
         for path, (module_path, call) in self.paths.items():
             calls = self._seen.get(module_path, [])
@@ -126,6 +120,10 @@ def module_paths(model: nn.Module) -> list[str]:
 
 
 def _submodule(model: nn.Module, module_path: str, path: str) -> nn.Module:
+    try:
+        return functools.reduce(lambda module, name: module._modules[name], module_path.split("."), model)
+    except (KeyError, AttributeError):                          # get_submodule alone would take a tenth of a small step
+        pass
     try:
         return model.get_submodule(module_path)
     except AttributeError:
@@ -155,6 +153,8 @@ def _map(function: Callable, value):
 
 def _versions(value) -> tuple[int, ...]:
     """The in-place counters of the tensors of a value; -1 for a tensor of inference mode, which has none."""
+    if isinstance(value, Tensor):
+        return (-1 if value.is_inference() else value._version,)
     found = []
-    _map(lambda tensor: found.append(-1 if tensor.is_inference() else tensor._version) or tensor, value)
+    _map(lambda tensor: found.extend(_versions(tensor)) or tensor, value)
     return tuple(found)

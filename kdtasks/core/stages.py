@@ -77,7 +77,7 @@ def control(losses: Mapping[str, dict], teachers: Mapping[str, object],
     def taught(entry: Mapping) -> bool:
         of = (entry["of"],) if isinstance(entry["of"], str) else entry["of"]
         return any(name.split("@")[0].split(".")[0] in (*teachers, "peers")
-                   or name.startswith("peer") and name.split(".")[0][4:].isdigit()
+                   or (name.startswith("peer") and name.split(".")[0][4:].isdigit())
                    or supplied_by_teachers(name) for name in of)
 
     plain = {}
@@ -127,4 +127,4 @@ def stage_reference(source: str, stages: Sequence[str]) -> tuple[str, str] | Non
     name, _, which = source.partition(".")
     if name not in stages or not (which in ("", "last", "best") or which.isdigit()):
         return None
-    return name, which and (f"epoch_{which}" if which.isdigit() else which) or "last"
+    return name, (which and (f"epoch_{which}" if which.isdigit() else which)) or "last"

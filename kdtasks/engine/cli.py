@@ -82,9 +82,9 @@ def test(arguments: Sequence[str] | None = None) -> None:
         from kdtasks.engine.run import Run
 
         run = Run(configs.load(args.config, dict(args.cfg_options)), "unused", 0, args.device, config_name(args.config))
-        model = run.named_model(args.model)
+        model = run.model(args.model)
         load_weights(model, args.checkpoint)
-        _, loader = run.loaders(run.stages[-1])
+        loader = run.test_loader(run.stages[-1])
         with torch.no_grad():
             metrics = run.task.evaluate(model.eval(), loader)
         for metric, value in metrics.items():
@@ -128,13 +128,15 @@ def _list_stages(run) -> None:
     for stage in run.stages:
         print(f"{stage.name}: trains {stage.model}" + (f", taught by {', '.join(stage.teachers)}" if stage.teachers else "")
               + f"; losses {', '.join(stage.losses)}")
-    distiller = run.distiller(run.stages[-1], weights=False)
+    distiller = run.distiller(run.stages[-1], stage_weights=False)
     for role in distiller.roles:
         print(f"\nnames of {role}:\n  " + "\n  ".join(distiller.names(role)))
 
 
 def _print_dry_run(run) -> None:
-    for row in run.dry_run():
+    from kdtasks.engine.dry_run import dry_run
+
+    for row in dry_run(run):
         memory = f", {row['memory_mb']:.0f} MiB" if row["memory_mb"] is not None else ""
         print(f"{row['stage']}: {row['parameters']:,} parameters train, {row['teacher_parameters']:,} teach; "
               f"{row['step_ms']:.1f} ms a step{memory}; loss {row['loss']:.4f}")

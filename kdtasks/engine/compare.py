@@ -46,7 +46,7 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[f
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, None, None
-    from scipy.stats import t                                           # slow to import
+    from scipy.stats import t  # slow to import
 
     half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
@@ -66,64 +66,86 @@ def verdict(differences: Sequence[float], higher_is_better: bool) -> tuple[str |
 
 
 # Jobs ------------------------------------------------------------------------------------------------------------------
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One run in a folder of its own.
 
     Args:
-        title: what the screen and the run's results call it.
+        name: what the screen and the results call it: a config, or a stage that configs share.
         config, folder, seed: of the run.
         stages: the names of all its stages.
-        given: stages that are taken over from another job.
-        used_by: names of the configs that it counts for.
+        given: stages that are taken over from other jobs.
+        used_by: the configs that it counts for.
+        shared: whether it is one stage on its own, which several configs or seeds may use.
     """
 
-    title: str
+    name: str
     config: dict
     folder: Path
     seed: int
     stages: list[str]
     given: dict[str, "Job"] = field(default_factory=dict)
     used_by: list[str] = field(default_factory=list)
+    shared: bool = False
 
     @property
     def results(self) -> dict | None:
-        """The content of results.json; None when the run has not finished."""
+        """The content of results.json; None while the run has not finished."""
         path = self.folder / "results.json"
-        results = json.loads(path.read_text()) if path.exists() else {"stages": {}}
-        complete = all(stage in results["stages"] for stage in self.stages)
-        return results if complete and (not self.given or (self.folder / "student.pth").exists()) else None
-
-    def run(self, device: str | None, quiet: bool) -> Run:
-        return Run(self.config, self.folder, self.seed, device, self.title, quiet)
+        if not path.exists() or not (self.shared or (self.folder / "student.pth").exists()):
+            return None
+        results = json.loads(path.read_text())
+        return results if all(stage in results["stages"] for stage in self.stages) else None
 
     def finish(self, device: str | None, quiet: bool) -> None:
         """Train what is not trained yet."""
-        run = self.run(device, quiet)
+        run = Run(self.config, self.folder, self.seed, device, self.name, quiet)
+        run.open(resume=True)
         for stage, other in self.given.items():
             if stage not in run.done:
-                run.adopt(stage, other.folder / "stages" / f"0_{stage}")
+                run.files.adopt(stage, other.folder / "stages" / f"0_{stage}")
         run.train(resume=True)
 
 
-@dataclass
 class Arm:
     """One config of a comparison.
 
-    Args:
-        name: of the config.
+    Attributes:
         final: the stage whose student is compared.
-        teachers: the stages that train a teacher; ``{}`` where checkpoints are given.
+        teachers: the stages that train a teacher; none where checkpoints are given.
+        shared: ``{stage: its config on its own}`` of the stages that need no other: teachers, and the control.
         jobs: ``{seed: the config's own run}``.
-        controls: ``{seed: the run with its stage "alone"}``, the own run where it cannot be shared.
+        controls: ``{seed: the run that has the stage "alone"}``.
     """
 
-    name: str
-    run: Run
-    final: str
-    teachers: list[str] = field(default_factory=list)
-    jobs: dict[int, Job] = field(default_factory=dict)
-    controls: dict[int, Job] = field(default_factory=dict)
+    def __init__(self, name: str, config: Mapping, device: str | None):
+        self.name, self.run = name, Run(config, "unused", 0, device, name, quiet=True)
+        stages = {stage.name: stage for stage in self.run.stages}
+        self.final = _final(self.run).name
+        if "alone" not in stages:
+            stages["alone"] = _control(self.run, stages[self.final])
+        independent = {name: stage for name, stage in stages.items()
+                       if not stage.taught and stage.student != "keep" and stage_reference(stage.student, list(stages)) is None}
+        self.teachers = [name for name, stage in independent.items() if stage.model != "student"]
+        self.shared = {name: on_its_own(self.run, stage) for name, stage in independent.items()
+                       if name in self.teachers or name == "alone"}
+        self.jobs: dict[int, Job] = {}
+        self.controls: dict[int, Job] = {}
+
+    def plan(self, seed: int, work_dir: Path, teacher_per_seed: bool, jobs: dict[Path, Job]) -> None:
+        """Add the jobs of one seed that are not planned yet."""
+        needs = {}
+        for stage, config in self.shared.items():
+            its_seed = TEACHER_SEED if stage in self.teachers and not teacher_per_seed else seed
+            folder = work_dir / "shared" / f"{stage}_{_hash(config)}" / f"seed{its_seed}"
+            needs[stage] = jobs.setdefault(folder, Job(stage, config, folder, its_seed, [stage], shared=True))
+            if self.name not in needs[stage].used_by:
+                needs[stage].used_by.append(self.name)
+        names, config = [stage.name for stage in self.run.stages], self.run.config
+        folder = work_dir / f"{self.name}_{_hash([config, bool(self.teachers) and teacher_per_seed])}" / f"seed{seed}"
+        given = {stage: job for stage, job in needs.items() if stage in names}
+        self.jobs[seed] = jobs[folder] = Job(self.name, config, folder, seed, names, given, [self.name])
+        self.controls[seed] = needs.get("alone", self.jobs[seed])
 
 
 def on_its_own(run: Run, stage: Stage) -> dict:
@@ -132,8 +154,7 @@ def on_its_own(run: Run, stage: Stage) -> dict:
     A stage without teachers sees neither their settings, nor other models, nor unlabelled samples.
     """
     config = run.config
-    models = {"student": config["student"], **config["models"], **config["teachers"]}
-    spec = models[stage.model]
+    spec = {"student": config["student"], **config["teachers"], **config["models"]}[stage.model]
     if stage.model != "student":                                        # how it teaches later does not matter here
         spec = {k: v for k, v in spec.items() if k not in configurations.TEACHER_KEYS}
     settings = {key: run.setting(stage, key) for key in configurations.TRAINING_KEYS}
@@ -152,39 +173,15 @@ def plan(configs: Mapping[str, Mapping], seeds: Sequence[int], work_dir: Path, d
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"want different seeds, got {list(seeds)}")
-    jobs: dict[Path, Job] = {}
-    arms = []
-    for name, config in configs.items():
-        run = Run(config, "unused", 0, device, name, quiet=True)
-        final = _final(run)
-        arms.append(Arm(name, run, final.name))
+    arms = [Arm(name, config, device) for name, config in configs.items()]
     metrics = {arm.run.task.PRIMARY: arm.name for arm in arms}
     if len(metrics) > 1:
         raise ConfigError("the configs measure different things: " + ", ".join(f"{n} {m}" for m, n in metrics.items()))
+    jobs: dict[Path, Job] = {}
     for seed in seeds:
         for arm in arms:
-            _plan_arm(arm, seed, work_dir, teacher_per_seed, jobs)
+            arm.plan(seed, work_dir, teacher_per_seed, jobs)
     return arms, list(jobs.values())
-
-
-def _plan_arm(arm: Arm, seed: int, work_dir: Path, teacher_per_seed: bool, jobs: dict[Path, Job]) -> None:
-    run = arm.run
-    names = [stage.name for stage in run.stages]
-    alone = next((s for s in run.stages if s.name == "alone"), None) or _control(run, arm.final)
-    arm.teachers = [s.name for s in run.stages if s.model != "student" and _independent(s, names)]
-    given = {}
-    for stage in [s for s in (*run.stages, *([alone] if "alone" not in names else []))
-                  if s.name in arm.teachers or (s.name == "alone" and _independent(s, names))]:
-        own, its_seed = on_its_own(run, stage), TEACHER_SEED if stage.name in arm.teachers and not teacher_per_seed else seed
-        folder = work_dir / "shared" / f"{stage.name}_{_hash(own)}" / f"seed{its_seed}"
-        job = jobs.setdefault(folder, Job(stage.name, own, folder, its_seed, [stage.name]))
-        job.used_by += [arm.name] if arm.name not in job.used_by else []
-        given[stage.name] = job
-    arm.controls[seed] = given["alone"] if "alone" not in names else given.get("alone")
-    folder = work_dir / f"{arm.name}_{_hash([run.config, bool(arm.teachers) and teacher_per_seed])}" / f"seed{seed}"
-    given = {stage: job for stage, job in given.items() if stage in names}
-    arm.jobs[seed] = jobs[folder] = Job(arm.name, run.config, folder, seed, names, given, [arm.name])
-    arm.controls[seed] = arm.controls[seed] or arm.jobs[seed]
 
 
 def _final(run: Run) -> Stage:
@@ -195,21 +192,15 @@ def _final(run: Run) -> Stage:
     return next((s for s in students if s.name == "distilled"), students[-1])
 
 
-def _control(run: Run, final: str) -> Stage:
+def _control(run: Run, final: Stage) -> Stage:
     """The stage "alone" of a list of stages that has none: the last stage's budget, without its teachers."""
-    final = next(s for s in run.stages if s.name == final)
-    probe = run.distiller(final, weights=False)
+    probe = run.distiller(final, stage_weights=False)
     supplied = {name for teacher in probe.teachers for name in probe.names(teacher)}
     try:
         losses = control(final.losses, {**run.config["teachers"], **final.teachers}, supplied.__contains__)
     except ValueError as error:
         raise ConfigError(f"{run.name}: {error}") from error
     return Stage("alone", losses=losses, **{key: getattr(final, key) for key in configurations.TRAINING_KEYS})
-
-
-def _independent(stage: Stage, names: Sequence[str]) -> bool:
-    """Whether a stage needs no other: nobody teaches it, and it starts from fresh weights or a file."""
-    return not stage.taught and stage.student != "keep" and stage_reference(stage.student, names) is None
 
 
 def _hash(value) -> str:
@@ -244,8 +235,8 @@ def compare(configs: Mapping[str, Mapping], seeds: Sequence[int], work_dir: str 
             arm.run._sets.clear()                                       # the data is read again by the runs that need it
     for k, job in enumerate(todo):
         if not quiet:
-            users = f" (for {', '.join(job.used_by)})" if job.title not in job.used_by else ""
-            print(f"[{k + 1}/{len(todo)}] {job.title}, seed {job.seed}{users}: {job.folder}", file=sys.stderr, flush=True)
+            users = f" for {', '.join(job.used_by)}" if job.shared else ""
+            print(f"[{k + 1}/{len(todo)}] {job.name}{users}, seed {job.seed}: {job.folder}", file=sys.stderr, flush=True)
         job.finish(device, quiet)
     result = _collect(arms, jobs, list(seeds), work_dir, teacher_per_seed)
     checkpoint.save_json(result, work_dir / "compare.json")
@@ -254,28 +245,28 @@ def compare(configs: Mapping[str, Mapping], seeds: Sequence[int], work_dir: str 
 
 
 def _collect(arms: Sequence[Arm], jobs: Sequence[Job], seeds: list[int], work_dir: Path, teacher_per_seed: bool) -> dict:
-    task = arms[0].run.task
-    shared = {}
+    task, shared = arms[0].run.task, {}
     for job in jobs:
-        if job.stages != [job.title] or job.folder.parent.parent.name != "shared":
-            continue
-        folder = str(job.folder.parent.relative_to(work_dir))
-        entry = shared.setdefault(folder, {"folder": folder, "stage": job.title, "seeds": [], "configs": job.used_by})
-        entry["seeds"].append(job.seed)
+        if job.shared:
+            folder = str(job.folder.parent.relative_to(work_dir))
+            new = {"folder": folder, "stage": job.name, "configs": job.used_by, "seeds": [], "seconds": []}
+            entry = shared.setdefault(folder, new)
+            entry["seeds"].append(job.seed)
+            entry["seconds"].append(job.results["stages"][job.name]["seconds"])
     return {"primary": task.PRIMARY, "higher_is_better": task.HIGHER_IS_BETTER, "confidence": CONFIDENCE, "seeds": seeds,
             "devices": sorted({job.results["device"] for job in jobs}),
-            "configs": {arm.name: _row(arm, seeds, task, work_dir) for arm in arms},
+            "configs": {arm.name: _row(arm, seeds, task, work_dir, teacher_per_seed) for arm in arms},
             "shared": list(shared.values()), "notes": _notes(arms, list(shared.values()), seeds, teacher_per_seed)}
 
 
-def _row(arm: Arm, seeds: list[int], task, work_dir: Path) -> dict:
+def _row(arm: Arm, seeds: list[int], task, work_dir: Path, teacher_per_seed: bool) -> dict:
     own = [arm.jobs[seed].results["stages"] for seed in seeds]
     alone = [arm.controls[seed].results["stages"]["alone"][task.PRIMARY] for seed in seeds]
     distilled = [stages[arm.final][task.PRIMARY] for stages in own]
     differences = [b - a for a, b in zip(alone, distilled)]
     mean, low, high = interval(differences)
     word, why = verdict(differences, task.HIGHER_IS_BETTER)
-    teachers = {name: [stages[name][task.PRIMARY] for stages in own] for name in arm.teachers}
+    teachers = {name: [stages[name][task.PRIMARY] for stages in own[:None if teacher_per_seed else 1]] for name in arm.teachers}
     given = {name: spec["checkpoint"] for name, spec in arm.run.config["teachers"].items() if spec.get("checkpoint")}
     seconds = [sum(values["seconds"] for stage, values in stages.items() if stage not in arm.jobs[seed].given)
                for seed, stages in zip(seeds, own)]
@@ -308,7 +299,7 @@ def show(result: Mapping, console: Console | None = None) -> None:
         out.add_column(title, justify="right")
     for name, row in result["configs"].items():
         out.add_row(name, str(len(result["seeds"])), _teachers(row), _spread(row["alone"]), _spread(row["distilled"]),
-                    _difference(row), row["verdict"] or row["why"], f"{statistics.fmean(row['seconds']):.0f}")
+                    _difference(row), row["verdict"] or row["why"], f"{statistics.fmean(row['seconds']):.3g}")
     console.print(out)
     every = Table(title="every number")
     for title in ("config", "seed", "alone", "distilled", "difference"):
@@ -318,14 +309,14 @@ def show(result: Mapping, console: Console | None = None) -> None:
             every.add_row(name, str(seed), f"{a:.3f}", f"{b:.3f}", f"{d:+.3f}")
     console.print(every)
     for entry in result["shared"]:
-        seeds = " ".join(map(str, entry["seeds"]))
-        print(f"{entry['stage']}, seed {seeds}: trained once for {', '.join(entry['configs'])} ({entry['folder']})", file=console.file)
+        seeds, users = " ".join(map(str, entry["seeds"])), ", ".join(entry["configs"])
+        print(f"{entry['stage']}, seed {seeds}: trained once, for {users} ({entry['folder']})", file=console.file)
     for note in result["notes"]:
         print(f"note: {note}", file=console.file)
 
 
 def _teachers(row: Mapping) -> str:
-    return ", ".join(Path(v).name if isinstance(v, str) else _spread(sorted(set(v))) for v in row["teachers"].values()) or "none"
+    return ", ".join(Path(t).name if isinstance(t, str) else _spread(t) for t in row["teachers"].values()) or "none"
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -337,8 +328,8 @@ def _difference(row: Mapping) -> str:
 
 
 def plot(result: Mapping, path: str | Path) -> None:
-    """A PNG: for each config a line a seed from alone to distilled; below them the means, with the interval of the difference."""
-    import matplotlib.style                                             # slow to import; pyplot's global state is not touched
+    """A PNG: for each config a line a seed from alone to distilled; below them the mean difference and its interval."""
+    import matplotlib.style  # slow to import; pyplot's global state is not touched
     from matplotlib.figure import Figure
 
     from kdtasks.engine.report import ALONE, DISTILLED, STYLE
@@ -359,9 +350,9 @@ def plot(result: Mapping, path: str | Path) -> None:
                         label=None if k else "mean of alone")
             if row["low"] is not None:
                 axes.plot([control + row["low"], control + row["high"]], [bottom] * 2, color=DISTILLED, linewidth=4, alpha=0.35,
-                          solid_capstyle="butt", label=None if k else f"mean difference and its {result['confidence']:.0%} interval")
+                          solid_capstyle="butt", label=None if k else f"mean difference, {result['confidence']:.0%} interval")
             axes.plot([control + row["mean"]], [bottom], "D", color=DISTILLED, markersize=7)
-            axes.annotate(f"{_difference(row)}\n{row['verdict'] or row['why']}", (1.01, bottom - 0.5), va="center", fontsize=9,
+            axes.annotate(f"{_difference(row)}\n{row['verdict'] or row['why']}", (1.01, bottom), va="center", fontsize=9,
                           xycoords=("axes fraction", "data"), annotation_clip=False)
             labels |= {y: f"seed {seed}" for y, seed in zip(rows, seeds)} | {bottom: name}
         axes.set_yticks(list(labels), labels.values())
@@ -381,7 +372,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                                      "same student without the teacher), and say what the teacher brought.")
     parser.add_argument("configs", nargs="+", metavar="CONFIG")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="N", help="default: 0 1 2 3 4")
-    parser.add_argument("--teacher-per-seed", action="store_true", help="train a teacher for each seed; default: seed 0's for all")
+    parser.add_argument("--teacher-per-seed", action="store_true", help="a teacher for each seed; default: seed 0's for all")
     parser.add_argument("--work-dir", default="work_dirs/compare", help="where the runs, compare.json and compare.png go; runs "
                         "that are there already are used (default: %(default)s)")
     common_arguments(parser)

@@ -59,7 +59,7 @@ def load(path: str | Path, options: Mapping | None = None) -> dict:
         FileNotFoundError: no such file, or a base of it.
         ConfigError: a key, argument or name that does not exist.
     """
-    from mmengine.config import Config                                   # slow to import; a loss must not pay for it
+    from mmengine.config import Config  # slow to import; a loss must not pay for it
 
     path = Path(path)
     if not path.is_file():

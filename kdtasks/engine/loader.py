@@ -306,9 +306,14 @@ class _Reader:
                 batch, index, view, bad = next(batches)
             except StopIteration:
                 return
+            except Exception as error:
+                if not self.workers:
+                    raise
+                # The frames of torch hold error and workers in a cycle; the collector then waits 5 s for each worker.
+                raise error.with_traceback(None)  # noqa: B904
             if bad and not self.bad:
                 warnings.warn(f"skipped an unreadable sample: {next(iter(bad.values()))} (said once; Loader.bad has all)",
-                              stacklevel=2)
+                              stacklevel=3)
             self.bad.update(bad)
             yield batch, index, view
 

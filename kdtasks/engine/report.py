@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import math
 import pprint
@@ -26,6 +27,7 @@ STYLE = {                                                        # the task's pi
     "axes.grid": True, "axes.axisbelow": True, "grid.color": "#E7EBF0", "legend.frameon": False, "lines.linewidth": 1.8,
     "figure.facecolor": "white", "figure.constrained_layout.use": True, "savefig.facecolor": "white",
 }
+SMOOTHED = 60                                                    # points of a loss, from which on its mean is drawn too
 PIXELS_PER_INCH = 100                                            # of a figure on the page; stored finer
 LARGEST = 1_300_000                                              # bytes of all pictures, before base64 adds a third
 
@@ -58,7 +60,8 @@ def stage_colors(run) -> dict[str, str]:
     teachers = [name for name in run.config["teachers"] if name != "alone"]
     fixed = {"teacher": TEACHER, "alone": ALONE, _distilled(run) or "distilled": DISTILLED}
     fixed |= {teachers[0]: TEACHER} if teachers and "teacher" not in teachers else {}
-    others = [name for name in dict.fromkeys([*teachers, *(s.name for s in run.stages), *run.done]) if name not in fixed]
+    known = [*teachers, *(s.name for s in run.stages), *(name for s in run.stages for name in s.teachers), *run.done]
+    others = [name for name in dict.fromkeys(known) if name not in fixed]
     return fixed | {name: OTHERS[k % len(OTHERS)] for k, name in enumerate(others)}
 
 
@@ -79,6 +82,13 @@ def _curve(history: Sequence[Mapping], name: str) -> tuple[list[int], list[float
     """Iterations and finite values of one quantity."""
     points = [(entry["iteration"], entry[name]) for entry in history if _is_number(entry.get(name))]
     return [x for x, _ in points], [y for _, y in points]
+
+
+def _running_mean(values: Sequence[float], window: int) -> list[float]:
+    """The mean of ``window`` values before and after each, and itself; fewer at the ends."""
+    sums = [0.0, *itertools.accumulate(values)]
+    spans = [(max(i - window, 0), min(i + window + 1, len(values))) for i in range(len(values))]
+    return [(sums[b] - sums[a]) / (b - a) for a, b in spans]
 
 
 def _is_number(value) -> bool:
@@ -118,7 +128,7 @@ def _duration(seconds) -> str:
 def _parameters(run) -> dict[str, int]:
     """``{model: number of parameters}`` of the models that stages train."""
     names = dict.fromkeys(stage.model for stage in run.stages)
-    return {name: sum(p.numel() for p in run.named_model(name).parameters()) for name in names}
+    return {name: sum(p.numel() for p in run.model(name).parameters()) for name in names}
 
 
 def _weight(entry: Mapping) -> str:
@@ -157,7 +167,8 @@ def _sentence(run) -> str:
         if (gain < 0) == run.task.HIGHER_IS_BETTER or gain == 0:
             text += "; here the teacher did not help" if gain else "; no difference"
     else:
-        text += "; the run has no control, so what the teacher brought is not known"
+        state = "the control is not finished" if any(s.name == "alone" for s in run.stages) else "the run has no control"
+        text += f"; {state}, so what the teacher brought is not known"
     teachers = {stage: values[stage] for stage in run.config["teachers"] if stage in values}
     for stage, value in teachers.items():
         text += f"; {'the teacher' if len(teachers) == 1 else stage} has {_number(value)}{unit}"
@@ -205,7 +216,8 @@ def _drawn(run) -> tuple[list, list]:
         names = list(dict.fromkeys(k for h in finished.values() for entry in h if "lr" in entry for k in entry))
         names = sorted((n for n in names if n not in ("iteration", "lr")), key=lambda n: n == "loss")      # the total last
         if names:
-            title = "The losses, each with its weight: means between two readings"
+            many = any(len(_curve(h, name)[0]) > SMOOTHED for h in finished.values() for name in names)
+            title = "The losses, each times its weight" + ("; dark: running mean, pale: as read" if many else "")
             curves.append((title, _losses(finished, names, colors)))
     return charts, curves
 
@@ -242,7 +254,7 @@ def _progress(history: Mapping[str, list[dict]], primary: str, colors: Mapping[s
         top.plot(x, y, color=colors[stage], label=stage, marker="o" if len(x) <= 60 else "", markersize=4)
         bottom.plot(*_curve(entries, "lr"), color=colors[stage], linewidth=1.3)
     top.set_ylabel(primary + _unit(primary).replace(" ", ", "))
-    top.legend(ncols=min(len(history), 4), loc="best")
+    figure.legend(*top.get_legend_handles_labels(), ncols=min(len(history), 6), loc="outside upper right")
     bottom.set_ylabel("lr")
     bottom.set_ylim(bottom=0)
     bottom.set_xlabel("iteration of the stage")
@@ -259,13 +271,20 @@ def _losses(history: Mapping[str, list[dict]], names: Sequence[str], colors: Map
     for axes, name in zip(panels, names):
         values = []
         for stage, entries in history.items():
-            x, y = _curve([e for e in entries if "lr" in e], name)
+            read = [entry for entry in entries if "lr" in entry]
+            own = {key for entry in read for key in entry} - {"iteration", "lr"}
+            x, y = _curve(read, next(iter(own)) if name == "loss" and len(own) == 1 else name)       # one loss is the sum
             if y:
-                axes.plot(x, y, color=colors[stage], linewidth=1.5, label=stage, marker="o" if len(x) == 1 else "")
+                smooth = len(x) > SMOOTHED
+                axes.plot(x, y, color=colors[stage], linewidth=1 if smooth else 1.5, alpha=0.25 if smooth else 1,
+                          label=None if smooth else stage, marker="o" if len(x) == 1 else "")
+                if smooth:
+                    axes.plot(x, _running_mean(y, len(y) // 30), color=colors[stage], linewidth=1.6, label=stage)
                 values += y
         if values and min(values) > 0 and max(values) > 20 * min(values):
             axes.set_yscale("log")
         axes.set_title("sum of all losses" if name == "loss" else name)
+        axes.set_xlabel("iteration of the stage")
     for axes in panels[len(names):]:
         axes.remove()
     shown = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
@@ -275,11 +294,11 @@ def _losses(history: Mapping[str, list[dict]], names: Sequence[str], colors: Map
 
 def _embedded(pictures: Sequence[tuple]) -> list[tuple[str, str, int]]:
     """``(title, data URI, width on the page)`` of figures; many or large ones are stored less finely."""
-    for dpi in (170, 120, 85, 60):
+    for dpi in (160, 120, 85, 60):
         encoded = []
         for _, figure in pictures:
             file = io.BytesIO()
-            figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None}, pil_kwargs={"optimize": True})
+            figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
             encoded.append(file.getvalue())
         if sum(map(len, encoded)) <= LARGEST:
             break
@@ -368,8 +387,11 @@ def _cards(run, parameters: Mapping[str, int]) -> str:
         lines = [f"{parameters[models[name]]:,} parameters"] if name in models else []
         if name == _distilled(run) and _is_number(results.get("alone", {}).get(primary)):
             lines.insert(0, f"{_number(results[name][primary] - results['alone'][primary], signed=True)} against alone")
-        cards.append(f'<div class="card" style="border-color:{colors[name]}"><span>{escape(name)}</span><b>'
-                     f"{_number(results[name][primary])}<small>{_unit(primary)}</small></b><span>{', '.join(lines)}</span></div>")
+        if name in teachers and name in models:
+            lines[0] += f" ({parameters[models[name]] / max(parameters.get('student', 0), 1):.3g}× the student's)"
+        value = f"<b>{_number(results[name][primary])}<small>{_unit(primary)}</small></b>"
+        cards.append(f'<div class="card" style="border-color:{colors[name]}"><span>{escape(name)}</span>{value}'
+                     f"<span>{', '.join(lines)}</span></div>")
     return f'<div class="cards">{"".join(cards)}</div>' if cards else ""
 
 

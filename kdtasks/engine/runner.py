@@ -1,6 +1,7 @@
 """One stage as one mmengine Runner: a loop counted in iterations, read from the device once per log interval."""
 
 import fnmatch
+import itertools
 import logging
 import time
 import warnings
@@ -19,6 +20,8 @@ from kdtasks.core import Distiller
 from kdtasks.core.names import did_you_mean
 from kdtasks.engine import checkpoint
 from kdtasks.engine.optim import MovingAverage, StepWrapper
+
+_numbers = itertools.count()
 
 
 class NotFiniteError(RuntimeError):
@@ -175,13 +178,14 @@ class StageRunner(Runner):
         self.best: float | None = None
         self.seconds, self._since = 0.0, time.perf_counter()
         trained = select_parameters(distiller, train)
+        unique = f"{name}_{next(_numbers)}"                    # mmengine keeps loggers and visualizers by name, for ever
         super().__init__(
             model=distiller, work_dir=str(self.folder), train_dataloader=loader, train_cfg={}, optim_wrapper={},
             default_hooks={"runtime_info": None, "timer": None, "sampler_seed": None, "logger": None, "checkpoint": None},
             custom_hooks=custom_hooks, launcher="none" if get_dist_info()[1] == 1 else "pytorch",
-            visualizer={"type": "Visualizer", "name": f"{name}_{id(self)}", "vis_backends": [
+            visualizer={"type": "Visualizer", "name": unique, "vis_backends": [
                 {"type": "TensorboardVisBackend", "save_dir": str(tensorboard)}] if tensorboard else []},
-            randomness={"seed": seed}, experiment_name=f"{name}_{id(self)}", default_scope="mmengine")
+            randomness={"seed": seed}, experiment_name=unique, default_scope="mmengine")
         groups = [[p for p in part if p.requires_grad] for part in
                   ([*distiller.student.parameters(), *distiller.losses.parameters()], *(p.parameters() for p in distiller.peers))]
         self.optim_wrapper = StepWrapper(optimizer(trained), options["amp"], self.device.type, options["accumulate"],
@@ -221,11 +225,16 @@ class StageRunner(Runner):
         self.call_hook("before_run")
         self.optim_wrapper.initialize_count_status(self.model, loop.iter, loop.max_iters)
         self._since = time.perf_counter()
-        with warnings.catch_warnings():                         # accumulation: schedulers step before the first update
-            warnings.filterwarnings("ignore", message="Detected call of `scheduler.step")
-            model = loop.run()
-        self.call_hook("after_run")
-        return model
+        try:
+            with warnings.catch_warnings():                     # accumulation: schedulers step before the first update
+                warnings.filterwarnings("ignore", message="Detected call of `scheduler.step")
+                model = loop.run()
+            self.call_hook("after_run")
+            return model
+        finally:
+            self.visualizer.close()
+            for handler in self.logger.handlers:
+                handler.close()
 
     # Reading, evaluating, saving -----------------------------------------------------------------------------
     @property

@@ -30,7 +30,8 @@ class Answers:
 
 @torch.no_grad()
 def answers(model: nn.Module, loader) -> Answers:
-    """What ``model``, in eval, says to each labelled sample of ``loader``; its batches have ``input``, ``target``, ``index``."""
+    """What ``model``, in eval, says to each labelled sample of ``loader``, whose batches have ``input``,
+    ``target`` and ``index``."""
     rows = []
     for batch in loader:
         confidence, answer = model(batch["input"]).float().softmax(1).max(1)                               # (B,) each
@@ -160,7 +161,8 @@ def _many_classes(shares, shown, names, colors, gains, pair):
     first = pair[0] if pair else next(iter(shares))
     order = sorted(shown, key=lambda c: shares[first][c])
     for name, share in shares.items():
-        left.plot([share[c] for c in order], linestyle="-" if name == first else "", marker="" if name == first else "o",
+        marker = "" if name == first else "x" if name not in pair else "o"
+        left.plot([share[c] for c in order], linestyle="-" if name == first else "", marker=marker,
                   markersize=4, color=colors[name], label=name, alpha=1 if name == first else 0.75)
     left.set_xlabel(f"classes, sorted by the accuracy of {first}")
     left.set_ylabel("accuracy, %")
@@ -194,8 +196,8 @@ def draw_changes(before: Answers, after: Answers, names: Sequence[str], images: 
     fixed = (~before.right & after.right).nonzero()[:, 0]
     broken = (before.right & ~after.right).nonzero()[:, 0]
     title = (f"From {labels[0]} to {labels[1]}: {len(fixed)} fixed, {len(broken)} broken of {len(before.right)} test images")
-    groups = [(f"{len(fixed)} fixed: {labels[0]} is wrong, {labels[1]} is right", fixed, 2),
-              (f"{len(broken)} broken: {labels[0]} is right, {labels[1]} is wrong", broken, 1)]
+    groups = [(f"{len(fixed)} fixed: {labels[0]} (first answer) is wrong, {labels[1]} (second) is right", fixed, 2),
+              (f"{len(broken)} broken: {labels[0]} (first answer) is right, {labels[1]} (second) is wrong", broken, 1)]
     return title, _gallery(groups, dict(zip(labels, (before, after))), names, images, colors)
 
 
@@ -214,7 +216,7 @@ def _gallery(groups, models: Mapping[str, Answers], names, images, colors):
     columns = 8 if max(map(len, names)) <= 8 else 6
     groups = [(text, _spread(chosen, rows * columns)) for text, chosen, rows in groups if len(chosen)]
     cell = 10.4 / columns
-    height = cell * 0.66 + 0.17 * (1 + len(models)) + 0.16
+    height = cell * 0.78 + 0.17 * (1 + len(models)) + 0.16
     total = sum(0.45 - (-len(chosen) // columns) * height for _, chosen in groups)
     figure = Figure(figsize=(10.4, max(total, 0.6)), layout="none")
     if not groups:
@@ -227,7 +229,7 @@ def _gallery(groups, models: Mapping[str, Answers], names, images, colors):
         pictures = images(one.index[chosen])
         for k, row in enumerate(chosen.tolist()):
             left, top = k % columns * cell, y - k // columns * height
-            side = cell * 0.66
+            side = cell * 0.78
             axes = figure.add_axes((left / 10.4, (top - side) / total, side / 10.4, side / total))
             small = max(pictures[k].shape[:2]) <= 64
             axes.imshow(pictures[k], cmap="gray", interpolation="nearest" if small else "antialiased")
@@ -237,7 +239,7 @@ def _gallery(groups, models: Mapping[str, Answers], names, images, colors):
             lines = [(f"true: {_short(names[one.target[row]])}", "#1B2330")]
             for label, found in models.items():
                 mark, answer = "✓" if found.right[row] else "✗", _short(names[found.answer[row]])
-                lines.append((f"{mark} {answer}, {100 * found.confidence[row]:.0f} %", colors[label]))
+                lines.append((f"{mark} {answer}, {100 * found.confidence[row]:.0f} %", _dark(colors[label])))
             for n, (line, color) in enumerate(lines):
                 figure.text(left / 10.4, (top - side - 0.05 - 0.17 * n) / total, line, va="top", fontsize=8.5, color=color,
                             fontweight="bold" if n else "normal")
@@ -250,6 +252,11 @@ def _spread(chosen: Tensor, count: int) -> Tensor:
     if len(chosen) <= count:
         return chosen
     return chosen[torch.arange(count) * len(chosen) // count]
+
+
+def _dark(color: str) -> str:
+    """A colour of bars, dark enough for small text on white."""
+    return "#" + "".join(f"{round(0.72 * int(color[i:i + 2], 16)):02X}" for i in (1, 3, 5))
 
 
 def _short(name: str, most: int = 13) -> str:
@@ -268,8 +275,11 @@ def draw_reliability(models: Mapping[str, Answers], colors: Mapping[str, str]) -
         top, bottom = grid[:, k]
         error, rows = calibration(found.confidence, found.right)
         filled = [(x, accuracy, mean) for x, (count, accuracy, mean) in zip(middle, rows) if count]
-        top.bar([x for x, _, _ in filled], [a for _, a, _ in filled], 9.2, color=colors[name], alpha=0.85)
-        top.plot([m for _, _, m in filled], [a for _, a, _ in filled], "o", color="#1B2330", markersize=4)
+        places, heights, means = zip(*filled) if filled else ((), (), ())
+        bars = top.bar(places, heights, 9.2, color=colors[name], alpha=0.85)
+        for bar, count in zip(bars, [count for count, _, _ in rows if count]):
+            bar.set_alpha(0.3 if count < 10 else 0.85)
+        top.plot(means, heights, "o", color="#1B2330", markersize=4, clip_on=False, zorder=5)
         top.plot([0, 100], [0, 100], color="#3C4758", linewidth=1.1, linestyle=(0, (4, 3)))
         top.set(xlim=(0, 100), ylim=(0, 100), title=f"{name}: ECE {error:.1f} %")
         shares = [100 * count / max(len(found.right), 1) for count, _, _ in rows]
@@ -279,4 +289,4 @@ def draw_reliability(models: Mapping[str, Answers], colors: Mapping[str, str]) -
         empty.remove()
     grid[0, 0].set_ylabel("accuracy, %")
     grid[1, 0].set_ylabel("images, %")
-    return "Is it as right as it is sure? Bars on the dashed line would be (dots: mean confidence of the bin)", figure
+    return "Reliability: accuracy against confidence (dashed: as often right as it is sure; pale: fewer than 10 images)", figure

@@ -55,10 +55,12 @@ def pictures(run) -> list[tuple]:
         return []
     teachers = [s.name for s in finished if s.name in run.config["teachers"]]
     students = [s for s in finished if s.model == "student" and s.name not in ("alone", *run.config["teachers"])]
-    loader = run.loaders(finished[-1])[1]
+    students.sort(key=lambda stage: stage.name == "distilled")                      # the one that counts comes last
+    loader = run.test_loader(finished[-1])
     found = {}
     if students and not teachers:
-        found = {name: draw.answers(teacher, loader) for name, teacher in run.distiller(students[-1]).teachers.items()}
+        taught = next((stage for stage in reversed(students) if stage.teachers), students[-1])
+        found = {name: draw.answers(teacher, loader) for name, teacher in run.distiller(taught).teachers.items()}
     pair = [name for name in ("alone", *(s.name for s in students[-1:])) if name in run.done]
     found |= {name: draw.answers(run.trained(name), loader) for name in (*teachers, *pair)}
     return draw.draw(found, pair, loader, stage_colors(run))

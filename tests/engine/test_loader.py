@@ -235,6 +235,17 @@ def test_labelled_rows_come_first_and_other_labels_are_hidden(make):
         assert set(batch["index"][:3].tolist()) <= set(LABELLED) and not set(batch["index"][3:].tolist()) & set(LABELLED)
 
 
+def test_hiding_labels_leaves_the_data_sets_own_tensor():
+    class Whole(Batched):
+        target = torch.zeros(7, dtype=torch.int64)
+
+        def batch(self, index, view, seed):
+            return {"input": index.float(), "target": self.target}
+
+    batch = next(iter(Loader(Whole(23), 7, labelled=LABELLED, unlabelled_per_batch=4)))
+    assert batch["target"].tolist() == [0] * 3 + [-100] * 4 and Whole.target.tolist() == [0] * 7
+
+
 def test_unlabelled_passes_are_endless():
     loader = Loader(Batched(23), 7, labelled=LABELLED, unlabelled_per_batch=4)
     rows = [i for epoch in range(8) for batch in indices(loader.epoch(epoch)) for i in batch[3:]]             # 8 x 2 x 4

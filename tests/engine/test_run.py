@@ -103,7 +103,7 @@ def test_teacher_is_bit_for_bit_what_its_stage_left(undisturbed):
     distiller = undisturbed.distiller(stage)
     before = copy.deepcopy(distiller.model("teacher").state_dict())
     assert same(before, weights(undisturbed, "teacher")["state_dict"])
-    loader, _ = undisturbed.loaders(stage)
+    loader = undisturbed.train_loader(stage)
     optimizer = torch.optim.SGD(distiller.parameters(), lr=0.1)
     distiller.train()
     for batch in loader.epoch(0):
@@ -190,7 +190,7 @@ def test_alone_is_plain_cross_entropy_on_the_same_labelled_samples(tmp_path):
                    data__batch_size=16, data__unlabelled_per_batch=8, data__iterations_per_epoch=5, schedule=[])
     run = Run(config, tmp_path / "run", quiet=True)
     run.train()
-    distilled_loader, _ = run.loaders(run.stages[2])
+    distilled_loader = run.train_loader(run.stages[2])
     student = run.model("student").train()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
     torch.manual_seed(0)                                                   # dropout's stream, as the run seeds it
@@ -221,13 +221,13 @@ def test_a_users_own_loss_trains_through_one_line(tmp_path):
 
 
 def test_a_function_is_a_loss_too(tmp_path):
-    run = Run(small(losses__loss_kd={"type": "kdtasks.general.kd_loss", "temperature": 2.0, "of": ("student", "teacher")}),
-              tmp_path / "run", quiet=True)
-    loss, of, weight = run._loss("x", run.config["losses"]["loss_kd"])
-    s, t = torch.randn(2, 4, 10)
-    assert of == ("student", "teacher") and weight == 1
+    entry = {"type": "kdtasks.general.kd_loss", "temperature": 2.0, "of": ("student", "teacher")}
+    run = Run(small(losses__loss_kd=entry), tmp_path / "run", quiet=True)
+    distiller = run.distiller(run.stages[2], stage_weights=False).eval()
+    batch = next(iter(run.train_loader(run.stages[2])))
+    s, t = distiller.student(batch["input"]), distiller.teachers["teacher"](batch["input"])
     expected = 4 * F.kl_div(F.log_softmax(s / 2, 1), F.log_softmax(t / 2, 1), reduction="batchmean", log_target=True)
-    assert torch.allclose(loss(s, t), expected)
+    assert torch.allclose(distiller(batch)["loss_kd"], expected)
 
 
 def test_cached_teacher_trains_to_the_same_student(tmp_path):
@@ -245,9 +245,9 @@ def test_a_cached_step_never_runs_the_teacher(tmp_path, monkeypatch):
     run = Run(small(cache={"views": 2}), tmp_path / "run", quiet=True)
     run.train(only=["teacher"])
     stage = run.stages[2]
-    loader, _ = run.loaders(stage)
+    loader = run.train_loader(stage)
     distiller = run.distiller(stage)
-    prepare = run._cache(stage, distiller, loader)
+    prepare = run.cache(stage, distiller)
     expected = {}
     for view in range(2):
         index = torch.arange(200)

@@ -1,0 +1,12 @@
+# ResNet-20 taught by ResNet-56 on CIFAR-100: KD (arXiv 1503.02531), at full length for a GPU.
+# Run:     python tools/train.py configs/general/kd_resnet56_resnet20_cifar100.py
+_base_ = ['../_base_/cifar100.py', '../_base_/sgd_240e.py']
+task = 'kdtasks.general.trainer'
+
+student = dict(type='kdtasks.general.models.resnet20', num_classes=100)
+teacher = dict(type='kdtasks.general.models.resnet56', num_classes=100)
+
+losses = dict(
+    loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target'), weight=0.1),      # alone: weight 1
+    loss_kd=dict(type='kdtasks.general.KDLoss', temperature=4.0, of=('student', 'teacher'), weight=0.9),
+)

@@ -1,0 +1,22 @@
+# ResNet-8 taught by a ResNet-8 of twice the width on CIFAR-100, short enough for two CPU cores: KD (arXiv 1503.02531).
+# Run:     python tools/train.py configs/general/kd_resnet8x2_resnet8_cifar100_short.py
+_base_ = ['../_base_/cifar100.py']
+task = 'kdtasks.general.trainer'
+
+student = dict(type='kdtasks.general.models.resnet8', num_classes=100)
+teacher = dict(type='kdtasks.general.models.resnet8', width=32, num_classes=100)
+
+losses = dict(
+    loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target'), weight=0.1),      # alone: weight 1
+    loss_kd=dict(type='kdtasks.general.KDLoss', temperature=4.0, of=('student', 'teacher'), weight=0.9),
+)
+
+data = dict(batch_size=128)
+optimizer = dict(type='torch.optim.SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+schedule = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=200),
+            dict(type='CosineAnnealingLR', begin=200, by_epoch=False)]
+length = 6
+teacher_training = dict(length=8)
+amp = 'bfloat16'
+channels_last = True
+val_interval = 2

@@ -1,0 +1,56 @@
+"""A stage's teacher outputs, computed once for every sample and fixed view, and put into each batch."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+
+from kdtasks.core import Distiller
+from kdtasks.core.cache import TeacherCache, model_hash
+from kdtasks.engine.loader import Loader
+
+
+def cached_outputs(distiller: Distiller, sweep: Loader, views: int, folder: Path, facts: dict,
+                   precision: Callable[[], AbstractContextManager], write: bool = True) -> Callable[[dict], dict]:
+    """What adds the teachers' tensors to a batch; fills the cache first where it is missing or of something else.
+
+    Args:
+        distiller: a built Distiller; every tensor that its losses want of a teacher is kept.
+        sweep: all samples in order, once an epoch; epoch v gives view v.
+        views: how many views.
+        folder: below it each cache has a folder named by what it depends on.
+        facts: whatever else the outputs depend on: teachers' options, the description of the data, the seed.
+        precision: the autocast context of the run's steps.
+        write: whether this process fills the cache (rank 0), or waits for the one that does.
+
+    Returns:
+        ``batch -> batch`` with the tensors added, which has the same effect on a step as running the teachers.
+    """
+    wanted = {role: names for role, names in distiller.wanted.items() if role in distiller.teachers and names}
+    first = next(iter(sweep.epoch(0)))["input"]
+    key = {**facts, "teachers": {role: model_hash(distiller.model(role)) for role in wanted}, "names": wanted, "views": views,
+           "samples": len(sweep.dataset),
+           "first_batch": hashlib.sha256(first.float().cpu().contiguous().numpy().tobytes()).hexdigest()}
+    key = json.loads(json.dumps(key, default=str))
+    folder = folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+    def outputs(batch: dict) -> dict[str, torch.Tensor]:
+        found = {}
+        for role, names in wanted.items():
+            with precision():
+                given = distiller.outputs(role, batch, names)
+            found |= {name: given[name] for name in names}
+        return found
+
+    if write and TeacherCache.open(folder, key) is None:
+        distiller.eval()
+        with torch.no_grad():
+            TeacherCache.write(folder, key, len(sweep.dataset), views, (b for v in range(views) for b in sweep.epoch(v)), outputs)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    cache = TeacherCache.open(folder, key)
+    cache.to(sweep.device)
+    return lambda batch: {**batch, **cache.fetch(batch["index"], batch["view"], sweep.device)}

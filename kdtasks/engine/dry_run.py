@@ -1,0 +1,55 @@
+"""Two steps of every stage on random tensors: is the config sound, how large and how slow is it?"""
+
+import math
+import time
+
+import torch
+
+from kdtasks.engine import builder
+from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.run import Run
+
+
+def dry_run(run: Run, steps: int = 2) -> list[dict]:
+    """Build each stage and take ``steps`` steps on what the task's ``example`` gives; no data and no stage files are read.
+
+    Returns:
+        A row a stage: ``stage``, ``parameters`` that train, ``teacher_parameters``, ``step_ms`` of the last step, ``loss``,
+        ``memory_mb`` (the peak, CUDA only), ``shapes`` of the tensors that the losses are called with.
+
+    Raises:
+        ConfigError: a loss is not finite after the steps.
+    """
+    rows = []
+    for stage in run.stages:
+        data = run.setting(stage, "data")
+        share = data["unlabelled_per_batch"] if stage.taught else 0
+        batch = run.task.example(run.config, data["batch_size"] + share)
+        batch = {k: v.to(run.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        if share:
+            batch["labelled"] = torch.arange(data["batch_size"] + share) < data["batch_size"]
+        distiller = run.distiller(stage, stage_weights=False)
+        shapes = distiller.build(batch)
+        trained = [p for p in distiller.parameters() if p.requires_grad]
+        optimizer = builder.build(run.setting(stage, "optimizer"), "optimizer", params=trained)
+        if run.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        for step in range(steps):
+            started = time.perf_counter()
+            distiller.progress = (step, steps)
+            with run.precision():
+                losses = distiller(batch)
+            total = sum(value for name, value in losses.items() if "loss" in name)
+            total.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            loss = float(total.detach())
+        if not math.isfinite(loss):
+            raise ConfigError(f"stage {stage.name!r}: the loss is {loss} after {steps} steps on random tensors")
+        rows.append({
+            "stage": stage.name, "parameters": sum(p.numel() for p in trained), "shapes": shapes, "loss": loss,
+            "teacher_parameters": sum(p.numel() for role in distiller.teachers for p in distiller.model(role).parameters()),
+            "step_ms": 1000 * (time.perf_counter() - started),
+            "memory_mb": torch.cuda.max_memory_allocated() / 2**20 if run.device.type == "cuda" else None,
+        })
+    return rows

@@ -1,0 +1,738 @@
+"""The Distiller: which models run, what each loss gets, what it is called, and what must not move."""
+
+import copy
+import gc
+import warnings
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kdtasks.core import Distiller, Linear, Steps, Teacher
+from kdtasks.general import KDLoss, kd_loss
+
+
+@pytest.fixture(autouse=True)
+def one_thread_one_seed():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+
+
+class Net(nn.Module):
+    """Two layers with names, BatchNorm and dropout; it counts its forwards."""
+
+    def __init__(self, width=6, classes=3):
+        super().__init__()
+        self.layer1 = nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True))
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(width, classes)
+        self.forwards = 0
+
+    def forward(self, x):
+        self.forwards += 1
+        return self.head(self.drop(self.layer1(x)))
+
+
+class Hint(nn.Module):
+    """A loss with an adapter that only ``build`` can size."""
+
+    adapter = None
+
+    def build(self, student, teacher):
+        self.adapter = nn.Linear(student.shape[1], teacher.shape[1])
+
+    def forward(self, student, teacher):
+        return F.mse_loss(self.adapter(student), teacher)
+
+
+class LazyHint(nn.Module):
+    def __init__(self, width=6):
+        super().__init__()
+        self.adapter = nn.Sequential(nn.LazyLinear(width), nn.BatchNorm1d(width))
+
+    def forward(self, student, teacher):
+        return F.mse_loss(self.adapter(student), teacher)
+
+
+CLS = (F.cross_entropy, ("student", "target"))
+KD = (kd_loss, ("student", "teacher"))
+HINT_OF = ("student.layer1", "teacher.layer1")
+
+
+def batch(rows=8, classes=3):
+    return {"input": torch.randn(rows, 4), "target": torch.arange(rows) % classes}
+
+
+def state(module):
+    """Every parameter and buffer, copied; of the teachers too."""
+    models = [module, *(t.model for t in getattr(module, "teachers", {}).values())]
+    return [value.detach().clone() for model in models for value in (*model.parameters(), *model.buffers())]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b))
+
+
+def total(losses):
+    return sum(value for name, value in losses.items() if "loss" in name)
+
+
+def gradients(distiller):
+    return {name: None if p.grad is None else p.grad.clone() for name, p in distiller.named_parameters()}
+
+
+def quiet(*models):
+    """Networks without dropout and batch statistics, so that two runs agree."""
+    return [model.eval() for model in models]
+
+
+# -------------------------------------------------------------------------------------------------- names and weights
+def test_losses_are_the_hand_written_ones_weighted():
+    student, teacher, data = Net(), Net(), batch()
+    distiller = Distiller(*quiet(student), {"teacher": teacher}, {"loss_cls": (*CLS, 0.1), "loss_kd": (*KD, 0.9), "loss_one": KD})
+    losses = distiller(data)
+    s, t = student(data["input"]), teacher(data["input"]).detach()
+    assert list(losses) == ["loss_cls", "loss_kd", "loss_one"]
+    torch.testing.assert_close(losses["loss_cls"], 0.1 * F.cross_entropy(s, data["target"]), rtol=0, atol=1e-7)
+    torch.testing.assert_close(losses["loss_kd"], 0.9 * kd_loss(s, t), rtol=0, atol=1e-7)
+    torch.testing.assert_close(losses["loss_one"], kd_loss(s, t), rtol=0, atol=1e-7)
+    for name, value in distiller(data["input"], data["target"]).items():
+        assert torch.equal(value, losses[name])                             # the short form
+
+
+def test_a_dict_or_a_list_of_losses_is_named_and_weighted_entry_by_entry():
+    def several(student):
+        return {"a": student.sum(), "b": student.mean()}
+    distiller = Distiller(*quiet(Net()), losses={
+        "loss_d": (several, "student", 2.0), "loss_l": (lambda s: [s.sum(), s.mean()], ("student",), 3.0),
+        "loss_t": (lambda s: (s.sum(),), "student")})
+    data = batch()
+    s, losses = distiller.student(data["input"]), distiller(data)
+    expected = {"loss_d_a": 2 * s.sum(), "loss_d_b": 2 * s.mean(), "loss_l_0": 3 * s.sum(), "loss_l_1": 3 * s.mean(), "loss_t_0": s.sum()}
+    assert list(losses) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value)
+
+
+def test_an_entry_without_loss_in_its_name_has_no_gradient_and_need_not_have_one():
+    distiller = Distiller(Net(), {"teacher": Net()}, {
+        "loss_cls": CLS, "mean": (lambda s: s.mean(), "student", 2.0), "itself": (lambda s: s, "student"), "plain": (None, "student"),
+        "agreement": (lambda s, t: (s.argmax(1) == t.argmax(1)).float().mean(), ("student", "teacher"))})
+    losses = distiller(batch())
+    assert {name: value.requires_grad for name, value in losses.items()} == {
+        "loss_cls": True, "mean": False, "itself": False, "plain": False, "agreement": False}
+
+
+def test_entries_called_loss_under_a_name_that_only_informs_are_an_error_not_a_term_that_never_trains():
+    entry = (lambda s: {"loss_q": s.mean()}, "student")
+    with pytest.raises(ValueError, match=r"gd.*'loss_q'.*loss_gd"):
+        Distiller(Net(), losses={"loss_cls": CLS, "gd": entry})(batch())
+    with pytest.raises(ValueError, match=r"gd.*'loss_q'.*loss_gd"):
+        Distiller(Net(), losses={"loss_cls": CLS, "gd": entry}).build(batch())
+    assert "loss_gd_loss_q" in Distiller(Net(), losses={"loss_gd": entry})(batch())
+
+
+def test_weight_zero_skips_the_loss_and_a_teacher_that_nobody_else_wants():
+    def never(*tensors):
+        raise AssertionError("was computed")
+    first, second = Net(), Net()
+    distiller = Distiller(Net(), {"first": first, "second": second}, {
+        "loss_cls": CLS, "loss_never": (never, ("student", "first"), 0), "loss_kd": (kd_loss, ("student", "second"), 0.5)})
+    assert list(distiller(batch())) == ["loss_cls", "loss_kd"]
+    assert (first.forwards, second.forwards) == (0, 1)
+
+
+def test_a_schedule_is_called_with_the_progress_and_needs_it():
+    distiller = Distiller(*quiet(Net()), losses={"loss_cls": CLS, "loss_two": (*CLS, Linear(4.0, 0.0))})
+    data = batch()
+    with pytest.raises(RuntimeError, match=r"loss_two is a schedule: set distiller.progress"):
+        distiller(data)
+    for iteration, weight in ((0, 4.0), (5, 2.0), (9, 0.4)):
+        distiller.progress = (iteration, 10)
+        losses = distiller(data)
+        torch.testing.assert_close(losses["loss_two"], weight * losses["loss_cls"])
+
+
+def test_while_a_schedule_is_zero_its_teacher_rests_and_its_adapter_stays_connected_with_zero_gradient():
+    teacher, other = Net(), Net()
+    distiller = Distiller(Net(), {"teacher": teacher, "other": other}, {
+        "loss_cls": CLS, "loss_hint": (Hint(), HINT_OF, Steps([1.0, 0.0, 1.0], at=[0.4, 0.7])), "loss_kd": (kd_loss, ("student", "other"))})
+    data = batch()
+    distiller.build(data)
+    teacher.forwards = other.forwards = 0
+    for iteration, hint in ((0, True), (5, False), (8, True)):
+        distiller.zero_grad()
+        before = teacher.forwards, other.forwards
+        distiller.progress = (iteration, 10)
+        losses = distiller(data)
+        total(losses).backward()
+        adapter = distiller.losses["loss_hint"].adapter
+        assert (teacher.forwards, other.forwards) == (before[0] + hint, before[1] + 1)
+        assert adapter.weight.grad is not None and bool(adapter.weight.grad.any()) == hint
+        assert losses["loss_hint"].item() > 0 if hint else losses["loss_hint"].item() == 0
+
+
+def test_a_zero_stays_zero_beside_weights_that_are_not_finite():
+    distiller = Distiller(Net(), {"teacher": Net()}, {"loss_cls": CLS, "loss_hint": (Hint(), HINT_OF, lambda progress: 0.0)})
+    distiller.build(batch())
+    with torch.no_grad():
+        distiller.losses["loss_hint"].adapter.weight.fill_(float("inf"))
+    distiller.progress = (0, 1)
+    assert distiller(batch())["loss_hint"].item() == 0
+
+
+# -------------------------------------------------------------------------------------------------- which models run
+def test_a_batch_that_carries_the_teachers_names_costs_no_teacher():
+    teacher = Net()
+    distiller = Distiller(*quiet(Net(8)), {"teacher": teacher}, {"loss_kd": KD, "loss_hint": (Hint(), HINT_OF)})
+    data = batch()
+    distiller.build(data)
+    teacher.forwards = 0
+    expected = distiller(data)
+    assert teacher.forwards == 1
+    known = {"teacher": teacher(data["input"]), "teacher.layer1": teacher.layer1(data["input"])}
+    teacher.forwards = 0
+    for name, value in distiller({**data, **known}).items():
+        assert torch.equal(value, expected[name])
+    assert teacher.forwards == 0
+    losses = distiller({**data, "teacher": known["teacher"] + 1000 * torch.eye(3)[:1]})      # a part is carried: it stays
+    assert teacher.forwards == 1 and losses["loss_kd"] > 10 and torch.equal(losses["loss_hint"], expected["loss_hint"])
+
+
+def test_carried_names_need_no_teacher_at_all():
+    distiller = Distiller(*quiet(Net()), losses={"loss_kd": KD})
+    data = {**batch(), "teacher": torch.randn(8, 3)}
+    distiller.build(data)
+    assert torch.equal(distiller(data)["loss_kd"], kd_loss(distiller.student(data["input"]), data["teacher"]))
+
+
+def test_a_hint_alone_runs_the_teacher_once_without_gradient():
+    teacher = Net()
+    distiller = Distiller(Net(), {"teacher": teacher}, {"loss_hint": (lambda s, t: (s - t).square().mean() + 0 * float(t.requires_grad), HINT_OF)})
+    distiller(batch())["loss_hint"].backward()
+    assert teacher.forwards == 1 and distiller.student.head.weight.grad is None
+    assert distiller.student.layer1[0].weight.grad.any() and all(p.grad is None for p in teacher.parameters())
+
+
+def test_each_model_runs_once_however_many_losses_want_it():
+    student, teacher = Net(), Net()
+    distiller = Distiller(student, {"teacher": teacher}, {"loss_cls": CLS, "loss_kd": KD, "loss_again": KD, "loss_hint": (F.mse_loss, HINT_OF)})
+    distiller(batch())
+    assert (student.forwards, teacher.forwards) == (1, 1)
+
+
+def test_several_teachers_each_by_its_name():
+    student, first, second = quiet(Net(), Net(), Net())
+    distiller = Distiller(student, {"first": first, "second": second}, {
+        "loss_a": (kd_loss, ("student", "first")), "loss_b": (kd_loss, ("student", "second")), "loss_c": (F.mse_loss, ("first", "second.head"))})
+    data = batch()
+    losses = distiller(data)
+    s, a, b = (model(data["input"]) for model in (student, first, second))
+    assert torch.equal(losses["loss_a"], kd_loss(s, a)) and torch.equal(losses["loss_b"], kd_loss(s, b))
+    assert torch.equal(losses["loss_c"], F.mse_loss(a, b)) and not torch.equal(losses["loss_a"], losses["loss_b"])
+
+
+def test_peers_are_a_list_in_order_and_all_learn():
+    def mutual(peers, target):
+        return [F.cross_entropy(p, target) * (k + 1) for k, p in enumerate(peers)]
+    models = quiet(Net(), Net(), Net())
+    distiller = Distiller(models[0], losses={"loss_dml": (mutual, ("peers", "target")), "loss_p": (F.mse_loss, ("peer1.head", "peer2"))},
+                          peers=models[1:])
+    data = batch()
+    distiller.build(data)
+    losses = distiller(data)
+    for k, model in enumerate(models):
+        assert torch.equal(losses[f"loss_dml_{k}"], (k + 1) * F.cross_entropy(model(data["input"]), data["target"]))
+    total(losses).backward()
+    assert all(p.grad is not None for model in models for p in model.parameters())
+    assert {id(p) for p in distiller.parameters()} == {id(p) for m in models for p in m.parameters()}
+
+
+def test_a_teacher_outside_of_no_grad_and_a_student_inside_of_it():
+    distiller = Distiller(Net(), {"teacher": Net()}, {"loss_kd": (lambda s, t: (s * t).sum() if not t.requires_grad else 1 / 0, KD[1])})
+    assert distiller(batch())["loss_kd"].requires_grad
+    with torch.no_grad():
+        assert not distiller(batch())["loss_kd"].requires_grad
+
+
+# -------------------------------------------------------------------------------------------------- the student's own losses
+class Detector(Distiller):
+    """Supplies two losses that the student computes itself, and a name of another form."""
+
+    OWN = ("student.loss_rpn", "student.loss_box")
+
+    def names(self, role):
+        return [*super().names(role), *(self.OWN if role == "student" else ["rois.target"])]
+
+    def outputs(self, role, batch, wanted):
+        found = self.run(role, batch["input"], [name for name in wanted if name not in (*self.OWN, "rois.target")])
+        if role == "student":
+            found |= {"student.loss_rpn": found["student"].square().mean(), "student.loss_box": found["student"].abs().mean()}
+        else:
+            found["rois.target"] = batch["student"].detach() + 1              # what a teacher makes of the student's choice
+        return found
+
+
+def test_the_students_own_losses_enter_with_weight_one_unless_they_are_listed():
+    student, teacher = quiet(Net(), Net())
+    data = batch()
+    s = student(data["input"])
+    losses = Detector(student, {"teacher": teacher}, {"loss_kd": KD})(data)
+    assert list(losses) == ["loss_kd", "loss_rpn", "loss_box"]
+    assert torch.equal(losses["loss_rpn"], s.square().mean()) and torch.equal(losses["loss_box"], s.abs().mean())
+    losses = Detector(student, {"teacher": teacher}, {"loss_hard": (None, "student.loss_rpn", 0.5), "loss_kd": KD})(data)
+    assert list(losses) == ["loss_hard", "loss_kd", "loss_box"] and torch.equal(losses["loss_hard"], 0.5 * s.square().mean())
+    losses = Detector(student, {"teacher": teacher}, {"loss_off": (None, "student.loss_rpn", 0), "loss_kd": KD})(data)
+    assert list(losses) == ["loss_kd", "loss_box"]                          # listed at weight 0: gone, not back at 1
+    losses = Detector(student, {"teacher": teacher}, {"loss_roi": (F.mse_loss, ("student", "rois.target"))})(data)
+    torch.testing.assert_close(losses["loss_roi"], torch.tensor(1.0))
+    assert list(Detector(student)(data)) == ["loss_rpn", "loss_box"]         # and they are enough
+
+
+def test_own_losses_of_peers_have_names_of_their_own():
+    class Two(Distiller):
+        def names(self, role):
+            return [*super().names(role), f"{role}.loss_own"]
+
+        def outputs(self, role, batch, wanted):
+            found = self.run(role, batch["input"], [])
+            return {**found, f"{role}.loss_own": found[role].mean()}
+    assert list(Two(Net(), peers=[Net()])(batch())) == ["loss_own", "peer1_loss_own"]
+
+
+def test_a_submodule_that_is_called_loss_something_is_no_loss():
+    student = Net()
+    student.loss_fn = nn.CrossEntropyLoss()
+    assert list(Distiller(student, losses={"loss_cls": CLS})(batch())) == ["loss_cls"]
+
+
+def test_outputs_that_forget_a_name_are_an_error():
+    class Forgetful(Detector):
+        def outputs(self, role, batch, wanted):
+            return self.run(role, batch["input"], [])
+    with pytest.raises(ValueError, match=r"Forgetful.outputs\('student'\) did not give \['student.loss_rpn', 'student.loss_box'\]"):
+        Forgetful(Net())(batch())
+
+
+# -------------------------------------------------------------------------------------------------- errors
+@pytest.mark.parametrize("losses, message", [
+    ({"loss_h": (F.mse_loss, ("student.layr1", "teacher.layer1"))}, r"loss_h: no model supplies 'student.layr1'; did you mean 'student.layer1'"),
+    ({"loss_h": (F.mse_loss, ("student.layer1", "teacher.layer1.9"))}, r"loss_h: no model supplies 'teacher.layer1.9'; did you mean 'teacher.layer1"),
+    ({"loss_h": (F.mse_loss, ("student.head@x", "teacher"))}, "after '@' comes the number"),
+    ({"loss_x": (None, ("student", "teacher"))}, "loss_x: an entry without a loss takes one tensor"),
+    ({"loss_x": (3.0, "student")}, "loss_x: 3.0 is no loss"),
+    ({}, "no loss trains the student"),
+    ({"accuracy": CLS}, r"no loss trains the student: the losses are \['accuracy'\]"),
+    ({"loss_cls": (*CLS, 0)}, "no loss trains the student"),
+])
+def test_what_is_wrong_is_said_at_construction(losses, message):
+    with pytest.raises(ValueError, match=message):
+        Distiller(Net(), {"teacher": Net()}, losses)
+
+
+@pytest.mark.parametrize("name", ["student", "peers", "peer1", "input", "target", "index", "labelled", "a.b"])
+def test_a_teacher_cannot_have_the_name_of_something_else(name):
+    with pytest.raises(ValueError, match=f"a teacher cannot be called '{name}'"):
+        Distiller(Net(), {name: Net()}, {"loss_cls": CLS}, peers=[Net()])
+
+
+def test_two_losses_of_one_name_are_an_error():
+    with pytest.raises(ValueError, match="two losses are called 'loss_rpn'"):
+        Detector(Net(), losses={"loss_rpn": CLS})
+
+
+def test_two_entries_that_come_out_under_one_name_are_an_error_not_one_lost_loss():
+    losses = {"loss_a": (lambda s: {"b": s.mean()}, "student"), "loss_a_b": (lambda s: s.sum(), "student")}
+    with pytest.raises(ValueError, match="'loss_a_b'"):
+        Distiller(Net(), losses=losses)(batch())
+
+
+@pytest.mark.parametrize("share", ["model", "layer", "parameter", "buffer"])
+def test_a_student_that_shares_with_its_teacher_is_an_error_and_is_not_frozen_by_it(share):
+    student, teacher = Net(), Net()
+    if share == "model":
+        teacher = student
+    if share == "layer":
+        teacher.layer1 = student.layer1
+    if share == "parameter":
+        teacher.head.weight = student.head.weight
+    if share == "buffer":
+        teacher.layer1[1].running_mean = student.layer1[1].running_mean
+    with pytest.raises(ValueError, match=r"student and teacher share.*(head.weight|layer1)"):
+        Distiller(student, {"teacher": teacher}, {"loss_cls": CLS})
+    assert all(p.requires_grad for p in student.parameters()) and student.training
+    Distiller(student, {"teacher": copy.deepcopy(teacher)}, {"loss_cls": CLS})
+
+
+def test_a_key_that_the_batch_lacks_is_an_error_with_the_nearest_when_built_and_when_run():
+    distiller = Distiller(Net(), {"teacher": Net()}, {"loss_cls": (F.cross_entropy, ("student", "taget"))})
+    for call in (distiller, distiller.build):
+        with pytest.raises(ValueError, match=r"loss_cls: neither a model nor the batch supplies 'taget'; did you mean 'target'"):
+            call(batch())
+    distiller = Distiller(Net(), {"teacher": Net()}, {"loss_kd": (kd_loss, ("student", "teachr"))})      # the teacher does not run
+    with pytest.raises(ValueError, match=r"'teachr'; did you mean 'teacher'"):
+        distiller(batch())
+    with pytest.raises(ValueError, match=r"supplies 'target'; there are 'input'"):
+        Distiller(Net(), losses={"loss_cls": CLS})(torch.randn(8, 4))
+    with pytest.raises(ValueError, match=r"supplies 'input'; did you mean 'inputs'"):
+        Distiller(Net(), losses={"loss_cls": CLS})({"inputs": torch.randn(8, 4), "target": torch.zeros(8).long()})
+
+
+def test_a_module_that_does_not_run_is_an_error_that_names_it():
+    student = Net()
+    student.spare = nn.Linear(2, 2)
+    distiller = Distiller(student, losses={"loss_x": (lambda s: s.sum(), "student.spare")})
+    with pytest.raises(ValueError, match="'spare' gave no value"):
+        distiller.build(batch())
+
+
+# -------------------------------------------------------------------------------------------------- labelled rows
+@pytest.mark.parametrize("labelled", [[1, 1, 1, 0, 0, 0, 0, 0], [0, 1, 0, 1, 1, 0, 0, 0], [1] * 8])
+def test_supervised_losses_see_the_labelled_rows_and_the_others_see_all(labelled):
+    labelled = torch.tensor(labelled).bool()
+    data = batch()
+    data["target"][~labelled] = -100
+    seen = {}
+
+    def mutual(peers, target):
+        seen["peers"] = peers
+        return [F.cross_entropy(p, target) for p in peers]
+    student, peer, teacher = quiet(Net(), Net(), Net())
+    distiller = Distiller(student, {"teacher": teacher}, {
+        "loss_cls": (lambda s, t: seen.update(student=s, target=t) or F.cross_entropy(s, t, reduction="sum"), ("student", "target")),
+        "loss_three": (lambda f, s, y: f.sum() + F.cross_entropy(s, y), ("student.layer1", "student", "target")),
+        "loss_dml": (mutual, ("peers", "target")), "loss_kd": KD}, peers=[peer])
+    losses = distiller({**data, "labelled": labelled})
+    s, t, p, y = student(data["input"]), teacher(data["input"]), peer(data["input"])[labelled], data["target"][labelled]
+    assert torch.equal(losses["loss_cls"], F.cross_entropy(s[labelled], y, reduction="sum"))
+    torch.testing.assert_close(losses["loss_three"], student.layer1(data["input"])[labelled].sum() + F.cross_entropy(s[labelled], y))
+    assert torch.equal(losses["loss_dml_1"], F.cross_entropy(p, y)) and len(seen["peers"]) == 2
+    assert torch.equal(losses["loss_kd"], kd_loss(s, t))                                    # all rows
+    first = bool(labelled[:labelled.sum()].all())
+    assert (seen["target"].data_ptr() == data["target"].data_ptr()) == first                # a view where they come first
+    assert seen["student"]._is_view() == first
+
+
+def test_labelled_rows_are_taken_from_lists_and_dicts_and_not_from_what_has_no_rows():
+    got = {}
+
+    def loss(student, target, levels, outputs, prior):
+        got.update(target=target, levels=levels, outputs=outputs, prior=prior)
+        return student.sum()
+    distiller = Distiller(*quiet(Net()), losses={"loss_det": (loss, ("student", "target", "levels", "outputs", "prior"))})
+    data = {"input": torch.randn(4, 4), "target": ["a", "b", "c", "d"], "levels": [torch.arange(4), torch.arange(8).view(4, 2)],
+            "outputs": {"cls": torch.arange(4)}, "prior": torch.arange(3), "labelled": torch.tensor([False, True, False, True])}
+    distiller(data)
+    assert got["target"] == ["b", "d"] and [v.tolist() for v in got["levels"]] == [[1, 3], [[2, 3], [6, 7]]]
+    assert got["outputs"]["cls"].tolist() == [1, 3] and got["prior"].tolist() == [0, 1, 2]
+
+
+def test_none_labelled_gives_a_zero_that_reaches_student_and_adapter():
+    class Supervised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.extra = nn.Linear(3, 3)
+
+        def forward(self, student, target):
+            assert len(student), "is not called with nothing"
+            return F.cross_entropy(self.extra(student), target)
+    distiller = Distiller(Net(), {"teacher": Net()}, {"loss_cls": CLS, "loss_own": (Supervised(), CLS[1]), "loss_peers": (
+        lambda outputs, target: outputs[0].sum(), ("peers", "target"))})
+    data = {**batch(), "target": torch.full((8,), -100), "labelled": torch.zeros(8).bool()}
+    distiller.student.head.weight.data.fill_(float("inf"))                                  # 0 · inf would be nan
+    losses = distiller(data)
+    assert [value.item() for value in losses.values()] == [0, 0, 0]
+    total(losses).backward()
+    grads = gradients(distiller)
+    assert all(g is not None for g in grads.values()) and not grads["student.head.bias"].any()
+    assert not grads["losses.loss_own.extra.weight"].any()
+
+
+# -------------------------------------------------------------------------------------------------- build
+def test_build_moves_nothing_and_makes_the_adapters_before_the_optimizer():
+    torch.manual_seed(3)
+    student, teacher = Net(6), Net(10)
+    teacher.train()
+    distiller = Distiller(student, {"teacher": teacher}, {
+        "loss_cls": CLS, "loss_hint": (Hint(), HINT_OF), "loss_lazy": (LazyHint(10), HINT_OF), "loss_drop": (
+            lambda s: F.dropout(s, 0.5).sum() + torch.rand(()), "student", Linear(0, 1))})
+    student.layer1.eval()                                                                   # a flag that is not its parent's
+    data = {**batch(), "labelled": torch.tensor([True, False] * 4)}
+    flags, before, random = {m: m.training for m in distiller.modules()}, [state(student), state(teacher)], torch.get_rng_state()
+    shapes = distiller.build(data)
+    assert {m: m.training for m in flags} == flags and torch.equal(torch.get_rng_state(), random)
+    assert same(state(student), before[0]) and same(state(teacher), before[1])
+    assert not any("forward" in m.__dict__ for model in (student, teacher) for m in model.modules())
+    assert all(p.grad is None for p in distiller.parameters())
+    assert shapes == {"student": (8, 3), "target": (8,), "student.layer1": (8, 6), "teacher.layer1": (8, 10)}
+    names = dict(distiller.named_parameters())
+    assert names["losses.loss_hint.adapter.weight"].shape == (10, 6) and names["losses.loss_lazy.adapter.0.weight"].shape == (10, 6)
+    assert all(p.requires_grad for p in names.values())
+    distiller.progress = (1, 2)
+    optimizer = torch.optim.SGD(distiller.parameters(), 0.1)
+    total(distiller(data)).backward()
+    optimizer.step()
+    assert all(p.grad is not None for p in names.values()) and distiller.losses["loss_hint"].training
+
+
+def test_build_twice_keeps_the_adapters_that_the_optimizer_knows():
+    distiller = Distiller(Net(), {"teacher": Net()}, {"loss_hint": (Hint(), HINT_OF)})
+    distiller.build(batch())
+    adapter = distiller.losses["loss_hint"].adapter
+    distiller.build(batch())
+    clone = copy.deepcopy(distiller)
+    clone.build(batch())
+    assert distiller.losses["loss_hint"].adapter is adapter and same(state(clone.losses), state(distiller.losses))
+
+
+def test_build_after_a_run_without_gradient_and_a_model_that_fails_leaves_no_trace():
+    distiller = Distiller(Net(), {"teacher": Net()}, {"loss_cls": CLS, "loss_hint": (F.mse_loss, HINT_OF)}).train()
+    random = torch.get_rng_state()
+    with pytest.raises(RuntimeError):
+        distiller.build(torch.randn(2, 5), torch.zeros(2).long())
+    assert torch.equal(torch.get_rng_state(), random) and distiller.student.training and torch.is_grad_enabled()
+    assert not any("forward" in m.__dict__ for m in distiller.student.modules())
+
+
+def test_build_does_not_read_targets_of_unlabelled_rows():
+    data = {**batch(), "labelled": torch.zeros(8).bool()}
+    data["target"][:] = -1                                                                  # cross_entropy would refuse -1
+    Distiller(Net(), losses={"loss_cls": CLS}).build(data)
+
+
+@pytest.mark.parametrize("loss, of, message", [
+    (KDLoss(), ("student", "teacher"), r"loss_x cannot be computed from student \(8, 3\), teacher \(8, 5\): want two equal shapes"),
+    (nn.MSELoss(), HINT_OF, r"loss_x cannot be computed from student.layer1 \(8, 6\), teacher.layer1 \(8, 9\)"),
+    (F.mse_loss, ("student", "column"), r"loss_x cannot be computed from student \(8, 3\), column \(8, 1\): Using a target size"),
+    (F.smooth_l1_loss, ("student", "column"), "Using a target size"),
+    (lambda s: s, "student", r"loss_x gave shape \(8, 3\) from student \(8, 3\); want one scalar"),
+    (lambda s: 1.0, "student", "loss_x gave float from"),
+    (lambda s: {"a": s.mean(), "b": [s.mean()]}, "student", "loss_x gave list from"),
+    (lambda s, names: s.mean() * names, ("student", "names"), r"loss_x cannot be computed from student \(8, 3\), names list"),
+])
+def test_build_names_the_loss_and_the_shapes_of_what_does_not_fit(loss, of, message):
+    distiller = Distiller(Net(), {"teacher": Net(9, 5)}, {"loss_x": (loss, of)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                                                     # whatever the user's filters say
+        with pytest.raises(ValueError, match=message):
+            distiller.build({**batch(), "column": torch.zeros(8, 1), "names": ["a"]})
+
+
+# -------------------------------------------------------------------------------------------------- copies, state, dtypes
+def test_a_copy_trains_by_itself_and_shares_the_teachers():
+    distiller = Distiller(Net(), {"teacher": Net()}, {"loss_cls": CLS, "loss_kd": KD, "loss_hint": (Hint(), HINT_OF)})
+    data = batch()
+    distiller.build(data)
+    distiller(data)
+    clone = copy.deepcopy(distiller)
+    assert clone.teachers["teacher"] is distiller.teachers["teacher"] and clone.student is not distiller.student
+    assert clone._terms["loss_hint"][0] is clone.losses["loss_hint"] is not distiller.losses["loss_hint"]
+    assert not any("forward" in m.__dict__ or m._forward_hooks for m in clone.modules())
+    before, optimizer = state(distiller), torch.optim.SGD(clone.parameters(), 0.5)
+    random = torch.get_rng_state()
+    losses = distiller.eval()(data)
+    total(clone(data)).backward()
+    optimizer.step()
+    assert all(p.grad is not None for p in clone.parameters()) and all(p.grad is None for p in distiller.parameters())
+    assert same(state(distiller), before)
+    torch.set_rng_state(random)
+    clone.eval()
+    assert all(not torch.equal(value, losses[name]) for name, value in clone(data).items())
+
+
+def test_a_copied_student_and_a_copied_subclass_are_whole():
+    distiller = Detector(Net(), {"teacher": Net()}, {"loss_hint": (F.mse_loss, HINT_OF)})
+    distiller.extra = [1]
+    distiller(batch())
+    clone = copy.deepcopy(distiller)
+    assert type(clone) is Detector and clone.extra == [1] and clone.extra is not distiller.extra
+    assert list(clone(batch())) == ["loss_hint", "loss_rpn", "loss_box"]
+    student = copy.deepcopy(distiller.student)
+    assert not any("forward" in m.__dict__ for m in student.modules())
+
+
+def test_no_parameter_or_state_of_a_teacher_is_in_the_distiller_and_the_state_loads_strictly():
+    def made():
+        made = Distiller(Net(), {"teacher": Teacher(Net(), mean=[0.0], std=[1.0], student_mean=[1.0], student_std=[2.0])},
+                         {"loss_cls": CLS, "loss_hint": (Hint(), HINT_OF)})
+        made.build({"input": torch.randn(1, 1, 4, 4)[0, 0], "target": torch.zeros(4).long(), "teacher.layer1": torch.randn(4, 9)})
+        return made
+    first, second = made(), made()
+    teacher = {id(p) for p in first.teachers["teacher"].model.parameters()}
+    assert not teacher & {id(p) for p in first.parameters()}
+    assert {name.split(".")[0] for name in first.state_dict()} == {"student", "losses"}
+    second.load_state_dict(first.state_dict(), strict=True)
+    assert same(state(first.student), state(second.student)) and same(state(first.losses), state(second.losses))
+
+
+def test_a_teacher_follows_to_and_the_losses_are_float64():
+    distiller = Distiller(Net(), {"teacher": Net()}, {"loss_cls": CLS, "loss_kd": KD}).to(torch.float64)
+    assert all(p.dtype is torch.float64 for p in distiller.teachers["teacher"].model.parameters())
+    losses = distiller(torch.randn(4, 4, dtype=torch.float64), torch.zeros(4).long())
+    assert {value.dtype for value in losses.values()} == {torch.float64}
+
+
+def test_autocast_in_bfloat16_runs_both_models_in_it_and_the_losses_in_float32():
+    seen = {}
+
+    def spy(s, t, f):
+        seen.update(student=s.dtype, teacher=t.dtype, feature=f.dtype)
+        return kd_loss(s, t)
+    distiller = Distiller(Net(), {"teacher": Net(), "exact": Teacher(Net(), precision="float32")}, {
+        "loss_cls": CLS, "loss_kd": (spy, ("student", "teacher", "student.layer1.0")), "loss_exact": (
+            lambda s, t: seen.update(exact=t.dtype) or kd_loss(s, t), ("student", "exact"))})
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = distiller(batch())
+    assert seen == {"student": torch.bfloat16, "teacher": torch.bfloat16, "feature": torch.bfloat16, "exact": torch.float32}
+    assert losses["loss_kd"].dtype is torch.float32
+    total(losses).backward()
+    assert all(p.grad.isfinite().all() for p in distiller.student.parameters())
+
+
+def test_nothing_keeps_the_graph_of_a_step_alive():
+    alive = []
+
+    def loss(s, t, f):
+        alive.extend(weakref.ref(x) for x in (s, t, f))
+        return kd_loss(s, t) + f.mean()
+    distiller = Distiller(Net(), {"teacher": Net()}, {"loss_x": (loss, ("student", "teacher", "student.layer1"))})
+    gc.disable()
+    try:
+        for _ in range(2):
+            losses = distiller(batch())
+            alive.append(weakref.ref(losses["loss_x"]))
+            losses["loss_x"].backward()
+            del losses
+        assert len(alive) == 8 and all(ref() is None for ref in alive)
+    finally:
+        gc.enable()
+
+
+def test_a_step_reads_no_value_back_to_the_host():
+    class Syncs(TorchDispatchMode):
+        found = ()
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select"):
+                self.found = (*self.found, (function, args[0].shape))
+            return function(*args, **(kwargs or {}))
+    distiller = Distiller(Net(), {"teacher": Net()}, {"loss_cls": (*CLS, Linear(1, 0)), "loss_kd": KD, "loss_hint": (Hint(), HINT_OF)})
+    data = batch()
+    distiller.build(data)
+    distiller.progress = (0, 10)
+    for extra in ({}, {"labelled": torch.tensor([True] * 3 + [False] * 5)}):
+        with Syncs() as syncs:
+            total(distiller({**data, **extra})).backward()
+        allowed = {(5,), (8,), (3,), ()} if extra else set()                # only the flags, which are on the CPU
+        assert all(tuple(shape) in allowed for _, shape in syncs.found), syncs.found
+        assert bool(syncs.found) == bool(extra)
+
+
+# -------------------------------------------------------------------------------------------------- whole steps
+class Digits(nn.Module):
+    def __init__(self, width, dropout=0.0):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(64, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout))
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+def digits():
+    data = load_digits()
+    return torch.tensor(data.data / 16, dtype=torch.float32), torch.tensor(data.target)
+
+
+def test_the_plain_loop_trains_and_the_teacher_stays_bit_for_bit():
+    x, y = digits()
+    student, teacher = Digits(16), Digits(64, dropout=0.5)
+    distiller = Distiller(student, {"teacher": teacher}, {
+        "loss_cls": (nn.CrossEntropyLoss(), ("student", "target"), 0.1), "loss_kd": (KDLoss(4.0), ("student", "teacher"), 0.9),
+        "loss_hint": (Hint(), ("student.body", "teacher.body"))})
+    distiller.build(x[:8], y[:8])
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.05, momentum=0.9)
+    known = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert not known & {id(p) for p in teacher.parameters()}
+    before, history = state(teacher), []
+    for epoch in range(3):
+        distiller.train()
+        teacher.train(epoch > 0)                                                             # somebody meddles
+        for rows in torch.randperm(len(x)).split(128):
+            losses = distiller(x[rows], y[rows])
+            loss = sum(losses.values())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            history.append({name: value.item() for name, value in losses.items()})
+    for name in history[0]:
+        assert sum(h[name] for h in history[-5:]) < 0.8 * sum(h[name] for h in history[:5]), name
+    assert same(state(teacher), before) and not teacher.training and not any(m.training for m in teacher.modules())
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters()) and student.training
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.9])
+def test_a_compiled_distiller_gives_the_losses_and_gradients_of_a_plain_one(fraction):
+    models = Net().train(), Net()
+    models[0].drop.p = 0.0
+    losses = {"loss_cls": (*CLS, 0.1), "loss_kd": KD, "loss_hint": (Hint(), HINT_OF, Steps([1.0, 0.0], [0.5]))}
+    plain = Distiller(models[0], {"teacher": models[1]}, losses)
+    plain.build(batch())
+    compiled = copy.deepcopy(plain)
+    compiled.compile = {"backend": "eager"}
+    for rows in (8, 8, 5):
+        data = batch(rows)
+        for distiller in (plain, compiled):
+            distiller.progress = (fraction * 10, 10)
+            distiller.zero_grad()
+            total(distiller(data)).backward()
+        mine, theirs = gradients(compiled), gradients(plain)
+        assert list(mine) == list(theirs)
+        for name, value in mine.items():
+            torch.testing.assert_close(value, theirs[name], msg=name)
+    assert same(state(plain), state(compiled))
+
+
+def test_compiling_the_whole_distiller_gives_no_wrong_number():
+    models = quiet(Net(), Net())
+    distiller = Distiller(models[0], {"teacher": models[1]}, {"loss_cls": CLS, "loss_hint": (F.mse_loss, HINT_OF)})
+    whole, data = torch.compile(copy.deepcopy(distiller), backend="eager"), batch()
+    for _ in range(3):
+        for name, value in whole(data).items():
+            torch.testing.assert_close(value, distiller(data)[name])
+
+
+def test_distributed_data_parallel_sees_the_learners_and_no_unused_adapter(tmp_path):
+    distiller = Distiller(Net(), {"teacher": Net()}, {
+        "loss_cls": CLS, "loss_hint": (Hint(), ("student", "teacher.layer1"), Steps([1.0, 0.0, 1.0], [0.3, 0.6]))})
+    data = batch()
+    distiller.build(data)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(distiller)
+        assert len(list(model.parameters())) == len(list(distiller.student.parameters())) + 2
+        for iteration in range(10):                                          # an unused parameter fails the next forward
+            distiller.progress = (iteration, 10)
+            total(model({**data, "labelled": torch.arange(8) < iteration})).backward()
+        assert distiller.teachers["teacher"].model.head.weight.grad is None
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.gpu
+def test_a_step_on_a_gpu_does_not_wait_for_it():
+    distiller = Distiller(Net(), {"teacher": Net()}, {"loss_cls": CLS, "loss_kd": KD, "loss_hint": (Hint(), HINT_OF)}).cuda()
+    data = {name: value.cuda() for name, value in batch().items()} | {"labelled": torch.tensor([True, False] * 4)}
+    distiller.build(data)
+    distiller.cuda()
+    total(distiller(data)).backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        total(distiller(data)).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

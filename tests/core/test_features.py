@@ -1,0 +1,410 @@
+"""Taps: each value as its submodule returned it, and nothing left behind; compiled or not."""
+
+import copy
+import gc
+import weakref
+from collections import OrderedDict, namedtuple
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+from torchvision.models import resnet18
+
+from kdtasks.core import Taps
+from kdtasks.core.features import module_paths
+
+Pair = namedtuple("Pair", "first second")
+
+
+@pytest.fixture(autouse=True)
+def one_thread_one_seed():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+
+
+class Block(nn.Module):
+    """What makes taps hard: an in-place ReLU after ``norm``, and ``x += y`` on the output of ``conv2``."""
+
+    def __init__(self, channels=3):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(4, channels, 3, padding=1)
+
+    def forward(self, x):
+        out = self.conv2(self.relu(self.norm(self.conv1(x))))
+        out += x
+        return out
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(OrderedDict(block1=Block(), block2=Block(), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(),
+                                     fc=nn.Linear(3, 5)))
+
+
+PATHS = ["block1.norm", "block1.conv2", "block2.conv2", "block2", "fc"]
+
+
+def image(rows=2, size=6):
+    return torch.randn(rows, 3, size, size)
+
+
+def hooked(model, paths, x):
+    """The oracle: forward hooks that clone at once."""
+    seen = {}
+    handles = [model.get_submodule(path).register_forward_hook(lambda m, a, out, path=path: seen.update({path: out.clone()}))
+               for path in paths]
+    output = model(x)
+    for handle in handles:
+        handle.remove()
+    return output, seen
+
+
+def untouched(model):
+    return not any("forward" in module.__dict__ or module._forward_hooks for module in model.modules())
+
+
+def test_values_of_resnet18_are_those_before_its_in_place_relu_and_addition():
+    model, x = resnet18(num_classes=3), torch.randn(2, 3, 32, 32)
+    paths = ["bn1", "layer1.0.bn2", "layer2.0.downsample", "layer3", "fc"]
+    for training in (False, True, True, False):
+        model.train(training)
+        output, values = Taps(model, paths)(x)
+        again = copy.deepcopy(model)
+        expected, oracle = hooked(model.eval() if not training else model, paths, x)
+        assert list(values) == paths and untouched(again)
+        if not training:                                         # in training the statistics moved in between, not the values
+            assert torch.equal(output, expected)
+        for path in paths:
+            assert torch.equal(values[path], oracle[path]), path
+        assert values["bn1"].min() < 0 and values["layer1.0.bn2"].min() < 0 and values["layer3"].min() == 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_every_run_gives_the_values_and_the_gradients_of_cloning_hooks(training):
+    model = Net().train(training)
+    other, taps = copy.deepcopy(model), Taps(model, PATHS)
+    for rows in (2, 2, 3):                                       # the first run probes, the others know what to copy
+        x = image(rows)
+        output, values = taps(x)
+        expected, oracle = hooked(other, PATHS, x)
+        assert torch.equal(output, expected)
+        for path in PATHS:
+            assert torch.equal(values[path], oracle[path]), path
+            mine = torch.autograd.grad(values[path].square().sum(), [p for p in model.parameters()], retain_graph=True, allow_unused=True)
+            theirs = torch.autograd.grad(oracle[path].square().sum(), [p for p in other.parameters()], retain_graph=True, allow_unused=True)
+            for a, b in zip(mine, theirs):
+                assert (a is None) == (b is None) and (a is None or torch.equal(a, b)), path
+
+
+def test_only_what_the_model_changes_is_copied_after_the_first_run():
+    taps = Taps(Net(), ["block1.conv2", "fc"])
+    outputs = [taps(image()) for _ in range(2)]
+    assert outputs[1][1]["fc"] is outputs[1][0]                  # no copy
+    assert taps._changed[True] == {"block1.conv2"}
+
+
+def test_a_value_that_is_changed_in_place_only_later_is_an_error_not_a_wrong_value():
+    class Sometimes(nn.Sequential):
+        def forward(self, x):
+            x = self[0](x)
+            return x.relu_() if self.late else x
+    model = Sometimes(nn.Linear(2, 2))
+    model.late = False
+    taps = Taps(model, ["0"])
+    taps(torch.randn(1, 2))
+    model.late = True
+    with pytest.raises(ValueError, match="'0'.*in place"):
+        taps(torch.randn(1, 2))
+
+
+def test_a_first_run_in_inference_mode_decides_nothing():
+    model, x = Net().eval(), image()
+    taps = Taps(model, PATHS)
+    with torch.inference_mode():
+        _, first = taps(x)
+    _, second = taps(x)
+    with torch.inference_mode():
+        _, third = taps(x)
+    _, oracle = hooked(model, PATHS, x)
+    for path in PATHS:
+        assert torch.equal(first[path], oracle[path]) and torch.equal(second[path], oracle[path]) and torch.equal(third[path], oracle[path])
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.unused, self.alias = nn.Linear(4, 4), nn.Linear(4, 4), None
+
+    def forward(self, x):
+        return self.fc(self.fc(x) + 1)
+
+
+def test_a_module_that_runs_twice_needs_the_number_of_the_call():
+    model, x = Twice(), torch.randn(2, 4)
+    first = model.fc(x)
+    last = model.fc(first + 1)
+    _, values = Taps(model, ["fc@0", "fc@1", "fc@-1", "fc@-2"])(x)
+    assert [torch.equal(values[f"fc@{k}"], v) for k, v in ((0, first), (1, last), (-1, last), (-2, first))] == [True] * 4
+    with pytest.raises(ValueError, match=r"'fc' ran 2 times.*'fc@0' to 'fc@1'.*'fc@-1'"):
+        Taps(model, ["fc"])(x)
+    with pytest.raises(ValueError, match="'fc@2'.*2 times.*no call 2"):
+        Taps(model, ["fc@2"])(x)
+    with pytest.raises(ValueError, match="after '@' comes the number"):
+        Taps(model, ["fc@last"])
+    assert untouched(model)
+
+
+def test_one_module_under_two_paths_counts_all_its_runs_under_each():
+    model, x = Twice(), torch.randn(2, 4)
+    model.alias = model.fc
+    taps = Taps(model, ["fc@0", "alias@1"])
+    for _ in range(2):
+        output, values = taps(x)
+        assert torch.equal(values["fc@0"], model.fc(x)) and torch.equal(values["alias@1"], output)
+    assert untouched(model) and {"fc", "alias"} <= set(module_paths(model))
+
+
+def test_a_module_that_does_not_run_is_an_error():
+    with pytest.raises(ValueError, match="'unused' gave no value.*Twice"):
+        Taps(Twice(), ["unused"])(torch.randn(2, 4))
+
+
+def test_an_unknown_path_is_an_error_at_once_with_the_nearest():
+    with pytest.raises(ValueError, match=r"no submodule 'block1.nrom'; did you mean 'block1.norm'"):
+        Taps(Net(), ["block1.nrom"])
+    with pytest.raises(ValueError, match="no submodule"):
+        Taps(resnet18(), ["layer1.0.downsample"])                # registered, but None
+
+
+def test_nested_outputs_keep_their_structure_and_their_values():
+    class Heads(nn.Module):
+        def forward(self, x):
+            return OrderedDict(a=(x * 1, [x * 2]), b=Pair(x * 3, "text"), c=None)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads = Heads()
+
+        def forward(self, x):
+            out = self.heads(x)
+            for tensor in (out["a"][0], out["a"][1][0], out["b"].first):
+                tensor.zero_()
+            return out["b"].first
+    x = torch.randn(3)
+    taps = Taps(Model(), ["heads"])
+    for _ in range(2):
+        output, values = taps(x)
+        found = values["heads"]
+        assert output.eq(0).all() and type(found) is OrderedDict and type(found["b"]) is Pair
+        assert torch.equal(found["a"][0], x) and torch.equal(found["a"][1][0], 2 * x) and torch.equal(found["b"].first, 3 * x)
+        assert found["b"].second == "text" and found["c"] is None and isinstance(found["a"][1], list)
+
+
+def test_an_exception_in_the_model_leaves_nothing_behind():
+    model = Net()
+    taps = Taps(model, PATHS)
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            taps(torch.randn(2, 7, 6, 6))                        # wrong channels
+        assert untouched(model) and not taps._seen
+        taps(image())
+
+
+def test_a_forward_of_the_users_own_is_called_and_put_back():
+    model, x = Net(), image()
+    taps = Taps(model, ["fc"])
+    taps(x)
+    own = model.fc.forward = lambda value: value.new_ones(len(value), 5)             # after the first run
+    assert torch.equal(taps(x)[1]["fc"], torch.ones(2, 5)) and model.fc.forward is own
+    del model.fc.forward
+    output, values = taps(x)
+    assert torch.equal(values["fc"], output) and not torch.equal(output, torch.ones(2, 5))
+
+
+def test_a_head_that_was_replaced_after_construction_is_the_one_that_is_read():
+    model, x = Net(), image()
+    taps = Taps(model, ["fc", "block1.conv2"])
+    taps(x)
+    model.fc = nn.Linear(3, 9)
+    output, values = taps(x)
+    assert values["fc"].shape == (2, 9) and torch.equal(values["fc"], output)
+    model.fc = nn.Identity()                                     # its output is its input, which nobody changes
+    assert taps(x)[1]["fc"].shape == (2, 3)
+    del model.fc
+    with pytest.raises(ValueError, match="no submodule 'fc'"):
+        taps(x)
+
+
+def test_a_copy_carries_nothing_and_reads_its_own_model():
+    model, x = Net(), image()
+    taps = Taps(model, PATHS)
+    taps(x)
+    clone, other = copy.deepcopy(model), copy.deepcopy(taps)
+    assert untouched(clone) and other.model is not model
+    with torch.no_grad():
+        other.model.fc.weight.zero_()
+        other.model.fc.bias.zero_()
+    assert other(x)[1]["fc"].eq(0).all() and not taps(x)[1]["fc"].eq(0).any()
+
+
+def test_nothing_keeps_a_value_alive_after_its_step():
+    taps = Taps(Net(), PATHS)
+    gc.disable()
+    try:
+        for _ in range(2):
+            output, values = taps(image())
+            alive = [weakref.ref(value) for value in (output, *values.values())]
+            del output, values
+            assert [ref() for ref in alive] == [None] * len(alive)
+    finally:
+        gc.enable()
+
+
+def test_the_wrapper_is_called_and_the_model_is_read():
+    model, x = Net(), image()
+    output, values = Taps(model, ["fc"], call=lambda x: (model(x * 2), "more"))(x)
+    assert output[1] == "more" and torch.equal(values["fc"], output[0])
+
+
+# ---------------------------------------------------------------------------------------------------------- compiled
+def compare(taps, reference, x, paths=PATHS):
+    (output, values), (expected, oracle) = taps(x), reference(x)
+    torch.testing.assert_close(output, expected)
+    assert list(values) == list(oracle) == paths
+    for path in paths:
+        torch.testing.assert_close(values[path], oracle[path])
+    total, wanted = (sum(v.square().sum() for v in found.values()) for found in (values, oracle))
+    parameters = [list(t.model.parameters()) for t in (taps, reference)]
+    if total.requires_grad:
+        for a, b in zip(torch.autograd.grad(total, parameters[0]), torch.autograd.grad(wanted, parameters[1])):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("before", ["nothing", "torch.compile", "Module.compile", "Module.compile of a part"])
+def test_compiled_taps_equal_the_eager_ones_validation_first_other_batch_sizes_and_plain_compile_before(before):
+    model, counter = Net(), CompileCounter()
+    reference = Taps(copy.deepcopy(model), PATHS)
+    plain = torch.compile(model, backend="eager") if before == "torch.compile" else model
+    if before == "Module.compile":
+        model.compile(backend="eager")
+    if before == "Module.compile of a part":
+        model.block1.compile(backend="eager")
+    plain.eval()(image())
+    reference.model.load_state_dict(model.state_dict())
+    taps = Taps(model, PATHS, compile={"backend": counter})
+    for training in (False, True, False, True):
+        model.train(training), reference.model.train(training)
+        for rows in (2, 2, 3, 5, 2):
+            with torch.set_grad_enabled(training):
+                compare(taps, reference, image(rows))
+        assert untouched(model)
+    assert counter.frame_count > 0 or before.startswith("Module.compile")
+    seen = counter.frame_count
+    for rows in (2, 3, 4, 5, 7):
+        compare(taps, reference, image(rows))
+    assert counter.frame_count == seen                           # nothing is compiled again and again
+    x = image()                                                  # and the plain model is still itself
+    torch.testing.assert_close(plain.eval()(x), reference.model.eval()(x))
+    torch.testing.assert_close(plain.train()(x), reference.model.train()(x))
+
+
+def test_taps_on_a_model_that_was_compiled_before_are_not_dropped_without_compile_either():
+    for compile_it in (lambda m: torch.compile(m, backend="eager"), lambda m: m.compile(backend="eager") or m):
+        model = Net()
+        reference = Taps(copy.deepcopy(model), PATHS)
+        compiled = compile_it(model)
+        for _ in range(2):
+            compiled(image())
+        reference.model.load_state_dict(model.state_dict())
+        taps = Taps(model, PATHS)
+        for rows in (2, 3):
+            compare(taps, reference, image(rows))
+
+
+def test_compiled_models_of_one_class_do_not_share_their_taps():
+    for paths in ([["fc"], ["block2", "fc"], []], [[], ["block1.norm"], ["block1.conv2"]]):
+        for k, mine in enumerate(paths):
+            model = Net()
+            reference = Taps(copy.deepcopy(model), mine)
+            taps = Taps(model, mine, compile={"backend": "eager"})
+            for _ in range(3):
+                x = image()
+                (output, values), (expected, oracle) = taps(x), reference(x)
+                assert torch.equal(output, expected) and list(values) == mine, k
+                assert all(torch.equal(values[path], oracle[path]) for path in mine)
+
+
+def test_two_compiled_sets_of_taps_on_one_model_do_not_disturb_each_other():
+    model = Net()
+    reference = copy.deepcopy(model)
+    first, second = (Taps(model, paths, compile={"backend": "eager"}) for paths in (["fc"], ["block1.norm", "fc"]))
+    for _ in range(3):
+        for taps in (first, second):
+            x = image()
+            _, oracle = hooked(reference, list(taps.paths), x)
+            output, values = taps(x)
+            assert all(torch.equal(values[path], oracle[path]) for path in taps.paths)
+
+
+def test_compiled_taps_read_a_replaced_head():
+    model, x = Net(), image()
+    taps = Taps(model, ["fc"], compile={"backend": "eager"})
+    for _ in range(3):
+        taps(x)
+    model.fc = nn.Linear(3, 9)
+    for _ in range(2):
+        output, values = taps(x)
+        assert values["fc"].shape == (2, 9) and torch.equal(values["fc"], output)
+
+
+def test_compiled_calls_by_number_and_errors():
+    model, x = Twice(), torch.randn(2, 4)
+    taps = Taps(model, ["fc@0", "fc@-1"], compile={"backend": "eager"})
+    for _ in range(3):
+        output, values = taps(x)
+        assert torch.equal(values["fc@0"], model.fc(x)) and torch.equal(values["fc@-1"], output)
+    with pytest.raises(ValueError, match="'fc' ran 2 times"):
+        Taps(model, ["fc"], compile={"backend": "eager"})(x)
+
+
+def test_a_graph_break_in_the_model_costs_speed_not_values():
+    class Broken(Net):
+        def forward(self, x):
+            x = self.block1(x)
+            torch._dynamo.graph_break()
+            x = self.block2(x)
+            return self.fc(self.flatten(self.pool(x)))
+    model = Broken()
+    reference = Taps(copy.deepcopy(model), PATHS)
+    taps = Taps(model, PATHS, compile={"backend": "eager"})
+    for rows in (2, 2, 3, 2):
+        compare(taps, reference, image(rows))
+    assert untouched(model)
+
+
+def test_nothing_compiled_keeps_a_value_alive():
+    taps = Taps(Net(), PATHS, compile={"backend": "eager"})
+    for _ in range(3):
+        taps(image())
+    output, values = taps(image())
+    alive = [weakref.ref(value) for value in (output, *values.values())]
+    del output, values
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * len(alive)
+
+
+def test_inductor_gives_the_eager_values_and_gradients():
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(inplace=True), nn.Linear(8, 5)).double()
+    reference = Taps(copy.deepcopy(model), ["0", "2"])
+    taps = Taps(model, ["0", "2"], compile=True)
+    for training in (False, True):                               # validate first
+        model.train(training)
+        for rows in (2, 2, 3):
+            with torch.set_grad_enabled(training):
+                compare(taps, reference, torch.randn(rows, 3, dtype=torch.float64), ["0", "2"])

@@ -1,0 +1,260 @@
+"""The report holds what the run found, in one file that needs nothing else, whatever state the run is in."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from kdtasks.engine import config as configs
+from kdtasks.engine import report
+from kdtasks.engine.run import Run
+
+SMALL = Path(__file__).parent / "small" / "small.py"
+CE = {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}
+KD = {"type": "kdtasks.general.KDLoss", "of": ("student", "teacher"), "weight": 0.9}
+BOTH = {"loss_cls": CE, "loss_kd": KD}
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    run = Run(small(), tmp_path_factory.mktemp("runs") / "whole", name="general_small", quiet=True)
+    run.train()
+    return run
+
+
+def small(**options):
+    return configs.load(SMALL, {key.replace("__", "."): value for key, value in {"length": 1, **options}.items()})
+
+
+class Page(HTMLParser):
+    """Tags that are opened are closed in order; texts, attributes and pictures are kept."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.texts, self.links, self.images, self.rows, self.styles = [], [], [], [], [], ""
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.links += [v for k, v in attributes.items() if k in ("src", "href", "srcset", "data", "action", "poster") and v]
+        if tag == "img":
+            self.images.append(attributes)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        if self.open and self.open[-1] == "style":
+            self.styles += text
+            return
+        self.texts.append(text)
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += text
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+def read(run):
+    """The report, checked for what holds of every one of them."""
+    path = run.work_dir / "report.html"
+    page = Page(path)
+    assert path.stat().st_size < 2_000_000
+    assert page.links == [image["src"] for image in page.images]                     # nothing else is loaded
+    assert "url(" not in page.styles and "@import" not in page.styles
+    for image in page.images:
+        kind, _, code = image["src"].partition(",")
+        assert kind == "data:image/png;base64"
+        picture = Image.open(io.BytesIO(base64.b64decode(code, validate=True)))
+        picture.load()
+        assert picture.format == "PNG" and len(picture.convert("L").getcolors()) > 10 and image["alt"]
+    assert not re.search(r"\b(nan|inf|None)\b", page.text.partition("The whole config")[0])
+    assert not list(run.work_dir.glob(".*tmp"))
+    return page
+
+
+def test_each_stage_and_each_number_of_the_results_is_in_the_table(whole):
+    page = read(whole)
+    results = json.loads((whole.work_dir / "results.json").read_text())
+    head, *rows = page.rows
+    assert head == ["stage", "accuracy", "accuracy_top5", "against alone", "time", "parameters", "taught by", "losses × weight"]
+    assert [row[0] for row in rows] == list(results["stages"]) == ["teacher", "alone", "distilled"]
+    for row, values in zip(rows, results["stages"].values()):
+        assert row[1] == f"{values['accuracy']:.2f}" and row[2] == f"{values['accuracy_top5']:.2f}"
+        assert row[4] == f"{values['seconds']:.1f} s"
+        model = whole.model("teacher" if row[0] == "teacher" else "student")
+        assert row[5] == f"{sum(p.numel() for p in model.parameters()):,}"
+    gain = results["stages"]["distilled"]["accuracy"] - results["stages"]["alone"]["accuracy"]
+    assert [row[3] for row in rows] == ["", "", f"{gain:+.2f}".replace("-", "−")]
+    assert [row[6] for row in rows] == ["–", "–", "teacher (teacher.last)"]
+    assert [row[7] for row in rows] == ["loss_cls × 1", "loss_cls × 1", "loss_cls × 0.1loss_kd × 0.9"]
+    assert "general_small" in page.text and "seed 0" in page.text and "Not finished" not in page.text
+    assert "tools/compare.py" in page.text and "Here it has loss_cls × 1." in page.text
+    assert len(page.images) == 3 + 3                                                 # bars, two of curves; three of the task
+    assert "temperature=4.0" in page.text                                           # the config
+
+
+def test_the_same_results_give_the_same_report(whole):
+    before = (whole.work_dir / "report.html").read_bytes()
+    state = torch.random.get_rng_state()
+    report.write_report(Run(small(), whole.work_dir, name="general_small"))
+    assert (whole.work_dir / "report.html").read_bytes() == before
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_no_global_state_of_matplotlib_is_changed(whole):
+    import matplotlib
+    from matplotlib._pylab_helpers import Gcf
+
+    before = dict(matplotlib.rcParams)
+    report.write_report(whole)
+    assert dict(matplotlib.rcParams) == before and not Gcf.figs
+
+
+def test_stages_that_are_not_finished_are_said(tmp_path):
+    stop = {"type": "small_parts.StopAt", "stage": "alone", "iteration": 8}
+    run = Run(small(length=3, custom_hooks=[stop]), tmp_path / "run", quiet=True)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    report.write_report(run)
+    page = read(run)
+    assert "Not finished: alone (iteration 6), distilled (not begun)" in page.text
+    found = f"{run.done['teacher']['accuracy']:.2f}"
+    assert [row[:2] for row in page.rows[1:]] == [["teacher", found], ["alone", "–"], ["distilled", "–"]]
+    assert "No distilled student yet; accuracy so far: teacher" in page.text
+    (run.work_dir / "stages" / "done.json").unlink()
+    report.write_report(run)
+    assert "No distilled student yet." in read(run).text
+
+
+def test_nothing_begun(tmp_path):
+    run = Run(small(), tmp_path, quiet=True)
+    report.write_report(run)
+    page = read(run)
+    assert not page.images and "teacher (not begun), alone (not begun), distilled (not begun)" in page.text
+    assert "small_parts.Net" in page.text                                            # the config, without a config.py
+
+
+def test_a_chain_without_a_control(tmp_path):
+    config = small()
+    config["models"] = {"assistant": {"type": "small_parts.Net", "width": 6}}
+    config["stages"] = [
+        {"name": "teacher", "model": "teacher", "losses": {"loss_cls": CE}},
+        {"name": "assistant1", "model": "assistant", "teachers": {"teacher": "teacher.last"}, "losses": BOTH},
+        {"name": "distilled", "teachers": {"teacher": "teacher.best"}, "losses": BOTH},
+        {"name": "tuned", "student": "distilled", "losses": {"loss_cls": CE}},
+    ]
+    run = Run(config, tmp_path / "run", quiet=True)
+    run.train()
+    page = read(run)
+    assert [row[0] for row in page.rows[1:]] == ["teacher", "assistant1", "distilled", "tuned"]
+    assert "against alone" not in page.rows[0] and "This run has no stage alone" in page.text
+    assert "the run has no control" in page.text
+    colors = report.stage_colors(run)
+    assert len({colors[name] for name in run.done}) == 4 and set(colors) >= {name for s in run.stages for name in s.teachers}
+
+
+def test_a_teacher_from_a_file_and_a_task_without_pictures(whole, tmp_path, monkeypatch):
+    file = whole.folder(whole.stages[0]) / "best.pth"
+    run = Run(small(teacher__checkpoint=str(file)), tmp_path / "run", quiet=True)
+    monkeypatch.setattr(run.task, "pictures", lambda run: [])
+    run.train()
+    page = read(run)
+    assert [row[0] for row in page.rows[1:]] == ["alone", "distilled"] and page.rows[-1][6] == "teacher (best.pth)"
+    assert "Pictures" not in page.texts and len(page.images) == 3
+    assert str(whole.work_dir) not in page.text.partition("The whole config")[0]
+
+
+def test_pictures_that_fail_are_said_and_warned_of(whole, monkeypatch):
+    def broken(run):
+        raise ZeroDivisionError("no <images>")
+    monkeypatch.setattr(whole.task, "pictures", broken)
+    with pytest.warns(UserWarning, match="ZeroDivisionError: no <images>"):
+        report.write_report(whole)
+    assert "could not be made: ZeroDivisionError: no <images>" in read(whole).text
+
+
+@pytest.mark.parametrize("primary, higher, alone, distilled, want", [
+    ("accuracy", True, 70.0, 72.5, "72.50 % accuracy, +2.50 against the same student alone (70.00 %)."),
+    ("psnr_y", True, 31.0, 30.5,
+     "30.50 dB psnr y, −0.50 against the same student alone (31.00 dB); here the teacher did not help."),
+    ("error", False, 3.0, 2.0, "2.00 error (lower is better), −1.00 against the same student alone (3.00)."),
+    ("error", False, 2.0, 3.0,
+     "3.00 error (lower is better), +1.00 against the same student alone (2.00); here the teacher did not help."),
+    ("map", True, 40.0, 40.0, "40.00 % map, +0.00 against the same student alone (40.00 %); no difference."),
+    ("map", True, float("nan"), 40.0, "40.00 % map; the control is not finished, so what the teacher brought is not known."),
+])
+def test_the_sentence_says_what_happened(tmp_path, primary, higher, alone, distilled, want):
+    run = Run(small(), tmp_path)
+    run.task = SimpleNamespace(PRIMARY=primary, HIGHER_IS_BETTER=higher, pictures=lambda run: [])
+    (tmp_path / "stages").mkdir()
+    stages = {"alone": {primary: alone, "seconds": 3700.0, "cost": 100},
+              "distilled": {primary: distilled, "seconds": 75.2, "matrix": [[1]]}}
+    (tmp_path / "stages" / "done.json").write_text(json.dumps(stages))
+    report.write_report(run)
+    page = read(run)
+    assert "distilled: " + want in page.text
+    assert page.rows[2][-5:-3] == ["1 h 01 min", "1 min 40 s"] and page.rows[3][-5:-3] == ["1 min 15 s", "–"]
+
+
+def test_losses_that_are_not_finite_and_a_control_that_differs(tmp_path):
+    config = small()
+    config["stages"] = [
+        {"name": "alone", "losses": {"loss_cls": CE}, "length": 2},
+        {"name": "distilled", "student": "alone", "teachers": {"teacher": "teacher.pth"}, "losses": BOTH},
+    ]
+    run = Run(config, tmp_path, quiet=True)
+    for stage in run.stages:
+        run.folder(stage).mkdir(parents=True)
+        history = [{"iteration": 1, "lr": 0.1, "loss_cls": 2.0}, {"iteration": 2, "lr": 0.1, "loss_cls": float("nan")},
+                   {"iteration": 3, "lr": 0.1, "loss_cls": 1e-3}, {"iteration": 3, "accuracy": float("inf")}]
+        (run.folder(stage) / "history.json").write_text(json.dumps(history))
+    report.write_report(run)
+    page = read(run)
+    assert len(page.images) == 2
+    assert "distilled also differs from it in length" in page.text and "distilled starts from alone" in page.text
+
+
+def test_running_mean_equals_a_loop():
+    values, window = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0], 2
+    slow = []
+    for i in range(len(values)):
+        near = [values[j] for j in range(len(values)) if abs(i - j) <= window]
+        slow.append(sum(near) / len(near))
+    assert report._running_mean(values, window) == pytest.approx(slow)
+
+
+def test_large_pictures_are_stored_less_finely():
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5))
+    noise = torch.rand(800, 800, 3, generator=torch.Generator().manual_seed(0)).numpy()
+    figure.add_axes((0, 0, 1, 1)).imshow(noise, interpolation="nearest")
+    (_, uri, width), = report._embedded([("noise", figure)])
+    assert width == 500 and len(uri) < 1.4 * report.LARGEST
+    assert Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).size == (600, 600)
