@@ -78,7 +78,7 @@ def ratio(what: str, times: dict[str, list[float]], a: str, b: str, bar: float |
     """The time of ``a`` over the time of ``b``, round by round; ``what`` is put before their names."""
     what = f"{what}{a} / {b}"
     if "torchdistill" in (a, b) and "torchdistill" not in times:
-        return Line(what, [], bar, note="not installed: uv sync --group bench")
+        return Line(what, [], bar, note="not installed: uv sync --extra bench")
     note = f"{b}: {1000 * statistics.median(times[b]):.3g} ms a step"
     return Line(what, [x / y for x, y in zip(times[a], times[b])], bar, note=note)
 

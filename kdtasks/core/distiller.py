@@ -1,14 +1,13 @@
 """One student, its teachers, and the named losses that pull on it in one step. Imports torch and nothing else."""
 
 import copy
-import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from kdtasks.core.features import Taps, module_paths
+from kdtasks.core.features import Taps, map_tensors, module_paths
 from kdtasks.core.names import did_you_mean, split_call
 from kdtasks.core.teacher import Teacher
 
@@ -27,8 +26,8 @@ class Distiller(nn.Module):
 
     - An entry whose name contains ``loss`` trains; any other only informs: it is computed without gradient.
     - A loss that returns a dict or a list is weighted and named entry by entry: ``<name>_<key or index>``.
-    - A weight of 0 skips its loss. A weight may be a function of ``progress = (iteration, total)``, which the loop
-      sets on the Distiller.
+    - A weight of 0 skips its loss, and a teacher that no other loss wants. A weight may be a function of
+      ``progress = (iteration, total)``, which the loop sets on the Distiller.
     - Where the batch has a bool tensor ``labelled`` (B,), losses of ``'target'`` see the labelled rows only, and
       give a zero that still backpropagates when there are none. Keep it on the CPU: then selecting costs no sync.
 
@@ -54,34 +53,39 @@ class Distiller(nn.Module):
         super().__init__()
         self.student = student
         self.peers = nn.ModuleList(peers)
+        self.learners = ["student", *(f"peer{k + 1}" for k in range(len(self.peers)))]
+        self._check_teachers(teachers or {})
         self.teachers = nn.ModuleDict({name: model if isinstance(model, Teacher) else Teacher(model)
                                        for name, model in (teachers or {}).items()})
-        self.compile = compile
-        self.progress: tuple[int, int] | None = None
-        self.learners = ["student", *(f"peer{k + 1}" for k in range(len(self.peers)))]
         self.roles = [*self.learners, *self.teachers]
-        self._check_roles()
+        self.progress: tuple[int, int] | None = None
+        self._compile = compile
         self._taps: dict[tuple[str, tuple[str, ...]], Taps] = {}
-        self._terms: dict[str, tuple[Loss | None, tuple[str, ...], Weight]] = {}
+        self._terms: dict[str, tuple[Loss, tuple[str, ...], Weight]] = {}
+        self._built: set[str] = set()
         self.losses = nn.ModuleDict()
-        supplied = {role: dict.fromkeys(self.names(role)) for role in self.roles}
         for name, entry in (losses or {}).items():
             self._add_term(name, *entry)
-        used = {n for _, of, _ in self._terms.values() for n in of} | {n for e in (losses or {}).values() for n in _tuple(e[1])}
-        for own in (n for role in self.learners for n in supplied[role] if n.startswith(f"{role}.loss_") and n not in used):
-            self._add_term(own.split(".", 1)[1], None, (own,), 1.0)
+        self._supplied = supplied = {role: dict.fromkeys(self.names(role)) for role in self.roles}
+        listed = {name for entry in (losses or {}).values() for name in _tuple(entry[1])}
+        for role in self.learners:
+            submodules = set(Distiller.names(self, role))
+            for own in supplied[role]:
+                if own.startswith(f"{role}.loss_") and own not in listed and own not in submodules:
+                    self._add_term(own.removeprefix("student.").replace(".", "_"), None, own)
         if not any("loss" in name for name in self._terms):
             raise ValueError(f"no loss trains the student: the losses are {list(losses or {})}; a name that contains "
                              "'loss', with a weight other than 0, does")
         self.wanted = self._resolve(supplied)
 
-    def _check_roles(self) -> None:
-        for name in self.teachers:
+    def _check_teachers(self, teachers: Mapping[str, nn.Module]) -> None:
+        frozen = {}
+        for name, model in teachers.items():
             if name in (*self.learners, "peers", "input", "target", "index", "labelled") or not name.isidentifier():
                 raise ValueError(f"a teacher cannot be called {name!r}: want an identifier that names nothing else")
-        frozen = {id(p): name for name, teacher in self.teachers.items() for p in teacher.model.parameters()}
-        for role in self.learners:
-            for path, parameter in self.model(role).named_parameters():
+            frozen |= {id(p): name for p in (model.model if isinstance(model, Teacher) else model).parameters()}
+        for role, model in zip(self.learners, (self.student, *self.peers)):
+            for path, parameter in model.named_parameters():
                 if id(parameter) in frozen:
                     raise ValueError(f"{role} and {frozen[id(parameter)]} share the parameter {path!r}, and a teacher is "
                                      "frozen: give the teacher a copy (copy.deepcopy)")
@@ -99,7 +103,7 @@ class Distiller(nn.Module):
             return
         if isinstance(loss, nn.Module):
             self.losses[name] = loss
-        self._terms[name] = (loss, of, weight)
+        self._terms[name] = (_itself if loss is None else loss, of, weight)
 
     def _resolve(self, supplied: dict[str, dict]) -> dict[str, list[str]]:
         """Which names each role has to supply; names with no role in front are the batch's."""
@@ -131,69 +135,124 @@ class Distiller(nn.Module):
     def outputs(self, role: str, batch: Mapping[str, object], wanted: list[str]) -> dict[str, object]:
         """The wanted names of one role; may be overridden together with :meth:`names`.
 
-        Roles run in the order student, peers, teachers, and ``batch`` holds all names found before: a teacher can
-        be run on what the student chose. A teacher's turn is under ``no_grad``.
+        Teachers run first, then the student, then the peers; but ``batch[name]`` of a name that another role supplies
+        runs that role at once, so a teacher can be run on what the student chose. A teacher's turn is under ``no_grad``.
         """
-        return self.run(role, batch["input"], wanted)
+        return self.run(role, self._value(batch, "input", role), wanted)
 
     def run(self, role: str, input, wanted: Sequence[str]) -> dict[str, object]:
         """One forward of a role: ``{role: output, role.<path>: value}`` for the ``role.<path>`` among ``wanted``."""
-        paths = tuple(name.split(".", 1)[1] for name in wanted if name.startswith(f"{role}."))
-        taps = self._taps.get((role, paths))
+        taps = self._taps.get((role, tuple(wanted)))
         if taps is None:
-            call = self.teachers[role] if role in self.teachers else None
-            taps = self._taps[role, paths] = Taps(self.model(role), paths, call, self.compile)
+            call = self.teachers[role] if role in self.teachers else self.model(role)
+            paths = [name.split(".", 1)[1] for name in wanted if name.startswith(f"{role}.")]
+            taps = self._taps[role, tuple(wanted)] = Taps(self.model(role), paths, call, self._compile)
         output, values = taps(input)
         return {role: output, **{f"{role}.{path}": value for path, value in values.items()}}
 
     def forward(self, input, target=None) -> dict[str, Tensor]:
         """The weighted losses of a batch: a dict with ``'input'``, ``'target'`` and more, or the two as arguments."""
-        batch = dict(input) if isinstance(input, Mapping) else {"input": input, "target": target}
-        return self._weighted(self._known(batch), batch)
-
-    def _known(self, batch: dict[str, object]) -> dict[str, object]:
-        """The batch and every name that some loss wants, each model run at most once."""
-        known = dict(batch)
-        for role in self.roles:
-            missing = [name for name in self.wanted[role] if name not in known]
-            if not missing:
-                continue
-            with torch.set_grad_enabled(torch.is_grad_enabled() and role not in self.teachers):
-                found = self.outputs(role, known, missing)
-            absent = [name for name in missing if name not in found]
-            if absent:
-                raise ValueError(f"{type(self).__name__}.outputs({role!r}) did not give {absent}; it gave {list(found)}")
-            known.update(found)
-        if all(role in known for role in self.learners):
-            known["peers"] = [known[role] for role in self.learners]
-        return known
-
-    def _weighted(self, known: dict[str, object], batch: Mapping[str, object]) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = {}
+        batch = _batch(input, target)
+        weights = self._weights()
+        known = self._known(batch, self._resting(weights))
         rows = _labelled_rows(batch.get("labelled"))
-        for name, (loss, of, weight) in self._terms.items():
-            if callable(weight):
-                if self.progress is None:
-                    raise RuntimeError(f"the weight of {name} is a schedule: set distiller.progress = (iteration, total) "
-                                       "before each step")
-                weight = weight(self.progress)
-            tensors = [self._value(known, tensor_name, name) for tensor_name in of]
+        losses: dict[str, Tensor] = {}
+        for name, (loss, of, _) in self._terms.items():
+            weight = weights[name]
             if weight == 0:
-                unused = [p.sum() * 0 for p in self.losses[name].parameters()] if name in self.losses else []
-                if unused:                                            # its adapters stay connected: DDP counts on it
-                    losses[name] = torch.stack(unused).sum()
+                if name in self.losses and any(True for _ in self.losses[name].parameters()):
+                    losses[name] = self._zero(name, [])               # its adapters stay connected: DDP counts on it
                 continue
+            tensors = [self._value(known, tensor_name, name) for tensor_name in of]
             if rows is not None and "target" in of:
                 tensors = [_select(tensor, rows, len(batch["labelled"])) for tensor in tensors]
                 if rows[1] == 0:
-                    losses[name] = _connected_zero(tensors)
+                    losses[name] = self._zero(name, tensors)
                     continue
-            with torch.set_grad_enabled(torch.is_grad_enabled() and "loss" in name):
-                value = tensors[0] if loss is None else loss(*tensors)
-            entries = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list | tuple) else {None: value}
-            for key, entry in entries.items():
-                losses[name if key is None else f"{name}_{key}"] = entry if weight == 1 else weight * entry
+            if "loss" in name:
+                found = _entries(name, loss(*tensors))
+                found = found if weight == 1 else {key: weight * value for key, value in found.items()}
+            else:
+                with torch.no_grad():
+                    found = {key: (weight * value).detach() for key, value in _entries(name, loss(*tensors)).items()}
+                _check_informs(name, found)
+            if not losses.keys().isdisjoint(found):
+                raise ValueError(f"two losses come out under the name {min(losses.keys() & found)!r}; rename one")
+            losses.update(found)
         return losses
+
+    def _weights(self) -> dict[str, float]:
+        """The weight of each loss at this point of the run."""
+        if self.progress is None:
+            for name, (_, _, weight) in self._terms.items():
+                if callable(weight):
+                    raise RuntimeError(f"the weight of {name} is a schedule: set distiller.progress = (iteration, total) "
+                                       "before each step")
+        return {name: weight(self.progress) if callable(weight) else weight for name, (_, _, weight) in self._terms.items()}
+
+    def _resting(self, weights: Mapping[str, float]) -> list[str]:
+        """The teachers that only losses of weight 0 want."""
+        if all(weights.values()):
+            return []
+        pulling = {tensor_name for name, (_, of, _) in self._terms.items() if weights[name] != 0 for tensor_name in of}
+        return [role for role in self.teachers if pulling.isdisjoint(self.wanted[role])]
+
+    def _known(self, batch: Mapping[str, object], resting: Sequence[str] = ()) -> dict[str, object]:
+        """The batch and every name that some loss wants, each model run at most once; what the batch carries stays.
+
+        Teachers first: what they need on the way is free again before the student's graph takes its memory. (The other
+        way round costs a fifth of a step on a CPU, in page faults.)
+        """
+        running: list[str] = []
+        gradients = torch.is_grad_enabled()
+
+        def run(role: str, also: Sequence[str] = ()) -> None:
+            missing = [name for name in dict.fromkeys([*self.wanted[role], *also]) if name not in known]
+            if not missing:
+                return
+            if role in running:
+                raise ValueError(f"{' and '.join(running)} each need a name of the other before their own can be known")
+            running.append(role)
+            with torch.set_grad_enabled(gradients and role not in self.teachers):
+                found = self.outputs(role, known, missing)
+            running.pop()
+            absent = [name for name in missing if name not in found]
+            if absent:
+                raise ValueError(f"{type(self).__name__}.outputs({role!r}) did not give {absent}; it gave {list(found)}")
+            for name, value in found.items():
+                known.setdefault(name, value)
+
+        def supply(name: str) -> None:
+            base, _ = split_call(name)
+            for role in self.roles:
+                if base in self._supplied[role]:
+                    return run(role, [name])
+            raise KeyError(name)
+
+        known = _Known(batch, supply)
+        for role in (*self.teachers, *self.learners):
+            if role not in resting:
+                run(role)
+        found = dict(known)
+        known.clear()                                                     # `known`, `supply` and `run` hold each other:
+        known.supply = None                                               # the graph must not wait for the collector
+        if all(role in found for role in self.learners):
+            found["peers"] = [found[role] for role in self.learners]
+        return found
+
+    def _value(self, known: Mapping[str, object], name: str, wanted_by: str):
+        if name in known:
+            return known[name]
+        supplied = [n for role in self.roles for n in self.names(role)]
+        raise ValueError(f"{wanted_by}: neither a model nor the batch supplies {name!r}; "
+                         f"{did_you_mean(name, [*known, *supplied])}")
+
+    def _zero(self, name: str, tensors: list) -> Tensor:
+        """A zero that backpropagates zeros into a loss's parameters and into all of its tensors that have a gradient."""
+        floats = list(self.losses[name].parameters()) if name in self.losses else []
+        map_tensors(lambda t: floats.append(t) if t.is_floating_point() else None, tensors)
+        connected = [t for t in floats if t.requires_grad] or floats[:1] or [torch.zeros(())]
+        return sum((t if t.dim() else t[None])[:0].sum() for t in connected)           # of no element: 0 · inf would be nan
 
     def build(self, input, target=None) -> dict[str, tuple[int, ...] | None]:
         """Run each model and each loss once on a batch; call it before the optimizer is made.
@@ -209,7 +268,7 @@ class Distiller(nn.Module):
             ValueError: a name that neither a model nor the batch supplies; a loss that cannot be computed from its
                 tensors, or gives no scalar. The message names the loss and the shapes.
         """
-        batch = dict(input) if isinstance(input, Mapping) else {"input": input, "target": target}
+        batch = _batch(input, target)
         modes = {module: module.training for module in self.modules()}
         devices = sorted({t.device.index for t in [*self.parameters(), *self.buffers()] if t.is_cuda})
         try:
@@ -217,40 +276,36 @@ class Distiller(nn.Module):
             with torch.no_grad(), torch.random.fork_rng(devices=devices):
                 known = self._known(batch)
                 rows = _labelled_rows(batch.get("labelled"))
-                for name, (loss, of, _) in self._terms.items():
+                for name, (_, of, _) in self._terms.items():
                     tensors = [self._value(known, tensor_name, name) for tensor_name in of]
-                    if rows is not None and rows[1] and "target" in of:
+                    if rows is not None and "target" in of:
                         tensors = [_select(tensor, rows, len(batch["labelled"])) for tensor in tensors]
-                    self._try(name, loss, of, tensors)
+                    self._try(name, tensors)
         finally:
-            for module, mode in modes.items():
-                module.training = mode
+            for module in self.modules():
+                module.training = modes.get(module, modes[self])          # what is new is as the whole was
         return {name: tuple(known[name].shape) if isinstance(known[name], Tensor) else None
                 for _, of, _ in self._terms.values() for name in of}
 
-    def _value(self, known: Mapping[str, object], name: str, loss_name: str):
-        try:
-            return known[name]
-        except KeyError:
-            raise ValueError(f"{loss_name}: neither a model nor the batch supplies {name!r}; "
-                             f"{did_you_mean(name, [*known, *self.roles])}") from None
-
-    @staticmethod
-    def _try(name: str, loss: Loss | None, of: tuple[str, ...], tensors: list) -> None:
+    def _try(self, name: str, tensors: list) -> None:
+        loss, of, _ = self._terms[name]
         shapes = ", ".join(f"{n} {tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__}" for n, t in zip(of, tensors))
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message="Using a target size")      # torch would broadcast, and warn
-                if hasattr(loss, "build"):
+                if hasattr(loss, "build") and name not in self._built:
                     loss.build(*tensors)
-                value = tensors[0] if loss is None else loss(*tensors)
+                    self._built.add(name)
+                    if isinstance(loss, nn.Module):                                  # what it made is new
+                        loss.eval().to(next((t.device for t in tensors if isinstance(t, Tensor)), None))
+                found = _entries(name, loss(*tensors))
         except Exception as error:
             raise ValueError(f"{name} cannot be computed from {shapes}: {error}") from error
-        entries = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
-        for entry in entries:
+        for entry in found.values():
             if not isinstance(entry, Tensor) or entry.numel() != 1:
                 got = f"shape {tuple(entry.shape)}" if isinstance(entry, Tensor) else type(entry).__name__
                 raise ValueError(f"{name} gave {got} from {shapes}; want one scalar tensor, or a dict or list of them")
+        _check_informs(name, found)
 
     def __deepcopy__(self, memo):
         """A copy has its own student, peers and losses, and shares the teachers."""
@@ -261,8 +316,44 @@ class Distiller(nn.Module):
         return other
 
 
+class _Known(dict):
+    """The batch and what the models add to it; asking for a name that is not there yet has it supplied."""
+
+    def __init__(self, batch: Mapping[str, object], supply: Callable[[str], None]):
+        super().__init__(batch)
+        self.supply = supply
+
+    def __missing__(self, name: str):
+        self.supply(name)
+        return self[name]
+
+
 def _tuple(of: str | Sequence[str]) -> tuple[str, ...]:
     return (of,) if isinstance(of, str) else tuple(of)
+
+
+def _batch(input, target) -> dict[str, object]:
+    if isinstance(input, Mapping):
+        return dict(input)
+    return {"input": input} if target is None else {"input": input, "target": target}
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    """The loss of an entry without one."""
+    return tensor
+
+
+def _entries(name: str, value) -> dict[str, Tensor]:
+    """What a loss returned: ``{name: value}``, or ``<name>_<key or index>`` for each entry of a dict or list."""
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
+    return {f"{name}_{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
+
+
+def _check_informs(name: str, found: Mapping[str, Tensor]) -> None:
+    if "loss" not in name and any("loss" in key for key in found):
+        raise ValueError(f"{name} gave {[key.removeprefix(f'{name}_') for key in found]}, but only informs, as no 'loss' is in "
+                         f"its own name: call it loss_{name}")
 
 
 def _labelled_rows(labelled: Tensor | None) -> tuple[slice | Tensor, int] | None:
@@ -275,8 +366,10 @@ def _labelled_rows(labelled: Tensor | None) -> tuple[slice | Tensor, int] | None
 
 
 def _select(value, rows: tuple[slice | Tensor, int], batch_size: int):
-    """The labelled rows of a tensor, of each tensor of a list (peers), or of a list with one entry a sample."""
+    """The labelled rows of a tensor, of each tensor of a dict or list (peers), or of a list with one entry a sample."""
     index, _ = rows
+    if isinstance(value, dict):
+        return {key: _select(v, rows, batch_size) for key, v in value.items()}
     if isinstance(value, Tensor):
         if value.dim() == 0 or len(value) != batch_size:
             return value
@@ -287,10 +380,3 @@ def _select(value, rows: tuple[slice | Tensor, int], batch_size: int):
         if len(value) == batch_size:
             return value[index] if isinstance(index, slice) else [value[i] for i in index.tolist()]
     return value
-
-
-def _connected_zero(tensors: list) -> Tensor:
-    """A zero that backpropagates (zeros) into every tensor with a gradient."""
-    flat = [t for value in tensors for t in (value if isinstance(value, list | tuple) else [value])]
-    floats = [t.sum() * 0 for t in flat if isinstance(t, Tensor) and t.is_floating_point()]
-    return functools.reduce(torch.add, floats)

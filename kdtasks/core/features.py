@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import sys
 import types
 from collections.abc import Callable, Iterable, Sequence
 
@@ -55,7 +56,8 @@ class Taps:
     def __call__(self, *args, **kwargs) -> tuple[object, dict[str, Tensor]]:
         """Run the model once; return its output and the value at each path."""
         mode = self.model.training
-        probing = mode not in self._changed or torch.is_inference_mode_enabled()     # there, no change can be seen
+        blind = torch.is_inference_mode_enabled() or torch.compiler.is_compiling()       # no change can be seen there
+        probing = blind or mode not in self._changed
         self._copied = set(self._tapped) if probing else self._changed[mode]
         run = self._run if probing or self._compiled is None else self._compiled
         replaced = []
@@ -65,9 +67,11 @@ class Taps:
                 own = module.__dict__.get("forward")
                 replaced.append((module, own))
                 module.__dict__["forward"] = self._recorder(path, module, own)
-            with torch.compiler.set_stance("force_eager") if probing else contextlib.nullcontext():
-                output = run(*args, **kwargs)                      # (parts of it may be compiled, and would hide changes)
-            return output, self._collect(mode, probing)
+            with _nothing_compiled() if probing and not blind else contextlib.nullcontext():
+                output = run(*args, **kwargs)
+            if not blind:
+                self._check_changed(mode)
+            return output, self._collect()
         finally:
             for module, own in reversed(replaced):
                 if own is None:
@@ -84,21 +88,22 @@ class Taps:
 
             def recording(*args, **kwargs):
                 output = forward(*args, **kwargs)
-                kept = _map(torch.clone, output) if path in self._copied else output
+                kept = map_tensors(torch.clone, output) if path in self._copied else output
                 seen.setdefault(path, []).append((kept, output, () if torch.compiler.is_compiling() else _versions(output)))
                 return output
 
             self._recorders[path] = known = (module, own, recording)
         return known[2]
 
-    def _collect(self, mode: bool, probing: bool) -> dict[str, Tensor]:
+    def _check_changed(self, mode: bool) -> None:
+        """Find out what the model changed in place, the first time; see that it is the same, from then on."""
         changed = {path for path, calls in self._seen.items() for _, output, versions in calls
                    if versions and versions != _versions(output)}
-        if not probing and not changed <= self._copied:
-            raise ValueError(f"{sorted(changed - self._copied)}: the model changed this value in place, "
+        if not changed <= self._changed.setdefault(mode, changed):
+            raise ValueError(f"{sorted(changed - self._changed[mode])}: the model changed this value in place, "
                              "as it did not do in the first run in this mode; make that operation out of place")
-        if not torch.is_inference_mode_enabled():
-            self._changed.setdefault(mode, changed)
+
+    def _collect(self) -> dict[str, Tensor]:
         values = {}
         for path, (module_path, call) in self.paths.items():
             calls = self._seen.get(module_path, [])
@@ -139,14 +144,20 @@ def _compiled(function: Callable, options: bool | dict) -> Callable:
     return torch.compile(own, **(options if isinstance(options, dict) else {}))
 
 
-def _map(function: Callable, value):
+def _nothing_compiled():
+    """Runs what was compiled before (a part of the model, perhaps) eagerly: compiled, it hides its in-place changes."""
+    compiler_is_loaded = "torch._dynamo" in sys.modules                  # else nothing is compiled, and it takes seconds
+    return torch.compiler.set_stance("force_eager") if compiler_is_loaded else contextlib.nullcontext()
+
+
+def map_tensors(function: Callable, value):
     """``function`` on every tensor of a tensor, tuple, list or dict."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, dict):
-        return type(value)((key, _map(function, item)) for key, item in value.items())
+        return type(value)((key, map_tensors(function, item)) for key, item in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
-        items = [_map(function, item) for item in value]
+        items = [map_tensors(function, item) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 
@@ -156,5 +167,5 @@ def _versions(value) -> tuple[int, ...]:
     if isinstance(value, Tensor):
         return (-1 if value.is_inference() else value._version,)
     found = []
-    _map(lambda tensor: found.extend(_versions(tensor)) or tensor, value)
+    map_tensors(lambda tensor: found.extend(_versions(tensor)) or tensor, value)
     return tuple(found)

@@ -110,7 +110,8 @@ def check_stages(stages: Sequence[Stage], models: Sequence[str]) -> None:
         sources = [stage.student] if stage.student not in ("fresh", "keep") else []
         sources += [source for source in stage.teachers.values() if source is not None]
         for source in sources:
-            if stage_reference(source, seen) is None and "/" not in source and not source.endswith((".pth", ".pt", ".safetensors")):
+            is_file = "/" in source or source.endswith((".pth", ".pt", ".safetensors"))
+            if stage_reference(source, seen) is None and not is_file:
                 raise ValueError(f"stage {stage.name!r} wants {source!r}, which is neither a file nor a stage before it; "
                                  f"{did_you_mean(source.split('.')[0], seen)}")
         if stage.student == "keep" and not any(s.model == stage.model for s in stages[:len(seen)]):

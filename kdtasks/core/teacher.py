@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 
 class Teacher(nn.Module):
     """A model with one promise: it is frozen, and nothing that happens to the student changes it.
@@ -27,26 +29,25 @@ class Teacher(nn.Module):
         ValueError: an unknown precision, or only some of the four normalisation arguments.
     """
 
-    PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
     def __init__(self, model: nn.Module, precision: str | None = None, input_size: int | Sequence[int] | None = None,
                  mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
                  student_mean: Sequence[float] | None = None, student_std: Sequence[float] | None = None):
         super().__init__()
-        if precision is not None and precision not in self.PRECISIONS:
-            raise ValueError(f"precision must be None or one of {list(self.PRECISIONS)}, got {precision!r}")
+        if precision is not None and precision not in PRECISIONS:
+            raise ValueError(f"precision must be None or one of {list(PRECISIONS)}, got {precision!r}")
         norms = (mean, std, student_mean, student_std)
         if any(n is not None for n in norms) and any(n is None for n in norms):
             raise ValueError("mean, std, student_mean and student_std go together; got "
                              f"mean={mean}, std={std}, student_mean={student_mean}, student_std={student_std}")
         self.__dict__["model"] = model.eval().requires_grad_(False)        # past nn.Module: not a submodule
-        self.precision = self.PRECISIONS.get(precision)
+        self.precision = PRECISIONS.get(precision)
         self.input_size = input_size
-        self.scale = self.shift = None
+        scale = shift = None
         if mean is not None:
-            mean, std, student_mean, student_std = (torch.tensor(n).view(-1, 1, 1) for n in norms)
-            self.register_buffer("scale", student_std / std, persistent=False)
-            self.register_buffer("shift", (student_mean - mean) / std, persistent=False)
+            mean, std, student_mean, student_std = (torch.as_tensor(n, dtype=torch.float32).view(-1, 1, 1) for n in norms)
+            scale, shift = student_std / std, (student_mean - mean) / std
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
         self.training = False
 
     def forward(self, input: Tensor):

@@ -1,7 +1,7 @@
 """Reading a model's weights from a file, without ever unpickling code."""
 
 import pickle
-import zipfile
+import re
 from pathlib import Path
 
 import torch
@@ -22,24 +22,27 @@ def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     """
     path = Path(path)
     if not path.is_file():
-        near = [p.name for p in path.parent.iterdir() if p.suffix in (".pth", ".pt", ".safetensors")] if path.parent.is_dir() else []
+        lies = path.parent.iterdir() if path.parent.is_dir() else ()
+        near = sorted(p.name for p in lies if p.suffix in (".pth", ".pt", ".safetensors"))
         raise FileNotFoundError(f"no checkpoint {str(path)!r}; "
                                 + (did_you_mean(path.name, near) if near else f"no checkpoint lies in {str(path.parent)!r}"))
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    with path.open("rb") as file:
+        start = file.read(8)
+    if not start.startswith((b"PK", b"\x80")):                              # a zip archive, or a pickle as of old
+        raise ValueError(f"{str(path)!r} is not a checkpoint ({path.stat().st_size} bytes, begins with {start!r})")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{str(path)!r} is not a plain file of weights and is not unpickled, since that can run code: "
-                         f"{reason}. Save its state_dict: torch.save(model.state_dict(), path)") from None
-    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError, KeyError, ValueError) as error:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(4)
-        what = "truncated" if start[:2] == b"PK" and size else "not a checkpoint"
-        raise ValueError(f"{str(path)!r} is {what} ({size} bytes, begins with {start!r}): "
-                         f"{str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
+    except Exception as error:                                             # a broken file raises whatever it happens to
+        refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if refused:
+            raise ValueError(f"{str(path)!r} holds {refused[1]}, which is no plain weight, and is not unpickled, since that "
+                             "can run code. Where you trust it, load it yourself and save its state_dict: "
+                             "torch.save(model.state_dict(), path)") from None
+        reason = type(error).__name__ if isinstance(error, pickle.UnpicklingError) else str(error).partition("\n")[0]
+        raise ValueError(f"{str(path)!r} is truncated, damaged or no checkpoint ({path.stat().st_size} bytes): "
+                         f"{reason}") from None
     meta = {}
     if isinstance(content, dict):
         meta = content.get("meta", {})

@@ -95,8 +95,8 @@ def test_every_run_gives_the_values_and_the_gradients_of_cloning_hooks(training)
         assert torch.equal(output, expected)
         for path in PATHS:
             assert torch.equal(values[path], oracle[path]), path
-            mine = torch.autograd.grad(values[path].square().sum(), [p for p in model.parameters()], retain_graph=True, allow_unused=True)
-            theirs = torch.autograd.grad(oracle[path].square().sum(), [p for p in other.parameters()], retain_graph=True, allow_unused=True)
+            mine, theirs = (torch.autograd.grad(value.square().sum(), list(m.parameters()), retain_graph=True, allow_unused=True)
+                            for value, m in ((values[path], model), (oracle[path], other)))
             for a, b in zip(mine, theirs):
                 assert (a is None) == (b is None) and (a is None or torch.equal(a, b)), path
 
@@ -118,7 +118,7 @@ def test_a_value_that_is_changed_in_place_only_later_is_an_error_not_a_wrong_val
     taps = Taps(model, ["0"])
     taps(torch.randn(1, 2))
     model.late = True
-    with pytest.raises(ValueError, match="'0'.*in place"):
+    with pytest.raises(ValueError, match=r"'0'.*in place"):
         taps(torch.randn(1, 2))
 
 
@@ -132,7 +132,7 @@ def test_a_first_run_in_inference_mode_decides_nothing():
         _, third = taps(x)
     _, oracle = hooked(model, PATHS, x)
     for path in PATHS:
-        assert torch.equal(first[path], oracle[path]) and torch.equal(second[path], oracle[path]) and torch.equal(third[path], oracle[path])
+        assert all(torch.equal(values[path], oracle[path]) for values in (first, second, third)), path
 
 
 class Twice(nn.Module):
@@ -152,9 +152,9 @@ def test_a_module_that_runs_twice_needs_the_number_of_the_call():
     assert [torch.equal(values[f"fc@{k}"], v) for k, v in ((0, first), (1, last), (-1, last), (-2, first))] == [True] * 4
     with pytest.raises(ValueError, match=r"'fc' ran 2 times.*'fc@0' to 'fc@1'.*'fc@-1'"):
         Taps(model, ["fc"])(x)
-    with pytest.raises(ValueError, match="'fc@2'.*2 times.*no call 2"):
+    with pytest.raises(ValueError, match=r"'fc@2'.*2 times.*no call 2"):
         Taps(model, ["fc@2"])(x)
-    with pytest.raises(ValueError, match="after '@' comes the number"):
+    with pytest.raises(ValueError, match=r"after '@' comes the number"):
         Taps(model, ["fc@last"])
     assert untouched(model)
 
@@ -170,14 +170,14 @@ def test_one_module_under_two_paths_counts_all_its_runs_under_each():
 
 
 def test_a_module_that_does_not_run_is_an_error():
-    with pytest.raises(ValueError, match="'unused' gave no value.*Twice"):
+    with pytest.raises(ValueError, match=r"'unused' gave no value.*Twice"):
         Taps(Twice(), ["unused"])(torch.randn(2, 4))
 
 
 def test_an_unknown_path_is_an_error_at_once_with_the_nearest():
     with pytest.raises(ValueError, match=r"no submodule 'block1.nrom'; did you mean 'block1.norm'"):
         Taps(Net(), ["block1.nrom"])
-    with pytest.raises(ValueError, match="no submodule"):
+    with pytest.raises(ValueError, match=r"no submodule"):
         Taps(resnet18(), ["layer1.0.downsample"])                # registered, but None
 
 
@@ -237,7 +237,7 @@ def test_a_head_that_was_replaced_after_construction_is_the_one_that_is_read():
     model.fc = nn.Identity()                                     # its output is its input, which nobody changes
     assert taps(x)[1]["fc"].shape == (2, 3)
     del model.fc
-    with pytest.raises(ValueError, match="no submodule 'fc'"):
+    with pytest.raises(ValueError, match=r"no submodule 'fc'"):
         taps(x)
 
 
@@ -348,7 +348,7 @@ def test_two_compiled_sets_of_taps_on_one_model_do_not_disturb_each_other():
         for taps in (first, second):
             x = image()
             _, oracle = hooked(reference, list(taps.paths), x)
-            output, values = taps(x)
+            _, values = taps(x)
             assert all(torch.equal(values[path], oracle[path]) for path in taps.paths)
 
 
@@ -369,7 +369,7 @@ def test_compiled_calls_by_number_and_errors():
     for _ in range(3):
         output, values = taps(x)
         assert torch.equal(values["fc@0"], model.fc(x)) and torch.equal(values["fc@-1"], output)
-    with pytest.raises(ValueError, match="'fc' ran 2 times"):
+    with pytest.raises(ValueError, match=r"'fc' ran 2 times"):
         Taps(model, ["fc"], compile={"backend": "eager"})(x)
 
 

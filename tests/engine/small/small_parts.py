@@ -7,6 +7,7 @@ import torch
 from mmengine.hooks import Hook
 from sklearn.datasets import load_digits
 from torch import nn
+from torchvision import transforms
 
 
 class Net(nn.Sequential):
@@ -79,3 +80,14 @@ class BreakWeights(Hook):
         if runner.meta["stage"] == self.stage and batch_idx == self.iteration:
             with torch.no_grad():
                 runner.distiller.student[-1].bias.fill_(float("inf"))
+
+
+def views():
+    """Random views of small grey images."""
+    return transforms.Compose([transforms.Grayscale(), transforms.RandomCrop(8, padding=1), transforms.ToTensor(),
+                               transforms.RandomErasing(p=0.5), transforms.Lambda(half)])
+
+
+def half(image):
+    """Values around 0."""
+    return image - 0.5

@@ -1,0 +1,155 @@
+"""Weights from files: plain ones are read, foreign and broken ones are named, and none runs code."""
+
+import io
+import os
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from kdtasks.core.weights import load_weights, read_weights
+
+
+def model():
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "net.pth"
+
+
+def same(state, network):
+    own = network.state_dict()
+    return list(state) == list(own) and all(torch.equal(state[name], value) for name, value in own.items())
+
+
+def saved(content, **options):
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda state: state,
+    lambda state: {"state_dict": state, "meta": {"model": "net"}, "optimizer": {"lr": 0.1}},
+    lambda state: {"model": state, "epoch": 3, "meta": {"model": "net"}},
+    lambda state: {f"module.{name}": value for name, value in state.items()},
+    lambda state: {"meta": {"model": "net"}, "state_dict": {f"module.{name}": value for name, value in state.items()}},
+    lambda state: {"model": "resnet20", "meta": None, "state_dict": state},
+])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_the_usual_files_are_read(path, wrap, zipped):
+    network, other = model(), model()
+    content = wrap(network.state_dict())
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    state, meta = read_weights(path)
+    assert same(state, network) and meta == (content.get("meta") or {})
+    assert load_weights(other, str(path)) == meta and same(state, other)
+
+
+def test_a_prefix_that_only_some_names_have_is_part_of_the_names(path):
+    state = {"module.weight": torch.ones(1), "bias": torch.ones(1)}
+    torch.save(state, path)
+    assert list(read_weights(path)[0]) == list(state)
+
+
+def test_safetensors_with_their_metadata(tmp_path):
+    from safetensors.torch import save_file
+    network = model()
+    save_file(network.state_dict(), tmp_path / "net.safetensors", {"model": "net"})
+    state, meta = read_weights(tmp_path / "net.safetensors")
+    assert {name: value.tolist() for name, value in state.items()} == {n: v.tolist() for n, v in network.state_dict().items()}
+    assert meta == {"model": "net"} and load_weights(model(), tmp_path / "net.safetensors") == meta
+
+
+class Evil:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"weight": x}, lambda x: {"state_dict": {"w": torch.ones(1)}, "more": [x]}])
+def test_a_file_with_code_is_refused_and_the_code_does_not_run(path, tmp_path, wrap, zipped):
+    target = tmp_path / "made"
+    torch.save(wrap(Evil(target)), path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"net.pth' holds posix.mkdir, .*not unpickled, since that can run code.*torch.save") as caught:
+        read_weights(path)
+    assert not target.exists() and "weights_only" not in str(caught.value)                 # torch advises to switch it off
+    torch.load(path, weights_only=False)
+    assert target.exists(), "the file would have run it"
+
+
+def test_a_whole_model_is_refused_by_its_class(path):
+    torch.save(model(), path)
+    with pytest.raises(ValueError, match=r"holds torch.nn.modules.container.Sequential.*save its state_dict"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"\x89PNG\r\n\x1a\n" + bytes(50), b"<!DOCTYPE html><html>", b"version https://git-lfs.github.com/spec/v1\noid", b"\x93NUMPY"])
+def test_a_foreign_file_is_no_checkpoint_and_its_beginning_is_shown(path, content):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"is not a checkpoint ({len(content)} bytes, begins with {content[:8]!r})")):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_that_was_cut_anywhere_is_an_error_that_names_it(path, zipped):
+    whole = saved(model().state_dict(), _use_new_zipfile_serialization=zipped)
+    for size in range(1, len(whole), 1 + len(whole) // 150):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=rf"net.pth' is (truncated|not a checkpoint).*\({size} bytes"):
+            read_weights(path)
+
+
+def test_a_cut_safetensors_file_too(tmp_path):
+    from safetensors.torch import save
+    whole, path = save(model().state_dict()), tmp_path / "net.safetensors"
+    for size in range(0, len(whole), 9):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"net.safetensors' is truncated or no safetensors file"):
+            read_weights(path)
+
+
+@pytest.mark.parametrize("content, kind", [
+    ([torch.ones(1)], "a list"), ({}, r"a dict with the keys \[\]"), ({"epoch": 3}, r"a dict with the keys \['epoch'\]"),
+    (torch.ones(1), "a Tensor"), ({"state_dict": {"weight": 1.0}}, r"a dict with the keys \['weight'\]")])
+def test_a_file_without_a_state_dict_says_what_it_holds(path, content, kind):
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=f"holds no state_dict but {kind}"):
+        read_weights(path)
+
+
+def test_a_mismatch_lists_names_and_shapes_and_changes_nothing(path):
+    network = model()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    state = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), *(nn.Linear(1, 1) for _ in range(3))).state_dict()
+    torch.save({"state_dict": state, "meta": {"model": "kdtasks.general.models.resnet20"}}, path)
+    with pytest.raises(ValueError) as caught:
+        load_weights(network, path)
+    message = str(caught.value)
+    for part in ("net.pth' is not a checkpoint of this Sequential", "missing: 1.weight, 1.bias, 1.running_mean, 1.running_var (+1 more)",
+                 "unexpected: 2.weight, 2.bias, 3.weight, 3.bias (+2 more)", "0.weight (5, 3) instead of (4, 3)",
+                 "0.bias (5,) instead of (4,)", "It says it is kdtasks.general.models.resnet20"):
+        assert part in message, message
+    assert same(before, network)
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint lies in"):
+        read_weights(tmp_path / "best.pth")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint lies in"):
+        read_weights(tmp_path / "nowhere" / "best.pth")
+    for name in ("best.pth", "last.pth", "notes.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(FileNotFoundError, match=r"best.pht'; did you mean 'best.pth'\?"):
+        read_weights(tmp_path / "best.pht")
+    with pytest.raises(FileNotFoundError, match=r"there are 'best.pth', 'last.pth'$"):
+        read_weights(tmp_path / "xyz")
+    with pytest.raises(FileNotFoundError):
+        read_weights(tmp_path)                                                             # a folder
