@@ -111,9 +111,14 @@ def check_stages(stages: Sequence[Stage], models: Sequence[str]) -> None:
         sources += [source for source in stage.teachers.values() if source is not None]
         for source in sources:
             is_file = "/" in source or source.endswith((".pth", ".pt", ".safetensors"))
-            if stage_reference(source, seen) is None and not is_file:
+            reference = stage_reference(source, seen)
+            if reference is None and not is_file:
                 raise ValueError(f"stage {stage.name!r} wants {source!r}, which is neither a file nor a stage before it; "
                                  f"{did_you_mean(source.split('.')[0], seen)}")
+            keep = next(s.keep for s in stages if s.name == reference[0]) if reference else ()
+            if reference and reference[1] not in ("last", "best", *(f"epoch_{epoch}" for epoch in keep)):
+                raise ValueError(f"stage {stage.name!r} wants {source!r}, but the stage {reference[0]!r} keeps the epochs "
+                                 f"{list(keep)}: add it to its keep")
         if stage.student == "keep" and not any(s.model == stage.model for s in stages[:len(seen)]):
             raise ValueError(f"stage {stage.name!r} keeps its student, but no stage before it trains {stage.model!r}; "
                              "want student='fresh'")

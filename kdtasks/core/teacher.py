@@ -26,7 +26,7 @@ class Teacher(nn.Module):
             ``student_std``. A student's input x becomes ((x * student_std + student_mean) - mean) / std.
 
     Raises:
-        ValueError: an unknown precision, or only some of the four normalisation arguments.
+        ValueError: an unknown precision, an impossible size, or only some of the four normalisation arguments.
     """
 
     def __init__(self, model: nn.Module, precision: str | None = None, input_size: int | Sequence[int] | None = None,
@@ -35,13 +35,16 @@ class Teacher(nn.Module):
         super().__init__()
         if precision is not None and precision not in PRECISIONS:
             raise ValueError(f"precision must be None or one of {list(PRECISIONS)}, got {precision!r}")
+        size = (input_size,) * 2 if isinstance(input_size, int) else input_size and tuple(input_size)
+        if size is not None and not (len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)):
+            raise ValueError(f"input_size must be None, a side or (height, width), got {input_size!r}")
         norms = (mean, std, student_mean, student_std)
         if any(n is not None for n in norms) and any(n is None for n in norms):
             raise ValueError("mean, std, student_mean and student_std go together; got "
                              f"mean={mean}, std={std}, student_mean={student_mean}, student_std={student_std}")
         self.__dict__["model"] = model.eval().requires_grad_(False)        # past nn.Module: not a submodule
         self.precision = PRECISIONS.get(precision)
-        self.input_size = input_size
+        self.input_size = size
         scale = shift = None
         if mean is not None:
             mean, std, student_mean, student_std = (torch.as_tensor(n, dtype=torch.float32).view(-1, 1, 1) for n in norms)
@@ -50,23 +53,25 @@ class Teacher(nn.Module):
         self.register_buffer("shift", shift, persistent=False)
         self.training = False
 
-    def forward(self, input: Tensor):
+    def forward(self, input):
         if self.model.training:                                           # somebody called model.train() directly
             self.model.eval()
-        if isinstance(input, Tensor):
+        if self.scale is not None or self.input_size is not None:
             input = self._prepared(input)
         if self.precision is None:
             return self.model(input)
-        with torch.autocast(input.device.type, self.precision, enabled=self.precision is not torch.float32):
+        device = next(self.model.parameters()).device.type
+        with torch.autocast(device, self.precision, enabled=self.precision is not torch.float32):
             return self.model(input)
 
     def _prepared(self, input: Tensor) -> Tensor:
+        if not isinstance(input, Tensor):
+            raise TypeError(f"a teacher with an input_size or a normalisation of its own takes one tensor, "
+                            f"got {type(input).__name__}")
         if self.scale is not None:
             input = input * self.scale + self.shift
-        if self.input_size is not None:
-            size = (self.input_size,) * 2 if isinstance(self.input_size, int) else tuple(self.input_size)
-            if tuple(input.shape[-2:]) != size:
-                input = F.interpolate(input, size=size, mode="bilinear", antialias=True)
+        if self.input_size is not None and tuple(input.shape[-2:]) != self.input_size:
+            input = F.interpolate(input, size=self.input_size, mode="bilinear", antialias=True)
         return input
 
     def train(self, mode: bool = True) -> "Teacher":

@@ -48,7 +48,8 @@ def cached_outputs(distiller: Distiller, sweep: Loader, views: int, folder: Path
     if write and TeacherCache.open(folder, key) is None:
         distiller.eval()
         with torch.no_grad():
-            TeacherCache.write(folder, key, len(sweep.dataset), views, (b for v in range(views) for b in sweep.epoch(v)), outputs)
+            batches = (batch for view in range(views) for batch in sweep.epoch(view))
+            TeacherCache.write(folder, key, len(sweep.dataset), views, batches, outputs)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     cache = TeacherCache.open(folder, key)

@@ -107,6 +107,9 @@ class _plain_errors:
         if kind is not None and issubclass(kind, EXPECTED_ERRORS) and _is_ours(error, trace):
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
+        if kind is KeyboardInterrupt:
+            print("stopped; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+            raise SystemExit(130) from None
         return False
 
 

@@ -201,8 +201,9 @@ def check_losses(losses: Mapping, where: str) -> None:
         if "type" in entry:
             builder.check_bound(builder.resolve(entry["type"], f"{where}.{name}"), arguments, f"{where}.{name}")
         elif arguments:
+            unknown = next(iter(arguments))
             raise ConfigError(f"{where}.{name} has no type, so it takes the tensor {entry['of']!r} as it is; "
-                              f"it has no {next(iter(arguments))!r}; {did_you_mean(next(iter(arguments)), ('type', *LOSS_KEYS))}")
+                              f"it has no {unknown!r}; {did_you_mean(unknown, ('type', *LOSS_KEYS))}")
         for key in ("weight", "alone"):
             if isinstance(entry.get(key), Mapping):
                 builder.check(entry[key], f"{where}.{name}.{key}")

@@ -51,6 +51,8 @@ class Run:
         self.task = _task(self.config["task"])
         if self.config["amp"] == "float16" and self.device.type != "cuda":
             raise ConfigError("amp='float16' needs a CUDA device (its gradients need a scaler); use amp='bfloat16' here")
+        if self.config["sync_bn"] and self.device.type != "cuda":
+            raise ConfigError("sync_bn=True needs CUDA devices: torch shares BatchNorm statistics on no other")
         if self.config["threads"]:
             torch.set_num_threads(self.config["threads"])
         self._sets: dict[str, object] = {}
@@ -122,7 +124,8 @@ class Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(zlib.crc32(f"{self.seed}:{name}".encode()))
             model = builder.build(spec, name)
-        return model.to(self.device, memory_format=torch.channels_last if self.config["channels_last"] else torch.preserve_format)
+        layout = torch.channels_last if self.config["channels_last"] else torch.preserve_format
+        return model.to(self.device, memory_format=layout)
 
     def distiller(self, stage: Stage, stage_weights: bool = True) -> Distiller:
         """The stage's student, teachers and losses, with the weights that they start from.
@@ -162,8 +165,10 @@ class Run:
         if known and classes and list(known) != list(classes):
             lacks, adds = [c for c in known if c not in classes], [c for c in classes if c not in known]
             what = f"it lacks {lacks[:5]} and adds {adds[:5]}" if lacks or adds else "they stand in another order"
-            raise ConfigError(f"the teacher {origin!r} knows {len(known)} classes, and the data's {len(classes)} are others: {what}")
-        options = {k: spec[k] for k in TEACHER_KEYS if k in spec and k not in MODEL_KEYS} if owner in self.config["teachers"] else {}
+            raise ConfigError(f"the teacher {origin!r} knows {len(known)} classes, the data has {len(classes)} others: {what}")
+        options = {}
+        if owner in self.config["teachers"]:
+            options = {key: spec[key] for key in TEACHER_KEYS if key in spec and key not in MODEL_KEYS}
         try:
             return Teacher(model, **options)
         except ValueError as error:
@@ -201,18 +206,17 @@ class Run:
         share = data["unlabelled_per_batch"] if stage.taught else 0
         return Loader(train, data["batch_size"] + share, labelled="target" if hasattr(train, "target") else None,
                       unlabelled_per_batch=share, views=self.config["cache"]["views"] if self._cached(stage) else 0,
-                      length=data["iterations_per_epoch"], rank=self.rank, world=self.world, skip_bad=data["skip_bad"],
-                      **self._reading(data))
+                      length=data["iterations_per_epoch"], rank=self.rank, world=self.world, **self._reading(data))
 
     def test_loader(self, stage: Stage) -> Loader:
         """All test samples, in order."""
         data = self.setting(stage, "data")
-        return Loader(self.data_set(data, "test"), data["test_batch_size"], shuffle=False, skip_bad=data["skip_bad"],
-                      **self._reading(data))
+        return Loader(self.data_set(data, "test"), data["test_batch_size"], shuffle=False, **self._reading(data))
 
     def _reading(self, data: Mapping) -> dict:
-        return {"seed": self.seed, "workers": data["workers"], "device": self.device, "channels_last": self.config["channels_last"],
-                "collate": builder.resolve(data["collate"], "data.collate") if data["collate"] else None}
+        return {"seed": self.seed, "workers": data["workers"], "device": self.device, "skip_bad": data["skip_bad"],
+                "collate": builder.resolve(data["collate"], "data.collate") if data["collate"] else None,
+                "channels_last": self.config["channels_last"]}
 
     def _cached(self, stage: Stage) -> bool:
         return bool(self.config["cache"] and stage.taught)
@@ -222,8 +226,7 @@ class Run:
         if not self._cached(stage):
             return None
         data, views = self.setting(stage, "data"), self.config["cache"]["views"]
-        sweep = Loader(self.data_set(data, "train"), data["test_batch_size"], shuffle=False, views=views, skip_bad=data["skip_bad"],
-                       **self._reading(data))
+        sweep = Loader(self.data_set(data, "train"), data["test_batch_size"], shuffle=False, views=views, **self._reading(data))
         facts = {"options": plain({name: self.specs.get(name) for name in stage.teachers}), "data": plain(data["train"]),
                  "seed": self.seed, "amp": self.config["amp"], "channels_last": self.config["channels_last"]}
         return cached_outputs(distiller, sweep, views, self.work_dir / "cache", facts, self.precision, self.rank == 0)
@@ -311,8 +314,8 @@ class Run:
 
     def _meta(self, stage: Stage, loader: Loader) -> dict:
         spec = self.specs[stage.model]
-        return {"kdtasks": kdtasks.__version__, "config": self.name, "stage": stage.name, "seed": self.seed, "model": str(spec["type"]),
-                "spec": plain({k: v for k, v in spec.items() if k != "checkpoint"}),
+        return {"kdtasks": kdtasks.__version__, "config": self.name, "stage": stage.name, "seed": self.seed,
+                "model": str(spec["type"]), "spec": plain({k: v for k, v in spec.items() if k != "checkpoint"}),
                 "classes": plain(getattr(loader.dataset, "classes", None))}
 
     def _finish(self) -> None:
@@ -335,7 +338,8 @@ def start_processes(launcher: str, device: str | None) -> None:
     if launcher == "none":
         return
     if "RANK" not in os.environ:
-        raise ConfigError("--launcher pytorch is for torchrun: torchrun --nproc-per-node 2 tools/train.py CONFIG --launcher pytorch")
+        raise ConfigError("--launcher pytorch is for torchrun: "
+                          "torchrun --nproc-per-node 2 tools/train.py CONFIG --launcher pytorch")
     if device_type(device) == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("nccl" if device_type(device) == "cuda" else "gloo")

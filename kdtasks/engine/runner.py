@@ -169,7 +169,8 @@ class StageRunner(Runner):
     def __init__(self, *, name: str, folder: Path, log_file: Path, distiller: Distiller, loader, test_loader, task,
                  optimizer: Callable, schedule: list[dict], train, length: int, log_interval: int, val_interval: int,
                  checkpoint_interval: int, keep=(), prepare=None, seed: int = 0, meta: dict | None = None,
-                 show: Callable | None = None, options: dict, custom_hooks: list | None = None, tensorboard: Path | None = None):
+                 show: Callable | None = None, options: dict, custom_hooks: list | None = None,
+                 tensorboard: Path | None = None):
         self.distiller, self.device = distiller, next(distiller.student.parameters()).device
         self.task, self.test_loader, self.keep, self.options = task, test_loader, set(keep), options
         self.folder, self.log_file, self.meta, self.show = Path(folder), log_file, dict(meta or {}), show
@@ -186,8 +187,8 @@ class StageRunner(Runner):
             visualizer={"type": "Visualizer", "name": unique, "vis_backends": [
                 {"type": "TensorboardVisBackend", "save_dir": str(tensorboard)}] if tensorboard else []},
             randomness={"seed": seed}, experiment_name=unique, default_scope="mmengine")
-        groups = [[p for p in part if p.requires_grad] for part in
-                  ([*distiller.student.parameters(), *distiller.losses.parameters()], *(p.parameters() for p in distiller.peers))]
+        apart = [[*distiller.student.parameters(), *distiller.losses.parameters()], *(p.parameters() for p in distiller.peers)]
+        groups = [[p for p in part if p.requires_grad] for part in apart]
         self.optim_wrapper = StepWrapper(optimizer(trained), options["amp"], self.device.type, options["accumulate"],
                                          groups, options["clip_grad"])
         self._train_loop = StageLoop(self, loader, length, log_interval, val_interval, checkpoint_interval, prepare)
@@ -305,8 +306,8 @@ class StageRunner(Runner):
 
     def _resume_state(self, random_states: list[dict]) -> dict:
         return {
-            "iteration": self._train_loop.iter, "length": self._train_loop.max_iters, "seconds": self.seconds, "best": self.best,
-            "metrics": self.metrics, "history": self.history, "random": random_states,
+            "iteration": self._train_loop.iter, "length": self._train_loop.max_iters, "seconds": self.seconds,
+            "best": self.best, "metrics": self.metrics, "history": self.history, "random": random_states,
             "learners": [self.distiller.model(role).state_dict() for role in self.distiller.learners],
             "losses": self.distiller.losses.state_dict(), "optimizer": self.optim_wrapper.state_dict(),
             "schedulers": [s.state_dict() for s in self.param_schedulers],
@@ -353,10 +354,10 @@ class StageRunner(Runner):
         Raises:
             NotFiniteError: always.
         """
+        failed, good = self.folder / "failed.pth", self.folder / "last.pth"
         if self.rank == 0:
-            checkpoint.save({**self._weights(), "meta": {**self.meta, "failed": what}}, self.folder / "failed.pth")
-        good = self.folder / "last.pth"
-        raise NotFiniteError(f"{what} of stage {self.meta.get('stage')!r}. The weights now are in {str(self.folder / 'failed.pth')!r}; "
+            checkpoint.save({**self._weights(), "meta": {**self.meta, "failed": what}}, failed)
+        raise NotFiniteError(f"{what} of stage {self.meta.get('stage')!r}. The weights now are in {str(failed)!r}; "
                              + (f"the last good checkpoint is {str(good)!r} (--resume goes on from it)" if good.exists()
                                 else "there is no earlier checkpoint of this stage")
                              + ". Try a lower learning rate, clip_grad, or amp=None")
@@ -379,8 +380,9 @@ def select_parameters(distiller: Distiller, patterns) -> list[nn.Parameter]:
 
     for pattern in patterns:
         if pattern not in ("losses", "peers") and not any(matches(name, pattern) for name in named):
+            known = [name.rsplit(".", cut)[0] for name in named for cut in range(name.count(".") + 1)]
             raise ValueError(f"train={list(patterns)!r}: nothing that can train is called {pattern!r}; "
-                             f"{did_you_mean(pattern, [n.rsplit('.', cut)[0] for n in named for cut in range(n.count('.') + 1)])}")
+                             f"{did_you_mean(pattern, known)}")
     chosen = []
     for name, parameter in named.items():
         if any(matches(name, pattern) for pattern in patterns):

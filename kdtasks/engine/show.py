@@ -38,7 +38,7 @@ class Bar:
     def __call__(self, iteration: int, total: int, values: Mapping[str, float]) -> None:
         """Move to an iteration; new values replace older ones of the same name."""
         self.values.update(values)
-        text = "  ".join(f"{name} {value:.3g}" if abs(value) < 10 else f"{name} {value:.1f}" for name, value in self.values.items())
+        text = "  ".join(f"{name} {v:.3g}" if abs(v) < 10 else f"{name} {v:.1f}" for name, v in self.values.items())
         if self.progress:
             self.progress.update(self.task, completed=iteration, values=text)
         elif not self.quiet and (iteration >= self._next * total or iteration == total):
@@ -49,8 +49,8 @@ class Bar:
 def table(results: Mapping, console: Console | None = None) -> None:
     """One row a stage: the primary metric, its difference to the control, other metrics, seconds."""
     stages, primary = results["stages"], results["primary"]
-    names = list(dict.fromkeys(k for s in stages.values() for k, v in s.items() if isinstance(v, int | float) and k != "seconds"))
-    names = [primary, *(n for n in names if n != primary)]
+    numbers = [name for stage in stages.values() for name, value in stage.items() if isinstance(value, int | float)]
+    names = list(dict.fromkeys([primary, *(name for name in numbers if name != "seconds")]))
     out = Table(title=f"{results['config']}, seed {results['seed']}, {results['device']}")
     out.add_column("stage")
     for name in [*names, "against alone", "seconds"]:

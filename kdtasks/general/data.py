@@ -5,15 +5,10 @@ The functions build one from what lies on disk (``digits``, ``image_folder``, ``
 ``unlabelled_folder``, ``concat``). A path is taken as it stands, or else below :func:`data_root`.
 """
 
-import hashlib
 import importlib
 import inspect
-import math
 import os
-import tempfile
-import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +17,10 @@ from torch import Tensor
 
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.views import view_hash
+from kdtasks.general.image_arrays import UNLABELLED, ImageArrays
+from kdtasks.general.image_files import IMAGENET, SUFFIXES, ImageFiles, decoded, images_below, transform
 
-UNLABELLED = -100                   # the target that torch's cross-entropy ignores
-_AUGMENT, _SUBSET, _SPLIT = 0x1A, 0x1B, 0x1C                                                   # salts of view_hash
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_SUBSET, _SPLIT = 0x1B, 0x1C                                                                   # salts of view_hash
 _CIFAR100 = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))                                # of the training images
 _DIGITS = ((0.3053,), (0.3760,))                                                               # of all 1797 images
 _FOLDER_LAYOUT = "<root>/<class>/<any name>.png (or .jpg, .bmp, .webp, …), one folder a class"
@@ -55,176 +49,6 @@ CIFAR100_SUPERCLASSES = {
     "vehicles_2": "lawn_mower rocket streetcar tank tractor",
 }
 CIFAR100_CLASSES = tuple(sorted(" ".join(CIFAR100_SUPERCLASSES.values()).split()))             # target = place in this list
-
-
-class ImageArrays:
-    r"""All images of a data set in one uint8 tensor; a batch is cut, mirrored and normalised in one go on its device.
-
-    .. math:: \text{input} = \frac{x / 255 - \text{mean}}{\text{std}}
-
-    ``augment=dict(crop=p, flip=True, pad_mode='zeros')``: a window of the image's own size, moved by whole pixels, uniform in
-    [-p, p] down and across; what lies outside is black (``'zeros'``: value 0 before normalisation) or mirrored without
-    repeating the edge (``'reflect'``); then with probability 1/2 mirrored left to right. Both are a function of (seed, index,
-    view) alone. Evaluation has ``augment=None``.
-
-    Args:
-        images: uint8 (N,C,H,W).
-        target: int64 (N,), class numbers, -100 = unlabelled; None: all unlabelled.
-        classes: their names; may be empty.
-        mean, std: per channel, for values in [0,1]; None: 0 and 1. See :meth:`statistics`.
-        augment: see above; None: none.
-        paths: (N,) files that the images come from, for messages and reports; None: unknown.
-
-    Raises:
-        TypeError: images are not uint8.
-        ValueError: shapes do not fit, a target lies outside the classes, or ``augment`` has an unknown key or value.
-    """
-
-    def __init__(self, images: Tensor, target: Tensor | None = None, classes: Sequence[str] = (),
-                 mean: Sequence[float] | None = None, std: Sequence[float] | None = None, augment: dict | None = None,
-                 paths: Sequence[str] | None = None):
-        if images.dtype != torch.uint8:
-            raise TypeError(f"images must be uint8, got {images.dtype}; from floats in [0,1]: (x * 255).round().byte()")
-        if images.ndim != 4:
-            raise ValueError(f"images must be (N,C,H,W), got {tuple(images.shape)}")
-        n, channels = images.shape[:2]
-        target = torch.full((n,), UNLABELLED) if target is None else torch.as_tensor(target).long()
-        if target.shape != (n,):
-            raise ValueError(f"want one target for each of {n} images, got shape {tuple(target.shape)}")
-        top = len(classes) if classes else 2**31
-        wrong = target[((target < 0) & (target != UNLABELLED)) | (target >= top)]
-        if len(wrong):
-            raise ValueError(f"a target is a class in 0..{top - 1} or {UNLABELLED} (unlabelled), got {int(wrong[0])}")
-        self.mean = (0.0,) * channels if mean is None else tuple(map(float, mean))
-        self.std = (1.0,) * channels if std is None else tuple(map(float, std))
-        if not len(self.mean) == len(self.std) == channels:
-            raise ValueError(f"images have {channels} channels, but mean={self.mean}, std={self.std}")
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be positive, got {self.std}")
-        self.classes, self.paths, self.augment = list(classes), paths, _checked(augment, images.shape[-2:])
-        self.images, self.target = images, target
-        self.to(images.device)
-
-    def to(self, device) -> "ImageArrays":
-        """Moves everything to ``device``, where batches are then made; returns itself."""
-        self.images, self.target = self.images.to(device), self.target.to(device)
-        std = torch.tensor(self.std, dtype=torch.float64)[:, None, None]                        # (C,1,1)
-        mean = torch.tensor(self.mean, dtype=torch.float64)[:, None, None]
-        self._scale, self._shift = (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
-        return self
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __repr__(self) -> str:
-        unlabelled = int((self.target == UNLABELLED).sum())
-        return (f"ImageArrays({len(self)} images {tuple(self.images.shape[1:])}, {len(self.classes)} classes, "
-                f"{unlabelled} unlabelled, augment={self.augment}, {self.images.device})")
-
-    def path(self, index: int) -> str:
-        """The file of an image; without files, its number."""
-        return str(self.paths[index]) if self.paths is not None else f"image {index}"
-
-    def subset(self, index: Tensor) -> "ImageArrays":
-        """The images at ``index`` (int64 or bool), as a data set of their own; class numbers stay."""
-        index = torch.arange(len(self))[torch.as_tensor(index).cpu()]
-        paths = None if self.paths is None else [self.paths[i] for i in index.tolist()]
-        at = index.to(self.images.device)
-        return ImageArrays(self.images[at], self.target[at], self.classes, self.mean, self.std, self.augment, paths)
-
-    def statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation per channel over all pixels, for values in [0,1]: what ``mean`` and ``std`` can be."""
-        count = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in self.images.transpose(0, 1)])    # (C,256)
-        share = count.double() / count.sum(1, keepdim=True)
-        value = torch.arange(256, dtype=torch.float64, device=count.device) / 255
-        mean = share @ value                                                                          # (C,)
-        var = (share * (value - mean[:, None]).square()).sum(1)
-        return mean.tolist(), var.sqrt().tolist()
-
-    def batch(self, index: Tensor, view: Tensor, seed: int) -> dict[str, Tensor]:
-        """Images ``index`` (b,) in their views ``view`` (b,): ``input`` float32 (b,C,H,W) and ``target`` int64 (b,)."""
-        device = self.images.device
-        index, view = index.to(device, non_blocking=True), view.to(device, non_blocking=True)
-        images = self.images[index]
-        if self.augment:
-            images = self._augmented(images, view_hash(seed, index, view, _AUGMENT))
-        return {"input": images.float().mul_(self._scale).add_(self._shift), "target": self.target[index]}
-
-    def _augmented(self, images: Tensor, number: Tensor) -> Tensor:
-        """The digits of ``number`` (b,) in base 2p+1 are the two moves, the next bit the mirroring."""
-        b, c, h, w = images.shape
-        p, base = self.augment["crop"], 2 * self.augment["crop"] + 1
-        down, across, flip = number % base - p, number // base % base - p, number // base**2 % 2 == 1
-        row = torch.arange(h, device=images.device) + down[:, None]                                    # (b,h)
-        col = torch.arange(w, device=images.device).expand(b, w)
-        if self.augment["flip"]:
-            col = torch.where(flip[:, None], w - 1 - col, col)
-        col = col + across[:, None]                                                                   # (b,w)
-        row, row_out = _inside(row, h, self.augment["pad_mode"])
-        col, col_out = _inside(col, w, self.augment["pad_mode"])
-        pixel = (row[:, :, None] * w + col[:, None, :]).view(b, 1, h * w).expand(b, c, h * w)
-        images = images.flatten(2).gather(2, pixel).view(b, c, h, w)
-        if self.augment["pad_mode"] == "zeros" and p:
-            images.masked_fill_((row_out[:, :, None] | col_out[:, None, :])[:, None], 0)
-        return images
-
-
-def _inside(place: Tensor, size: int, pad_mode: str) -> tuple[Tensor, Tensor]:
-    """Places that exist, and which ones did not."""
-    outside = (place < 0) | (place >= size)
-    if pad_mode == "reflect":
-        return (size - 1) - ((size - 1) - place.abs()).abs(), outside                # -1 -> 1, size -> size - 2
-    return place.clamp(0, size - 1), outside
-
-
-def _checked(augment: dict | None, size: Sequence[int]) -> dict | None:
-    if augment is None:
-        return None
-    known = {"crop": 0, "flip": False, "pad_mode": "zeros"}
-    for key in augment:
-        if key not in known:
-            raise ValueError(f"augment has no {key!r}: {did_you_mean(key, known)}")
-    augment = {**known, **augment}
-    if not (isinstance(augment["crop"], int) and 0 <= augment["crop"] < min(size)):
-        raise ValueError(f"augment: crop must be in 0..{min(size) - 1} (image {tuple(size)}), got {augment['crop']!r}")
-    if augment["pad_mode"] not in ("zeros", "reflect"):
-        raise ValueError(f"augment: pad_mode must be 'zeros' or 'reflect', got {augment['pad_mode']!r}")
-    return augment
-
-
-class ImageFiles:
-    """A map-style data set of files, decoded when asked for: ``(input float32 (3,H,W), target)``.
-
-    In training a random part of the image, 8 to 100 % of its area, resized to ``size``, and mirrored with probability 1/2;
-    in evaluation the central ``size`` of the image resized so that its shorter side is ``size / 0.875``.
-    """
-
-    def __init__(self, paths: Sequence[str], target: Sequence[int], classes: Sequence[str], size: int, train: bool,
-                 mean: Sequence[float] = _IMAGENET[0], std: Sequence[float] = _IMAGENET[1]):
-        self.paths, self.classes = list(paths), list(classes)
-        self.target = torch.as_tensor(target).long()
-        self.transform = _transform(size, train, mean, std)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def path(self, index: int) -> str:
-        return str(self.paths[index])
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        from PIL import Image
-
-        with Image.open(self.paths[index]) as image:
-            return self.transform(image.convert("RGB")), int(self.target[index])
-
-
-def _transform(size: int, train: bool, mean: Sequence[float], std: Sequence[float]):
-    """PIL image -> float32 tensor, with torchvision; random numbers from torch's CPU generator."""
-    from torchvision.transforms import v2
-
-    way = ([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()] if train
-           else [v2.Resize(round(size / 0.875), antialias=True), v2.CenterCrop(size)])
-    return v2.Compose([v2.ToImage(), *way, v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
 
 
 def data_root() -> Path:
@@ -335,7 +159,7 @@ def digits(train: bool = True, test_fraction: float = 0.3, part: str | None = No
 
 def image_folder(root, train: bool = True, size: int | None = None, small: bool = True, classes: Sequence[str] | None = None,
                  subset: Sequence[str] | None = None, per_class: int | None = None, augment: dict | None = None,
-                 mean: Sequence[float] = _IMAGENET[0], std: Sequence[float] = _IMAGENET[1], skip_bad: bool = False,
+                 mean: Sequence[float] = IMAGENET[0], std: Sequence[float] = IMAGENET[1], skip_bad: bool = False,
                  cache_dir=None):
     """Images in one folder a class, ``<root>/<class>/…``, at any depth below it; classes are numbered by name.
 
@@ -363,7 +187,7 @@ def image_folder(root, train: bool = True, size: int | None = None, small: bool 
         if skip_bad or augment or cache_dir:
             raise ValueError("skip_bad (say it to the Loader), augment and cache_dir belong to small=True")
         return ImageFiles(paths, target, names, size or 224, train, mean, std)
-    images, good = _decoded(paths, None if size is None else (size, size), 3, skip_bad, cache_dir)
+    images, good = decoded(paths, None if size is None else (size, size), 3, skip_bad, cache_dir)
     return ImageArrays(images, target[good], names, mean, std, augment if train else None, [paths[i] for i in good.tolist()])
 
 
@@ -397,7 +221,7 @@ def cifar100(train: bool = True, root=None, per_class: int | None = None, classe
     number = torch.tensor([names.index(group[name]) for name in kept])                  # place in `kept` -> target
     if (root / split).is_dir():
         paths, target, _ = _listed(root / split, CIFAR100_CLASSES, kept, per_class)
-        images, good = _decoded(paths, None, 3, skip_bad, cache_dir)
+        images, good = decoded(paths, None, 3, skip_bad, cache_dir)
         target, paths = target[good], [paths[i] for i in good.tolist()]
     else:
         (images, target), paths = _pickled_cifar100(root, train, kept, per_class), None
@@ -441,10 +265,10 @@ def unlabelled_folder(root, like: ImageArrays | None = None, size: int | None = 
             raise ValueError("unlabelled_folder: size, mean, std and augment come from `like`; pass either")
         channels, *shape = like.images.shape[1:]
         mean, std, augment = like.mean, like.std, like.augment
-    paths = _images_below(root)[:limit]
+    paths = images_below(root)[:limit]
     if not paths:
-        raise FileNotFoundError(f"no image below {root}; known are {', '.join(sorted(_SUFFIXES))}")
-    images, good = _decoded(paths, shape, channels, skip_bad, cache_dir)
+        raise FileNotFoundError(f"no image below {root}; known are {', '.join(sorted(SUFFIXES))}")
+    images, good = decoded(paths, shape, channels, skip_bad, cache_dir)
     return ImageArrays(images, mean=mean, std=std, augment=augment, paths=[paths[i] for i in good.tolist()])
 
 
@@ -507,7 +331,7 @@ def torchvision_set(dataset, augment: dict | None = None, size: int | None = Non
     images = getattr(data, "data", None)
     if images is None:
         if "transform" not in kwargs:
-            data.transform = _transform(size or 224, augment is not None, mean or _IMAGENET[0], std or _IMAGENET[1])
+            data.transform = transform(size or 224, augment is not None, mean or IMAGENET[0], std or IMAGENET[1])
         return data
     if size is not None:
         raise ValueError(f"size={size}: {dataset.__name__} is an array, its images keep their size")
@@ -559,12 +383,6 @@ def _channels_first(images: Tensor) -> Tensor:
     return images
 
 
-def _images_below(folder: Path) -> list[str]:
-    """All image files at any depth, sorted by path."""
-    return sorted(os.path.join(where, name) for where, _, names in os.walk(folder) for name in names
-                  if os.path.splitext(name)[1].lower() in _SUFFIXES)
-
-
 def _listed(root: Path, classes: Sequence[str] | None, subset: Sequence[str] | None,
             per_class: int | None) -> tuple[list[str], Tensor, list[str]]:
     """Files, class numbers (N,) and class names of a folder of class folders."""
@@ -578,86 +396,14 @@ def _listed(root: Path, classes: Sequence[str] | None, subset: Sequence[str] | N
     names = list(classes or found)
     if subset is not None:
         names = [_known(name, names) for name in subset]
-    files = [_images_below(root / name) for name in names]
+    files = [images_below(root / name) for name in names]
     for name, of_class in zip(names, files):
         if not of_class:
-            raise FileNotFoundError(f"no image in {root / name}; known are {', '.join(sorted(_SUFFIXES))}")
+            raise FileNotFoundError(f"no image in {root / name}; known are {', '.join(sorted(SUFFIXES))}")
     target = torch.arange(len(names)).repeat_interleave(torch.tensor([len(of_class) for of_class in files]))
     index = _first(target, per_class, names)
     paths = [path for of_class in files for path in of_class]
     return [paths[i] for i in index.tolist()], target[index], names
-
-
-def _decoded(paths: Sequence[str], size: Sequence[int] | None, channels: int, skip_bad: bool,
-             cache_dir) -> tuple[Tensor, Tensor]:
-    """The images, uint8 (n,C,H,W), and which of ``paths`` they are, (n,); read by as many threads as there are processors."""
-    cache = None
-    if cache_dir is not None:
-        listing = [(path, (stat := os.stat(path)).st_size, stat.st_mtime_ns) for path in paths]
-        key = hashlib.sha256(repr((1, size and tuple(size), channels, listing)).encode()).hexdigest()[:32]
-        cache = Path(cache_dir) / f"{key}.npy"
-        if cache.is_file():
-            return torch.from_numpy(np.load(cache, allow_pickle=False)), torch.arange(len(paths))
-    bad: dict[int, str] = {}
-
-    def read(i: int) -> np.ndarray | None:
-        try:
-            return _read(paths[i], size, channels)
-        except Exception as error:
-            if not skip_bad:
-                raise RuntimeError(f"cannot read image {paths[i]}: {error} (skip_bad=True leaves it out)") from error
-            bad[i] = f"{paths[i]}: {error}"
-            return None
-
-    shape = next((image.shape for image in map(read, range(len(paths))) if image is not None), None)
-    if shape is None:
-        raise RuntimeError(f"none of {len(paths)} images can be read; the first: {bad[0]}")
-    images = np.empty((len(paths), *shape), dtype=np.uint8)
-
-    def fill(part: range) -> None:
-        for i in part:
-            if (image := read(i)) is not None:
-                if image.shape != shape:
-                    raise ValueError(f"images differ in size: (C,H,W) = {shape} in {paths[0]}, "
-                                     f"{image.shape} in {paths[i]}; pass size=")
-                images[i] = image
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        step = max(1, math.ceil(len(paths) / 64))
-        list(pool.map(fill, (range(at, min(at + step, len(paths))) for at in range(0, len(paths), step))))
-    if bad:
-        some = "; ".join(bad[i] for i in sorted(bad)[:3])
-        warnings.warn(f"left out {len(bad)} unreadable of {len(paths)} images: {some}", stacklevel=3)
-        good = torch.tensor([i for i in range(len(paths)) if i not in bad])
-        return torch.from_numpy(images)[good], good
-    if cache is not None:
-        _written(cache, images)
-    return torch.from_numpy(images), torch.arange(len(paths))
-
-
-def _read(path: str, size: Sequence[int] | None, channels: int) -> np.ndarray:
-    """One image, uint8 (C,H,W); with ``size`` its largest central part of that shape, resized."""
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as image:
-        image = image.convert("L" if channels == 1 else "RGB")
-        if size is not None and image.size != (size[1], size[0]):
-            image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
-        return np.asarray(image).reshape(image.height, image.width, channels).transpose(2, 0, 1)
-
-
-def _written(path: Path, images: np.ndarray) -> None:
-    """Writes ``path`` whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
-            np.save(file, images)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
 
 
 digits.image_shape, cifar100.image_shape = (1, 8, 8), (3, 32, 32)           # what --dry-run needs to know without reading

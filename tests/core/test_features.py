@@ -95,8 +95,9 @@ def test_every_run_gives_the_values_and_the_gradients_of_cloning_hooks(training)
         assert torch.equal(output, expected)
         for path in PATHS:
             assert torch.equal(values[path], oracle[path]), path
-            mine, theirs = (torch.autograd.grad(value.square().sum(), list(m.parameters()), retain_graph=True, allow_unused=True)
-                            for value, m in ((values[path], model), (oracle[path], other)))
+            options = {"retain_graph": True, "allow_unused": True}
+            mine = torch.autograd.grad(values[path].square().sum(), list(model.parameters()), **options)
+            theirs = torch.autograd.grad(oracle[path].square().sum(), list(other.parameters()), **options)
             for a, b in zip(mine, theirs):
                 assert (a is None) == (b is None) and (a is None or torch.equal(a, b)), path
 

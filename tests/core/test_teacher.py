@@ -32,7 +32,7 @@ class Echo(nn.Module):
 
 
 def network():
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.LazyLinear(5))
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(64, 5))
 
 
 def state(model):
@@ -40,9 +40,8 @@ def state(model):
 
 
 def test_it_is_frozen_and_in_eval_whatever_is_said():
-    model = network()
-    model(torch.randn(2, 3, 6, 6))
-    teacher, x = Teacher(model), torch.randn(2, 3, 6, 6)
+    model, x = network(), torch.randn(2, 3, 6, 6)
+    teacher = Teacher(model)
     before, expected = state(model), teacher(x)
     for say in (teacher.train, lambda: teacher.train(True), model.train, lambda: nn.ModuleList([teacher]).train()):
         assert say() is not None

@@ -13,8 +13,9 @@ from sklearn.datasets import load_digits
 
 from kdtasks.core.views import view_hash
 from kdtasks.engine.loader import Loader
-from kdtasks.general import data
+from kdtasks.general import data, image_files
 from kdtasks.general.data import ImageArrays
+from kdtasks.general.image_arrays import AUGMENT, checked_augment
 
 real = pytest.mark.skipif(not os.environ.get("KDTASKS_DATA"), reason="KDTASKS_DATA is not set: no CIFAR-100 here")
 
@@ -58,11 +59,11 @@ def slow_view(image, number, crop, flip, pad_mode, mean, std):
                                      {"flip": True}, {"crop": 6, "pad_mode": "reflect"}])
 def test_augmentation_equals_a_loop_over_pixels(augment):
     arrays = some_images()
-    arrays.augment = data._checked(augment, (7, 9))
+    arrays.augment = checked_augment(augment, (7, 9))
     index = torch.tensor([3, 3, 29, 0, 17, 4, 5, 6])
     view = torch.tensor([0, 1, 0, 5, 2, 2, 2, 2])
     batch = arrays.batch(index, view, seed=11)
-    numbers = view_hash(11, index, view, data._AUGMENT).tolist()
+    numbers = view_hash(11, index, view, AUGMENT).tolist()
     for row, (i, number) in enumerate(zip(index.tolist(), numbers)):
         expected = slow_view(arrays.images[i], number, **arrays.augment, mean=arrays.mean, std=arrays.std)
         torch.testing.assert_close(batch["input"][row].double(), expected, atol=1e-5, rtol=0)
@@ -81,7 +82,7 @@ def test_without_augmentation_only_normalised():
 
 def test_augmentation_does_not_depend_on_the_batch():
     arrays = some_images()
-    arrays.augment = data._checked({"crop": 2, "flip": True}, (7, 9))
+    arrays.augment = checked_augment({"crop": 2, "flip": True}, (7, 9))
     whole = arrays.batch(torch.arange(30), torch.full((30,), 3), 5)["input"]
     for index in (torch.tensor([8]), torch.tensor([20, 8, 8, 1])):
         part = arrays.batch(index, torch.full_like(index, 3), 5)["input"]
@@ -302,7 +303,7 @@ def test_the_cache_gives_the_same_and_notices_changes(folder, tmp_path, monkeypa
     first = data.image_folder(folder, cache_dir=cache)
     assert [path.suffix for path in cache.iterdir()] == [".npy"]
     with monkeypatch.context() as patch:
-        patch.setattr(data, "_read", None)                                    # no file is read now
+        patch.setattr(image_files, "_read", None)                                    # no file is read now
         assert torch.equal(data.image_folder(folder, cache_dir=cache).images, first.images)
     Path(first.path(5)).write_bytes(Path(first.path(0)).read_bytes())
     changed = data.image_folder(folder, cache_dir=cache)
@@ -314,7 +315,7 @@ def test_files_read_one_by_one(folder):
     files = data.image_folder(folder, train=False, small=False, size=7)                    # 8 = 7 / 0.875: nothing is resized
     image, target = files[5]
     pixels = np.asarray(Image.open(files.path(5)))
-    mean, std = np.array(data._IMAGENET[0]), np.array(data._IMAGENET[1])
+    mean, std = np.array(data.IMAGENET[0]), np.array(data.IMAGENET[1])
     around = [(pixels[y:y + 7, x:x + 7] / 255 - mean) / std for y in (0, 1) for x in (0, 1)]
     assert target == 1 and any(np.allclose(image.permute(1, 2, 0), window, atol=1e-5) for window in around)
     batch = next(iter(Loader(data.image_folder(folder, small=False, size=6), 12)))
@@ -477,7 +478,7 @@ def test_real_unlabelled_images_beside_cifar100():
 @pytest.mark.gpu
 def test_on_cuda_the_same():
     here, there = some_images(), some_images().to("cuda")
-    here.augment = there.augment = data._checked({"crop": 2, "flip": True}, (7, 9))
+    here.augment = there.augment = checked_augment({"crop": 2, "flip": True}, (7, 9))
     index, view = torch.arange(30), torch.arange(30) % 4
     a, b = here.batch(index, view, 1), there.batch(index, view, 1)
     assert b["input"].is_cuda and torch.equal(a["input"], b["input"].cpu()) and torch.equal(a["target"], b["target"].cpu())

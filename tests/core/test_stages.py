@@ -1,0 +1,144 @@
+"""The control beside every run, the stages a config means, and references that are checked before anything runs."""
+
+import pytest
+
+from kdtasks.core import Stage
+from kdtasks.core.stages import check_stages, control, stage_reference, standard_stages
+
+CLS = {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}
+KD = {"type": "kdtasks.general.KDLoss", "temperature": 4.0, "of": ("student", "teacher"), "weight": 0.9}
+HINT = {"type": "torch.nn.MSELoss", "of": ("student.layer3", "teacher.layer3@-1")}
+
+
+# ------------------------------------------------------------------------------------------------------ the control
+def test_a_weight_that_makes_room_for_the_teacher_is_not_kept():
+    losses = {"loss_cls": {**CLS, "weight": 0.1}, "loss_kd": KD}
+    assert control(losses, {"teacher": None}) == {"loss_cls": {**CLS, "weight": 1}}
+    assert losses["loss_cls"]["weight"] == 0.1                               # the config is left alone
+
+
+@pytest.mark.parametrize("entry, weight", [
+    ({"weight": 0.1}, 1), ({}, 1), ({"weight": 0}, 1), ({"weight": 5, "alone": 5}, 5), ({"alone": 0.5}, 0.5),
+    ({"weight": {"type": "kdtasks.core.Linear", "start": 0, "end": 1}}, 1),
+    ({"alone": {"type": "kdtasks.core.Linear", "start": 0, "end": 1}}, {"type": "kdtasks.core.Linear", "start": 0, "end": 1})])
+def test_the_weight_alone_is_one_unless_it_says_so(entry, weight):
+    assert control({"loss_cls": {**CLS, **entry}, "loss_kd": KD}, ["teacher"]) == {"loss_cls": {**CLS, "weight": weight}}
+
+
+@pytest.mark.parametrize("of", [
+    "teacher", ("student", "teacher"), "teacher.layer3", ("student", "teacher.layer3@-1"), ("peers", "target"), "peer1",
+    ("student.layer1", "peer12.layer1"), ("student", "rois.target")])
+def test_what_needs_a_teacher_or_a_peer_is_not_in_the_control(of):
+    losses = {"loss_cls": CLS, "loss_x": {"of": of}}
+    assert list(control(losses, ["teacher"], lambda name: name == "rois.target")) == ["loss_cls"]
+
+
+@pytest.mark.parametrize("of", [
+    "student", "student.teacher_head", ("input", "target"), "student.loss_box", "peering", "student.peers", "rois.x"])
+def test_what_needs_none_is_in_it(of):
+    assert "loss_x" in control({"loss_cls": CLS, "loss_x": {"of": of}}, ["teacher"])
+
+
+def test_several_teachers_and_the_students_own_losses():
+    losses = {"loss_rpn": {"of": "student.loss_rpn", "weight": 0.5}, "loss_a": {"of": ("student", "first")},
+              "loss_b": {"of": ("student", "second.fc")}, "accuracy": {"of": ("student", "target")}}
+    plain = control(losses, ["first", "second"])
+    assert {name: entry["weight"] for name, entry in plain.items()} == {"loss_rpn": 1, "accuracy": 1}
+    assert "loss_b" in control(losses, ["first"])                           # 'second' is then a key of the batch
+
+
+def test_a_loss_that_must_not_train_alone_says_so():
+    assert list(control({"loss_cls": CLS, "loss_aux": {**CLS, "alone": 0}}, ["teacher"])) == ["loss_cls"]
+
+
+@pytest.mark.parametrize("losses", [
+    {"loss_kd": KD}, {"loss_hint": HINT}, {"loss_dml": {"of": ("peers", "target")}}, {"loss_kd": KD, "accuracy": CLS}, {},
+    {"loss_kd": KD, "loss_cls": {**CLS, "alone": 0}}])
+def test_a_run_without_a_control_is_an_error_that_says_what_to_add(losses):
+    with pytest.raises(ValueError, match=r"no control: add one that does not, with weight=0"):
+        control(losses, ["teacher"])
+
+
+def test_a_loss_of_the_teacher_cannot_be_asked_for_alone():
+    with pytest.raises(ValueError, match=r"loss_kd is of \('student', 'teacher'\), which needs a teacher.*alone=1"):
+        control({"loss_cls": CLS, "loss_kd": {**KD, "alone": 1}}, ["teacher"])
+
+
+# ------------------------------------------------------------------------------------------------------ the standard list
+LOSSES = {"loss_cls": {**CLS, "weight": 0.1}, "loss_kd": KD}
+PLAIN = {"loss_cls": {**CLS, "weight": 1}}
+
+
+def test_without_a_checkpoint_the_teacher_is_trained_first_and_teaches_with_its_last_weights():
+    stages = standard_stages(LOSSES, {"teacher": None}, {"length": {"epochs": 3}, "optimizer": {"lr": 1}})
+    assert [(s.name, s.model, s.student, s.teachers, s.losses) for s in stages] == [
+        ("teacher", "teacher", "fresh", {}, PLAIN), ("alone", "student", "fresh", {}, PLAIN),
+        ("distilled", "student", "fresh", {"teacher": "teacher.last"}, LOSSES)]
+    assert [s.length for s in stages] == [{"epochs": 3}, None, None]
+    assert [s.optimizer for s in stages] == [{"lr": 1}, None, None]
+    assert [s.taught for s in stages] == [False, False, True]
+    check_stages(stages, ["student", "teacher"])
+
+
+def test_with_a_checkpoint_it_is_not_trained():
+    stages = standard_stages(LOSSES, {"teacher": "work/t.pth", "second": None})
+    assert [s.name for s in stages] == ["second", "alone", "distilled"]
+    assert stages[-1].teachers == {"teacher": "work/t.pth", "second": "second.last"}
+
+
+def test_alone_and_distilled_differ_in_nothing_but_teacher_and_losses():
+    alone, distilled = standard_stages(LOSSES, {"teacher": "t.pth"})
+    other = {name for name, value in vars(alone).items() if vars(distilled)[name] != value}
+    assert other == {"name", "teachers", "losses"}
+
+
+def test_the_losses_of_a_stage_are_its_own():
+    stages = standard_stages(LOSSES, {"teacher": None})
+    stages[-1].losses["loss_kd"]["weight"] = 7
+    assert LOSSES["loss_kd"]["weight"] == 0.9
+
+
+# ------------------------------------------------------------------------------------------------------ references
+def test_references_name_a_stage_and_its_last_best_or_numbered_weights():
+    names = ["teacher", "a1"]
+    assert stage_reference("teacher", names) == ("teacher", "last")
+    assert stage_reference("teacher.last", names) == ("teacher", "last")
+    assert stage_reference("a1.best", names) == ("a1", "best")
+    assert stage_reference("teacher.10", names) == ("teacher", "epoch_10")
+    for other in ("teacher.pth", "teacher.first", "nobody", "work/teacher.pth", "teacher.last.pth", "teacher.-1", ""):
+        assert stage_reference(other, names) is None, other
+
+
+def chain(**last):
+    return [Stage("teacher", model="teacher", keep=[5, 10]),
+            Stage("assistant", model="assistant", teachers={"teacher": "teacher.best"}), Stage("distilled", **last)]
+
+
+@pytest.mark.parametrize("last", [
+    {"teachers": {"teacher": "assistant"}}, {"teachers": {"teacher": "teacher.10"}}, {"teachers": {"teacher": None}},
+    {"student": "work/x.pth"}, {"student": "x.safetensors"}, {"student": "assistant.best"},
+    {"model": "assistant", "student": "keep"}])
+def test_right_references_pass(last):
+    check_stages(chain(**last), ["student", "teacher", "assistant"])
+
+
+@pytest.mark.parametrize("last, message", [
+    ({"teachers": {"teacher": "asistant.last"}}, r"'distilled' wants 'asistant.last', which is neither.*did you mean 'assis"),
+    ({"teachers": {"teacher": "distilled"}}, r"wants 'distilled'.*neither a file nor a stage before it"),
+    ({"teachers": {"teacher": "teacher.first"}}, r"wants 'teacher.first'"),
+    ({"teachers": {"teacher": "teacher.7"}}, r"wants 'teacher.7', but the stage 'teacher' keeps the epochs \[5, 10\]"),
+    ({"student": "fersh"}, r"wants 'fersh'"),
+    ({"student": "keep"}, r"keeps its student, but no stage before it trains 'student'"),
+    ({"model": "studnt"}, r"trains the model 'studnt'; did you mean 'student'"),
+])
+def test_wrong_references_are_errors_before_anything_runs(last, message):
+    with pytest.raises(ValueError, match=message):
+        check_stages(chain(**last), ["student", "teacher", "assistant"])
+
+
+@pytest.mark.parametrize("names, message", [
+    (["a", "a"], r"two stages are called 'a'"), (["a.b"], r"cannot be called 'a.b'"), (["../x"], r"cannot be called '../x'"),
+    ([""], r"cannot be called ''")])
+def test_names_of_stages(names, message):
+    with pytest.raises(ValueError, match=message):
+        check_stages([Stage(name) for name in names], ["student"])

@@ -1,0 +1,180 @@
+"""Who may import whom, what an import costs, and the public names with their signatures."""
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "kdtasks"
+TASKS = [name for name in ("general", "detection", "metric_learning", "super_resolution", "incremental", "quantization")
+         if (PACKAGE / name).is_dir()]
+FRAMEWORK_FILES = ("trainer", "data", "models", "plugin", "pictures", "image_files")        # of a task; all others need torch and no more
+SLOW = {"avalanche", "kornia", "pytorch_metric_learning", "sklearn", "scipy", "matplotlib", "onnxruntime"}
+FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def imports(source: str, module: str = "") -> tuple[set[str], set[str]]:
+    """What a file imports at its top, and inside of its functions: full names, ``kdtasks.core.names.did_you_mean``."""
+    tree, package = ast.parse(source), module.rpartition(".")[0]
+    functions = ast.FunctionDef | ast.AsyncFunctionDef
+    inside = {id(node) for function in ast.walk(tree) if isinstance(function, functions) for node in ast.walk(function)}
+    found = set(), set()
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            parent = ".".join(package.split(".")[:len(package.split(".")) + 1 - node.level]) if node.level else ""
+            names = [".".join(filter(None, (parent, node.module, alias.name))) for alias in node.names]
+        found[id(node) in inside].update(names)
+    return found
+
+
+def own(names) -> set[str]:
+    return {name for name in names if name.split(".")[0] == "kdtasks"}
+
+
+def foreign(names) -> set[str]:
+    return {name.split(".")[0] for name in names} - {"kdtasks"} - set(sys.stdlib_module_names)
+
+
+def allowed(file: str) -> tuple[set[str], set[str], set[str]]:
+    """For a file: the parts of kdtasks, the libraries at its top, and those inside of its functions."""
+    folder, _, name = file.rpartition("/")
+    if folder == "core":
+        more = {"cache.py": {"numpy"}, "weights.py": {"safetensors"}}.get(name, set())
+        return {"core"}, {"torch"} | more - {"safetensors"}, more
+    if folder == "engine":
+        libraries = {"torch", "mmengine", "numpy", "rich"}
+        return {"core", "engine"}, libraries, libraries | SLOW | {"safetensors"}
+    if Path(name).stem in FRAMEWORK_FILES:
+        libraries = {"torch", "torchvision", "numpy", "PIL"}
+        return {"core", "general", "engine", folder.split("/")[0]}, libraries, libraries | SLOW
+    return {"core", "general", folder.split("/")[0]}, {"torch"}, set()
+
+
+def test_the_reader_of_imports_reads_all_kinds():
+    top, inside = imports("import a.b\nfrom .c import d\nfrom .. import e\nif x:\n    import f\ndef g():\n    import h\n"
+                          "class I:\n    import j\n    def k(self): from ..l.m import n\n", "kdtasks.task.file")
+    assert top == {"a.b", "kdtasks.task.c.d", "kdtasks.e", "f", "j"} and inside == {"h", "kdtasks.l.m.n"}
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if "/" in file])
+def test_imports_go_in_one_direction(file):
+    top, inside = imports((PACKAGE / file).read_text(), "kdtasks." + file.removesuffix(".py").replace("/", "."))
+    parts, libraries, later = allowed(file)
+    assert {name.split(".")[1] for name in own(top | inside) if "." in name} <= parts | {"__version__"}
+    assert foreign(top) <= libraries and foreign(inside) <= libraries | later
+    if file.startswith("engine/") or file.startswith("core/"):
+        assert not any(f"kdtasks.{task}" in (PACKAGE / file).read_text() for task in TASKS), "names a task"
+    elif Path(file).stem not in FRAMEWORK_FILES:
+        task = file.split("/")[0]
+        behind = {f"kdtasks.{task}.{name}" for name in ("trainer", "data", "plugin", "pictures", "image_files")} | {"kdtasks.general.trainer"}
+        assert not any(name == b or name.startswith(f"{b}.") for name in own(top | inside) for b in behind)
+
+
+def test_the_package_itself_imports_nothing():
+    assert imports((PACKAGE / "__init__.py").read_text()) == (set(), set())
+
+
+def test_nobody_imports_tools_configs_or_tests_and_tools_import_the_engine_only():
+    for file in FILES:
+        names = set().union(*imports((PACKAGE / file).read_text(), "kdtasks." + file.removesuffix(".py").replace("/", ".")))
+        assert not {name.split(".")[0] for name in names} & {"tools", "configs", "tests"}, file
+    for path in (ROOT / "tools").glob("*.py"):
+        names = set().union(*imports(path.read_text()))
+        if path.name != "benchmark.py":                                     # it measures the methods themselves
+            assert all(name.startswith("kdtasks.engine.") for name in own(names)) and not foreign(names), path.name
+
+
+def test_after_torch_a_task_costs_only_its_own_modules_and_the_standard_library():
+    packages = ["kdtasks.core", "kdtasks.core.weights", *(f"kdtasks.{task}" for task in TASKS)]
+    code = ("import sys, torch\nfor name in sys.argv[1:]:\n    before = set(sys.modules)\n    __import__(name)\n"
+            "    print(name, *sorted(set(sys.modules) - before))")
+    lines = subprocess.run([sys.executable, "-c", code, *packages], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    for line in lines.splitlines():
+        name, *new = line.split()
+        assert name in new
+        assert {module.split(".")[0] for module in new} - {"kdtasks"} <= set(sys.stdlib_module_names), name
+        ours = [module for module in new if module.startswith("kdtasks.")]
+        assert all(module.startswith(("kdtasks.core", "kdtasks.general", name)) for module in ours), name
+
+
+# ------------------------------------------------------------------------------------------------------ public names
+PUBLIC = {
+    "general": {
+        "kd": ["kd_loss(student, teacher, temperature=4.0)", "KDLoss(temperature=4.0)"],
+        "dml": ["mutual_losses(logits, target)"],
+        "bss": ["boundary_samples(score, input, base, target, step_size=0.3, max_steps=10, eps=0.0001, clip=(-2.5, 2.5))"],
+        "ban": ["cwtm_loss(student, teacher, target)", "dkpp_loss(student, teacher, permutation=None)", "CWTMLoss()",
+                "DKPPLoss()"],
+        "ab": ["ab_loss(student, teacher, margin=1.0)", "ABLoss(margin=1.0)"],
+        "rkd": ["rkd_distance_loss(student, teacher, divisor='all')", "rkd_angle_loss(student, teacher, divisor='all')",
+                "RKDLoss(distance_weight=1.0, angle_weight=2.0)"],
+        "rco": ["equal_interval_anchors(epochs, interval)", "next_anchor(hardness, current, threshold)"],
+    },
+    "detection": {
+        "chen2017": ["weighted_soft_cross_entropy(student, teacher, class_weight, temperature=1.0)",
+                     "bounded_regression_loss(student, teacher, target, margin=0.0, normalizer=None)",
+                     "hint_loss(student, teacher, p=2)", "HintLoss(student_channels=None, teacher_channels=None, p=2)"],
+        "adl": ["adl_loss(student, teacher, gamma=1.0, beta=1.5, power=1.8, base='kl', alpha=None, valid=None, "
+                "normalizer=None)"],
+    },
+    "metric_learning": {
+        "darkrank": [f"darkrank_{kind}_loss(student, teacher, alpha=3.0, beta=3.0, list_length=4, normalize=True)"
+                     for kind in ("hard", "soft")] + ["rkd_distance_loss(student, teacher, divisor='all')"],
+    },
+    "super_resolution": {
+        "ail": ["teacher_importance(teacher, target, slope=100.0, threshold=0.01)",
+                "importance(initial, previous, target, round, decay=10.0, pace=0.15, growth=0.15)",
+                "importance_loss(student, target, weight, power=2, reduction='sum')"],
+        "metrics": ["imresize(image, scale)", "psnr_y(output, target, crop)", "ssim_y(output, target, crop)"],
+    },
+    "incremental": {
+        "lwf": ["lwf_loss(student, teacher, temperature=2.0)"],
+        "lwm": ["grad_cam(activation, gradient)", "lwm_attention_loss(student_map, teacher_map)"],
+        "gd": ["ensemble_probabilities(previous, current)", "confidence_loss(logits)", "class_balance_weights(counts)",
+               "global_distillation_losses(student, previous, current, target, labelled, temperature=2.0, class_weight=None)"],
+        "sampling": ["confident_indices(scores, per_class)"],
+        "metrics": ["average_accuracy(A, sizes=None)", "average_incremental_accuracy(A, skip_first=False, sizes=None)",
+                    "forgetting(A, sizes=None)"],
+    },
+    "quantization": {"quantizer": ["uniform_quantize(tensor, bits, bucket_size=256, stochastic=False)"]},
+}
+
+
+@pytest.mark.parametrize("task, file", [(task, file) for task in PUBLIC for file in PUBLIC[task]
+                                        if (PACKAGE / task / f"{file}.py").is_file()])
+def test_public_names_are_importable_from_their_task_as_written(task, file):
+    module = importlib.import_module(f"kdtasks.{task}")
+    for written in PUBLIC[task][file]:
+        name, _, arguments = written.partition("(")
+        thing = getattr(module, name)
+        assert name in module.__all__
+        parameters = inspect.signature(thing).parameters.values()
+        found = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters]
+        expected = list(inspect.signature(eval(f"lambda {arguments[:-1]}: 0")).parameters.values())
+        assert found == [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in expected], written
+
+
+def test_public_names_of_the_core():
+    core = importlib.import_module("kdtasks.core")
+    for name in core.__all__:
+        assert getattr(core, name).__module__.startswith("kdtasks.core."), name
+    assert {"Distiller", "Stage", "Teacher", "Taps", "Linear", "Cosine", "Steps"} <= set(core.__all__)
+    first = list(inspect.signature(core.Distiller).parameters)
+    assert first[:3] == ["student", "teachers", "losses"]
+    assert list(inspect.signature(core.Distiller.forward).parameters) == ["self", "input", "target"]
+
+
+@pytest.mark.parametrize("package", ["kdtasks.core", *(f"kdtasks.{task}" for task in TASKS)])
+def test_all_lists_what_is_there_and_every_public_thing_says_what_it_is(package):
+    module = importlib.import_module(package)
+    assert sorted(module.__all__) == list(module.__all__)
+    for name in module.__all__:
+        assert (inspect.getdoc(getattr(module, name)) or "").strip(), f"{package}.{name} has no docstring"
