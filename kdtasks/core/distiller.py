@@ -58,6 +58,7 @@ class Distiller(nn.Module):
         self.teachers = nn.ModuleDict({name: model if isinstance(model, Teacher) else Teacher(model)
                                        for name, model in (teachers or {}).items()})
         self.roles = [*self.learners, *self.teachers]
+        self._turns = [*self.teachers, *self.learners]
         self.progress: tuple[int, int] | None = None
         self._compile = compile
         self._taps: dict[tuple[str, tuple[str, ...]], Taps] = {}
@@ -174,7 +175,7 @@ class Distiller(nn.Module):
                 found = found if weight == 1 else {key: weight * value for key, value in found.items()}
             else:
                 with torch.no_grad():
-                    found = {key: (weight * value).detach() for key, value in _entries(name, loss(*tensors)).items()}
+                    found = {key: weight * value for key, value in _entries(name, loss(*tensors)).items()}
                 _check_informs(name, found)
             if not losses.keys().isdisjoint(found):
                 raise ValueError(f"two losses come out under the name {min(losses.keys() & found)!r}; rename one")
@@ -213,7 +214,7 @@ class Distiller(nn.Module):
             if role in running:
                 raise ValueError(f"{' and '.join(running)} each need a name of the other before their own can be known")
             running.append(role)
-            with torch.set_grad_enabled(gradients and role not in self.teachers):
+            with torch.set_grad_enabled(gradients and role in self.learners):
                 found = self.outputs(role, known, missing)
             running.pop()
             absent = [name for name in missing if name not in found]
@@ -230,7 +231,7 @@ class Distiller(nn.Module):
             raise KeyError(name)
 
         known = _Known(batch, supply)
-        for role in (*self.teachers, *self.learners):
+        for role in self._turns:
             if role not in resting:
                 run(role)
         found = dict(known)

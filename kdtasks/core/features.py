@@ -47,8 +47,7 @@ class Taps:
         self._recorders: dict[str, tuple[nn.Module, Callable | None, Callable]] = {}
         self._changed: dict[bool, set[str]] = {}               # mode -> the tapped modules whose values are changed in place
         self._copied: set[str] = set()                         # those that this run copies
-        self._run = call or model
-        self._compiled = _compiled(self._run, compile) if compile else None
+        self._run = _compiled(call or model, compile) if compile else call or model
 
     def __deepcopy__(self, memo):
         return Taps(copy.deepcopy(self.model, memo), self.paths, copy.deepcopy(self.call, memo), self.compile)
@@ -59,7 +58,6 @@ class Taps:
         blind = torch.is_inference_mode_enabled() or torch.compiler.is_compiling()       # no change can be seen there
         probing = blind or mode not in self._changed
         self._copied = set(self._tapped) if probing else self._changed[mode]
-        run = self._run if probing or self._compiled is None else self._compiled
         replaced = []
         try:
             for path in self._tapped:
@@ -68,7 +66,7 @@ class Taps:
                 replaced.append((module, own))
                 module.__dict__["forward"] = self._recorder(path, module, own)
             with _nothing_compiled() if probing and not blind else contextlib.nullcontext():
-                output = run(*args, **kwargs)
+                output = self._run(*args, **kwargs)
             if not blind:
                 self._check_changed(mode)
             return output, self._collect()
@@ -140,7 +138,7 @@ def _compiled(function: Callable, options: bool | dict) -> Callable:
     """``function`` compiled with a code object of its own, since torch keeps what it compiled by code object."""
     def run(*args, **kwargs):
         return function(*args, **kwargs)
-    own = types.FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
+    own = run
     return torch.compile(own, **(options if isinstance(options, dict) else {}))
 
 

@@ -46,7 +46,7 @@ def train(arguments: Sequence[str] | None = None) -> None:
         return _list_configs()
     if not args.config:
         parser.error("want a config; --list shows those there are")
-    with _plain_errors():
+    with plain_errors():
         from kdtasks.engine import config as configs
         from kdtasks.engine.run import Run, start_processes
         from kdtasks.engine.show import table
@@ -74,7 +74,7 @@ def test(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="student", help="which model of the config the weights are for: student, teacher …")
     common_arguments(parser)
     args = parser.parse_args(arguments)
-    with _plain_errors():
+    with plain_errors():
         import torch
 
         from kdtasks.core.weights import load_weights
@@ -97,7 +97,7 @@ def config_name(path: str | Path) -> str:
     return path.stem if path.parent.name in ("", ".", "configs") else f"{path.parent.name}_{path.stem}"
 
 
-class _plain_errors:
+class plain_errors:
     """A wrong input ends in one clear line, not in a traceback; anything else is a bug and shows where it happened."""
 
     def __enter__(self):

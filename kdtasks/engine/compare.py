@@ -23,7 +23,7 @@ from kdtasks.core.stages import Stage, control, stage_reference
 from kdtasks.engine import checkpoint
 from kdtasks.engine import config as configurations
 from kdtasks.engine.builder import ConfigError
-from kdtasks.engine.cli import _plain_errors, common_arguments, config_name
+from kdtasks.engine.cli import common_arguments, config_name, plain_errors
 from kdtasks.engine.run import Run
 
 CONFIDENCE = 0.95
@@ -377,7 +377,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         "that are there already are used (default: %(default)s)")
     common_arguments(parser)
     args = parser.parse_args(arguments)
-    with _plain_errors():
+    with plain_errors():
         names = [config_name(path) for path in args.configs]
         if len(set(names)) < len(names):
             names = [str(Path(path).with_suffix("")).strip("./").replace("/", "_") for path in args.configs]

@@ -17,7 +17,7 @@ from kdtasks.core.weights import load_weights
 from kdtasks.engine import checkpoint
 from kdtasks.engine import config as configurations
 from kdtasks.engine.builder import ConfigError
-from kdtasks.engine.cli import _plain_errors, common_arguments
+from kdtasks.engine.cli import common_arguments, plain_errors
 from kdtasks.engine.run import Run
 
 TOLERANCE = {"pth": 1e-6, "safetensors": 1e-6, "onnx": 1e-4}       # of the greatest output; the first two compute the same
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--opset", type=int, help="of ONNX; default: torch's choice")
     common_arguments(parser)
     args = parser.parse_args(arguments)
-    with _plain_errors():
+    with plain_errors():
         done = export(args.work_dir, args.format, args.output, args.checkpoint, args.opset, args.device or "cpu",
                       dict(args.cfg_options))
         print(f"{done['output']}: {done['bytes'] / 2**20:.2f} MiB; on {done['images']} test images its outputs differ from the "

@@ -341,6 +341,16 @@ def test_compiled_models_of_one_class_do_not_share_their_taps():
                 assert all(torch.equal(values[path], oracle[path]) for path in mine)
 
 
+def test_more_units_than_torch_compiles_versions_of_a_function_are_all_compiled():
+    for _ in range(torch._dynamo.config.recompile_limit + 2):
+        counter, x = CompileCounter(), torch.randn(2, 3)
+        taps = Taps(nn.Sequential(nn.Linear(3, 3)), ["0"], compile={"backend": counter})
+        for _ in range(2):
+            output, values = taps(x)
+            assert torch.equal(values["0"], output)
+        assert counter.frame_count == 1
+
+
 def test_two_compiled_sets_of_taps_on_one_model_do_not_disturb_each_other():
     model = Net()
     reference = copy.deepcopy(model)

@@ -44,7 +44,7 @@ def test_it_is_frozen_and_in_eval_whatever_is_said():
     teacher = Teacher(model)
     before, expected = state(model), teacher(x)
     for say in (teacher.train, lambda: teacher.train(True), model.train, lambda: nn.ModuleList([teacher]).train()):
-        assert say() is not None
+        assert say() is not None and model.training == (say == model.train)                   # that one it cannot hear
         assert torch.equal(teacher(x), expected)
         assert not model.training and not any(m.training for m in model.modules()) and not teacher.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

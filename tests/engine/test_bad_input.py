@@ -70,7 +70,7 @@ def test_a_wrong_input_ends_in_one_line(tmp_path):
 def test_a_file_from_elsewhere_is_never_unpickled(tmp_path):
     bad = tmp_path / "teacher.pth"
     torch.save(torch.nn.Linear(2, 2), bad)
-    with pytest.raises(ValueError, match="not a plain file of weights"):
+    with pytest.raises(ValueError, match="is not unpickled, since that can run code"):
         Run(small(teacher__checkpoint=str(bad)), tmp_path / "run", quiet=True).train()
 
 
