@@ -138,7 +138,7 @@ def _compiled(function: Callable, options: bool | dict) -> Callable:
     """``function`` compiled with a code object of its own, since torch keeps what it compiled by code object."""
     def run(*args, **kwargs):
         return function(*args, **kwargs)
-    own = run
+    own = types.FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
     return torch.compile(own, **(options if isinstance(options, dict) else {}))
 
 

@@ -737,7 +737,7 @@ def test_compiling_the_whole_distiller_gives_no_wrong_number():
     for _ in range(3):
         try:
             losses = whole(data)
-        except (torch._dynamo.exc.InternalTorchDynamoError, AssertionError) as error:       # torch 2.11 cannot trace it, and says so
+        except (torch._dynamo.exc.InternalTorchDynamoError, AssertionError) as error:       # torch 2.11 cannot, and says so
             pytest.skip(f"torch {torch.__version__}: {str(error).splitlines()[0]}")
         for name, value in losses.items():
             torch.testing.assert_close(value, distiller(data)[name])

@@ -47,6 +47,9 @@ def test_it_is_frozen_and_in_eval_whatever_is_said():
         assert say() is not None and model.training == (say == model.train)                   # that one it cannot hear
         assert torch.equal(teacher(x), expected)
         assert not model.training and not any(m.training for m in model.modules()) and not teacher.training
+    model.train()
+    nn.ModuleList([teacher]).train()                                         # puts it right even before the next forward
+    assert not model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(p.requires_grad for p in model.parameters())
 

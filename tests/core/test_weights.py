@@ -142,6 +142,16 @@ def test_a_mismatch_lists_names_and_shapes_and_changes_nothing(path):
     assert same(before, network)
 
 
+@pytest.mark.parametrize("state, message", [
+    ({"weight": torch.ones(2, 2), "bias": torch.ones(1)}, r"Linear: other shape: weight \(2, 2\) instead of \(1, 2\)$"),
+    ({"weight": torch.ones(1, 2)}, r"Linear: missing: bias$"),
+    ({"weight": torch.ones(1, 2), "bias": torch.ones(1), "more": torch.ones(1)}, r"Linear: unexpected: more$")])
+def test_each_kind_of_mismatch_is_one(path, state, message):
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=message):
+        load_weights(nn.Linear(2, 1), path)
+
+
 def test_a_missing_file_names_its_neighbours(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint lies in"):
         read_weights(tmp_path / "best.pth")
