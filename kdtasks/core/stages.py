@@ -20,7 +20,7 @@ class Stage:
         student: what it starts from: ``'fresh'``; ``'keep'``, the last stage that trained this model; a stage
             (``'<stage>'``, ``'<stage>.last'``, ``'<stage>.best'``, ``'<stage>.<epoch>'``); or a file.
         teachers: ``{name: from}`` where from is a file, a stage as above, or None: the ``checkpoint`` of the
-            model of that name.
+            model of that name. A list of them is a route of anchors, each of which teaches for an equal share of the stage.
         losses: the entries that pull in this stage.
         train: patterns (``fnmatch``) of the parameters that learn: ``'student'``, ``'losses'``, ``'student.layer3.*'``.
         optimizer, schedule, length, data: as at the top of a config, whose values they replace.
@@ -31,7 +31,7 @@ class Stage:
     name: str
     model: str = "student"
     student: str = "fresh"
-    teachers: dict[str, str | None] = field(default_factory=dict)
+    teachers: dict[str, str | Sequence[str] | None] = field(default_factory=dict)
     losses: dict[str, dict] = field(default_factory=dict)
     train: Sequence[str] = ("student", "losses")
     optimizer: dict | None = None
@@ -108,7 +108,11 @@ def check_stages(stages: Sequence[Stage], models: Sequence[str]) -> None:
         if stage.model not in models:
             raise ValueError(f"stage {stage.name!r} trains the model {stage.model!r}; {did_you_mean(stage.model, models)}")
         sources = [stage.student] if stage.student not in ("fresh", "keep") else []
-        sources += [source for source in stage.teachers.values() if source is not None]
+        for name, origin in stage.teachers.items():
+            route = [origin] if isinstance(origin, str | None) else list(origin)
+            if not route:
+                raise ValueError(f"stage {stage.name!r}: the route of {name!r} has no anchor")
+            sources += [source for source in route if source is not None]
         for source in sources:
             is_file = "/" in source or source.endswith((".pth", ".pt", ".safetensors"))
             reference = stage_reference(source, seen)

@@ -5,7 +5,7 @@ import importlib
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -155,7 +155,8 @@ class Run:
         earlier = self.stages[:self.stages.index(stage)]
         return next(s.name for s in reversed(earlier) if s.model == stage.model)
 
-    def _teacher(self, name: str, origin: str | None, stage_weights: bool) -> Teacher:
+    def _teacher(self, name: str, origin: str | Sequence[str] | None, stage_weights: bool) -> Teacher:
+        origin = origin if isinstance(origin, str | None) else origin[0]
         source = next((s for s in self.stages if origin and stage_reference(origin, [s.name])), None)
         owner = source.model if source else name
         model = self.model(name, like=owner)
@@ -181,6 +182,22 @@ class Run:
         if reference is None:
             return load_weights(model, origin)
         return load_weights(model, self.files.folder(reference[0]) / f"{reference[1]}.pth") if stage_weights else {}
+
+    def anchors(self, stage: Stage, distiller: Distiller):
+        """What loads a teacher's next anchor into the same module when its share of the stage begins; None without anchors."""
+        routes = {name: list(origin) for name, origin in stage.teachers.items() if not isinstance(origin, str | None)}
+        loaded: dict[str, int] = {}
+
+        def follow(batch: dict) -> dict:
+            iteration, total = distiller.progress
+            for name, route in routes.items():
+                now = iteration * len(route) // total
+                if loaded.get(name) != now:
+                    self._load(distiller.model(name), route[now], stage_weights=True)
+                    loaded[name] = now
+            return batch
+
+        return follow if routes else None
 
     def trained(self, stage_name: str) -> nn.Module:
         """The model that a finished stage trained, in eval."""
@@ -219,7 +236,8 @@ class Run:
                 "channels_last": self.config["channels_last"]}
 
     def _cached(self, stage: Stage) -> bool:
-        return bool(self.config["cache"] and stage.taught)
+        """Whether teacher outputs are kept; not those of a route of anchors, which change on the way."""
+        return bool(self.config["cache"] and stage.taught) and all(isinstance(o, str | None) for o in stage.teachers.values())
 
     def cache(self, stage: Stage, distiller: Distiller):
         """What adds the teachers' outputs to a batch, where the config has a cache; else None."""
@@ -289,7 +307,7 @@ class Run:
 
         loader, distiller = self.train_loader(stage), self.distiller(stage)
         distiller.build(next(iter(loader.epoch(0))))
-        prepare = self.cache(stage, distiller)
+        prepare = self.cache(stage, distiller) or self.anchors(stage, distiller)
         length = iterations(self.setting(stage, "length"), len(loader), f"{stage.name}.length")
         schedule, config = self.setting(stage, "schedule"), self.config
         with Bar(stage.name, length, self.quiet) as bar:

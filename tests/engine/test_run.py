@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from small_runs import same, small, walk, weights
 
 from kdtasks.engine import config as configs
+from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.run import Run
 
 
@@ -171,3 +172,50 @@ def test_parts_of_the_student_train(tmp_path):
     assert moved == {k for k in before if k.startswith("10.")} and moved
     with pytest.raises(ValueError, match=r"nothing that can train is called 'student.100'"):
         Run({**small(), "stages": [{**stage, "train": ["student.100"]}]}, tmp_path / "other", quiet=True).train()
+
+
+def test_a_route_of_anchors_teaches_share_by_share(tmp_path, monkeypatch):
+    """Three anchors over one stage of 12 steps: each is in the same teacher module for 4 of them, also after a resume."""
+    plain = {"loss_cls": {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}}
+    stages = [{"name": "teacher", "model": "teacher", "losses": plain, "keep": [1, 2], "length": 3},
+              {"name": "distilled", "teachers": {"teacher": ["teacher.1", "teacher.2", "teacher"]}, "length": {"iterations": 12}}]
+    run = Run({**small(), "stages": stages}, tmp_path / "run", quiet=True)
+    run.train(only=["teacher"])
+    distiller = run.distiller(run.stages[1])
+    follow, files = run.anchors(run.stages[1], distiller), ("epoch_1.pth", "epoch_2.pth", "last.pth")
+    for iteration in [*range(12), 5]:                                        # 5: where a resume may begin
+        distiller.progress = (iteration, 12)
+        follow({})
+        assert same(distiller.model("teacher").state_dict(), weights(run, "teacher", files[iteration // 4])["state_dict"])
+    assert "distilled" in run.train(resume=True)["stages"]
+    with pytest.raises(ConfigError, match="route of 'teacher' has no anchor"):
+        Run({**small(), "stages": [stages[0], {**stages[1], "teachers": {"teacher": []}}]}, tmp_path / "other")
+
+
+def test_a_chain_of_assistants(tmp_path):
+    """Teacher, assistant taught by it, student taught by the assistant; the control made by hand in the same list."""
+    taught = small()["losses"]
+    plain = {"loss_cls": {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}}
+    kd = {**taught, "loss_kd": {**taught["loss_kd"], "of": ("student", "assistant")}}
+    stages = [{"name": "teacher", "model": "teacher", "losses": plain}, {"name": "alone", "losses": plain},
+              {"name": "assistant1", "model": "assistant", "teachers": {"teacher": "teacher.best"}},
+              {"name": "distilled", "teachers": {"assistant": "assistant1"}, "losses": kd}]
+    config = {**small(), "stages": stages, "models": {"assistant": {"type": "small_parts.Net", "width": 6}}}
+    run = Run(config, tmp_path / "run", quiet=True)
+    assert list(run.train()["stages"]) == ["teacher", "alone", "assistant1", "distilled"]
+    assert same(run.distiller(run.stages[3]).model("assistant").state_dict(), weights(run, "assistant1")["state_dict"])
+    assert same(run.distiller(run.stages[2]).model("teacher").state_dict(), weights(run, "teacher", "best.pth")["state_dict"])
+
+
+def test_peers_of_a_config_train_beside_the_student(tmp_path):
+    """Two networks, one optimizer, a loss of all outputs: both move, are clipped apart and come back on a resume."""
+    losses = {"loss_cls": {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")},
+              "loss_mutual": {"type": "small_parts.agreement", "of": ("peers", "target")}}
+    stages = [{"name": "distilled", "losses": losses}]
+    config = {**small(clip_grad=1.0), "stages": stages, "peers": [{"type": "small_parts.Net", "width": 6}]}
+    run = Run(config, tmp_path / "run", quiet=True)
+    run.train()
+    first = run.distiller(run.stages[0]).model("peer1").state_dict()
+    resume = weights(run, "distilled")["resume"]
+    assert len(resume["learners"]) == 2 and not torch.equal(resume["learners"][1]["0.weight"], first["0.weight"])
+    assert {"loss_mutual_0", "loss_mutual_1"} <= set(resume["history"][0])
