@@ -5,7 +5,7 @@ are as in a config: ``{name: dict(type=…, of=…, weight=…, alone=…)}``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kdtasks.core.names import did_you_mean
 
@@ -42,7 +42,7 @@ class Stage:
 
     @property
     def taught(self) -> bool:
-        return bool(self.teachers)
+        return bool(self.teachers) or any(_of_peers(entry["of"]) for entry in self.losses.values())
 
 
 def standard_stages(losses: Mapping[str, dict], teachers: Mapping[str, str | None], teacher_training: Mapping | None = None,
@@ -75,10 +75,8 @@ def control(losses: Mapping[str, dict], teachers: Mapping[str, object],
         ValueError: every loss names a teacher, so that nothing is left to learn from.
     """
     def taught(entry: Mapping) -> bool:
-        of = (entry["of"],) if isinstance(entry["of"], str) else entry["of"]
-        return any(name.split("@")[0].split(".")[0] in (*teachers, "peers")
-                   or (name.startswith("peer") and name.split(".")[0][4:].isdigit())
-                   or supplied_by_teachers(name) for name in of)
+        return _of_peers(entry["of"]) or any(name.split("@")[0].split(".")[0] in teachers or supplied_by_teachers(name)
+                                             for name in _tuple(entry["of"]))
 
     plain = {}
     for name, entry in losses.items():
@@ -91,6 +89,42 @@ def control(losses: Mapping[str, dict], teachers: Mapping[str, object],
         raise ValueError(f"the losses {list(losses)} all need a teacher, so there is no control: add one that does not, "
                          "with weight=0 if it must not pull when taught (it still trains the control)")
     return plain
+
+
+def final_stage(stages: Sequence[Stage]) -> Stage | None:
+    """The stage that a run is about: ``distilled``, else the last taught one of the student, else its last but "alone"."""
+    students = [stage for stage in stages if stage.model == "student" and stage.name != "alone"]
+    named = [stage for stage in students if stage.name == "distilled"]
+    taught = [stage for stage in students if stage.taught]
+    return (named or taught[-1:] or students[-1:] or [None])[0]
+
+
+def with_control(stages: Sequence[Stage], losses: Mapping[str, dict],
+                 supplied_by_teachers: Callable[[str], bool] = lambda name: False) -> list[Stage]:
+    """A list of stages in which untaught ones have losses of their own, and "alone" is there.
+
+    A stage without teachers and without losses gets the control's. Where no stage is called "alone" and the last one
+    is taught, "alone" comes before it: the same budget, from fresh weights, without teachers.
+    """
+    known = {name for stage in stages for name in stage.teachers}
+    stages = [replace(s, losses=dict(losses) if s.teachers else control(losses, known, supplied_by_teachers))
+              if not s.losses else s for s in stages]
+    final = final_stage(stages)
+    if final is None or not final.taught or any(stage.name == "alone" for stage in stages):
+        return stages
+    budget = {key: getattr(final, key) for key in ("optimizer", "schedule", "length", "data")}
+    alone = Stage("alone", losses=control(final.losses, known, supplied_by_teachers), **budget)
+    where = stages.index(final)
+    return [*stages[:where], alone, *stages[where:]]
+
+
+def _tuple(of: str | Sequence[str]) -> tuple[str, ...]:
+    return (of,) if isinstance(of, str) else tuple(of)
+
+
+def _of_peers(of: str | Sequence[str]) -> bool:
+    roles = [name.split("@")[0].split(".")[0] for name in _tuple(of)]
+    return any(role == "peers" or (role.startswith("peer") and role[4:].isdigit()) for role in roles)
 
 
 def check_stages(stages: Sequence[Stage], models: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """Reading a model's weights from a file, without ever unpickling code."""
 
+import json
 import pickle
 import re
 from pathlib import Path
@@ -86,6 +87,16 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
         raise ValueError(f"{str(path)!r} needs the package safetensors: pip install 'kdtasks[export]'") from None
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, _parsed(file.metadata() or {})  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{str(path)!r} is truncated or no safetensors file: {error}") from None
+
+
+def _parsed(metadata: dict[str, str]) -> dict:
+    """safetensors keeps texts only: those that are JSON are read as such."""
+    def value(text: str):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return {key: value(text) for key, text in metadata.items()}

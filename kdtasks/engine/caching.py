@@ -10,11 +10,12 @@ import torch
 
 from kdtasks.core import Distiller
 from kdtasks.core.cache import TeacherCache, model_hash
+from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.loader import Loader
 
 
 def cached_outputs(distiller: Distiller, sweep: Loader, views: int, folder: Path, facts: dict,
-                   precision: Callable[[], AbstractContextManager], write: bool = True) -> Callable[[dict], dict]:
+                   precision: Callable[[], AbstractContextManager], probe: dict, write: bool = True) -> Callable[[dict], dict]:
     """What adds the teachers' tensors to a batch; fills the cache first where it is missing or of something else.
 
     Args:
@@ -24,11 +25,16 @@ def cached_outputs(distiller: Distiller, sweep: Loader, views: int, folder: Path
         folder: below it each cache has a folder named by what it depends on.
         facts: whatever else the outputs depend on: teachers' options, the description of the data, the seed.
         precision: the autocast context of the run's steps.
+        probe: a training batch; what is kept of its samples must be what the teachers say about it.
         write: whether this process fills the cache (rank 0), or waits for the one that does.
 
     Returns:
         ``batch -> batch`` with the tensors added, which has the same effect on a step as running the teachers.
+
+    Raises:
+        ConfigError: the outputs depend on more than the sample and its view (a collate that mixes a batch, say).
     """
+    device = sweep.device
     wanted = {role: names for role, names in distiller.wanted.items() if role in distiller.teachers and names}
     first = next(iter(sweep.epoch(0)))["input"]
     key = {**facts, "teachers": {role: model_hash(distiller.model(role)) for role in wanted}, "names": wanted, "views": views,
@@ -53,5 +59,13 @@ def cached_outputs(distiller: Distiller, sweep: Loader, views: int, folder: Path
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     cache = TeacherCache.open(folder, key)
-    cache.to(sweep.device)
-    return lambda batch: {**batch, **cache.fetch(batch["index"], batch["view"], sweep.device)}
+    cache.to(device)
+    distiller.eval()
+    with torch.no_grad():
+        live = outputs(probe)
+    for name, kept in cache.fetch(probe["index"], probe["view"], device).items():
+        difference, scale = (kept.float() - live[name].float()).abs().max(), live[name].float().abs().max()
+        if difference > 2e-2 * scale + 1e-6:                              # float16 and another batch size come to far less
+            raise ConfigError(f"cache: {name!r} of a training batch differs by {float(difference):.3g} from what is kept "
+                              f"(values up to {float(scale):.3g}): more than sample and view decide; use cache=None")
+    return lambda batch: {**batch, **cache.fetch(batch["index"], batch["view"], device)}

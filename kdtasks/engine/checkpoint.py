@@ -33,16 +33,29 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
 
 
 def save(state: Mapping, path: str | Path) -> None:
-    """``torch.save``, atomically.
+    """``torch.save``, atomically, of what ``weights_only=True`` reads back.
 
     Raises:
         OSError: the disk is full or not writable; the former file, if any, still stands and is named.
+        TypeError: something in ``state`` would need code to be unpickled; the message says where it is.
     """
+    _check_plain(state, "state")
     try:
         write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
     except (OSError, RuntimeError) as error:
         former = "the former one there still loads" if Path(path).exists() else "no file was left there"
         raise OSError(f"could not save {str(path)!r} ({error}); {former}") from error
+
+
+def _check_plain(value, where: str) -> None:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_plain(item, f"{where}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            _check_plain(item, f"{where}[{number}]")
+    elif type(value) not in (int, float, bool, str, type(None), bytes, torch.Tensor, torch.nn.Parameter):
+        raise TypeError(f"{where} is a {type(value).__name__}; a checkpoint is read without running code and cannot hold it")
 
 
 def save_json(content, path: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import linecache
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ def option(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise argparse.ArgumentTypeError(f"want key=value, got {text!r}")
+    if value in ("true", "false"):
+        return key, value == "true"
     try:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
@@ -25,7 +28,7 @@ def option(text: str) -> tuple[str, object]:
 def common_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that every tool shares."""
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
-    parser.add_argument("--cfg-options", nargs="+", type=option, default=[], metavar="KEY=VALUE",
+    parser.add_argument("--cfg-options", nargs="+", type=option, default=[], action="extend", metavar="KEY=VALUE",
                         help="change keys of the config, as in losses.loss_kd.weight=0.5")
 
 
@@ -114,10 +117,11 @@ class plain_errors:
 
 
 def _is_ours(error: BaseException, trace) -> bool:
-    """Whether our own code raised it on purpose."""
+    """Whether a ``raise`` of this package's own code raised it: anything else is a bug, and shows where it happened."""
     while trace.tb_next:
         trace = trace.tb_next
-    return "kdtasks" in Path(trace.tb_frame.f_code.co_filename).parts
+    file, line = trace.tb_frame.f_code.co_filename, trace.tb_lineno
+    return Path(file).is_relative_to(Path(__file__).parents[1]) and linecache.getline(file, line).lstrip().startswith("raise")
 
 
 def _list_configs() -> None:
@@ -131,7 +135,7 @@ def _list_stages(run) -> None:
     for stage in run.stages:
         print(f"{stage.name}: trains {stage.model}" + (f", taught by {', '.join(stage.teachers)}" if stage.teachers else "")
               + f"; losses {', '.join(stage.losses)}")
-    distiller = run.distiller(run.stages[-1], stage_weights=False)
+    distiller = run.distiller(run.stages[-1], load="nothing")
     for role in distiller.roles:
         print(f"\nnames of {role}:\n  " + "\n  ".join(distiller.names(role)))
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from kdtasks.core.stages import Stage, control, stage_reference
+from kdtasks.core.stages import Stage, final_stage, stage_reference
 from kdtasks.engine import checkpoint
 from kdtasks.engine import config as configurations
 from kdtasks.engine.builder import ConfigError
@@ -121,9 +121,11 @@ class Arm:
     def __init__(self, name: str, config: Mapping, device: str | None):
         self.name, self.run = name, Run(config, "unused", 0, device, name, quiet=True)
         stages = {stage.name: stage for stage in self.run.stages}
-        self.final = _final(self.run).name
-        if "alone" not in stages:
-            stages["alone"] = _control(self.run, stages[self.final])
+        final = final_stage(self.run.stages)
+        if final is None or "alone" not in stages:
+            raise ConfigError(f"{name}: there must be a stage 'alone' and another that trains the student, to compare them; "
+                              f"there are {list(stages)}")
+        self.final = final.name
         independent = {name: stage for name, stage in stages.items()
                        if not stage.taught and stage.student != "keep" and stage_reference(stage.student, list(stages)) is None}
         self.teachers = [name for name, stage in independent.items() if stage.model != "student"]
@@ -182,25 +184,6 @@ def plan(configs: Mapping[str, Mapping], seeds: Sequence[int], work_dir: Path, d
         for arm in arms:
             arm.plan(seed, work_dir, teacher_per_seed, jobs)
     return arms, list(jobs.values())
-
-
-def _final(run: Run) -> Stage:
-    """The stage whose student a run is about: ``distilled``, else the last one that trains the student with help."""
-    students = [s for s in run.stages if s.model == "student" and s.name != "alone"]
-    if not students:
-        raise ConfigError(f"{run.name}: no stage but 'alone' trains the student, so there is nothing to compare with it")
-    return next((s for s in students if s.name == "distilled"), students[-1])
-
-
-def _control(run: Run, final: Stage) -> Stage:
-    """The stage "alone" of a list of stages that has none: the last stage's budget, without its teachers."""
-    probe = run.distiller(final, stage_weights=False)
-    supplied = {name for teacher in probe.teachers for name in probe.names(teacher)}
-    try:
-        losses = control(final.losses, {**run.config["teachers"], **final.teachers}, supplied.__contains__)
-    except ValueError as error:
-        raise ConfigError(f"{run.name}: {error}") from error
-    return Stage("alone", losses=losses, **{key: getattr(final, key) for key in configurations.TRAINING_KEYS})
 
 
 def _hash(value) -> str:

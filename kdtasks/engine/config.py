@@ -1,5 +1,6 @@
 """Reading a config, and refusing what it cannot mean."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,6 +51,9 @@ STAGE_KEYS = ("name", "model", "student", "teachers", "losses", "train", "optimi
 TRAINING_KEYS = ("optimizer", "schedule", "length", "data")
 
 
+IMPORT_FROM: dict[str, None] = {}           # folders that a config of this process may import from; config.py notes them
+
+
 def load(path: str | Path, options: Mapping | None = None) -> dict:
     """A config file with its bases and ``--cfg-options``, checked, its defaults filled in.
 
@@ -65,10 +69,14 @@ def load(path: str | Path, options: Mapping | None = None) -> dict:
     if not path.is_file():
         known = [str(p) for p in Path("configs").rglob("*.py")]
         raise FileNotFoundError(f"no config {str(path)!r}; {did_you_mean(str(path), known)}")
-    for folder in (str(Path.cwd()), str(path.resolve().parent)):
+    try:
+        config = Config.fromfile(path).to_dict()
+    except Exception as error:
+        raise ConfigError(f"{str(path)!r} cannot be read as a config: {type(error).__name__}: {error}") from error
+    for folder in [*config.pop("_import_from", []), str(Path.cwd()), str(path.resolve().parent)]:
+        IMPORT_FROM[folder] = None
         if folder not in sys.path:
             sys.path.insert(0, folder)
-    config = Config.fromfile(path).to_dict()
     for option, value in (options or {}).items():
         set_option(config, option, value)
     return complete(config)
@@ -125,6 +133,9 @@ def complete(config: Mapping) -> dict:
         raise ConfigError("a config has either 'teacher' or 'teachers', not both")
     full["teachers"] = full["teachers"] or ({"teacher": full["teacher"]} if full["teacher"] else {})
     full["teacher"] = None
+    for name in full["models"]:
+        if name in ("student", *full["teachers"]):
+            raise ConfigError(f"models.{name}: the config has a model of that name already")
     full["data"] = _data(full["data"], "data")
     _check(full)
     return full
@@ -175,6 +186,17 @@ def _check(config: dict) -> None:
             builder.check(part["optimizer"], where + "optimizer", supplied=("params",))
     for key in ("val_interval", "checkpoint_interval"):
         iterations(config[key], 1, key)
+    for key in ("channels_last", "sync_bn", "tensorboard"):
+        _want(isinstance(config[key], bool), key, "True or False", config[key])
+    compiled, clip, threads = config["compile"], config["clip_grad"], config["threads"]
+    _want(isinstance(compiled, bool | dict), "compile", "True, False or a dict of torch.compile's arguments", compiled)
+    _want(clip is None or (_number(clip) and clip > 0), "clip_grad", "None or a number > 0", clip)
+    _want(threads is None or _count(threads, 1), "threads", "None or a whole number > 0", threads)
+    for key, least in (("batch_size", 1), ("test_batch_size", 1), ("workers", 0), ("unlabelled_per_batch", 0)):
+        _want(_count(config["data"][key], least), f"data.{key}", f"a whole number >= {least}", config["data"][key])
+    _want(isinstance(config["data"]["skip_bad"], bool), "data.skip_bad", "True or False", config["data"]["skip_bad"])
+    if config["cache"] and config["data"]["skip_bad"]:
+        raise ConfigError("cache and data.skip_bad do not go together: remove the images that cannot be read, or cache=None")
     if config["amp"] not in (None, "bfloat16", "float16"):
         raise ConfigError(f"amp must be None, 'bfloat16' or 'float16', got {config['amp']!r}")
     if config["ema"] is not None and not 0 < config["ema"] < 1:
@@ -182,8 +204,7 @@ def _check(config: dict) -> None:
     if config["cache"] is not None and (set(config["cache"]) != {"views"} or not int(config["cache"]["views"]) > 0):
         raise ConfigError(f"cache must be None or dict(views=k) with k > 0, got {config['cache']!r}")
     for key in ("accumulate", "log_interval"):
-        if not isinstance(config[key], int) or config[key] < 1:
-            raise ConfigError(f"{key} must be a whole number > 0, got {config[key]!r}")
+        _want(_count(config[key], 1), key, "a whole number > 0", config[key])
 
 
 def check_losses(losses: Mapping, where: str) -> None:
@@ -204,9 +225,25 @@ def check_losses(losses: Mapping, where: str) -> None:
             unknown = next(iter(arguments))
             raise ConfigError(f"{where}.{name} has no type, so it takes the tensor {entry['of']!r} as it is; "
                               f"it has no {unknown!r}; {did_you_mean(unknown, ('type', *LOSS_KEYS))}")
-        for key in ("weight", "alone"):
-            if isinstance(entry.get(key), Mapping):
-                builder.check(entry[key], f"{where}.{name}.{key}")
+        if isinstance(entry.get("weight"), Mapping):
+            builder.check(entry["weight"], f"{where}.{name}.weight")
+        else:
+            weight = entry.get("weight", 1)
+            _want(_number(weight), f"{where}.{name}.weight", "a number or a dict(type=…) of a schedule", weight)
+        _want(_number(entry.get("alone", 1)), f"{where}.{name}.alone", "a number", entry.get("alone"))
+
+
+def _want(right: bool, where: str, what: str, value) -> None:
+    if not right:
+        raise ConfigError(f"{where} must be {what}, got {value!r}")
+
+
+def _number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _count(value, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def iterations(length, per_epoch: int, where: str) -> int:

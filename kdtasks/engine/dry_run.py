@@ -24,11 +24,11 @@ def dry_run(run: Run, steps: int = 2) -> list[dict]:
     for stage in run.stages:
         data = run.setting(stage, "data")
         share = data["unlabelled_per_batch"] if stage.taught else 0
-        batch = run.task.example(run.config, data["batch_size"] + share)
+        batch = run.task.example({**run.config, "data": data}, data["batch_size"] + share)
         batch = {k: v.to(run.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
         if share:
             batch["labelled"] = torch.arange(data["batch_size"] + share) < data["batch_size"]
-        distiller = run.distiller(stage, stage_weights=False)
+        distiller = run.distiller(stage, load="nothing")
         shapes = distiller.build(batch)
         trained = [p for p in distiller.parameters() if p.requires_grad]
         optimizer = builder.build(run.setting(stage, "optimizer"), "optimizer", params=trained)

@@ -1,17 +1,23 @@
 """The optimizer step: mixed precision on any device, accumulation, clipping a peer at a time, a moving average."""
 
 import copy
+from collections.abc import Mapping
 from contextlib import contextmanager
 
 import torch
 from mmengine.optim import OptimWrapper
+from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
+
+from kdtasks.core.names import did_you_mean
+from kdtasks.engine.builder import ConfigError, check_arguments
 
 
 class StepWrapper(OptimWrapper):
     """mmengine's OptimWrapper with autocast on any device, and no read of the device in a step.
 
-    mmengine's own AMP wrapper refuses a CPU, and its clipping reads the norm every step.
+    mmengine's own AMP wrapper refuses a CPU, and its clipping reads the norm every step. The one exception is float16:
+    torch's gradient scaler reads whether a gradient was infinite.
 
     Args:
         optimizer: a torch optimizer.
@@ -59,6 +65,36 @@ class StepWrapper(OptimWrapper):
         if self.scaler and scaler:
             self.scaler.load_state_dict(scaler)
         super().load_state_dict(state_dict)
+
+
+def build_schedulers(schedule: list[dict], optimizer, length: int, per_epoch: int) -> list:
+    """mmengine's parameter schedulers, stepped every iteration; those by epoch are turned into iterations.
+
+    Args:
+        schedule: ``dict(type='MultiStepLR', …)`` each; ``by_epoch=False`` for one that counts in iterations.
+        optimizer: an optimizer or its wrapper.
+        length, per_epoch: iterations of the stage and of an epoch; a scheduler without ``end`` runs to the end.
+
+    Raises:
+        ConfigError: an unknown scheduler or argument, or one that cannot be built.
+    """
+    built = []
+    for entry in schedule:
+        if not isinstance(entry, Mapping) or "type" not in entry:
+            raise ConfigError(f"schedule must be a dict(type='MultiStepLR', …) or a list of them, got {entry!r}")
+        kind = PARAM_SCHEDULERS.get(entry["type"]) if isinstance(entry["type"], str) else entry["type"]
+        if kind is None:
+            raise ConfigError(f"schedule.type={entry['type']!r}: {did_you_mean(entry['type'], PARAM_SCHEDULERS.module_dict)}")
+        by_epoch = entry.get("by_epoch", True)
+        arguments = {"end": -(-length // per_epoch) if by_epoch else length, **entry, "by_epoch": by_epoch}
+        check_arguments(kind, {k: v for k, v in arguments.items() if k != "type"}, "schedule", ("optimizer",))
+        if by_epoch:
+            arguments["convert_to_iter_based"] = True
+        try:
+            built.append(PARAM_SCHEDULERS.build(arguments, default_args={"optimizer": optimizer, "epoch_length": per_epoch}))
+        except Exception as error:
+            raise ConfigError(f"schedule {entry}: {type(error).__name__}: {error}") from error
+    return built
 
 
 class MovingAverage:

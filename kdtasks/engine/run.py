@@ -1,12 +1,14 @@
 """A whole run: every stage of a config, one after the other, and its results."""
 
 import copy
+import gc
 import importlib
 import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -15,7 +17,7 @@ from torch import nn
 import kdtasks
 from kdtasks.core import Distiller, Stage, Teacher
 from kdtasks.core.names import did_you_mean
-from kdtasks.core.stages import check_stages, stage_reference, standard_stages
+from kdtasks.core.stages import check_stages, final_stage, stage_reference, standard_stages, with_control
 from kdtasks.core.weights import load_weights
 from kdtasks.engine import builder, checkpoint
 from kdtasks.engine.builder import ConfigError
@@ -46,7 +48,10 @@ class Run:
     def __init__(self, config: Mapping, work_dir: str | Path, seed: int = 0, device: str | None = None,
                  name: str = "config", quiet: bool = False):
         self.config, self.seed, self.name = copy.deepcopy(dict(config)), seed, name
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.rank, self.world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if grouped else (0, 1)
+        if not grouped and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ConfigError(f"this is one of {os.environ['WORLD_SIZE']} processes: add --launcher pytorch")
         self.device, self.quiet = torch.device(device_type(device)), quiet or self.rank > 0
         self.task = _task(self.config["task"])
         if self.config["amp"] == "float16" and self.device.type != "cuda":
@@ -59,10 +64,7 @@ class Run:
         self.specs = {"student": self.config["student"], **self.config["teachers"], **self.config["models"]}
         self.stages: list[Stage] = []
         self.stages = self._stages()
-        try:
-            check_stages(self.stages, list(self.specs))
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        self._check_stages()
         self.files = WorkDir(work_dir, [stage.name for stage in self.stages])
 
     @property
@@ -81,18 +83,29 @@ class Run:
 
     # What the config describes ------------------------------------------------------------------------------------
     def _stages(self) -> list[Stage]:
-        if self.config["stages"]:
-            return [Stage(**{"losses": self.config["losses"], **stage}) for stage in self.config["stages"]]
         teachers = {name: spec.get("checkpoint") for name, spec in self.config["teachers"].items()}
-        extra: set[str] = set()
+        extra: set[str] = set()                                      # what only the turn of a teacher supplies, by other names
         if builder.resolve(self.config["distiller"]["type"], "distiller") is not Distiller:
             probe = Stage("probe", teachers=dict.fromkeys(teachers), losses=self.config["losses"])
-            distiller = self.distiller(probe, stage_weights=False)
+            distiller = self.distiller(probe, "nothing")
             extra = {name for teacher in teachers for name in distiller.names(teacher)}
         try:
+            if self.config["stages"]:
+                return with_control([Stage(**s) for s in self.config["stages"]], self.config["losses"], extra.__contains__)
             return standard_stages(self.config["losses"], teachers, self.config["teacher_training"], extra.__contains__)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+    def _check_stages(self) -> None:
+        try:
+            check_stages(self.stages, list(self.specs))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        for stage in self.stages:
+            for name, origin in stage.teachers.items():
+                if origin is None and not self.specs.get(name, {}).get("checkpoint"):
+                    raise ConfigError(f"stage {stage.name!r}: the teacher {name!r} has no weights: want a stage, a file, or "
+                                      f"a checkpoint of the model {name!r}")
 
     def setting(self, stage: Stage, key: str):
         """``optimizer``, ``schedule``, ``length`` or ``data`` of a stage: the config's, with the stage's changes."""
@@ -121,27 +134,37 @@ class Run:
         return self._built(name, {k: v for k, v in self.specs[owner].items() if k not in reserved})
 
     def _built(self, name: str, spec: Mapping) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(zlib.crc32(f"{self.seed}:{name}".encode()))
+        with self.seeded(name):
             model = builder.build(spec, name)
         layout = torch.channels_last if self.config["channels_last"] else torch.preserve_format
         return model.to(self.device, memory_format=layout)
 
-    def distiller(self, stage: Stage, stage_weights: bool = True) -> Distiller:
+    @contextmanager
+    def seeded(self, what: str):
+        """Random numbers that depend on the run's seed and ``what`` only; the stream around it does not move."""
+        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(zlib.crc32(f"{self.seed}:{what}".encode()))
+            yield
+
+    def distiller(self, stage: Stage, load: str = "everything") -> Distiller:
         """The stage's student, teachers and losses, with the weights that they start from.
 
         Args:
             stage: which.
-            stage_weights: whether to load what earlier stages leave; files that the config names are always loaded.
+            load: ``'everything'``; ``'files'``, those that the config names, but nothing that an earlier stage leaves; or
+                ``'nothing'``.
         """
         student = self.model(stage.model)
-        self._load(student, self._origin(stage), stage_weights)
-        teachers = {name: self._teacher(name, origin, stage_weights) for name, origin in stage.teachers.items()}
+        self._load(student, self._origin(stage), load)
+        teachers = {name: self._teacher(name, origin, load) for name, origin in stage.teachers.items()}
+        self._check_classes(stage, teachers)
         peers = []
         if any(n.startswith("peer") for entry in stage.losses.values() for n in _tuple(entry["of"])):
-            peers = [self._built(f"peer{k + 1}", spec) for k, spec in enumerate(self.config["peers"])]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            for k, spec in enumerate(self.config["peers"]):
+                peers.append(self._built(f"peer{k + 1}", {key: v for key, v in spec.items() if key not in MODEL_KEYS}))
+                self._load(peers[-1], spec.get("checkpoint"), load)
+        with self.seeded(f"{stage.name}:losses"):
             losses = {name: _loss(f"losses.{name}", entry) for name, entry in stage.losses.items()}
         distiller = builder.build(self.config["distiller"], "distiller", student=student, teachers=teachers, losses=losses,
                                   peers=peers, compile=self.config["compile"])
@@ -155,33 +178,47 @@ class Run:
         earlier = self.stages[:self.stages.index(stage)]
         return next(s.name for s in reversed(earlier) if s.model == stage.model)
 
-    def _teacher(self, name: str, origin: str | Sequence[str] | None, stage_weights: bool) -> Teacher:
+    def _teacher(self, name: str, origin: str | Sequence[str] | None, load: str) -> Teacher:
         origin = origin if isinstance(origin, str | None) else origin[0]
         source = next((s for s in self.stages if origin and stage_reference(origin, [s.name])), None)
         owner = source.model if source else name
         model = self.model(name, like=owner)
         spec = self.specs[owner]
-        meta = self._load(model, origin or spec.get("checkpoint"), stage_weights)
-        known, classes = meta.get("classes"), getattr(self._sets.get("train"), "classes", None)
-        if known and classes and list(known) != list(classes):
-            lacks, adds = [c for c in known if c not in classes], [c for c in classes if c not in known]
-            what = f"it lacks {lacks[:5]} and adds {adds[:5]}" if lacks or adds else "they stand in another order"
-            raise ConfigError(f"the teacher {origin!r} knows {len(known)} classes, the data has {len(classes)} others: {what}")
+        meta = self._load(model, origin or spec.get("checkpoint"), load)
         options = {}
         if owner in self.config["teachers"]:
             options = {key: spec[key] for key in TEACHER_KEYS if key in spec and key not in MODEL_KEYS}
         try:
-            return Teacher(model, **options)
+            teacher = Teacher(model, **options)
         except ValueError as error:
             raise ConfigError(f"{name}: {error}") from error
+        teacher.classes = meta.get("classes") or (self._classes(source) if source and load != "nothing" else None)
+        return teacher
 
-    def _load(self, model: nn.Module, origin: str | None, stage_weights: bool) -> dict:
-        if origin is None:
+    def _classes(self, stage: Stage) -> list[str] | None:
+        classes = getattr(self.data_set(self.setting(stage, "data"), "train"), "classes", None)
+        return None if classes is None else [str(name) for name in classes]
+
+    def _check_classes(self, stage: Stage, teachers: Mapping[str, Teacher]) -> None:
+        """A teacher whose output is compared knows the classes of the data, in their order."""
+        wanted = {name for entry in stage.losses.values() for name in _tuple(entry["of"])}
+        plain_distiller = builder.resolve(self.config["distiller"]["type"], "distiller") is Distiller
+        for name, teacher in teachers.items():
+            known = teacher.classes
+            classes = self._classes(stage) if known and plain_distiller and name in wanted else None
+            if classes and list(known) != classes:
+                lacks, adds = [c for c in known if c not in classes], [c for c in classes if c not in known]
+                what = f"it lacks {lacks[:5]} and adds {adds[:5]}" if lacks or adds else "they stand in another order"
+                raise ConfigError(f"the teacher {name!r} knows {len(known)} classes, the data has {len(classes)} others: "
+                                  + what)
+
+    def _load(self, model: nn.Module, origin: str | None, load: str = "everything") -> dict:
+        if origin is None or load == "nothing":
             return {}
         reference = stage_reference(origin, [stage.name for stage in self.stages])
         if reference is None:
             return load_weights(model, origin)
-        return load_weights(model, self.files.folder(reference[0]) / f"{reference[1]}.pth") if stage_weights else {}
+        return load_weights(model, self.files.folder(reference[0]) / f"{reference[1]}.pth") if load == "everything" else {}
 
     def anchors(self, stage: Stage, distiller: Distiller):
         """What loads a teacher's next anchor into the same module when its share of the stage begins; None without anchors."""
@@ -193,7 +230,7 @@ class Run:
             for name, route in routes.items():
                 now = iteration * len(route) // total
                 if loaded.get(name) != now:
-                    self._load(distiller.model(name), route[now], stage_weights=True)
+                    self._load(distiller.model(name), route[now])
                     loaded[name] = now
             return batch
 
@@ -216,18 +253,18 @@ class Run:
         self._sets[part] = self._sets[key]
         return self._sets[key]
 
-    def train_loader(self, stage: Stage) -> Loader:
+    def train_loader(self, stage: Stage, **changes) -> Loader:
         """The training batches of a stage. Without teachers: the labelled samples only, the same at each step."""
-        data = self.setting(stage, "data")
+        data = {**self.setting(stage, "data"), **changes}
         train = self.data_set(data, "train")
         share = data["unlabelled_per_batch"] if stage.taught else 0
-        return Loader(train, data["batch_size"] + share, labelled="target" if hasattr(train, "target") else None,
+        return Loader(train, data["batch_size"] + share, labelled="target" if _marks_unlabelled(train) else None,
                       unlabelled_per_batch=share, views=self.config["cache"]["views"] if self._cached(stage) else 0,
                       length=data["iterations_per_epoch"], rank=self.rank, world=self.world, **self._reading(data))
 
-    def test_loader(self, stage: Stage) -> Loader:
+    def test_loader(self, stage: Stage, **changes) -> Loader:
         """All test samples, in order."""
-        data = self.setting(stage, "data")
+        data = {**self.setting(stage, "data"), **changes}
         return Loader(self.data_set(data, "test"), data["test_batch_size"], shuffle=False, **self._reading(data))
 
     def _reading(self, data: Mapping) -> dict:
@@ -247,7 +284,8 @@ class Run:
         sweep = Loader(self.data_set(data, "train"), data["test_batch_size"], shuffle=False, views=views, **self._reading(data))
         facts = {"options": plain({name: self.specs.get(name) for name in stage.teachers}), "data": plain(data["train"]),
                  "seed": self.seed, "amp": self.config["amp"], "channels_last": self.config["channels_last"]}
-        return cached_outputs(distiller, sweep, views, self.work_dir / "cache", facts, self.precision, self.rank == 0)
+        probe = next(iter(self.train_loader(stage, workers=0).epoch(0)))
+        return cached_outputs(distiller, sweep, views, self.work_dir / "cache", facts, self.precision, probe, self.rank == 0)
 
     # Running ------------------------------------------------------------------------------------------------------
     @property
@@ -262,14 +300,29 @@ class Run:
         Raises:
             ConfigError, ValueError, FileNotFoundError, RuntimeError: what is wrong, and where.
         """
+        from kdtasks.engine.optim import build_schedulers
+        from kdtasks.engine.runner import select_parameters
+
         for stage in sorted(self.stages, key=lambda s: not s.taught):             # first where most names are known
-            batch = next(iter(self.train_loader(stage).epoch(0)))
-            self.test_loader(stage)
+            loader = self.train_loader(stage, workers=0)
+            distiller, batch = self.distiller(stage, "files"), next(iter(loader.epoch(0)))
+            length = iterations(self.setting(stage, "length"), len(loader), f"{stage.name}.length")
             try:
-                self.distiller(stage, stage_weights=False).build(batch)
+                distiller.build(batch)
+                trained = select_parameters(distiller, stage.train)
+                optimizer = builder.build(self.setting(stage, "optimizer"), "optimizer", params=trained)
+                build_schedulers(self._schedule(stage), optimizer, length, len(loader))
+                with torch.no_grad():
+                    self.task.evaluate(distiller.student.eval(), [next(iter(self.test_loader(stage, workers=0)))])
             except ValueError as error:
                 raise ConfigError(f"stage {stage.name!r}: {error}") from error
-            _check_schedule(self.setting(stage, "schedule"))
+            if max(stage.keep, default=0) * len(loader) > length:
+                raise ConfigError(f"stage {stage.name!r} keeps epoch {max(stage.keep)}, but ends after "
+                                  f"{length / len(loader):g}")
+
+    def _schedule(self, stage: Stage) -> list[dict]:
+        schedule = self.setting(stage, "schedule") or []
+        return schedule if isinstance(schedule, list) else [schedule]
 
     def open(self, resume: bool = False) -> None:
         """Make the work_dir ready; see :meth:`WorkDir.open`. Other processes wait for the first."""
@@ -297,29 +350,33 @@ class Run:
         for stage in self.stages:
             if stage.name not in self.done and (only is None or stage.name in only):
                 self._train_stage(stage, resume)
+                gc.collect()                     # runners, hooks and loops hold each other, and with them a whole stage
         if self.rank == 0:
             self._finish()
         self._wait()
         return self.results
 
     def _train_stage(self, stage: Stage, resume: bool) -> None:
-        from kdtasks.engine.runner import StageRunner  # mmengine's Runner is slow to import
+        from kdtasks.engine.runner import StageRunner, leaves_parameters_out  # mmengine's Runner is slow to import
 
         loader, distiller = self.train_loader(stage), self.distiller(stage)
-        distiller.build(next(iter(loader.epoch(0))))
+        first = next(iter(self.train_loader(stage, workers=0).epoch(0)))
+        with self.seeded(f"{stage.name}:build"):
+            distiller.build(first)
+        unused = self.world > 1 and leaves_parameters_out(distiller, first)
         prepare = self.cache(stage, distiller) or self.anchors(stage, distiller)
         length = iterations(self.setting(stage, "length"), len(loader), f"{stage.name}.length")
-        schedule, config = self.setting(stage, "schedule"), self.config
+        config = self.config
         with Bar(stage.name, length, self.quiet) as bar:
             runner = StageRunner(
                 name=stage.name, folder=self.folder(stage), log_file=self.work_dir / "train.log", seed=self.seed,
                 distiller=distiller, loader=loader, test_loader=self.test_loader(stage), task=self.task, prepare=prepare,
                 optimizer=lambda parameters: builder.build(self.setting(stage, "optimizer"), "optimizer", params=parameters),
-                schedule=schedule if isinstance(schedule, list) else [schedule], train=stage.train, length=length,
+                schedule=self._schedule(stage), train=stage.train, length=length, find_unused_parameters=unused,
                 log_interval=config["log_interval"], keep=stage.keep,
                 val_interval=iterations(config["val_interval"], len(loader), "val_interval"),
                 checkpoint_interval=iterations(config["checkpoint_interval"], len(loader), "checkpoint_interval"),
-                meta=self._meta(stage, loader), show=bar, options=config, custom_hooks=copy.deepcopy(config["custom_hooks"]),
+                meta=self._meta(stage), show=bar, options=config, custom_hooks=copy.deepcopy(config["custom_hooks"]),
                 tensorboard=self.work_dir / "tensorboard" / stage.name if config["tensorboard"] and self.rank == 0 else None)
             last = self.folder(stage) / "last.pth"
             if resume and last.exists():
@@ -330,18 +387,18 @@ class Run:
             checkpoint.save_json(self.results, self.work_dir / "results.json")
         self._wait()
 
-    def _meta(self, stage: Stage, loader: Loader) -> dict:
+    def _meta(self, stage: Stage) -> dict:
         spec = self.specs[stage.model]
         return {"kdtasks": kdtasks.__version__, "config": self.name, "stage": stage.name, "seed": self.seed,
                 "model": str(spec["type"]), "spec": plain({k: v for k, v in spec.items() if k != "checkpoint"}),
-                "classes": plain(getattr(loader.dataset, "classes", None))}
+                "classes": self._classes(stage)}
 
     def _finish(self) -> None:
         from kdtasks.engine.report import write_report
 
-        students = [s.name for s in self.stages if s.name in self.done and s.model == "student" and s.name != "alone"]
-        if students:
-            state = checkpoint.load(self.files.folder(students[-1]) / "last.pth")
+        final = final_stage(self.stages)
+        if final and final.name in self.done:
+            state = checkpoint.load(self.folder(final) / "last.pth")
             checkpoint.save({"meta": state["meta"], "state_dict": state["state_dict"]}, self.work_dir / "student.pth")
         checkpoint.save_json(self.results, self.work_dir / "results.json")
         write_report(self)
@@ -360,7 +417,8 @@ def start_processes(launcher: str, device: str | None) -> None:
                           "torchrun --nproc-per-node 2 tools/train.py CONFIG --launcher pytorch")
     if device_type(device) == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if device_type(device) == "cuda" else "gloo")
+    backend = "nccl" if device_type(device) == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, timeout=timedelta(days=1))       # the others wait while one fills a cache
 
 
 def device_type(device: str | None) -> str:
@@ -401,15 +459,10 @@ def _task(path: str):
     return module
 
 
-def _check_schedule(schedule) -> None:
-    import mmengine.optim  # noqa: F401  (registers the schedulers)
-    from mmengine.registry import PARAM_SCHEDULERS
-
-    for entry in schedule if isinstance(schedule, list) else [schedule]:
-        if not isinstance(entry, Mapping) or "type" not in entry:
-            raise ConfigError(f"schedule must be a dict(type='MultiStepLR', …) or a list of them, got {entry!r}")
-        kind = PARAM_SCHEDULERS.get(entry["type"]) if isinstance(entry["type"], str) else entry["type"]
-        if kind is None:
-            raise ConfigError(f"schedule.type={entry['type']!r}: {did_you_mean(entry['type'], PARAM_SCHEDULERS.module_dict)}")
-        arguments = {k: v for k, v in entry.items() if k != "type"}
-        builder.check_arguments(kind, arguments, "schedule", ("optimizer", "convert_to_iter_based", "epoch_length"))
+def _marks_unlabelled(dataset) -> bool:
+    """Whether ``target`` is one whole number a sample, of which -100 means unlabelled."""
+    try:
+        target = torch.as_tensor(dataset.target)
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return False
+    return target.ndim == 1 and not target.is_floating_point()

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from kdtasks.core import Distiller
 from kdtasks.core.names import did_you_mean
 from kdtasks.engine import checkpoint
-from kdtasks.engine.optim import MovingAverage, StepWrapper
+from kdtasks.engine.optim import MovingAverage, StepWrapper, build_schedulers
 
 _numbers = itertools.count()
 
@@ -54,7 +54,11 @@ class LossBuffer:
         if not self.rows:
             return {}
         lengths = [len(names) for _, names, _ in self.rows]
-        values = torch.cat([row for _, _, row in self.rows]).cpu().split(lengths)              # the one wait
+        values = torch.cat([row for _, _, row in self.rows])
+        if torch.distributed.is_initialized():                                    # the mean over ranks: all see a NaN of one
+            torch.distributed.all_reduce(values)
+            values = values / torch.distributed.get_world_size()
+        values = values.cpu().split(lengths)                                                   # the one wait
         sums: dict[str, list[float]] = {}
         for (iteration, names, _), row in zip(self.rows, values):
             for name, value in zip(names, row.tolist()):
@@ -115,25 +119,28 @@ class StageLoop(BaseLoop):
             losses = runner.model(batch)
             total = sum(value for name, value in losses.items() if "loss" in name)
         runner.optim_wrapper.update_params(total)
-        if runner.average:
+        if runner.average and runner.optim_wrapper.should_update():
             runner.average.update()
-        self.buffer.add(iteration, losses if len(losses) == 1 else {**losses, "loss": total})
+        self.buffer.add(iteration, losses if len(losses) == 1 or "loss" in losses else {**losses, "loss": total})
         runner.call_hook("after_train_iter", batch_idx=iteration, data_batch=batch, outputs=None)
         self._iter += 1
-        self._after(batch)
+        self._after()
 
-    def _after(self, batch: dict) -> None:
+    def _after(self) -> None:
         done, runner = self._iter, self.runner
         last = done == self._max_iters
         validate = last or done % self.val_interval == 0
-        save = last or done % self.checkpoint_interval == 0 or self._ends_kept_epoch()
+        keep = self._ends_kept_epoch()
+        save = last or done % self.checkpoint_interval == 0
         save = save and (last or done % runner.optim_wrapper._accumulative_counts == 0)
-        if validate or save or done % self.log_interval == 0:
+        if validate or save or keep or done % self.log_interval == 0:
             runner.note(self._read())
         if validate:
             runner.evaluate_now()
+        if keep:
+            runner.keep_now(done // len(self.dataloader))       # before last.pth: a kill in between then loses none
         if save:
-            runner.save_now(last)
+            runner.save_now()
 
     def _ends_kept_epoch(self) -> bool:
         return self._iter % len(self.dataloader) == 0 and self._iter // len(self.dataloader) in self.runner.keep
@@ -170,10 +177,11 @@ class StageRunner(Runner):
                  optimizer: Callable, schedule: list[dict], train, length: int, log_interval: int, val_interval: int,
                  checkpoint_interval: int, keep=(), prepare=None, seed: int = 0, meta: dict | None = None,
                  show: Callable | None = None, options: dict, custom_hooks: list | None = None,
-                 tensorboard: Path | None = None):
+                 tensorboard: Path | None = None, find_unused_parameters: bool = False):
         self.distiller, self.device = distiller, next(distiller.student.parameters()).device
         self.task, self.test_loader, self.keep, self.options = task, test_loader, set(keep), options
         self.folder, self.log_file, self.meta, self.show = Path(folder), log_file, dict(meta or {}), show
+        self.find_unused_parameters = find_unused_parameters
         self.metrics: dict[str, float] = {}
         self.history: list[dict] = []
         self.best: float | None = None
@@ -192,8 +200,7 @@ class StageRunner(Runner):
         self.optim_wrapper = StepWrapper(optimizer(trained), options["amp"], self.device.type, options["accumulate"],
                                          groups, options["clip_grad"])
         self._train_loop = StageLoop(self, loader, length, log_interval, val_interval, checkpoint_interval, prepare)
-        self.param_schedulers = self.build_param_scheduler(
-            [{"by_epoch": True, **s, **({"convert_to_iter_based": True} if s.get("by_epoch", True) else {})} for s in schedule])
+        self.param_schedulers = build_schedulers(schedule, self.optim_wrapper, length, len(loader))
         self.average = MovingAverage(distiller.student, options["ema"]) if options["ema"] else None
 
     # What mmengine's Runner does otherwise ---------------------------------------------------------------------
@@ -218,7 +225,8 @@ class StageRunner(Runner):
             return model
         if self.options["sync_bn"]:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return DistributedDataParallel(model)          # no device_ids: inputs are in place, and some stay on the CPU
+        # No device_ids: inputs are in place already, and some (index, view, labelled) stay on the CPU.
+        return DistributedDataParallel(model, find_unused_parameters=self.find_unused_parameters)
 
     def train(self) -> nn.Module:
         """Run the stage from where it stands to its end."""
@@ -284,7 +292,13 @@ class StageRunner(Runner):
         meta = {**self.meta, "iteration": self._train_loop.iter, "metrics": self.metrics}
         return {"meta": meta, "state_dict": self.evaluated.state_dict()}
 
-    def save_now(self, last: bool = False) -> None:
+    def keep_now(self, epoch: int) -> None:
+        """Save the weights of an epoch that is to be kept."""
+        self._check_finite()
+        if self.rank == 0:
+            checkpoint.save(self._weights(), self.folder / f"epoch_{epoch}.pth")
+
+    def save_now(self) -> None:
         """Save all that is needed to go on; every rank takes part."""
         self._check_finite()
         now = time.perf_counter()
@@ -295,14 +309,11 @@ class StageRunner(Runner):
             torch.distributed.all_gather_object(states, checkpoint.random_state())
         if self.rank == 0:
             state = {**self._weights(), "resume": self._resume_state(states)}
+            self.call_hook("before_save_checkpoint", checkpoint=state)
             checkpoint.save(state, self.folder / "last.pth")
             checkpoint.save_json(self.history, self.folder / "history.json")
-            epoch, rest = divmod(self._train_loop.iter, len(self._train_loop.dataloader))
-            if epoch in self.keep and rest == 0:
-                checkpoint.save(self._weights(), self.folder / f"epoch_{epoch}.pth")
         if self.world_size > 1:
             barrier()
-        self.call_hook("before_save_checkpoint", checkpoint={"iteration": self._train_loop.iter})
 
     def _resume_state(self, random_states: list[dict]) -> dict:
         return {
@@ -310,7 +321,7 @@ class StageRunner(Runner):
             "best": self.best, "metrics": self.metrics, "history": self.history, "random": random_states,
             "learners": [self.distiller.model(role).state_dict() for role in self.distiller.learners],
             "losses": self.distiller.losses.state_dict(), "optimizer": self.optim_wrapper.state_dict(),
-            "schedulers": [s.state_dict() for s in self.param_schedulers],
+            "schedulers": [{k: v for k, v in s.state_dict().items() if not callable(v)} for s in self.param_schedulers],
         }
 
     def resume_from(self, path: Path) -> None:
@@ -358,9 +369,28 @@ class StageRunner(Runner):
         if self.rank == 0:
             checkpoint.save({**self._weights(), "meta": {**self.meta, "failed": what}}, failed)
         raise NotFiniteError(f"{what} of stage {self.meta.get('stage')!r}. The weights now are in {str(failed)!r}; "
-                             + (f"the last good checkpoint is {str(good)!r} (--resume goes on from it)" if good.exists()
-                                else "there is no earlier checkpoint of this stage")
-                             + ". Try a lower learning rate, clip_grad, or amp=None")
+                             + (f"the last good ones are in {str(good)!r}" if good.exists() else "there are no earlier ones")
+                             + ". --resume would repeat the same steps: use another --work-dir with a lower learning rate, "
+                               "clip_grad, or amp=None; teacher.checkpoint=<its stage's last.pth> keeps a finished teacher")
+
+
+def leaves_parameters_out(distiller: Distiller, batch: dict) -> bool:
+    """Whether some parameter that trains may get no gradient in a step, which DDP has to be told.
+
+    It is seen on one batch; a loss with a schedule may stop pulling later. Nothing moves, as in :meth:`Distiller.build`.
+    """
+    distiller.progress = (0, 1)
+    modes = {module: module.training for module in distiller.modules()}
+    devices = sorted({p.device.index for p in distiller.parameters() if p.is_cuda})
+    with torch.random.fork_rng(devices=devices):
+        distiller.eval()
+        losses = distiller(batch)
+        for module, mode in modes.items():
+            module.training = mode
+    trained = [p for p in distiller.parameters() if p.requires_grad]
+    total = sum(value for name, value in losses.items() if "loss" in name)
+    found = torch.autograd.grad(total, trained, allow_unused=True)
+    return any(g is None for g in found) or any(callable(weight) for _, _, weight in distiller._terms.values())
 
 
 def select_parameters(distiller: Distiller, patterns) -> list[nn.Parameter]:
@@ -373,7 +403,7 @@ def select_parameters(distiller: Distiller, patterns) -> list[nn.Parameter]:
         ValueError: a pattern matches nothing.
     """
     named = {name: p for name, p in distiller.named_parameters() if p.requires_grad}
-    patterns = [*patterns, *(["peers"] if "student" in patterns else [])]
+    patterns = [*patterns, *(["peers"] if any(p.split(".")[0] == "student" for p in patterns) else [])]
 
     def matches(name: str, pattern: str) -> bool:
         return name.startswith(pattern + ".") or fnmatch.fnmatchcase(name, pattern)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdtasks.engine import checkpoint
 from kdtasks.engine.builder import ConfigError
-from kdtasks.engine.config import difference, plain
+from kdtasks.engine.config import IMPORT_FROM, difference, plain
 
 
 class WorkDir:
@@ -44,28 +44,30 @@ class WorkDir:
             Where a former run has been moved, if one was there and ``resume`` was not asked for.
 
         Raises:
-            ConfigError: ``resume`` where another config or seed has run (the message lists the differences), or where
-                something else lies.
+            ConfigError: ``resume`` where another config or seed has run (the message lists the differences); or something
+                that is no run lies there.
         """
         stamp, now, aside = self.path / "stages" / "config.json", plain({**config, "seed": seed}), None
         if resume and stamp.exists():
+            for left in self.path.rglob(".*.tmp"):                        # of a run that was killed while it wrote
+                left.unlink()
             differences = difference(json.loads(stamp.read_text()), now)
             if differences:
                 raise ConfigError(f"--resume: {str(self.path)!r} holds a run of another configuration:\n  "
                                   + "\n  ".join(differences) + "\nUse that configuration, or another --work-dir")
             return None
         if self.path.exists() and any(self.path.iterdir()):
-            if resume:
-                raise ConfigError(f"--resume: {str(self.path)!r} is not empty, and holds no run to go on with")
+            if not stamp.exists():
+                raise ConfigError(f"--work-dir {str(self.path)!r} is not empty, and what is in it is no run; use another")
             aside = _free_name(self.path)
             self.path.rename(aside)
-        self._write_config(config)
         checkpoint.save_json(now, stamp)
+        self._write_config(config)
         return aside
 
     def _write_config(self, config: Mapping) -> None:
         from mmengine.config import Config
-        text = Config({key: value for key, value in config.items() if value is not None}).pretty_text
+        text = Config({**{k: v for k, v in config.items() if v is not None}, "_import_from": list(IMPORT_FROM)}).pretty_text
         checkpoint.write_atomically(self.path / "config.py", lambda file: file.write_text(text))
 
     def adopt(self, stage: str, folder: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_runs import ROOT, SMALL, small, weights
 
-from kdtasks.engine import builder
+from kdtasks.engine import builder, checkpoint
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.run import Run
 from kdtasks.engine.runner import NotFiniteError
@@ -79,3 +79,56 @@ def test_builder_says_what_is_near():
         builder.resolve("KDLoss", "losses.x")
     with pytest.raises(ConfigError, match="no module 'nowhere'"):
         builder.resolve("nowhere.Thing", "losses.x")
+
+
+def test_what_a_later_stage_cannot_do_is_said_before_the_first_step(tmp_path):
+    """The distilled stage is checked before the teacher trains: its optimizer, schedule, patterns, anchors, weights, test data."""
+    plain = {"loss_cls": {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}}
+    teacher = {"name": "teacher", "model": "teacher", "losses": plain, "length": 1}
+    last = {"name": "distilled", "teachers": {"teacher": "teacher"}, "losses": small()["losses"]}
+    for change, message in (
+        ({"optimizer": {"lr": -1.0}}, "Invalid learning rate"),
+        ({"schedule": {"type": "LinearLR", "start_factor": 7}}, "schedule .*start_factor"),
+        ({"schedule": {"type": "ReduceOnPlateauLR"}}, "ReduceOnPlateauLR"),
+        ({"train": ["student.100"]}, "nothing that can train is called 'student.100'"),
+        ({"teachers": {"teacher": "teacher.10"}}, "keeps the epochs"),
+        ({"teachers": {"teacher": None}}, "the teacher 'teacher' has no weights"),
+        ({"keep": [9]}, "keeps epoch 9, but ends after 3"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Run({**small(), "stages": [teacher, {**last, **change}]}, tmp_path / "run", quiet=True).train()
+        assert not (tmp_path / "run").exists()
+
+
+def test_values_of_the_wrong_kind():
+    for options, message in (
+        ({"channels_last": "false"}, "channels_last must be True or False, got 'false'"),
+        ({"losses__loss_kd__weight": "abc"}, "loss_kd.weight must be a number"),
+        ({"clip_grad": 0}, "clip_grad must be None or a number > 0"),
+        ({"data__batch_size": 64.0}, "data.batch_size must be a whole number"),
+        ({"data__skip_bad": True, "cache": {"views": 1}}, "do not go together"),
+        ({"models": {"teacher": {"type": "small_parts.Net"}}}, "a model of that name already"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            small(**options)
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "a.txt").write_text("years of work")
+    with pytest.raises(ConfigError, match="what is in it is no run"):
+        Run(small(), tmp_path / "thesis", quiet=True).train()
+    assert (tmp_path / "thesis" / "a.txt").read_text() == "years of work"
+
+
+def test_a_cache_of_what_depends_on_the_batch_is_refused(tmp_path):
+    """A collate that mixes the samples of a batch: what the teacher says of a mix cannot be kept by sample."""
+    config = small(cache={"views": 1}, data__train={"type": "small_parts.Samples"}, data__collate="small_parts.mixed", amp=None)
+    with pytest.raises(ConfigError, match="cache: 'teacher' of a training batch differs"):
+        Run(config, tmp_path / "run", quiet=True).train()
+
+
+def test_a_checkpoint_that_could_not_be_read_again_is_not_written(tmp_path):
+    with pytest.raises(TypeError, match=r"state\['a'\]\[1\] is a float64"):
+        checkpoint.save({"a": [1, __import__("numpy").float64(2)]}, tmp_path / "x.pth")
+    assert not list(tmp_path.iterdir())

@@ -145,3 +145,55 @@ def test_a_really_full_disk(tmp_path):
         assert len(checkpoint.load(mount / "last.pth")["resume"]["x"]) == 1000
     finally:
         subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_resume_with_an_adapter_in_a_loss(tmp_path):
+    """The adapter is drawn by the seed alone, whatever the streams of the process are, and its weights come back."""
+    loss = {"type": "small_parts.BuiltHint", "of": ("student.2", "teacher.2"), "weight": 0.1}
+    runs = {}
+    for name, stop in (("whole", None), ("between", ("alone", 3)), ("inside", ("distilled", 8))):
+        torch.manual_seed(len(name))
+        hooks = [{"type": "small_parts.StopAt", "stage": stop[0], "iteration": stop[1]}] if stop else []
+        run = Run(small(losses__loss_hint=loss, custom_hooks=hooks), tmp_path / name, quiet=True)
+        if stop:
+            with pytest.raises(KeyboardInterrupt):
+                run.train()
+            forget_hooks(tmp_path / name)
+            torch.manual_seed(77)
+            run = Run(small(losses__loss_hint=loss), tmp_path / name, quiet=True)
+        run.train(resume=bool(stop))
+        runs[name] = weights(run, "distilled")
+    for name in ("between", "inside"):
+        assert same(runs[name]["state_dict"], runs["whole"]["state_dict"])
+        assert same(runs[name]["resume"]["losses"], runs["whole"]["resume"]["losses"])
+    other = Run(small(losses__loss_hint=loss), tmp_path / "seed1", seed=1, quiet=True)
+    other.train()
+    assert not same(weights(other, "distilled")["resume"]["losses"], runs["whole"]["resume"]["losses"])
+
+
+def test_a_cycle_schedule_resumes(tmp_path):
+    """OneCycleLR keeps functions in its state; they are made anew, not saved."""
+    schedule = [{"type": "OneCycleLR", "eta_max": 0.2, "total_steps": 18, "by_epoch": False}]
+    whole = Run(small(schedule=schedule), tmp_path / "whole", quiet=True)
+    whole.train(only=["alone"])
+    with pytest.raises(KeyboardInterrupt):
+        hooks = [{"type": "small_parts.StopAt", "stage": "alone", "iteration": 8}]
+        Run(small(schedule=schedule, custom_hooks=hooks), tmp_path / "cut", quiet=True).train(only=["alone"])
+    forget_hooks(tmp_path / "cut")
+    cut = Run(small(schedule=schedule), tmp_path / "cut", quiet=True)
+    cut.train(resume=True, only=["alone"])
+    assert same(weights(whole, "alone")["state_dict"], weights(cut, "alone")["state_dict"])
+
+
+def test_two_processes_with_parameters_that_get_no_gradient(tmp_path):
+    """A loss on an inner layer only leaves the head without gradient in the second of two stages; DDP is told so."""
+    hint = {"loss_hint": {"type": "torch.nn.MSELoss", "of": ("student.2", "teacher.2")}}
+    plain = {"loss_cls": {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}}
+    stages = [{"name": "teacher", "model": "teacher", "losses": plain}, {"name": "alone", "losses": plain},
+              {"name": "distilled", "teachers": {"teacher": "teacher"}, "losses": hint}]
+    options = [f"stages={stages!r}", "student.width=8", "length={'iterations': 4}"]
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
+                           "--rdzv-endpoint", "localhost:0", str(ROOT / "tools" / "train.py"), str(SMALL), "--launcher", "pytorch",
+                           "--work-dir", str(tmp_path / "run"), "--cfg-options", *options], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "distilled" in json.loads((tmp_path / "run" / "results.json").read_text())["stages"]

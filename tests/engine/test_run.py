@@ -100,7 +100,7 @@ def test_a_users_own_loss_trains_through_one_line(tmp_path):
 def test_a_function_is_a_loss_too(tmp_path):
     entry = {"type": "kdtasks.general.kd_loss", "temperature": 2.0, "of": ("student", "teacher")}
     run = Run(small(losses__loss_kd=entry), tmp_path / "run", quiet=True)
-    distiller = run.distiller(run.stages[2], stage_weights=False).eval()
+    distiller = run.distiller(run.stages[2], load="nothing").eval()
     batch = next(iter(run.train_loader(run.stages[2])))
     s, t = distiller.student(batch["input"]), distiller.teachers["teacher"](batch["input"])
     expected = 4 * F.kl_div(F.log_softmax(s / 2, 1), F.log_softmax(t / 2, 1), reduction="batchmean", log_target=True)
@@ -158,13 +158,14 @@ def test_epochs_to_keep_and_best(tmp_path):
     run.train()
     files = {p.name for p in run.folder(run.stages[0]).iterdir()}
     assert {"epoch_1.pth", "epoch_2.pth", "last.pth", "best.pth", "history.json"} == files
-    assert same(run.distiller(run.stages[1]).model("teacher").state_dict(), weights(run, "teacher", "epoch_1.pth")["state_dict"])
+    assert same(run.distiller(run.stages[-1]).model("teacher").state_dict(), weights(run, "teacher", "epoch_1.pth")["state_dict"])
     accuracies = [e["accuracy"] for e in weights(run, "teacher")["resume"]["history"] if "accuracy" in e]
     assert weights(run, "teacher", "best.pth")["meta"]["metrics"]["accuracy"] == max(accuracies)
 
 
-def test_parts_of_the_student_train(tmp_path):
-    stage = {"name": "distilled", "teachers": {"teacher": None}, "losses": small()["losses"], "train": ["student.10"], "length": 1}
+def test_parts_of_the_student_train(undisturbed, tmp_path):
+    file = str(undisturbed.folder(undisturbed.stages[0]) / "last.pth")
+    stage = {"name": "distilled", "teachers": {"teacher": file}, "losses": small()["losses"], "train": ["student.10"], "length": 1}
     run = Run({**small(), "stages": [stage]}, tmp_path / "run", quiet=True)
     run.train()
     before, after = run.model("student").state_dict(), weights(run, "distilled")["state_dict"]
@@ -181,8 +182,8 @@ def test_a_route_of_anchors_teaches_share_by_share(tmp_path, monkeypatch):
               {"name": "distilled", "teachers": {"teacher": ["teacher.1", "teacher.2", "teacher"]}, "length": {"iterations": 12}}]
     run = Run({**small(), "stages": stages}, tmp_path / "run", quiet=True)
     run.train(only=["teacher"])
-    distiller = run.distiller(run.stages[1])
-    follow, files = run.anchors(run.stages[1], distiller), ("epoch_1.pth", "epoch_2.pth", "last.pth")
+    distiller = run.distiller(run.stages[-1])
+    follow, files = run.anchors(run.stages[-1], distiller), ("epoch_1.pth", "epoch_2.pth", "last.pth")
     for iteration in [*range(12), 5]:                                        # 5: where a resume may begin
         distiller.progress = (iteration, 12)
         follow({})
@@ -215,7 +216,8 @@ def test_peers_of_a_config_train_beside_the_student(tmp_path):
     config = {**small(clip_grad=1.0), "stages": stages, "peers": [{"type": "small_parts.Net", "width": 6}]}
     run = Run(config, tmp_path / "run", quiet=True)
     run.train()
-    first = run.distiller(run.stages[0]).model("peer1").state_dict()
+    assert list(run.done) == ["alone", "distilled"] and list(run.stages[0].losses) == ["loss_cls"]
+    first = run.distiller(run.stages[-1]).model("peer1").state_dict()
     resume = weights(run, "distilled")["resume"]
     assert len(resume["learners"]) == 2 and not torch.equal(resume["learners"][1]["0.weight"], first["0.weight"])
     assert {"loss_mutual_0", "loss_mutual_1"} <= set(resume["history"][0])

@@ -97,3 +97,34 @@ def agreement(outputs, target):
     """A loss a network: its cross-entropy and its distance to the mean of all."""
     mean = torch.stack(outputs).mean(0).detach()
     return [nn.functional.cross_entropy(output, target) + (output - mean).square().mean() for output in outputs]
+
+
+class Samples:
+    """A map-style data set of a few digits."""
+
+    classes = tuple(str(k) for k in range(10))
+
+    def __init__(self):
+        self.digits = Digits(0, 64)
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index):
+        return self.digits.images[index], int(self.digits.target[index])
+
+
+def mixed(samples):
+    """Each image half of itself and half of its neighbour in the batch."""
+    images = torch.stack([image for image, _ in samples])
+    return (images + images.roll(1, 0)) / 2, torch.tensor([target for _, target in samples])
+
+
+class BuiltHint(nn.Module):
+    """A hint loss whose 1x1 convolution is made, and drawn, when its sizes are known."""
+
+    def build(self, student, teacher):
+        self.adapter = nn.Conv2d(student.shape[1], teacher.shape[1], 1).to(student.device)
+
+    def forward(self, student, teacher):
+        return (self.adapter(student) - teacher).square().mean()
