@@ -99,14 +99,14 @@ def final_stage(stages: Sequence[Stage]) -> Stage | None:
     return (named or taught[-1:] or students[-1:] or [None])[0]
 
 
-def with_control(stages: Sequence[Stage], losses: Mapping[str, dict],
+def with_control(stages: Sequence[Stage], losses: Mapping[str, dict], teachers: Mapping[str, object],
                  supplied_by_teachers: Callable[[str], bool] = lambda name: False) -> list[Stage]:
     """A list of stages in which untaught ones have losses of their own, and "alone" is there.
 
     A stage without teachers and without losses gets the control's. Where no stage is called "alone" and the last one
     is taught, "alone" comes before it: the same budget, from fresh weights, without teachers.
     """
-    known = {name for stage in stages for name in stage.teachers}
+    known = {*teachers, *(name for stage in stages for name in stage.teachers)}
     stages = [replace(s, losses=dict(losses) if s.teachers else control(losses, known, supplied_by_teachers))
               if not s.losses else s for s in stages]
     final = final_stage(stages)

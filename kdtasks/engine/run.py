@@ -91,7 +91,8 @@ class Run:
             extra = {name for teacher in teachers for name in distiller.names(teacher)}
         try:
             if self.config["stages"]:
-                return with_control([Stage(**s) for s in self.config["stages"]], self.config["losses"], extra.__contains__)
+                stages = [Stage(**stage) for stage in self.config["stages"]]
+                return with_control(stages, self.config["losses"], teachers, extra.__contains__)
             return standard_stages(self.config["losses"], teachers, self.config["teacher_training"], extra.__contains__)
         except ValueError as error:
             raise ConfigError(str(error)) from error

@@ -2,8 +2,7 @@
 
 import pytest
 
-from kdtasks.core import Stage
-from kdtasks.core.stages import check_stages, control, stage_reference, standard_stages
+from kdtasks.core.stages import Stage, check_stages, control, final_stage, stage_reference, standard_stages, with_control
 
 CLS = {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}
 KD = {"type": "kdtasks.general.KDLoss", "temperature": 4.0, "of": ("student", "teacher"), "weight": 0.9}
@@ -142,3 +141,26 @@ def test_wrong_references_are_errors_before_anything_runs(last, message):
 def test_names_of_stages(names, message):
     with pytest.raises(ValueError, match=message):
         check_stages([Stage(name) for name in names], ["student"])
+
+
+def test_a_list_of_stages_gets_its_control_before_the_stage_it_controls():
+    ce, kd = dict(type="CE", of=("student", "target"), weight=0.1), dict(type="KD", of=("student", "assistant"), weight=0.9)
+    chain = [Stage("teacher", model="teacher"), Stage("assistant1", model="assistant", teachers={"teacher": "teacher"}),
+             Stage("distilled", teachers={"assistant": "assistant1"}, length=7), Stage("tuned", student="distilled")]
+    losses = {"loss_cls": ce, "loss_kd": kd}
+    stages = with_control(chain, losses, {})
+    assert [s.name for s in stages] == ["teacher", "assistant1", "alone", "distilled", "tuned"]
+    alone = stages[2]
+    assert alone.losses == {"loss_cls": {**ce, "weight": 1}} and alone.length == 7 and not alone.taught and alone.student == "fresh"
+    assert stages[0].losses == stages[4].losses == alone.losses and stages[3].losses == losses
+    assert final_stage(stages).name == "distilled"
+    own = [*chain[:3], Stage("alone", losses={"loss_cls": ce})]
+    assert [s.name for s in with_control(own, losses, {})] == [s.name for s in own]           # one of its own is kept as it is
+    assert [s.name for s in with_control(chain[:1], losses, {"assistant": None})] == ["teacher"]
+
+
+def test_the_final_stage_is_the_distilled_one_or_the_last_taught():
+    taught = [Stage("one", teachers={"teacher": None}), Stage("two", teachers={"teacher": None}), Stage("joint"), Stage("alone")]
+    assert final_stage(taught).name == "two" and final_stage(taught[2:]).name == "joint" and final_stage(taught[3:]) is None
+    mutual = Stage("mutual", losses={"loss": dict(of=("peers", "target"))})
+    assert mutual.taught and final_stage([mutual, Stage("joint")]).name == "mutual"

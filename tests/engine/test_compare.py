@@ -269,13 +269,13 @@ def test_a_chain_is_paired_with_a_control_of_its_own_budget(undisturbed, tmp_pat
     ]
     chain = small(stages=stages, models=dict(assistant=dict(type="small_parts.Net", width=6)))
     (arm, cold), _ = plan({"chain": chain, "cold": small()}, [0], tmp_path, "cpu")
-    assert arm.controls[0] is cold.controls[0] and list(arm.jobs[0].given) == ["teacher"]
+    assert arm.controls[0] is cold.controls[0] and list(arm.jobs[0].given) == ["teacher", "alone"]
     assert arm.jobs[0].given["teacher"] is cold.jobs[0].given["teacher"]
     result = compare({"chain": chain}, [0], tmp_path, "cpu", quiet=True)
     row, (_, expected) = result["configs"]["chain"], undisturbed
     assert row["alone"] == expected["configs"]["cold"]["alone"][:1] and row["stage"] == "distilled"
     done = json.loads((tmp_path / row["folders"][0] / "results.json").read_text())["stages"]
-    assert list(done) == ["teacher", "assistant1", "distilled"]
+    assert list(done) == ["teacher", "assistant1", "alone", "distilled"]
     assert row["seconds"] == [pytest.approx(done["assistant1"]["seconds"] + done["distilled"]["seconds"])]
     same = Run(chain, tmp_path / "run", 0, "cpu", quiet=True).train()["stages"]
     assert without_seconds(done) == without_seconds(same)

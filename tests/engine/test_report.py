@@ -160,7 +160,7 @@ def test_nothing_begun(tmp_path):
     assert "small_parts.Net" in page.text                                            # the config, without a config.py
 
 
-def test_a_chain_without_a_control(tmp_path):
+def test_a_chain(tmp_path):
     config = small()
     config["models"] = {"assistant": {"type": "small_parts.Net", "width": 6}}
     config["stages"] = [
@@ -172,11 +172,20 @@ def test_a_chain_without_a_control(tmp_path):
     run = Run(config, tmp_path / "run", quiet=True)
     run.train()
     page = read(run)
-    assert [row[0] for row in page.rows[1:]] == ["teacher", "assistant1", "distilled", "tuned"]
+    assert [row[0] for row in page.rows[1:]] == ["teacher", "assistant1", "alone", "distilled", "tuned"]
+    assert "against alone" in page.rows[0]
+    colors = report.stage_colors(run)
+    assert len({colors[name] for name in run.done}) == 5 and set(colors) >= {name for s in run.stages for name in s.teachers}
+
+
+def test_a_run_without_a_control(tmp_path):
+    config = {**small(), "stages": [{"name": "first", "losses": {"loss_cls": CE}}, {"name": "tuned", "student": "first"}]}
+    run = Run(config, tmp_path / "run", quiet=True)
+    run.train()
+    page = read(run)
+    assert [row[0] for row in page.rows[1:]] == ["first", "tuned"]
     assert "against alone" not in page.rows[0] and "This run has no stage alone" in page.text
     assert "the run has no control" in page.text
-    colors = report.stage_colors(run)
-    assert len({colors[name] for name in run.done}) == 4 and set(colors) >= {name for s in run.stages for name in s.teachers}
 
 
 def test_a_teacher_from_a_file_and_a_task_without_pictures(whole, tmp_path, monkeypatch):
