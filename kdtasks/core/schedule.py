@@ -35,16 +35,8 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(Linear):
     """From ``start`` to ``end`` along half a cosine between the fractions ``begin`` and ``until``; constant outside."""
-
-    start: float
-    end: float
-    begin: float = 0.0
-    until: float = 1.0
-
-    def __post_init__(self):
-        _check_span(self.begin, self.until)
 
     def __call__(self, progress: tuple[int, int]) -> float:
         f = (1 - math.cos(math.pi * _fraction(progress, self.begin, self.until))) / 2

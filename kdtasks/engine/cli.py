@@ -51,7 +51,8 @@ def train(arguments: Sequence[str] | None = None) -> None:
         parser.error("want a config; --list shows those there are")
     with plain_errors():
         from kdtasks.engine import config as configs
-        from kdtasks.engine.run import Run, start_processes
+        from kdtasks.engine.processes import start_processes
+        from kdtasks.engine.run import Run
         from kdtasks.engine.show import table
 
         options = dict(args.cfg_options) | ({"amp": "bfloat16"} if args.amp else {})

@@ -23,6 +23,7 @@ from kdtasks.core.stages import Stage, final_stage, stage_reference
 from kdtasks.engine import checkpoint
 from kdtasks.engine import config as configurations
 from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.check import check
 from kdtasks.engine.cli import common_arguments, config_name, plain_errors
 from kdtasks.engine.run import Run
 
@@ -214,7 +215,7 @@ def compare(configs: Mapping[str, Mapping], seeds: Sequence[int], work_dir: str 
     todo = [job for job in jobs if job.results is None]
     for arm in arms:
         if any(job in todo for job in arm.jobs.values()):
-            arm.run.check()
+            check(arm.run)
             arm.run._sets.clear()                                       # the data is read again by the runs that need it
     for k, job in enumerate(todo):
         if not quiet:

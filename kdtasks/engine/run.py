@@ -8,7 +8,6 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -22,8 +21,10 @@ from kdtasks.core.weights import load_weights
 from kdtasks.engine import builder, checkpoint
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.caching import cached_outputs
+from kdtasks.engine.check import check
 from kdtasks.engine.config import LOSS_KEYS, MODEL_KEYS, TEACHER_KEYS, iterations, plain
 from kdtasks.engine.loader import Loader
+from kdtasks.engine.processes import device_name, device_type
 from kdtasks.engine.show import Bar
 from kdtasks.engine.work_dir import WorkDir
 
@@ -292,36 +293,11 @@ class Run:
     @property
     def results(self) -> dict:
         """What results.json holds."""
-        return {"config": self.name, "seed": self.seed, "device": _device_name(self.device), "primary": self.task.PRIMARY,
+        return {"config": self.name, "seed": self.seed, "device": device_name(self.device), "primary": self.task.PRIMARY,
                 "higher_is_better": self.task.HIGHER_IS_BETTER, "stages": self.done}
 
-    def check(self) -> None:
-        """Build every stage on one real batch, so that what is wrong is said before the first step.
-
-        Raises:
-            ConfigError, ValueError, FileNotFoundError, RuntimeError: what is wrong, and where.
-        """
-        from kdtasks.engine.optim import build_schedulers
-        from kdtasks.engine.runner import select_parameters
-
-        for stage in sorted(self.stages, key=lambda s: not s.taught):             # first where most names are known
-            loader = self.train_loader(stage, workers=0)
-            distiller, batch = self.distiller(stage, "files"), next(iter(loader.epoch(0)))
-            length = iterations(self.setting(stage, "length"), len(loader), f"{stage.name}.length")
-            try:
-                distiller.build(batch)
-                trained = select_parameters(distiller, stage.train)
-                optimizer = builder.build(self.setting(stage, "optimizer"), "optimizer", params=trained)
-                build_schedulers(self._schedule(stage), optimizer, length, len(loader))
-                with torch.no_grad():
-                    self.task.evaluate(distiller.student.eval(), [next(iter(self.test_loader(stage, workers=0)))])
-            except ValueError as error:
-                raise ConfigError(f"stage {stage.name!r}: {error}") from error
-            if max(stage.keep, default=0) * len(loader) > length:
-                raise ConfigError(f"stage {stage.name!r} keeps epoch {max(stage.keep)}, but ends after "
-                                  f"{length / len(loader):g}")
-
-    def _schedule(self, stage: Stage) -> list[dict]:
+    def schedule(self, stage: Stage) -> list[dict]:
+        """The parameter schedulers of a stage."""
         schedule = self.setting(stage, "schedule") or []
         return schedule if isinstance(schedule, list) else [schedule]
 
@@ -346,7 +322,7 @@ class Run:
         for name in only or []:
             if name not in self.files.stages:
                 raise ConfigError(f"no stage is called {name!r}; {did_you_mean(name, self.files.stages)}")
-        self.check()
+        check(self)
         self.open(resume)
         for stage in self.stages:
             if stage.name not in self.done and (only is None or stage.name in only):
@@ -373,7 +349,7 @@ class Run:
                 name=stage.name, folder=self.folder(stage), log_file=self.work_dir / "train.log", seed=self.seed,
                 distiller=distiller, loader=loader, test_loader=self.test_loader(stage), task=self.task, prepare=prepare,
                 optimizer=lambda parameters: builder.build(self.setting(stage, "optimizer"), "optimizer", params=parameters),
-                schedule=self._schedule(stage), train=stage.train, length=length, find_unused_parameters=unused,
+                schedule=self.schedule(stage), train=stage.train, length=length, find_unused_parameters=unused,
                 log_interval=config["log_interval"], keep=stage.keep,
                 val_interval=iterations(config["val_interval"], len(loader), "val_interval"),
                 checkpoint_interval=iterations(config["checkpoint_interval"], len(loader), "checkpoint_interval"),
@@ -407,36 +383,6 @@ class Run:
     def _wait(self) -> None:
         if self.world > 1:
             torch.distributed.barrier()
-
-
-def start_processes(launcher: str, device: str | None) -> None:
-    """Join the process group that torchrun describes: nccl on CUDA, gloo on a CPU."""
-    if launcher == "none":
-        return
-    if "RANK" not in os.environ:
-        raise ConfigError("--launcher pytorch is for torchrun: "
-                          "torchrun --nproc-per-node 2 tools/train.py CONFIG --launcher pytorch")
-    if device_type(device) == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    backend = "nccl" if device_type(device) == "cuda" else "gloo"
-    torch.distributed.init_process_group(backend, timeout=timedelta(days=1))       # the others wait while one fills a cache
-
-
-def device_type(device: str | None) -> str:
-    """The device asked for, or CUDA where there is one.
-
-    Raises:
-        ConfigError: CUDA is asked for and not there.
-    """
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda, but torch sees no CUDA device here; use --device cpu")
-    return device
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
 
 
 def _tuple(of) -> tuple[str, ...]:

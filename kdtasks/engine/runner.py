@@ -29,16 +29,9 @@ class NotFiniteError(RuntimeError):
 
 
 class LossBuffer:
-    """Losses of the last steps, kept on the device; reading them is the only wait for it.
+    """Losses of the last steps, kept on the device; reading them is the only wait for it."""
 
-    Args:
-        device: where the losses are.
-        size: steps between reads.
-    """
-
-    def __init__(self, device: torch.device, size: int):
-        self.device, self.size = device, size
-        self.names: list[str] = []
+    def __init__(self):
         self.rows: list[tuple[int, tuple[str, ...], Tensor]] = []
 
     def add(self, iteration: int, losses: dict[str, Tensor]) -> None:
@@ -86,7 +79,7 @@ class StageLoop(BaseLoop):
         self._max_iters, self._iter = length, 0
         self.log_interval, self.val_interval, self.checkpoint_interval = log_interval, val_interval, checkpoint_interval
         self.prepare = prepare
-        self.buffer = LossBuffer(runner.device, log_interval)
+        self.buffer = LossBuffer()
 
     iter = property(lambda self: self._iter)
     max_iters = property(lambda self: self._max_iters)

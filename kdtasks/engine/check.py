@@ -1,0 +1,39 @@
+"""What is wrong with a run is said before its first step."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from kdtasks.engine import builder
+from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.config import iterations
+
+if TYPE_CHECKING:
+    from kdtasks.engine.run import Run
+
+
+def check(run: "Run") -> None:
+    """Build every stage on one real batch, so that what is wrong is said before the first step.
+
+    Raises:
+        ConfigError, ValueError, FileNotFoundError, RuntimeError: what is wrong, and where.
+    """
+    from kdtasks.engine.optim import build_schedulers
+    from kdtasks.engine.runner import select_parameters
+
+    for stage in sorted(run.stages, key=lambda s: not s.taught):             # first where most names are known
+        loader = run.train_loader(stage, workers=0)
+        distiller, batch = run.distiller(stage, "files"), next(iter(loader.epoch(0)))
+        length = iterations(run.setting(stage, "length"), len(loader), f"{stage.name}.length")
+        try:
+            distiller.build(batch)
+            trained = select_parameters(distiller, stage.train)
+            optimizer = builder.build(run.setting(stage, "optimizer"), "optimizer", params=trained)
+            build_schedulers(run.schedule(stage), optimizer, length, len(loader))
+            with torch.no_grad():
+                run.task.evaluate(distiller.student.eval(), [next(iter(run.test_loader(stage, workers=0)))])
+        except ValueError as error:
+            raise ConfigError(f"stage {stage.name!r}: {error}") from error
+        if max(stage.keep, default=0) * len(loader) > length:
+            raise ConfigError(f"stage {stage.name!r} keeps epoch {max(stage.keep)}, but ends after "
+                              f"{length / len(loader):g}")
