@@ -1,6 +1,6 @@
 # ResNet-8 taught by a ResNet-8 of twice the width on CIFAR-100, short enough for two CPU cores: KD (arXiv 1503.02531).
 # Run:     python tools/train.py configs/general/kd_resnet8x2_resnet8_cifar100_short.py
-# Expect:  student alone 38.4 ± 0.5 %, taught 44.1 ± 0.3 % over 5 seeds, teacher 52.0 %
+# Expect:  student alone 38.4 ± 0.5 %, taught 44.1 ± 0.3 % over 5 seeds, teacher 52.0 %; 9 minutes on two CPU cores
 _base_ = ['../_base_/cifar100.py']
 task = 'kdtasks.general.trainer'
 
