@@ -192,7 +192,7 @@ def _hash(value) -> str:
 
 
 # A comparison ----------------------------------------------------------------------------------------------------------
-def compare(configs: Mapping[str, Mapping], seeds: Sequence[int], work_dir: str | Path = "work_dirs/compare",
+def compare(configs: Mapping[str, Mapping], seeds: Sequence[int], work_dir: str | Path = "work_dirs",
             device: str | None = None, teacher_per_seed: bool = False, quiet: bool = False) -> dict:
     """Train every config for every seed beside its control, and write ``compare.json`` and ``compare.png``.
 
@@ -357,7 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("configs", nargs="+", metavar="CONFIG")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="N", help="default: 0 1 2 3 4")
     parser.add_argument("--teacher-per-seed", action="store_true", help="a teacher for each seed; default: seed 0's for all")
-    parser.add_argument("--work-dir", default="work_dirs/compare", help="where the runs, compare.json and compare.png go; runs "
+    parser.add_argument("--work-dir", default="work_dirs", help="where the runs, compare.json and compare.png go; runs "
                         "that are there already are used (default: %(default)s)")
     common_arguments(parser)
     args = parser.parse_args(arguments)

@@ -252,7 +252,6 @@ class Run:
         if key not in self._sets:
             made = builder.build(data[part], f"data.{part}")
             self._sets[key] = made.to(self.device) if hasattr(made, "to") else made
-        self._sets[part] = self._sets[key]
         return self._sets[key]
 
     def train_loader(self, stage: Stage, **changes) -> Loader:
@@ -276,7 +275,8 @@ class Run:
 
     def _cached(self, stage: Stage) -> bool:
         """Whether teacher outputs are kept; not those of a route of anchors, which change on the way."""
-        return bool(self.config["cache"] and stage.taught) and all(isinstance(o, str | None) for o in stage.teachers.values())
+        origins = stage.teachers.values()
+        return bool(self.config["cache"] and origins) and all(isinstance(origin, str | None) for origin in origins)
 
     def cache(self, stage: Stage, distiller: Distiller):
         """What adds the teachers' outputs to a batch, where the config has a cache; else None."""

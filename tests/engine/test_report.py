@@ -23,14 +23,6 @@ BOTH = {"loss_cls": CE, "loss_kd": KD}
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     run = Run(small(), tmp_path_factory.mktemp("runs") / "whole", name="general_small", quiet=True)

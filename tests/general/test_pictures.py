@@ -17,14 +17,6 @@ SMALL = Path(__file__).parents[1] / "engine" / "small" / "small.py"
 COLORS = {"teacher": "#5A6472", "alone": "#E69F00", "distilled": "#0072B2"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     test = {"type": "small_parts.Digits", "first": 1000, "count": 300, "labelled": 290}
