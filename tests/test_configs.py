@@ -12,22 +12,39 @@ from kdtasks.engine.run import Run
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.py") if "_base_" not in p.parts)
 
+# Detectors of full size, on images that two cores step in seconds and without the weights that would be fetched.
+TINY = {"student.weights": None, "teacher.weights": None, "student.min_size": 64, "student.max_size": 96, "teacher.min_size": 64,
+        "teacher.max_size": 96, "data.batch_size": 1}
+LARGE = {"teacher.min_size": 128, "teacher.max_size": 192}
+SMALLER = {
+    "adl_retinanet_r101_r50_coco": TINY,
+    "adl_retinanet_r101_r50_coco_unlabelled": TINY | {"data.unlabelled_per_batch": 1, "teacher_training.data.batch_size": 1},
+    "adl_retinanet_r50_r18_bccd": TINY,
+    "chen2017_faster_rcnn_r50_r18_bccd": TINY,
+    "chen2017_faster_rcnn_r101_r18_coco": TINY,
+    "chen2017_faster_rcnn_r101_r18_voc0712": TINY,
+    "chen2017_faster_rcnn_688_to_334_voc0712": TINY | LARGE,
+}
+
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_config_builds_and_steps(path, tmp_path):
     threads = torch.get_num_threads()
     try:
-        run = Run(configs.load(path), tmp_path, device="cpu")
+        run = Run(configs.load(path, SMALLER.get(path.stem)), tmp_path, device="cpu")
         rows = dry_run(run)
     finally:
         torch.set_num_threads(threads)
     assert [row["stage"] for row in rows] == [stage.name for stage in run.stages]
-    assert all(row["parameters"] > 0 for row in rows) and rows[-1]["teacher_parameters"] > rows[-1]["parameters"]
+    assert all(row["parameters"] > 0 for row in rows)
+    if "_to_" not in path.stem:                                             # the same network at another size
+        assert rows[-1]["teacher_parameters"] > rows[-1]["parameters"]
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_config_opens_with_its_purpose_and_its_command(path):
     lines = path.read_text().splitlines()
-    assert "arXiv" in lines[0] and lines[1] == f"# Run:     python tools/train.py {path.relative_to(ROOT)}"
+    assert "arXiv " in lines[0] or "no arXiv id" in lines[0]
+    assert lines[1] == f"# Run:     python tools/train.py {path.relative_to(ROOT)}"
     assert lines[2].startswith("# Expect:  ")

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -270,23 +271,34 @@ class Distiller(nn.Module):
                 tensors, or gives no scalar. The message names the loss and the shapes.
         """
         batch = _batch(input, target)
+        with self._at_rest():
+            known = self._known(batch)
+            rows = _labelled_rows(batch.get("labelled"))
+            for name, (_, of, _) in self._terms.items():
+                tensors = [self._value(known, tensor_name, name) for tensor_name in of]
+                if rows is not None and "target" in of:
+                    tensors = [_select(tensor, rows, len(batch["labelled"])) for tensor in tensors]
+                self._try(name, tensors)
+        return {name: tuple(known[name].shape) if isinstance(known[name], Tensor) else None
+                for _, of, _ in self._terms.values() for name in of}
+
+    def tensors(self, input, target=None) -> dict[str, object]:
+        """The batch, and by its name everything that some loss is called with; in eval, without gradient, nothing moves."""
+        with self._at_rest():
+            return self._known(_batch(input, target))
+
+    @contextmanager
+    def _at_rest(self):
+        """In eval, without gradient, with every random stream put back."""
         modes = {module: module.training for module in self.modules()}
         devices = sorted({t.device.index for t in [*self.parameters(), *self.buffers()] if t.is_cuda})
         try:
             self.eval()
             with torch.no_grad(), torch.random.fork_rng(devices=devices):
-                known = self._known(batch)
-                rows = _labelled_rows(batch.get("labelled"))
-                for name, (_, of, _) in self._terms.items():
-                    tensors = [self._value(known, tensor_name, name) for tensor_name in of]
-                    if rows is not None and "target" in of:
-                        tensors = [_select(tensor, rows, len(batch["labelled"])) for tensor in tensors]
-                    self._try(name, tensors)
+                yield
         finally:
             for module in self.modules():
                 module.training = modes.get(module, modes[self])          # what is new is as the whole was
-        return {name: tuple(known[name].shape) if isinstance(known[name], Tensor) else None
-                for _, of, _ in self._terms.values() for name in of}
 
     def _try(self, name: str, tensors: list) -> None:
         loss, of, _ = self._terms[name]

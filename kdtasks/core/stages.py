@@ -46,7 +46,7 @@ class Stage:
 
 
 def standard_stages(losses: Mapping[str, dict], teachers: Mapping[str, str | None], teacher_training: Mapping | None = None,
-                    supplied_by_teachers: Callable[[str], bool] = lambda name: False) -> list[Stage]:
+                    supplied_by_teachers: Callable[[str], bool] = lambda name: False, own_losses: bool = False) -> list[Stage]:
     """What a config without ``stages`` means: train the teachers that have no checkpoint, then alone, then distilled.
 
     Args:
@@ -54,8 +54,9 @@ def standard_stages(losses: Mapping[str, dict], teachers: Mapping[str, str | Non
         teachers: ``{name: checkpoint or None}``.
         teacher_training: what differs when a teacher is trained: ``optimizer``, ``schedule``, ``length``, ``data``.
         supplied_by_teachers: names without a teacher in front that only a teacher's turn supplies.
+        own_losses: whether the student has losses of its own (a detector), which train where no other does.
     """
-    plain = control(losses, teachers, supplied_by_teachers)
+    plain = control(losses, teachers, supplied_by_teachers, own_losses)
     stages = [Stage(name, model=name, losses=plain, **(teacher_training or {}))
               for name, checkpoint in teachers.items() if checkpoint is None]
     sources = {name: f"{name}.last" if checkpoint is None else checkpoint for name, checkpoint in teachers.items()}
@@ -65,14 +66,14 @@ def standard_stages(losses: Mapping[str, dict], teachers: Mapping[str, str | Non
 
 
 def control(losses: Mapping[str, dict], teachers: Mapping[str, object],
-            supplied_by_teachers: Callable[[str], bool] = lambda name: False) -> dict[str, dict]:
+            supplied_by_teachers: Callable[[str], bool] = lambda name: False, own_losses: bool = False) -> dict[str, dict]:
     """The losses of the control, "alone": those that name no teacher and no peer, each at weight 1 or its ``alone``.
 
     A weight that makes room for the teacher is not kept: 0.1·CE under SGD is a tenth of the learning rate, and
     a student trained so without a teacher is a crippled control.
 
     Raises:
-        ValueError: every loss names a teacher, so that nothing is left to learn from.
+        ValueError: every loss names a teacher, so that nothing is left to learn from; unless the student has ``own_losses``.
     """
     def taught(entry: Mapping) -> bool:
         return _of_peers(entry["of"]) or any(name.split("@")[0].split(".")[0] in teachers or supplied_by_teachers(name)
@@ -85,7 +86,7 @@ def control(losses: Mapping[str, dict], teachers: Mapping[str, object],
             raise ValueError(f"{name} is of {entry['of']}, which needs a teacher, so it cannot have alone={weight}")
         if weight:
             plain[name] = {**{k: v for k, v in entry.items() if k != "alone"}, "weight": weight}
-    if not any("loss" in name for name in plain):
+    if not own_losses and not any("loss" in name for name in plain):
         raise ValueError(f"the losses {list(losses)} all need a teacher, so there is no control: add one that does not, "
                          "with weight=0 if it must not pull when taught (it still trains the control)")
     return plain
@@ -100,20 +101,20 @@ def final_stage(stages: Sequence[Stage]) -> Stage | None:
 
 
 def with_control(stages: Sequence[Stage], losses: Mapping[str, dict], teachers: Mapping[str, object],
-                 supplied_by_teachers: Callable[[str], bool] = lambda name: False) -> list[Stage]:
+                 supplied_by_teachers: Callable[[str], bool] = lambda name: False, own_losses: bool = False) -> list[Stage]:
     """A list of stages in which untaught ones have losses of their own, and "alone" is there.
 
     A stage without teachers and without losses gets the control's. Where no stage is called "alone" and the last one
     is taught, "alone" comes before it: the same budget, from fresh weights, without teachers.
     """
     known = {*teachers, *(name for stage in stages for name in stage.teachers)}
-    stages = [replace(s, losses=dict(losses) if s.teachers else control(losses, known, supplied_by_teachers))
+    stages = [replace(s, losses=dict(losses) if s.teachers else control(losses, known, supplied_by_teachers, own_losses))
               if not s.losses else s for s in stages]
     final = final_stage(stages)
     if final is None or not final.taught or any(stage.name == "alone" for stage in stages):
         return stages
     budget = {key: getattr(final, key) for key in ("optimizer", "schedule", "length", "data")}
-    alone = Stage("alone", losses=control(final.losses, known, supplied_by_teachers), **budget)
+    alone = Stage("alone", losses=control(final.losses, known, supplied_by_teachers, own_losses), **budget)
     where = stages.index(final)
     return [*stages[:where], alone, *stages[where:]]
 

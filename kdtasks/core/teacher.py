@@ -1,6 +1,7 @@
 """A frozen model that teaches."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -54,15 +55,19 @@ class Teacher(nn.Module):
         self.training = False
 
     def forward(self, input):
-        if self.model.training:                                           # somebody called model.train() directly
-            self.model.eval()
         if self.scale is not None or self.input_size is not None:
             input = self._prepared(input)
+        with self.ready():
+            return self.model(input)
+
+    def ready(self) -> AbstractContextManager:
+        """In eval, in the teacher's precision: around calls of the model's parts by themselves."""
+        if self.model.training:                                           # somebody called model.train() directly
+            self.model.eval()
         if self.precision is None:
-            return self.model(input)
+            return nullcontext()
         device = next(self.model.parameters()).device.type
-        with torch.autocast(device, self.precision, enabled=self.precision is not torch.float32):
-            return self.model(input)
+        return torch.autocast(device, self.precision, enabled=self.precision is not torch.float32)
 
     def _prepared(self, input: Tensor) -> Tensor:
         if not isinstance(input, Tensor):

@@ -37,6 +37,9 @@ def cached_outputs(distiller: Distiller, sweep: Loader, views: int, folder: Path
     device = sweep.device
     wanted = {role: names for role, names in distiller.wanted.items() if role in distiller.teachers and names}
     first = next(iter(sweep.epoch(0)))["input"]
+    if not isinstance(first, torch.Tensor):
+        raise ConfigError("cache: the inputs are a list, of images of many sizes; only what is said of a tensor is kept: use "
+                          "cache=None")
     key = {**facts, "teachers": {role: model_hash(distiller.model(role)) for role in wanted}, "names": wanted, "views": views,
            "samples": len(sweep.dataset),
            "first_batch": hashlib.sha256(first.float().cpu().contiguous().numpy().tobytes()).hexdigest()}

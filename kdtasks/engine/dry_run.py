@@ -7,6 +7,7 @@ import torch
 
 from kdtasks.engine import builder
 from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.loader import moved
 from kdtasks.engine.run import Run
 
 
@@ -25,9 +26,9 @@ def dry_run(run: Run, steps: int = 2) -> list[dict]:
         data = run.setting(stage, "data")
         share = data["unlabelled_per_batch"] if stage.taught else 0
         batch = run.task.example({**run.config, "data": data}, data["batch_size"] + share)
-        batch = {k: v.to(run.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        batch = {name: moved(value, run.device) for name, value in batch.items()}
         if share:
-            batch["labelled"] = torch.arange(data["batch_size"] + share) < data["batch_size"]
+            batch["labelled"] = torch.arange(len(batch["input"])) < data["batch_size"]
         distiller = run.distiller(stage, load="nothing")
         shapes = distiller.build(batch)
         trained = [p for p in distiller.parameters() if p.requires_grad]

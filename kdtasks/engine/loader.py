@@ -35,10 +35,10 @@ class Loader:
     that number modulo k: each sample then has k fixed views, which a cache can keep.
 
     **Labelled and unlabelled.** The labelled samples are one pool, all others a second one with an order of its own. Each
-    batch has ``batch_size - unlabelled_per_batch`` labelled rows first, then the unlabelled ones, whose target is -100
-    whatever the data set says. The length of an epoch is counted over the labelled pool; the unlabelled one is always
-    endless. So a run with ``batch_size=L`` and one with ``batch_size=L + U, unlabelled_per_batch=U`` see the same labelled
-    rows, in the same views, at the same steps.
+    batch has ``batch_size - unlabelled_per_batch`` labelled rows first, then the unlabelled ones, whose target is -100 (None
+    in a list), whatever the data set says. The length of an epoch is counted over the labelled pool; the unlabelled one is
+    always endless. So a run with ``batch_size=L`` and one with ``batch_size=L + U, unlabelled_per_batch=U`` see the same
+    labelled rows, in the same views, at the same steps.
 
     **Evaluation** (``shuffle=False, drop_last=False``): the samples in their order, each once; the last batch may be short.
 
@@ -68,7 +68,8 @@ class Loader:
         workers: processes that read a map-style data set. They live as long as the Loader.
         device: where the tensors of a batch go; from the CPU to CUDA through pinned memory, without waiting.
         rank, world: this process and their number.
-        collate: map-style only; list of samples as the data set gave them -> dict or ``(input, target)``; None stacks.
+        collate: map-style only; list of samples as the data set gave them -> dict or ``(input, target)``; None: the data set's
+            own ``collate``, or stacking.
         skip_bad: put the next readable sample of the same pool in the place of an unreadable one, warn once, and note it
             in :attr:`bad`; at most 100 in a row. In evaluation the next sample then counts twice.
         channels_last: memory format of a 4-D ``input``.
@@ -124,7 +125,8 @@ class Loader:
             endless=length is not None or (drop_last and n < take), views=views, rank=rank, world=world)
         self.dataset, self.seed, self.device, self.channels_last = dataset, seed, torch.device(device), channels_last
         self.bad: dict[int, str] = {}
-        self.reader = None if self.batched else _Reader(self, workers, collate or _stack, skip_bad)
+        collate = collate or getattr(dataset, "collate", None) or _stack
+        self.reader = None if self.batched else _Reader(self, workers, collate, skip_bad)
 
     def __len__(self) -> int:
         """Iterations of an epoch, on this rank."""
@@ -160,7 +162,9 @@ class Loader:
                 if isinstance(batch.get("target"), Tensor):
                     batch["target"] = batch["target"].clone()
                     batch["target"][known:] = UNLABELLED
-            batch = {k: v if k in _STAYS else _moved(v, self.device) for k, v in batch.items()}
+                elif isinstance(batch.get("target"), list):
+                    batch["target"] = batch["target"][:known] + [None] * (len(index) - known)
+            batch = {k: v if k in _STAYS else moved(v, self.device) for k, v in batch.items()}
             if self.channels_last and isinstance(batch.get("input"), Tensor) and batch["input"].ndim == 4:
                 batch["input"] = batch["input"].contiguous(memory_format=torch.channels_last)
             yield batch
@@ -374,15 +378,15 @@ def _labelled_mask(labelled, dataset) -> Tensor:
     return torch.zeros(n, dtype=torch.bool, device="cpu").index_fill_(0, labelled.long(), True)
 
 
-def _moved(value, device: torch.device):
+def moved(value, device: torch.device):
     """Tensors, also within dicts, lists and tuples, on ``device``; to CUDA without waiting."""
     if isinstance(value, Tensor):
         if device.type == "cuda" and value.device.type == "cpu":
             value = value.pin_memory()
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):
-        return {name: _moved(part, device) for name, part in value.items()}
-    return type(value)(_moved(part, device) for part in value) if type(value) in (list, tuple) else value
+        return {name: moved(part, device) for name, part in value.items()}
+    return type(value)(moved(part, device) for part in value) if type(value) in (list, tuple) else value
 
 
 def _path(dataset, index: int) -> str:

@@ -86,15 +86,17 @@ class Run:
     def _stages(self) -> list[Stage]:
         teachers = {name: spec.get("checkpoint") for name, spec in self.config["teachers"].items()}
         extra: set[str] = set()                                      # what only the turn of a teacher supplies, by other names
+        own = False                                                  # whether the student has losses of its own
         if builder.resolve(self.config["distiller"]["type"], "distiller") is not Distiller:
             probe = Stage("probe", teachers=dict.fromkeys(teachers), losses=self.config["losses"])
             distiller = self.distiller(probe, "nothing")
             extra = {name for teacher in teachers for name in distiller.names(teacher)}
+            own = any(name.startswith("student.loss_") for name in distiller.names("student"))
         try:
             if self.config["stages"]:
                 stages = [Stage(**stage) for stage in self.config["stages"]]
-                return with_control(stages, self.config["losses"], teachers, extra.__contains__)
-            return standard_stages(self.config["losses"], teachers, self.config["teacher_training"], extra.__contains__)
+                return with_control(stages, self.config["losses"], teachers, extra.__contains__, own)
+            return standard_stages(self.config["losses"], teachers, self.config["teacher_training"], extra.__contains__, own)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
@@ -170,6 +172,8 @@ class Run:
             losses = {name: _loss(f"losses.{name}", entry) for name, entry in stage.losses.items()}
         distiller = builder.build(self.config["distiller"], "distiller", student=student, teachers=teachers, losses=losses,
                                   peers=peers, compile=self.config["compile"])
+        if load != "nothing" and hasattr(distiller, "classes"):
+            distiller.classes = self._classes(stage)
         return distiller.to(self.device)
 
     def _origin(self, stage: Stage) -> str | None:

@@ -20,6 +20,7 @@ from kdtasks.core import Distiller
 from kdtasks.core.names import did_you_mean
 from kdtasks.engine import checkpoint
 from kdtasks.engine.optim import MovingAverage, StepWrapper, build_schedulers
+from kdtasks.engine.show import METRICS
 
 _numbers = itertools.count()
 
@@ -145,6 +146,24 @@ class StageLoop(BaseLoop):
             self.runner.fail(str(error))
 
 
+class Watched:
+    """A loader that says how far it has been read, and is the loader otherwise."""
+
+    def __init__(self, loader, tell: Callable[[float], None]):
+        self.loader, self.tell = loader, tell
+
+    def __iter__(self):
+        for count, batch in enumerate(self.loader):
+            self.tell(count / len(self.loader))
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __getattr__(self, name: str):
+        return getattr(self.loader, name)
+
+
 class StageRunner(Runner):
     """mmengine's Runner, with what breaks on a current torch put right in one place.
 
@@ -263,14 +282,15 @@ class StageRunner(Runner):
         model = self.evaluated
         model.eval()
         with torch.no_grad():
-            self.metrics = {k: float(v) for k, v in self.task.evaluate(model, self.test_loader).items()}
+            found = self.task.evaluate(model, Watched(self.test_loader, self._evaluating))
+        self.metrics = {name: float(value) for name, value in found.items()}
         self.distiller.train()
         self.history.append({"iteration": self._train_loop.iter, **self.metrics})
         self.logger.info("%d/%d  %s", self._train_loop.iter, self._train_loop.max_iters,
                          "  ".join(f"{k} {v:.3f}" for k, v in self.metrics.items()))
         self.visualizer.add_scalars(self.metrics, step=self._train_loop.iter)
         if self.show:
-            self.show(self._train_loop.iter, self._train_loop.max_iters, self.metrics)
+            self.show(self._train_loop.iter, self._train_loop.max_iters, dict(itertools.islice(self.metrics.items(), METRICS)))
         self.call_hook("after_val_epoch", metrics=self.metrics)
         self.call_hook("after_val")
         value = self.metrics[self.task.PRIMARY]
@@ -280,6 +300,10 @@ class StageRunner(Runner):
             self._check_finite()
             if self.rank == 0:
                 checkpoint.save(self._weights(), self.folder / "best.pth")
+
+    def _evaluating(self, share: float) -> None:
+        if self.show and share < 1:
+            self.show(self._train_loop.iter, self._train_loop.max_iters, {}, note=f"evaluating, {share:.0%}")
 
     def _weights(self) -> dict:
         meta = {**self.meta, "iteration": self._train_loop.iter, "metrics": self.metrics}

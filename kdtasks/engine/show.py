@@ -35,22 +35,25 @@ class Bar:
         if self.progress:
             self.progress.stop()
 
-    def __call__(self, iteration: int, total: int, values: Mapping[str, float]) -> None:
-        """Move to an iteration; new values replace older ones of the same name."""
+    def __call__(self, iteration: int, total: int, values: Mapping[str, float], note: str = "") -> None:
+        """Move to an iteration; new values replace older ones of the same name. A ``note`` is shown on a terminal only."""
         self.values.update(values)
         text = "  ".join(f"{name} {v:.3g}" if abs(v) < 10 else f"{name} {v:.1f}" for name, v in self.values.items())
         if self.progress:
-            self.progress.update(self.task, completed=iteration, values=text)
-        elif not self.quiet and (iteration >= self._next * total or iteration == total):
+            self.progress.update(self.task, completed=iteration, values=f"{note}  {text}" if note else text)
+        elif not self.quiet and not note and (iteration >= self._next * total or iteration == total):
             self._next = iteration / total + 0.1                         # a line every tenth of the stage
             print(f"{self.title} {iteration}/{total}  {text}", file=sys.stderr, flush=True)
 
 
+METRICS = 4                                  # that a line or a table shows; results.json and report.html have all
+
+
 def table(results: Mapping, console: Console | None = None) -> None:
-    """One row a stage: the primary metric, its difference to the control, other metrics, seconds."""
+    """One row a stage: the primary metric, its difference to the control, the first other metrics, seconds."""
     stages, primary = results["stages"], results["primary"]
     numbers = [name for stage in stages.values() for name, value in stage.items() if isinstance(value, int | float)]
-    names = list(dict.fromkeys([primary, *(name for name in numbers if name != "seconds")]))
+    names = list(dict.fromkeys([primary, *(name for name in numbers if name != "seconds")]))[:METRICS]
     out = Table(title=f"{results['config']}, seed {results['seed']}, {results['device']}")
     out.add_column("stage")
     for name in [*names, "against alone", "seconds"]:

@@ -1,0 +1,7 @@
+# Of Chen et al. (NIPS 2017; no arXiv id) the hint with its adapter only, on chen2017_faster_rcnn_bccd_small.py.
+# Run:     python tools/train.py configs/detection/chen2017_ablation/hint.py
+# Expect:  to be measured
+_base_ = ['../../_base_/bccd.py', '../../_base_/faster_rcnn_small.py', '../../_base_/adamw_20e.py']
+losses = dict(
+    loss_hint=dict(type='kdtasks.detection.HintLoss', of=('features.student.3', 'features.teacher.3'), weight=0.5),
+)

@@ -1,0 +1,22 @@
+"""Distillation methods for object detection: two-stage detectors and dense heads."""
+
+from kdtasks.detection.adl import ADLLoss, adl_loss
+from kdtasks.detection.chen2017 import (
+    BoundedRegressionLoss,
+    HintLoss,
+    WeightedSoftCrossEntropy,
+    bounded_regression_loss,
+    hint_loss,
+    weighted_soft_cross_entropy,
+)
+
+__all__ = [
+    "ADLLoss",
+    "BoundedRegressionLoss",
+    "HintLoss",
+    "WeightedSoftCrossEntropy",
+    "adl_loss",
+    "bounded_regression_loss",
+    "hint_loss",
+    "weighted_soft_cross_entropy",
+]

@@ -1,0 +1,192 @@
+"""torchvision's detectors from inside: what their own losses see in one forward, taken without changing a number of it."""
+
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+# What a detector calls its losses -> what they are called here: mmengine's log, and ours, train only what is named a loss.
+DENSE_LOSSES = {"classification": "loss_classification", "bbox_regression": "loss_bbox_regression",
+                "bbox_ctrness": "loss_bbox_ctrness"}
+IGNORED = -2                                                            # torchvision's Matcher.BETWEEN_THRESHOLDS
+
+
+@dataclass
+class Seen:
+    """What the parts of the student saw and said in one forward."""
+
+    images: list[Tensor]                                   # as given
+    batch: object = None                                   # torchvision's ImageList: resized, normalised, padded
+    features: dict[str, Tensor] = field(default_factory=dict)
+    targets: list[dict] = field(default_factory=list)      # in resized pixels
+    anchors: list[Tensor] = field(default_factory=list)    # (A, 4) an image
+    head: dict[str, Tensor] = field(default_factory=dict)  # (B, A, …)
+    matched: list[Tensor] = field(default_factory=list)    # (A,) an image: index of the box, -1 background, -2 ignored
+    coder: object = None
+    rpn_logits: Tensor | None = None                       # (all anchors, 1)
+    rpn_deltas: Tensor | None = None                       # (all anchors, 4)
+    rpn_targets: Tensor | None = None                      # (all anchors, 4); infinite where an image has no box
+    sampled: Tensor | None = None                          # (M,) rows, positive ones first, as in the hard loss
+    positive: Tensor | None = None                         # (P,)
+    rois: list[Tensor] = field(default_factory=list)       # (n, 4) an image
+    roi_labels: Tensor | None = None                       # (N,)
+    roi_targets: Tensor | None = None                      # (N, 4)
+    roi_positive: Tensor | None = None                     # (P,)
+    roi_outputs: tuple[Tensor, Tensor] | None = None       # (N, C), (N, 4C)
+    _rows: tuple[Tensor, Tensor] | None = None
+
+    def anchor_rows(self) -> tuple[Tensor, Tensor]:
+        """Of a dense head: the rows (P,) of (B·A) that are matched to a box, and the encoded boxes (P, 4)."""
+        if self._rows is None:
+            rows, targets, size = [], [], len(self.anchors[0])
+            for i, (target, anchors, matched) in enumerate(zip(self.targets, self.anchors, self.matched)):
+                at = (matched >= 0).nonzero()[:, 0]
+                rows.append(at + i * size)
+                targets.append(_encoded(self.coder, target["boxes"][matched[at]], anchors[at]))
+            self._rows = torch.cat(rows), torch.cat(targets)
+        return self._rows
+
+
+def _encoded(coder, boxes: Tensor, anchors: Tensor) -> Tensor:
+    if hasattr(coder, "encode_single"):
+        return coder.encode_single(boxes, anchors)
+    return coder.encode(anchors, boxes)                                  # FCOS: distances to the sides, in anchor sizes
+
+
+@contextmanager
+def noting_dense(model: nn.Module, seen: Seen, rows: list[int] | None):
+    """Notes what the head's loss is given, and gives it the labelled images only."""
+    owner = model.head if hasattr(model.head, "compute_loss") else model
+    original = owner.compute_loss
+
+    def compute_loss(targets, head_outputs, anchors, matched_idxs):
+        seen.targets, seen.head, seen.anchors, seen.matched = targets, head_outputs, anchors, matched_idxs
+        seen.coder = model.box_coder
+        if rows is None:
+            return original(targets, head_outputs, anchors, matched_idxs)
+        if not rows:
+            zero = sum(value[:0].sum() for value in head_outputs.values())
+            return dict.fromkeys(dense_losses(model), zero)
+        return original([targets[i] for i in rows], {name: value[rows] for name, value in head_outputs.items()},
+                        [anchors[i] for i in rows], [matched_idxs[i] for i in rows])
+
+    with _replaced(owner, "compute_loss", compute_loss):
+        yield
+
+
+@contextmanager
+def noting_two_stage(model: nn.Module, seen: Seen):
+    """Notes the anchors and proposals that are sampled, with their targets."""
+    rpn, roi_heads = model.rpn, model.roi_heads
+    sampler, rpn_loss, select = rpn.fg_bg_sampler, rpn.compute_loss, roi_heads.select_training_samples
+
+    def sample(labels):
+        positive, negative = sampler(labels)
+        seen.positive = torch.cat(positive).nonzero()[:, 0]
+        seen.sampled = torch.cat([seen.positive, torch.cat(negative).nonzero()[:, 0]])
+        return positive, negative
+
+    def compute_loss(objectness, pred_bbox_deltas, labels, regression_targets):
+        seen.rpn_logits, seen.rpn_deltas = objectness, pred_bbox_deltas
+        seen.rpn_targets = torch.cat(regression_targets)
+        return rpn_loss(objectness, pred_bbox_deltas, labels, regression_targets)
+
+    def select_training_samples(proposals, targets):
+        seen.rois, _, labels, regression_targets = chosen = select(proposals, targets)
+        seen.roi_labels, seen.roi_targets = torch.cat(labels), torch.cat(regression_targets)
+        seen.roi_positive = (seen.roi_labels > 0).nonzero()[:, 0]
+        return chosen
+
+    with (_replaced(rpn, "fg_bg_sampler", sample), _replaced(rpn, "compute_loss", compute_loss),
+          _replaced(roi_heads, "select_training_samples", select_training_samples)):
+        yield
+
+
+@contextmanager
+def _replaced(owner: nn.Module, name: str, function: Callable):
+    """An attribute or method replaced on the instance, and as it was afterwards."""
+    there = name in owner.__dict__
+    before = owner.__dict__.get(name)
+    owner.__dict__[name] = function
+    try:
+        yield
+    finally:
+        if there:
+            owner.__dict__[name] = before
+        else:
+            del owner.__dict__[name]
+
+
+@contextmanager
+def computing_losses(model: nn.Module):
+    """torchvision gives losses in train() only; in eval() they are computed with BatchNorm and dropout at rest."""
+    parts = [part for part in (model, model.transform, getattr(model, "rpn", None), getattr(model, "roi_heads", None))
+             if part is not None]
+    modes = [part.training for part in parts]
+    try:
+        for part in parts:
+            part.training = True
+        yield
+    finally:
+        for part, mode in zip(parts, modes):
+            part.training = mode
+
+
+def kind_of(model: nn.Module, role: str) -> str:
+    if hasattr(model, "rpn") and hasattr(model, "roi_heads"):
+        return "two-stage"
+    if hasattr(model, "head") and hasattr(model, "anchor_generator") and hasattr(model, "transform"):
+        return "dense"
+    raise ValueError(f"{role} is a {type(model).__name__}; want one of torchvision's detectors (RetinaNet, FCOS, SSD, "
+                     "FasterRCNN, MaskRCNN, KeypointRCNN), e.g. from kdtasks.detection.models")
+
+
+def dense_losses(model: nn.Module) -> list[str]:
+    ctrness = hasattr(getattr(model.head, "regression_head", None), "bbox_ctrness")
+    return list(DENSE_LOSSES) if ctrness else list(DENSE_LOSSES)[:2]
+
+
+def loss_names(model: nn.Module) -> list[str]:
+    if not hasattr(model, "rpn"):
+        return [DENSE_LOSSES[name] for name in dense_losses(model)]
+    names = ["loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"]
+    return names + [f"loss_{part}" for part in ("mask", "keypoint") if getattr(model.roi_heads, f"has_{part}")()]
+
+
+def levels_of(features) -> dict[str, Tensor]:
+    return {"0": features} if isinstance(features, Tensor) else dict(features)
+
+
+def boxes_only(target: Mapping) -> dict:
+    """What torchvision reads; it would carry the rest along for nothing."""
+    return {name: target[name] for name in ("boxes", "labels", "masks", "keypoints") if name in target}
+
+
+def no_boxes(device) -> dict:
+    return {"boxes": torch.zeros(0, 4, device=device), "labels": torch.zeros(0, dtype=torch.int64, device=device)}
+
+
+def of_class(deltas: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+    """(N, 4C) -> (P, 4): of each row the box of its class."""
+    return deltas.unflatten(1, (-1, 4))[rows, labels]
+
+
+def rescaled(boxes: list[Tensor], sizes: list[tuple[int, int]], others: list[tuple[int, int]]) -> list[Tensor]:
+    """Boxes of images of the first (height, width) in pixels of the second."""
+    if sizes == others:
+        return boxes
+    return [b * b.new_tensor([w2 / w1, h2 / h1] * 2) for b, (h1, w1), (h2, w2) in zip(boxes, sizes, others)]
+
+
+def renormalized(student: nn.Module, teacher: nn.Module, images):
+    """The student's images with the teacher's mean and deviation; the padding stays zero, as torchvision pads."""
+    ours, theirs = ((list(m.transform.image_mean), list(m.transform.image_std)) for m in (student, teacher))
+    if ours == theirs:
+        return images
+    mean, std, other_mean, other_std = (images.tensors.new_tensor(v).view(3, 1, 1) for v in (*ours, *theirs))
+    moved = (images.tensors * std + mean - other_mean) / other_std                              # (B, 3, H, W)
+    for image, (height, width) in zip(moved, images.image_sizes):
+        image[:, height:], image[:, :, width:] = 0, 0
+    return type(images)(moved, images.image_sizes)

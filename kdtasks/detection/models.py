@@ -1,0 +1,253 @@
+"""torchvision's detectors on any backbone, as plain torchvision objects: RetinaNet, FCOS, Faster and Mask R-CNN, SSD.
+
+``num_classes`` counts the background, as torchvision's does: data of K classes wants K + 1. A backbone is a name, one of
+torchvision's ResNets (``'resnet50'``, ``'resnext101_32x8d'``…), one of timm's with ``'timm/'`` before it, ``'small'`` (see
+:func:`small_resnet`), or a module of your own, ``{name: (B, C, H, W)}`` with an attribute ``channels``, each map at half the
+side of the one before.
+"""
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import partial
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.resnet import BasicBlock
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+from kdtasks.core.names import did_you_mean
+
+Backbone = str | nn.Module
+
+
+# Backbones --------------------------------------------------------------------------------------------------------------
+class SmallResNet(nn.Module):
+    """A residual network for small images: maps at strides 4, 8, 16, 32, of width, 2, 4 and 8 times width channels.
+
+    Args:
+        width: channels of the first stage. 16 has 0.7 M parameters.
+        blocks: residual blocks a stage.
+    """
+
+    def __init__(self, width: int = 16, blocks: int = 1):
+        super().__init__()
+        self.channels = [width, 2 * width, 4 * width, 8 * width]
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.stages = nn.ModuleList()
+        into = width
+        for out in self.channels:
+            enter = nn.Sequential(nn.Conv2d(into, out, 1, 2, bias=False), nn.BatchNorm2d(out))
+            more = [BasicBlock(out, out) for _ in range(blocks - 1)]
+            self.stages.append(nn.Sequential(BasicBlock(into, out, 2, enter), *more))
+            into = out
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        found, x = OrderedDict(), self.stem(image)
+        for k, stage in enumerate(self.stages):
+            x = found[str(k)] = stage(x)
+        return found
+
+
+class _TorchvisionResNet(nn.Module):
+    """The four stages of one of torchvision's ResNets."""
+
+    def __init__(self, name: str, weights: str | None, norm_layer):
+        super().__init__()
+        resnet = torchvision.models.get_model(name, weights=weights, norm_layer=norm_layer)
+        self.stem = nn.Sequential(OrderedDict(conv1=resnet.conv1, bn1=resnet.bn1, relu=resnet.relu, maxpool=resnet.maxpool))
+        self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
+        self.channels = [resnet.fc.in_features // 8 * k for k in (1, 2, 4, 8)]
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        found, x = OrderedDict(), self.stem(image)
+        for k, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
+            x = found[str(k)] = stage(x)
+        return found
+
+
+class _Timm(nn.Module):
+    """The feature maps of one of timm's networks at strides 4 and above."""
+
+    def __init__(self, name: str, pretrained: bool):
+        super().__init__()
+        import timm
+
+        net = timm.create_model(name, pretrained=pretrained, features_only=True)
+        keep = [k for k, stride in enumerate(net.feature_info.reduction()) if stride >= 4]
+        self.net = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=keep)
+        self.channels = self.net.feature_info.channels()
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return OrderedDict((str(k), value) for k, value in enumerate(self.net(image)))
+
+
+class FPN(nn.Module):
+    """A backbone under a feature pyramid (Lin et al., arXiv 1612.03144), for torchvision's detectors.
+
+    Args:
+        backbone: see the module's docstring.
+        channels: of every level.
+        first: the index of the finest map that is used; 0 is stride 4, 1 stride 8.
+        extra: ``'pool'`` (one more level by pooling, Faster R-CNN), ``'p6p7'`` (two more by convolutions, RetinaNet), None.
+        weights: of a torchvision or timm backbone: None, or ``'DEFAULT'`` for ImageNet's (fetched).
+        norm_layer: of a torchvision ResNet; None: BatchNorm2d, frozen where there are weights.
+    """
+
+    def __init__(self, backbone: Backbone = "resnet18", channels: int = 256, first: int = 1, extra: str | None = None,
+                 weights: str | None = None, norm_layer=None):
+        super().__init__()
+        self.body = _body(backbone, weights, norm_layer)
+        self.first, self.out_channels = first, channels
+        extras = {"pool": LastLevelMaxPool, "p6p7": lambda: LastLevelP6P7(channels, channels), None: lambda: None}
+        if extra not in extras:
+            raise ValueError(f"extra must be one of {list(extras)}, got {extra!r}")
+        self.fpn = FeaturePyramidNetwork(self.body.channels[first:], channels, extras[extra]())
+        self.levels = len(self.body.channels) - first + {"pool": 1, "p6p7": 2, None: 0}[extra]
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Maps in float32 under autocast too: torchvision makes anchors in their dtype, and bfloat16 rounds 257 to 256."""
+        maps = list(self.body(image).items())[self.first:]
+        return OrderedDict((name, level.float()) for name, level in self.fpn(OrderedDict(maps)).items())
+
+
+def _body(backbone: Backbone, weights: str | None, norm_layer) -> nn.Module:
+    if isinstance(backbone, nn.Module):
+        if not hasattr(backbone, "channels"):
+            raise ValueError(f"the backbone {type(backbone).__name__} has no attribute 'channels', those of its maps in order")
+        return backbone
+    if backbone == "small":
+        return SmallResNet()
+    if backbone.startswith("timm/"):
+        return _Timm(backbone.removeprefix("timm/"), pretrained=weights is not None)
+    known = [name for name in torchvision.models.list_models(module=torchvision.models) if name.startswith(("res", "wide"))]
+    if backbone not in known:
+        raise ValueError(f"no backbone {backbone!r}; {did_you_mean(backbone, [*known, 'small', 'timm/<name>'])}")
+    frozen = torchvision.ops.FrozenBatchNorm2d if weights is not None else nn.BatchNorm2d
+    return _TorchvisionResNet(backbone, weights, norm_layer or frozen)
+
+
+def small_resnet(width: int = 16, blocks: int = 1) -> SmallResNet:
+    """:class:`SmallResNet`, under the name a config says."""
+    return SmallResNet(width, blocks)
+
+
+# Detectors --------------------------------------------------------------------------------------------------------------
+def retinanet(num_classes: int, backbone: Backbone = "resnet18", channels: int = 256, first: int = 1,
+              extra: str | None = "p6p7", anchor_sizes: Sequence[int] | None = None, scales: int = 3,
+              aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0), weights: str | None = None, groups: int | None = None,
+              **kwargs) -> RetinaNet:
+    """RetinaNet (arXiv 1708.02002).
+
+    Args:
+        num_classes: background included; torchvision gives it a column of its own, which stays near 0.
+        backbone, channels, first, extra, weights: see :class:`FPN`.
+        anchor_sizes: the base size of each level in pixels; None: four times its stride, as in the paper.
+        scales: sizes an octave: base · 2^(k / scales).
+        aspect_ratios: height over width.
+        groups: of GroupNorm after the heads' convolutions, which short trainings from scratch need; None: no normalisation, as
+            in the paper. (Not BatchNorm: a head runs on every level, and one running statistic would fit none.)
+        kwargs: of torchvision's RetinaNet (min_size, max_size, image_mean, score_thresh…).
+    """
+    fpn = FPN(backbone, channels, first, extra, weights)
+    bases = _bases(anchor_sizes, fpn, lambda stride: 4 * stride)
+    sizes = tuple(tuple(base * 2 ** (k / scales) for k in range(scales)) for base in bases)
+    anchors = AnchorGenerator(sizes, (tuple(aspect_ratios),) * len(sizes))
+    head = RetinaNetHead(channels, anchors.num_anchors_per_location()[0], num_classes,
+                         norm_layer=partial(nn.GroupNorm, groups) if groups else None)
+    return RetinaNet(fpn, num_classes, anchor_generator=anchors, head=head, **_known(kwargs, RetinaNet))
+
+
+def fcos(num_classes: int, backbone: Backbone = "resnet18", channels: int = 256, first: int = 1, extra: str | None = "p6p7",
+         weights: str | None = None, **kwargs) -> FCOS:
+    """FCOS (arXiv 1904.01355); its anchors are one point a location. Arguments as in :func:`retinanet`."""
+    fpn = FPN(backbone, channels, first, extra, weights)
+    sizes = tuple((base,) for base in _bases(None, fpn, lambda stride: stride))
+    anchors = AnchorGenerator(sizes, ((1.0,),) * len(sizes))
+    return FCOS(fpn, num_classes, anchor_generator=anchors, **_known(kwargs, FCOS))
+
+
+def faster_rcnn(num_classes: int, backbone: Backbone = "resnet18", channels: int = 256, first: int = 0,
+                extra: str | None = "pool", anchor_sizes: Sequence[int] | None = None,
+                aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0), representation: int = 1024, weights: str | None = None,
+                **kwargs) -> FasterRCNN:
+    """Faster R-CNN (arXiv 1506.01497) with a feature pyramid.
+
+    Args:
+        num_classes: background included.
+        backbone, channels, first, extra, weights: see :class:`FPN`.
+        anchor_sizes: one a level, in pixels; None: eight times its stride, as in the FPN paper.
+        aspect_ratios: height over width.
+        representation: width of the RoI head's two layers.
+        kwargs: of torchvision's FasterRCNN (min_size, rpn_batch_size_per_image, box_detections_per_img…).
+    """
+    return FasterRCNN(*_two_stage(num_classes, backbone, channels, first, extra, anchor_sizes, aspect_ratios, representation,
+                                  weights, kwargs), **_known(kwargs, FasterRCNN))
+
+
+def mask_rcnn(num_classes: int, backbone: Backbone = "resnet18", channels: int = 256, first: int = 0,
+              extra: str | None = "pool", anchor_sizes: Sequence[int] | None = None,
+              aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0), representation: int = 1024, weights: str | None = None,
+              **kwargs) -> MaskRCNN:
+    """Mask R-CNN (arXiv 1703.06870) with a feature pyramid; its targets also have ``masks``. Arguments as in
+    :func:`faster_rcnn`."""
+    fpn, classes = _two_stage(num_classes, backbone, channels, first, extra, anchor_sizes, aspect_ratios, representation,
+                              weights, kwargs)
+    kwargs.setdefault("mask_roi_pool", MultiScaleRoIAlign(_pooled(fpn), output_size=14, sampling_ratio=2))
+    kwargs.setdefault("mask_predictor", MaskRCNNPredictor(256, 256, num_classes))         # after torchvision's mask head
+    return MaskRCNN(fpn, classes, **_known(kwargs, MaskRCNN))
+
+
+def ssdlite(num_classes: int, size: int = 320, weights_backbone: str | None = None, **kwargs) -> nn.Module:
+    """torchvision's SSDlite with MobileNetV3-Large at 320 pixels (arXiv 1801.04381)."""
+    if size != 320:
+        raise ValueError(f"torchvision's SSDlite sees images of 320 pixels, got size={size}")
+    return torchvision.models.detection.ssdlite320_mobilenet_v3_large(num_classes=num_classes, weights=None,
+                                                                      weights_backbone=weights_backbone, **kwargs)
+
+
+def ssd(num_classes: int, weights_backbone: str | None = None, **kwargs) -> nn.Module:
+    """torchvision's SSD300 with VGG-16 (arXiv 1512.02325)."""
+    return torchvision.models.detection.ssd300_vgg16(num_classes=num_classes, weights=None, weights_backbone=weights_backbone,
+                                                     **kwargs)
+
+
+def _two_stage(num_classes, backbone, channels, first, extra, anchor_sizes, aspect_ratios, representation, weights, kwargs):
+    """The positional arguments, and in ``kwargs`` the parts that torchvision would make for other sizes."""
+    fpn = FPN(backbone, channels, first, extra, weights)
+    sizes = tuple((base,) for base in _bases(anchor_sizes, fpn, lambda stride: 8 * stride))
+    kwargs.setdefault("rpn_anchor_generator", AnchorGenerator(sizes, (tuple(aspect_ratios),) * len(sizes)))
+    pool = kwargs.setdefault("box_roi_pool", MultiScaleRoIAlign(_pooled(fpn), output_size=7, sampling_ratio=2))
+    kwargs.setdefault("box_head", TwoMLPHead(channels * pool.output_size[0] ** 2, representation))
+    kwargs.setdefault("box_predictor", FastRCNNPredictor(representation, num_classes))
+    return fpn, None
+
+
+def _pooled(fpn: FPN) -> list[str]:
+    """The levels that RoIs are pooled from: those with a map of the backbone."""
+    return [str(k) for k in range(fpn.first, len(fpn.body.channels))]
+
+
+def _bases(sizes: Sequence[int] | None, fpn: FPN, rule) -> list[int]:
+    strides = [4 * 2**k for k in range(fpn.first, fpn.first + fpn.levels)]
+    if sizes is None:
+        return [rule(stride) for stride in strides]
+    if len(sizes) != len(strides):
+        raise ValueError(f"anchor_sizes has {len(sizes)} entries, the pyramid {len(strides)} levels, of strides {strides}")
+    return list(sizes)
+
+
+def _known(kwargs: dict, detector: type) -> dict:
+    """The arguments, all of which torchvision knows; it would swallow others without a word."""
+    names = [name for cls in (detector, FasterRCNN if issubclass(detector, FasterRCNN) else detector)
+             for name in inspect.signature(cls.__init__).parameters if name not in ("self", "kwargs")]
+    for name in kwargs:
+        if name not in (*names, "size_divisible", "fixed_size"):
+            raise ValueError(f"torchvision's {detector.__name__} has no argument {name!r}; {did_you_mean(name, names)}")
+    return kwargs

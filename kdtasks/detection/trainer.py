@@ -1,0 +1,126 @@
+"""Detection: what the engine needs to know of the task."""
+
+import itertools
+
+import torch
+from torch import nn
+
+from kdtasks.core.weights import load_weights
+from kdtasks.detection.adl import ADLLoss
+from kdtasks.detection.coco_metrics import coco_metrics, detections_of
+from kdtasks.detection.distiller import DetectionDistiller
+from kdtasks.engine import builder
+
+PRIMARY = "map"
+HIGHER_IS_BETTER = True
+
+
+def evaluate(model: nn.Module, loader) -> dict[str, float]:
+    """COCO's twelve figures and the average precision of each class, in percent; see :func:`coco_metrics`."""
+    classes = getattr(getattr(loader, "dataset", None), "classes", None)
+    return coco_metrics(*detections_of(model, loader), classes)
+
+
+def example(config: dict, batch_size: int) -> dict:
+    """Random images of the size that the data has, with two boxes each, without reading it."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = _image_size(config["data"]["train"])
+    classes = config["student"].get("num_classes", 2)
+    images = [torch.rand(3, height, width, generator=generator) for _ in range(batch_size)]
+    return {"input": images, "target": [_boxes(height, width, classes, generator) for _ in images],
+            "index": torch.arange(batch_size)}
+
+
+def _boxes(height: int, width: int, classes: int, generator: torch.Generator) -> dict:
+    corner = torch.rand(2, 2, generator=generator) * 0.5 * torch.tensor([width, height])
+    size = (0.2 + 0.3 * torch.rand(2, 2, generator=generator)) * torch.tensor([width, height])
+    labels = torch.randint(1, max(classes, 2), (2,), generator=generator)
+    masks = torch.ones(2, height, width, dtype=torch.uint8)
+    return {"boxes": torch.cat([corner, corner + size], 1), "labels": labels, "masks": masks}
+
+
+def _image_size(spec: dict) -> tuple[int, int]:
+    """(height, width) of the images that a description of a data set stands for."""
+    inner = spec.get("dataset")
+    if isinstance(inner, dict) and "type" in inner:
+        return _image_size(inner)
+    size = spec.get("size")
+    if size is not None:
+        return (size, size) if isinstance(size, int) else tuple(size)
+    return (getattr(builder.resolve(spec["type"], "data.train"), "image_shape", None) or (3, 480, 640))[1:]
+
+
+def pictures(run) -> list[tuple]:
+    """``[(title, figure)]`` on the test data: boxes side by side, precision of each class, where the teacher bounded the
+    student's boxes (Chen et al.), and the adaptive weights (ADL).
+
+    Whatever of teacher, alone and distilled there is takes part; a teacher from a file as the last stage used it.
+    """
+    from kdtasks.detection import pictures as draw  # what draws is imported only here
+    from kdtasks.engine.report import stage_colors
+
+    finished = [stage for stage in run.stages if stage.name in run.done]
+    if not finished:
+        return []
+    loader = run.test_loader(finished[-1])
+    students = [s.name for s in finished if s.model == "student" and s.name != "alone"]
+    taught = next((stage for stage in reversed(finished) if stage.teachers), None)
+    names = [s.name for s in finished if s.name in run.config["teachers"]]
+    names += [name for name in ("alone", *students[-1:]) if name in run.done]
+    models, metrics = {name: run.trained(name) for name in names}, {name: run.done[name] for name in names}
+    distiller = _as_trained(run, taught) if taught else None
+    for name, teacher in (distiller.teachers.items() if distiller else ()):
+        if name not in models:                                           # from a file: nobody has measured it yet
+            models, metrics = {name: teacher, **models}, {name: evaluate(teacher, loader), **metrics}
+    labelled = getattr(loader.dataset, "target", [0] * len(loader.dataset))
+    samples = [loader.dataset[i] for i in draw.evenly([None if int(known) < 0 else 0 for known in labelled])]
+    images, targets = [[s[key] for s in samples] for key in ("input", "target")]
+    shown = {name: _found(model, images, run.device) for name, model in models.items()}
+    bounded, weights = _inside(distiller, loader) if distiller else ({}, [])
+    return draw.draw(images, targets, shown, metrics, getattr(loader.dataset, "classes", None), stage_colors(run),
+                     [name for name in ("alone", *students[-1:]) if name in models], bounded, weights)
+
+
+def _as_trained(run, stage):
+    """The stage's distiller with the student that it ended with."""
+    distiller = run.distiller(stage)
+    load_weights(distiller.student, run.folder(stage) / "last.pth")
+    return distiller.eval()
+
+
+def _found(model: nn.Module, images: list, device: torch.device) -> list[dict]:
+    batch = {"input": [image.to(device) for image in images], "target": None}
+    return detections_of(model, [batch])[0]
+
+
+def _inside(distiller: DetectionDistiller, loader, batches: int = 4) -> tuple[dict, list]:
+    """Squared errors of boxes by head, and maps of ADL's weights, of the first test batches; what the losses do not use is
+    left out."""
+    from kdtasks.detection.pictures import adl_weight_map, over_levels, probability_map, squared_errors
+
+    teacher = next(iter(distiller.teachers))
+    errors: dict[str, list] = {}
+    weights: list[tuple] = []
+    for batch in itertools.islice(loader, batches):
+        known = distiller.tensors(batch)
+        for head in ("rpn", "rois", "anchors"):
+            names = [f"{head}.student.deltas", f"{head}.{teacher}.deltas", f"{head}.target"]
+            if all(name in known for name in names):
+                errors.setdefault(head, []).append(squared_errors(*(known[name] for name in names)))
+        pair = [known.get(f"{role}.cls_logits") for role in ("student", teacher)]
+        if all(logits is not None for logits in pair) and not weights:
+            seen = known["student.seen"]
+            sizes = [tuple(level.shape[-2:]) for level in seen.features.values()]
+            found = next((loss.settings for loss in distiller.losses.values() if isinstance(loss, ADLLoss)), {})
+            settings = {name: found[name] for name in ("gamma", "beta") if name in found}
+            padded = seen.batch.tensors.shape[-2:]
+            for k, image in enumerate(batch["input"][:4]):
+                maps = [("teacher's probability", over_levels(probability_map(pair[1][k], sizes))),
+                        ("adaptive weight", over_levels(adl_weight_map(pair[0][k], pair[1][k], sizes, **settings)))]
+                span = [p * full / part for p, full, part in zip(padded, image.shape[-2:], seen.batch.image_sizes[k])]
+                weights.append((image.cpu(), maps, tuple(span)))
+    return {head: (*map(torch.cat, zip(*pairs)), _margin(distiller, head)) for head, pairs in errors.items()}, weights
+
+
+def _margin(distiller: DetectionDistiller, head: str) -> float:
+    return next((getattr(loss, "margin", 0.0) for loss, of, _ in distiller._terms.values() if f"{head}.target" in of), 0.0)
