@@ -3,6 +3,8 @@
 # Expect:  to be measured
 _base_ = ['../../_base_/bccd.py', '../../_base_/faster_rcnn_small.py', '../../_base_/adamw_20e.py']
 losses = dict(
+    loss_rpn_hard=dict(of='student.loss_objectness', weight=1.0),               # named, so that all arms share one control
+    loss_rois_hard=dict(of='student.loss_classifier', weight=1.0),
     loss_rpn_bounded=dict(type='kdtasks.detection.BoundedRegressionLoss', margin=0.0,
                           of=('rpn.student.deltas', 'rpn.teacher.deltas', 'rpn.target', 'rpn.count'), weight=0.5),
     loss_rois_bounded=dict(type='kdtasks.detection.BoundedRegressionLoss', margin=0.0,

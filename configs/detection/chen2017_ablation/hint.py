@@ -3,5 +3,7 @@
 # Expect:  to be measured
 _base_ = ['../../_base_/bccd.py', '../../_base_/faster_rcnn_small.py', '../../_base_/adamw_20e.py']
 losses = dict(
+    loss_rpn_hard=dict(of='student.loss_objectness', weight=1.0),               # named, so that all arms share one control
+    loss_rois_hard=dict(of='student.loss_classifier', weight=1.0),
     loss_hint=dict(type='kdtasks.detection.HintLoss', of=('features.student.3', 'features.teacher.3'), weight=0.5),
 )
