@@ -1,4 +1,4 @@
-# Semi-supervised ADL (arXiv 1901.00366) as released, with the teacher's detections for boxes; BCCD, 20 labels; two CPU cores.
+# Semi-supervised ADL (arXiv 1901.00366), the teacher's detections also for boxes; BCCD, 20 labels; for two CPU cores.
 # Run:     python tools/train.py configs/detection/adl_retinanet_bccd_20_labels_pseudo_small.py
 # Expect:  to be measured
 _base_ = ['adl_retinanet_bccd_20_labels_small.py']

@@ -1,4 +1,4 @@
-# RetinaNet R-50 taught by R-101 on COCO and its 123,403 unlabelled images: semi-supervised ADL (arXiv 1901.00366), as released.
+# RetinaNet R-50 taught by R-101 on COCO and its 123,403 unlabelled images: semi-supervised ADL (arXiv 1901.00366).
 # Run:     python tools/train.py configs/detection/adl_retinanet_r101_r50_coco_unlabelled.py
 # Expect:  (not run here: it wants several GPUs and COCO; the release reports 34.3 alone and 36.5 taught, see README.md)
 _base_ = ['../_base_/coco.py', '../_base_/sgd_90k.py']
@@ -21,8 +21,10 @@ data = dict(
                                classes=['object'])),
     batch_size=12, unlabelled_per_batch=4,       # a quarter: the release alternates labelled and mixed batches
 )
-teacher_training = dict(data=dict(batch_size=16))
-optimizer = dict(lr=0.01)
+teacher_training = dict(                 # on labelled images, for Detectron's 1x schedule
+    length=dict(iterations=90000), data=dict(batch_size=16),
+    schedule=[dict(type='LinearLR', start_factor=0.001, by_epoch=False, end=1000),
+              dict(type='MultiStepLR', by_epoch=False, milestones=[60000, 80000], gamma=0.1)])
 schedule = [dict(type='LinearLR', start_factor=0.001, by_epoch=False, end=1000),
             dict(type='MultiStepLR', by_epoch=False, milestones=[180000, 240000], gamma=0.1)]
 length = dict(iterations=270000)

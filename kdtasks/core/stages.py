@@ -84,7 +84,7 @@ def control(losses: Mapping[str, dict], teachers: Mapping[str, object],
         weight = entry.get("alone", 0 if taught(entry) else 1)
         if taught(entry) and weight:
             raise ValueError(f"{name} is of {entry['of']}, which needs a teacher, so it cannot have alone={weight}")
-        if weight:
+        if weight or (own_losses and not taught(entry)):                  # an own loss that is not listed would have weight 1
             plain[name] = {**{k: v for k, v in entry.items() if k != "alone"}, "weight": weight}
     if not own_losses and not any("loss" in name for name in plain):
         raise ValueError(f"the losses {list(losses)} all need a teacher, so there is no control: add one that does not, "

@@ -104,11 +104,12 @@ class ADLLoss(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor, valid: Tensor | None = None) -> Tensor:
         loss, mass = _sums(student, teacher, valid=valid, **self.settings)
-        distributed = torch.distributed
+        distributed, ranks = torch.distributed, 1
         if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
             distributed.all_reduce(mass)
-            mass = mass / distributed.get_world_size()
-        return (loss / mass.clamp(min=1)).to(_precision(student, teacher))
+            ranks = distributed.get_world_size()
+            mass = mass / ranks
+        return (loss / mass.clamp(min=1 / ranks)).to(_precision(student, teacher))
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.settings.items() if value is not None)

@@ -26,7 +26,8 @@ def detections_of(model: nn.Module, loader) -> tuple[list[dict], list[dict | Non
     detections, targets = [], []
     for batch in loader:
         images, start = batch["input"], len(detections)
-        answers = model(images)
+        answers = [{key: answer[key][answer["labels"] > 0] for key in ("boxes", "labels", "scores")}      # 0 is no class
+                   for answer in model(images)]
         rows = torch.cat([torch.cat([answer["boxes"].float(), answer["scores"].float()[:, None], answer["labels"][:, None]], 1)
                           for answer in answers]).cpu()                                                    # (Σn, 6)
         index = batch["index"].tolist() if "index" in batch else range(start, start + len(images))

@@ -69,7 +69,8 @@ def noting_dense(model: nn.Module, seen: Seen, rows: list[int] | None):
         if not rows:
             zero = sum(value[:0].sum() for value in head_outputs.values())
             return dict.fromkeys(dense_losses(model), zero)
-        return original([targets[i] for i in rows], {name: value[rows] for name, value in head_outputs.items()},
+        index = slice(len(rows)) if rows == list(range(len(rows))) else rows                   # ours come first: no copy
+        return original([targets[i] for i in rows], {name: value[index] for name, value in head_outputs.items()},
                         [anchors[i] for i in rows], [matched_idxs[i] for i in rows])
 
     with _replaced(owner, "compute_loss", compute_loss):
@@ -122,8 +123,7 @@ def _replaced(owner: nn.Module, name: str, function: Callable):
 @contextmanager
 def computing_losses(model: nn.Module):
     """torchvision gives losses in train() only; in eval() they are computed with BatchNorm and dropout at rest."""
-    parts = [part for part in (model, model.transform, getattr(model, "rpn", None), getattr(model, "roi_heads", None))
-             if part is not None]
+    parts = [part for part in (model, getattr(model, "rpn", None), getattr(model, "roi_heads", None)) if part is not None]
     modes = [part.training for part in parts]
     try:
         for part in parts:
@@ -155,6 +155,28 @@ def loss_names(model: nn.Module) -> list[str]:
     return names + [f"loss_{part}" for part in ("mask", "keypoint") if getattr(model.roi_heads, f"has_{part}")()]
 
 
+def classes_of(model: nn.Module) -> int | None:
+    """How many classes a detector's head tells apart, background included; None for a head of one's own."""
+    if hasattr(model, "roi_heads"):
+        return getattr(getattr(getattr(model.roi_heads, "box_predictor", None), "cls_score", None), "out_features", None)
+    head = getattr(model.head, "classification_head", None)
+    return getattr(head, "num_classes", None) or getattr(head, "num_columns", None)
+
+
+@torch.no_grad()
+def feature_keys(model: nn.Module) -> list[str]:
+    """The keys of the backbone's output, by running it on nothing; its modules stay in the mode they were in."""
+    parameter, modes = next(model.parameters()), {module: module.training for module in model.backbone.modules()}
+    height, width = getattr(model.transform, "fixed_size", None) or (64, 64)
+    try:
+        model.backbone.eval()
+        output = model.backbone(torch.zeros(1, 3, height, width, device=parameter.device, dtype=parameter.dtype))
+        return list(levels_of(output))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def levels_of(features) -> dict[str, Tensor]:
     return {"0": features} if isinstance(features, Tensor) else dict(features)
 
@@ -178,6 +200,19 @@ def rescaled(boxes: list[Tensor], sizes: list[tuple[int, int]], others: list[tup
     if sizes == others:
         return boxes
     return [b * b.new_tensor([w2 / w1, h2 / h1] * 2) for b, (h1, w1), (h2, w2) in zip(boxes, sizes, others)]
+
+
+def resized(teacher: nn.Module, seen: Seen):
+    """The images as the teacher's own transform makes them, padded to the same shares as the student's: maps then lie alike."""
+    images = teacher.transform(list(seen.images))[0]
+    pairs = list(zip(images.image_sizes, seen.batch.image_sizes))
+    ratios = [[theirs[axis] / ours[axis] for theirs, ours in pairs] for axis in (0, 1)]
+    height, width = (max(round(side * sum(ratio) / len(ratio)), *(size[axis] for size in images.image_sizes))
+                     for axis, (side, ratio) in enumerate(zip(seen.batch.tensors.shape[-2:], ratios)))
+    padded = images.tensors.new_zeros(*images.tensors.shape[:2], height, width)
+    for one, image, (h, w) in zip(padded, images.tensors, images.image_sizes):
+        one[:, :h, :w] = image[:, :h, :w]
+    return type(images)(padded, images.image_sizes)
 
 
 def renormalized(student: nn.Module, teacher: nn.Module, images):

@@ -29,7 +29,8 @@ class DetectionDistiller(Distiller):
 
     ==============================================  ===================================================================
     ``student.loss_<name>``                         the student's own losses; those in no ``of`` enter with weight 1
-    ``student.cls_logits``, ``t.cls_logits``        (B, A, K), all levels; dense heads
+    ``student.cls_logits``, ``t.cls_logits``        (B, A, K), all levels; dense heads. SSD's are those of a softmax with the
+                                                    background at 0, so a loss on sigmoids (ADL) sees K one-against-all logits
     ``student.box_deltas``, ``t.box_deltas``        (B, A, 4), in the student's coder units; dense heads
     ``anchors.valid``                               bool (B, A): not ignored by the hard loss (IoU between the thresholds)
     ``anchors.student.deltas``, ``anchors.t.deltas``, ``anchors.target``  (P, 4), anchors matched to a box; dense heads
@@ -37,8 +38,8 @@ class DetectionDistiller(Distiller):
     ``rpn.student.deltas``, ``rpn.t.deltas``, ``rpn.target``  (P, 4), the positive ones among them
     ``rois.student.logits``, ``rois.t.logits``      (N, C), the proposals that the student's RoI head sampled
     ``rois.student.deltas``, ``rois.t.deltas``, ``rois.target``  (P, 4), positive ones, the box of their true class
-    ``anchors.count``, ``rpn.count``, ``rois.count``  P; M; N: what the hard box loss of this head divides by (of RetinaNet,
-                                                    FCOS and SSD only nearly: they divide image by image)
+    ``anchors.count``, ``rpn.count``, ``rois.count``  P; M; N: what the hard box loss of this head divides by (RetinaNet's only
+                                                    nearly: it divides image by image)
     ``features.student.<key>``, ``features.t.<key>``  (B, C, H, W), by the keys of the backbone's output
     ==============================================  ===================================================================
 
@@ -53,7 +54,9 @@ class DetectionDistiller(Distiller):
         resolution: ``'student'``: the teacher sees the student's resized images. ``'own'``: its own transform resizes them, so
             that it may see larger ones (Chen et al.'s second setting): features and RoIs only, as anchors do not correspond.
         unlabelled: ``'soft'``: an unlabelled image enters only losses that read no target. ``'soft+pseudo'``: also the
-            detector's own, with the teacher's detections for boxes; one without any is left out, as in the release of ADL.
+            detector's own, with the first teacher's detections for boxes, unless there are none. ADL's release has such boxes,
+            made beforehand on unaugmented images, and drops an image without any; here they are made in each step, on the
+            image as the student gets it.
         pseudo_score: the least score of such a detection. No value is published; 0.5 is ours.
 
     Raises:
@@ -74,6 +77,11 @@ class DetectionDistiller(Distiller):
         self.classes: list[str] | None = None                           # names of the data's classes, where known
         self._checked: set[tuple[str, str]] = set()
         self._levels: dict[str, list[str]] = {}
+        self._scales: dict[tuple[str, str | None], Tensor | float] = {}
+        self.kind = detectors.kind_of(student, "student")
+        for name in teachers or {}:
+            if name in ("rpn", "rois", "anchors", "features"):
+                raise ValueError(f"a teacher cannot be called {name!r}: '{name}.*' are names of tensors")
         super().__init__(student, teachers, losses)
         for name, teacher in self.teachers.items():
             if teacher.input_size is not None or teacher.scale is not None:
@@ -83,33 +91,26 @@ class DetectionDistiller(Distiller):
 
     # Names -----------------------------------------------------------------------------------------------------------
     def names(self, role: str) -> list[str]:
-        """Everything in the table above that this role computes."""
+        """Everything in the table above that this role computes; of a teacher of another kind, features and submodules."""
         kind, model = detectors.kind_of(self.model(role), role), self.model(role)
         found = [f"features.{role}.{key}" for key in self._keys(role)]
-        if kind == "dense":
+        if kind == "dense" == self.kind:
             found += [f"{role}.cls_logits", f"{role}.box_deltas", f"anchors.{role}.deltas"]
-        else:
+        elif kind == self.kind:
             found += [f"{part}.{role}.{what}" for part in ("rpn", "rois") for what in ("logits", "deltas")]
         if role == "student":
             found += [f"student.{name}" for name in detectors.loss_names(model)] + ["student.seen"]
             heads = ("anchors",) if kind == "dense" else ("rpn", "rois")
             found += [f"{head}.{what}" for head in heads for what in ("target", "count")]
             found += ["anchors.valid"] if kind == "dense" else []
-        return found + super().names(role)[1:]                          # no 'student' or 'teacher': no one tensor is the output
+        submodules = [name for name in super().names(role)[1:] if name != f"{role}.transform"]
+        return found + submodules                                       # no 'student' or 'teacher': no one tensor is the output
 
     def _keys(self, role: str) -> list[str]:
-        """The keys of the backbone's output; found by running it, so only where some loss asks."""
-        prefix = f"features.{role}."
-        if role not in self._levels and any(name.startswith(prefix) for _, of, _ in self._terms.values() for name in of):
-            model = self.model(role)
-            height, width = getattr(model.transform, "fixed_size", None) or (256, 256)
-            parameter, training = next(model.parameters()), model.backbone.training
-            model.backbone.eval()
-            with torch.no_grad():
-                output = model.backbone(torch.zeros(1, 3, height, width, device=parameter.device, dtype=parameter.dtype))
-            model.backbone.train(training)
-            self._levels[role] = list(detectors.levels_of(output))
-        return self._levels.get(role, [])
+        """The keys of the backbone's output; found by running it once."""
+        if role not in self._levels:
+            self._levels[role] = detectors.feature_keys(self.model(role))
+        return self._levels[role]
 
     def outputs(self, role: str, batch: Mapping[str, object], wanted: list[str]) -> dict[str, object]:
         """The wanted names of one role; a teacher has the student run first, and follows it."""
@@ -119,15 +120,15 @@ class DetectionDistiller(Distiller):
 
     # The student -----------------------------------------------------------------------------------------------------
     def _student_outputs(self, batch: Mapping[str, object], wanted: list[str]) -> dict[str, object]:
-        model, kind = self.student, detectors.kind_of(self.student, "student")
+        model, kind = self.student, self.kind
         seen = detectors.Seen(images=batch["input"])
         targets, rows = self._targets(batch)
-        run = self._taps_of("student", TAPPED[kind], wanted, model)
-        recording = detectors.noting_dense(model, seen, rows) if kind == "dense" else detectors.noting_two_stage(model, seen)
         if rows is not None and kind == "two-stage":
             raise ValueError(f"{type(model).__name__}: unlabelled images go with dense detectors (RetinaNet, FCOS, SSD); an "
                              "RPN without boxes samples nothing to compare")
-        with detectors.computing_losses(model), recording:
+        run = self._taps_of("student", TAPPED[kind], wanted, model)
+        noting = detectors.noting_dense(model, seen, rows) if kind == "dense" else detectors.noting_two_stage(model, seen)
+        with detectors.computing_losses(model), noting:
             losses, values = run(seen.images, targets)
         seen.batch, _ = values.pop("transform")
         seen.features = detectors.levels_of(values["backbone"])
@@ -164,62 +165,85 @@ class DetectionDistiller(Distiller):
 
     def _targets(self, batch: Mapping[str, object]) -> tuple[list[dict], list[int] | None]:
         """Boxes for each image, and which images the hard losses see (None: all)."""
-        images, targets, labelled = batch["input"], batch["target"], batch.get("labelled")
-        device = images[0].device
-        if labelled is None:
-            if any(target is None for target in targets):
-                raise ValueError("an image of the batch has no target, and the batch has no 'labelled' to say so")
-            return [detectors.boxes_only(target) for target in targets], None
-        rows = labelled.nonzero()[:, 0].tolist()
-        found = [detectors.boxes_only(target) if known else detectors.no_boxes(device)
-                 for target, known in zip(targets, labelled.tolist())]
-        if self.unlabelled == "soft+pseudo" and self.teachers and len(rows) < len(found):
-            others = [i for i in range(len(found)) if i not in set(rows)]
+        images, labelled = batch["input"], batch.get("labelled")
+        targets = batch.get("target") or [None] * len(images)
+        known = [True] * len(images) if labelled is None else labelled.tolist()
+        if any(target is None for target, one in zip(targets, known) if one):
+            raise ValueError("an image of the batch has no target, and no 'labelled' says that it has none")
+        found = [detectors.boxes_only(target) if one else detectors.no_boxes(images[0].device)
+                 for target, one in zip(targets, known)]
+        self._check_labels(found)
+        rows = [i for i, one in enumerate(known) if one]
+        others = [i for i, one in enumerate(known) if not one]
+        if self.unlabelled == "soft+pseudo" and self.teachers and others:
             for i, boxes in zip(others, self._pseudo_boxes([images[i] for i in others])):
                 if len(boxes["boxes"]):
                     found[i] = boxes
                     rows.append(i)
-        return found, sorted(rows)
+        return found, sorted(rows) if others else None
+
+    def _check_labels(self, targets: list[dict]) -> None:
+        """On the first run.
+
+        Raises:
+            ValueError: a label that the student has no class for.
+        """
+        classes = detectors.classes_of(self.student)
+        if ("labels", "student") in self._checked or classes is None:
+            return
+        highest = max([int(t["labels"].max()) for t in targets if len(t["labels"])] + [len(self.classes or ())])
+        if highest >= classes:
+            raise ValueError(f"the data has labels up to {highest}, the student has num_classes={classes}: num_classes counts "
+                             f"the background, so want {highest + 1}")
+        self._checked.add(("labels", "student"))
 
     @torch.no_grad()
-    def _pseudo_boxes(self, images: list[Tensor]) -> list[dict]:
-        """What the first teacher detects with at least ``pseudo_score``, in the student's classes."""
+    def detections(self, role: str, images: list[Tensor]) -> list[dict]:
+        """What a teacher, in eval, finds in images: ``boxes``, ``labels`` and ``scores`` of each, in the student's classes."""
+        theirs, ours = detectors.classes_of(self.model(role)), detectors.classes_of(self.student)
+        if ("classes", role) not in self._checked and theirs is not None and ours is not None:
+            self._check_classes(role, theirs, ours)
         found = []
-        teacher = next(iter(self.teachers.values()))
-        for one in teacher(images):
-            keep = one["scores"] >= self.pseudo_score
-            boxes, labels = one["boxes"][keep], one["labels"][keep]
+        for one in self.teachers[role](images):
+            labels = one["labels"]
             if self.class_map is not None:
-                match = labels[:, None] == self.class_map[None]                                        # (n, classes)
-                boxes, labels = boxes[match.any(1)], match.long().argmax(1)[match.any(1)]
-            sound = (boxes[:, 2:] > boxes[:, :2]).all(1)
-            found.append({"boxes": boxes[sound].float(), "labels": labels[sound]})
+                match = labels[:, None] == self.class_map[None, 1:]                                    # (n, classes)
+                labels = torch.where(match.any(1), match.long().argmax(1) + 1, 0)
+            keep = (labels > 0) & (one["boxes"][:, 2:] > one["boxes"][:, :2]).all(1)      # column 0 of a RetinaNet is no class
+            found.append({"boxes": one["boxes"][keep].float(), "labels": labels[keep], "scores": one["scores"][keep]})
         return found
+
+    def _pseudo_boxes(self, images: list[Tensor]) -> list[dict]:
+        """What the first teacher finds with at least ``pseudo_score``."""
+        found = [(one, one["scores"] >= self.pseudo_score) for one in self.detections(next(iter(self.teachers)), images)]
+        return [{name: one[name][sure] for name in ("boxes", "labels")} for one, sure in found]
 
     # A teacher -------------------------------------------------------------------------------------------------------
     def _teacher_outputs(self, role: str, seen: detectors.Seen, wanted: list[str]) -> dict[str, object]:
         model = self.model(role)
-        run = self._taps_of(role, (), wanted, lambda seen: self._teacher_parts(role, model, _heads(role, wanted), seen))
+        run = self._taps_of(role, (), wanted, lambda seen: self._teacher_parts(role, model, wanted, seen))
         with self.teachers[role].ready():
             parts, values = run(seen)
         found = {f"{role}.{path}": value for path, value in values.items()}
         return found | {name: self._teacher_tensor(name, role, seen, parts) for name in wanted if name not in found}
 
-    def _teacher_parts(self, role: str, model: nn.Module, heads: set[str], seen: detectors.Seen) -> dict:
+    def _teacher_parts(self, role: str, model: nn.Module, wanted: Sequence[str], seen: detectors.Seen) -> dict:
         """The teacher's backbone, and those of its heads that some loss wants, on what the student saw."""
-        own = self.resolution == "own"
-        images = model.transform(list(seen.images))[0] if own else detectors.renormalized(self.student, model, seen.batch)
+        heads, own = _heads(role, wanted), self.resolution == "own"
+        images = detectors.resized(model, seen) if own else detectors.renormalized(self.student, model, seen.batch)
         parts = {"features": detectors.levels_of(model.backbone(images.tensors))}
         levels = list(parts["features"].values())
-        if "head" in heads and hasattr(model, "head"):
-            self._check_anchors(role, model.anchor_generator, images, levels, seen)
+        if "head" in heads:
             parts |= model.head(levels)
-        if "rpn" in heads and hasattr(model, "rpn"):
+            if _compared(role, "head", wanted):
+                self._check_anchors(role, model.anchor_generator, images, levels, seen, parts["cls_logits"].shape[:2].numel())
+        if "rpn" in heads:
             from torchvision.models.detection.rpn import concat_box_prediction_layers
 
-            self._check_anchors(role, model.rpn.anchor_generator, images, levels, seen)
             parts["rpn"] = concat_box_prediction_layers(*model.rpn.head(levels))                  # (all anchors, 1), (…, 4)
-        if "rois" in heads and hasattr(model, "roi_heads"):
+            if _compared(role, "rpn", wanted):
+                self._check_anchors(role, model.rpn.anchor_generator, images, levels, seen, len(parts["rpn"][0]))
+        if "roi_heads" in heads:
             rois = detectors.rescaled(seen.rois, seen.batch.image_sizes, images.image_sizes)
             pooled = model.roi_heads.box_roi_pool(parts["features"], rois, images.image_sizes)
             parts["rois"] = model.roi_heads.box_predictor(model.roi_heads.box_head(pooled))       # (N, C), (N, 4C)
@@ -272,36 +296,40 @@ class DetectionDistiller(Distiller):
                                  f"same in the same order, or {hint}")
         self._checked.add(("classes", role))
 
-    def _check_anchors(self, role: str, generator: Callable, images, levels: list[Tensor], seen: detectors.Seen) -> None:
-        """Rows of the two heads are compared one by one, so their anchors must be the same; seen on the first run.
+    def _check_anchors(self, role: str, generator: Callable, images, levels: list[Tensor], seen: detectors.Seen,
+                       rows: int) -> None:
+        """Rows of the two heads are compared one by one: their number is compared each time, the anchors on the first run.
 
         Raises:
-            ValueError: they are not.
+            ValueError: they are not the same.
         """
-        if ("anchors", role) in self._checked:
-            return
         if self.resolution == "own":
             raise ValueError(f"{role} sees images of another size (resolution='own'), so its anchors are not the student's: "
                              "take 'features.*' and 'rois.*' of it, which do not depend on anchors")
-        ours = torch.cat(seen.anchors)
-        theirs = torch.cat(generator(images, [level.to(ours.dtype) for level in levels]))     # anchors have the maps' dtype
-        if theirs.shape != ours.shape or not torch.allclose(theirs, ours):
+        expected = sum(len(anchors) for anchors in seen.anchors)
+        same = rows == expected
+        if same and ("anchors", role) not in self._checked:
+            ours = torch.cat(seen.anchors)
+            theirs = torch.cat(generator(images, [level.to(ours.dtype) for level in levels]))     # made in the maps' dtype
+            same = torch.allclose(theirs, ours)
+        if not same:
             sizes = [[tuple(v.shape[-2:]) for v in maps] for maps in (levels, seen.features.values())]
-            raise ValueError(f"{role} has {len(theirs)} anchors in this batch, on feature maps {sizes[0]}, the student "
-                             f"{len(ours)} on {sizes[1]}; or they differ in size: give both the same strides and the same "
-                             "anchor_generator")
+            raise ValueError(f"{role} has {rows} anchors in this batch, on feature maps {sizes[0]}, the student {expected} on "
+                             f"{sizes[1]}; or they differ in size: give both the same strides and the same anchor_generator")
         self._checked.add(("anchors", role))
 
     def _units(self, role: str, part: str | None = None) -> Tensor | float:
         """What turns the teacher's deltas into the units of the student's box coder."""
-        ours, theirs = ((getattr(m, part) if part else m).box_coder for m in (self.student, self.model(role)))
-        weights = [getattr(coder, "weights", None) for coder in (ours, theirs)]
-        if type(ours) is not type(theirs):
-            raise ValueError(f"{role} encodes boxes with {type(theirs).__name__}, the student with {type(ours).__name__}: "
-                             "their deltas cannot be compared")
-        if weights[0] == weights[1]:
-            return 1.0
-        return torch.tensor(weights[0]).div(torch.tensor(weights[1])).to(next(self.student.parameters()).device)
+        if (role, part) not in self._scales:
+            ours, theirs = ((getattr(m, part) if part else m).box_coder for m in (self.student, self.model(role)))
+            if type(ours) is not type(theirs):
+                raise ValueError(f"{role} encodes boxes with {type(theirs).__name__}, the student with {type(ours).__name__}: "
+                                 "their deltas cannot be compared")
+            weights = [getattr(coder, "weights", None) for coder in (ours, theirs)]
+            equal = weights[0] == weights[1]
+            self._scales[role, part] = 1.0 if equal else torch.tensor(weights[0]).div(torch.tensor(weights[1])).to(
+                next(self.student.parameters()).device)
+        return self._scales[role, part]
 
     def _taps_of(self, role: str, needed: Sequence[str], wanted: Sequence[str], call: Callable) -> Taps:
         """A forward that records the submodules that are needed here or wanted; made once."""
@@ -314,12 +342,17 @@ class DetectionDistiller(Distiller):
 
 
 def _heads(role: str, wanted: Sequence[str]) -> set[str]:
-    """Which of a teacher's heads have to run; all of them for a submodule beyond the backbone."""
-    own = {f"{role}.cls_logits": "head", f"{role}.box_deltas": "head"}
-    if any(name.startswith(f"{role}.") and not name.startswith(f"{role}.backbone") and name not in own for name in wanted):
-        return {"head", "rpn", "rois"}
-    parts = {"anchors": "head", "rpn": "rpn", "rois": "rois"}
-    return {own.get(name) or parts.get(name.split(".")[0]) for name in wanted} - {None}
+    """Which of a teacher's heads have to run: ``head``, ``rpn``, ``roi_heads``."""
+    parts = {"anchors": "head", f"{role}.cls_logits": "head", f"{role}.box_deltas": "head", "rpn": "rpn", "rois": "roi_heads"}
+    paths = {name: name.split(".")[1] for name in wanted if name.startswith(f"{role}.")}
+    found = {parts.get(name) or parts.get(name.split(".")[0]) or paths.get(name) for name in wanted}
+    return found & {"head", "rpn", "roi_heads"}
+
+
+def _compared(role: str, head: str, wanted: Sequence[str]) -> bool:
+    """Whether some loss compares this head's rows with the student's, and not only a submodule of it."""
+    return any(name in (f"{role}.cls_logits", f"{role}.box_deltas") or name.startswith("anchors.") for name in wanted) \
+        if head == "head" else any(name.startswith(f"{head}.") for name in wanted)
 
 
 def _one_of(name: str, value, known: Sequence) -> None:

@@ -18,6 +18,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.ssd import SSD
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
@@ -32,7 +33,7 @@ class SmallResNet(nn.Module):
     """A residual network for small images: maps at strides 4, 8, 16, 32, of width, 2, 4 and 8 times width channels.
 
     Args:
-        width: channels of the first stage. 16 has 0.7 M parameters.
+        width: channels of the first stage. 16 has 0.31 M parameters.
         blocks: residual blocks a stage.
     """
 
@@ -79,7 +80,7 @@ class _Timm(nn.Module):
         super().__init__()
         import timm
 
-        net = timm.create_model(name, pretrained=pretrained, features_only=True)
+        net = timm.create_model(name, pretrained=False, features_only=True)                # only to know its strides
         keep = [k for k, stride in enumerate(net.feature_info.reduction()) if stride >= 4]
         self.net = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=keep)
         self.channels = self.net.feature_info.channels()
@@ -204,18 +205,16 @@ def mask_rcnn(num_classes: int, backbone: Backbone = "resnet18", channels: int =
     return MaskRCNN(fpn, classes, **_known(kwargs, MaskRCNN))
 
 
-def ssdlite(num_classes: int, size: int = 320, weights_backbone: str | None = None, **kwargs) -> nn.Module:
+def ssdlite(num_classes: int, weights_backbone: str | None = None, **kwargs) -> nn.Module:
     """torchvision's SSDlite with MobileNetV3-Large at 320 pixels (arXiv 1801.04381)."""
-    if size != 320:
-        raise ValueError(f"torchvision's SSDlite sees images of 320 pixels, got size={size}")
-    return torchvision.models.detection.ssdlite320_mobilenet_v3_large(num_classes=num_classes, weights=None,
-                                                                      weights_backbone=weights_backbone, **kwargs)
+    make = torchvision.models.detection.ssdlite320_mobilenet_v3_large
+    return make(num_classes=num_classes, weights=None, weights_backbone=weights_backbone, **_known(kwargs, SSD))
 
 
 def ssd(num_classes: int, weights_backbone: str | None = None, **kwargs) -> nn.Module:
     """torchvision's SSD300 with VGG-16 (arXiv 1512.02325)."""
-    return torchvision.models.detection.ssd300_vgg16(num_classes=num_classes, weights=None, weights_backbone=weights_backbone,
-                                                     **kwargs)
+    make = torchvision.models.detection.ssd300_vgg16
+    return make(num_classes=num_classes, weights=None, weights_backbone=weights_backbone, **_known(kwargs, SSD))
 
 
 def _two_stage(num_classes, backbone, channels, first, extra, anchor_sizes, aspect_ratios, representation, weights, kwargs):

@@ -1,5 +1,6 @@
 """Detection: what the engine needs to know of the task."""
 
+import functools
 import itertools
 
 import torch
@@ -69,9 +70,10 @@ def pictures(run) -> list[tuple]:
     names += [name for name in ("alone", *students[-1:]) if name in run.done]
     models, metrics = {name: run.trained(name) for name in names}, {name: run.done[name] for name in names}
     distiller = _as_trained(run, taught) if taught else None
-    for name, teacher in (distiller.teachers.items() if distiller else ()):
+    for name in distiller.teachers if distiller else ():
         if name not in models:                                           # from a file: nobody has measured it yet
-            models, metrics = {name: teacher, **models}, {name: evaluate(teacher, loader), **metrics}
+            model = functools.partial(distiller.detections, name)        # in the student's classes
+            models, metrics = {name: model, **models}, {name: evaluate(model, loader), **metrics}
     labelled = getattr(loader.dataset, "target", [0] * len(loader.dataset))
     samples = [loader.dataset[i] for i in draw.evenly([None if int(known) < 0 else 0 for known in labelled])]
     images, targets = [[s[key] for s in samples] for key in ("input", "target")]

@@ -105,7 +105,7 @@ def _unit(metric: str) -> str:
     """By the naming rule of the metrics: psnr is in dB, shares are in percent; others have none."""
     if metric.startswith("psnr"):
         return " dB"
-    shares = ("accuracy", "map", "recall", "precision", "average_accuracy", "average_incremental", "forgetting")
+    shares = ("accuracy", "map", "mar_", "recall", "precision", "average_accuracy", "average_incremental", "forgetting")
     return " %" if metric.startswith(shares) else ""
 
 
@@ -183,6 +183,7 @@ def _control(run) -> str:
         return ("<p>This run has no stage <code>alone</code>. Without the same student trained without its teacher, a number "
                 "here says how good the student is, not what distillation brought.</p>")
     losses = ", ".join(f"{_code(name)}&nbsp;×&nbsp;{escape(_weight(entry))}" for name, entry in alone.losses.items())
+    losses = losses or "the model's own losses, at weight 1"
     text = (f"<p><code>alone</code> is the control: the same student from the same first weights (seed {run.seed}), the same "
             "labelled samples in the same order and the same number of steps, without a teacher. A loss that names no teacher "
             "has weight 1 there, or the weight that its <code>alone=</code> says, so that the control is not weakened by "

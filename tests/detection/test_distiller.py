@@ -122,6 +122,7 @@ def test_a_failing_step_puts_the_detector_back():
     student, teacher = pair(retinanet)
     distiller = DetectionDistiller(student, {"teacher": teacher}, {"loss_adl": (ADLLoss(), ("student.cls_logits", "teacher.cls_logits"))})
     data = batch()
+    distiller.build(data)
     data["target"][0]["labels"] = torch.tensor([1, 99])
     with pytest.raises(IndexError):
         distiller.train()(data)
@@ -456,6 +457,104 @@ def test_adl_in_bfloat16_and_a_bfloat16_teacher():
     assert losses["loss_adl"].dtype == torch.float32
     sum(losses.values()).backward()
     assert all(p.grad.isfinite().all() for p in student.parameters() if p.grad is not None)
+
+
+def test_num_classes_without_the_background_is_said():
+    student, teacher = pair(retinanet, num_classes=3)
+    with pytest.raises(ValueError, match="labels up to 3, the student has num_classes=3.*want 4"):
+        take(("student.cls_logits",), student, teacher, batch())
+
+
+def test_of_a_teacher_of_another_kind_there_are_features_and_submodules_only():
+    torch.manual_seed(0)
+    one, two = retinanet(4), faster_rcnn(4)
+    data = batch()
+    for student, teacher, refused in ((one, two, ("rpn.teacher.logits", "rois.teacher.logits", "teacher.cls_logits")),
+                                      (two, one, ("teacher.cls_logits", "teacher.box_deltas", "anchors.teacher.deltas", "rpn.teacher.logits"))):
+        found, _, _ = take(("features.student.3", "features.teacher.3", "teacher.backbone.body.stages.3"), student, teacher, data)
+        assert found["features.student.3"].shape[2:] == found["features.teacher.3"].shape[2:]
+        for name in refused:
+            with pytest.raises(ValueError, match=r"no model supplies|neither a model nor the batch supplies"):
+                take((name,), student, teacher, data)
+
+
+def test_a_submodule_of_a_head_runs_that_head_only_and_compares_no_anchors():
+    torch.manual_seed(0)
+    student, teacher = retinanet(4), faster_rcnn(4, min_size=128, max_size=192)
+    found, _, _ = take(("teacher.rpn.head.conv@0", "features.student.2"), student, teacher, batch(), resolution="own")
+    assert found["teacher.rpn.head.conv@0"].shape[1] == 8
+
+
+def test_maps_of_a_larger_image_lie_as_the_students_do_whatever_is_padded():
+    torch.manual_seed(0)
+    student, teacher = faster_rcnn(4, min_size=70, max_size=200), faster_rcnn(8, min_size=140, max_size=400)
+    data = batch(1, 64, 90)                                                 # 70 x 98 in 96 x 128; 140 x 197 of itself in 160 x 224
+    found, _, distiller = take(("features.student.2", "features.teacher.2"), student, teacher, data, resolution="own")
+    seen = distiller.tensors(data)["student.seen"]
+    from kdtasks.detection.detectors import resized
+
+    images = resized(teacher, seen)
+    for axis in (0, 1):
+        ours = seen.batch.image_sizes[0][axis] / seen.batch.tensors.shape[2 + axis]
+        theirs = images.image_sizes[0][axis] / images.tensors.shape[2 + axis]
+        assert abs(ours - theirs) < 0.01
+    assert found["features.teacher.2"].shape[-1] == 2 * found["features.student.2"].shape[-1]
+
+
+def test_weight_zero_on_a_feature_loss_leaves_it_out_everywhere():
+    from kdtasks.core.stages import control
+
+    student, teacher = pair(faster_rcnn)
+    distiller = DetectionDistiller(student, {"teacher": teacher}, {"loss_hint": (HintLoss(), ("features.student.3", "features.teacher.3"), 0)})
+    assert set(distiller.train()(batch())) == {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
+    supplied = set(distiller.names("teacher")).__contains__
+    losses = {"loss_hint": {"of": ("features.student.3", "features.teacher.3"), "weight": 0}, "loss_c": {"of": "student.loss_classifier", "alone": 0}}
+    plain = control(losses, {"teacher": None}, supplied, own_losses=True)
+    assert set(plain) == {"loss_c"} and plain["loss_c"]["weight"] == 0
+    alone = DetectionDistiller(student, {}, {"loss_c": (None, "student.loss_classifier", 0)})
+    assert "loss_classifier" not in alone.train()(batch()) and "loss_c" not in alone(batch())
+
+
+def test_a_teachers_detections_are_in_the_students_classes():
+    torch.manual_seed(0)
+    student, teacher = retinanet(4, num_classes=3), retinanet(8, num_classes=7)
+    boxes = torch.tensor([[1.0, 1, 9, 9], [2, 2, 8, 8], [3, 3, 7, 7], [5, 5, 5, 9]])
+    found = [{"boxes": boxes, "labels": torch.tensor([5, 0, 4, 5]), "scores": torch.tensor([0.9, 0.8, 0.7, 0.6])}]
+    distiller = DetectionDistiller(student, {"teacher": teacher}, {"loss_seen": (Seen(), ("student.cls_logits",))}, class_map=[0, 4, 5])
+    distiller.teachers["teacher"].forward = lambda images: found
+    answer = distiller.detections("teacher", [torch.zeros(3, 8, 8)])[0]
+    assert answer["labels"].tolist() == [2, 1] and answer["boxes"].tolist() == boxes[[0, 2]].tolist()      # no class 0, no flat box
+    plain = DetectionDistiller(student, {"teacher": teacher}, {"loss_seen": (Seen(), ("student.cls_logits",))}, unlabelled="soft+pseudo")
+    with pytest.raises(ValueError, match="teacher has 7 classes"):
+        plain({"input": batch()["input"], "labelled": torch.tensor([False, False])})
+
+
+def test_all_rows_labelled_and_no_target_where_none_is_read():
+    student, teacher = pair(faster_rcnn)
+    data = batch(2)
+    _, losses, _ = take(RPN[:2], student, teacher, {**data, "labelled": torch.tensor([True, True])})
+    assert losses["loss_objectness"] > 0
+    student, teacher = pair(retinanet)
+    distiller = DetectionDistiller(student, {"teacher": teacher}, {"loss_adl": (ADLLoss(), ("student.cls_logits", "teacher.cls_logits"))})
+    assert distiller.train()({"input": data["input"], "labelled": torch.tensor([False, False])})["loss_adl"] > 0
+
+
+def test_at_rest_images_have_one_size_and_frozen_parts_stay_frozen():
+    torch.manual_seed(0)
+    student, teacher = retinanet(4, min_size=(64, 80, 96), max_size=200), retinanet(8, min_size=64, max_size=200)
+    student.train()
+    student.backbone.body.stem.eval()                                      # BatchNorm frozen on purpose
+    distiller = DetectionDistiller(student, {"teacher": teacher}, {"loss_adl": (ADLLoss(), ("student.cls_logits", "teacher.cls_logits"))})
+    assert not student.backbone.body.stem.training and student.backbone.training
+    sizes = {distiller.tensors(batch())["student.cls_logits"].shape[1] for _ in range(6)}
+    assert len(sizes) == 1
+    assert len({distiller.train()._known(batch())["student.cls_logits"].shape[1] for _ in range(12)}) > 1      # in training as before
+
+
+def test_a_teacher_cannot_be_called_as_a_group_of_tensors():
+    student, teacher = pair(faster_rcnn)
+    with pytest.raises(ValueError, match=r"'rois\.\*'"):
+        DetectionDistiller(student, {"rois": teacher}, {})
 
 
 @pytest.mark.gpu

@@ -47,6 +47,8 @@ def test_what_does_not_exist_is_refused_with_the_nearest():
         models.retinanet(3, "small", 16, anchor_sizes=[8, 16, 32])
     with pytest.raises(ValueError, match="min_size"):                      # torchvision would swallow it
         models.retinanet(3, "small", 16, min_siz=64)
+    with pytest.raises(ValueError, match="score_thresh"):
+        models.ssdlite(3, score_tresh=0.1)
     with pytest.raises(ValueError, match="rpn_batch_size_per_image"):
         models.faster_rcnn(3, "small", 16, rpn_batch_size=64)
 

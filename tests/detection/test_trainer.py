@@ -132,6 +132,15 @@ def test_evaluate_gives_hundred_for_a_detector_that_knows():
     assert found["map"] == pytest.approx(100) and found["map_0"] == pytest.approx(100)
 
 
+def test_label_zero_is_no_class_and_does_not_stop_an_evaluation():
+    class Confused(torch.nn.Module):
+        def forward(self, images):
+            return [{"boxes": torch.tensor([[1.0, 1, 9, 9]]), "labels": torch.tensor([0]), "scores": torch.tensor([0.9])} for _ in images]
+
+    loader = Loader(Run(config(), "unused", device="cpu").data_set(config()["data"], "test"), 4, shuffle=False)
+    assert trainer.evaluate(Confused(), loader)["map"] == 0
+
+
 def test_a_cache_and_classes_in_another_order_are_refused_before_the_first_step(tmp_path):
     with pytest.raises(ConfigError, match="the inputs are a list"):
         Run(config(cache={"views": 1}), tmp_path / "cache", device="cpu", quiet=True).train()
