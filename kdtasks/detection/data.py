@@ -26,6 +26,7 @@ from kdtasks.general.image_files import SUFFIXES, images_below
 
 _FEW, _SCATTER = 0x2A, 0x2B                                                     # salts of view_hash; _SCATTER + 1: test
 _THIN = 0.01                                                                    # pixels; a thinner box has no area
+_ORIENTATION = 0x0112                                                           # of EXIF; 5 to 8 swap height and width
 _NAMED = 5                                                                      # broken boxes that a warning names
 _TRIES, _OVERLAP = 10, 0.1                                                      # places tried; share of the smaller box
 
@@ -211,12 +212,13 @@ def _flat(targets: Sequence[dict | None], classes: int, paths: Sequence[str]) ->
 
 
 def _file_size(path: str) -> tuple[int, int]:
-    """(height, width) from the head of an image file."""
+    """(height, width) from the head of an image file, after the turn that its camera noted."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            return image.height, image.width
+            turned = image.getexif().get(_ORIENTATION, 1) > 4                                   # the camera was held upright
+            return (image.width, image.height) if turned else (image.height, image.width)
     except Exception as error:
         raise RuntimeError(f"cannot read image {path}: {error}") from error
 
@@ -235,6 +237,8 @@ def _read(path: str, annotated: tuple[int, int] | None, size: tuple[int, int] | 
         if annotated not in (None, original):
             raise ValueError(f"the annotation is of an image of {annotated[0]} x {annotated[1]} (height x width), "
                              f"the file has {original[0]} x {original[1]}")
+        if image.mode[0] in "IF":                                                               # PIL would cut it at 255
+            raise ValueError(f"its pixels have the mode {image.mode!r}: want 8 bits a channel")
         image = image.convert("RGB")
         if size not in (None, original):
             image = image.resize(size[::-1], Image.Resampling.BILINEAR)                      # antialiased when it shrinks
@@ -256,7 +260,7 @@ def _transformed(image: Tensor, target: dict | None, transforms: Sequence[Callab
     from torchvision.transforms.v2 import functional as F
 
     boxes, labels = (target["boxes"], target["labels"]) if target else (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    image = tv_tensors.Image(image)
+    image = tv_tensors.Image(image.clone())                                # a transform in place must not reach what is kept
     sample = {"boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=tuple(image.shape[-2:])), "labels": labels}
     for transform in transforms:
         image, sample = transform(image, sample)
@@ -323,8 +327,13 @@ def _parsed(file: Path) -> dict:
     for name in ("images", "categories"):
         if not isinstance(content, dict) or name not in content:
             raise ValueError(f"{file} has no {name!r}: {did_you_mean(name, content if isinstance(content, dict) else ())}")
-    if len({image["id"] for image in content["images"]}) < len(content["images"]):
-        raise ValueError(f"{file}: two images have the same id")
+    for name, what in (("images", "file_name"), ("categories", "name")):
+        for entry in content[name]:
+            lacks = [key for key in ("id", what) if key not in entry]
+            if lacks:
+                raise ValueError(f"{file}: one of its {name} has no {lacks[0]!r}: {entry}")
+        if len({entry["id"] for entry in content[name]}) < len(content[name]):
+            raise ValueError(f"{file}: two {name} have the same id")
     return content
 
 
@@ -339,7 +348,7 @@ def _sort_in(annotations: Sequence[dict], targets: dict, number: dict, file: Pat
         if annotation.get("category_id") not in number:
             raise ValueError(f"{where} has category {annotation.get('category_id')}; there are {sorted(number)}")
         box = annotation.get("bbox")
-        if not isinstance(box, list) or len(box) != 4:
+        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
             raise ValueError(f"{where}: bbox must be [left, top, width, height], got {box!r}")
         left, top, width, height = box
         target = targets[annotation["image_id"]]
@@ -408,7 +417,7 @@ def _voc(parts: Sequence[tuple[Path, str]], classes: Sequence[str] | None, inclu
     inclusive = original if inclusive is None else inclusive
     paths, targets, sizes = [], [], []
     for root, split in parts:
-        files = {path.stem: path for path in (root / "JPEGImages").iterdir() if path.suffix.lower() in SUFFIXES}
+        files = {path.stem: path for path in sorted((root / "JPEGImages").iterdir()) if path.suffix.lower() in SUFFIXES}
         for name in _listed(root, split):
             if name not in files:
                 raise FileNotFoundError(f"{split}.txt names {name!r}, which {root / 'JPEGImages'} lacks: "
@@ -425,7 +434,11 @@ def _listed(root: Path, split: str) -> list[str]:
     if not file.is_file():
         splits = sorted(path.stem for path in file.parent.glob("*.txt"))
         raise FileNotFoundError(f"no list of images {file}: {did_you_mean(split, splits)}")
-    return [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+    rows = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    flags = [row.rpartition(" ")[2] in ("-1", "0", "1") and " " in row for row in rows]
+    if rows and all(flags):
+        raise ValueError(f"{file} lists one class, with 1 and -1 behind the names: want a list of all images, as 'trainval'")
+    return rows
 
 
 def _tree(file: Path) -> ElementTree.Element:
@@ -535,6 +548,8 @@ def few_labels(dataset: DetectionData, images: int, seed: int = 0) -> DetectionD
         ValueError: ``images`` is below 1, or more than are labelled.
     """
     known = (dataset.target != UNLABELLED).nonzero()[:, 0]
+    if not isinstance(images, int):
+        raise ValueError(f"images must be a whole number, got {images!r}")
     if not 1 <= images <= len(known):
         raise ValueError(f"images={images}: want at least 1 and at most {len(known)}, the labelled images there are")
     kept = known[view_hash(seed, known, 0, _FEW).argsort(stable=True)[:images]]

@@ -40,6 +40,8 @@ class ImageFiles:
         from PIL import Image
 
         with Image.open(self.paths[index]) as image:
+            if image.mode[0] in "IF":                                       # PIL would cut it at 255
+                raise ValueError(f"its pixels have the mode {image.mode!r}: want 8 bits a channel")
             return self.transform(image.convert("RGB")), int(self.target[index])
 
 

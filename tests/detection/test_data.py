@@ -244,7 +244,7 @@ def test_voc_errors_name_the_file_and_the_nearest(tmp_path):
         data.voc(root, "train", ["elk", "wolf"])
     with pytest.raises(FileNotFoundError, match=r"trian\.txt: did you mean 'train'\?"):
         data.voc(root, "trian")
-    (root / "ImageSets" / "Main" / "more.txt").write_text("a 1\nb -1\n")
+    (root / "ImageSets" / "Main" / "more.txt").write_text("a\nb\n")
     with pytest.raises(FileNotFoundError, match=r"more\.txt names 'b'"):
         data.voc(root, "more")
     Image.fromarray(photo()).save(root / "JPEGImages" / "b.png")
@@ -501,3 +501,56 @@ def test_a_data_set_travels_to_another_process(tmp_path):
     dataset = one_photo(tmp_path, 3, size=(30, 40))
     copy = pickle.loads(pickle.dumps(dataset))
     assert len(copy) == 3 and copy[0]["target"]["boxes"].shape == (1, 4) and copy.path(0) == dataset.path(0)
+
+
+def test_pixels_of_sixteen_bits_are_refused_and_not_cut(tmp_path):
+
+
+    Image.fromarray(np.linspace(0, 65000, 64 * 64).reshape(64, 64).astype(np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="'I;16': want 8 bits"):
+        data.unlabelled(tmp_path, classes=["a"])[0]
+
+
+def test_a_transform_in_place_does_not_reach_the_image_that_is_kept():
+    def black(image, sample):
+        return image.fill_(0), sample
+
+    kept = data.digits_on_photos(images=2, size=64, augment=[black])
+    before = kept.memory[0].clone()
+    assert kept[0]["input"].max() == 0 and torch.equal(kept.memory[0], before)
+
+
+def test_the_turn_that_a_camera_noted_counts_with_and_without_labels(tmp_path):
+
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
+    box = {"boxes": [[1, 2, 30, 50]], "labels": [1]}
+    sizes = {tuple(DetectionData([tmp_path / "a.jpg"], [target], ["a"], augment=None)[0]["input"].shape) for target in (None, box)}
+    assert sizes == {(3, 60, 40)}
+
+
+def test_a_list_of_one_class_is_no_split(tmp_path):
+    folder = tmp_path / "ImageSets" / "Main"
+    folder.mkdir(parents=True)
+    for other in ("JPEGImages", "Annotations"):
+        (tmp_path / other).mkdir()
+    (folder / "cat_train.txt").write_text("000001  1\n000002 -1\n")
+    with pytest.raises(ValueError, match="lists one class"):
+        data.voc(tmp_path, "cat_train", classes=["cat"])
+
+
+def test_coco_entries_that_lack_something_are_named(tmp_path):
+    import json
+
+    def refused(words, **changes):
+        content = {"images": [{"id": 1, "file_name": "a.jpg", "height": 8, "width": 8}], "categories": [{"id": 1, "name": "cat"}],
+                   "annotations": [{"id": 7, "image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2]}]} | changes
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=words):
+            data.coco(tmp_path, tmp_path / "a.json")
+
+    refused("annotation 7: bbox must be", annotations=[{"id": 7, "image_id": 1, "category_id": 1, "bbox": [1, 2, None, 4]}])
+    refused("one of its images has no 'file_name'", images=[{"id": 1}])
+    refused("two categories have the same id", categories=[{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}])
