@@ -1,4 +1,4 @@
-# A small RetinaNet learns to find digits on photos, 200 labelled and 800 not: semi-supervised ADL (arXiv 1901.00366). No download.
+# A small RetinaNet learns to find digits on photos, 200 labelled and 800 not: ADL (arXiv 1901.00366). No download.
 # Run:     python tools/train.py configs/detection/default.py
 # Expect:  to be measured
 _base_ = ['../_base_/digits_on_photos.py']

@@ -15,7 +15,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     """``(state_dict, meta)`` of a ``.pth`` file (``torch.load`` with ``weights_only=True``) or a ``.safetensors`` file.
 
     A file may hold the plain state_dict, or a dict with it under ``'state_dict'`` or ``'model'`` (torchvision,
-    mmengine and timm do so) beside other things; the prefix ``module.`` that DDP adds is taken off.
+    mmengine and timm do so) beside other things; the prefix ``module.`` that DDP adds is taken off. Foreign objects among
+    the other things (the log of mmengine's Runner) come out empty: their code is not run, nor even imported.
 
     Raises:
         FileNotFoundError: there is no such file; neighbours with a similar name are listed.
@@ -34,7 +35,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     if not start.startswith((b"PK", b"\x80")):                              # a zip archive, or a pickle as of old
         raise ValueError(f"{str(path)!r} is not a checkpoint ({path.stat().st_size} bytes, begins with {start!r})")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _loaded(path)
     except Exception as error:                                             # a broken file raises whatever it happens to
         refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if refused:
@@ -44,19 +45,64 @@ def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
         reason = type(error).__name__ if isinstance(error, pickle.UnpicklingError) else str(error).partition("\n")[0]
         raise ValueError(f"{str(path)!r} is truncated, damaged or no checkpoint ({path.stat().st_size} bytes): "
                          f"{reason}") from None
-    meta = {}
-    if isinstance(content, dict):
-        meta = content.get("meta", {})
-        for key in ("state_dict", "model"):
-            if isinstance(content.get(key), dict):
-                content = content[key]
-                break
-    if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
+    meta, content = content.get("meta", {}) if isinstance(content, dict) else {}, _inner(content)
+    if not _is_state(content):
         kind = f"a dict with the keys {list(content)[:6]}" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise ValueError(f"{str(path)!r} holds no state_dict but {kind}; want {{name: tensor}}, plain or under 'state_dict'")
     if all(name.startswith("module.") for name in content):
         content = {name.removeprefix("module."): value for name, value in content.items()}
     return content, meta if isinstance(meta, dict) else {}
+
+
+class _Nothing:
+    """Stands for an object that is no plain value; whatever it is made of is dropped."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+def _an_empty_list(*args) -> list:
+    return []
+
+
+def _an_empty_dict(*args) -> dict:
+    return {}
+
+
+# What is filled item by item, which torch allows with lists and dicts only.
+_STAND_INS = {"collections.deque": _an_empty_list, "collections.defaultdict": _an_empty_dict}
+
+
+def _loaded(path: Path):
+    """``torch.load`` with ``weights_only=True``; where it refuses an object beside the weights, an empty one stands there."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as refusal:
+        try:
+            names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+            with torch.serialization.safe_globals([(_STAND_INS.get(name, _Nothing), name) for name in names]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:                                                  # damaged, of old, or a module that torch bars
+            raise refusal from None
+        if not _is_state(_inner(content)):
+            raise refusal from None
+        return content
+
+
+def _inner(content):
+    """What a file has under the usual keys, or all of it."""
+    if isinstance(content, dict):
+        for key in ("state_dict", "model"):
+            if isinstance(content.get(key), dict):
+                return content[key]
+    return content
+
+
+def _is_state(content) -> bool:
+    return isinstance(content, dict) and len(content) > 0 and all(isinstance(v, torch.Tensor) for v in content.values())
 
 
 def load_weights(model: nn.Module, path: str | Path) -> dict:

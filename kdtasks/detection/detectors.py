@@ -73,7 +73,7 @@ def noting_dense(model: nn.Module, seen: Seen, rows: list[int] | None):
         return original([targets[i] for i in rows], {name: value[index] for name, value in head_outputs.items()},
                         [anchors[i] for i in rows], [matched_idxs[i] for i in rows])
 
-    with _replaced(owner, "compute_loss", compute_loss):
+    with replaced(owner, "compute_loss", compute_loss):
         yield
 
 
@@ -100,13 +100,13 @@ def noting_two_stage(model: nn.Module, seen: Seen):
         seen.roi_positive = (seen.roi_labels > 0).nonzero()[:, 0]
         return chosen
 
-    with (_replaced(rpn, "fg_bg_sampler", sample), _replaced(rpn, "compute_loss", compute_loss),
-          _replaced(roi_heads, "select_training_samples", select_training_samples)):
+    with (replaced(rpn, "fg_bg_sampler", sample), replaced(rpn, "compute_loss", compute_loss),
+          replaced(roi_heads, "select_training_samples", select_training_samples)):
         yield
 
 
 @contextmanager
-def _replaced(owner: nn.Module, name: str, function: Callable):
+def replaced(owner: nn.Module, name: str, function: Callable):
     """An attribute or method replaced on the instance, and as it was afterwards."""
     there = name in owner.__dict__
     before = owner.__dict__.get(name)

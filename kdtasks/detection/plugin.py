@@ -1,15 +1,19 @@
-"""The door to MMDetection 3: any of its one- and two-stage detectors taught by another, inside an ordinary mmdet config.
+"""The door to MMDetection 3: a one- or two-stage detector of it taught by another, inside an ordinary mmdet config.
 
 ``model = dict(type='kdtasks.detection.plugin.DistillDetector', student=…, teacher=…, losses=…)`` is all that a config needs:
 mmengine finds a full dotted path by itself. The student runs as mmdet wrote it, once a step; what its heads see and sample
 is noted on the way. The teacher is run part by part on exactly that (the student's images, its sampled anchors, its RoIs)
 and draws no random number. mmdet and mmcv are imported when a detector is built.
+
+Tested with RetinaNet, GFL, FCOS, Faster R-CNN and Cascade R-CNN (its RPN and its features). Others usually work: the student
+is tried when it is built, on one image, and what it cannot do is said then.
 """
 
 import copy
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -21,9 +25,11 @@ from torch import Tensor, nn
 from kdtasks.core import Distiller, Teacher
 from kdtasks.core.features import Taps
 from kdtasks.core.weights import read_weights
+from kdtasks.detection.detectors import replaced
 from kdtasks.engine import builder
 
 TRIAL_SIDE = 384                                           # px of the one image that tells losses, levels and channels: 3 x 128
+_NO_TEACHERS = {"features", "anchors", "rpn", "rois"}      # and 'student', which the Distiller refuses itself
 
 
 class DistillDetector(BaseModel):
@@ -31,12 +37,17 @@ class DistillDetector(BaseModel):
 
     ``mode='loss'`` gives the student's own losses and the distillation losses, ``'predict'`` and ``'tensor'`` are the plain
     student. The teacher is frozen, in eval, and in no ``parameters()``, ``state_dict()`` or EMA copy; ``init_weights`` reaches
-    the student only, as its ``init_cfg`` says.
+    the student only, as its ``init_cfg`` says. Own losses that the student gives only later (YOLOX: ``loss_l1``) enter with
+    weight 1.
 
     A checkpoint's ``state_dict`` has the plain student's names and nothing else, so mmdet loads it strictly into the plain
-    student. Weights of the losses themselves (a hint's adapter) travel in its ``_metadata``, and come back on resume.
+    student: for ``init_detector``, write ``cfg.model = cfg.model.student``. Weights of the losses themselves (a hint's adapter)
+    travel in its ``_metadata``, and come back on resume. mmengine 0.10 resumes from its own files on torch >= 2.6 only with
+    ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1`` in the environment.
 
-    Attributes that this class lacks (``bbox_head``, ``with_neck``) are the student's.
+    Attributes that this class lacks (``bbox_head``, ``with_neck``) are the student's. In ``named_parameters()`` the student's
+    have their plain names, as in mmdet (layer-wise decay goes by them); a ``custom_keys`` of mmengine is matched anywhere in
+    the whole path, ``distiller.student.backbone.…`` or ``distiller.losses.…``.
 
     Args:
         student: an mmdet model config; or the path of an mmdet config file that has one; or the name of one that mmdet
@@ -44,16 +55,17 @@ class DistillDetector(BaseModel):
         teacher: the same.
         losses: ``{name: dict(type=…, of=…, weight=…)}`` as in kdtasks configs; :class:`MMDetDistiller` lists the names for
             ``of``. Names that contain ``loss`` train. A weight may be a ``dict(type='kdtasks.core.Linear', …)``.
-        teacher_checkpoint: a file that mmengine or torch saved, loaded strictly and without unpickling code. None: what the
-            teacher's ``init_cfg`` gives.
+        teacher_checkpoint: a file that mmengine or torch saved, loaded strictly and without unpickling code. None: that of a
+            ``Pretrained`` in the teacher's own ``init_cfg``, loaded the same way; or else what its parts' ``init_cfg`` give.
         class_map: the teacher's class for each of the student's, counted as mmdet does, without background; None: they are
             equal.
         data_preprocessor: of the student, where its config has none (the Runner passes a config's on).
 
     Raises:
         ImportError: MMDetection is not installed.
-        ValueError: no one- or two-stage detector; a wrong loss entry or name; a checkpoint of another model; heads whose
-            anchors, strides, classes or shapes do not correspond (all models are tried on one image of 384 x 384 px).
+        ValueError: no one- or two-stage detector; a wrong loss entry or name; a checkpoint of another model, or an address;
+            heads whose anchors, strides, classes, deltas or shapes do not correspond; a student that gives no losses (all
+            models are tried on one image of 384 x 384 px).
     """
 
     def __init__(self, student: Mapping | str | Path, teacher: Mapping | str | Path, losses: Mapping[str, Mapping],
@@ -62,7 +74,7 @@ class DistillDetector(BaseModel):
         model = _detector(student, "student", data_preprocessor)
         super().__init__(model.data_preprocessor)
         del self._modules["data_preprocessor"]             # the student has it, and once is enough
-        with _random_streams_kept():
+        with _random_streams_kept(), _epoch_known():
             taught_by = _taught(_detector(teacher, "teacher"), teacher_checkpoint)
             terms = {name: _term(name, entry) for name, entry in losses.items()}
             device = get_device()                          # the Runner's: some heads average over its processes
@@ -86,6 +98,12 @@ class DistillDetector(BaseModel):
                 raise
             return getattr(distiller.student, name)
 
+    def named_parameters(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True):
+        """The student's by their plain names; those of the losses as ``distiller.losses.…``."""
+        student, start = "distiller.student.", f"{prefix}." if prefix else ""
+        for name, parameter in super().named_parameters("", recurse, remove_duplicate):
+            yield start + name.removeprefix(student), parameter
+
     def init_weights(self) -> None:
         """As the student's ``init_cfg`` says. The Runner calls it, after the teacher's weights are loaded."""
         self.student.init_weights()
@@ -95,7 +113,12 @@ class DistillDetector(BaseModel):
         if mode != "loss":
             return self.student(inputs, data_samples, mode=mode)
         self._follow_runner()
-        return self.distiller({"input": inputs, "target": data_samples})
+        late: dict[str, Tensor] = {}
+        losses = self.distiller({"input": inputs, "target": data_samples, "late": late})
+        if not late.keys().isdisjoint(losses):
+            raise ValueError(f"the student's own {min(late.keys() & losses.keys())!r}, which it gives only now, has the name "
+                             "of a loss of yours: rename that")
+        return losses | late
 
     def _follow_runner(self) -> None:
         """Tell the weights that change how far the Runner is."""
@@ -111,7 +134,8 @@ class MMDetDistiller(Distiller):
     """A :class:`~kdtasks.core.Distiller` of mmdet detectors; a batch is ``{'input': images, 'target': data_samples}``.
 
     ``input`` (B, 3, H, W) is what the student's data_preprocessor gives. Every image needs ``gt_instances``; they may be
-    empty. Names beside submodules (``'student.backbone.layer3'``), where t is a teacher's name:
+    empty. Own losses that the student did not give when it was built go into the batch's dict ``late``, where it has one.
+    Names beside submodules (``'student.backbone.layer3'``), where t is a teacher's name:
 
     ==============================================  ===================================================================
     ``student.<name>``                              the student's own losses (``student.loss_cls``), a list of levels summed;
@@ -137,15 +161,20 @@ class MMDetDistiller(Distiller):
         class_map: the teachers' class for each of the student's, without background; None: they are equal.
 
     Raises:
-        ValueError: a model that is no one- or two-stage detector; on the first run: heads that do not correspond.
+        ValueError: a model that is no one- or two-stage detector; a student that gives no losses; on the first run: heads that
+            do not correspond.
     """
 
     def __init__(self, student: nn.Module, teachers: Mapping[str, nn.Module] | None = None,
                  losses: Mapping[str, tuple] | None = None, *, class_map: Sequence[int] | None = None):
         models = {"student": student, **{n: m.model if isinstance(m, Teacher) else m for n, m in (teachers or {}).items()}}
         self._kinds = {role: _kind(model, role) for role, model in models.items()}
-        self._levels = {role: _number_of_levels(model) for role, model in models.items()}
-        self._own = _own_losses(student)
+        if not _NO_TEACHERS.isdisjoint(models):
+            raise ValueError(f"a teacher cannot be called {min(_NO_TEACHERS & models.keys())!r}: other names begin with it")
+        self._levels = {role: _levels(model) for role, model in models.items() if role != "student"}
+        self._levels["student"], self._own = _tried(student)
+        self._renormalized = {role for role, model in models.items()          # once: on a GPU it waits
+                              if _plain(_norm(model.data_preprocessor)) != _plain(_norm(student.data_preprocessor))}
         self._checked: set[tuple[str, str]] = set()
         listed = {of for entry in (losses or {}).values() for of in ([entry[1]] if isinstance(entry[1], str) else entry[1])}
         others = {name: (None, f"student.{name}", 1.0) for name in self._own          # accuracies; a cascade's 's0.loss_cls'
@@ -187,13 +216,15 @@ class MMDetDistiller(Distiller):
         with ExitStack() as stack:
             seen = {name: stack.enter_context(_noted(owner, method)) for name, (owner, method) in _noted_methods(model).items()}
             losses, values = self._run("student", wanted, batch["input"], samples,
-                                       lambda images, samples: model(images, samples, mode="loss"))
-        unknown = [name for name in losses if name not in self._own]
-        if unknown:
-            raise ValueError(f"{type(model).__name__} gave losses that it did not give before: {unknown}")
-        found = {f"student.{name}": _summed(value) for name, value in losses.items()} | values
-        taken = _OneStage(seen, model, len(batch["input"])) if self._kinds["student"] == "one-stage" else _TwoStage(seen, model)
-        found["student.seen"] = taken
+                                       lambda images, samples: _losses(model, images, samples))
+        losses = {name: _summed(value) for name, value in losses.items()}
+        late = {name: value for name, value in losses.items() if name not in self._own}
+        if late and "late" not in batch:
+            raise ValueError(f"{type(model).__name__} gave losses that it did not give before: {list(late)}")
+        if late:
+            batch["late"].update(late)
+        found = {f"student.{name}": value for name, value in losses.items()} | values
+        found["student.seen"] = taken = _Seen(seen, model, len(batch["input"]))
         return found | {name: taken.get(name) for name in wanted if name not in found}
 
     def _run(self, role: str, wanted: Sequence[str], images: Tensor, also, call: Callable) -> tuple[object, dict]:
@@ -213,7 +244,9 @@ class MMDetDistiller(Distiller):
             self._check(role, part, wanted)
         seen = batch["student.seen"] if heads & {"rpn", "rois"} else None       # the student runs here, before the teacher
         rois = seen.get("rois.boxes") if "rois" in heads else None
-        images = _renormalized(self.student.data_preprocessor, model.data_preprocessor, batch["input"], batch["target"])
+        images = batch["input"]
+        if role in self._renormalized:
+            images = _renormalized(self.student.data_preprocessor, model.data_preprocessor, images, batch["target"])
         with self.teachers[role].ready():
             parts, found = self._run(role, wanted, images, rois,
                                      lambda images, rois: self._teacher_parts(role, heads, images, rois))
@@ -221,14 +254,14 @@ class MMDetDistiller(Distiller):
             if name.startswith(f"features.{role}."):
                 found[name] = parts["features"][int(name.rpartition(".")[2])]
             elif name == f"{role}.cls_logits":
-                logits, head = _flat(parts["bbox"], model.bbox_head)[0], model.bbox_head
+                logits, head = _flat(parts["bbox"], model.bbox_head, 0), model.bbox_head
                 found[name] = self._students_classes(logits, head.cls_out_channels > head.num_classes)
             elif name == f"{role}.box_deltas":
-                found[name] = _flat(parts["bbox"], model.bbox_head)[1]
+                found[name] = _flat(parts["bbox"], model.bbox_head, 1)
             elif name == f"rpn.{role}.logits":
-                found[name] = _flat(parts["rpn"], model.rpn_head)[0][seen.get("rpn.sampled")]
+                found[name] = _flat(parts["rpn"], model.rpn_head, 0)[seen.get("rpn.sampled")]
             elif name == f"rpn.{role}.deltas":
-                found[name] = _flat(parts["rpn"], model.rpn_head)[1][seen.get("rpn.positive")]
+                found[name] = _flat(parts["rpn"], model.rpn_head, 1)[seen.get("rpn.positive")]
             elif name == f"rois.{role}.logits":
                 found[name] = self._students_classes(parts["rois"]["cls_score"], background=True)
             elif name == f"rois.{role}.deltas":
@@ -243,8 +276,7 @@ class MMDetDistiller(Distiller):
         parts = {"features": model.extract_feat(images)}
         for part, head in (("bbox", "bbox_head"), ("rpn", "rpn_head")):
             if part in heads:                                           # FCOS scales its boxes by the stride in eval only
-                students = getattr(self.student, head, None)
-                with _flag(getattr(model, head), model.training if students is None else students.training):
+                with _training([getattr(model, head)]):
                     parts[part] = getattr(model, head)(parts["features"])
         if "rois" in heads:
             parts["rois"] = model.roi_head._bbox_forward(parts["features"], rois)
@@ -265,12 +297,11 @@ class MMDetDistiller(Distiller):
         if ours is None:
             raise ValueError(f"{role} has a {part} head, the student has none to compare with")
         if part != "rois":
-            _check_priors(role, part, ours.prior_generator, theirs.prior_generator)
+            _check_priors(role, part, ours, theirs)
         if part != "rpn":
             self._check_classes(role, part, ours, theirs)
         if any(name in wanted for name in (f"{part}.{role}.deltas", f"{role}.box_deltas")):
-            units = [(type(head.bbox_coder).__name__, *(tuple(getattr(head.bbox_coder, k, ())) for k in ("means", "stds")))
-                     for head in (ours, theirs)]
+            units = [_units(head) for head in (ours, theirs)]
             if units[0] != units[1]:
                 raise ValueError(f"{part}: the student encodes its boxes as {units[0]}, {role} as {units[1]}; their deltas "
                                  "cannot be compared")
@@ -308,100 +339,95 @@ def _noted_methods(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
 
 @contextmanager
 def _noted(owner: nn.Module, method: str) -> Iterator[list]:
-    """Calls of a method of this one instance, as ``[(arguments, result), …]``; the instance is as before afterwards."""
+    """Calls of a method of this one instance, as ``[(arguments, result), …]``."""
     calls: list = []
-    there, before, original = method in owner.__dict__, owner.__dict__.get(method), getattr(owner, method)
+    original = getattr(owner, method)
 
     def noting(*args, **kwargs):
         result = original(*args, **kwargs)
         calls.append((args, result))
         return result
 
-    owner.__dict__[method] = noting
-    try:
+    with replaced(owner, method, noting):
         yield calls
-    finally:
-        if there:
-            owner.__dict__[method] = before
-        else:
-            del owner.__dict__[method]
 
 
 @contextmanager
-def _flag(module: nn.Module, training: bool) -> Iterator[None]:
-    """A module's own ``training``, not its children's, for a while."""
-    before, module.training = module.training, training
+def _training(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """The modules' own ``training`` set, not their children's, for a while."""
+    modes = [(module, module.training) for module in modules]
     try:
+        for module, _ in modes:
+            module.training = True
         yield
     finally:
-        module.training = before
+        for module, mode in modes:
+            module.training = mode
 
 
-class _OneStage:
-    """The tensors of one forward of a one-stage student."""
+def _losses(model: nn.Module, images: Tensor, samples: list) -> dict:
+    """What a detector gives in mode='loss', in eval too: many heads want ``training`` for it; BatchNorm, dropout lie deeper."""
+    with _training([model, *model.children()]):
+        return model(images, samples, mode="loss")
 
-    def __init__(self, seen: Mapping[str, list], model: nn.Module, batch_size: int):
-        self.seen, self.head, self.batch_size = seen, model.bbox_head, batch_size
 
-    def get(self, name: str) -> Tensor:
-        if name.startswith("features."):
-            return _result(self.seen, "features")[int(name.rpartition(".")[2])]
-        outputs = _result(self.seen, "bbox")
-        logits, deltas = _flat(outputs, self.head)
+class _Seen:
+    """The tensors of one forward of the student, by the names in :class:`MMDetDistiller`."""
+
+    def __init__(self, calls: Mapping[str, list], model: nn.Module, batch_size: int):
+        self.calls, self.model, self.batch_size = calls, model, batch_size
+
+    def get(self, name: str):
+        part, _, what = name.partition(".")
+        if part == "features":
+            return _result(self.calls, "features")[int(what.rpartition(".")[2])]
+        if part in ("rpn", "rois"):
+            head = _head(self.model, part)
+            if what in ("student.deltas", "target") and head.reg_decoded_bbox:
+                raise ValueError(f"{name}: the student's {part} head compares decoded boxes (reg_decoded_bbox=True), no deltas")
+            return self._rpn(what, head) if part == "rpn" else self._rois(what, head)
+        outputs, head = _result(self.calls, "bbox"), self.model.bbox_head
         if name == "anchors.valid":
-            return self._valid(logits, [level[0, 0].numel() for level in outputs[0]])
-        return logits if name == "student.cls_logits" else deltas
+            return self._valid(_maps(outputs, head)[0], head.cls_out_channels)
+        return _flat(outputs, head, 0 if what == "cls_logits" else 1)
 
-    def _valid(self, logits: Tensor, places: list[int]) -> Tensor:
+    def _valid(self, maps: Sequence[Tensor], classes: int) -> Tensor:
         """Where the label weight is not 0: the list that follows the (whole-numbered) labels in the targets, if one does."""
-        anchors = logits.shape[1]
-        sizes = [anchors * n // sum(places) for n in places]
-        for _, targets in self.seen.get("bbox.targets", []):
+        sizes = [level[0].numel() // classes for level in maps]          # the anchors of each level
+        for _, targets in self.calls.get("bbox.targets", []):
             lists = [t for t in targets if isinstance(t, list | tuple) and t and all(isinstance(x, Tensor) for x in t)]
             for labels, weights in itertools.pairwise(lists):
                 if labels[0].is_floating_point() or [x.shape for x in labels] != [x.shape for x in weights]:
                     continue
                 if [x.numel() for x in weights] == [self.batch_size * n for n in sizes]:             # a tensor a level
                     return torch.cat([x.reshape(self.batch_size, -1) for x in weights], 1) != 0
-                if [x.numel() for x in weights] == [anchors] * self.batch_size:                      # a tensor an image
+                if [x.numel() for x in weights] == [sum(sizes)] * self.batch_size:                   # a tensor an image
                     return torch.stack([x.reshape(-1) for x in weights]) != 0
-        return logits.new_ones(logits.shape[:2], dtype=torch.bool)
-
-
-class _TwoStage:
-    """The tensors of one forward of a two-stage student."""
-
-    def __init__(self, seen: Mapping[str, list], model: nn.Module):
-        self.seen, self.model = seen, model
-
-    def get(self, name: str):
-        part, _, what = name.partition(".")
-        if part == "features":
-            return _result(self.seen, "features")[int(name.rpartition(".")[2])]
-        head = _head(self.model, part)
-        if what in ("student.deltas", "target") and head.reg_decoded_bbox:
-            raise ValueError(f"{name}: the student's {part} head compares decoded boxes (reg_decoded_bbox=True), not deltas")
-        return self._rpn(what, head) if part == "rpn" else self._rois(what, head)
+        return maps[0].new_ones((self.batch_size, sum(sizes)), dtype=torch.bool)
 
     def _rpn(self, what: str, head: nn.Module):
-        labels, label_weights, targets, _, count = _result(self.seen, "rpn.targets")[:5]
+        labels, label_weights, targets, _, count = _result(self.calls, "rpn.targets")[:5]
         if what == "count":
             return count
-        sampled = torch.cat(label_weights, 1) > 0                       # (B, A)
         if what in ("sampled", "student.logits"):
-            return sampled if what == "sampled" else _flat(_result(self.seen, "rpn"), head)[0][sampled]
+            sampled = torch.cat(label_weights, 1) > 0                    # (B, A)
+            return sampled if what == "sampled" else _flat(_result(self.calls, "rpn"), head, 0)[sampled]
         positive = _foreground(torch.cat(labels, 1), head)
         if what == "target":
             return torch.cat(targets, 1)[positive]
-        return positive if what == "positive" else _flat(_result(self.seen, "rpn"), head)[1][positive]
+        return positive if what == "positive" else _flat(_result(self.calls, "rpn"), head, 1)[positive]
 
     def _rois(self, what: str, head: nn.Module):
-        (_, boxes), predicted = self.seen["rois"][0][0][:2], _result(self.seen, "rois")
-        labels, _, targets, _ = _result(self.seen, "rois.targets")
+        if what in ("boxes", "student.logits"):
+            predicted = _result(self.calls, "rois")
+            return predicted["cls_score"] if what == "student.logits" else self.calls["rois"][0][0][1]
+        labels, _, targets, _ = _result(self.calls, "rois.targets")
+        if what in ("label", "count"):
+            return labels if what == "label" else len(labels)
         rows = _foreground(labels, head)
-        return {"boxes": lambda: boxes, "label": lambda: labels, "count": lambda: len(labels), "target": lambda: targets[rows],
-                "student.logits": lambda: predicted["cls_score"],
-                "student.deltas": lambda: _of_class(predicted["bbox_pred"], rows, labels[rows], head)}[what]()
+        if what == "target":
+            return targets[rows]
+        return _of_class(_result(self.calls, "rois")["bbox_pred"], rows, labels[rows], head)
 
 
 def _result(seen: Mapping[str, list], name: str):
@@ -413,16 +439,19 @@ def _result(seen: Mapping[str, list], name: str):
     return calls[0][1]
 
 
-def _flat(outputs: tuple, head: nn.Module) -> tuple[Tensor, Tensor]:
-    """Maps ``[(B, n·K, H, W), …]`` and ``[(B, n·4, H, W), …]`` of n anchors a place -> (B, A, K), (B, A, 4)."""
+def _maps(outputs: tuple, head: nn.Module) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """A dense head's maps of logits and of deltas, a level each."""
     maps = outputs[:2] if isinstance(outputs, tuple) else ()
     if len(maps) != 2 or not all(isinstance(level, Tensor) and level.dim() == 4 for part in maps for level in part):
         raise ValueError(f"{type(head).__name__} gives no class and box maps (B, channels, H, W) for each level")
-    classes = head.cls_out_channels
-    numbers = maps[1][0].shape[1] * classes // maps[0][0].shape[1]
-    logits, deltas = (torch.cat([level.permute(0, 2, 3, 1).reshape(len(level), -1, size) for level in part], 1)
-                      for part, size in zip(maps, (classes, numbers)))
-    return logits, deltas
+    return maps
+
+
+def _flat(outputs: tuple, head: nn.Module, part: int) -> Tensor:
+    """Maps of n anchors a place, part 0 ``[(B, n·K, H, W), …]`` or part 1 ``[(B, n·4, H, W), …]`` -> (B, A, K) or (B, A, 4)."""
+    maps, classes = _maps(outputs, head), head.cls_out_channels
+    size = maps[part][0].shape[1] * classes // maps[0][0].shape[1]
+    return torch.cat([level.permute(0, 2, 3, 1).reshape(len(level), -1, size) for level in maps[part]], 1)
 
 
 def _foreground(labels: Tensor, head: nn.Module) -> Tensor:
@@ -483,12 +512,25 @@ def _width(head: nn.Module, part: str) -> int:
     return head.num_classes + 1 if part == "rois" else head.cls_out_channels
 
 
-def _check_priors(role: str, part: str, ours, theirs) -> None:
+def _units(head: nn.Module) -> tuple:
+    """All that says what a head's deltas mean: its coder and the coder's scale, FCOS's norm_on_bbox, GFL's reg_max."""
+    coder = getattr(head, "bbox_coder", None)
+    scale = {name: tuple(getattr(coder, name)) for name in ("means", "stds") if hasattr(coder, name)}
+    kind = {name: getattr(head, name) for name in ("norm_on_bbox", "reg_max") if hasattr(head, name)}
+    return None if coder is None else type(coder).__name__, scale | kind
+
+
+def _check_priors(role: str, part: str, ours: nn.Module, theirs: nn.Module) -> None:
     """Strides, and base anchors where both have them."""
-    strides = [[tuple(stride) for stride in generator.strides] for generator in (ours, theirs)]
+    generators = [getattr(head, "prior_generator", None) for head in (ours, theirs)]
+    for whose, head, generator in zip(("the student's", f"{role}'s"), (ours, theirs), generators):
+        if generator is None:
+            raise ValueError(f"{part}: {whose} {type(head).__name__} has no prior_generator, so it cannot be told whether its "
+                             "places are those of the other")
+    strides = [[tuple(stride) for stride in generator.strides] for generator in generators]
     if strides[0] != strides[1]:
         raise ValueError(f"{part}: the student's levels have strides {strides[0]}, those of {role} {strides[1]}")
-    anchors = [getattr(generator, "base_anchors", None) for generator in (ours, theirs)]
+    anchors = [getattr(generator, "base_anchors", None) for generator in generators]
     if anchors[0] is None or anchors[1] is None:
         return
     shapes = [[tuple(level.shape) for level in generator] for generator in anchors]
@@ -500,19 +542,21 @@ def _check_priors(role: str, part: str, ours, theirs) -> None:
                              "logits of different anchors cannot be compared")
 
 
+def _norm(preprocessor: nn.Module) -> tuple:
+    """Mean, deviation, and whether the channels are turned."""
+    mean, std = (preprocessor.mean, preprocessor.std) if getattr(preprocessor, "_enable_normalize", False) else (0.0, 1.0)
+    return mean, std, getattr(preprocessor, "_channel_conversion", False)
+
+
+def _plain(norm: tuple) -> list:
+    return [value.tolist() if isinstance(value, Tensor) else value for value in norm]
+
+
 def _renormalized(student: nn.Module, teacher: nn.Module, images: Tensor, samples: list) -> Tensor:
     """The student's images as the teacher's data_preprocessor would have given them: mean, deviation, channels, padding."""
-    def norm(preprocessor):
-        normalizes = getattr(preprocessor, "_enable_normalize", False)
-        mean, std = (preprocessor.mean, preprocessor.std) if normalizes else (torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
-        return mean.to(images), std.to(images)
-
-    (mean, std), (other_mean, other_std) = norm(student), norm(teacher)
-    turned = getattr(student, "_channel_conversion", False) != getattr(teacher, "_channel_conversion", False)
-    if not turned and torch.equal(mean, other_mean) and torch.equal(std, other_std):
-        return images
+    (mean, std, turned), (other_mean, other_std, other_turned) = _norm(student), _norm(teacher)
     raw = images * std + mean
-    moved = ((raw.flip(1) if turned else raw) - other_mean) / other_std
+    moved = (((raw.flip(1) if turned != other_turned else raw) - other_mean) / other_std).to(images)
     for image, sample in zip(moved, samples):
         height, width = sample.metainfo["img_shape"][:2]
         image[:, height:], image[:, :, width:] = teacher.pad_value, teacher.pad_value
@@ -535,8 +579,8 @@ def _detector(config: Mapping | str | Path, role: str, preprocessor: Mapping | n
             raise ValueError(f"{role}: {str(config)!r} has no 'model'")
         config, preprocessor = file.model, preprocessor or file.get("data_preprocessor")
     config = ConfigDict(copy.deepcopy(dict(config)))       # mmdet reads train_cfg.rpn as an attribute
-    if preprocessor is not None:
-        config.setdefault("data_preprocessor", preprocessor)
+    if preprocessor is not None and config.setdefault("data_preprocessor", preprocessor) != preprocessor:
+        warnings.warn(f"{role}: its own data_preprocessor stands; the one beside it differs and is not used", stacklevel=3)
     config.setdefault("_scope_", "mmdet")                  # without a Runner too
     model = MODELS.build(config)
     _kind(model, role)
@@ -545,13 +589,17 @@ def _detector(config: Mapping | str | Path, role: str, preprocessor: Mapping | n
 
 def _taught(model: nn.Module, checkpoint: str | Path | None) -> Teacher:
     """The teacher with its weights."""
+    start = ""
     if checkpoint is None:
-        if not (isinstance(model.init_cfg, Mapping) and model.init_cfg.get("type") == "Pretrained"):
-            warnings.warn(f"the teacher ({type(model).__name__}) has no teacher_checkpoint: it has random weights, except for "
-                          "what its init_cfg loads", stacklevel=3)
+        checkpoint, start = _pretrained(model)             # mmengine would load it with strict=False, and silently
+    if checkpoint is None:
+        warnings.warn(f"the teacher ({type(model).__name__}) has no teacher_checkpoint: it has random weights, except for "
+                      "what its init_cfg loads", stacklevel=3)
         model.init_weights()
         return Teacher(model)
-    state = read_checkpoint(checkpoint)
+    if "://" in str(checkpoint):
+        raise ValueError(f"the teacher's checkpoint {str(checkpoint)!r} is an address: download it first, and give the file")
+    state = {name.removeprefix(start): value for name, value in read_weights(checkpoint)[0].items() if name.startswith(start)}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -559,31 +607,14 @@ def _taught(model: nn.Module, checkpoint: str | Path | None) -> Teacher:
     return Teacher(model)
 
 
-class _Nothing:
-    """Stands for what a checkpoint holds beside tensors and plain values: nothing of it is run or kept."""
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __setstate__(self, state):
-        pass
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The state_dict of a file of mmengine's Runner, or of any other that :func:`~kdtasks.core.weights.read_weights` reads.
-
-    A Runner's file also holds its log (HistoryBuffer, NumPy arrays), which torch refuses with ``weights_only=True``. Here
-    every such name is bound to an empty class, so that the weights are read, and no code of the file is run.
-
-    Raises:
-        FileNotFoundError, ValueError: as :func:`~kdtasks.core.weights.read_weights`.
-    """
-    try:
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except Exception:                                      # no file, or no archive of torch: read_weights says what is wrong
-        foreign = []
-    with torch.serialization.safe_globals([(_Nothing, name) for name in foreign]):
-        return read_weights(path)[0]
+def _pretrained(model: nn.Module) -> tuple[str | None, str]:
+    """The file of a ``Pretrained`` in the detector's own init_cfg, and the prefix of its names there."""
+    entries = [model.init_cfg] if isinstance(model.init_cfg, Mapping) else model.init_cfg or []
+    for entry in entries:
+        if getattr(entry["type"], "__name__", entry["type"]) in ("Pretrained", "PretrainedInit"):
+            prefix = entry.get("prefix")
+            return entry["checkpoint"], f"{prefix.rstrip('.')}." if prefix else ""
+    return None, ""
 
 
 def _term(name: str, entry: Mapping) -> tuple:
@@ -592,51 +623,66 @@ def _term(name: str, entry: Mapping) -> tuple:
         raise builder.ConfigError(f"losses.{name} must be a dict(type=…, of=…, weight=…), got {entry!r}")
     loss = {key: value for key, value in entry.items() if key not in ("of", "weight")}
     weight = entry.get("weight", 1.0)
-    return (builder.bind(loss, f"losses.{name}") if loss else None, entry["of"],
-            builder.build(weight, f"losses.{name}.weight") if isinstance(weight, Mapping) else weight)
+    if isinstance(weight, Mapping):
+        weight = builder.build(weight, f"losses.{name}.weight")
+    if not callable(weight) and (isinstance(weight, bool) or not isinstance(weight, int | float)):
+        raise builder.ConfigError(f"losses.{name}.weight must be a number or a dict(type=…), got {weight!r}")
+    return builder.bind(loss, f"losses.{name}") if loss else None, entry["of"], weight
 
 
 def example_batch(model: nn.Module) -> dict[str, object]:
-    """A black image of 384 x 384 px with one box of class 0, as the detector's data_preprocessor would give it."""
+    """A black image of 384 x 384 px with one box of class 0, as the detector's data_preprocessor would give it.
+
+    It is one class to a semantic head; the box has a mask where some head wants masks (RTMDet without one refuses them).
+    """
+    import numpy as np
     from mmdet.structures import DetDataSample
-    from mmengine.structures import InstanceData
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData, PixelData
 
     device, size = next(model.parameters()).device, (TRIAL_SIDE, TRIAL_SIDE)
     sample = DetDataSample(metainfo={"img_id": 0, "img_shape": size, "ori_shape": size, "pad_shape": size,
                                      "batch_input_shape": size, "scale_factor": (1.0, 1.0)})
     box = torch.tensor([[0.25, 0.25, 0.75, 0.75]], device=device) * TRIAL_SIDE
     sample.gt_instances = InstanceData(bboxes=box, labels=torch.zeros(1, dtype=torch.int64, device=device))
-    if getattr(model, "with_mask", False):
-        import numpy as np
-        from mmdet.structures.mask import BitmapMasks
-
+    sample.gt_sem_seg = PixelData(sem_seg=torch.zeros(1, *size, dtype=torch.int64, device=device))
+    if any("mask" in name for name, _ in model.named_modules()):
         sample.gt_instances.masks = BitmapMasks(np.ones((1, *size), np.uint8), *size)
     return {"input": torch.zeros(1, 3, *size, device=device), "target": [sample]}
 
 
-def _number_of_levels(model: nn.Module) -> int:
-    with _at_rest(model):
+def _levels(model: nn.Module) -> int:
+    """How many levels its neck gives."""
+    with Distiller._at_rest(model):                        # of any module
         return len(model.extract_feat(example_batch(model)["input"]))
 
 
-def _own_losses(model: nn.Module) -> list[str]:
-    """The names of what the detector gives in mode='loss'."""
-    batch = example_batch(model)
-    with _at_rest(model):
-        return list(model(batch["input"], batch["target"], mode="loss"))
+def _tried(student: nn.Module) -> tuple[int, list[str]]:
+    """How many levels its neck gives, and the names of what it gives in mode='loss'."""
+    batch = example_batch(student)
+    with Distiller._at_rest(student), _noted(student, "extract_feat") as calls:
+        try:
+            own = list(_losses(student, batch["input"], batch["target"]))
+        except Exception as error:
+            raise ValueError(f"{type(student).__name__} gives no losses for a trial image of {TRIAL_SIDE} x {TRIAL_SIDE} px: "
+                             f"{error!r}") from error
+    return len(calls[0][1]) if calls else 0, own
 
 
 @contextmanager
-def _at_rest(model: nn.Module) -> Iterator[None]:
-    """In eval, without gradient, no random stream moving; afterwards every module is in the mode that it was in."""
-    modes = {module: module.training for module in model.modules()}
+def _epoch_known() -> Iterator[None]:
+    """Epoch 0 before the Runner has one: TOOD's loss asks for it."""
+    from mmengine.logging import MessageHub
+
+    hub = MessageHub.get_current_instance()
+    unknown = hub.get_info("epoch") is None
     try:
-        model.eval()
-        with torch.no_grad(), _random_streams_kept():
-            yield
+        if unknown:
+            hub.update_info("epoch", 0)
+        yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        if unknown:
+            hub.runtime_info.pop("epoch", None)
 
 
 def _random_streams_kept():
@@ -653,7 +699,7 @@ def _to_student_names(detector: nn.Module, state: dict, prefix: str, local_metad
         if name.startswith(student):
             state[prefix + name.removeprefix(student)] = value
         else:
-            learned[name.removeprefix(losses)] = value
+            learned[name.removeprefix(losses)] = value.cpu()
     if learned:
         local_metadata["distillation"] = learned
     versions = getattr(state, "_metadata", {})
@@ -663,10 +709,24 @@ def _to_student_names(detector: nn.Module, state: dict, prefix: str, local_metad
             versions[prefix + name.removeprefix(student)] = version
 
 
-def _from_student_names(detector: nn.Module, state: dict, prefix: str, local_metadata: dict, *_) -> None:
-    """The reverse. Losses whose weights the state_dict lacks (a plain student's) keep those they have."""
-    for name in [name for name in state if name.startswith(prefix)]:
-        state[f"{prefix}distiller.student.{name.removeprefix(prefix)}"] = state.pop(name)
+def _from_student_names(detector: nn.Module, state: dict, prefix: str, local_metadata: dict, strict: bool,
+                        missing: list[str], unexpected: list[str], errors: list[str]) -> None:
+    """The reverse. The student loads its weights by itself, so that its own hooks (for checkpoints of older versions) see its
+    own names; what it has then goes on. Losses whose weights the state_dict lacks (a plain student's) keep those they have.
+    """
+    plain = OrderedDict((name.removeprefix(prefix), state.pop(name)) for name in list(state) if name.startswith(prefix))
+    versions = getattr(state, "_metadata", None)
+    if versions is not None:
+        plain._metadata = OrderedDict((f"{name}.".removeprefix(prefix)[:-1], version) for name, version in versions.items()
+                                      if f"{name}.".startswith(prefix))
+    student, assign = detector.distiller.student, local_metadata.get("assign_to_params_buffers", False)
+    try:
+        found = student.load_state_dict(plain, strict=False, assign=assign)
+        missing += [prefix + name for name in found.missing_keys]
+        unexpected += [prefix + name for name in found.unexpected_keys]
+    except RuntimeError as error:                          # other shapes; all else is loaded
+        errors.append(str(error))
+    state.update({f"{prefix}distiller.student.{name}": value for name, value in student.state_dict().items()})
     own = {f"losses.{name}": value for name, value in detector.distiller.losses.state_dict().items()}
     learned = local_metadata.get("distillation", {})
     for name, value in own.items():

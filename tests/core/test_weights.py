@@ -3,6 +3,8 @@
 import io
 import os
 import re
+import shutil
+from collections import defaultdict, deque
 
 import pytest
 import torch
@@ -81,6 +83,35 @@ def test_a_file_with_code_is_refused_and_the_code_does_not_run(path, tmp_path, w
     with pytest.raises(ValueError, match=r"net.pth' holds posix.mkdir, .*is not unpickled, since that can run code") as caught:
         read_weights(path)
     assert not target.exists() and "weights_only" not in str(caught.value)                 # torch advises to switch it off
+    torch.load(path, weights_only=False)
+    assert target.exists(), "the file would have run it"
+
+
+class Note:
+    """A foreign object beside the weights, as mmengine's Runner saves its log."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return shutil.copy, (__file__, str(self.target))
+
+
+def test_what_a_file_holds_beside_the_weights_is_left_out_and_does_not_run(path, tmp_path):
+    target, network, safe = tmp_path / "made", model(), set(torch.serialization.get_safe_globals())
+    beside = {"queue": deque([1, 2], maxlen=3), "lists": defaultdict(list, a=[1]), "log": Note(target), "model": "net"}
+    torch.save({"state_dict": network.state_dict(), "meta": beside, "log": [Note(target)]}, path)
+    state, meta = read_weights(path)
+    assert same(state, network) and meta["model"] == "net" and meta["queue"] == [1, 2] and meta["lists"] == {"a": [1]}
+    other = model()
+    load_weights(other, path)
+    assert same(other.state_dict(), network) and not target.exists()
+    assert set(torch.serialization.get_safe_globals()) == safe
+    for content in ({"state_dict": {"weight": Note(target)}}, {"weight": torch.ones(1), "more": Note(target)}, Note(target)):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=r"net.pth' holds shutil.copy, which is no plain weight"):
+            read_weights(path)
+    assert not target.exists()
     torch.load(path, weights_only=False)
     assert target.exists(), "the file would have run it"
 

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,43 @@ def fcos(width=8):
         "norm_cfg": {"type": "GN", "num_groups": 4, "requires_grad": True}, "strides": [8, 16, 32, 64, 128], "norm_on_bbox": True,
         "loss_cls": FOCAL, "loss_bbox": {"type": "GIoULoss", "loss_weight": 1.0},
         "loss_centerness": {"type": "CrossEntropyLoss", "use_sigmoid": True, "loss_weight": 1.0}}, train_cfg=None)
+
+
+def vfnet(width=8):
+    return base("VFNet", width, 3, bbox_head={
+        "type": "VFNetHead", "num_classes": 3, "in_channels": 2 * width, "stacked_convs": 1, "feat_channels": 2 * width,
+        "norm_cfg": {"type": "GN", "num_groups": 4}, "strides": [8, 16, 32, 64, 128], "center_sampling": False, "dcn_on_last_conv": False,
+        "use_atss": True, "use_vfl": True, "loss_bbox": {"type": "GIoULoss", "loss_weight": 1.5},
+        "loss_cls": {"type": "VarifocalLoss", "use_sigmoid": True, "alpha": 0.75, "gamma": 2.0, "iou_weighted": True, "loss_weight": 1.0},
+        "loss_bbox_refine": {"type": "GIoULoss", "loss_weight": 2.0}},
+        train_cfg={"assigner": {"type": "ATSSAssigner", "topk": 9}, "allowed_border": -1, "pos_weight": -1, "debug": False})
+
+
+def tood(width=8):
+    return base("TOOD", width, 3, bbox_head={
+        "type": "TOODHead", "num_classes": 3, "in_channels": 2 * width, "stacked_convs": 2, "feat_channels": 2 * width,
+        "anchor_type": "anchor_free", "norm_cfg": {"type": "GN", "num_groups": 4}, "loss_bbox": {"type": "GIoULoss", "loss_weight": 2.0},
+        "anchor_generator": {"type": "AnchorGenerator", "ratios": [1.0], "octave_base_scale": 8, "scales_per_octave": 1,
+                             "strides": [8, 16, 32, 64, 128]},
+        "bbox_coder": {**CODER, "target_stds": [0.1, 0.1, 0.2, 0.2]}, "initial_loss_cls": {**FOCAL, "activated": True},
+        "loss_cls": {"type": "QualityFocalLoss", "use_sigmoid": True, "activated": True, "beta": 2.0, "loss_weight": 1.0}},
+        train_cfg={"initial_epoch": 4, "initial_assigner": {"type": "ATSSAssigner", "topk": 9}, "alpha": 1, "beta": 6,
+                   "assigner": {"type": "TaskAlignedAssigner", "topk": 13}, "allowed_border": -1, "pos_weight": -1, "debug": False})
+
+
+def yolox():
+    return {"type": "YOLOX", "data_preprocessor": {"type": "DetDataPreprocessor", "pad_size_divisor": 32},
+            "backbone": {"type": "CSPDarknet", "deepen_factor": 0.33, "widen_factor": 0.125, "out_indices": (2, 3, 4)},
+            "neck": {"type": "YOLOXPAFPN", "in_channels": [32, 64, 128], "out_channels": 16, "num_csp_blocks": 1},
+            "bbox_head": {"type": "YOLOXHead", "num_classes": 3, "in_channels": 16, "feat_channels": 16, "stacked_convs": 1},
+            "train_cfg": {"assigner": {"type": "SimOTAAssigner", "center_radius": 2.5}},
+            "test_cfg": {"score_thr": 0.01, "nms": {"type": "nms", "iou_threshold": 0.65}}}
+
+
+def centernet():
+    return {**base("CenterNet", 8, 3), "neck": {"type": "CTResNetNeck", "in_channels": 64, "num_deconv_filters": (32, 16, 16),
+                                                "num_deconv_kernels": (4, 4, 4), "use_dcn": False},
+            "bbox_head": {"type": "CenterNetHead", "num_classes": 3, "in_channels": 16, "feat_channels": 16}}
 
 
 def faster_rcnn(width=8, classes=3, agnostic=False):
@@ -626,6 +664,116 @@ def test_prediction_is_the_plain_students(data, weights):
     assert detector.bbox_head is detector.student.bbox_head and not hasattr(detector, "roi_head")
 
 
+def test_losses_that_the_student_gives_only_later_are_let_through(data, weights):
+    detector = build(taught(yolox(), yolox(), ADL, weights(yolox()))).train()
+    inputs, samples = batch_of(detector, data)
+    assert set(detector(inputs, samples, mode="loss")) == {"loss_cls", "loss_bbox", "loss_obj", "loss_adl"}
+    detector.bbox_head.use_l1 = True                                      # as mmdet's YOLOXModeSwitchHook
+    plain, found = detector.student(inputs, samples, mode="loss"), detector(inputs, samples, mode="loss")
+    assert set(found) == {*plain, "loss_adl"} and "loss_l1" in found
+    assert torch.equal(found["loss_l1"], plain["loss_l1"]) and found["loss_l1"].requires_grad
+    copy.deepcopy(detector)
+    other = build(taught(yolox(), yolox(), {"loss_l1": ADL["loss_adl"]}, weights(yolox()))).train()
+    other.bbox_head.use_l1 = True
+    with pytest.raises(ValueError, match="the student's own 'loss_l1'.* has the name of a loss of yours"):
+        other(inputs, samples, mode="loss")
+
+
+@pytest.mark.parametrize("make", [vfnet, tood])
+def test_heads_that_give_losses_in_training_only(data, weights, make):
+    from mmengine.logging import MessageHub
+
+    hub = MessageHub.get_current_instance()
+    hub.runtime_info.pop("epoch", None)
+    detector = build(taught(make(), make(), ADL, weights(make()))).eval()
+    assert hub.get_info("epoch") is None
+    before, inputs = state(detector), batch_of(detector, data)
+    hub.update_info("epoch", 0)
+    in_eval = detector(*inputs, mode="loss")
+    assert not any(module.training for module in detector.student.modules()) and same(state(detector), before)
+    assert {"loss_cls", "loss_bbox", "loss_adl"} <= set(in_eval)
+    assert set(detector.train()(*inputs, mode="loss")) == set(in_eval) and not same(state(detector), before)    # BatchNorm
+    hub.runtime_info.pop("epoch")
+
+
+def test_a_student_that_gives_no_losses_is_a_clear_error(weights):
+    config = retinanet()
+    config["train_cfg"] = None                                            # mmdet's head has no assigner then
+    with pytest.raises(ValueError, match=r"RetinaNet gives no losses for a trial image of 384 x 384 px: TypeError"):
+        build(taught(config, retinanet(), ADL, weights(retinanet())))
+
+
+def test_a_trial_image_has_masks_where_the_model_wants_them(weights):
+    from kdtasks.detection.plugin import example_batch
+
+    config = faster_rcnn()
+    config["type"] = "MaskRCNN"
+    config["roi_head"] |= {"mask_roi_extractor": copy.deepcopy(config["roi_head"]["bbox_roi_extractor"]),
+                           "mask_head": {"type": "FCNMaskHead", "num_convs": 1, "in_channels": 16, "conv_out_channels": 8, "num_classes": 3,
+                                         "loss_mask": {"type": "CrossEntropyLoss", "use_mask": True, "loss_weight": 1.0}}}
+    config["train_cfg"]["rcnn"]["mask_size"] = 14
+    detector = build(taught(config, faster_rcnn(), {name: CHEN[name] for name in ("loss_rpn_soft", "loss_roi_soft")}, weights(faster_rcnn())))
+    assert "loss_mask" in detector.distiller._own
+    assert "masks" not in example_batch(build(retinanet()))["target"][0].gt_instances
+
+
+def test_the_students_parameters_have_plain_names_and_layerwise_decay_finds_them(weights):
+    from mmdet.engine.optimizers import LearningRateDecayOptimizerConstructor
+    from mmdet.registry import MODELS
+    from mmengine.model import BaseModule
+
+    @MODELS.register_module(name="TinyConvNeXt", force=True)
+    class TinyConvNeXt(BaseModule):
+        def __init__(self):
+            super().__init__()
+            self.downsample_layers = torch.nn.ModuleList(torch.nn.Conv2d(3 if k == 0 else 8 * 2**(k - 1), 8 * 2**k, 3, 4 if k == 0 else 2, 1)
+                                                         for k in range(4))
+            self.stages = torch.nn.ModuleList(torch.nn.Sequential(torch.nn.Conv2d(8 * 2**k, 8 * 2**k, 1)) for k in range(4))
+
+        def forward(self, x):
+            levels = []
+            for down, stage in zip(self.downsample_layers, self.stages):
+                levels.append(x := stage(down(x)))
+            return levels[1:]
+
+    config = {**retinanet(), "backbone": {"type": "TinyConvNeXt"}}
+    detector = build(taught(config, retinanet(12), ADL | HINT, weights(retinanet(12))))
+    names = [name for name, _ in detector.student.named_parameters()]
+    learned = [f"distiller.losses.{name}" for name, _ in detector.distiller.losses.named_parameters()]
+    assert [name for name, _ in detector.named_parameters()] == [*names, *learned] and len(learned) == 2
+    assert [name for name, _ in detector.named_parameters("x")] == [f"x.{name}" for name in [*names, *learned]]
+    options = {"type": "OptimWrapper", "optimizer": {"type": "SGD", "lr": 1.0, "weight_decay": 0.1}}
+    constructor = LearningRateDecayOptimizerConstructor(options, {"decay_rate": 0.5, "decay_type": "layer_wise", "num_layers": 6})
+    rates = [{name: group["lr"] for group in constructor(model).optimizer.param_groups for name in group["param_names"]}
+             for model in (detector, detector.student)]
+    assert {name: rates[0][name] for name in names} == rates[1]
+    assert rates[0]["backbone.stages.0.0.weight"] == 0.5**6 and rates[0][learned[0]] == 1.0
+
+
+def test_ddp_and_ema_with_plain_names(data, weights, tmp_path):
+    from mmengine.model import ExponentialMovingAverage, MMDistributedDataParallel
+    from mmengine.optim import OptimWrapper
+
+    detector = build(taught(retinanet(), retinanet(12), ADL | HINT, weights(retinanet(12)))).train()
+    average = ExponentialMovingAverage(detector, momentum=0.5)            # goes by named_parameters
+    assert set(average.avg_parameters) == {name for name, _ in detector.named_parameters()}
+    average.update_parameters(detector)
+    before, inputs = {name: p.detach().clone() for name, p in detector.named_parameters()}, batch_of(detector, data)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        model = MMDistributedDataParallel(detector)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        losses = model(*inputs, mode="loss")
+        OptimWrapper(optimizer).update_params(sum(value for name, value in losses.items()))
+    finally:
+        torch.distributed.destroy_process_group()
+    moved = {name for name, p in detector.named_parameters() if not torch.equal(p, before[name])}
+    assert {"backbone.conv1.weight", "bbox_head.retina_cls.bias", "distiller.losses.loss_hint.adapter.weight"} <= moved
+    average.update_parameters(detector)
+    for name, p in average.module.named_parameters():
+        torch.testing.assert_close(p, (before[name] + dict(detector.named_parameters())[name]) / 2)
+
+
 # Teacher checkpoints --------------------------------------------------------------------------------------------------
 def test_a_real_runner_checkpoint_is_read_and_nothing_in_it_is_run(data, tmp_path, monkeypatch):
     monkeypatch.delenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
@@ -666,6 +814,93 @@ def test_wrong_teacher_checkpoints(weights, tmp_path):
         build(taught(retinanet(), retinanet(12), ADL, tmp_path / "page.pth"))
     with pytest.warns(UserWarning, match="no teacher_checkpoint: it has random weights"):
         build(taught(retinanet(), retinanet(12), ADL))
+
+
+def test_a_pretrained_teacher_is_loaded_strictly_too(weights, tmp_path):
+    def teacher(file, kind=dict, **more):
+        pretrained = {"type": "Pretrained", "checkpoint": str(file), **more}
+        return {**retinanet(12), "init_cfg": pretrained if kind is dict else [{"type": "Normal", "layer": "Linear"}, pretrained]}
+
+    right = torch.load(weights(retinanet(12)))["state_dict"]
+    torch.save({f"net.{name}": value for name, value in right.items()} | {"other": torch.ones(1)}, tmp_path / "part.pth")
+    for config in (teacher(weights(retinanet(12))), teacher(weights(retinanet(12)), list), teacher(tmp_path / "part.pth", prefix="net")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            detector = build(taught(retinanet(), config))
+        assert same(state(detector.distiller.model("teacher")), right)
+    with pytest.raises(ValueError, match=r"(?s)is not a checkpoint of the teacher.*retina_cls"):
+        build(taught(retinanet(), teacher(weights(retinanet(12, classes=4)))))
+
+
+@pytest.mark.parametrize("as_init_cfg", [False, True])
+def test_an_address_is_no_file(as_init_cfg):
+    address, teacher = "https://download.example/retinanet.pth", retinanet()
+    if as_init_cfg:
+        teacher["init_cfg"] = {"type": "Pretrained", "checkpoint": address}
+    with pytest.raises(ValueError, match=f"{address}' is an address: download it first, and give the file"):
+        build(taught(retinanet(), teacher, checkpoint=None if as_init_cfg else address))
+
+
+def test_weights_of_losses_are_saved_on_the_cpu(weights):
+    from kdtasks.detection.plugin import _to_student_names
+
+    class OnAGPU:
+        def cpu(self):
+            return "on the CPU"
+
+    content, metadata = {"distiller.losses.loss_hint.adapter.weight": OnAGPU()}, {}
+    _to_student_names(None, content, "", metadata)
+    assert content == {} and metadata == {"distillation": {"losses.loss_hint.adapter.weight": "on the CPU"}}
+
+
+@pytest.mark.parametrize("loader", ["torch", "mmengine"])
+def test_the_students_own_hooks_read_checkpoints_of_older_versions(weights, tmp_path, loader):
+    from mmengine.runner import load_checkpoint
+
+    for make, old, new in ((fcos, "bbox_head.fcos_", "bbox_head.conv_"), (faster_rcnn, "bbox_head.rpn_", "rpn_head.rpn_")):
+        right = torch.load(weights(make()))["state_dict"]
+        older = {(name.replace(new, old) if name.startswith(("bbox_head", "rpn_head")) else name): value for name, value in right.items()}
+        assert older.keys() != right.keys() or make is not fcos
+        torch.save({"state_dict": older}, tmp_path / "older.pth")
+        detector = build(taught(make(), make(), ADL | HINT if make is fcos else HINT, weights(make())))
+        assert not same(state(detector.student), right)
+        if loader == "torch":
+            detector.load_state_dict(older)
+        else:
+            load_checkpoint(detector, str(tmp_path / "older.pth"), strict=True)
+        assert same(state(detector.student), right)
+        lacking = {name: value for name, value in right.items() if name != "neck.lateral_convs.0.conv.bias"} | {"neck.more": torch.ones(1)}
+        found = detector.load_state_dict(lacking, strict=False)
+        assert (found.missing_keys, found.unexpected_keys) == (["neck.lateral_convs.0.conv.bias"], ["neck.more"])
+        with pytest.raises(RuntimeError, match=r'(?s)Missing.*"neck.lateral_convs.0.conv.bias".*Unexpected.*"neck.more"'):
+            detector.load_state_dict(lacking)
+
+
+def test_deltas_and_places_that_do_not_correspond(data, weights):
+    deltas = {"loss_x": {"type": "torch.nn.MSELoss", "of": ("student.box_deltas", "teacher.box_deltas")}}
+    other, short = fcos(), gfl()
+    other["bbox_head"]["norm_on_bbox"], short["bbox_head"]["reg_max"] = False, 4
+    with pytest.raises(ValueError, match=r"'norm_on_bbox': True.*teacher as .*'norm_on_bbox': False.*their deltas cannot be compared"):
+        build(taught(fcos(), other, deltas, weights(other)))
+    with pytest.raises(ValueError, match=r"'reg_max': 8.*'reg_max': 4"):
+        build(taught(gfl(), short, deltas, weights(short)))
+    build(taught(yolox(), yolox(), deltas, weights(yolox())))             # no coder at all, in both
+    with pytest.raises(ValueError, match="bbox: the student's CenterNetHead has no prior_generator"):
+        build(taught(centernet(), centernet(), ADL, weights(centernet())))
+
+
+def test_names_weights_and_preprocessors_that_do_not_fit(weights):
+    from kdtasks.detection.plugin import MMDetDistiller
+
+    for name in ("rois", "rpn", "anchors", "features"):
+        with pytest.raises(ValueError, match=f"a teacher cannot be called '{name}'"):
+            MMDetDistiller(build(retinanet()), {name: build(retinanet())})
+    with pytest.raises(ValueError, match=r"losses.loss_adl.weight must be a number or a dict\(type=…\), got '0.5'"):
+        build(taught(retinanet(), retinanet(), {"loss_adl": {**ADL["loss_adl"], "weight": "0.5"}}, weights(retinanet())))
+    beside = retinanet()["data_preprocessor"]
+    build(taught(retinanet(), retinanet(), ADL, weights(retinanet()), data_preprocessor=beside))
+    with pytest.warns(UserWarning, match="student: its own data_preprocessor stands; the one beside it differs"):
+        build(taught(retinanet(), retinanet(), ADL, weights(retinanet()), data_preprocessor={**beside, "bgr_to_rgb": False}))
 
 
 def test_config_files_and_schedules(data, weights, tmp_path):
