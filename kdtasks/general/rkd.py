@@ -155,7 +155,7 @@ def _nothing(student: Tensor, teacher: Tensor) -> Tensor:
 def _relative_distances(rows: Tensor) -> Tensor:
     """(N, N) distances over their mean, the diagonal left out; 0 for rows that coincide, without the root's infinite slope."""
     squared = squared_distances(rows)
-    apart = squared > 0
+    apart = squared != 0                                                      # a NaN stays one
     distances = squared.where(apart, 1).sqrt().where(apart, 0)
     mean = distances.sum() / (len(rows) * (len(rows) - 1))
     return distances / mean.where(mean > 0, 1)

@@ -82,7 +82,8 @@ def darkrank_soft_loss(student: Tensor, teacher: Tensor, alpha: float = 3.0, bet
 
     Returns:
         A scalar in nats, 0 at equal scores. Half precision is raised to float32, float64 stays. A zero that still
-        backpropagates when N < 2. Beside the distances, time and memory N · n · 2ⁿ for lists of n.
+        backpropagates when N < 2. Beside the distances, time N · n · 2ⁿ for lists of n, and memory of about ten float64 numbers
+        for each of the N · 2ⁿ sets (80 MiB for 256 lists of 12).
 
     Raises:
         ValueError: the shapes do not fit, a number is out of its range, or the lists are longer than 12.
@@ -166,24 +167,25 @@ def _mean(student: Tensor, teacher: Tensor, kind: str, alpha: float, beta: float
         return student[:0].sum().to(dtype)
     rows = student, teacher.detach()
     student, teacher = (squared_distances(_normalized(x) if normalize else x, detach_query) for x in rows)
-    order = teacher.fill_diagonal_(torch.inf).argsort(dim=1, stable=True)[:, :length]       # (N, n)
-    student, teacher = (_scores(x.gather(1, order), alpha, beta) for x in (student, teacher))
+    nearest, order = (x[:, :length] for x in teacher.fill_diagonal_(torch.inf).sort(dim=1, stable=True))      # (N, n)
+    student = _scores(student.gather(1, order), alpha, beta)
     if kind == "hard":
+        student = student + 0 * nearest                                                     # a NaN of the teacher's stays one
         costs = _hard(student, alpha * 2**beta if normalize else torch.inf)[:, :places].sum(1)
     else:
-        costs = _soft(student, teacher)
+        costs = _soft(student, _scores(nearest, alpha, beta))
     return costs.mean().to(dtype)                                                           # of (N,)
 
 
 def _normalized(rows: Tensor) -> Tensor:
     rows = rows.double()
-    squared = rows.square().sum(1, keepdim=True)
-    return rows * squared.where(squared > 0, torch.inf).rsqrt()
+    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / length.where(length > 0, torch.inf)
 
 
 def _scores(squared: Tensor, alpha: float, beta: float) -> Tensor:
     """``-alpha * d^beta``, without the infinite slope that a beta below 2 has at 0."""
-    apart = squared > 0
+    apart = squared != 0                                                                    # a NaN stays one
     return -alpha * squared.where(apart, 1).pow(beta / 2).where(apart, 0)
 
 

@@ -401,6 +401,15 @@ def test_memory_grows_with_n_squared():
     assert 3.5 < peaks[1] / peaks[0] < 4.5
 
 
+@pytest.mark.parametrize("loss", BOTH)
+def test_a_row_that_is_not_a_number_is_not_hidden(loss):
+    for side in (0, 1):
+        for bad in (math.nan, math.inf):
+            pair = [rows(5, 3), rows(5, 3)]
+            pair[side][2, 1] = bad
+            assert not loss(*pair).isfinite()
+
+
 # --------------------------------------------------------------------------------------------------------------- autograd
 @pytest.mark.parametrize("loss", [*BOTH, RKDLoss()])
 def test_the_teacher_receives_no_gradient_and_nothing_is_changed(loss):

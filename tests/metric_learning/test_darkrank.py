@@ -365,6 +365,16 @@ def test_no_tensor_of_n_cubed_or_of_n_squared_times_the_width():
     assert 8 * 128 * 128 <= max(sizes) <= 8 * 128 * 256                    # the rows in float64
 
 
+@pytest.mark.parametrize("loss", BOTH)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_row_that_is_not_a_number_is_not_hidden(loss, normalize):
+    for side in (0, 1):
+        for bad in (math.nan, math.inf):
+            pair = [rows(5, 3), rows(5, 3)]
+            pair[side][2, 1] = bad
+            assert not loss(*pair, list_length=3, normalize=normalize).isfinite()
+
+
 # --------------------------------------------------------------------------------------------------------------- autograd
 @pytest.mark.parametrize("loss", [*BOTH, DarkRankLoss(), DarkRankLoss("soft", "released")])
 def test_the_teacher_receives_no_gradient_and_nothing_is_changed(loss):
