@@ -164,6 +164,14 @@ def test_squared_distances(detach_query):
         assert torch.autograd.gradgradcheck(squared_distances, x)
 
 
+@pytest.mark.parametrize("loss", BOTH)
+def test_far_from_the_origin_no_digit_is_lost(loss):
+    student, teacher = (rows(9, 4) * 2**20).round() / 2**20, rows(9, 3)    # so that the sum below is not rounded
+    value, pull = gradient(loss, student, teacher)
+    far, far_pull = gradient(loss, student + 2**16, teacher)
+    assert far == value and (far_pull - pull).norm() < 1e-14 * pull.norm()
+
+
 # ------------------------------------------------------------------------------------------------------------ the laws
 @pytest.mark.parametrize("loss", BOTH)
 def test_a_student_that_is_the_teacher_moved_turned_mirrored_scaled_or_padded_is_at_zero(loss):
