@@ -93,7 +93,8 @@ def test_one_round_of_every_row(tmp_path, capsys):
     assert status == int(any(line["ok"] is False for line in lines))
     for part in ("KD step: library / by hand", "KD step: torchdistill / by hand", "KD step: library / torchdistill",
                  "with 4 features: library / by hand", "with 4 features: torchdistill / by hand",
-                 "cached KD step / student alone", "mmengine Runner beyond the plain loop", "import kdtasks.general"):
+                 "cached KD step / student alone", "mmengine Runner beyond the plain loop", "256 rows: RKD angle / torchdistill",
+                 "256 rows: DarkRank hard / by suffix", "import kdtasks.general"):
         assert part in table
     for line in lines:
         low, high = line["interval"] if line["samples"] else (0, 0)

@@ -115,7 +115,7 @@ PUBLIC = {
                 "DKPPLoss()"],
         "ab": ["ab_loss(student, teacher, margin=1.0)", "ABLoss(margin=1.0)"],
         "rkd": ["rkd_distance_loss(student, teacher, divisor='all')", "rkd_angle_loss(student, teacher, divisor='all')",
-                "RKDLoss(distance_weight=1.0, angle_weight=2.0)"],
+                "RKDLoss(distance_weight=1.0, angle_weight=2.0, gather=False)"],
         "rco": ["equal_interval_anchors(epochs, interval)", "next_anchor(hardness, current, threshold)"],
     },
     "detection": {
@@ -127,7 +127,9 @@ PUBLIC = {
     },
     "metric_learning": {
         "darkrank": [f"darkrank_{kind}_loss(student, teacher, alpha=3.0, beta=3.0, list_length=4, normalize=True)"
-                     for kind in ("hard", "soft")] + ["rkd_distance_loss(student, teacher, divisor='all')"],
+                     for kind in ("hard", "soft")] + [
+                         "rkd_distance_loss(student, teacher, divisor='all')", "rkd_angle_loss(student, teacher, divisor='all')",
+                         "RKDLoss(distance_weight=1.0, angle_weight=2.0, gather=False)"],
     },
     "super_resolution": {
         "ail": ["teacher_importance(teacher, target, slope=100.0, threshold=0.01)",

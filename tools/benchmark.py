@@ -35,7 +35,7 @@ from types import SimpleNamespace
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -44,7 +44,8 @@ from kdtasks.core.cache import TeacherCache
 from kdtasks.detection import ADLLoss, BoundedRegressionLoss, WeightedSoftCrossEntropy, adl_loss
 from kdtasks.detection import models as detection_models
 from kdtasks.detection.distiller import DetectionDistiller
-from kdtasks.general import KDLoss, models
+from kdtasks.general import KDLoss, models, rkd_angle_loss
+from kdtasks.metric_learning import darkrank_hard_loss
 
 T, HARD, SOFT, HINT = 4.0, 0.1, 0.9, 0.5                   # temperature; weights of cross-entropy, soft targets, each feature
 FEATURES = ("conv1", "layer1", "layer2", "layer3")
@@ -312,6 +313,16 @@ def peak_bytes(o, work: Callable[[], object]) -> int:
     return max(itertools.accumulate(e.nbytes() for e in events))
 
 
+def gradient(loss: Callable, student: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+    value = loss(student, *rest)
+    return value.detach(), *torch.autograd.grad(value, student)
+
+
+def apart(found: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor]) -> float:
+    """The larger of the two relative errors, of the loss and of its gradient."""
+    return max(float((x - y).norm() / y.norm()) for x, y in zip(found, exact))
+
+
 def adl(o) -> Iterator[Line]:
     """A dense head of 200 000 anchors and 80 classes, with the paper's settings; the soft targets of BCE are there before."""
     def head(anchors: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -325,12 +336,7 @@ def adl(o) -> Iterator[Line]:
         weight = -torch.expm1(-kl + 1.5 * (q.exp() * q + rest_q.exp() * rest_q))
         return (weight * kl).sum() / (1.8 * q).exp().sum().clamp(min=1)
 
-    def gradient(loss: Callable, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        value = loss(*tensors)
-        return value.detach(), *torch.autograd.grad(value, tensors[0])
-
-    exact, found = gradient(formula, *head(1000, torch.float64)), gradient(adl_loss, *head(1000))
-    apart = max(float((x - y).norm() / y.norm()) for x, y in zip(found, exact))
+    error = apart(gradient(adl_loss, *head(1000)), gradient(formula, *head(1000, torch.float64)))
     student, teacher = head(200_000)
     target = teacher.sigmoid()
     variants = {"ADL": lambda: gradient(adl_loss, student, teacher),
@@ -338,7 +344,7 @@ def adl(o) -> Iterator[Line]:
     yield ratio("16 M entries: ", step_times(o, variants), *variants, bar=2.5)
     size = student.numel() * student.element_size()
     yield Line("ADL: memory beside the gradient", [peak_bytes(o, variants["ADL"]) / size - 1], 1.05, "tensors", "of its size")
-    yield Line("ADL: loss and gradient off float64", [1e5 * apart], 1.0, "e-5", "relative, 80 000 entries")
+    yield Line("ADL: loss and gradient off float64", [1e5 * error], 1.0, "e-5", "relative, 80 000 entries")
 
 
 def detector_step(o) -> Iterator[Line]:
@@ -355,9 +361,9 @@ def detector_step(o) -> Iterator[Line]:
         yield ratio(what, times, "library", "by hand", bar=1.05)
 
 
-SOFT, BOUNDED = WeightedSoftCrossEntropy(), BoundedRegressionLoss()
+SOFT_TARGETS, BOUNDED = WeightedSoftCrossEntropy(), BoundedRegressionLoss()
 DENSE = {"loss_adl": (ADLLoss(), ("student.cls_logits", "teacher.cls_logits", "anchors.valid"))}
-TWO_STAGE = {"loss_soft": (SOFT, ("rois.student.logits", "rois.teacher.logits")),
+TWO_STAGE = {"loss_soft": (SOFT_TARGETS, ("rois.student.logits", "rois.teacher.logits")),
              "loss_bounded": (BOUNDED, ("rois.student.deltas", "rois.teacher.deltas", "rois.target", "rois.count"))}
 
 
@@ -414,7 +420,7 @@ def two_stage_by_hand(o, make: str) -> Step:
         labels, regression = torch.cat(labels), torch.cat(regression)
         rows = torch.where(labels > 0)[0]
         ours, other = (d.unflatten(1, (-1, 4))[rows, labels[rows]] for d in (deltas, taught_deltas))
-        more = SOFT(logits, taught) + BOUNDED(ours, other, regression[rows], len(labels))
+        more = SOFT_TARGETS(logits, taught) + BOUNDED(ours, other, regression[rows], len(labels))
         return update(sum(losses.values()) + more, optimizer)
     return step
 
@@ -428,16 +434,96 @@ def detector_library(o, make: str, losses: dict) -> Step:
     return lambda: update(sum(distiller(batch).values()), optimizer)
 
 
+def same_gradients(steps: dict[str, Callable[[], tuple[Tensor, Tensor]]]) -> None:
+    """RuntimeError where losses or gradients differ by 1e-4 of their size."""
+    first, *others = steps
+    for name in others:
+        if not (error := apart(steps[name](), steps[first]())) <= 1e-4:
+            raise RuntimeError(f"{first} and {name} do different work: {error:.1e} apart")
+
+
+def fewer(o, rounds: int) -> argparse.Namespace:
+    return argparse.Namespace(**{**vars(o), "rounds": min(rounds, o.rounds)})
+
+
+def embeddings(o, n: int, *widths: int) -> list[Tensor]:
+    """The first is the student's."""
+    torch.manual_seed(0)
+    student, *others = (torch.randn(n, width).to(o.device) for width in widths)
+    return [student.requires_grad_(), *others]
+
+
+def angles_one_by_one(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and gradient of the angles by normalised differences, in float64, a few vertices at a time."""
+    student, teacher, loss = student.detach().double().requires_grad_(), teacher.double(), 0.0
+    for v in torch.arange(len(student), device=student.device).split(8):
+        arms, taught = (F.normalize(x[None] - x[v, None], dim=2) for x in (student, teacher))              # (v, N, D)
+        part = F.smooth_l1_loss(arms @ arms.mT, taught @ taught.mT, reduction="sum") / len(student) ** 3
+        part.backward()
+        loss += part.detach()
+    return loss, student.grad
+
+
+def rkd_angle(o) -> Iterator[Line]:
+    """512 columns. torchdistill's form has tensors of N² · 512, too many for a CPU at 1024 rows. The bars are for 256."""
+    largest, variants = 1024 if o.device == "cuda" else 256, {"RKD angle": rkd_angle_loss}
+    if importlib.util.find_spec("torchdistill"):
+        from torchdistill.losses.mid_level import RKDLoss
+        usual = RKDLoss("", "", dist_factor=0, angle_factor=1, reduction="mean")
+        variants["torchdistill"] = lambda student, teacher: usual.compute_rkd_angle_loss(teacher, student)
+    for n in (64, 128, 256, 1024, 4096)[:3 if o.rounds < 5 else 5 if o.device == "cuda" else 4]:  # seconds a step beyond
+        student, teacher = embeddings(o, n, 512, 512)
+        steps = {name: functools.partial(gradient, loss, student, teacher) for name, loss in variants.items()
+                 if name == "RKD angle" or n <= largest}
+        same_gradients(steps)
+        times = step_times(o if n == 256 else fewer(o, 7 if n < 256 else 3), steps)
+        peaks = {name: peak_bytes(o, step) for name, step in steps.items()}
+        if n > largest:
+            yield Line(f"{n} rows: RKD angle", times["RKD angle"], unit="s", note=f"{peaks['RKD angle'] / 2**20:.0f} MiB")
+            continue
+        yield ratio(f"{n} rows: ", times, "RKD angle", "torchdistill", bar=1 / 4 if n == 256 else None)
+        if "torchdistill" in peaks:
+            yield Line(f"{n} rows: memory / torchdistill's", [peaks["RKD angle"] / peaks["torchdistill"]],
+                       1 / 20 if n == 256 else None, note=f"torchdistill: {peaks['torchdistill'] / 2**20:.0f} MiB")
+        if n == 256:
+            error = apart(steps["RKD angle"](), angles_one_by_one(student, teacher))
+            yield Line("256 rows: RKD angle off float64", [1e6 * error], 1.0, "e-6", "relative, loss and gradient")
+
+
+def darkrank_by_suffix(student: Tensor, teacher: Tensor) -> Tensor:
+    """Hard DarkRank of whole lists as one would write it down: a log-sum-exp for every place."""
+    student, teacher, places = F.normalize(student), F.normalize(teacher), range(len(student) - 1)
+    order = torch.cdist(teacher, teacher).fill_diagonal_(math.inf).argsort(1)[:, :-1]
+    scores = (-3 * torch.cdist(student, student) ** 3).gather(1, order)
+    return (torch.stack([torch.logsumexp(scores[:, i:], 1) for i in places], 1) - scores).sum(1).mean()
+
+
+def darkrank(o) -> Iterator[Line]:
+    """Whole lists, 128 columns taught by 512; by suffix in float64, as the library computes, and in float32. The bar is for
+    256 rows in float64."""
+    variants = {"DarkRank hard": functools.partial(darkrank_hard_loss, list_length=None),
+                "by suffix": lambda student, teacher: darkrank_by_suffix(student.double(), teacher.double()),
+                "in float32": darkrank_by_suffix}
+    for n in (64, 128, 256, 1024)[:3 if o.rounds < 5 else 4]:  # seconds a step beyond
+        student, teacher = embeddings(o, n, 128, 512)
+        steps = {name: functools.partial(gradient, loss, student, teacher) for name, loss in variants.items()}
+        same_gradients(steps)
+        times = step_times(o if n == 256 else fewer(o, 7 if n < 256 else 3), steps)
+        yield ratio(f"{n} rows: ", times, "DarkRank hard", "by suffix", bar=1 / 5 if n == 256 else None)
+        yield ratio(f"{n} rows: ", times, "DarkRank hard", "in float32")
+
+
 def imports(o) -> Iterator[Line]:
     """Seven times (fewer if there are fewer rounds), by the wall clock of a new process that has torch already."""
-    for task in ("general", "detection"):
+    for task in ("general", "detection", "metric_learning"):
         code = f"import time, torch; t = time.perf_counter(); import kdtasks.{task}; print(time.perf_counter() - t)"
         seconds = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
                    for _ in range(min(7, o.rounds))]
         yield Line(f"import kdtasks.{task} beyond torch", seconds, 0.1, "s")
 
 
-ROWS = {row.__name__: row for row in (kd_step, feature_step, cached_step, runner, adl, detector_step, imports)}
+ROWS = {row.__name__: row for row in (kd_step, feature_step, cached_step, runner, adl, detector_step, rkd_angle, darkrank,
+                                      imports)}
 
 
 # ------------------------------------------------------------------------------------------------------------ the table
@@ -467,7 +553,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{name} …", file=sys.stderr, flush=True)
         lines += ROWS[name](o)
     about = machine(o) | {"models": " -> ".join(o.models), "batch": o.batch, "rounds": o.rounds}
-    table = Table("what", "figure", "95 % interval", "bar", "ok", "note", title_justify="left",
+    table = Table(Column("what", no_wrap=True), "figure", "95 % interval", "bar", "ok", "note", title_justify="left",
                   title=", ".join(f"{name} {value}" for name, value in about.items()))
     for x in lines:
         figures = (f"{x.value:.3f} {x.unit}", "{:.3f} … {:.3f}".format(*x.interval)) if x.samples else ("", "")

@@ -1,0 +1,40 @@
+"""Distances between the rows of a batch, for losses that relate samples to each other."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def squared_distances(rows: Tensor, detach_query: bool = False) -> Tensor:
+    """Squared Euclidean distance of every row to every row, exact where rows lie close together or far from the origin.
+
+    Each is a sum of squared differences in float64. Inner products would lose the digits of a distance that is small beside the
+    rows. No tensor of ``N * N * D`` entries is made, not in backward either.
+
+    Args:
+        rows: ``(N, D)`` of any floating type; carries the gradient.
+        detach_query: entry (i, j) pulls on row j only.
+
+    Returns:
+        ``(N, N)`` float64, exactly symmetric; exactly 0 for equal rows, and there is no gradient there.
+    """
+    return _SquaredDistances.apply(rows.double(), detach_query)
+
+
+class _SquaredDistances(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, detach_query: bool) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.detach_query = detach_query
+        distances = rows.new_zeros(len(rows), len(rows))
+        if len(rows) > 1:
+            i, j = torch.triu_indices(len(rows), len(rows), 1, device=rows.device)
+            distances[i, j] = F.pdist(rows).square_()
+        return distances + distances.T
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        rows, = ctx.saved_tensors
+        rows = rows - rows.mean(0)                                            # the differences stay, with more digits
+        pull = gradient.T if ctx.detach_query else gradient + gradient.T      # (N, N) [row pulled, by which row]
+        return 2 * (pull.sum(1, keepdim=True) * rows - pull @ rows), None

@@ -1,0 +1,231 @@
+r"""DarkRank: the teacher's ranking of a batch (Chen, Wang and Zhang, AAAI 2018, arXiv 1707.01220).
+
+Each sample in turn is the query q, the others are its candidates. A candidate's score falls with its distance from the query,
+and scores make a probability of every ordering :math:`\pi` of the candidates (Plackett and Luce): place by place, one of those
+still left is drawn by the softmax of their scores.
+
+.. math::
+    S(x) = -\alpha \lVert q - x \rVert_2^{\beta}, \qquad
+    P(\pi) = \prod_{i=1}^{n} \frac{\exp S(x_{\pi(i)})}{\sum_{k=i}^{n} \exp S(x_{\pi(k)})}
+
+    L_{\mathrm{soft}} = \sum_{\pi} P^t(\pi) \log \frac{P^t(\pi)}{P^s(\pi)}, \qquad
+    L_{\mathrm{hard}} = -\log P^s(\pi^t)
+
+:math:`\pi^t` is the teacher's likeliest ordering, its candidates by rising distance. Soft is 0 where all scores agree. **Hard
+is not 0 at student = teacher**, and it is log n! where the student is indifferent (3.178 for 4 candidates).
+
+**Exact and cheap.** Hard: a sort, then one cumulative log-sum-exp from the end of the list, so a list may be the whole batch.
+Soft: the n! orderings pass through only 2ⁿ sets of candidates still left. Let r(R) be the teacher's probability that R is ever
+exactly what is left: 1 for all candidates, and R gives :math:`r(R)\, e^{t_j} / \sum_{k \in R} e^{t_k}` of it to R without j. As
+each candidate is placed just once,
+
+.. math:: L_{\mathrm{soft}} = \sum_{R \ne \emptyset} r(R) \Bigl( \log \sum_{k \in R} e^{s_k} - \log \sum_{k \in R} e^{t_k}
+    \Bigr) - \sum_j (s_j - t_j),
+
+exact in n·2ⁿ steps; the limit is n = 12.
+
+**Settings.** Usually quoted are alpha = beta = 3 and lists of the 4 nearest in the teacher's space, and RKD's authors tuned the
+hard form to the same alpha and beta; we could not check them against the paper's own text. The authors' release is another
+point: its score is :math:`-(\mathrm{scale}\, d^2)^{\mathrm{power}}`, so alpha = scale^power and beta = 2 power, with scale 3.5
+and power 2: alpha = 12.25, beta = 4. There the soft form has lists of 4, the hard form the whole rest of the batch; only the
+candidates receive a gradient, the query none; the weight is 16, a batch has 8 rows, and queries are its first half only, which
+holds pairs of one identity (here every row is a query). Embeddings are L2-normalised there, and here by default: the scores of
+long rows explode.
+"""
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from kdtasks.core.gather import gather_rows
+from kdtasks.core.names import did_you_mean
+from kdtasks.general.distances import squared_distances
+
+PRESETS = {
+    "quoted": {"alpha": 3.0, "beta": 3.0, "detach_query": False},
+    "released": {"alpha": 12.25, "beta": 4.0, "detach_query": True},
+}
+SOFT_LIMIT = 12                                # 4096 sets for each query
+EXP_LIMIT = 600                                # exp(-600) and its inverse are float64 numbers with all their digits
+
+
+def darkrank_hard_loss(student: Tensor, teacher: Tensor, alpha: float = 3.0, beta: float = 3.0, list_length: int | None = 4,
+                       normalize: bool = True) -> Tensor:
+    """Minus the log-probability that the student ranks as the teacher does; mean over queries.
+
+    Args:
+        student: ``(N, Ds)`` embeddings; carries the gradient, of query and candidates.
+        teacher: ``(N, Dt)`` embeddings of the same samples; never receives a gradient.
+        alpha: >= 0, scale of the scores; beta: > 0, power of the (not squared) distance. 3 and 3 are the values usually quoted
+            for this method.
+        list_length: how many candidates, the nearest in the teacher's space (of equally near ones the smaller index); at least
+            1, at most the N - 1 other rows are taken; None: all of these.
+        normalize: divide every row by its length first; a row of zeros stays, and receives no gradient.
+
+    Returns:
+        A scalar in nats. Half precision is raised to float32, float64 stays. A zero that still backpropagates when N < 2. Time
+        N² (Ds + Dt + log N), memory N².
+
+    Raises:
+        ValueError: the shapes do not fit, or a number is out of its range.
+    """
+    return _mean(student, teacher, "hard", alpha, beta, list_length, normalize)
+
+
+def darkrank_soft_loss(student: Tensor, teacher: Tensor, alpha: float = 3.0, beta: float = 3.0, list_length: int | None = 4,
+                       normalize: bool = True) -> Tensor:
+    """KL(teacher ‖ student) over all orderings of the candidates; mean over queries.
+
+    Args:
+        student, teacher, alpha, beta, list_length, normalize: as in :func:`darkrank_hard_loss`.
+
+    Returns:
+        A scalar in nats, 0 at equal scores. Half precision is raised to float32, float64 stays. A zero that still
+        backpropagates when N < 2. Beside the distances, time N · n · 2ⁿ for lists of n, and memory of about ten float64 numbers
+        for each of the N · 2ⁿ sets (80 MiB for 256 lists of 12).
+
+    Raises:
+        ValueError: the shapes do not fit, a number is out of its range, or the lists are longer than 12.
+    """
+    return _mean(student, teacher, "soft", alpha, beta, list_length, normalize)
+
+
+class DarkRankLoss(nn.Module):
+    """:func:`darkrank_hard_loss` or :func:`darkrank_soft_loss`, with a preset, which alpha, beta and detach_query change.
+
+    ``'quoted'``: alpha 3, beta 3, full gradient. ``'released'``: alpha 12.25, beta 4, query detached, as the authors' code
+    scores with power 2 and scale 3.5. Another power and scale of that code are ``alpha=scale**power, beta=2 * power``.
+
+    Args:
+        kind: ``'hard'`` or ``'soft'``.
+        preset: of the scores.
+        alpha, beta: None: the preset's.
+        list_length: as in the functions. The release: 4 for soft, None for hard.
+        normalize: as in the functions.
+        detach_query: None: the preset's. True: a query pulls its candidates, but its own list does not move it.
+        places: hard only: how many places of the list count, from the first. With ``list_length=None``: who comes first among
+            all of the batch, without a say in how the far ones are ordered. None: all.
+        gather: rank the rows of all processes, which must have equally many; each computes the whole loss, and the step is
+            that of one process with all rows. Without effect in a run of one process.
+    """
+
+    def __init__(self, kind: str = "hard", preset: str = "quoted", alpha: float | None = None, beta: float | None = None,
+                 list_length: int | None = 4, normalize: bool = True, detach_query: bool | None = None,
+                 places: int | None = None, gather: bool = False):
+        super().__init__()
+        if preset not in PRESETS:
+            raise ValueError(f"no preset {preset!r}; {did_you_mean(str(preset), PRESETS)}")
+        given = {"alpha": alpha, "beta": beta, "detach_query": detach_query}
+        self.kind, self.gather = kind, gather
+        self.settings = PRESETS[preset] | {"list_length": list_length, "normalize": normalize, "places": places} | {
+            name: value for name, value in given.items() if value is not None}
+        _check(kind, **self.settings)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        if self.gather:
+            _check_shapes(student, teacher)
+            student, teacher = gather_rows(student), gather_rows(teacher.detach())
+        return _mean(student, teacher, self.kind, **self.settings)
+
+    def extra_repr(self) -> str:
+        settings = {"kind": self.kind, **self.settings, "gather": self.gather}
+        return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+
+
+def _check(kind: str, alpha: float, beta: float, list_length: int | None, normalize: bool, detach_query: bool,
+           places: int | None) -> None:
+    if kind not in ("hard", "soft"):
+        raise ValueError(f"no kind {kind!r}; {did_you_mean(str(kind), ('hard', 'soft'))}")
+    if not alpha >= 0:
+        raise ValueError(f"alpha must be >= 0, got {alpha}")
+    if not beta > 0:
+        raise ValueError(f"beta must be > 0, got {beta}")
+    for name, value in (("list_length", list_length), ("places", places)):
+        if value is not None and not value >= 1:
+            raise ValueError(f"{name} must be at least 1 or None, got {value}")
+    if places is not None and kind == "soft":
+        raise ValueError(f"places={places} cuts the hard form's ordering; the soft one has all orderings of its lists")
+
+
+def _check_shapes(student: Tensor, teacher: Tensor) -> None:
+    if student.dim() != 2 or teacher.dim() != 2 or len(student) != len(teacher):
+        raise ValueError(f"want (N, Ds) and (N, Dt) of the same N samples, got student {tuple(student.shape)} "
+                         f"and teacher {tuple(teacher.shape)}")
+
+
+def _mean(student: Tensor, teacher: Tensor, kind: str, alpha: float, beta: float, list_length: int | None, normalize: bool,
+          detach_query: bool = False, places: int | None = None) -> Tensor:
+    _check(kind, alpha, beta, list_length, normalize, detach_query, places)
+    _check_shapes(student, teacher)
+    dtype = torch.float64 if student.element_size() == 8 or teacher.element_size() == 8 else torch.float32
+    length = min(len(student) - 1, len(student) if list_length is None else list_length)
+    if kind == "soft" and length > SOFT_LIMIT:
+        raise ValueError(f"the soft form takes lists of at most {SOFT_LIMIT}, got {length} (list_length={list_length}, "
+                         f"{len(student)} rows); use the hard form for longer ones")
+    if length < 1:
+        return student[:0].sum().to(dtype)
+    rows = student, teacher.detach()
+    student, teacher = (squared_distances(_normalized(x) if normalize else x, detach_query) for x in rows)
+    nearest, order = (x[:, :length] for x in teacher.fill_diagonal_(torch.inf).sort(dim=1, stable=True))      # (N, n)
+    student = _scores(student.gather(1, order), alpha, beta)
+    if kind == "hard":
+        student = student + 0 * nearest                                                     # a NaN of the teacher's stays one
+        costs = _hard(student, alpha * 2**beta if normalize else torch.inf)[:, :places].sum(1)
+    else:
+        costs = _soft(student, _scores(nearest, alpha, beta))
+    return costs.mean().to(dtype)                                                           # of (N,)
+
+
+def _normalized(rows: Tensor) -> Tensor:
+    rows = rows.double()
+    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / length.where(length > 0, torch.inf)
+
+
+def _scores(squared: Tensor, alpha: float, beta: float) -> Tensor:
+    """``-alpha * d^beta``, without the infinite slope that a beta below 2 has at 0."""
+    apart = squared != 0                                                                    # a NaN stays one
+    return -alpha * squared.where(apart, 1).pow(beta / 2).where(apart, 0)
+
+
+def _hard(student: Tensor, spread: float) -> Tensor:
+    """(N, n) scores in the teacher's order, within a list at most ``spread`` apart -> (N, n): what each place costs."""
+    shifted = (student - student.detach().amax(1, keepdim=True)).flip(1)                    # from the last place to the first
+    if spread <= EXP_LIMIT:                                                                 # several times faster
+        left = shifted.exp().cumsum(1).log()
+    else:
+        left = torch.logcumsumexp(shifted, 1)
+    return (left - shifted).flip(1)
+
+
+def _soft(student: Tensor, teacher: Tensor) -> Tensor:
+    """(N, n) scores of the same candidates -> (N,)"""
+    student, teacher = (x.T - x.detach().amax(1) for x in (student, teacher))               # (n, N)
+    student_sums, teacher_sums = _subset_logsumexp(student), _subset_logsumexp(teacher)     # (2ⁿ, N)
+    reach = torch.zeros_like(teacher_sums)
+    reach[-1] = 1
+    for sets, before, placed in _lattice(len(teacher), teacher.device):
+        reach[sets] = (reach[before] * (teacher[placed] - teacher_sums[before]).exp()).sum(1)
+    return (reach * (student_sums - teacher_sums))[1:].sum(0) - (student - teacher).sum(0)
+
+
+def _subset_logsumexp(scores: Tensor) -> Tensor:
+    """(n, N) -> (2ⁿ, N): row R is the log-sum-exp of the candidates whose bits R has; that of none is -inf."""
+    sums = scores.new_full((1, scores.shape[1]), -torch.inf)
+    for score in scores:
+        sums = torch.cat([sums, torch.logaddexp(sums, score)])
+    return sums
+
+
+@functools.lru_cache(maxsize=32)
+def _lattice(n: int, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Sets of n - 1, …, 1 candidates left: the sets ``(M,)``, those one larger ``(M, n - size)``, the one placed between."""
+    sets, bits = torch.arange(2**n), torch.arange(n)
+    placed = (sets[:, None] >> bits & 1) == 0                                               # (2ⁿ, n)
+    layers = []
+    for size in range(n - 1, 0, -1):
+        of_size = sets[placed.sum(1) == n - size]
+        which = placed[of_size].nonzero()[:, 1].view(len(of_size), n - size)
+        layers.append((of_size, of_size[:, None] | 1 << which, which))
+    return [tuple(x.to(device) for x in layer) for layer in layers]
