@@ -243,3 +243,24 @@ def test_a_miner_mines_for_the_metric_loss_only():
 
     run, _ = trainer(network(), mining_funcs={"tuple_miner": BatchHardMiner()})
     run.train(num_epochs=1)
+
+
+def test_the_readmes_trainer_runs():
+    """The code for PML in configs/metric_learning/README.md as it stands, on digits."""
+    import re
+    from pathlib import Path
+
+    from pytorch_metric_learning.losses import TripletMarginLoss
+    from pytorch_metric_learning.samplers import MPerClassSampler
+
+    pytest.importorskip("kdtasks.general.rkd")
+    text = (Path(__file__).parents[2] / "configs" / "metric_learning" / "README.md").read_text()
+    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "DistillMetricTrainer" in block)
+    data = digits(train=False)
+    images = data.batch(torch.arange(len(data)), torch.zeros(len(data), dtype=torch.int64), 0)["input"]
+    student = embedder("kdtasks.general.models.digits_cnn", dim=4, in_channels=1, width=4)
+    start = copy.deepcopy(student.state_dict())
+    names = {"student": student, "teacher": network(), "optimizer": torch.optim.SGD(student.parameters(), 0.1), "TripletMarginLoss": TripletMarginLoss,
+             "dataset": TensorDataset(images, data.target), "sampler": MPerClassSampler(data.target, 10, 40, 80)}
+    exec(code.replace("num_epochs=10", "num_epochs=1").replace("batch_size=60", "batch_size=40, dataloader_num_workers=0"), names)
+    assert not names["teacher"].training and not torch.equal(student.state_dict()["backbone.fc.weight"].cpu(), start["backbone.fc.weight"])
