@@ -237,8 +237,9 @@ class _ClassPool:
                                         f"but the data has {len(numbers)}")
         self.index, self.target, self.per_class, self.take = index, target, per_class, take
         members = index[target.argsort(stable=True)].split(counts.tolist())
-        self.members = {c: _Pool(of_class, seed, _LABELLED, True) for c, of_class in zip(numbers.tolist(), members)}
+        self.members, self.seed = dict(zip(numbers.tolist(), members)), seed
         self.classes, self.batches = _Pool(numbers, seed, _CLASSES, True), len(numbers) // classes
+        self.recent: dict[int, tuple[int, Tensor]] = {}                      # of a class: pass and order
 
     def __len__(self) -> int:
         return len(self.index)
@@ -247,17 +248,39 @@ class _ClassPool:
         """Samples (count,) of the batch that begins at ``begin``, and the pass (count,) over its class that each is in."""
         turn, at = divmod(begin // self.take, self.batches)
         classes, m = count // self.per_class, self.per_class
-        parts = []
+        wanted = []                                                          # class, pass over it, first place, how many
         for c in self.classes.order(turn)[at * classes:(at + 1) * classes].tolist():
-            members = self.members[c]
-            whole = len(members) // m                                        # turns that a pass over the class lasts
-            parts.append(members(turn // whole * len(members) + turn % whole * m if whole else turn * m, m))
-        index, turns = zip(*parts)
-        return torch.cat(index), torch.cat(turns)
+            n = len(self.members[c])
+            whole = n // m                                                   # turns that a pass over the class lasts
+            place = turn // whole * n + turn % whole * m if whole else turn * m
+            end = place + m
+            while place < end:
+                take = min(end - place, n - place % n)
+                wanted.append((c, place // n, place % n, take))
+                place += take
+        orders = self._orders([(c, p) for c, p, _, _ in wanted])
+        _, passes, _, takes = zip(*wanted)
+        index = torch.cat([orders[c, p][start:start + take] for c, p, start, take in wanted])
+        return index, torch.tensor(passes, device="cpu").repeat_interleave(torch.tensor(takes, device="cpu"))
+
+    def _orders(self, wanted: list[tuple[int, int]]) -> dict[tuple[int, int], Tensor]:
+        """Samples of a class in the order of a pass, for each (class, pass); what is missing is made in one go."""
+        known = {key: self.recent[key[0]][1] for key in wanted if self.recent.get(key[0], (None,))[0] == key[1]}
+        missing = [key for key in wanted if key not in known]
+        if missing:
+            members = [self.members[c] for c, _ in missing]
+            sizes = torch.tensor([len(of_class) for of_class in members], device="cpu")
+            number = torch.arange(len(missing), device="cpu").repeat_interleave(sizes)
+            index, passes = torch.cat(members), torch.tensor([p for _, p in missing], device="cpu")[number]
+            order = view_hash(self.seed, index, passes, _LABELLED).argsort(stable=True)
+            order = order[number[order].argsort(stable=True)]
+            for key, part in zip(missing, index[order].split(sizes.tolist())):
+                known[key], self.recent[key[0]] = part, (key[1], part)
+        return known
 
     def after(self, index: int) -> Iterator[int]:
         """``index`` and the samples of its class that follow it, round and round."""
-        return self.members[int(self.target[torch.searchsorted(self.index, index)])].after(index)
+        return _Pool(self.members[int(self.target[torch.searchsorted(self.index, index)])], 0, 0, False).after(index)
 
 
 @dataclass

@@ -391,6 +391,14 @@ def test_ranks_share_whole_classes():
                 assert torch.equal(piece["index"][6:], whole["index"][12:][rank::2])
 
 
+def test_alone_and_distilled_see_the_same_classes():
+    alone = Loader(Classes(SIZES), 12, per_class=3, labelled=range(60), length=9)
+    taught = Loader(Classes(SIZES), 20, per_class=3, labelled=range(60), unlabelled_per_batch=8, length=9)
+    for one, two in zip(alone.epoch(2), taught.epoch(2), strict=True):
+        assert torch.equal(one["index"], two["index"][:12]) and torch.equal(one["view"], two["view"][:12])
+        assert torch.equal(one["target"], two["target"][:12]) and two["labelled"].tolist() == [True] * 12 + [False] * 8
+
+
 def test_an_unreadable_sample_gives_way_to_one_of_its_class():
     with pytest.warns(UserWarning, match="unreadable"):
         loader = Loader(ClassFiles(SIZES), 12, per_class=3, skip_bad=True, length=20)
