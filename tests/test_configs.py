@@ -16,6 +16,7 @@ CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.py") if "_base_" not in 
 TINY = {"student.weights": None, "teacher.weights": None, "student.min_size": 64, "student.max_size": 96, "teacher.min_size": 64,
         "teacher.max_size": 96, "data.batch_size": 1}
 LARGE = {"teacher.min_size": 128, "teacher.max_size": 192}
+EMBEDDERS = {"student.pretrained": None, "teacher.pretrained": None, "data.train.size": 64, "data.batch_size": 10}
 SMALLER = {
     "adl_retinanet_r101_r50_coco": TINY,
     "adl_retinanet_r101_r50_coco_unlabelled": TINY | {"data.unlabelled_per_batch": 1, "teacher_training.data.batch_size": 1},
@@ -24,6 +25,8 @@ SMALLER = {
     "chen2017_faster_rcnn_r101_r18_coco": TINY,
     "chen2017_faster_rcnn_r101_r18_voc0712": TINY,
     "chen2017_faster_rcnn_688_to_334_voc0712": TINY | LARGE,
+    **{f"{method}_resnet50_resnet18_{data}": EMBEDDERS for method in ("rkd", "darkrank_hard") for data in ("cub200", "cars196", "sop")},
+    "darkrank_soft_released_resnet50_resnet18_cub200": EMBEDDERS | {"data.batch_size": 8, "teacher_training.data.batch_size": 10},
 }
 
 

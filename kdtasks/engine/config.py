@@ -42,7 +42,7 @@ KEYS = {
 }
 DATA_KEYS = {
     "train": None, "test": None, "batch_size": 64, "test_batch_size": 256, "unlabelled_per_batch": 0,
-    "iterations_per_epoch": None, "workers": 0, "collate": None, "skip_bad": False,
+    "per_class": None, "iterations_per_epoch": None, "workers": 0, "collate": None, "skip_bad": False,
 }
 MODEL_KEYS = ("checkpoint",)                                                # beside `type` and the model's arguments
 TEACHER_KEYS = ("checkpoint", "precision", "input_size", "mean", "std", "student_mean", "student_std")
@@ -194,6 +194,8 @@ def _check(config: dict) -> None:
     _want(threads is None or _count(threads, 1), "threads", "None or a whole number > 0", threads)
     for key, least in (("batch_size", 1), ("test_batch_size", 1), ("workers", 0), ("unlabelled_per_batch", 0)):
         _want(_count(config["data"][key], least), f"data.{key}", f"a whole number >= {least}", config["data"][key])
+    per_class = config["data"]["per_class"]
+    _want(per_class is None or _count(per_class, 1), "data.per_class", "None or a whole number > 0", per_class)
     _want(isinstance(config["data"]["skip_bad"], bool), "data.skip_bad", "True or False", config["data"]["skip_bad"])
     if config["cache"] and config["data"]["skip_bad"]:
         raise ConfigError("cache and data.skip_bad do not go together: remove the images that cannot be read, or cache=None")

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from kdtasks.core.views import view_hash
 
-_LABELLED, _UNLABELLED, _SAMPLE, _COLLATE = 0x0A, 0x0B, 0x0C, 0x0D      # salts: two orders, two random states
+_LABELLED, _UNLABELLED, _CLASSES = 0x0A, 0x0B, 0x0E                     # salts: three orders
+_SAMPLE, _COLLATE = 0x0C, 0x0D              # and two random states
 _TRIES = 100                                # consecutive unreadable samples before skip_bad gives up
 _STAYS = ("index", "view", "labelled")      # these index caches and masks: on the CPU they cost no sync
 UNLABELLED = -100                           # the target that torch's cross-entropy ignores
@@ -40,10 +41,17 @@ class Loader:
     always endless. So a run with ``batch_size=L`` and one with ``batch_size=L + U, unlabelled_per_batch=U`` see the same
     labelled rows, in the same views, at the same steps.
 
+    **Classes.** With ``per_class=m`` a batch has ``batch_size / m`` different classes and m samples of each, class after
+    class. In a pass over the classes, a permutation made from (seed, pass), each class has at most one turn; those that would
+    not fill a batch wait for another pass. In its p-th pass a class gives the p-th m samples of its own passes, each a
+    permutation made from (seed, pass), of which the rest that is smaller than m is dropped; they are different ones, unless the
+    class has fewer than m: then all of them, over and over. A view is the number of the pass over the class. The length of an
+    epoch is as ever; passes go on from epoch to epoch.
+
     **Evaluation** (``shuffle=False, drop_last=False``): the samples in their order, each once; the last batch may be short.
 
     **Processes.** ``batch_size`` counts the rows of all ``world`` processes together. Rank r takes rows ``r::world`` of every
-    batch in training; samples ``r::world``, without padding, in evaluation.
+    batch in training (with ``per_class`` the whole classes ``r::world``); samples ``r::world``, without padding, in evaluation.
 
     A data set is one of two kinds. *Batched*: it has ``batch(index, view, seed) -> dict`` of stacked tensors for the two
     int64 tensors ``(b,)`` on the CPU; it is called directly, without workers, and may live on the GPU. *Map-style*: it has
@@ -64,6 +72,8 @@ class Loader:
         labelled: indices of the labelled samples, a bool mask, ``'target'`` (those whose ``dataset.target`` is not -100), or
             None (all). Without ``unlabelled_per_batch`` the others are left out.
         unlabelled_per_batch: rows of a batch, over all ranks, that are unlabelled.
+        per_class: samples of a class in a batch, in training; classes are those of ``dataset.target``, (n,) whole numbers.
+            None: as it comes.
         length: iterations of an epoch; None: see Order.
         workers: processes that read a map-style data set. They live as long as the Loader.
         device: where the tensors of a batch go; from the CPU to CUDA through pinned memory, without waiting.
@@ -86,9 +96,9 @@ class Loader:
     """
 
     def __init__(self, dataset, batch_size: int, *, seed: int = 0, shuffle: bool = True, drop_last: bool | None = None,
-                 views: int = 0, labelled=None, unlabelled_per_batch: int = 0, length: int | None = None, workers: int = 0,
-                 device="cpu", rank: int = 0, world: int = 1, collate: Callable | None = None, skip_bad: bool = False,
-                 channels_last: bool = False):
+                 views: int = 0, labelled=None, unlabelled_per_batch: int = 0, per_class: int | None = None,
+                 length: int | None = None, workers: int = 0, device="cpu", rank: int = 0, world: int = 1,
+                 collate: Callable | None = None, skip_bad: bool = False, channels_last: bool = False):
         self.batched = callable(getattr(dataset, "batch", None))
         if not hasattr(dataset, "__len__") or not (self.batched or hasattr(dataset, "__getitem__")):
             raise TypeError(f"want a data set with __len__ and either batch(index, view, seed) or __getitem__(i), "
@@ -118,11 +128,16 @@ class Loader:
         if not training:                             # this rank's samples, in batches of its share of the size
             own, take, rank, world = own[rank::world], -(-batch_size // world), 0, 1
         n = len(own)
+        pool = _Pool(own, seed, _LABELLED, shuffle)
+        if per_class is not None:
+            _check(shuffle and drop_last, "per_class goes with shuffle=True and drop_last=True, not with an evaluation")
+            pool = _ClassPool(own, _class_numbers(dataset)[own], seed, per_class, take, world)
         self.plan = _Plan(
-            pool=_Pool(own, seed, _LABELLED, shuffle), take=take,
+            pool=pool, take=take,
             others=_Pool((~known).nonzero()[:, 0], seed, _UNLABELLED, shuffle), take_others=unlabelled_per_batch,
             length=length or (max(1, n // take) if drop_last else -(-n // take)),
-            endless=length is not None or (drop_last and n < take), views=views, rank=rank, world=world)
+            endless=length is not None or per_class is not None or (drop_last and n < take), views=views, rank=rank,
+            world=world, group=per_class or 1)
         self.dataset, self.seed, self.device, self.channels_last = dataset, seed, torch.device(device), channels_last
         self.bad: dict[int, str] = {}
         collate = collate or getattr(dataset, "collate", None) or _stack
@@ -207,11 +222,72 @@ class _Pool:
             at += 1
 
 
+class _ClassPool:
+    """As a :class:`_Pool`, batches of ``take`` rows: some classes, ``per_class`` samples of each; without state too."""
+
+    def __init__(self, index: Tensor, target: Tensor, seed: int, per_class: int, take: int, world: int):
+        _check(per_class > 0, f"per_class must be at least 1, got {per_class}")
+        _check(take % per_class == 0, f"a batch of {take} labelled rows cannot have per_class={per_class} samples of each "
+                                      f"class: want a multiple of {per_class}")
+        classes = take // per_class
+        _check(classes % world == 0, f"{world} processes cannot share the {classes} classes of a batch equally: want a "
+                                     f"multiple of {world}")
+        numbers, counts = target.unique(return_counts=True)
+        _check(len(numbers) >= classes, f"a batch of {take} rows with per_class={per_class} has {classes} different classes, "
+                                        f"but the data has {len(numbers)}")
+        self.index, self.target, self.per_class, self.take = index, target, per_class, take
+        members = index[target.argsort(stable=True)].split(counts.tolist())
+        self.members, self.seed = dict(zip(numbers.tolist(), members)), seed
+        self.classes, self.batches = _Pool(numbers, seed, _CLASSES, True), len(numbers) // classes
+        self.recent: dict[int, tuple[int, Tensor]] = {}                      # of a class: pass and order
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __call__(self, begin: int, count: int) -> tuple[Tensor, Tensor]:
+        """Samples (count,) of the batch that begins at ``begin``, and the pass (count,) over its class that each is in."""
+        turn, at = divmod(begin // self.take, self.batches)
+        classes, m = count // self.per_class, self.per_class
+        wanted = []                                                          # class, pass over it, first place, how many
+        for c in self.classes.order(turn)[at * classes:(at + 1) * classes].tolist():
+            n = len(self.members[c])
+            whole = n // m                                                   # turns that a pass over the class lasts
+            place = turn // whole * n + turn % whole * m if whole else turn * m
+            end = place + m
+            while place < end:
+                take = min(end - place, n - place % n)
+                wanted.append((c, place // n, place % n, take))
+                place += take
+        orders = self._orders([(c, p) for c, p, _, _ in wanted])
+        _, passes, _, takes = zip(*wanted)
+        index = torch.cat([orders[c, p][start:start + take] for c, p, start, take in wanted])
+        return index, torch.tensor(passes, device="cpu").repeat_interleave(torch.tensor(takes, device="cpu"))
+
+    def _orders(self, wanted: list[tuple[int, int]]) -> dict[tuple[int, int], Tensor]:
+        """Samples of a class in the order of a pass, for each (class, pass); what is missing is made in one go."""
+        known = {key: self.recent[key[0]][1] for key in wanted if self.recent.get(key[0], (None,))[0] == key[1]}
+        missing = [key for key in wanted if key not in known]
+        if missing:
+            members = [self.members[c] for c, _ in missing]
+            sizes = torch.tensor([len(of_class) for of_class in members], device="cpu")
+            number = torch.arange(len(missing), device="cpu").repeat_interleave(sizes)
+            index, passes = torch.cat(members), torch.tensor([p for _, p in missing], device="cpu")[number]
+            order = view_hash(self.seed, index, passes, _LABELLED).argsort(stable=True)
+            order = order[number[order].argsort(stable=True)]
+            for key, part in zip(missing, index[order].split(sizes.tolist())):
+                known[key], self.recent[key[0]] = part, (key[1], part)
+        return known
+
+    def after(self, index: int) -> Iterator[int]:
+        """``index`` and the samples of its class that follow it, round and round."""
+        return _Pool(self.members[int(self.target[torch.searchsorted(self.index, index)])], 0, 0, False).after(index)
+
+
 @dataclass
 class _Plan:
     """Which samples a batch holds; :class:`Loader` says by what rule. Iterated, it gives the keys of the epoch ``at``."""
 
-    pool: _Pool
+    pool: "_Pool | _ClassPool"
     take: int                       # rows of `pool` in a batch, over all ranks
     others: _Pool
     take_others: int
@@ -220,6 +296,7 @@ class _Plan:
     views: int
     rank: int
     world: int
+    group: int = 1                  # rows of `pool` that stay together when ranks share a batch
     at: tuple[int, int] = (0, 0)    # epoch, first iteration
 
     @property
@@ -234,11 +311,12 @@ class _Plan:
             begin, count = step * self.take, self.take
         else:
             begin, count = epoch * n + iteration * self.take, min(self.take, n - iteration * self.take)
-        index, turn = self.pool(begin, count)
+        mine = torch.arange(count, device="cpu") // self.group % self.world == self.rank
+        index, turn = (rows[mine] for rows in self.pool(begin, count))
         if self.take_others:
-            more, turns = self.others(step * self.take_others, self.take_others)
+            more, turns = (rows[self.rank::self.world] for rows in self.others(step * self.take_others, self.take_others))
             index, turn = torch.cat([index, more]), torch.cat([turn, turns])
-        return index[self.rank::self.world], (turn % self.views if self.views else turn)[self.rank::self.world]
+        return index, turn % self.views if self.views else turn
 
     def __iter__(self) -> Iterator[list[tuple[int, int, bool]]]:
         return self._keys(*self.at)
@@ -376,6 +454,17 @@ def _labelled_mask(labelled, dataset) -> Tensor:
     if len(labelled) and not 0 <= int(labelled.min()) <= int(labelled.max()) < n:
         raise IndexError(f"labelled has {int(labelled.min())}..{int(labelled.max())}, the data set has samples 0..{n - 1}")
     return torch.zeros(n, dtype=torch.bool, device="cpu").index_fill_(0, labelled.long(), True)
+
+
+def _class_numbers(dataset) -> Tensor:
+    """``dataset.target``, int64 (n,)."""
+    try:
+        target = torch.as_tensor(dataset.target).cpu()
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        target = torch.empty(0)
+    _check(target.shape == (len(dataset),) and not target.is_floating_point(),
+           f"per_class wants dataset.target, one class number a sample; {type(dataset).__name__} has none")
+    return target.long()
 
 
 def moved(value, device: torch.device):

@@ -265,7 +265,8 @@ class Run:
         share = data["unlabelled_per_batch"] if stage.taught else 0
         return Loader(train, data["batch_size"] + share, labelled="target" if _marks_unlabelled(train) else None,
                       unlabelled_per_batch=share, views=self.config["cache"]["views"] if self._cached(stage) else 0,
-                      length=data["iterations_per_epoch"], rank=self.rank, world=self.world, **self._reading(data))
+                      per_class=data["per_class"], length=data["iterations_per_epoch"], rank=self.rank, world=self.world,
+                      **self._reading(data))
 
     def test_loader(self, stage: Stage, **changes) -> Loader:
         """All test samples, in order."""

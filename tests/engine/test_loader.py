@@ -295,6 +295,136 @@ def test_ranks_share_an_evaluation_without_padding():
         assert all(len(i) <= 3 for part in parts for i in indices(part))
 
 
+# Classes --------------------------------------------------------------------------------------------------------------
+
+class Classes(Batched):
+    """Class c of ``sizes`` has ``sizes[c]`` samples, scattered."""
+
+    def __init__(self, sizes):
+        super().__init__(sum(sizes))
+        target = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        self.target = target[torch.randperm(len(target), generator=torch.Generator().manual_seed(0))]
+
+    def batch(self, index, view, seed):
+        return {"input": super().batch(index, view, seed)["input"], "target": self.target[index]}
+
+
+class ClassFiles(Noisy):
+    """The same, map-style; sample 4 cannot be read."""
+
+    def __init__(self, sizes):
+        super().__init__(sum(sizes))
+        self.target = Classes(sizes).target
+
+    def __getitem__(self, i):
+        if i == 4:
+            raise OSError("broken")
+        return super().__getitem__(i)[0], int(self.target[i])
+
+
+SIZES = [10, 7, 12, 9, 8, 11, 30]
+
+
+def test_a_batch_has_m_different_samples_of_each_of_its_classes():
+    loader = Loader(Classes(SIZES), 9, per_class=3, seed=5)
+    assert len(loader) == sum(SIZES) // 9
+    for epoch in (0, 1, 8):
+        for batch in loader.epoch(epoch):
+            groups = batch["target"].view(3, 3)
+            assert (groups == groups[:, :1]).all() and len(groups[:, 0].unique()) == 3
+            assert len(batch["index"].unique()) == 9
+
+
+def test_classes_take_turns_and_so_do_the_samples_of_each():
+    loader = Loader(Classes(SIZES), 9, per_class=3, seed=1, length=2)              # an epoch: one pass over 6 of 7 classes
+    seen, turns = torch.zeros(7), {c: [] for c in range(7)}
+    for epoch in range(700):
+        batches = list(loader.epoch(epoch))
+        target, index = (torch.cat([batch[name] for batch in batches]) for name in ("target", "index"))
+        assert len(target.unique()) == 6
+        seen += torch.bincount(target, minlength=7) / 3
+        for c in target.unique().tolist():
+            turns[c].append((epoch, index[target == c].tolist()))
+    assert seen.sum() == 4200 and (seen - 600).abs().max() < 50                   # a class waits one time in seven
+    for c, size in enumerate(SIZES):
+        for (a, first), (b, second) in zip(turns[c], turns[c][1:]):
+            if a // (size // 3) == b // (size // 3):                              # in one pass over the class
+                assert not set(first) & set(second)
+        times = torch.bincount(torch.tensor([i for _, group in turns[c] for i in group]), minlength=sum(SIZES))
+        own = times[times > 0].double()
+        assert len(own) == size and (own - own.mean()).abs().max() < 0.25 * own.mean() + 10
+
+
+def test_a_class_with_fewer_than_m_samples_gives_all_of_them():
+    loader = Loader(Classes([2, 3, 8]), 10, per_class=5, length=30)
+    for batch in loader:
+        for group, own in zip(batch["index"].view(2, 5), batch["target"].view(2, 5)[:, 0].tolist()):
+            assert len(group.unique()) == min((2, 3, 8)[own], 5)
+        assert len(torch.stack([batch["index"], batch["view"]], 1).unique(dim=0)) == 10      # a repeated one in another view
+
+
+CLASSED = {"batched": (Classes, {}), "map": (ClassFiles, {"skip_bad": True}), "workers": (ClassFiles, {"workers": 2, "skip_bad": True}),
+           "length": (Classes, {"length": 5}), "views": (Classes, {"views": 2}),
+           "half labelled": (Classes, {"labelled": range(60), "unlabelled_per_batch": 2, "batch_size": 14})}
+
+
+@pytest.mark.parametrize("kind", CLASSED)
+@pytest.mark.filterwarnings("ignore:skipped an unreadable")
+def test_classes_go_on_in_the_middle_of_an_epoch(kind):
+    make, options = CLASSED[kind]
+    loader, again = (Loader(make(SIZES), **{"batch_size": 12, "per_class": 3, "seed": 2, **options}) for _ in range(2))
+    for epoch, start in [(0, 0), (3, 2), (1, 4)]:
+        same(list(loader.epoch(epoch))[start:], list(again.epoch(epoch, start)))
+    other = Loader(make(SIZES), **{"batch_size": 12, "per_class": 3, "seed": 3, **options})
+    assert indices(other.epoch(0)) != indices(loader.epoch(0)) != indices(loader.epoch(1))
+
+
+def test_ranks_share_whole_classes():
+    for options in ({}, {"labelled": range(60), "unlabelled_per_batch": 6, "batch_size": 18}):
+        options = {"batch_size": 12, "per_class": 3, "seed": 4, **options}
+        one = Loader(Classes(SIZES), **options)
+        parts = [Loader(Classes(SIZES), **options, rank=rank, world=2) for rank in (0, 1)]
+        for whole, *pieces in zip(one.epoch(2), *(part.epoch(2) for part in parts), strict=True):
+            for rank, piece in enumerate(pieces):
+                assert torch.equal(piece["target"][:6], whole["target"][:12].view(4, 3)[rank::2].flatten())
+                assert torch.equal(piece["index"][:6], whole["index"][:12].view(4, 3)[rank::2].flatten())
+                assert torch.equal(piece["index"][6:], whole["index"][12:][rank::2])
+
+
+def test_alone_and_distilled_see_the_same_classes():
+    alone = Loader(Classes(SIZES), 12, per_class=3, labelled=range(60), length=9)
+    taught = Loader(Classes(SIZES), 20, per_class=3, labelled=range(60), unlabelled_per_batch=8, length=9)
+    for one, two in zip(alone.epoch(2), taught.epoch(2), strict=True):
+        assert torch.equal(one["index"], two["index"][:12]) and torch.equal(one["view"], two["view"][:12])
+        assert torch.equal(one["target"], two["target"][:12]) and two["labelled"].tolist() == [True] * 12 + [False] * 8
+
+
+def test_an_unreadable_sample_gives_way_to_one_of_its_class():
+    with pytest.warns(UserWarning, match="unreadable"):
+        loader = Loader(ClassFiles(SIZES), 12, per_class=3, skip_bad=True, length=20)
+        for batch in loader:
+            groups = batch["target"].view(4, 3)
+            assert (groups == groups[:, :1]).all()
+    assert list(loader.bad) == [4]
+
+
+@pytest.mark.parametrize("message, options", [
+    ("a batch of 10 labelled rows cannot have per_class=3", {"batch_size": 10, "per_class": 3}),
+    ("has 8 different classes, but the data has 7", {"batch_size": 24, "per_class": 3}),
+    ("per_class must be at least 1, got 0", {"per_class": 0}),
+    ("2 processes cannot share the 3 classes", {"batch_size": 18, "per_class": 6, "world": 2}),
+    ("not with an evaluation", {"per_class": 3, "shuffle": False}),
+])
+def test_wrong_class_sizes_are_named(message, options):
+    with pytest.raises(ValueError, match=message):
+        Loader(Classes(SIZES), **{"batch_size": 12, **options})
+
+
+def test_per_class_wants_class_numbers():
+    with pytest.raises(ValueError, match="Batched has none"):
+        Loader(Batched(20), 4, per_class=2)
+
+
 # What can go wrong ----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,0 +1,8 @@
+# ResNet-8 taught by a wider one to embed CIFAR-100, tested on unseen classes: DarkRank, soft (arXiv 1707.01220).
+# Run:     python tools/train.py configs/metric_learning/darkrank_soft_resnet8x2_resnet8_cifar100_short.py
+# Expect:  not measured yet
+_base_ = ['../_base_/cifar100_unseen.py', '../_base_/embedders_cifar100_short.py']
+
+losses = dict(
+    loss_darkrank=dict(type='kdtasks.metric_learning.DarkRankLoss', kind='soft', of=('student', 'teacher')),
+)

@@ -1,0 +1,173 @@
+"""The door to pytorch-metric-learning (PML): its losses and miners in our configs, our losses and teachers in its own loop.
+
+- :class:`PMLLoss` makes any of PML's losses, with a miner or without, a loss of a config:
+  ``dict(type='kdtasks.metric_learning.plugin.PMLLoss', loss=dict(type='pytorch_metric_learning.losses.TripletMarginLoss'),
+  of=('student', 'target'))``.
+- ``PMLDistillLoss`` makes any of our losses of two embeddings one of PML's: ``loss(embeddings, ref_emb=teacher_embeddings)``.
+- ``DistillMetricTrainer`` is PML's trainer ``MetricLossOnly`` with a teacher, which is frozen and stays so.
+
+PML is slow to import, so the last two, which derive from its classes, are made when they are first asked for.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from kdtasks.core import Teacher
+from kdtasks.engine import builder
+
+
+class PMLLoss(nn.Module):
+    """A loss of pytorch-metric-learning on a batch's embeddings and classes, in float32 at least.
+
+    Args:
+        loss: a PML loss, or a ``dict(type=…)`` of one; its ``distance`` and ``reducer`` may be such dicts as well. Proxies and
+            the like are trained with the student. PML normalises embeddings unless told otherwise:
+            ``distance=dict(type='pytorch_metric_learning.distances.LpDistance', normalize_embeddings=False)``.
+        miner: a PML miner of pairs or triplets, or a ``dict(type=…)`` of one; None: all of the batch.
+    """
+
+    def __init__(self, loss: nn.Module | Mapping, miner: nn.Module | Mapping | None = None):
+        super().__init__()
+        self.loss = builder.build(loss, "loss") if isinstance(loss, Mapping) else loss
+        self.miner = builder.build(miner, "miner") if isinstance(miner, Mapping) else miner
+
+    def forward(self, student: Tensor, target: Tensor) -> Tensor:
+        """
+        Args:
+            student: (B,D) embeddings.
+            target: int64 (B,) classes.
+        """
+        with torch.autocast(student.device.type, enabled=False):
+            student = student if student.element_size() == 8 else student.float()
+            return self.loss(student, target, None if self.miner is None else self.miner(student, target))
+
+
+@functools.cache
+def _distill_loss() -> type:
+    from pytorch_metric_learning.losses import BaseMetricLossFunction
+    from pytorch_metric_learning.utils import common_functions
+
+    class PMLDistillLoss(BaseMetricLossFunction):
+        """One of our losses of two embeddings in pytorch-metric-learning: ``loss(embeddings, ref_emb=teacher_embeddings)``.
+
+        The teacher's rows are of the same samples in the same order, of any width; they never receive a gradient. Labels are
+        allowed and not used; ``indices_tuple`` must be None, for it speaks of classes, and these losses of all samples. The
+        reducer sees one number for the batch, or, if ``loss`` returns (B,), one for each sample.
+
+        In a ``DistributedLossWrapper`` the rows of all processes are gathered, teacher's and student's alike
+        (``efficient=True`` gathers only the teacher's, so it is refused); then give ``loss`` no ``gather`` of its own.
+
+        Args:
+            loss: ``loss(student, teacher)``, a function or module: ``kdtasks.general.RKDLoss()``.
+            kwargs: of PML's base class: ``reducer``, ``embedding_regularizer``, ``embedding_reg_weight``.
+
+        Raises:
+            ValueError: (when called) no ``ref_emb``, not as many rows, or an ``indices_tuple``; (when made) a ``distance``, for
+                each of our losses has its own.
+        """
+
+        def __init__(self, loss: Callable[[Tensor, Tensor], Tensor], **kwargs):
+            if "distance" in kwargs:
+                raise ValueError("PMLDistillLoss takes no distance: the loss inside has its own")
+            super().__init__(**kwargs)
+            self.loss = loss
+
+        def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
+            if ref_emb is embeddings or ref_emb is None:
+                raise ValueError("PMLDistillLoss wants the teacher's embeddings as ref_emb=")
+            if len(ref_emb) != len(embeddings):
+                raise ValueError("the rows of embeddings and ref_emb must be of the same samples, got "
+                                 f"{tuple(embeddings.shape)} and {tuple(ref_emb.shape)} (DistributedLossWrapper: "
+                                 "efficient=False)")
+            if indices_tuple is not None:
+                raise ValueError("indices_tuple must be None: relations of all samples are compared, whatever their classes")
+            values = self.loss(embeddings, ref_emb.detach())
+            if values.ndim == 0:
+                return {"loss": {"losses": values, "indices": None, "reduction_type": "already_reduced"}}
+            return {"loss": {"losses": values, "indices": common_functions.torch_arange_from_size(values),
+                             "reduction_type": "element"}}
+
+    return _named(PMLDistillLoss)
+
+
+@functools.cache
+def _trainer() -> type:
+    from pytorch_metric_learning.trainers import MetricLossOnly
+
+    class DistillMetricTrainer(MetricLossOnly):
+        """pytorch-metric-learning's trainer ``MetricLossOnly`` with a teacher.
+
+        As without distillation, but for three more arguments: ``teacher=``, a ``distill_loss`` beside (or instead of) the
+        ``metric_loss`` in ``loss_funcs``, and where they should not be 1, ``loss_weights`` of both.
+
+        The teacher is no entry of ``models``, whose members PML switches to training mode each epoch: it is frozen, in eval,
+        in no ``parameters()``, and runs without gradient on the batch that the student sees. Miners mine for the metric loss.
+
+        Args:
+            teacher: images -> embeddings, a module or a :class:`kdtasks.core.Teacher`; moved to ``data_device``.
+            args, kwargs: of ``MetricLossOnly``. ``loss_funcs['distill_loss']`` is one of our modules ``loss(student,
+                teacher)``, or a ``PMLDistillLoss`` (or PML's ``DistributedLossWrapper`` round one).
+
+        Raises:
+            ValueError: no ``distill_loss``.
+        """
+
+        def __init__(self, *args, teacher: nn.Module, **kwargs):
+            self.teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
+            super().__init__(*args, **kwargs)
+            if "distill_loss" not in self.loss_funcs:
+                raise ValueError(f"loss_funcs wants a 'distill_loss', got {list(self.loss_funcs)}")
+            self.teacher.to(self.data_device)
+
+        def modify_schema(self):
+            self.schema["loss_funcs"].keys = ["metric_loss", "distill_loss"]
+            self.schema["loss_funcs"].important = ["distill_loss"]
+
+        def calculate_loss(self, curr_batch):
+            data, labels = curr_batch
+            embeddings = self.compute_embeddings(data)
+            if "metric_loss" in self.loss_funcs:
+                mined = self.maybe_mine_embeddings(embeddings, labels)
+                self.losses["metric_loss"] = self.maybe_get_metric_loss(embeddings, labels, mined)
+            if self.loss_weights["distill_loss"] > 0:
+                loss = self.distill(embeddings, self.teach(data))
+                self.losses["distill_loss"] = loss.clone()              # PML multiplies by the weight in place
+
+        @torch.no_grad()
+        def teach(self, data) -> Tensor:
+            """The teacher's embeddings of a batch. Override it to look them up instead."""
+            return self.teacher(data.to(device=self.data_device, dtype=self.dtype or data.dtype))
+
+        def distill(self, embeddings: Tensor, teacher: Tensor) -> Tensor:
+            """The distillation loss of a batch."""
+            from pytorch_metric_learning.losses import BaseMetricLossFunction
+            from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+
+            loss = self.loss_funcs["distill_loss"]
+            if isinstance(loss, BaseMetricLossFunction | DistributedLossWrapper):
+                return loss(embeddings, ref_emb=teacher)
+            return loss(embeddings, teacher)
+
+    return _named(DistillMetricTrainer)
+
+
+def _named(made: type) -> type:
+    """The class as if it stood at the top of this file, so that it can be pickled."""
+    made.__module__, made.__qualname__ = __name__, made.__name__
+    return made
+
+
+_LATE = {"PMLDistillLoss": _distill_loss, "DistillMetricTrainer": _trainer}
+
+
+def __getattr__(name: str):
+    if name in _LATE:
+        return _LATE[name]()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_LATE]

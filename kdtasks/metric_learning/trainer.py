@@ -1,0 +1,99 @@
+"""Metric learning: what the engine needs to know of the task."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdtasks.engine import builder
+from kdtasks.general.data import data_root
+from kdtasks.metric_learning.retrieval import k_means, nmi, recall_and_map
+
+PRIMARY = "recall_at_1"
+HIGHER_IS_BETTER = True
+
+
+def evaluate(model: nn.Module, loader) -> dict[str, float]:
+    """``recall_at_1``, ``_2``, ``_4``, ``_8``, ``map_at_r`` and ``nmi`` of the labelled samples, in percent.
+
+    Each sample in turn is the query, all others are the gallery, by the Euclidean distance of the embeddings as the model gives
+    them; see :mod:`kdtasks.metric_learning.retrieval`. NMI is of one k-means clustering with as many clusters as classes.
+    """
+    rows, target, _ = embeddings_of(model, loader)
+    clusters = k_means(rows, len(target.unique()))
+    return recall_and_map(rows, target) | {"nmi": nmi(target, clusters)}
+
+
+@torch.no_grad()
+def embeddings_of(model: nn.Module, loader) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings (N,D), classes (N,) and places in the data set (N,) of the labelled samples, on the device."""
+    parts = []
+    for batch in loader:
+        rows = model(batch["input"]).flatten(1)
+        parts.append([rows if rows.element_size() == 8 else rows.float(), batch["target"], batch["index"].to(rows.device)])
+    rows, target, index = (torch.cat(column) for column in zip(*parts))
+    known = target >= 0
+    return rows[known], target[known], index[known]
+
+
+def example(config: dict, batch_size: int) -> dict[str, Tensor]:
+    """Random images of the shape that the data has, at least two of each class, without reading the data."""
+    generator = torch.Generator().manual_seed(0)
+    per_class = config["data"].get("per_class") or 2
+    train = config["data"]["train"]
+    batch = {"input": torch.randn(batch_size, *_image_shape(train), generator=generator), "index": torch.arange(batch_size),
+             "target": torch.arange(batch_size) // per_class}
+    if (width := _teacher_width(train)) is not None:
+        batch["teacher"] = torch.randn(batch_size, width, generator=generator)
+    return batch
+
+
+def _image_shape(spec: dict) -> tuple[int, int, int]:
+    """(channels, height, width) that a description of a data set stands for."""
+    if isinstance(spec.get("dataset"), dict):
+        return _image_shape(spec["dataset"])
+    shape = getattr(builder.resolve(spec["type"], "data.train"), "image_shape", None)
+    return shape or (3, *(spec.get("size") or 224,) * 2)
+
+
+def _teacher_width(spec: dict) -> int | None:
+    """Width of the embeddings that the data brings along; of a file that is not there, 128."""
+    embeddings = spec.get("embeddings")
+    if embeddings is None:
+        return _teacher_width(spec["dataset"]) if isinstance(spec.get("dataset"), dict) else None
+    if not isinstance(embeddings, str | Path):
+        return np.shape(embeddings)[1]
+    path = Path(embeddings) if Path(embeddings).exists() else data_root() / embeddings
+    if not path.is_file():
+        return 128
+    from kdtasks.metric_learning.data import _loaded
+
+    return _loaded(path).shape[1]
+
+
+def pictures(run) -> list[tuple]:
+    """``[(title, figure)]`` on the test data: what each model finds nearest, its map of the embeddings, and how far the
+    student's rankings agree with the teacher's.
+
+    Whatever of teacher, alone and distilled there is takes part; a teacher from a file as the last stage used it.
+    """
+    from kdtasks.engine.report import stage_colors  # what draws is imported only here
+    from kdtasks.metric_learning import pictures as draw
+
+    finished = [stage for stage in run.stages if stage.name in run.done]
+    if not finished:
+        return []
+    loader = run.test_loader(finished[-1])
+    teachers = [s.name for s in finished if s.name in run.config["teachers"]]
+    students = [s for s in finished if s.model == "student" and s.name not in ("alone", *run.config["teachers"])]
+    students.sort(key=lambda stage: stage.name == "distilled")                      # the one that counts comes last
+    models = {}
+    if students and not teachers:
+        taught = next((stage for stage in reversed(students) if stage.teachers), students[-1])
+        models = dict(run.distiller(taught).teachers)
+        teachers = list(models)
+    pair = [name for name in ("alone", *(s.name for s in students[-1:])) if name in run.done]
+    models |= {name: run.trained(name) for name in (*teachers, *pair) if name not in models}
+    found = {name: embeddings_of(model, loader) for name, model in models.items()}
+    return draw.draw(found, teachers, pair, loader, stage_colors(run))

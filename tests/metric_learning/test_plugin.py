@@ -1,0 +1,266 @@
+"""pytorch-metric-learning's losses in our configs, and ours in its loop."""
+
+import copy
+import os
+import pickle
+import socket
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from kdtasks.core import Distiller, Teacher
+from kdtasks.general.data import digits
+from kdtasks.metric_learning import plugin
+from kdtasks.metric_learning.models import embedder
+from kdtasks.metric_learning.plugin import DistillMetricTrainer, PMLDistillLoss, PMLLoss
+
+LOSSES = "pytorch_metric_learning.losses."
+RAW = {"type": "pytorch_metric_learning.distances.LpDistance", "normalize_embeddings": False}
+
+
+def relations(student, teacher):
+    """A small relational loss of our kind: the squared differences of the distances, mean."""
+    a, b = ((x[:, None] - x[None]).square().sum(2).add(1e-9).sqrt() for x in (student, teacher))
+    return (a - b).square().mean()
+
+
+def per_sample(student, teacher):
+    return (student.norm(dim=1) - teacher.norm(dim=1)).square()
+
+
+class Relations(nn.Module):
+    def forward(self, student, teacher):
+        return relations(student, teacher)
+
+
+class Noted(nn.Module):
+    """The same, its values noted, out of an operation whose backward needs its result."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = []
+
+    def forward(self, student, teacher):
+        value = relations(student, teacher).log().exp()
+        self.values.append(float(value.detach()))
+        return value
+
+
+def rows(n=12, width=5, seed=0):
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
+
+
+# Their losses in our configs ---------------------------------------------------------------------------------------------
+
+def test_a_loss_of_theirs_from_a_config():
+    from pytorch_metric_learning import distances, losses, miners
+
+    student, target = rows(), torch.arange(12) // 3
+    ours = PMLLoss({"type": LOSSES + "TripletMarginLoss", "margin": 0.3, "distance": RAW},
+                   {"type": "pytorch_metric_learning.miners.TripletMarginMiner", "margin": 0.1, "type_of_triplets": "hard", "distance": RAW})
+    distance = distances.LpDistance(normalize_embeddings=False)
+    mined = miners.TripletMarginMiner(margin=0.1, type_of_triplets="hard", distance=distance)(student, target)
+    theirs = losses.TripletMarginLoss(margin=0.3, distance=distance)
+    assert len(mined[0]) > 0 and torch.equal(ours(student, target), theirs(student, target, mined))
+    assert not torch.equal(ours(student, target), theirs(student, target))                          # so the miner counts
+    by_hand = [max(0.0, float((student[a] - student[p]).norm() - (student[a] - student[n]).norm() + 0.3))
+               for a in range(12) for p in range(12) for n in range(12)
+               if a != p and target[a] == target[p] and target[a] != target[n]]
+    plain = PMLLoss(theirs)(student, target)
+    assert float(plain) == pytest.approx(sum(by_hand) / sum(v > 0 for v in by_hand), rel=1e-5)
+
+
+def test_proxies_are_trained_with_the_student():
+    loss = PMLLoss({"type": LOSSES + "ProxyAnchorLoss", "num_classes": 4, "embedding_size": 5})
+    student = nn.Linear(5, 5)
+    distiller = Distiller(student, losses={"loss_proxy": (loss, ("student", "target"), 1.0)})
+    assert len(list(distiller.parameters())) == 3
+    sum(distiller(rows(), torch.arange(12) // 3).values()).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in distiller.parameters())
+
+
+def test_half_precision_is_raised():
+    loss, target = PMLLoss({"type": LOSSES + "NTXentLoss"}), torch.arange(12) // 3
+    student = rows().bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(student, target)
+    assert value.dtype == torch.float32 and torch.equal(value, loss(student.float(), target))
+
+
+# Our losses in theirs ----------------------------------------------------------------------------------------------------
+
+def test_an_adapter_gives_what_the_loss_gives_and_its_gradient():
+    student, teacher = rows().requires_grad_(), rows(width=8, seed=1).requires_grad_()
+    loss = PMLDistillLoss(relations)
+    for labels in (None, torch.arange(12) // 3):
+        value = loss(student, labels, None, ref_emb=teacher)
+        assert torch.equal(value, relations(student, teacher))
+    value.backward()
+    own, = torch.autograd.grad(relations(student, teacher), student)
+    assert torch.equal(student.grad, own) and teacher.grad is None
+
+
+def test_reducers_and_regularizers():
+    from pytorch_metric_learning import reducers, regularizers
+
+    student, teacher = rows(), rows(seed=1)
+    values = per_sample(student, teacher)
+    assert torch.allclose(PMLDistillLoss(per_sample)(student, ref_emb=teacher), values.mean())
+    assert torch.allclose(PMLDistillLoss(per_sample, reducer=reducers.SumReducer())(student, ref_emb=teacher), values.sum())
+    kept = PMLDistillLoss(per_sample, reducer=reducers.ThresholdReducer(low=float(values.median())))(student, ref_emb=teacher)
+    assert torch.allclose(kept, values[values > values.median()].mean())
+    found = PMLDistillLoss(per_sample, reducer=reducers.DoNothingReducer())(student, ref_emb=teacher)
+    assert torch.equal(found["loss"]["losses"], values)
+    more = PMLDistillLoss(relations, embedding_regularizer=regularizers.LpRegularizer(), embedding_reg_weight=0.5)
+    assert torch.allclose(more(student, ref_emb=teacher), relations(student, teacher) + 0.5 * student.norm(dim=1).mean())
+
+
+def test_what_an_adapter_refuses():
+    from pytorch_metric_learning.distances import LpDistance
+
+    loss, student = PMLDistillLoss(relations), rows()
+    with pytest.raises(ValueError, match="wants the teacher's embeddings as ref_emb"):
+        loss(student)
+    with pytest.raises(ValueError, match=r"same samples, got \(12, 5\) and \(11, 5\)"):
+        loss(student, ref_emb=rows(11))
+    with pytest.raises(ValueError, match="indices_tuple must be None"):
+        loss(student, torch.arange(12) // 3, (torch.tensor([0]),) * 3, rows(seed=1))
+    with pytest.raises(ValueError, match="no distance"):
+        PMLDistillLoss(relations, distance=LpDistance())
+
+
+def test_it_can_be_copied_and_pickled():
+    loss = pickle.loads(pickle.dumps(copy.deepcopy(PMLDistillLoss(Relations()))))
+    assert type(loss) is PMLDistillLoss and loss(rows(), ref_emb=rows(seed=1)) == relations(rows(), rows(seed=1))
+    assert {"PMLDistillLoss", "DistillMetricTrainer", "PMLLoss"} <= set(dir(plugin))
+    with pytest.raises(AttributeError, match="no attribute 'PMLDistilLoss'"):
+        _ = plugin.PMLDistilLoss
+
+
+def _gathered(rank, port, folder):
+    from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    model = nn.Linear(5, 3)
+    with torch.no_grad():
+        model.weight.copy_(rows(3, 5, 7))
+        model.bias.zero_()
+    model = nn.parallel.DistributedDataParallel(model)
+    own = slice(rank * 6, rank * 6 + 6)
+    student, teacher = model(rows()[own]), rows(seed=1)[own]
+    value = DistributedLossWrapper(PMLDistillLoss(relations))(student, ref_emb=teacher)
+    value.backward()
+    try:
+        DistributedLossWrapper(PMLDistillLoss(relations), efficient=True)(student, torch.arange(6) // 3, ref_emb=teacher)
+        refused = False
+    except ValueError as error:
+        refused = "efficient=False" in str(error) or "indices_tuple" in str(error)
+    torch.save({"value": value.detach(), "grad": model.module.weight.grad, "refused": refused}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one_through_their_wrapper(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_gathered, (port, str(tmp_path)), nprocs=2)
+    weight = rows(3, 5, 7).requires_grad_()
+    value = relations(rows() @ weight.T, rows(seed=1))
+    value.backward()
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert torch.allclose(found["value"], 2 * value.detach(), rtol=1e-5)                 # PML's wrapper multiplies by the world
+        assert torch.allclose(found["grad"], weight.grad, rtol=1e-4, atol=1e-6) and found["refused"]
+
+
+# Their trainer with our teacher ------------------------------------------------------------------------------------------
+
+def trainer(teacher, **changes):
+    from pytorch_metric_learning.losses import TripletMarginLoss
+    from pytorch_metric_learning.samplers import MPerClassSampler
+
+    data = digits(train=False)
+    images = data.batch(torch.arange(len(data)), torch.zeros(len(data), dtype=torch.int64), 0)["input"]
+    torch.manual_seed(0)
+    student = embedder("kdtasks.general.models.digits_cnn", dim=4, in_channels=1, width=4)
+    arguments = {
+        "models": {"trunk": student}, "optimizers": {"trunk_optimizer": torch.optim.Adam(student.parameters(), 1e-2)}, "batch_size": 32,
+        "loss_funcs": {"metric_loss": TripletMarginLoss(), "distill_loss": PMLDistillLoss(relations)}, "dataset": TensorDataset(images, data.target),
+        "sampler": MPerClassSampler(data.target, 4, 32, 320), "dataloader_num_workers": 0, "data_device": torch.device("cpu"), "teacher": teacher}
+    return DistillMetricTrainer(**{**arguments, **changes}), student
+
+
+def network():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_student_learns_in_their_loop_and_the_teacher_stays(wrapped):
+    teacher = network()
+    before = copy.deepcopy(teacher.state_dict())
+    seen, modes, loss = [], [], Noted()
+
+    def note(self):
+        seen.append([float(self.losses[f"{name}_loss"].detach()) for name in ("distill", "metric", "total")])
+        modes.append((self.teacher.model.training, self.models["trunk"].training))
+
+    from pytorch_metric_learning.losses import TripletMarginLoss
+
+    run, student = trainer(teacher, loss_funcs={"metric_loss": TripletMarginLoss(), "distill_loss": PMLDistillLoss(loss) if wrapped else loss},
+                           loss_weights={"metric_loss": 0.5, "distill_loss": 2.0}, end_of_iteration_hook=note)
+    start = copy.deepcopy(student.state_dict())
+    run.train(num_epochs=4)
+    distill, metric, total = zip(*seen)
+    assert len(seen) == 40 and sum(distill[-5:]) < 0.8 * sum(distill[:5]) and set(modes) == {(False, True)}
+    assert distill == pytest.approx([2 * value for value in loss.values]) and min(metric) > 0          # PML keeps the weighted ones
+    assert total == pytest.approx([d + m for d, m in zip(distill, metric)])
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert not any(p.requires_grad for p in teacher.parameters()) and isinstance(run.teacher, Teacher)
+    assert any(not torch.equal(value, start[name]) for name, value in student.state_dict().items())
+
+
+def test_distillation_alone_and_a_weight_of_zero():
+    run, _ = trainer(network(), loss_funcs={"distill_loss": PMLDistillLoss(relations)})
+    run.train(num_epochs=1)
+    from pytorch_metric_learning.losses import TripletMarginLoss
+
+    class Never(nn.Module):
+        def forward(self, x):
+            raise AssertionError("a loss of weight 0 needs no teacher")
+
+    run, _ = trainer(Never(), loss_weights={"metric_loss": 1.0, "distill_loss": 0})
+    run.train(num_epochs=1)
+    with pytest.raises(ValueError, match="wants a 'distill_loss'"):
+        trainer(network(), loss_funcs={"metric_loss": TripletMarginLoss()}, loss_weights=None)
+
+
+def test_a_miner_mines_for_the_metric_loss_only():
+    from pytorch_metric_learning.miners import BatchHardMiner
+
+    run, _ = trainer(network(), mining_funcs={"tuple_miner": BatchHardMiner()})
+    run.train(num_epochs=1)
+
+
+def test_the_readmes_trainer_runs():
+    """The code for PML in configs/metric_learning/README.md as it stands, on digits."""
+    import re
+    from pathlib import Path
+
+    from pytorch_metric_learning.losses import TripletMarginLoss
+    from pytorch_metric_learning.samplers import MPerClassSampler
+
+    pytest.importorskip("kdtasks.general.rkd")
+    text = (Path(__file__).parents[2] / "configs" / "metric_learning" / "README.md").read_text()
+    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "DistillMetricTrainer" in block)
+    data = digits(train=False)
+    images = data.batch(torch.arange(len(data)), torch.zeros(len(data), dtype=torch.int64), 0)["input"]
+    student = embedder("kdtasks.general.models.digits_cnn", dim=4, in_channels=1, width=4)
+    start = copy.deepcopy(student.state_dict())
+    names = {"student": student, "teacher": network(), "optimizer": torch.optim.SGD(student.parameters(), 0.1), "TripletMarginLoss": TripletMarginLoss,
+             "dataset": TensorDataset(images, data.target), "sampler": MPerClassSampler(data.target, 10, 40, 80)}
+    exec(code.replace("num_epochs=10", "num_epochs=1").replace("batch_size=60", "batch_size=40, dataloader_num_workers=0"), names)
+    assert not names["teacher"].training and not torch.equal(student.state_dict()["backbone.fc.weight"].cpu(), start["backbone.fc.weight"])

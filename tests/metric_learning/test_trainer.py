@@ -1,0 +1,164 @@
+"""Metric learning through the engine: a whole small run on real digits, its report, its resume, and what the engine asks."""
+
+import pytest
+import torch
+from torch import nn
+
+from kdtasks.core.weights import load_weights
+from kdtasks.engine import config as configs
+from kdtasks.engine.dry_run import dry_run
+from kdtasks.engine.loader import Loader
+from kdtasks.engine.run import Run
+from kdtasks.metric_learning import data, trainer
+from kdtasks.metric_learning.retrieval import recall_and_map
+
+FIGURES = {"recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "map_at_r", "nmi"}
+DIGITS = {"type": "kdtasks.metric_learning.data.digits"}
+EMBEDDER = {"type": "kdtasks.metric_learning.models.embedder", "backbone": "kdtasks.general.models.digits_cnn", "in_channels": 1}
+
+
+def config(**changes):
+    full = {"task": "kdtasks.metric_learning.trainer", "student": {**EMBEDDER, "width": 4, "dim": 6, "normalize": False},
+            "teacher": {**EMBEDDER, "width": 8, "dim": 6},
+            "losses": {"loss_triplet": {"type": "kdtasks.metric_learning.plugin.PMLLoss", "of": ("student", "target"), "weight": 0.5,
+                                        "loss": {"type": "pytorch_metric_learning.losses.TripletMarginLoss", "margin": 0.2},
+                                        "miner": {"type": "pytorch_metric_learning.miners.DistanceWeightedMiner"}},
+                       "loss_match": {"type": "torch.nn.MSELoss", "of": ("student", "teacher"), "weight": 5.0}},
+            "optimizer": {"type": "torch.optim.Adam", "lr": 0.003}, "length": {"iterations": 12}, "checkpoint_interval": {"iterations": 5},
+            "data": {"train": {**DIGITS, "augment": {"crop": 1}}, "test": {**DIGITS, "train": False}, "batch_size": 30, "per_class": 6},
+            "log_interval": 4}
+    return configs.complete({**full, **changes})
+
+
+def state(run, stage):
+    return torch.load(run.folder(next(s for s in run.stages if s.name == stage)) / "last.pth", weights_only=True)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(trainer, "pictures", lambda run: [])
+
+
+def test_a_whole_run(tmp_path):
+    run = Run(config(length={"iterations": 40}), tmp_path / "run", device="cpu", quiet=True)
+    batch = next(iter(run.train_loader(run.stages[0])))
+    assert batch["target"].view(5, 6).unique(dim=1).shape == (5, 1)
+    results = run.train()
+    assert list(results["stages"]) == ["teacher", "alone", "distilled"] and results["primary"] == "recall_at_1"
+    assert {name for name in results["stages"]["distilled"] if name != "seconds"} == FIGURES
+    untrained = trainer.evaluate(run.model("teacher").eval(), run.test_loader(run.stages[-1]))
+    assert results["stages"]["teacher"]["map_at_r"] > untrained["map_at_r"]
+    plain = run.model("student")
+    load_weights(plain, tmp_path / "run" / "student.pth")
+    again = trainer.evaluate(plain.eval(), run.test_loader(run.stages[-1]))
+    assert {name: results["stages"]["distilled"][name] for name in FIGURES} == pytest.approx(again)
+    assert (tmp_path / "run" / "report.html").read_text().count("data:image/") >= 5
+    titles = [title for title, _ in trainer.pictures(run)]
+    assert "fixed" in titles[0] and "Map" in titles[1] and "Agreement with the ranking of the teacher" in titles[2]
+
+
+def test_resume_equals_no_stop_in_the_middle_of_an_epoch(tmp_path, no_pictures):
+    whole, stopped = (Run(config(), tmp_path / name, device="cpu", quiet=True) for name in ("whole", "stopped"))
+    whole.train()
+
+    class Stop(Exception):
+        pass
+
+    from kdtasks.engine.runner import StageRunner
+    save, count = StageRunner.save_now, []
+
+    def save_and_stop(self):
+        save(self)
+        count.append(1)
+        if len(count) == 7:                                                # after 5 or 10 of the 12 steps of the last stage
+            raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageRunner, "save_now", save_and_stop)
+        with pytest.raises(Stop):
+            stopped.train()
+    assert "alone" in stopped.done and "distilled" not in stopped.done
+    again = Run(config(), tmp_path / "stopped", device="cpu", quiet=True)
+    again.train(resume=True)
+    one, two = (state(run, "distilled")["state_dict"] for run in (whole, again))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_embeddings_in_the_data_need_no_teacher_and_the_control_does_not_see_them(tmp_path):
+    first = Run(config(), tmp_path / "first", device="cpu", quiet=True)
+    first.train(only=["teacher"])
+    teacher = first.trained("teacher")
+    train = data.digits()
+    kept = tmp_path / "teacher.pt"
+    torch.save(trainer.embeddings_of(teacher, Loader(train, 100, shuffle=False))[0], kept)
+    full = config(data={"train": {"type": "kdtasks.metric_learning.data.with_teacher", "embeddings": str(kept), "dataset": DIGITS},
+                        "test": {**DIGITS, "train": False}, "batch_size": 30, "per_class": 6})
+    full["teachers"]["teacher"]["checkpoint"] = str(first.folder(first.stages[0]) / "last.pth")
+    run = Run(full, tmp_path / "second", device="cpu", quiet=True)
+    assert [stage.name for stage in run.stages] == ["alone", "distilled"]
+    distiller = run.distiller(run.stages[-1])
+    calls = []
+    distiller.teachers["teacher"].model.register_forward_hook(lambda *args: calls.append(1))
+    batch = next(iter(run.train_loader(run.stages[-1])))
+    distiller.build(batch)
+    calls.clear()
+    losses = distiller(batch)
+    assert not calls
+    without = distiller({name: value for name, value in batch.items() if name != "teacher"})
+    assert calls and torch.allclose(losses["loss_match"], without["loss_match"], rtol=1e-4)
+    assert set(run.train()["stages"]) == {"alone", "distilled"}
+    assert len(trainer.pictures(run)) == 3
+    assert trainer.example(full, 6)["teacher"].shape == (6, 6)
+
+
+def test_the_cache_keeps_the_teachers_embeddings(tmp_path, no_pictures):
+    plain = {**config()["data"], "train": DIGITS}
+    live, kept = (Run(config(data=plain, cache=cache, length={"iterations": 4}), tmp_path / str(bool(cache)), device="cpu", quiet=True)
+                  for cache in (None, {"views": 2}))
+    for run in (live, kept):
+        run.train(only=["teacher", "distilled"])
+    one, two = (state(run, "distilled")["state_dict"] for run in (live, kept))
+    assert all(torch.allclose(one[name].float(), two[name].float(), atol=2e-2) for name in one)
+
+
+def test_evaluate_is_of_all_labelled_samples_in_any_batches():
+    class Pixels(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)
+
+    digits = data.digits(train=False)
+    rows = digits.batch(torch.arange(714), torch.zeros(714, dtype=torch.int64), 0)["input"].flatten(1)
+    for size in (50, 714):
+        found = trainer.evaluate(Pixels(), Loader(digits, size, shuffle=False))
+        assert set(found) == FIGURES and found["recall_at_1"] == recall_and_map(rows, digits.target)["recall_at_1"]
+        assert 95 < found["recall_at_1"] <= found["recall_at_2"] <= found["recall_at_8"] <= 100 and 0 < found["nmi"] < 100
+    digits.target[300:] = -100
+    fewer = trainer.evaluate(Pixels(), Loader(digits, 50, shuffle=False))
+    assert fewer["map_at_r"] == pytest.approx(recall_and_map(rows[:300], digits.target[:300])["map_at_r"])
+
+
+def test_an_embedder_that_knows_the_class_has_hundred_of_everything():
+    class Oracle(nn.Module):
+        def forward(self, x):
+            return nn.functional.one_hot(x[:, 0, 0, 0].long(), 4).float() + torch.linspace(0, 1e-3, len(x))[:, None]
+
+    class Labels:
+        target = torch.arange(40) % 4
+
+        def __len__(self):
+            return 40
+
+        def batch(self, index, view, seed):
+            return {"input": self.target[index].float().view(-1, 1, 1, 1), "target": self.target[index]}
+
+    assert trainer.evaluate(Oracle(), Loader(Labels(), 16, shuffle=False)) == pytest.approx(dict.fromkeys(FIGURES, 100))
+
+
+def test_dry_run_and_example():
+    rows = dry_run(Run(config(), "unused", device="cpu"))
+    assert [row["stage"] for row in rows] == ["teacher", "alone", "distilled"]
+    assert rows[-1]["shapes"]["student"] == (30, 6) and rows[-1]["shapes"]["teacher"] == (30, 6)
+    batch = trainer.example(config(), 30)
+    assert batch["input"].shape == (30, 1, 8, 8) and (batch["target"].bincount() == 6).all() and "teacher" not in batch
+    files = {"data": {"train": {"type": "kdtasks.metric_learning.data.pml_set", "name": "CUB", "size": 96}}}
+    assert trainer.example(files, 4)["input"].shape == (4, 3, 96, 96)
