@@ -114,7 +114,10 @@ class TeacherCache:
             TypeError, ValueError: ``key`` is not a dict of JSON values.
         """
         meta, reason = _inspect(Path(folder), key)
-        return None if reason else cls(Path(folder).resolve(), meta)
+        try:
+            return None if reason else cls(Path(folder).resolve(), meta)
+        except FileNotFoundError:                                           # replaced by another process at this moment
+            return None
 
     @staticmethod
     def difference(folder: str | Path, key: dict) -> str:
@@ -348,9 +351,10 @@ def _publish(built: Path, folder: Path, key: dict) -> TeacherCache:
             return cache
         _refuse_other_files(folder)
         old = built.with_suffix(".old.tmp")
-        with suppress(FileNotFoundError):
-            os.rename(folder, old)
-            shutil.rmtree(old, ignore_errors=True)
+        if built.exists():                                                  # else ours stood there, and its replacer's will
+            with suppress(FileNotFoundError):
+                os.rename(folder, old)
+                shutil.rmtree(old, ignore_errors=True)
         time.sleep(0.01)
     raise RuntimeError(f"the cache cannot be put in place: {TeacherCache.difference(folder, key)}") from error
 
