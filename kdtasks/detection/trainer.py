@@ -75,12 +75,17 @@ def pictures(run) -> list[tuple]:
             model = functools.partial(distiller.detections, name)        # in the student's classes
             models, metrics = {name: model, **models}, {name: evaluate(model, loader), **metrics}
     labelled = getattr(loader.dataset, "target", [0] * len(loader.dataset))
-    samples = [loader.dataset[i] for i in draw.evenly([None if int(known) < 0 else 0 for known in labelled])]
+    known = [None if int(one) < 0 else 0 for one in labelled]
+    samples = [loader.dataset[i] for i in draw.evenly(known, 64)]                         # thresholds are chosen on these
     images, targets = [[s[key] for s in samples] for key in ("input", "target")]
-    shown = {name: _found(model, images, run.device) for name, model in models.items()}
+    found = {name: _found(model, images, run.device) for name, model in models.items()}
+    least = {name: draw.best_threshold(answers, targets) for name, answers in found.items()}
+    few = draw.evenly(targets)
+    images, targets = [images[i] for i in few], [targets[i] for i in few]
+    shown = {name: [answers[i] for i in few] for name, answers in found.items()}
     bounded, weights = _inside(distiller, loader) if distiller else ({}, [])
     return draw.draw(images, targets, shown, metrics, getattr(loader.dataset, "classes", None), stage_colors(run),
-                     [name for name in ("alone", *students[-1:]) if name in models], bounded, weights)
+                     [name for name in ("alone", *students[-1:]) if name in models], bounded, weights, least)
 
 
 def _as_trained(run, stage):
@@ -91,8 +96,8 @@ def _as_trained(run, stage):
 
 
 def _found(model: nn.Module, images: list, device: torch.device) -> list[dict]:
-    batch = {"input": [image.to(device) for image in images], "target": None}
-    return detections_of(model, [batch])[0]
+    batches = [[image.to(device) for image in images[i:i + 8]] for i in range(0, len(images), 8)]
+    return detections_of(model, [{"input": batch, "target": None} for batch in batches])[0]
 
 
 def _inside(distiller: DetectionDistiller, loader, batches: int = 4) -> tuple[dict, list]:

@@ -211,3 +211,18 @@ def test_places_and_images():
     mapped.dataset, paired.dataset = [{"input": image} for image in images], [(image, None) for image in images]
     for loader in (batches, plain, [{"input": images[:3]}, {"input": images[3:]}], mapped, paired):
         assert [int(image[0, 0, 0]) for image in pictures.images_of(loader, [4, 0])] == [4, 0]
+
+
+def test_the_best_threshold_is_that_of_the_highest_f1_and_crowds_do_not_count():
+    box = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 50, 50]])
+    found = [{"boxes": box, "labels": torch.tensor([1, 1, 1]), "scores": torch.tensor([0.4, 0.3, 0.2])},
+             {"boxes": box[:1], "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}]
+    targets = [{"boxes": box[:2], "labels": torch.tensor([1, 1])},
+               {"boxes": box[:1], "labels": torch.tensor([1]), "iscrowd": torch.tensor([1])}]
+    assert pictures.best_threshold(found, targets) == pytest.approx(0.3)              # 2 right of 2; the third box is wrong
+    assert pictures.best_threshold(found[:1], [{"boxes": box[2:], "labels": torch.tensor([1])}]) == pytest.approx(0.2)
+    assert pictures.best_threshold(found[:1], [{"boxes": box[:0], "labels": torch.zeros(0)}]) == 0.5
+    image = torch.rand(3, 60, 60)
+    title, figure = pictures.draw_detections([image], targets[:1], {"alone": found[:1]}, None, COLORS, {"alone": 0.3})
+    texts = [text.get_text() for text in figure.texts]
+    assert "best F1" in title and "alone, score ≥ 0.30" in texts and "2 right, 0 wrong, 0 missed" in texts
