@@ -1,4 +1,4 @@
-# Cars-196: 8,054 images of 98 models of cars train; 8,131 of 98 others are for testing.
+# Cars-196: 98 models of cars train; 98 others are for testing.
 # As pytorch-metric-learning reads it (download=True fetches it); below KDTASKS_DATA cars196/{names.csv,anno_train.csv,…}
 data = dict(
     train=dict(type='kdtasks.metric_learning.data.pml_set', name='Cars196', train=True),

@@ -1,4 +1,4 @@
-# CUB-200-2011: 5,864 images of 100 species of birds train; 5,924 of 100 others are for testing.
+# CUB-200-2011: 100 species of birds train; 100 others are for testing.
 # As pytorch-metric-learning reads it (download=True fetches it); below KDTASKS_DATA cub200/CUB_200_2011/…
 data = dict(
     train=dict(type='kdtasks.metric_learning.data.pml_set', name='CUB', train=True),

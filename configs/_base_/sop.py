@@ -1,5 +1,4 @@
-# Stanford Online Products: 59,551 images of 11,318 products train; 60,502 of 11,316 others are for testing. Each has 2 to 12
-# images. As pytorch-metric-learning reads it (download=True fetches it); below KDTASKS_DATA sop/Stanford_Online_Products/…
+# Stanford Online Products: half of the products train, the others are for testing; most have few images. As pytorch-metric-learning reads it (download=True fetches it); below KDTASKS_DATA sop/Stanford_Online_Products/…
 data = dict(
     train=dict(type='kdtasks.metric_learning.data.pml_set', name='StanfordOnlineProducts', train=True),
     test=dict(type='kdtasks.metric_learning.data.pml_set', name='StanfordOnlineProducts', train=False),

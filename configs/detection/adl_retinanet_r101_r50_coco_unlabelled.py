@@ -1,4 +1,4 @@
-# RetinaNet R-50 taught by R-101 on COCO and its 123,403 unlabelled images: semi-supervised ADL (arXiv 1901.00366).
+# RetinaNet R-50 taught by R-101 on COCO and its unlabelled images: semi-supervised ADL (arXiv 1901.00366).
 # Run:     python tools/train.py configs/detection/adl_retinanet_r101_r50_coco_unlabelled.py
 # Expect:  (not run here: it wants several GPUs and COCO; the release reports 34.3 alone and 36.5 taught, see README.md)
 _base_ = ['../_base_/coco.py', '../_base_/sgd_90k.py']

@@ -360,7 +360,7 @@ def _sort_in(annotations: Sequence[dict], targets: dict, number: dict, file: Pat
 
 def coco2017(train: bool = True, root="coco", size: Sequence[int] | None = None, in_memory: bool | None = None,
              augment: str | Sequence[Callable] | None = "flip", keep_empty: bool = True) -> DetectionData:
-    """COCO 2017: 118,287 training images, or the 5,000 of the validation set, which is what everyone tests on; 80 classes.
+    """COCO 2017: the training images, or those of the validation set, which is what everyone tests on; 80 classes.
 
     Args:
         train: ``train2017`` or ``val2017``.
@@ -493,7 +493,7 @@ def bccd(train: bool = True, split: str | None = None, root="bccd", size: Sequen
 
 def voc0712(train: bool = True, root="VOCdevkit", size: Sequence[int] | None = None, in_memory: bool | None = None,
             augment: str | Sequence[Callable] | None = "flip", keep_empty: bool = True) -> DetectionData:
-    """Pascal VOC, 20 classes: the training and validation images of 2007 and 2012 together (16,551), or 2007's test (4,952).
+    """Pascal VOC, 20 classes: the training and validation images of 2007 and 2012 together, or 2007's test.
 
     Args:
         train: which of the two.
