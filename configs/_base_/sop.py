@@ -1,4 +1,5 @@
-# Stanford Online Products: half of the products train, the others are for testing; most have few images. As pytorch-metric-learning reads it (download=True fetches it); below KDTASKS_DATA sop/Stanford_Online_Products/…
+# Stanford Online Products: half of the products train, the others are for testing; most have few images. As
+# pytorch-metric-learning reads it (download=True fetches it); below KDTASKS_DATA sop/Stanford_Online_Products/…
 data = dict(
     train=dict(type='kdtasks.metric_learning.data.pml_set', name='StanfordOnlineProducts', train=True),
     test=dict(type='kdtasks.metric_learning.data.pml_set', name='StanfordOnlineProducts', train=False),
