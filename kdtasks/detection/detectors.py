@@ -135,6 +135,7 @@ def computing_losses(model: nn.Module):
 
 
 def kind_of(model: nn.Module, role: str) -> str:
+    """``'dense'`` or ``'two-stage'``; ValueError for what is no torchvision detector."""
     if hasattr(model, "rpn") and hasattr(model, "roi_heads"):
         return "two-stage"
     if hasattr(model, "head") and hasattr(model, "anchor_generator") and hasattr(model, "transform"):
@@ -144,11 +145,13 @@ def kind_of(model: nn.Module, role: str) -> str:
 
 
 def dense_losses(model: nn.Module) -> list[str]:
+    """What a dense detector's forward calls its losses."""
     ctrness = hasattr(getattr(model.head, "regression_head", None), "bbox_ctrness")
     return list(DENSE_LOSSES) if ctrness else list(DENSE_LOSSES)[:2]
 
 
 def loss_names(model: nn.Module) -> list[str]:
+    """The detector's own losses, by the names they have here."""
     if not hasattr(model, "rpn"):
         return [DENSE_LOSSES[name] for name in dense_losses(model)]
     names = ["loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"]
@@ -178,6 +181,7 @@ def feature_keys(model: nn.Module) -> list[str]:
 
 
 def levels_of(features) -> dict[str, Tensor]:
+    """A backbone's output as ``{key: (B, C, H, W)}``."""
     return {"0": features} if isinstance(features, Tensor) else dict(features)
 
 
@@ -187,6 +191,7 @@ def boxes_only(target: Mapping) -> dict:
 
 
 def no_boxes(device) -> dict:
+    """The target of an image in which there is nothing."""
     return {"boxes": torch.zeros(0, 4, device=device), "labels": torch.zeros(0, dtype=torch.int64, device=device)}
 
 

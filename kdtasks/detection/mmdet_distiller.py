@@ -363,6 +363,7 @@ def _summed(value) -> Tensor:
 
 # Detectors and their heads --------------------------------------------------------------------------------------------
 def kind_of(model: nn.Module, role: str) -> str:
+    """``'one-stage'`` or ``'two-stage'``; ValueError for what is neither."""
     if hasattr(model, "extract_feat") and hasattr(model, "data_preprocessor"):
         if hasattr(model, "roi_head"):
             return "two-stage"

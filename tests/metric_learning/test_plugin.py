@@ -239,10 +239,25 @@ def test_distillation_alone_and_a_weight_of_zero():
 
 
 def test_a_miner_mines_for_the_metric_loss_only():
+    from pytorch_metric_learning.losses import TripletMarginLoss
     from pytorch_metric_learning.miners import BatchHardMiner
 
-    run, _ = trainer(network(), mining_funcs={"tuple_miner": BatchHardMiner()})
+    given = {"metric": [], "distill": []}
+
+    class Metric(TripletMarginLoss):
+        def forward(self, embeddings, labels=None, indices_tuple=None, *args, **kwargs):
+            given["metric"].append(indices_tuple)
+            return super().forward(embeddings, labels, indices_tuple, *args, **kwargs)
+
+    def distill(student, teacher):
+        given["distill"].append((len(student), len(teacher)))
+        return relations(student, teacher)
+
+    run, _ = trainer(network(), mining_funcs={"tuple_miner": BatchHardMiner()},
+                     loss_funcs={"metric_loss": Metric(), "distill_loss": PMLDistillLoss(distill)})
     run.train(num_epochs=1)
+    assert given["metric"] and all(len(mined) == 3 and len(mined[0]) == 32 for mined in given["metric"])     # a triplet a row
+    assert given["distill"] and all(rows == (32, 32) for rows in given["distill"])                            # all rows, as they are
 
 
 def test_the_readmes_trainer_runs():
