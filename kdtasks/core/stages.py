@@ -18,12 +18,15 @@ class Stage:
         name: how the results, files and other stages call it.
         model: which model of the config learns: ``'student'``, ``'teacher'``, or a key of ``models``.
         student: what it starts from: ``'fresh'``; ``'keep'``, the last stage that trained this model; a stage
-            (``'<stage>'``, ``'<stage>.last'``, ``'<stage>.best'``, ``'<stage>.<epoch>'``); or a file.
+            (``'<stage>'``, ``'<stage>.last'``, ``'<stage>.best'``, ``'<stage>.<epoch>'``); or a file. After a stage, the
+            epochs of the data's order and random views are counted on from its end.
         teachers: ``{name: from}`` where from is a file, a stage as above, or None: the ``checkpoint`` of the
             model of that name. A list of them is a route of anchors, each of which teaches for an equal share of the stage.
         losses: the entries that pull in this stage.
         train: patterns (``fnmatch``) of the parameters that learn: ``'student'``, ``'losses'``, ``'student.layer3.*'``.
         optimizer, schedule, length, data: as at the top of a config, whose values they replace.
+        optimizer_state: ``'fresh'``; or ``'keep'``: the momentum (or Adam's averages) of the stage that the student comes from
+            goes on, while the learning rate starts anew.
         keep: epochs whose checkpoints are kept, for anchors.
         taught: whether teachers pull; a stage without them sees labelled samples only.
     """
@@ -38,6 +41,7 @@ class Stage:
     schedule: dict | list | None = None
     length: dict | int | None = None
     data: dict | None = None
+    optimizer_state: str = "fresh"
     keep: Sequence[int] = ()
 
     @property
@@ -161,6 +165,12 @@ def check_stages(stages: Sequence[Stage], models: Sequence[str]) -> None:
         if stage.student == "keep" and not any(s.model == stage.model for s in stages[:len(seen)]):
             raise ValueError(f"stage {stage.name!r} keeps its student, but no stage before it trains {stage.model!r}; "
                              "want student='fresh'")
+        if stage.optimizer_state not in ("fresh", "keep"):
+            raise ValueError(f"stage {stage.name!r}: optimizer_state must be 'fresh' or 'keep', got {stage.optimizer_state!r}")
+        reference = stage_reference(stage.student, seen)
+        if stage.optimizer_state == "keep" and stage.student != "keep" and (reference is None or reference[1] != "last"):
+            raise ValueError(f"stage {stage.name!r} keeps an optimizer's state, so its student must be 'keep' or the last weights "
+                             f"of a stage, got student={stage.student!r}")
         seen.append(stage.name)
 
 

@@ -47,7 +47,8 @@ DATA_KEYS = {
 MODEL_KEYS = ("checkpoint",)                                                # beside `type` and the model's arguments
 TEACHER_KEYS = ("checkpoint", "precision", "input_size", "mean", "std", "student_mean", "student_std")
 LOSS_KEYS = ("of", "weight", "alone")
-STAGE_KEYS = ("name", "model", "student", "teachers", "losses", "train", "optimizer", "schedule", "length", "data", "keep")
+STAGE_KEYS = ("name", "model", "student", "teachers", "losses", "train", "optimizer", "schedule", "length", "data",
+              "optimizer_state", "keep")
 TRAINING_KEYS = ("optimizer", "schedule", "length", "data")
 
 

@@ -268,6 +268,16 @@ class Run:
                       per_class=data["per_class"], length=data["iterations_per_epoch"], rank=self.rank, world=self.world,
                       **self._reading(data))
 
+    def _first_epoch(self, stage: Stage) -> int:
+        """A stage that goes on with an earlier one's student goes on in the order and the views of the data too."""
+        reference = stage_reference(self._origin(stage) or "", [s.name for s in self.stages])
+        if reference is None:
+            return 0
+        earlier = next(s for s in self.stages if s.name == reference[0])
+        per_epoch = len(self.train_loader(earlier, workers=0))
+        length = iterations(self.setting(earlier, "length"), per_epoch, f"{earlier.name}.length")
+        return self._first_epoch(earlier) + -(-length // per_epoch)
+
     def test_loader(self, stage: Stage, **changes) -> Loader:
         """All test samples, in order."""
         data = {**self.setting(stage, "data"), **changes}
@@ -358,11 +368,14 @@ class Run:
                 log_interval=config["log_interval"], keep=stage.keep,
                 val_interval=iterations(config["val_interval"], len(loader), "val_interval"),
                 checkpoint_interval=iterations(config["checkpoint_interval"], len(loader), "checkpoint_interval"),
-                meta=self._meta(stage), show=bar, options=config, custom_hooks=copy.deepcopy(config["custom_hooks"]),
+                first_epoch=self._first_epoch(stage), meta=self._meta(stage), show=bar, options=config, custom_hooks=copy.deepcopy(config["custom_hooks"]),
                 tensorboard=self.work_dir / "tensorboard" / stage.name if config["tensorboard"] and self.rank == 0 else None)
             last = self.folder(stage) / "last.pth"
             if resume and last.exists():
                 runner.resume_from(last)
+            elif stage.optimizer_state == "keep":
+                name, _ = stage_reference(self._origin(stage), [s.name for s in self.stages])
+                runner.take_optimizer_state(self.files.folder(name) / "last.pth")
             runner.train()
         if self.rank == 0:
             self.files.finish(stage.name, {**runner.metrics, "seconds": round(runner.seconds, 3)})

@@ -72,12 +72,13 @@ class StageLoop(BaseLoop):
         length: iterations in all.
         log_interval, val_interval, checkpoint_interval: iterations between reads, evaluations and checkpoints.
         prepare: called with each batch before the step; adds what a cache knows.
+        first_epoch: the number that the data's order and views give to the stage's first epoch.
     """
 
     def __init__(self, runner: "StageRunner", dataloader, length: int, log_interval: int, val_interval: int,
-                 checkpoint_interval: int, prepare: Callable[[dict], dict] | None = None):
+                 checkpoint_interval: int, prepare: Callable[[dict], dict] | None = None, first_epoch: int = 0):
         super().__init__(runner, dataloader)
-        self._max_iters, self._iter = length, 0
+        self._max_iters, self._iter, self.first_epoch = length, 0, first_epoch
         self.log_interval, self.val_interval, self.checkpoint_interval = log_interval, val_interval, checkpoint_interval
         self.prepare = prepare
         self.buffer = LossBuffer()
@@ -94,7 +95,7 @@ class StageLoop(BaseLoop):
         while self._iter < self._max_iters:
             runner.distiller.train()
             runner.call_hook("before_train_epoch")
-            for batch in self.dataloader.epoch(self.epoch, start=self._iter % len(self.dataloader)):
+            for batch in self.dataloader.epoch(self.first_epoch + self.epoch, start=self._iter % len(self.dataloader)):
                 self._step(batch)
                 if self._iter == self._max_iters:
                     break
@@ -183,13 +184,14 @@ class StageRunner(Runner):
         meta: plain facts saved with every checkpoint.
         show: called with ``(iteration, total, {name: value})`` at each read.
         options: the parts of the config that concern a step (amp, accumulate, clip_grad, ema, sync_bn).
+        first_epoch: see :class:`StageLoop`.
     """
 
     def __init__(self, *, name: str, folder: Path, log_file: Path, distiller: Distiller, loader, test_loader, task,
                  optimizer: Callable, schedule: list[dict], train, length: int, log_interval: int, val_interval: int,
                  checkpoint_interval: int, keep=(), prepare=None, seed: int = 0, meta: dict | None = None,
                  show: Callable | None = None, options: dict, custom_hooks: list | None = None,
-                 tensorboard: Path | None = None, find_unused_parameters: bool = False):
+                 tensorboard: Path | None = None, find_unused_parameters: bool = False, first_epoch: int = 0):
         self.distiller, self.device = distiller, next(distiller.student.parameters()).device
         self.task, self.test_loader, self.keep, self.options = task, test_loader, set(keep), options
         self.folder, self.log_file, self.meta, self.show = Path(folder), log_file, dict(meta or {}), show
@@ -211,7 +213,7 @@ class StageRunner(Runner):
         groups = [[p for p in part if p.requires_grad] for part in apart]
         self.optim_wrapper = StepWrapper(optimizer(trained), options["amp"], self.device.type, options["accumulate"],
                                          groups, options["clip_grad"])
-        self._train_loop = StageLoop(self, loader, length, log_interval, val_interval, checkpoint_interval, prepare)
+        self._train_loop = StageLoop(self, loader, length, log_interval, val_interval, checkpoint_interval, prepare, first_epoch)
         self.param_schedulers = build_schedulers(schedule, self.optim_wrapper, length, len(loader))
         self.average = MovingAverage(distiller.student, options["ema"]) if options["ema"] else None
 
@@ -367,6 +369,21 @@ class StageRunner(Runner):
         self.metrics, self.history = resume["metrics"], resume["history"]
         self.best, self.seconds = resume["best"], resume["seconds"]
         checkpoint.set_random_state(resume["random"][self.rank])
+
+    def take_optimizer_state(self, path: Path) -> None:
+        """Go on with the momentum that another stage's ``last.pth`` holds; the learning rate stays this stage's own.
+
+        Raises:
+            ValueError: it is of other parameters or of another kind of optimizer.
+        """
+        optimizer = self.optim_wrapper.optimizer
+        former, own = checkpoint.load(path)["resume"]["optimizer"], optimizer.state_dict()
+        names = [[key for key in state["param_groups"][0] if key != "initial_lr"] for state in (former, own)]
+        sizes = [[len(group["params"]) for group in state["param_groups"]] for state in (former, own)]
+        if names[0] != names[1] or sizes[0] != sizes[1]:
+            raise ValueError(f"the optimizer's state in {str(path)!r} is of {sum(sizes[0])} parameters with {names[0]}, this one "
+                             f"has {sum(sizes[1])} with {names[1]}: optimizer_state='keep' wants the same optimizer and parameters")
+        optimizer.load_state_dict({**own, "state": former["state"]})
 
     def _check_finite(self) -> None:
         tensors = [p for p in self.distiller.parameters() if p.is_floating_point()]

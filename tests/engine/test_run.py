@@ -175,6 +175,25 @@ def test_parts_of_the_student_train(undisturbed, tmp_path):
         Run({**small(), "stages": [{**stage, "train": ["student.100"]}]}, tmp_path / "other", quiet=True).train()
 
 
+def test_two_stages_with_the_optimizers_state_kept_are_one(tmp_path):
+    """Momentum, order and views go on from stage to stage; without the momentum the weights come out otherwise."""
+    plain = {"loss_cls": {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}}
+    rounds = [{"name": "alone", "losses": plain, "length": 1}, {"name": "second", "student": "keep", "losses": plain, "length": 1}]
+    one = [{"name": "alone", "losses": plain, "length": 2}]
+    kept = [rounds[0], {**rounds[1], "optimizer_state": "keep"}]
+    optimizer, found = {"type": "torch.optim.SGD", "lr": 0.05, "momentum": 0.9}, {}
+    for name, stages in (("one", one), ("kept", kept), ("fresh", rounds)):
+        run = Run({**small(student__norm=False), "optimizer": optimizer, "schedule": [], "stages": stages}, tmp_path / name, quiet=True)
+        run.train()
+        found[name] = weights(run, stages[-1]["name"])["state_dict"]
+    assert same(found["one"], found["kept"]) and not same(found["one"], found["fresh"])
+    adam = [kept[0], {**kept[1], "optimizer": {"type": "torch.optim.Adam", "lr": 0.01}}]
+    with pytest.raises(ValueError, match="wants the same optimizer and parameters"):
+        Run({**small(), "optimizer": optimizer, "stages": adam}, tmp_path / "adam", quiet=True).train()
+    with pytest.raises(ConfigError, match="must be 'keep' or the last weights of a stage, got student='fresh'"):
+        Run({**small(), "stages": [{**rounds[0], "optimizer_state": "keep"}]}, tmp_path / "none", quiet=True)
+
+
 def test_a_route_of_anchors_teaches_share_by_share(tmp_path, monkeypatch):
     """Three anchors over one stage of 12 steps: each is in the same teacher module for 4 of them, also after a resume."""
     plain = {"loss_cls": {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}}
