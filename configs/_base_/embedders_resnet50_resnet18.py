@@ -1,6 +1,6 @@
 # RKD's authors' embedders and training (arXiv 1904.05068; github.com/lenscloth/RKD): ImageNet's first weights, Adam, a teacher
-# of 40 epochs, a student of 80. The teacher's embeddings are normalised, the student's are not; alone it learns from triplets.
-_raw = dict(type='pytorch_metric_learning.distances.LpDistance', normalize_embeddings=False)
+# of 40 epochs, a student of 80. The teacher's embeddings are normalised, the student's are not; the triplets from which it
+# learns alone are of normalised ones.
 task = 'kdtasks.metric_learning.trainer'
 
 student = dict(type='kdtasks.metric_learning.models.embedder', backbone='resnet18', dim=128, normalize=False,
@@ -9,7 +9,7 @@ teacher = dict(type='kdtasks.metric_learning.models.embedder', backbone='resnet5
 
 losses = dict(
     loss_triplet=dict(type='kdtasks.metric_learning.plugin.PMLLoss', of=('student', 'target'),
-                      loss=dict(type='pytorch_metric_learning.losses.TripletMarginLoss', margin=0.2, distance=_raw),
+                      loss=dict(type='pytorch_metric_learning.losses.TripletMarginLoss', margin=0.2),
                       miner=dict(type='pytorch_metric_learning.miners.DistanceWeightedMiner')),
 )
 
