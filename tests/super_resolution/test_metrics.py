@@ -124,6 +124,16 @@ def test_imresize_in_an_exported_network_leaves_nothing_behind():
     assert type(imresize(other, 1.25)) is torch.Tensor and torch.equal(exported(other), imresize(other, 1.25))
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_the_values_are_the_same():
+    target = photo(2, noise=0.1).float()
+    for scale in (1 / 3, 2, 0.7):
+        torch.testing.assert_close(imresize(target.cuda(), scale).cpu(), imresize(target, scale), rtol=0, atol=1e-6)
+    output = photo(2, noise=0.2).float()
+    for metric in (psnr_y, ssim_y, psnr_rgb, ssim_rgb):
+        torch.testing.assert_close(metric(output.cuda(), target.cuda(), 2).cpu(), metric(output, target, 2), rtol=1e-6, atol=0)
+
+
 def test_types_and_errors_of_imresize():
     image = torch.rand(1, 1, 6, 6)
     assert imresize(image.half(), 0.5).dtype == torch.float32 and imresize(image[:0], 2).shape == (0, 1, 12, 12)
