@@ -1,0 +1,308 @@
+r"""Adaptive Importance Learning: easy pixels first, hard ones later (Zhang et al., IJCV 2020, arXiv 1806.01576).
+
+A lightweight network learns in rounds. Each pixel has an importance w in [0, 1]. It starts high where a teacher is right, and
+rises in each round, most where the student of the round before already fits. The target is always the ground truth Y: the
+teacher T matters through its error alone. With S the student and :math:`S_{t-1}` the student frozen
+at the end of the last round, all with intensities in [0, 1]:
+
+.. math::
+    w_0 = \frac{\sigma\bigl(\alpha\,(b - |T - Y|)\bigr)}{\sigma(\alpha\,b)}, \qquad
+    w_t = \min\bigl(1,\; w_0 + \lambda_t\, e^{-\kappa\,|S_{t-1} - Y|}\bigr), \qquad
+    \lambda_t = \lambda_0 + \rho\,(t - 1)
+
+    L = \sum w^2\, (S - Y)^2
+
+=========  =============  =======================================================================================
+symbol     argument       default, and what it means
+=========  =============  =======================================================================================
+α          ``slope``      100
+b          ``threshold``  0.01, 2.55 of 255 grey levels: w₀ is 1 at no error, 0.684 at b, 1/e at 2b, 0.025 at 5b
+κ          ``decay``      10
+λ₀, ρ      ``pace``,      0.15, 0.15. A comment in the release gives 0.1, 0.1 "for each scale" and 0.15, 0.15 "for
+           ``growth``     all scales", yet its command, with 0.15, trains one scale
+=========  =============  =======================================================================================
+
+- **The weight is squared**: the release multiplies both images by w, then takes the squared error.
+- The increment is added to w₀, not to the w of the round before. Nothing forces w to rise, and where the student got worse it
+  falls; ``monotone=True`` of :class:`AILLoss` forces it.
+- Hard pixels never count fully: at an error of 0.2 the increment of round 9 is 0.18. To the end it is a robust loss.
+
+Formula and defaults are those of the first author's release
+(``nwpuzhanglei/Adaptive-Importance-Learning-for-Improving-Lightweight-Image-Super-resolution-Network``). The paper's text
+beyond its abstract could not be read, so its own symbols, penalty and tables are not verified. One convex problem of which
+:math:`w_t` is the solution, an interpretation of ours in the abstract's sense, is, pixel by pixel,
+
+.. math:: w_t = \arg\min_{0 \le v \le 1}\; \tfrac{1}{2} (v - w_0)^2 - \lambda_t\, e^{-\kappa\,|S_{t-1} - Y|}\, v,
+
+near the teacher's map, with a reward for what the student fits.
+
+**Two consistent recipes**, not to be mixed. Released: SGD with learning rate 0.1, momentum 0.9 and weight decay 1e-4 on the
+*sum* over a batch of 128, gradients clipped at norm 0.4 (which nearly always binds), learning rate times 0.1 every 10 epochs;
+10 rounds of 50 epochs, each of which sets the learning rate back and keeps the momentum; the student starts from plain
+training. Modern: Adam, ``reduction='mean'``, no clipping.
+
+The release compares a student of 500 epochs on one scale with a plain one of 50 epochs on three: it has no matched control.
+Give the plain loss (``variant='uniform'``) the same rounds, epochs and data before you believe a gain.
+"""
+
+import math
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from kdtasks.core.names import did_you_mean
+
+VARIANTS = {                            # whose errors make the importance
+    "ail": ("teacher", "previous"),
+    "initial": ("teacher",),
+    "no_teacher": ("previous",),
+    "uniform": (),
+}
+POOR = 0.05                             # mean importance under which a teacher leaves next to nothing to learn from
+
+
+def teacher_importance(teacher: Tensor, target: Tensor, slope: float = 100.0, threshold: float = 0.01) -> Tensor:
+    """The importance of round 0, from the teacher's error: 1 at none, falling to 0.
+
+    Args:
+        teacher: the teacher's output, of any shape, intensities in [0, 1].
+        target: the ground truth, of the same shape.
+        slope: α > 0, per unit of intensity. 100, and threshold 0.01, as in the release.
+        threshold: b >= 0, in units of intensity.
+
+    Returns:
+        Of the same shape, without gradient; half precision is raised to float32, float64 stays.
+
+    Raises:
+        ValueError: the shapes differ, or a number is out of its range.
+    """
+    _check_numbers(slope=slope, threshold=threshold)
+    return _initial(_error(teacher, target, "teacher"), slope, threshold)
+
+
+def importance(initial: Tensor, previous: Tensor, target: Tensor, round: int, decay: float = 10.0, pace: float = 0.15,
+               growth: float = 0.15) -> Tensor:
+    """The importance of a round: the initial one, and more of it where the last round's student fits.
+
+    Args:
+        initial: the importance of round 0, of the target's shape.
+        previous: output of the student frozen at the end of the last round, of the same shape; not looked at in round 0.
+        target: the ground truth, intensities in [0, 1].
+        round: t >= 0; round 0 returns ``initial``.
+        decay: κ >= 0, per unit of intensity.
+        pace, growth: λ₀, ρ >= 0: an error of 0 adds ``pace`` in round 1, and ``growth`` more in each later one.
+
+    Returns:
+        Of the target's shape, in [0, 1], without gradient; half precision is raised to float32, float64 stays.
+
+    Raises:
+        ValueError: the shapes differ, or a number is out of its range.
+    """
+    _check_numbers(round=round, decay=decay, pace=pace, growth=growth)
+    if initial.shape != target.shape:
+        raise ValueError(f"want an importance for each value, got initial {tuple(initial.shape)} and target "
+                         f"{tuple(target.shape)}")
+    initial = _raised(initial.detach())
+    if round == 0:
+        return initial
+    return (initial + _increment(_error(previous, target, "previous"), round, decay, pace, growth)).clamp(0, 1)
+
+
+def importance_loss(student: Tensor, target: Tensor, weight: Tensor, power: float = 2, reduction: str = "sum") -> Tensor:
+    """``weight^power · (student - target)²``, summed over all values, or their mean.
+
+    Args:
+        student: (N, C, H, W), the only one that receives a gradient.
+        target: of the same shape.
+        weight: the importance, of the same shape, or (N, 1, H, W): one for each pixel.
+        power: >= 0. 2 as released, where both images are multiplied by the weight.
+        reduction: ``'sum'`` as released, or ``'mean'``: the sum divided by the number of values, not of weights.
+
+    Returns:
+        A scalar; half precision is raised to float32, float64 stays. An empty batch gives a zero that still backpropagates.
+
+    Raises:
+        ValueError: the shapes do not fit, ``power`` is negative, or there is no such reduction.
+    """
+    _check_numbers(power=power)
+    _check_one_of("reduction", reduction, ("sum", "mean"))
+    return _weighted(student, target, weight, power, "l2", reduction, normalize=False)
+
+
+class AILLoss(nn.Module):
+    """The loss of one round. Its tensors are the student, then whose errors make the importance, then the target:
+
+    ================  ==============================  ==================================================================
+    ``variant``       round 0                         later
+    ================  ==============================  ==================================================================
+    ``'ail'``         (student, teacher, target)      (student, teacher, previous, target)
+    ``'initial'``     (student, teacher, target)      the same: the teacher's map in every round
+    ``'no_teacher'``  (student, target), weight 1     (student, previous, target), w₀ = 0
+    ``'uniform'``     (student, target), weight 1     the same: the plain loss, for the control
+    ================  ==============================  ==================================================================
+
+    ``previous`` is the student frozen at the end of the last round, as a further teacher. ``'ail'`` is the release. The paper's
+    abstract implies a form without a teacher, but not which: ``'no_teacher'`` is ours. There the mean weight falls from 1 to
+    about 0.15 as round 1 begins, the loss some 50 times, and Adam, which scales its steps by the size of the last thousand
+    gradients, takes small ones: use ``normalize=True`` with the two. (With a teacher it did not help in our small experiment.)
+
+    Args:
+        round: t >= 0.
+        slope, threshold: see :func:`teacher_importance`.
+        decay, pace, growth: see :func:`importance`.
+        power: both images are multiplied by ``w^(power/2)``, then compared: ``w^power · (S - Y)²``, or with ``base='l1'``
+            ``w^(power/2) · |S - Y|``. So 2, as released, is the importance itself as their factor.
+        base: ``'l2'`` as released, or ``'l1'``.
+        channels: ``'each'``: an importance for each value (the release has luma alone); ``'mean'``, ``'max'``: one for each
+            pixel, from the mean or the largest of its channels' errors.
+        monotone: the weight never falls from one round to the next (``'no_teacher'``: from round 1 on), since the largest
+            increment of all rounds so far counts. Then the students of all former rounds are given, oldest first: (student,
+            teacher, round0, round1, …, target). Each costs a forward in every step.
+        reduction: as in :func:`importance_loss`. Under DDP, which averages gradients, the sum is over one process's batch.
+        normalize: divide by the mean over the batch of what multiplies the error, so that the size of the loss does not follow
+            the importance. The release does not.
+
+    Attributes:
+        of: names of the tensors that this round and variant take, in their order, as for a config's ``of``.
+
+    Raises:
+        ValueError: here, no such variant, base, channels or reduction, or a number out of its range; in ``forward``, another
+            number of tensors, or shapes that differ.
+    """
+
+    def __init__(self, round: int, variant: str = "ail", slope: float = 100.0, threshold: float = 0.01, decay: float = 10.0,
+                 pace: float = 0.15, growth: float = 0.15, power: float = 2, base: str = "l2", channels: str = "each",
+                 monotone: bool = False, reduction: str = "sum", normalize: bool = False):
+        super().__init__()
+        _check_one_of("variant", variant, VARIANTS)
+        _check_one_of("base", base, ("l2", "l1"))
+        _check_one_of("channels", channels, ("each", "mean", "max"))
+        _check_one_of("reduction", reduction, ("sum", "mean"))
+        _check_numbers(round=round, slope=slope, threshold=threshold, decay=decay, pace=pace, growth=growth, power=power)
+        self.round, self.variant, self.channels = round, variant, channels
+        self.initial = {"slope": slope, "threshold": threshold}
+        self.increment = {"decay": decay, "pace": pace, "growth": growth}
+        self.loss = {"power": power, "base": base, "reduction": reduction, "normalize": normalize}
+        former = [f"round{k}" for k in range(round)] if monotone else ["previous"][:round]
+        self.of = ("student", *(["teacher"] if "teacher" in VARIANTS[variant] else []),
+                   *(former if "previous" in VARIANTS[variant] else []), "target")
+
+    def forward(self, student: Tensor, *others: Tensor) -> Tensor:
+        weight = self.weight(*others)                                     # checks how many there are
+        return _weighted(student, others[-1], weight, **self.loss)
+
+    def weight(self, *others: Tensor) -> Tensor:
+        """The importance map, from all the tensors but the student: of the target's shape, or (N, 1, H, W)."""
+        weight, errors = self._initial(others)
+        if errors:
+            rounds = range(self.round - len(errors) + 1, self.round + 1)
+            increments = [_increment(error, t, **self.increment) for t, error in zip(rounds, errors)]
+            largest = increments[0] if len(increments) == 1 else torch.stack(increments).amax(0)
+            weight = (weight + largest).clamp(0, 1)
+        return weight
+
+    def build(self, student: Tensor, *others: Tensor) -> None:
+        """Looks at real tensors once, before training: are they of the range that the numbers are for?
+
+        Raises:
+            ValueError: the target's values do not lie in [0, 1], by far.
+
+        Warns:
+            RuntimeWarning: the teacher's map is nearly 0 everywhere.
+        """
+        weight, _ = self._initial(others)
+        target = others[-1]
+        if self.variant == "uniform" or not target.numel():
+            return
+        low, high = (value.item() for value in target.aminmax())
+        if low < -0.5 or high > 1.5:
+            raise ValueError(f"the target's values lie in [{low:g}, {high:g}], but the importance is of intensities in [0, 1] "
+                             f"(threshold={self.initial['threshold']:g}, decay={self.increment['decay']:g}): divide 0..255 by "
+                             "255, take a mean and std back")
+        if "teacher" in self.of and (mean := weight.mean().item()) < POOR:
+            warnings.warn(f"the mean importance of the teacher's map is {mean:.2g}: its error is far above threshold="
+                          f"{self.initial['threshold']:g} nearly everywhere, so there is next to nothing to learn from. To be "
+                          "expected before the teacher is trained; else look at its output, or raise the threshold",
+                          RuntimeWarning, stacklevel=2)
+
+    def _initial(self, others: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
+        """The map before any increment, and the errors of former students."""
+        names = self.of[1:]
+        if len(others) != len(names):
+            raise ValueError(f"round {self.round} of variant {self.variant!r} takes {len(self.of)} tensors, of={self.of}; got "
+                             f"{len(others) + 1}")
+        target = others[-1]
+        errors = [_error(output, target, name, self.channels) for name, output in zip(names[:-1], others)]
+        if "teacher" in names:
+            return _initial(errors[0], **self.initial), errors[1:]
+        fill = 0.0 if errors else 1.0
+        return torch.full_like(_raised(target if self.channels == "each" else target[:, :1]), fill), errors
+
+    def extra_repr(self) -> str:
+        settings = {"variant": self.variant, **self.initial, **self.increment, **self.loss, "channels": self.channels}
+        return ", ".join([str(self.round), *(f"{name}={value!r}" for name, value in settings.items()), f"of={self.of}"])
+
+
+class Importance(AILLoss):
+    """The mean importance over a batch, to be logged beside an :class:`AILLoss` with the same arguments and the same ``of``.
+
+    As an entry whose name has no ``loss`` in it, it informs and does not train. Much below 0.5, little of the image counts. It
+    computes the map a second time.
+    """
+
+    def forward(self, student: Tensor, *others: Tensor) -> Tensor:
+        weight = self.weight(*others)
+        return weight.sum() / max(weight.numel(), 1)
+
+
+def _raised(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _error(output: Tensor, target: Tensor, name: str, channels: str = "each") -> Tensor:
+    """|output - target|, of the target's shape; or one for each pixel: (N, 1, H, W)."""
+    if output.shape != target.shape:
+        raise ValueError(f"want two equal shapes, got {name} {tuple(output.shape)} and target {tuple(target.shape)}")
+    error = (_raised(output.detach()) - _raised(target.detach())).abs_()
+    if channels == "each":
+        return error
+    return error.mean(1, keepdim=True) if channels == "mean" else error.amax(1, keepdim=True)
+
+
+def _initial(error: Tensor, slope: float, threshold: float) -> Tensor:
+    at_zero = 1 / (1 + math.exp(-slope * threshold))
+    return torch.sigmoid(slope * (threshold - error)).div_(at_zero).clamp_(max=1)
+
+
+def _increment(error: Tensor, round: int, decay: float, pace: float, growth: float) -> Tensor:
+    return torch.exp(-decay * error).mul_(pace + growth * (round - 1))
+
+
+def _weighted(student: Tensor, target: Tensor, weight: Tensor, power: float, base: str, reduction: str,
+              normalize: bool) -> Tensor:
+    if student.shape != target.shape:
+        raise ValueError(f"want two equal shapes, got student {tuple(student.shape)} and target {tuple(target.shape)}")
+    if weight.shape not in (target.shape, (*target.shape[:1], 1, *target.shape[2:])):
+        raise ValueError(f"want a weight for each value or each pixel, got weight {tuple(weight.shape)} and target "
+                         f"{tuple(target.shape)}")
+    error = _raised(student) - _raised(target.detach())
+    error, factor = error.square() if base == "l2" else error.abs(), _raised(weight.detach())
+    factor = factor.pow(power if base == "l2" else power / 2)
+    if normalize:
+        factor = factor / factor.mean().clamp(min=torch.finfo(factor.dtype).tiny)
+    total = (factor * error).sum()
+    return total if reduction == "sum" else total / max(student.numel(), 1)
+
+
+def _check_one_of(name: str, value: str, known) -> None:
+    if value not in known:
+        raise ValueError(f"no {name} {value!r}; {did_you_mean(str(value), known)}")
+
+
+def _check_numbers(**numbers: float) -> None:
+    for name, value in numbers.items():
+        if name == "round" and not (isinstance(value, int) and value >= 0):
+            raise ValueError(f"round must be a whole number >= 0, got {value!r}")
+        if not (value > 0 if name == "slope" else value >= 0):
+            raise ValueError(f"{name} must be {'>' if name == 'slope' else '>='} 0, got {value}")
