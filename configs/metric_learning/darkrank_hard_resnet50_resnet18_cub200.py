@@ -3,6 +3,7 @@
 # Expect:  not measured here: it wants a GPU and ImageNet weights
 _base_ = ['../_base_/cub200.py', '../_base_/embedders_resnet50_resnet18.py']
 
+student = dict(normalize=True)
 losses = dict(                          # as RKD's authors tuned it: alpha 3, beta 3, both weights 1
     loss_darkrank=dict(type='kdtasks.metric_learning.DarkRankLoss', kind='hard', of=('student', 'teacher')),
 )

@@ -3,7 +3,7 @@
 # Expect:  not measured here: it wants a GPU and ImageNet weights
 _base_ = ['../_base_/sop.py', '../_base_/embedders_resnet50_resnet18.py']
 
-student = dict(dim=64)
+student = dict(normalize=True, dim=64)
 schedule = dict(milestones=[40, 80])
 length = 120
 teacher_training = dict(data=dict(iterations_per_epoch=1000))

@@ -3,6 +3,7 @@
 # Expect:  not measured yet
 _base_ = ['../_base_/cifar100_unseen.py', '../_base_/embedders_cifar100_short.py']
 
+student = dict(normalize=True)
 losses = dict(
     loss_darkrank=dict(type='kdtasks.metric_learning.DarkRankLoss', kind='hard', of=('student', 'teacher')),
 )

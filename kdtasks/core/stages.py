@@ -169,8 +169,8 @@ def check_stages(stages: Sequence[Stage], models: Sequence[str]) -> None:
             raise ValueError(f"stage {stage.name!r}: optimizer_state must be 'fresh' or 'keep', got {stage.optimizer_state!r}")
         reference = stage_reference(stage.student, seen)
         if stage.optimizer_state == "keep" and stage.student != "keep" and (reference is None or reference[1] != "last"):
-            raise ValueError(f"stage {stage.name!r} keeps an optimizer's state, so its student must be 'keep' or the last weights "
-                             f"of a stage, got student={stage.student!r}")
+            raise ValueError(f"stage {stage.name!r} keeps an optimizer's state, so its student must be 'keep' or the last "
+                             f"weights of a stage, got student={stage.student!r}")
         seen.append(stage.name)
 
 

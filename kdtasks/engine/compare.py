@@ -158,12 +158,14 @@ def on_its_own(run: Run, stage: Stage) -> dict:
     """
     config = run.config
     spec = {"student": config["student"], **config["teachers"], **config["models"]}[stage.model]
+    if stage.name == "alone" and stage.model == "student":
+        spec = {**spec, **config["control"]}
     if stage.model != "student":                                        # how it teaches later does not matter here
         spec = {k: v for k, v in spec.items() if k not in configurations.TEACHER_KEYS}
     settings = {key: run.setting(stage, key) for key in configurations.TRAINING_KEYS}
     settings["data"] = {**settings["data"], "unlabelled_per_batch": 0}
     return {**config, **settings, "student": spec, "teachers": {} if stage.model == "student" else {stage.model: spec},
-            "models": {}, "peers": [], "teacher_training": {}, "cache": None, "losses": stage.losses,
+            "control": {}, "models": {}, "peers": [], "teacher_training": {}, "cache": None, "losses": stage.losses,
             "stages": [{key: getattr(stage, key) for key in OWN_KEYS}]}
 
 

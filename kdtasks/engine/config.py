@@ -16,6 +16,7 @@ KEYS = {
     "teacher": ("the model that teaches; with `checkpoint` it is not trained", None),
     "teachers": ("several teachers by name, instead of `teacher`", None),
     "models": ("further models by name, for stages that train them (assistants)", {}),
+    "control": ("arguments of the student that differ in the stage \"alone\", where its own losses want others", {}),
     "peers": ("models that learn beside the student", []),
     "distiller": ("a subclass of Distiller", {"type": "kdtasks.core.Distiller"}),
     "losses": ("name=dict(type, its arguments, of, weight, alone)", None),
@@ -151,6 +152,8 @@ def _data(data: Mapping, where: str) -> dict:
 
 def _check(config: dict) -> None:
     builder.check(config["student"], "student", reserved=MODEL_KEYS)
+    _want(isinstance(config["control"], Mapping), "control", "a dict of arguments of the student", config["control"])
+    builder.check({**config["student"], **config["control"]}, "control", reserved=MODEL_KEYS)
     for name, model in config["teachers"].items():
         builder.check(model, f"teachers.{name}" if name != "teacher" else "teacher", reserved=TEACHER_KEYS)
     for name, model in config["models"].items():

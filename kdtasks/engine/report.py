@@ -189,6 +189,9 @@ def _control(run) -> str:
             "has weight 1 there, or the weight that its <code>alone=</code> says, so that the control is not weakened by "
             f"weights that make room for a teacher. Here it has {losses}.</p>")
     notes = []
+    if run.config["control"]:
+        changed = ", ".join(f"{key}={value!r}" for key, value in run.config["control"].items())
+        notes.append(f"Its network has {_code(changed)}, as the config's <code>control</code> says.")
     if taught:
         differing = [key for key in ("optimizer", "schedule", "length") if run.setting(alone, key) != run.setting(taught, key)]
         if differing:

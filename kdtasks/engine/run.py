@@ -137,6 +137,13 @@ class Run:
         reserved = TEACHER_KEYS if owner in self.config["teachers"] else MODEL_KEYS
         return self._built(name, {k: v for k, v in self.specs[owner].items() if k not in reserved})
 
+    def learner(self, stage: Stage) -> nn.Module:
+        """The model that a stage trains, with fresh weights; in "alone", with the config's ``control``."""
+        if stage.name != "alone" or stage.model != "student" or not self.config["control"]:
+            return self.model(stage.model)
+        spec = {**self.specs["student"], **self.config["control"]}
+        return self._built("student", {k: v for k, v in spec.items() if k not in MODEL_KEYS})
+
     def _built(self, name: str, spec: Mapping) -> nn.Module:
         with self.seeded(name):
             model = builder.build(spec, name)
@@ -159,7 +166,7 @@ class Run:
             load: ``'everything'``; ``'files'``, those that the config names, but nothing that an earlier stage leaves; or
                 ``'nothing'``.
         """
-        student = self.model(stage.model)
+        student = self.learner(stage)
         self._load(student, self._origin(stage), load)
         teachers = {name: self._teacher(name, origin, load) for name, origin in stage.teachers.items()}
         self._check_classes(stage, teachers)
@@ -245,7 +252,7 @@ class Run:
     def trained(self, stage_name: str) -> nn.Module:
         """The model that a finished stage trained, in eval."""
         stage = next(s for s in self.stages if s.name == stage_name)
-        model = self.model(stage.model)
+        model = self.learner(stage)
         load_weights(model, self.files.folder(stage_name) / "last.pth")
         return model.eval().requires_grad_(False)
 
@@ -368,7 +375,8 @@ class Run:
                 log_interval=config["log_interval"], keep=stage.keep,
                 val_interval=iterations(config["val_interval"], len(loader), "val_interval"),
                 checkpoint_interval=iterations(config["checkpoint_interval"], len(loader), "checkpoint_interval"),
-                first_epoch=self._first_epoch(stage), meta=self._meta(stage), show=bar, options=config, custom_hooks=copy.deepcopy(config["custom_hooks"]),
+                first_epoch=self._first_epoch(stage), meta=self._meta(stage), show=bar, options=config,
+                custom_hooks=copy.deepcopy(config["custom_hooks"]),
                 tensorboard=self.work_dir / "tensorboard" / stage.name if config["tensorboard"] and self.rank == 0 else None)
             last = self.folder(stage) / "last.pth"
             if resume and last.exists():

@@ -213,7 +213,8 @@ class StageRunner(Runner):
         groups = [[p for p in part if p.requires_grad] for part in apart]
         self.optim_wrapper = StepWrapper(optimizer(trained), options["amp"], self.device.type, options["accumulate"],
                                          groups, options["clip_grad"])
-        self._train_loop = StageLoop(self, loader, length, log_interval, val_interval, checkpoint_interval, prepare, first_epoch)
+        self._train_loop = StageLoop(self, loader, length, log_interval, val_interval, checkpoint_interval, prepare,
+                                     first_epoch)
         self.param_schedulers = build_schedulers(schedule, self.optim_wrapper, length, len(loader))
         self.average = MovingAverage(distiller.student, options["ema"]) if options["ema"] else None
 
@@ -381,8 +382,9 @@ class StageRunner(Runner):
         names = [[key for key in state["param_groups"][0] if key != "initial_lr"] for state in (former, own)]
         sizes = [[len(group["params"]) for group in state["param_groups"]] for state in (former, own)]
         if names[0] != names[1] or sizes[0] != sizes[1]:
-            raise ValueError(f"the optimizer's state in {str(path)!r} is of {sum(sizes[0])} parameters with {names[0]}, this one "
-                             f"has {sum(sizes[1])} with {names[1]}: optimizer_state='keep' wants the same optimizer and parameters")
+            raise ValueError(f"the optimizer's state in {str(path)!r} is of {sum(sizes[0])} parameters with {names[0]}, this "
+                             f"one has {sum(sizes[1])} with {names[1]}: optimizer_state='keep' wants the same optimizer and "
+                             "parameters")
         optimizer.load_state_dict({**own, "state": former["state"]})
 
     def _check_finite(self) -> None:

@@ -30,7 +30,8 @@ def evaluate(model: nn.Module, loader) -> dict[str, float]:
         for name, measure in measures.items():
             found.setdefault(name, []).append(measure(output, target, crop=scale))
         if number == 0 and torch.allclose(output.float(), enlarged(input, target), atol=1e-5):
-            warnings.warn("the network gives the bicubic picture: it is dead, or has not been trained", RuntimeWarning, stacklevel=2)
+            warnings.warn("the network gives the bicubic picture: it is dead, or has not been trained", RuntimeWarning,
+                          stacklevel=2)
     return {name: float(torch.cat(values).mean()) for name, values in found.items()}
 
 
