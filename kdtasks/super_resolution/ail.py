@@ -2,8 +2,8 @@ r"""Adaptive Importance Learning: easy pixels first, hard ones later (Zhang et a
 
 A lightweight network learns in rounds. Each pixel has an importance w in [0, 1]. It starts high where a teacher is right, and
 rises in each round, most where the student of the round before already fits. The target is always the ground truth Y: the
-teacher T matters through its error alone. With S the student and :math:`S_{t-1}` the student frozen
-at the end of the last round, all with intensities in [0, 1]:
+teacher T matters through its error alone. With S the student and :math:`S_{t-1}` the student frozen at the end of the last
+round, all with intensities in [0, 1]:
 
 .. math::
     w_0 = \frac{\sigma\bigl(\alpha\,(b - |T - Y|)\bigr)}{\sigma(\alpha\,b)}, \qquad
@@ -23,8 +23,8 @@ b          ``threshold``  0.01, 2.55 of 255 grey levels: w₀ is 1 at no error, 
 =========  =============  =======================================================================================
 
 - **The weight is squared**: the release multiplies both images by w, then takes the squared error.
-- The increment is added to w₀, not to the w of the round before. Nothing forces w to rise, and where the student got worse it
-  falls; ``monotone=True`` of :class:`AILLoss` forces it.
+- The increment is added to w₀, not to the w of the round before. Nothing forces w to rise, and where the student got much
+  worse it falls; ``monotone=True`` of :class:`AILLoss` forces it.
 - Hard pixels never count fully: at an error of 0.2 the increment of round 9 is 0.18. To the end it is a robust loss.
 
 Formula and defaults are those of the first author's release
