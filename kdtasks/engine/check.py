@@ -1,5 +1,6 @@
 """What is wrong with a run is said before its first step."""
 
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +27,8 @@ def check(run: "Run") -> None:
         distiller, batch = run.distiller(stage, "files"), next(iter(loader.epoch(0)))
         length = iterations(run.setting(stage, "length"), len(loader), f"{stage.name}.length")
         try:
-            distiller.build(batch)
+            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):        # of teachers not trained yet
+                distiller.build(batch)
             trained = select_parameters(distiller, stage.train)
             optimizer = builder.build(run.setting(stage, "optimizer"), "optimizer", params=trained)
             build_schedulers(run.schedule(stage), optimizer, length, len(loader))

@@ -13,7 +13,8 @@ from kdtasks.engine.builder import ConfigError
 KEYS = {
     "task": ("dotted path of the task's trainer module", None),
     "student": ("the model that learns", None),
-    "teacher": ("the model that teaches; with `checkpoint` it is not trained", None),
+    "teacher": ("the model that teaches; with `checkpoint`, a file or 'own' (its type brings its weights), it is not trained",
+                None),
     "teachers": ("several teachers by name, instead of `teacher`", None),
     "models": ("further models by name, for stages that train them (assistants)", {}),
     "control": ("arguments of the student that differ in the stage \"alone\", where its own losses want others", {}),

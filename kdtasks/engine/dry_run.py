@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 
 import torch
 
@@ -30,7 +31,8 @@ def dry_run(run: Run, steps: int = 2) -> list[dict]:
         if share:
             batch["labelled"] = torch.arange(len(batch["input"])) < data["batch_size"]
         distiller = run.distiller(stage, load="nothing")
-        shapes = distiller.build(batch)
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):            # of teachers not trained yet
+            shapes = distiller.build(batch)
         trained = [p for p in distiller.parameters() if p.requires_grad]
         optimizer = builder.build(run.setting(stage, "optimizer"), "optimizer", params=trained)
         if run.device.type == "cuda":

@@ -16,7 +16,7 @@ from torch import nn
 import kdtasks
 from kdtasks.core import Distiller, Stage, Teacher
 from kdtasks.core.names import did_you_mean
-from kdtasks.core.stages import check_stages, final_stage, stage_reference, standard_stages, with_control
+from kdtasks.core.stages import OWN, check_stages, final_stage, stage_reference, standard_stages, with_control
 from kdtasks.core.weights import load_weights
 from kdtasks.engine import builder, checkpoint
 from kdtasks.engine.builder import ConfigError
@@ -226,7 +226,7 @@ class Run:
                                   + what)
 
     def _load(self, model: nn.Module, origin: str | None, load: str = "everything") -> dict:
-        if origin is None or load == "nothing":
+        if origin in (None, OWN) or load == "nothing":
             return {}
         reference = stage_reference(origin, [stage.name for stage in self.stages])
         if reference is None:

@@ -212,6 +212,25 @@ def test_a_route_of_anchors_teaches_share_by_share(tmp_path, monkeypatch):
         Run({**small(), "stages": [stages[0], {**stages[1], "teachers": {"teacher": []}}]}, tmp_path / "other")
 
 
+def test_a_teacher_with_weights_of_its_own_is_not_trained(tmp_path):
+    run = Run(small(teacher__checkpoint="own"), tmp_path / "run", quiet=True)
+    run.train()
+    assert list(run.done) == ["alone", "distilled"]
+    assert same(run.distiller(run.stages[-1]).model("teacher").state_dict(), run.model("teacher").state_dict())
+
+
+def test_the_controls_own_arguments(tmp_path):
+    """It starts from the same first weights as the student, and is read back as it was trained."""
+    run = Run(small(control={"norm": False}), tmp_path / "run", quiet=True)
+    alone, distilled = (next(s for s in run.stages if s.name == name) for name in ("alone", "distilled"))
+    assert [any(isinstance(m, torch.nn.BatchNorm2d) for m in run.learner(stage).modules()) for stage in (alone, distilled)] == [False, True]
+    assert torch.equal(run.learner(alone).state_dict()["0.weight"], run.learner(distilled).state_dict()["0.weight"])
+    run.train()
+    assert same(run.trained("alone").state_dict(), weights(run, "alone")["state_dict"])
+    with pytest.raises(ConfigError, match="control: Net has no argument 'nrom'"):
+        small(control={"nrom": False})
+
+
 def test_a_chain_of_assistants(tmp_path):
     """Teacher, assistant taught by it, student taught by the assistant; the control made by hand in the same list."""
     taught = small()["losses"]
