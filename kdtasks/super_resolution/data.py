@@ -137,24 +137,24 @@ def _package(name: str) -> str:
 
 def bsds(train: bool = True, scale: int | Sequence[int] = 2, root="bsds", patch: int = 48, color: str = "rgb",
          enlarged: bool = False, repeat: int = 16, augment: bool = True, downsizes: Sequence[float] = (1.0,),
-         cache_dir=None) -> Patches | Images:
+         limit: int | None = None, cache_dir=None) -> Patches | Images:
     """Photos of 481x321 pixels from the Berkeley Segmentation Dataset: training photos, and B100, the 100 test photos.
 
     Args:
         train: the photos of ``<root>/train`` in patches, or those of ``<root>/b100``.
         root: the folder of the two.
-        scale, patch, color, enlarged, repeat, augment, downsizes, cache_dir: as for :func:`image_folder`.
+        scale, patch, color, enlarged, repeat, augment, downsizes, limit, cache_dir: as for :func:`image_folder`.
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
     """
     folder = _folder(root, "<root>/train/<any name>.jpg and <root>/b100/<any name>.jpg") / ("train" if train else "b100")
-    return image_folder(folder, train, scale, patch, color, enlarged, repeat, augment, downsizes, cache_dir)
+    return image_folder(folder, train, scale, patch, color, enlarged, repeat, augment, downsizes, limit, cache_dir)
 
 
 def image_folder(root, train: bool = True, scale: int | Sequence[int] = 2, patch: int = 48, color: str = "rgb",
                  enlarged: bool = False, repeat: int = 16, augment: bool = True, downsizes: Sequence[float] = (1.0,),
-                 cache_dir=None) -> Patches | Images:
+                 limit: int | None = None, cache_dir=None) -> Patches | Images:
     """All images at any depth below a folder as HR, in the order of their paths; LR is made from them.
 
     Args:
@@ -163,12 +163,15 @@ def image_folder(root, train: bool = True, scale: int | Sequence[int] = 2, patch
         scale, color, enlarged, cache_dir: see :class:`Pairs`.
         patch, repeat, augment: in training only, see :class:`Patches`.
         downsizes: in training only, see :class:`Pairs`.
+        limit: the first so many images only; None: all.
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
         ValueError, RuntimeError: see :class:`Pairs` and :class:`Patches`.
     """
-    hr = _images(root)
+    if limit is not None and not limit >= 1:
+        raise ValueError(f"limit must be at least 1 or None, got {limit!r}")
+    hr = _images(root)[:limit]
     return _data_set(hr, None, train, scale, patch, color, enlarged, repeat, augment, downsizes, cache_dir)
 
 

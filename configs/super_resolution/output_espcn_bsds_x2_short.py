@@ -1,0 +1,10 @@
+# A small ESPCN taught by a larger one to enlarge by 2, BSDS to B100: half L1 to the target, half to the teacher's output.
+# The usual baseline of papers; no arXiv id. Weights as in FAKD's release.
+# Run:     python tools/train.py configs/super_resolution/output_espcn_bsds_x2_short.py
+# Expect:  not measured yet
+_base_ = ['../_base_/bsds_x2_y.py', '../_base_/espcn_short.py']
+
+losses = dict(
+    loss_l1=dict(type='torch.nn.L1Loss', of=('student', 'target'), weight=0.5),                         # alone: weight 1
+    loss_output=dict(type='torch.nn.L1Loss', of=('student', 'teacher'), weight=0.5),
+)
