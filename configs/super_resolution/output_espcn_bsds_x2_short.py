@@ -1,5 +1,4 @@
-# A small ESPCN taught by a larger one to enlarge by 2, BSDS to B100: half L1 to the target, half to the teacher's output.
-# The usual baseline of papers; no arXiv id. Weights as in FAKD's release.
+# A small ESPCN taught by a larger one to enlarge by 2, BSDS to B100: half L1 to the target, half to its output (no arXiv id).
 # Run:     python tools/train.py configs/super_resolution/output_espcn_bsds_x2_short.py
 # Expect:  not measured yet
 _base_ = ['../_base_/bsds_x2_y.py', '../_base_/espcn_short.py']

@@ -44,6 +44,8 @@ def dry_run(run: Run, steps: int = 2) -> list[dict]:
                 losses = distiller(batch)
             total = sum(value for name, value in losses.items() if "loss" in name)
             total.backward()
+            if run.config["clip_grad"]:
+                torch.nn.utils.clip_grad_norm_(trained, run.config["clip_grad"])
             optimizer.step()
             optimizer.zero_grad()
             loss = float(total.detach())

@@ -1,0 +1,37 @@
+# VDSR of width 32 teaches one of width 13, 10 layers, BSDS: AIL's release, scaled down (arXiv 1806.01576).
+# Run:     python tools/train.py configs/super_resolution/ail_vdsr32_vdsr13_bsds_x2_short.py
+# Expect:  not measured yet
+task = 'kdtasks.super_resolution.trainer'
+
+student = dict(type='kdtasks.super_resolution.models.VDSR', width=13, depth=10)
+teacher = dict(type='kdtasks.super_resolution.models.VDSR', width=32, depth=10)
+losses = dict(loss_l2=dict(type='torch.nn.MSELoss', reduction='sum', of=('student', 'target')))
+
+_train = dict(type='kdtasks.super_resolution.data.bsds', color='y', enlarged=True, patch=41, repeat=4)
+_test = dict(type='kdtasks.super_resolution.data.bsds', train=False, scale=2, color='y', enlarged=True)
+data = dict(train=dict(_train, scale=2), batch_size=16, test_batch_size=1, test=_test)              # an epoch: 20 steps
+_mixed = dict(train=dict(_train, scale=(2, 3, 4), repeat=2), test=dict(_test, limit=10))
+_few = dict(test=dict(_test, limit=10))
+channels_last = True
+
+optimizer = dict(type='torch.optim.SGD', lr=0.1, momentum=0.9, weight_decay=1e-4)
+clip_grad = 0.4                         # nearly always binds: a step of SGD has about the same length everywhere
+_epochs = 5                            # of a round: the learning rate falls to a tenth at each fifth of it
+_step = dict(type='MultiStepLR', milestones=[1, 2, 3, 4], gamma=0.1)
+_again = dict(type='MultiStepLR', milestones=[_epochs * t for t in range(1, 10)], gamma=1e4)        # and is set back
+_steps = dict(type='MultiStepLR', milestones=[_epochs * t + m for t in range(10) for m in _step['milestones']], gamma=0.1)
+length = _epochs
+schedule = _step
+val_interval = 50
+
+_ail = dict(type='kdtasks.super_resolution.AILLoss', reduction='sum')
+stages = [
+    dict(name='teacher', model='teacher', data=_mixed),
+    dict(name='plain', data=_mixed),                                    # where both arms start, as in the release
+    dict(name='alone', student='plain', length=10 * _epochs, schedule=[_steps, _again]),
+    dict(name='round0', student='plain', teachers=dict(teacher='teacher'), data=_few,
+         losses=dict(loss_ail=dict(_ail, round=0, of=('student', 'teacher', 'target')))),
+    *[dict(name=f'round{t}' if t < 9 else 'distilled', student=f'round{t - 1}', optimizer_state='keep',
+           data=_few if t < 9 else None, teachers=dict(teacher='teacher', previous=f'round{t - 1}'),
+           losses=dict(loss_ail=dict(_ail, round=t, of=('student', 'teacher', 'previous', 'target')))) for t in range(1, 10)],
+]
