@@ -82,7 +82,7 @@ class Patches:
 
 
 class Images:
-    """Whole images for the test, a map-style data set: ``(input (C,h,w), target (C,H,W))``, float32 in [0,1]."""
+    """Whole images for the test, a map-style data set: ``input`` (C,h,w), ``target`` (C,H,W), float32 in [0,1], ``scale``."""
 
     def __init__(self, pairs: Pairs):
         self.pairs = pairs
@@ -97,8 +97,9 @@ class Images:
         """The file that an image is from."""
         return self.pairs.paths[index]
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.pairs.input.image(index), self.pairs.target.image(index)
+    def __getitem__(self, index: int) -> dict[str, Tensor | int]:
+        scale = self.pairs.variants[index][2]
+        return {"input": self.pairs.input.image(index), "target": self.pairs.target.image(index), "scale": scale}
 
 
 def photos(train: bool = True, scale: int | Sequence[int] = 2, patch: int = 48, color: str = "rgb", enlarged: bool = False,

@@ -176,13 +176,15 @@ def test_lr_is_matlabs_rounded_half_up_and_clipped():
 def test_hr_is_cut_to_a_multiple_and_images_give_the_whole(scale):
     high = [picture(23, 14), picture(scale, 2 * scale + 1, 1)]
     images = Images(Pairs(high, scale=scale))
-    for (input, target), whole in zip(images, high):
+    for image, whole in zip([images[0], images[1]], high):
+        input, target = image["input"], image["target"]
         h, w = (side // scale * scale for side in whole.shape[:2])
         assert torch.equal(target, torch.from_numpy(whole[:h, :w]).permute(2, 0, 1) / 255)
         levels = imresize(torch.from_numpy(whole[:h, :w].astype(float)).permute(2, 0, 1)[None] / 255, 1 / scale)[0] * 255
         assert (input * 255 - levels.clamp(0, 255)).abs().max() <= 0.5 + 1e-5 and ((input * 255) % 1).min() < 1e-4
     batches = list(Loader(images, 1, shuffle=False))
     assert [batch["target"].shape[2:] == (batch["input"].shape[2] * scale, batch["input"].shape[3] * scale) for batch in batches] == [True, True]
+    assert [batch["scale"].tolist() for batch in batches] == [[scale]] * 2
     assert len(images) == 2 and images.path(1) == "image 1"
     with pytest.raises(IndexError):
         images[2]
@@ -223,6 +225,7 @@ def test_downsizes_and_scales_give_every_image_once_at_each():
     sizes = [(40, 40), (39, 39), (28, 28), (27, 27), (24, 30), (24, 30), (18, 20), (18, 21)]
     assert pairs.target.sizes.tolist() == [list(size) for size in sizes] == pairs.input.sizes.tolist()
     assert pairs.paths == ["image 0"] * 4 + ["image 1"] * 4
+    assert [Images(pairs)[i]["scale"] for i in range(8)] == [2, 3] * 4
     smaller = imresize(torch.from_numpy(high[1].astype(float)).permute(2, 0, 1)[None] / 255, 0.7)[0]
     smaller = (smaller * 255).round().clamp(0, 255).permute(1, 2, 0).byte().numpy()
     for i, w in ((6, 20), (7, 21)):
@@ -306,7 +309,7 @@ def test_a_folder_trains_or_tests(tmp_path, monkeypatch):
     test, train = data.image_folder("hr", train=False, downsizes=(1, 0.5), scale=3), data.image_folder("hr", patch=4, repeat=3, downsizes=(1, 0.5), augment=False)
     assert [Path(test.path(i)).name for i in range(len(test))] == ["z.png", "b.png"]
     for i, whole in enumerate((images["a/z.png"], images["b.png"])):
-        assert torch.equal(test[i][1], Images(Pairs([whole], scale=3))[0][1])
+        assert torch.equal(test[i]["target"], Images(Pairs([whole], scale=3))[0]["target"])
     assert isinstance(train, Patches) and len(train) == 12 and not train.augment and train.path(2).endswith("b.png")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no image below"):
@@ -318,7 +321,7 @@ def test_a_folder_trains_or_tests(tmp_path, monkeypatch):
 def test_more_files_than_are_read_ahead_stay_in_order(tmp_path):
     images = {f"{i:02}.png": np.full((4, 4), i, np.uint8) for i in range(37)}
     test = data.image_folder(folder(tmp_path / "hr", images), train=False)
-    assert [round(float(target.mean()) * 255) for _, target in test] == list(range(37))
+    assert [round(float(test[i]["target"].mean()) * 255) for i in range(37)] == list(range(37))
 
 
 @pytest.mark.parametrize("suffix, settings", [("x2", {}), ("", {}), ("_small", {"suffix": "_small"})])
@@ -331,7 +334,7 @@ def test_folders_are_paired_by_name(tmp_path, suffix, settings):
     assert len(test) == 4
     for i in range(4):
         name = os.path.relpath(test.path(i), tmp_path / "hr").removesuffix(".png")
-        input, target = (x.mul(255).round().byte().permute(1, 2, 0).numpy() for x in test[i])
+        input, target = (x.mul(255).round().byte().permute(1, 2, 0).numpy() for x in (test[i]["input"], test[i]["target"]))
         np.testing.assert_array_equal(target, high[f"{name}.png"])
         np.testing.assert_array_equal(input, low[f"{name}{suffix}.bmp"])
     assert len(data.paired_folders(tmp_path / "hr", tmp_path / "lr", patch=4, repeat=2, **settings)) == 8
@@ -406,7 +409,7 @@ def test_photos_train_on_some_and_test_on_others():
         np.testing.assert_array_equal(train.pairs.target.image(i).mul(255).permute(1, 2, 0), photo[:h, :w])
     for i, photo in enumerate((skimage.data.astronaut(), skimage.data.chelsea(), skimage.data.coffee(), load_sample_image("flower.jpg"))):
         h, w = (side // 3 * 3 for side in photo.shape[:2])
-        np.testing.assert_array_equal(test[i][1].mul(255).permute(1, 2, 0), photo[:h, :w])
+        np.testing.assert_array_equal(test[i]["target"].mul(255).permute(1, 2, 0), photo[:h, :w])
     grey = [(image[0] == image[2]).all() for image in map(train.pairs.target.image, range(8))]
     assert grey == [False] * 3 + [True] * 5 and Path(test.path(0)).stem == "astronaut"
 
@@ -449,4 +452,4 @@ def test_the_real_bsds():
     paths = sorted(root.glob("b100/*"))
     assert len(paths) == 100 and len(list(root.glob("train/*"))) == 80
     test = Images(Pairs(paths[:2], scale=4))
-    assert sorted(test[0][1].shape[1:]) == [320, 480] and float(test[0][1].std()) > 0.05
+    assert sorted(test[0]["target"].shape[1:]) == [320, 480] and float(test[0]["target"].std()) > 0.05
