@@ -1,11 +1,19 @@
 """Super-resolution: what the engine needs to know of the task."""
 
 import warnings
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdtasks.super_resolution.metrics import imresize, psnr_rgb, psnr_y, ssim_rgb, ssim_y
+from kdtasks.core.stages import final_stage
+from kdtasks.general.image_files import SUFFIXES
+from kdtasks.super_resolution.ail import AILLoss
+from kdtasks.super_resolution.data import patch_shapes
+from kdtasks.super_resolution.inference import self_ensemble, tiled, upscale_rgb
+from kdtasks.super_resolution.metrics import WINDOW, imresize, psnr_rgb, psnr_y, ssim_rgb, ssim_y
+from kdtasks.super_resolution.pairs import Pairs, _read
 
 PRIMARY = "psnr_y"
 HIGHER_IS_BETTER = True
@@ -15,7 +23,7 @@ def evaluate(model: nn.Module, loader) -> dict[str, float]:
     """``psnr_y`` (dB) and ``ssim_y`` (at most 1), each the mean over the images; of RGB also ``psnr_rgb`` and ``ssim_rgb``.
 
     As papers give them: uint8-rounded, without a border as wide as the scale; see :mod:`kdtasks.super_resolution.metrics`. A
-    batch is of images of one size, and has their ``scale``.
+    batch is of images of one size; see :func:`scale_of`.
 
     Warns:
         RuntimeWarning: the model gives the bicubic picture, as a dead network with a residual does.
@@ -36,8 +44,19 @@ def evaluate(model: nn.Module, loader) -> dict[str, float]:
 
 
 def scale_of(batch: dict) -> int:
-    """By what the batch's images are to be enlarged."""
-    return int(batch["scale"].flatten()[0])
+    """By what a batch's images are to be enlarged: its ``scale``, or else what its sizes say.
+
+    Raises:
+        ValueError: the images have several scales, or a batch without ``scale`` has inputs that are enlarged already.
+    """
+    if "scale" in batch:
+        scales = torch.as_tensor(batch["scale"]).unique().tolist()
+    else:
+        scales = [round(batch["target"].shape[-1] / batch["input"].shape[-1])]
+    if len(scales) > 1 or scales == [1]:
+        raise ValueError(f"want one scale of at least 2 for a batch, got {scales} for inputs {tuple(batch['input'].shape)} and "
+                         f"targets {tuple(batch['target'].shape)}; give the batch its 'scale', and take test_batch_size=1")
+    return int(scales[0])
 
 
 def enlarged(input: Tensor, target: Tensor) -> Tensor:
@@ -46,12 +65,157 @@ def enlarged(input: Tensor, target: Tensor) -> Tensor:
 
 
 def example(config: dict, batch_size: int) -> dict[str, Tensor]:
-    """Random patches of the size that the data gives, without reading it."""
-    train = config["data"]["train"]
+    """Random patches of the shapes that the data gives, without reading it."""
     generator = torch.Generator().manual_seed(0)
-    scale, patch = train.get("scale", 2), train.get("patch", 32)
-    channels = 1 if train.get("color", "rgb") == "y" else 3
-    target = torch.rand(batch_size, channels, patch * scale, patch * scale, generator=generator)
-    small = imresize(target, 1 / scale)
-    return {"input": imresize(small, scale) if train.get("enlarged") else small, "target": target,
-            "index": torch.arange(batch_size)}
+    input, target = (torch.rand(batch_size, *shape, generator=generator) for shape in patch_shapes(**config["data"]["train"]))
+    return {"input": input, "target": target, "index": torch.arange(batch_size)}
+
+
+# Pictures of a run ------------------------------------------------------------------------------------------------------
+def pictures(run) -> list[tuple]:
+    """``[(title, figure)]`` on the test data: details as each model enlarges them, errors, the gain of each image, and of AIL
+    the importance of pixels, round by round.
+
+    Whatever of teacher, alone and distilled there is takes part; a teacher from a file as the last taught stage used it.
+    """
+    from kdtasks.engine.report import stage_colors  # what draws is imported only here
+    from kdtasks.super_resolution import pictures as draw
+
+    finished = [stage for stage in run.stages if stage.name in run.done]
+    if not finished:
+        return []
+    final, configured = final_stage(finished), run.config["teachers"]
+    pair = [name for name in ("alone", final and final.name) if name in run.done]
+    models = {name: run.trained(name) for name in (*pair, *(s.name for s in finished if s.name in configured))}
+    taught = next((s for s in reversed(finished) if s.model == "student" and s.teachers), None)
+    if taught and not any(name in models for name in configured):
+        models |= {name: model for name, model in run.distiller(taught).teachers.items() if name in configured}
+    psnr, shown = draw.look(models, run.test_loader(finished[-1]))
+    return draw.draw(psnr, shown, pair, stage_colors(run), importance_of(run, finished, shown))
+
+
+def importance_of(run, stages: list, shown: list) -> dict[str, list[Tensor]]:
+    """``{stage: importance of each image}``, (1,1,H,W) or (1,C,H,W) on the CPU, of those stages that have AIL's loss."""
+    maps: dict[str, list[Tensor]] = {}
+    for stage in stages:
+        if stage.model != "student" or stage.name == "alone":
+            continue
+        distiller = run.distiller(stage)
+        entries = [(n, loss) for n, loss in distiller.losses.items() if isinstance(loss, AILLoss) and loss.variant != "uniform"]
+        for name, loss in entries[:1]:
+            for one in shown:
+                known = distiller.tensors({"input": one.input.to(run.device), "target": one.target.to(run.device)})
+                _, *others = (known[tensor] for tensor in stage.losses[name]["of"])
+                maps.setdefault(stage.name, []).append(loss.weight(*others).cpu())
+    return maps
+
+
+# A folder of images -----------------------------------------------------------------------------------------------------
+@torch.no_grad()
+def predict(model: nn.Module, config: dict, folder: str | Path, out: str | Path, measured: bool, tile: int | None = None,
+            ensemble: bool = False) -> list[str]:
+    """Enlarges the images of a folder in colour, and writes each as ``<out>/<name>.png``.
+
+    By ``scale``, ``color`` and ``enlarged`` of the config's ``data.test``, or else ``data.train``; a network of luma enlarges
+    luma, and bicubic interpolation the rest. Images are read as :class:`~kdtasks.super_resolution.pairs.Pairs` reads them.
+
+    Args:
+        model: in eval.
+        config: of the run that trained it.
+        folder: where the images lie, not deeper.
+        out: a folder that is new or empty, and not inside the other.
+        measured: the images are high-resolution ones: each is cut to a multiple of the scale, shrunk as for training, and
+            enlarged. PSNR and SSIM of the luma of what is written, and of bicubic interpolation, are printed, and kept in
+            ``<out>/figures.json``; for a network of luma they differ a little from :func:`evaluate`'s, which are of its output
+            before there is any colour. False: they are enlarged as they are.
+        tile: pixels of the network's input along a side of the tiles that it computes; None: the whole image at once.
+        ensemble: the mean over the 8 symmetries of a square; both are in :mod:`~kdtasks.super_resolution.inference`.
+
+    Returns:
+        The files that are left out.
+
+    Raises:
+        FileNotFoundError: no such folder, or no image in it.
+        ValueError: ``out`` holds files or lies inside ``folder``, two images have the same name, the data has several scales.
+
+    Warns:
+        UserWarning: a file cannot be read or is too small; it is left out.
+    """
+    from PIL import Image
+
+    from kdtasks.engine.checkpoint import save_json
+
+    data = {"scale": 2, "color": "rgb", "enlarged": False, **config["data"]["train"], **config["data"]["test"]}
+    scale, luma_only, large = data["scale"], data["color"] == "y", data["enlarged"]
+    if not isinstance(scale, int):
+        raise ValueError(f"the test data has scale={scale!r}, want one: --cfg-options data.test.scale=2")
+    paths, out = _checked(Path(folder), Path(out)), Path(out)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+
+    def network(x: Tensor) -> Tensor:
+        return model(x.to(device)).to(x.device) if tile is None else tiled(model, x, 1 if large else scale, tile)
+
+    def every(x: Tensor) -> Tensor:
+        return self_ensemble(network, x) if ensemble else network(x)
+
+    out.mkdir(parents=True, exist_ok=True)
+    found, failed = {}, []
+    for path in paths:
+        try:
+            small, target = _small_and_target(path, scale, large, measured)
+        except (RuntimeError, ValueError) as error:
+            warnings.warn(f"left out: {error}", stacklevel=3)                     # past the decorator
+            failed.append(str(path))
+            continue
+        output = upscale_rgb(every, small, scale, large) if luma_only else every(imresize(small, scale) if large else small)
+        levels = output[0].float().clamp(0, 1).mul(255).round().byte().movedim(0, -1)
+        Image.fromarray(np.ascontiguousarray(levels.numpy())).save(out / f"{path.stem}.png")
+        if measured:
+            bicubic = imresize(small, scale)
+            found[path.name] = {f"{which}{name}": float(measure(image, target, crop=scale))
+                                for which, image in (("", output), ("bicubic_", bicubic))
+                                for name, measure in (("psnr_y", psnr_y), ("ssim_y", ssim_y))}
+            _print_row(path.name, found[path.name], header=len(found) == 1)
+    if found:
+        columns = next(iter(found.values()))
+        mean = {name: sum(row[name] for row in found.values()) / len(found) for name in columns}
+        _print_row(f"mean of {len(found)}", mean)
+        save_json({"scale": scale, "mean": mean, "images": found}, out / "figures.json")
+    return failed
+
+
+def _checked(folder: Path, out: Path) -> list[Path]:
+    """The image files of a folder, none of which ``out`` endangers."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {str(folder)!r}")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise FileNotFoundError(f"no image in {str(folder)!r}: want {', '.join(sorted(SUFFIXES))}; folders in it are not "
+                                "searched")
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"out={str(out)!r} lies in the folder of the images, {str(folder)!r}: want another place")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"out={str(out)!r} holds files, which could be overwritten: want a new or an empty folder")
+    by_stem: dict[str, Path] = {}
+    for path in paths:
+        if (other := by_stem.setdefault(path.stem, path)) != path:
+            raise ValueError(f"{other.name!r} and {path.name!r} would both become {path.stem + '.png'!r}: rename one")
+    return paths
+
+
+def _small_and_target(path: Path, scale: int, large: bool, measured: bool) -> tuple[Tensor, Tensor | None]:
+    """A file as RGB to be enlarged, (1,3,h,w), and what should come out, (1,3,H,W), both in [0,1]."""
+    if not measured:
+        return torch.from_numpy(_read(str(path))).movedim(2, 0)[None] / 255, None
+    pairs = Pairs([str(path)], scale=scale)
+    target = pairs.target.image(0)[None]
+    least = WINDOW + 2 * scale
+    if min(target.shape[2:]) < least:
+        raise ValueError(f"{path} is {target.shape[2]}x{target.shape[3]}, SSIM at scale {scale} wants {least}x{least} pixels")
+    return imresize(target, 1 / scale) if large else pairs.input.image(0)[None], target
+
+
+def _print_row(name: str, values: dict[str, float], header: bool = False) -> None:
+    if header:
+        print(f"{'':32}" + "".join(f"{column:>16}" for column in values))
+    print(f"{name:32}" + "".join(f"{value:16.{2 if 'psnr' in column else 4}f}" for column, value in values.items()))
