@@ -1,6 +1,7 @@
-"""Evaluate weights on a config's test data.
+"""Evaluate weights on a config's test data, or use them on a folder of images.
 
     python tools/test.py configs/general/default.py work_dirs/general_default/seed0/student.pth
+    python tools/test.py configs/super_resolution/default.py <student.pth> --images <photos> --out <new folder>
 """
 
 from kdtasks.engine.cli import test

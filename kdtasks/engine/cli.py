@@ -72,12 +72,23 @@ def train(arguments: Sequence[str] | None = None) -> None:
 
 def test(arguments: Sequence[str] | None = None) -> None:
     """tools/test.py."""
-    parser = argparse.ArgumentParser(prog="test.py", description="Evaluate a student's weights on the config's test data.")
+    parser = argparse.ArgumentParser(prog="test.py", description="Evaluate a student's weights on the config's test data, or "
+                                                                 "use them on a folder of images.")
     parser.add_argument("config")
     parser.add_argument("checkpoint", help="student.pth, a stage's last.pth or best.pth, or any file of plain weights")
     parser.add_argument("--model", default="student", help="which model of the config the weights are for: student, teacher …")
+    folders = parser.add_mutually_exclusive_group()
+    folders.add_argument("--images", metavar="FOLDER", help="images as they should come out: they are made worse as in "
+                                                            "training, restored, and compared")
+    folders.add_argument("--inputs", metavar="FOLDER", help="images for the model as they are; nothing is compared")
+    parser.add_argument("--out", help="a new folder, for what the model makes of these")
+    parser.add_argument("--tile", type=int, help="of these: compute in tiles of so many pixels, where memory is short")
+    parser.add_argument("--ensemble", action="store_true", help="of these: the mean over the 8 turned and mirrored images")
     common_arguments(parser)
     args = parser.parse_args(arguments)
+    folder = args.images or args.inputs
+    if bool(folder) != bool(args.out) or (not folder and (args.tile is not None or args.ensemble)):
+        parser.error("--images and --inputs want --out; --out, --tile and --ensemble want --images or --inputs")
     with plain_errors():
         import torch
 
@@ -88,11 +99,23 @@ def test(arguments: Sequence[str] | None = None) -> None:
         run = Run(configs.load(args.config, dict(args.cfg_options)), "unused", 0, args.device, config_name(args.config))
         model = run.model(args.model)
         load_weights(model, args.checkpoint)
+        if folder:
+            return _predict(run, model.eval(), args)
         loader = run.test_loader(run.stages[-1])
         with torch.no_grad():
             metrics = run.task.evaluate(model.eval(), loader)
         for metric, value in metrics.items():
             print(f"{metric} {value:.3f}")
+
+
+def _predict(run, model, args: argparse.Namespace) -> None:
+    if not hasattr(run.task, "predict"):
+        raise ConfigError(f"the task {run.config['task']!r} takes no folder of images: it has no predict()")
+    folder, measured = args.images or args.inputs, bool(args.images)
+    failed = run.task.predict(model, run.config, folder, args.out, measured, args.tile, args.ensemble)
+    if failed:
+        print(f"error: left out {', '.join(failed)}", file=sys.stderr)
+        raise SystemExit(1)
 
 
 def config_name(path: str | Path) -> str:
