@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 
 from kdtasks.core.names import did_you_mean
 
-
 OWN = "own"                             # weights that a model has from the start, as its `type` builds it
 
 
@@ -23,8 +22,9 @@ class Stage:
         student: what it starts from: ``'fresh'``; ``'keep'``, the last stage that trained this model; a stage
             (``'<stage>'``, ``'<stage>.last'``, ``'<stage>.best'``, ``'<stage>.<epoch>'``); or a file. After a stage, the
             epochs of the data's order and random views are counted on from its end.
-        teachers: ``{name: from}`` where from is a file, a stage as above, ``'own'`` (the weights that its ``type`` builds it
-            with), or None: the ``checkpoint`` of the model of that name. A list of them is a route of anchors, each of which teaches for an equal share of the stage.
+        teachers: ``{name: from}`` where from is a file, a stage as above, ``'own'``, the weights that its ``type`` brings, or
+            None: the ``checkpoint`` of the model of that name. A list of them is a route of anchors, each of which teaches for
+            an equal share of the stage.
         losses: the entries that pull in this stage.
         train: patterns (``fnmatch``) of the parameters that learn: ``'student'``, ``'losses'``, ``'student.layer3.*'``.
         optimizer, schedule, length, data: as at the top of a config, whose values they replace.
