@@ -19,10 +19,13 @@ def evaluate(model: nn.Module, loader) -> dict[str, float]:
 
     Each sample in turn is the query, all others are the gallery, by the Euclidean distance of the embeddings as the model gives
     them; see :mod:`kdtasks.metric_learning.retrieval`. NMI is of one k-means clustering with as many clusters as classes.
+
+    Raises:
+        ValueError: an embedding is not finite, or no class has two labelled samples.
     """
     rows, target, _ = embeddings_of(model, loader)
-    clusters = k_means(rows, len(target.unique()))
-    return recall_and_map(rows, target) | {"nmi": nmi(target, clusters)}
+    found = recall_and_map(rows, target)
+    return found | {"nmi": nmi(target, k_means(rows, len(target.unique())))}
 
 
 @torch.no_grad()

@@ -48,6 +48,15 @@ def test_a_sample_alone_in_its_class_is_in_the_gallery_but_no_query():
         recall_and_map(rows[:3], torch.arange(3))
 
 
+@pytest.mark.parametrize("bad, dtype", [(float("nan"), torch.float32), (float("inf"), torch.float32), (1e200, torch.float64)])
+def test_rows_that_are_not_finite_are_an_error_and_not_100_percent(bad, dtype):
+    rows, target = clusters(n=30)
+    rows = rows.to(dtype)
+    rows[[7, 19], 2] = bad
+    with pytest.raises(ValueError, match=r"^2 of 30 embeddings are not finite \(first: row 7\)$"):
+        recall_and_map(rows, target)
+
+
 def test_equal_to_the_calculator_of_pytorch_metric_learning():
     from pytorch_metric_learning.distances import LpDistance
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator

@@ -135,6 +135,9 @@ def test_evaluate_is_of_all_labelled_samples_in_any_batches():
     digits.target[300:] = -100
     fewer = trainer.evaluate(Pixels(), Loader(digits, 50, shuffle=False))
     assert fewer["map_at_r"] == pytest.approx(recall_and_map(rows[:300], digits.target[:300])["map_at_r"])
+    digits.target[:] = -100
+    with pytest.raises(ValueError, match="no class of the 0 samples has two"):
+        trainer.evaluate(Pixels(), Loader(digits, 50, shuffle=False))
 
 
 def test_an_embedder_that_knows_the_class_has_hundred_of_everything():
