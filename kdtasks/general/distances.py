@@ -1,7 +1,7 @@
 """Distances between the rows of a batch, for losses that relate samples to each other.
 
-What all these losses cannot do: run on a device without float64 (Apple's MPS: move the embeddings to the CPU), be differentiated
-by ``torch.func``, and relate float64 rows longer than 1e154, whose squares overflow (DarkRank takes them for rows of zeros).
+What these losses cannot do: run on a device without float64 (Apple's MPS: move the embeddings to the CPU), be differentiated by
+``torch.func``, and relate float64 rows longer than 1e154, whose squares overflow (DarkRank takes them for rows of zeros).
 """
 
 import torch
