@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kdtasks.core import Distiller
-from kdtasks.core.gather import gather_rows
 from kdtasks.general import RKDLoss, rkd, rkd_angle_loss, rkd_distance_loss
 from kdtasks.general.distances import squared_distances
 
@@ -279,15 +278,6 @@ def test_twins_that_differ_in_the_last_bit_do_not_explode():
     assert student[1].ne(student[0]).any() and teacher[1].ne(teacher[0]).any() and pull.abs().max() < 2 * plain.abs().max()
 
 
-def test_the_usual_form_explodes_there():
-    student, teacher = rows(9, 4), rows(9, 4)
-    student[3] = student[7]
-    _, theirs = gradient(angle_by_autograd, student, teacher)
-    value, ours = gradient(rkd_angle_loss, student, teacher)
-    assert theirs.abs().max() > 1e6 and ours.abs().max() < 0.1
-    torch.testing.assert_close(value, angle_by_autograd(student, teacher), rtol=1e-12, atol=0)
-
-
 @pytest.mark.parametrize("loss", [*BOTH, RKDLoss()])
 @pytest.mark.parametrize("n", [0, 1, 2, 3])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, F64])
@@ -539,8 +529,7 @@ def two_ranks(rank: int, folder: str, world: int):
     mine = slice(5 * rank, 5 * rank + 5)
     found = {gather: gradient(lambda w, loss: loss(images[mine] @ w.T, teacher[mine]), weight, RKDLoss(gather=gather))
              for gather in (True, False)}
-    gathered = gather_rows(images[mine].clone().requires_grad_())
-    torch.save((found, gathered.detach(), gathered.requires_grad), f"{folder}/{rank}.pt")
+    torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -551,17 +540,11 @@ def test_two_processes_that_gather_equal_one(tmp_path):
     torch.multiprocessing.spawn(two_ranks, (str(tmp_path), 2), nprocs=2)
     value, pull = gradient(lambda w: RKDLoss(gather=True)(images @ w.T, teacher), weight)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for found, gathered, connected in ranks:
+    for found in ranks:
         torch.testing.assert_close(found[True][0], value, rtol=1e-12, atol=0)
-        assert torch.equal(gathered, images) and connected
-    averaged, apart = (sum(found[gather][1] for found, *_ in ranks) / 2 for gather in (True, False))
+    averaged, apart = (sum(found[gather][1] for found in ranks) / 2 for gather in (True, False))
     torch.testing.assert_close(averaged, pull, rtol=1e-11, atol=1e-16)
     assert (apart - pull).norm() > 0.05 * pull.norm()                      # ranks by themselves see other relations
-
-
-def test_one_process_gathers_nothing():
-    student = rows(4, 3)
-    assert gather_rows(student) is student
 
 
 @pytest.mark.gpu
