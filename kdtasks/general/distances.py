@@ -1,4 +1,8 @@
-"""Distances between the rows of a batch, for losses that relate samples to each other."""
+"""Distances between the rows of a batch, for losses that relate samples to each other.
+
+What these losses cannot do: run on a device without float64 (Apple's MPS: move the embeddings to the CPU), be differentiated by
+``torch.func``, and relate float64 rows longer than 1e154, whose squares overflow (DarkRank takes them for rows of zeros).
+"""
 
 import torch
 import torch.nn.functional as F
@@ -37,4 +41,4 @@ class _SquaredDistances(torch.autograd.Function):
         rows, = ctx.saved_tensors
         rows = rows - rows.mean(0)                                            # the differences stay, with more digits
         pull = gradient.T if ctx.detach_query else gradient + gradient.T      # (N, N) [row pulled, by which row]
-        return 2 * (pull.sum(1, keepdim=True) * rows - pull @ rows), None
+        return 2 * (pull.sum(1).diag() - pull) @ rows, None

@@ -25,8 +25,12 @@ those of one process's rows unless they are gathered (``RKDLoss(gather=True)``).
 **Angles.** All N³ of them follow from the N² squared distances, by the law of cosines; so do their gradients, in closed form.
 They are worked through in blocks that stay in a core's cache, in float64, and no tensor of N³ or of N² times the width is ever
 made. Where two rows coincide, an arm has no length and no direction: its cosines count as 0, its gradient is 0. (The usual
-form, a difference divided by its norm or by 1e-12, gives gradients of 1e9 there.)
+form, a difference divided by its norm or by 1e-12, gives gradients of 1e9 there.) Rows coincide up to a millionth of the
+largest distance in their batch, in every precision: below it, float32 has left little of an arm's direction, and one image that
+went through a network twice would get a gradient thousands of times the others'.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +43,7 @@ from kdtasks.general.distances import squared_distances
 ROWS = 32                                      # of a block
 BLOCK = {"cpu": 2**17}                         # entries of a block: a handful of them (1 MB each) stay in the cache
 BLOCK_ELSEWHERE = 2**22                        # fewer launches
+NO_LENGTH = 1e-12                              # squared, of an arm, in units of the largest squared distance
 
 
 def rkd_distance_loss(student: Tensor, teacher: Tensor, divisor: str = "all") -> Tensor:
@@ -61,8 +66,8 @@ def rkd_distance_loss(student: Tensor, teacher: Tensor, divisor: str = "all") ->
     count = _count(divisor, "pairs", len(student), 2)
     if len(student) < 2:
         return _nothing(student, teacher)
-    relative = [_relative_distances(rows) for rows in (student, teacher.detach())]
-    return (F.smooth_l1_loss(*relative, reduction="sum") / count).to(_precision(student, teacher))
+    loss = _distances(squared_distances(student), squared_distances(teacher.detach()))
+    return (loss / count).to(_precision(student, teacher))
 
 
 def rkd_angle_loss(student: Tensor, teacher: Tensor, divisor: str = "all") -> Tensor:
@@ -88,10 +93,10 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor, divisor: str = "all") -> Te
     count = _count(divisor, "triplets", len(student), 3)
     if len(student) < 3:
         return _nothing(student, teacher)
-    student_apart, teacher_apart = squared_distances(student), squared_distances(teacher.detach())
-    loss = _Angles.apply(student_apart, teacher_apart, student_apart.requires_grad and torch.is_grad_enabled())
+    apart = squared_distances(student), squared_distances(teacher.detach())
+    loss = _angles(*apart)
     if divisor != "all":
-        loss = loss - ((student_apart > 0) != (teacher_apart > 0)).sum() / 2                # an arm and itself
+        loss = loss - (_has_length(apart[0]) != _has_length(apart[1])).sum() / 2            # an arm and itself
     return (loss / count).to(_precision(student, teacher))
 
 
@@ -110,20 +115,23 @@ class RKDLoss(nn.Module):
     def __init__(self, distance_weight: float = 1.0, angle_weight: float = 2.0, gather: bool = False):
         super().__init__()
         for name, weight in (("distance_weight", distance_weight), ("angle_weight", angle_weight)):
-            if not weight >= 0:
-                raise ValueError(f"{name} must be >= 0, got {weight}")
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"{name} must be >= 0 and finite, got {weight}")
         self.distance_weight, self.angle_weight, self.gather = distance_weight, angle_weight, gather
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         _check(student, teacher)
         if self.gather:
             student, teacher = gather_rows(student), gather_rows(teacher.detach())
-        loss = _nothing(student, teacher)
+        n, loss = len(student), _nothing(student, teacher)
+        if n < 2 or not (self.distance_weight or self.angle_weight):
+            return loss
+        apart = squared_distances(student), squared_distances(teacher.detach())             # of both losses
         if self.distance_weight:
-            loss = loss + self.distance_weight * rkd_distance_loss(student, teacher)
-        if self.angle_weight:
-            loss = loss + self.angle_weight * rkd_angle_loss(student, teacher)
-        return loss
+            loss = loss + self.distance_weight * (_distances(*apart) / n**2)
+        if self.angle_weight and n > 2:
+            loss = loss + self.angle_weight * (_angles(*apart) / n**3)
+        return loss.to(_precision(student, teacher))
 
     def extra_repr(self) -> str:
         return f"distance_weight={self.distance_weight}, angle_weight={self.angle_weight}, gather={self.gather}"
@@ -152,13 +160,26 @@ def _nothing(student: Tensor, teacher: Tensor) -> Tensor:
     return student[:0].sum().to(_precision(student, teacher))
 
 
-def _relative_distances(rows: Tensor) -> Tensor:
+def _distances(student: Tensor, teacher: Tensor) -> Tensor:
+    """The sum over pairs, from the (N, N) squared distances."""
+    return F.smooth_l1_loss(*map(_relative_distances, (student, teacher)), reduction="sum")
+
+
+def _relative_distances(squared: Tensor) -> Tensor:
     """(N, N) distances over their mean, the diagonal left out; 0 for rows that coincide, without the root's infinite slope."""
-    squared = squared_distances(rows)
     apart = squared != 0                                                      # a NaN stays one
     distances = squared.where(apart, 1).sqrt().where(apart, 0)
-    mean = distances.sum() / (len(rows) * (len(rows) - 1))
+    mean = distances.sum() / (len(squared) * (len(squared) - 1))
     return distances / mean.where(mean > 0, 1)
+
+
+def _angles(student: Tensor, teacher: Tensor) -> Tensor:
+    """The sum over all triples of indices, from the (N, N) squared distances."""
+    return _Angles.apply(student, teacher, student.requires_grad and torch.is_grad_enabled())
+
+
+def _has_length(squared: Tensor) -> Tensor:
+    return squared > NO_LENGTH * squared.max()
 
 
 class _Angles(torch.autograd.Function):
@@ -168,7 +189,7 @@ class _Angles(torch.autograd.Function):
     def forward(ctx, student: Tensor, teacher: Tensor, wanted: bool) -> Tensor:
         n, entries = len(student), BLOCK.get(student.device.type, BLOCK_ELSEWHERE)
         gradient, loss = torch.zeros_like(student), student.new_zeros(())
-        pair = [(apart, apart.where(apart > 0, torch.inf).rsqrt()) for apart in (student, teacher)]    # 1 / length, 0 for none
+        pair = [(apart, apart.where(_has_length(apart), torch.inf).rsqrt()) for apart in (student, teacher)]     # 1 / length
         for v in _slices(n, max(entries // (ROWS * n), 1)):
             for b in _slices(n, ROWS):
                 _block(*pair, v, b, b, 1, loss, gradient, wanted)

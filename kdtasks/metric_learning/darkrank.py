@@ -15,14 +15,14 @@ still left is drawn by the softmax of their scores.
 is not 0 at student = teacher**, and it is log n! where the student is indifferent (3.178 for 4 candidates).
 
 **Exact and cheap.** Hard: a sort, then one cumulative log-sum-exp from the end of the list, so a list may be the whole batch.
-Soft: the n! orderings pass through only 2ⁿ sets of candidates still left. Let r(R) be the teacher's probability that R is ever
-exactly what is left: 1 for all candidates, and R gives :math:`r(R)\, e^{t_j} / \sum_{k \in R} e^{t_k}` of it to R without j. As
-each candidate is placed just once,
+Soft: the n! orderings pass through only 2ⁿ sets of candidates still left. From a set R, candidate j is placed next with the
+probability :math:`p_R(j) = e^{S_j} / \sum_{k \in R} e^{S_k}`. Let r(R) be the teacher's probability that R is ever exactly what
+is left: 1 for all candidates, and R gives :math:`r(R)\, p^t_R(j)` of it to R without j. Then
 
-.. math:: L_{\mathrm{soft}} = \sum_{R \ne \emptyset} r(R) \Bigl( \log \sum_{k \in R} e^{s_k} - \log \sum_{k \in R} e^{t_k}
-    \Bigr) - \sum_j (s_j - t_j),
+.. math:: L_{\mathrm{soft}} = \sum_R r(R) \sum_{j \in R} p^t_R(j) \log \frac{p^t_R(j)}{p^s_R(j)}, \qquad
+    \frac{\partial L_{\mathrm{soft}}}{\partial s_j} = \sum_{R \ni j} r(R) \bigl( p^s_R(j) - p^t_R(j) \bigr),
 
-exact in n·2ⁿ steps; the limit is n = 12.
+exact in n·2ⁿ steps; the limit is n = 12. Both forms work in float64, and work out their gradient with the loss.
 
 **Settings.** Usually quoted are alpha = beta = 3 and lists of the 4 nearest in the teacher's space, and RKD's authors tuned the
 hard form to the same alpha and beta; we could not check them against the paper's own text. The authors' release is another
@@ -34,6 +34,7 @@ long rows explode.
 """
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -48,47 +49,49 @@ PRESETS = {
 }
 SOFT_LIMIT = 12                                # 4096 sets for each query
 EXP_LIMIT = 600                                # exp(-600) and its inverse are float64 numbers with all their digits
+SORT_ABOVE = 16                                # shorter lists are found one by one
 
 
 def darkrank_hard_loss(student: Tensor, teacher: Tensor, alpha: float = 3.0, beta: float = 3.0, list_length: int | None = 4,
-                       normalize: bool = True) -> Tensor:
-    """Minus the log-probability that the student ranks as the teacher does; mean over queries.
+                       normalize: bool = True, reduction: str = "mean") -> Tensor:
+    """Minus the log-probability that the student ranks as the teacher does.
 
     Args:
         student: ``(N, Ds)`` embeddings; carries the gradient, of query and candidates.
         teacher: ``(N, Dt)`` embeddings of the same samples; never receives a gradient.
-        alpha: >= 0, scale of the scores; beta: > 0, power of the (not squared) distance. 3 and 3 are the values usually quoted
-            for this method.
+        alpha: >= 0, scale of the scores; beta: > 0, at most 1000, power of the (not squared) distance. 3 and 3 are the values
+            usually quoted for this method.
         list_length: how many candidates, the nearest in the teacher's space (of equally near ones the smaller index); at least
             1, at most the N - 1 other rows are taken; None: all of these.
-        normalize: divide every row by its length first; a row of zeros stays, and receives no gradient.
+        normalize: divide every row by its length first; a row of zeros stays, and receives no gradient. (As query of the
+            teacher's it has all others at distance 1 but for rounding, which then orders them.)
+        reduction: ``'mean'`` over queries, or ``'none'``.
 
     Returns:
-        A scalar in nats. Half precision is raised to float32, float64 stays. A zero that still backpropagates when N < 2. Time
-        N² (Ds + Dt + log N), memory N².
+        In nats, a scalar, or ``(N,)`` without reduction. Half precision is raised to float32, float64 stays. Zeros that still
+        backpropagate when N < 2. Differentiable once. Time N² (Ds + Dt + log N), memory N².
 
     Raises:
         ValueError: the shapes do not fit, or a number is out of its range.
     """
-    return _mean(student, teacher, "hard", alpha, beta, list_length, normalize)
+    return _loss(student, teacher, "hard", alpha, beta, list_length, normalize, reduction=reduction)
 
 
 def darkrank_soft_loss(student: Tensor, teacher: Tensor, alpha: float = 3.0, beta: float = 3.0, list_length: int | None = 4,
-                       normalize: bool = True) -> Tensor:
-    """KL(teacher ‖ student) over all orderings of the candidates; mean over queries.
+                       normalize: bool = True, reduction: str = "mean") -> Tensor:
+    """KL(teacher ‖ student) over all orderings of the candidates.
 
     Args:
-        student, teacher, alpha, beta, list_length, normalize: as in :func:`darkrank_hard_loss`.
+        student, teacher, alpha, beta, list_length, normalize, reduction: as in :func:`darkrank_hard_loss`.
 
     Returns:
-        A scalar in nats, 0 at equal scores. Half precision is raised to float32, float64 stays. A zero that still
-        backpropagates when N < 2. Beside the distances, time N · n · 2ⁿ for lists of n, and memory of about ten float64 numbers
-        for each of the N · 2ⁿ sets (80 MiB for 256 lists of 12).
+        As there, and 0 at equal scores. Beside the distances, time N · n · 2ⁿ for lists of n, and memory of about ten float64
+        numbers for each of the N · 2ⁿ sets (100 MiB for 256 lists of 12), free again before backward.
 
     Raises:
         ValueError: the shapes do not fit, a number is out of its range, or the lists are longer than 12.
     """
-    return _mean(student, teacher, "soft", alpha, beta, list_length, normalize)
+    return _loss(student, teacher, "soft", alpha, beta, list_length, normalize, reduction=reduction)
 
 
 class DarkRankLoss(nn.Module):
@@ -106,27 +109,28 @@ class DarkRankLoss(nn.Module):
         detach_query: None: the preset's. True: a query pulls its candidates, but its own list does not move it.
         places: hard only: how many places of the list count, from the first. With ``list_length=None``: who comes first among
             all of the batch, without a say in how the far ones are ordered. None: all.
+        reduction: as in the functions.
         gather: rank the rows of all processes, which must have equally many; each computes the whole loss, and the step is
             that of one process with all rows. Without effect in a run of one process.
     """
 
     def __init__(self, kind: str = "hard", preset: str = "quoted", alpha: float | None = None, beta: float | None = None,
                  list_length: int | None = 4, normalize: bool = True, detach_query: bool | None = None,
-                 places: int | None = None, gather: bool = False):
+                 places: int | None = None, reduction: str = "mean", gather: bool = False):
         super().__init__()
         if preset not in PRESETS:
             raise ValueError(f"no preset {preset!r}; {did_you_mean(str(preset), PRESETS)}")
         given = {"alpha": alpha, "beta": beta, "detach_query": detach_query}
         self.kind, self.gather = kind, gather
-        self.settings = PRESETS[preset] | {"list_length": list_length, "normalize": normalize, "places": places} | {
-            name: value for name, value in given.items() if value is not None}
+        self.settings = PRESETS[preset] | {name: value for name, value in given.items() if value is not None} | {
+            "list_length": list_length, "normalize": normalize, "places": places, "reduction": reduction}
         _check(kind, **self.settings)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         if self.gather:
             _check_shapes(student, teacher)
             student, teacher = gather_rows(student), gather_rows(teacher.detach())
-        return _mean(student, teacher, self.kind, **self.settings)
+        return _loss(student, teacher, self.kind, **self.settings)
 
     def extra_repr(self) -> str:
         settings = {"kind": self.kind, **self.settings, "gather": self.gather}
@@ -134,16 +138,18 @@ class DarkRankLoss(nn.Module):
 
 
 def _check(kind: str, alpha: float, beta: float, list_length: int | None, normalize: bool, detach_query: bool,
-           places: int | None) -> None:
+           places: int | None, reduction: str) -> None:
     if kind not in ("hard", "soft"):
         raise ValueError(f"no kind {kind!r}; {did_you_mean(str(kind), ('hard', 'soft'))}")
-    if not alpha >= 0:
-        raise ValueError(f"alpha must be >= 0, got {alpha}")
-    if not beta > 0:
-        raise ValueError(f"beta must be > 0, got {beta}")
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"no reduction {reduction!r}; {did_you_mean(str(reduction), ('mean', 'none'))}")
+    if not 0 <= alpha < torch.inf:
+        raise ValueError(f"alpha must be >= 0 and finite, got {alpha}")
+    if not 0 < beta <= 1000:
+        raise ValueError(f"beta must be > 0 and at most 1000, got {beta}")
     for name, value in (("list_length", list_length), ("places", places)):
-        if value is not None and not value >= 1:
-            raise ValueError(f"{name} must be at least 1 or None, got {value}")
+        if value is not None and not (hasattr(value, "__index__") and value >= 1):
+            raise ValueError(f"{name} must be an integer of at least 1 or None, got {value!r}")
     if places is not None and kind == "soft":
         raise ValueError(f"places={places} cuts the hard form's ordering; the soft one has all orderings of its lists")
 
@@ -154,9 +160,9 @@ def _check_shapes(student: Tensor, teacher: Tensor) -> None:
                          f"and teacher {tuple(teacher.shape)}")
 
 
-def _mean(student: Tensor, teacher: Tensor, kind: str, alpha: float, beta: float, list_length: int | None, normalize: bool,
-          detach_query: bool = False, places: int | None = None) -> Tensor:
-    _check(kind, alpha, beta, list_length, normalize, detach_query, places)
+def _loss(student: Tensor, teacher: Tensor, kind: str, alpha: float, beta: float, list_length: int | None, normalize: bool,
+          detach_query: bool = False, places: int | None = None, reduction: str = "mean") -> Tensor:
+    _check(kind, alpha, beta, list_length, normalize, detach_query, places, reduction)
     _check_shapes(student, teacher)
     dtype = torch.float64 if student.element_size() == 8 or teacher.element_size() == 8 else torch.float32
     length = min(len(student) - 1, len(student) if list_length is None else list_length)
@@ -164,50 +170,98 @@ def _mean(student: Tensor, teacher: Tensor, kind: str, alpha: float, beta: float
         raise ValueError(f"the soft form takes lists of at most {SOFT_LIMIT}, got {length} (list_length={list_length}, "
                          f"{len(student)} rows); use the hard form for longer ones")
     if length < 1:
-        return student[:0].sum().to(dtype)
+        costs = student[:, :0].sum(1).to(dtype)                                             # (N,) zeros
+        return costs.sum() if reduction == "mean" else costs
     rows = student, teacher.detach()
     student, teacher = (squared_distances(_normalized(x) if normalize else x, detach_query) for x in rows)
-    nearest, order = (x[:, :length] for x in teacher.fill_diagonal_(torch.inf).sort(dim=1, stable=True))      # (N, n)
-    student = _scores(student.gather(1, order), alpha, beta)
-    if kind == "hard":
-        student = student + 0 * nearest                                                     # a NaN of the teacher's stays one
-        costs = _hard(student, alpha * 2**beta if normalize else torch.inf)[:, :places].sum(1)
+    near, order = _nearest(teacher.fill_diagonal_(torch.inf), length)
+    if kind == "soft":
+        costs_of = functools.partial(_soft, teacher=_scores(near, alpha, beta)[0])
     else:
-        costs = _soft(student, _scores(nearest, alpha, beta))
-    return costs.mean().to(dtype)                                                           # of (N,)
+        bounded = normalize and alpha <= EXP_LIMIT * 0.5**beta                              # distances are at most 2
+        costs_of = functools.partial(_hard, places=min(places or length, length), bounded=bounded)
+    costs = _Costs.apply(student, order, alpha, beta, costs_of) + 0 * near.sum(1)           # a NaN of the teacher's stays one
+    return (costs.mean() if reduction == "mean" else costs).to(dtype)
 
 
 def _normalized(rows: Tensor) -> Tensor:
     rows = rows.double()
     length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows / length.where(length > 0, torch.inf)
+    return rows * length.where(length > 0, torch.inf).reciprocal()
 
 
-def _scores(squared: Tensor, alpha: float, beta: float) -> Tensor:
-    """``-alpha * d^beta``, without the infinite slope that a beta below 2 has at 0."""
-    apart = squared != 0                                                                    # a NaN stays one
-    return -alpha * squared.where(apart, 1).pow(beta / 2).where(apart, 0)
+def _nearest(apart: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """(N, N), overwritten -> the smallest of each row and where they are, (N, length), of equal ones the first one first."""
+    if length > SORT_ABOVE:
+        return tuple(x[:, :length] for x in apart.sort(dim=1, stable=True))
+    found = []
+    for _ in range(length):
+        found.append(apart.min(1, keepdim=True))
+        apart.scatter_(1, found[-1].indices, torch.inf)
+    return tuple(torch.cat(x, 1) for x in zip(*found))
 
 
-def _hard(student: Tensor, spread: float) -> Tensor:
-    """(N, n) scores in the teacher's order, within a list at most ``spread`` apart -> (N, n): what each place costs."""
-    shifted = (student - student.detach().amax(1, keepdim=True)).flip(1)                    # from the last place to the first
-    if spread <= EXP_LIMIT:                                                                 # several times faster
-        left = shifted.exp().cumsum(1).log()
+def _scores(squared: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
+    """``-alpha * d^beta``, and its derivative by d²; 0 at 0, where that of a beta below 2 is infinite."""
+    power = squared.pow(beta / 2 - 1).mul_(-alpha)
+    if beta < 2:
+        power.masked_fill_(squared == 0, 0)
+    return power * squared, power.mul_(beta / 2)
+
+
+class _Costs(torch.autograd.Function):
+    """(N, N) squared distances of the student, (N, n) whom each list holds -> (N,) what ``costs_of`` their scores says."""
+
+    @staticmethod
+    def forward(ctx, squared: Tensor, order: Tensor, alpha: float, beta: float, costs_of: Callable) -> Tensor:
+        scores, slope = _scores(squared.gather(1, order), alpha, beta)
+        costs, pull = costs_of(scores)
+        ctx.save_for_backward(order, slope.mul_(pull))
+        return costs
+
+    @staticmethod
+    def backward(ctx, weight: Tensor):
+        if torch.is_grad_enabled():
+            raise RuntimeError("DarkRank can be differentiated once: its gradient has no derivative, so no create_graph=True")
+        order, pull = ctx.saved_tensors
+        gradient = pull.new_zeros(len(pull), len(pull)).scatter_(1, order, pull * weight[:, None])
+        return gradient, None, None, None, None
+
+
+def _hard(scores: Tensor, places: int, bounded: bool) -> tuple[Tensor, Tensor]:
+    """(N, n) scores in the teacher's order -> (N,) what the first ``places`` cost, and the derivatives by the scores.
+
+    By score m it is -1 (in the first places only) plus the sum over places i up to m of exp(score m) / what is left at i.
+    """
+    scores = scores - scores.amax(1, keepdim=True)
+    if bounded:                                                                             # several times faster
+        chance = scores.exp()
+        left = chance.flip(1).cumsum_(1).flip(1)
+        upto, left = left.reciprocal().cumsum_(1), left.log_()
     else:
-        left = torch.logcumsumexp(shifted, 1)
-    return (left - shifted).flip(1)
+        left = scores.flip(1).logcumsumexp(1).flip(1)
+        upto = left.neg().logcumsumexp(1)
+    upto[:, places:] = upto[:, places - 1, None]
+    pull = upto.mul_(chance) if bounded else upto.add_(scores).exp_()
+    pull[:, :places] -= 1
+    return left.sub_(scores)[:, :places].sum(1), pull
 
 
-def _soft(student: Tensor, teacher: Tensor) -> Tensor:
-    """(N, n) scores of the same candidates -> (N,)"""
-    student, teacher = (x.T - x.detach().amax(1) for x in (student, teacher))               # (n, N)
+def _soft(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, n) scores of the same candidates -> (N,) costs, and their derivatives by the student's."""
+    student, teacher = (x.T - x.amax(1) for x in (student, teacher))                        # (n, N)
     student_sums, teacher_sums = _subset_logsumexp(student), _subset_logsumexp(teacher)     # (2ⁿ, N)
-    reach = torch.zeros_like(teacher_sums)
+    reach, costs, pull = torch.zeros_like(teacher_sums), torch.zeros_like(teacher[0]), torch.empty_like(student)
     reach[-1] = 1
     for sets, before, placed in _lattice(len(teacher), teacher.device):
         reach[sets] = (reach[before] * (teacher[placed] - teacher_sums[before]).exp()).sum(1)
-    return (reach * (student_sums - teacher_sums))[1:].sum(0) - (student - teacher).sum(0)
+    for j in range(len(teacher)):
+        sums_s, sums_t, r = (x.unflatten(0, (-1, 2, 2**j))[:, 1] for x in (student_sums, teacher_sums, reach))    # sets with j
+        log_s, log_t = student[j] - sums_s, teacher[j] - sums_t
+        chance = log_t.exp()
+        costs += (r * chance * (log_t - log_s)).sum((0, 1))
+        pull[j] = (r * (log_s.exp() - chance)).sum((0, 1))
+    return costs, pull.T
 
 
 def _subset_logsumexp(scores: Tensor) -> Tensor:

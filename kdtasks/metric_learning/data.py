@@ -7,6 +7,7 @@ m samples of each of its classes where the config says ``data.per_class=m``.
 
 import os
 from collections.abc import Sequence
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -26,21 +27,23 @@ def split_classes(classes: Sequence[str], test_classes: float | int | Sequence[s
 
     Args:
         classes: all names, in their order.
-        test_classes: the names for the test; or how many, the last ones; or their share, between 0 and 1, rounded.
+        test_classes: the names for the test, or one; or an integer, how many, the last ones; or their share, between 0 and 1,
+            rounded.
         train: which side.
 
     Raises:
         ValueError: a name that does not exist, or a side without a class.
     """
     classes = list(classes)
-    if isinstance(test_classes, int | float):
-        count = round(test_classes * len(classes)) if test_classes < 1 else test_classes
-        if count != int(count) or not 0 < count < len(classes):
+    if isinstance(test_classes, Real):
+        whole = isinstance(test_classes, Integral) and not isinstance(test_classes, bool)
+        count = int(test_classes) if whole else round(test_classes * len(classes)) if 0 < test_classes < 1 else 0
+        if not 0 < count < len(classes):
             raise ValueError(f"test_classes={test_classes} of {len(classes)} classes: want their names, how many, or a share "
                              "between 0 and 1, and some on both sides")
-        test = classes[-int(count):]
+        test = classes[-count:]
     else:
-        test = list(test_classes)
+        test = [test_classes] if isinstance(test_classes, str) else list(() if test_classes is None else test_classes)
         for name in test:
             if name not in classes:
                 raise ValueError(f"test_classes: no class {name!r}: {did_you_mean(str(name), classes)}")
@@ -50,16 +53,19 @@ def split_classes(classes: Sequence[str], test_classes: float | int | Sequence[s
     return side
 
 
-def digits(train: bool = True, test_classes: Sequence[int] = (6, 7, 8, 9), augment: dict | None = None) -> ImageArrays:
+def digits(train: bool = True, test_classes: float | int | Sequence[int] = (6, 7, 8, 9),
+           augment: dict | None = None) -> ImageArrays:
     """scikit-learn's 1797 handwritten digits, 1x8x8: all images of some digits for training, all of the others for the test.
 
     Args:
         train: the training classes, or else the test classes.
-        test_classes: digits for the test. By default 1083 images of 0 to 5 train, 714 of 6 to 9 test.
+        test_classes: digits for the test, or how many, or a share, as in :func:`split_classes`. By default 1083 images of 0 to
+            5 train, 714 of 6 to 9 test.
         augment: of the training images, see :class:`~kdtasks.general.image_arrays.ImageArrays`.
     """
     every = images.concat(images.digits(train=True), images.digits(train=False))
-    return _only(every, split_classes(every.classes, [str(digit) for digit in test_classes], train), augment if train else None)
+    test_classes = test_classes if isinstance(test_classes, Real) else [str(digit) for digit in test_classes]
+    return _only(every, split_classes(every.classes, test_classes, train), augment if train else None)
 
 
 def _only(data: ImageArrays, names: Sequence[str], augment: dict | None) -> ImageArrays:
@@ -99,8 +105,10 @@ def image_folder(root, train: bool = True, test_classes: float | int | Sequence[
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: see :func:`split_classes`.
+        ValueError: see :func:`split_classes`; ``resize`` with ``small=True``.
     """
+    if small and resize is not None:
+        raise ValueError(f"resize={resize} belongs to small=False; small images are resized to size={size}")
     folder = Path(root) if Path(root).is_dir() else images.data_root() / root
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {root} nor {folder}; set KDTASKS_DATA to the folder that holds it, or pass its "
@@ -182,30 +190,41 @@ def with_teacher(dataset, embeddings):
         ValueError: not one row a sample.
     """
     rows = _loaded(embeddings)
-    if rows.ndim != 2 or len(rows) != len(dataset):
+    if len(rows) != len(dataset):
         raise ValueError(f"want one row a sample, ({len(dataset)}, D), got embeddings of shape {tuple(rows.shape)}")
     kind = _BatchedWithTeacher if callable(getattr(dataset, "batch", None)) else _WithTeacher
     return kind(dataset, rows)
 
 
 def _loaded(embeddings) -> Tensor:
-    if not isinstance(embeddings, str | os.PathLike):
-        return torch.as_tensor(embeddings).detach().float()
-    path = Path(embeddings) if Path(embeddings).exists() else images.data_root() / embeddings
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {embeddings} nor {path}; set KDTASKS_DATA to the folder that holds it, or pass its "
-                                "path")
+    """(N, D) float32."""
+    rows = embeddings
+    if isinstance(embeddings, str | os.PathLike):
+        path = Path(embeddings) if Path(embeddings).exists() else images.data_root() / embeddings
+        if not path.is_file():
+            raise FileNotFoundError(f"no file {embeddings} nor {path}; set KDTASKS_DATA to the folder that holds it, or pass "
+                                    "its path")
+        rows = _read(path)
+        if not isinstance(rows, Tensor | np.ndarray):
+            raise ValueError(f"{path} holds a {type(rows).__name__}, not one array of embeddings")
+    rows = torch.as_tensor(rows).detach().float()
+    if rows.ndim != 2:
+        raise ValueError(f"want one row a sample, (N, D), got embeddings of shape {tuple(rows.shape)}")
+    return rows
+
+
+def _read(path: Path):
     if path.suffix == ".npy":
-        rows = np.load(path, allow_pickle=False)
-    elif path.suffix == ".safetensors":
+        return np.load(path, allow_pickle=False)
+    if path.suffix == ".safetensors":
         from kdtasks.core.weights import read_weights
 
-        rows, = read_weights(path)[0].values()
-    else:
-        rows = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(rows, Tensor | np.ndarray):
-        raise ValueError(f"{path} holds a {type(rows).__name__}, not one array of embeddings")
-    return torch.as_tensor(rows).float()
+        tensors = read_weights(path)[0]
+        return next(iter(tensors.values())) if len(tensors) == 1 else tensors
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:                                              # another kind of file raises whatever it happens to
+        raise ValueError(f"{path} cannot be read: want .npy, .safetensors, or .pt of one tensor") from error
 
 
 class _WithTeacher:

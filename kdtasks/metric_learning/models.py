@@ -1,4 +1,4 @@
-"""Embedders: any image classifier whose last linear layer now gives ``dim`` numbers, L2-normalised or not."""
+"""Embedders: any image classifier whose last layer now gives ``dim`` numbers, L2-normalised or not."""
 
 import importlib
 from collections.abc import Callable
@@ -15,11 +15,15 @@ class Embedder(nn.Module):
     Args:
         backbone: images -> (B, dim) or (B, dim, 1, 1).
         normalize: divide each row by its length, in float32 at least. A row of zeros stays, and receives no gradient.
+        dim: what the width should be; None: whatever it is.
+
+    Raises:
+        TypeError, ValueError: (when called) the backbone gives no tensor, or not rows of width ``dim``.
     """
 
-    def __init__(self, backbone: nn.Module, normalize: bool = True):
+    def __init__(self, backbone: nn.Module, normalize: bool = True, dim: int | None = None):
         super().__init__()
-        self.backbone, self.normalize = backbone, normalize
+        self.backbone, self.normalize, self.dim = backbone, normalize, dim
 
     def forward(self, image: Tensor) -> Tensor:
         rows = self.backbone(image)
@@ -27,6 +31,9 @@ class Embedder(nn.Module):
             raise TypeError(f"a backbone gives one tensor, {type(self.backbone).__name__} gives {type(rows).__name__} "
                             "(networks with auxiliary heads: aux_logits=False)")
         rows = rows.flatten(1)
+        if self.dim not in (None, rows.shape[1]):
+            raise ValueError(f"{type(self.backbone).__name__} gives rows of width {rows.shape[1]}, not {self.dim}: its last "
+                             "layer is not its head. Make a head of this width yourself, and an Embedder of the network")
         if not self.normalize:
             return rows
         rows = rows if rows.element_size() == 8 else rows.float()
@@ -34,12 +41,15 @@ class Embedder(nn.Module):
         return rows * squared.where(squared > 0, float("inf")).rsqrt()
 
     def extra_repr(self) -> str:
-        return f"normalize={self.normalize}"
+        return f"normalize={self.normalize}, dim={self.dim}"
 
 
 def embedder(backbone: str | Callable | nn.Module, dim: int = 128, normalize: bool = True, pretrained: str | bool | None = None,
              **options) -> Embedder:
-    """An embedder from a classifier: its last linear layer is replaced by a fresh one to ``dim``; all before it stays.
+    """An embedder from a classifier: its last layer, linear or a 1x1 convolution, is replaced by a fresh one to ``dim``.
+
+    All else stays, also what comes after it (SqueezeNet: a ReLU and the mean over places). The last layer is the one registered
+    last; that the output has the width ``dim`` is checked in each forward.
 
     Args:
         backbone: ``'resnet50'`` or any other name of torchvision's; ``'timm/resnet18'``, any of timm's; the dotted path of a
@@ -51,7 +61,7 @@ def embedder(backbone: str | Callable | nn.Module, dim: int = 128, normalize: bo
         options: further arguments of the backbone, ``width=16, in_channels=1``.
 
     Raises:
-        ValueError: no such backbone, one without a linear layer, weights for one that has none, or ``dim < 1``.
+        ValueError: no such backbone or weights, a backbone without such a layer, weights for one that has none, or ``dim < 1``.
     """
     if dim < 1:
         raise ValueError(f"dim must be at least 1, got {dim}")
@@ -59,19 +69,24 @@ def embedder(backbone: str | Callable | nn.Module, dim: int = 128, normalize: bo
         import timm
 
         name = backbone.removeprefix("timm/")
-        return Embedder(timm.create_model(name, pretrained=bool(pretrained), num_classes=dim, **options), normalize)
+        if ":" not in name and not timm.is_model(name):
+            raise ValueError(f"timm has no {name!r}: {did_you_mean(name, timm.list_models())}")
+        return Embedder(timm.create_model(name, pretrained=bool(pretrained), num_classes=dim, **options), normalize, dim)
     if isinstance(backbone, str) and "." not in backbone:
         names = torchvision.models.list_models(module=torchvision.models)
         if backbone not in names:
             raise ValueError(f"torchvision has no {backbone!r}: {did_you_mean(backbone, names)} ('timm/<name>' for one of "
                              "timm's, a dotted path for one of yours)")
+        known = torchvision.models.get_model_weights(backbone).__members__
+        if isinstance(pretrained, str) and pretrained.rpartition(".")[2] not in known:
+            raise ValueError(f"{backbone} has no weights {pretrained!r}: {did_you_mean(pretrained, known)}")
         model = torchvision.models.get_model(backbone, weights=pretrained, **options)
     else:
         if pretrained:
             raise ValueError(f"pretrained={pretrained!r} belongs to torchvision's and timm's backbones")
         model = backbone if isinstance(backbone, nn.Module) else _function(backbone)(**options)
     _replace_head(model, dim)
-    return Embedder(model, normalize)
+    return Embedder(model, normalize, dim)
 
 
 def _function(backbone: str | Callable) -> Callable:
@@ -85,8 +100,11 @@ def _function(backbone: str | Callable) -> Callable:
 
 
 def _replace_head(model: nn.Module, dim: int) -> None:
-    found = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    found = [(name, module) for name, module in model.named_modules()
+             if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))]
     if not found:
-        raise ValueError(f"{type(model).__name__} has no linear layer that a new one could take the place of")
-    parent, _, name = found[-1].rpartition(".")
-    setattr(model.get_submodule(parent), name, nn.Linear(model.get_submodule(found[-1]).in_features, dim))
+        raise ValueError(f"{type(model).__name__} has no linear layer and no 1x1 convolution, whose place a new one could take")
+    name, last = found[-1]
+    fresh = nn.Linear(last.in_features, dim) if isinstance(last, nn.Linear) else nn.Conv2d(last.in_channels, dim, 1)
+    parent, _, name = name.rpartition(".")
+    setattr(model.get_submodule(parent), name, fresh)

@@ -75,7 +75,7 @@ def agreement(teacher: Tensor, student: Tensor, candidates: int = CANDIDATES, ne
 # Figures ----------------------------------------------------------------------------------------------------------------
 def draw(models: Mapping[str, Found], teachers: Sequence[str], pair: Sequence[str], loader,
          colors: Mapping[str, str]) -> list[tuple]:
-    """``[(title, figure)]``: all that there is to see.
+    """``[(title, figure)]``: all that there is to see; nothing of fewer than two samples.
 
     Args:
         models: by name, in the order of drawing, what they say about the same samples.
@@ -84,7 +84,7 @@ def draw(models: Mapping[str, Found], teachers: Sequence[str], pair: Sequence[st
         loader: of the test data; ``loader.dataset.classes`` are the names of the classes.
         colors: by name of the model.
     """
-    if not models:
+    if not models or len(next(iter(models.values()))[1]) < 2:
         return []
     names = [str(name) for name in getattr(loader.dataset, "classes", None) or ()]
     highest = max(int(target.max()) for _, target, _ in models.values())
@@ -160,7 +160,8 @@ def _image(figure, image, left: float, top: float, cell: float, total: float, wi
 
 
 def _short(name: str, most: int) -> str:
-    return name if len(name) <= most else name[:most - 1] + "…"
+    """Cut to ``most`` letters; a $ begins no formula."""
+    return (name if len(name) <= most else name[:most - 1] + "…").replace("$", r"\$")
 
 
 def draw_map(models: Mapping[str, Found], names: Sequence[str]) -> tuple:

@@ -5,8 +5,9 @@
   of=('student', 'target'))``.
 - ``PMLDistillLoss`` makes any of our losses of two embeddings one of PML's: ``loss(embeddings, ref_emb=teacher_embeddings)``.
 - ``DistillMetricTrainer`` is PML's trainer ``MetricLossOnly`` with a teacher, which is frozen and stays so.
+- :func:`accuracy_calculator` is PML's ``AccuracyCalculator`` where faiss is not installed.
 
-PML is slow to import, so the last two, which derive from its classes, are made when they are first asked for.
+PML is slow to import, so the two classes that derive from its own are made when they are first asked for.
 """
 
 import functools
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from kdtasks.core import Teacher
 from kdtasks.engine import builder
+from kdtasks.metric_learning.retrieval import k_means
 
 
 class PMLLoss(nn.Module):
@@ -27,12 +29,17 @@ class PMLLoss(nn.Module):
             the like are trained with the student. PML normalises embeddings unless told otherwise:
             ``distance=dict(type='pytorch_metric_learning.distances.LpDistance', normalize_embeddings=False)``.
         miner: a PML miner of pairs or triplets, or a ``dict(type=…)`` of one; None: all of the batch.
+
+    Raises:
+        ValueError: the loss knows no classes: it compares two views of each sample.
     """
 
     def __init__(self, loss: nn.Module | Mapping, miner: nn.Module | Mapping | None = None):
         super().__init__()
         self.loss = builder.build(loss, "loss") if isinstance(loss, Mapping) else loss
         self.miner = builder.build(miner, "miner") if isinstance(miner, Mapping) else miner
+        if type(self.loss).__name__ in ("SelfSupervisedLoss", "VICRegLoss"):
+            raise ValueError(f"{type(self.loss).__name__} compares two views of each sample, and PMLLoss has one and its class")
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         """
@@ -54,8 +61,10 @@ def _distill_loss() -> type:
         """One of our losses of two embeddings in pytorch-metric-learning: ``loss(embeddings, ref_emb=teacher_embeddings)``.
 
         The teacher's rows are of the same samples in the same order, of any width; they never receive a gradient. Labels are
-        allowed and not used; ``indices_tuple`` must be None, for it speaks of classes, and these losses of all samples. The
-        reducer sees one number for the batch, or, if ``loss`` returns (B,), one for each sample.
+        allowed and not used; ``indices_tuple`` must be None, for it speaks of classes, and these losses of all samples.
+
+        A ``reducer`` acts on a loss of (B,) numbers: ``DarkRankLoss(reduction='none')`` gives one a query. One number for the
+        batch, as of ``RKDLoss``, whose terms are pairs and triplets, is left as it is.
 
         In a ``DistributedLossWrapper`` the rows of all processes are gathered, teacher's and student's alike
         (``efficient=True`` gathers only the teacher's, so it is refused); then give ``loss`` no ``gather`` of its own.
@@ -65,12 +74,12 @@ def _distill_loss() -> type:
             kwargs: of PML's base class: ``reducer``, ``embedding_regularizer``, ``embedding_reg_weight``.
 
         Raises:
-            ValueError: (when called) no ``ref_emb``, not as many rows, or an ``indices_tuple``; (when made) a ``distance``, for
-                each of our losses has its own.
+            ValueError: (when called) no ``ref_emb``, not as many rows, an ``indices_tuple``, or a loss that gives something
+                else; (when made) a ``distance``, for each of our losses has its own.
         """
 
         def __init__(self, loss: Callable[[Tensor, Tensor], Tensor], **kwargs):
-            if "distance" in kwargs:
+            if kwargs.get("distance") is not None:
                 raise ValueError("PMLDistillLoss takes no distance: the loss inside has its own")
             super().__init__(**kwargs)
             self.loss = loss
@@ -85,7 +94,10 @@ def _distill_loss() -> type:
             if indices_tuple is not None:
                 raise ValueError("indices_tuple must be None: relations of all samples are compared, whatever their classes")
             values = self.loss(embeddings, ref_emb.detach())
-            if values.ndim == 0:
+            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            if shape not in ((), (len(embeddings),)):
+                raise ValueError(f"want a loss of one number, or of one a sample, ({len(embeddings)},), got {shape}")
+            if shape == ():
                 return {"loss": {"losses": values, "indices": None, "reduction_type": "already_reduced"}}
             return {"loss": {"losses": values, "indices": common_functions.torch_arange_from_size(values),
                              "reduction_type": "element"}}
@@ -95,7 +107,9 @@ def _distill_loss() -> type:
 
 @functools.cache
 def _trainer() -> type:
+    from pytorch_metric_learning.losses import BaseMetricLossFunction
     from pytorch_metric_learning.trainers import MetricLossOnly
+    from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 
     class DistillMetricTrainer(MetricLossOnly):
         """pytorch-metric-learning's trainer ``MetricLossOnly`` with a teacher.
@@ -108,19 +122,26 @@ def _trainer() -> type:
 
         Args:
             teacher: images -> embeddings, a module or a :class:`kdtasks.core.Teacher`; moved to ``data_device``.
-            args, kwargs: of ``MetricLossOnly``. ``loss_funcs['distill_loss']`` is one of our modules ``loss(student,
-                teacher)``, or a ``PMLDistillLoss`` (or PML's ``DistributedLossWrapper`` round one).
+            args, kwargs: of ``MetricLossOnly``. ``loss_funcs['distill_loss']`` is one of our losses ``loss(student, teacher)``,
+                which becomes a ``PMLDistillLoss``, or such a one (or PML's ``DistributedLossWrapper`` round it).
 
         Raises:
-            ValueError: no ``distill_loss``.
+            ValueError: no ``distill_loss``, no loss with a weight, or a teacher with parameters of the student.
         """
 
         def __init__(self, *args, teacher: nn.Module, **kwargs):
-            self.teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
             super().__init__(*args, **kwargs)
             if "distill_loss" not in self.loss_funcs:
                 raise ValueError(f"loss_funcs wants a 'distill_loss', got {list(self.loss_funcs)}")
-            self.teacher.to(self.data_device)
+            if not any(self.loss_weights.values()):
+                raise ValueError(f"nothing would train: loss_weights={self.loss_weights}")
+            model = teacher.model if isinstance(teacher, Teacher) else teacher
+            if {id(p) for p in model.parameters()} & {id(p) for own in self.models.values() for p in own.parameters()}:
+                raise ValueError("the teacher has parameters of the student, which would be frozen: give it a copy.deepcopy")
+            loss = self.loss_funcs["distill_loss"]
+            if not isinstance(loss, BaseMetricLossFunction | DistributedLossWrapper):
+                self.loss_funcs = {**self.loss_funcs, "distill_loss": _distill_loss()(loss)}
+            self.teacher = (teacher if teacher is not model else Teacher(model)).to(self.data_device)
 
         def modify_schema(self):
             self.schema["loss_funcs"].keys = ["metric_loss", "distill_loss"]
@@ -133,7 +154,7 @@ def _trainer() -> type:
                 mined = self.maybe_mine_embeddings(embeddings, labels)
                 self.losses["metric_loss"] = self.maybe_get_metric_loss(embeddings, labels, mined)
             if self.loss_weights["distill_loss"] > 0:
-                loss = self.distill(embeddings, self.teach(data))
+                loss = self.loss_funcs["distill_loss"](embeddings, ref_emb=self.teach(data))
                 self.losses["distill_loss"] = loss.clone()              # PML multiplies by the weight in place
 
         @torch.no_grad()
@@ -141,17 +162,25 @@ def _trainer() -> type:
             """The teacher's embeddings of a batch. Override it to look them up instead."""
             return self.teacher(data.to(device=self.data_device, dtype=self.dtype or data.dtype))
 
-        def distill(self, embeddings: Tensor, teacher: Tensor) -> Tensor:
-            """The distillation loss of a batch."""
-            from pytorch_metric_learning.losses import BaseMetricLossFunction
-            from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
-
-            loss = self.loss_funcs["distill_loss"]
-            if isinstance(loss, BaseMetricLossFunction | DistributedLossWrapper):
-                return loss(embeddings, ref_emb=teacher)
-            return loss(embeddings, teacher)
-
     return _named(DistillMetricTrainer)
+
+
+def accuracy_calculator(**options):
+    """pytorch-metric-learning's ``AccuracyCalculator`` without faiss, for its testers and by itself.
+
+    Neighbours are by the Euclidean distance of the embeddings as they are (PML's testers normalise them beforehand unless told
+    otherwise), by PML's ``CustomKNN``, whose memory is N² numbers; NMI and AMI are of our k-means.
+
+    Args:
+        options: of ``AccuracyCalculator``: ``include=('precision_at_1', 'NMI')``, ``k='max_bin_count'``; a ``knn_func`` or
+            ``kmeans_func`` takes the place of these.
+    """
+    from pytorch_metric_learning.distances import LpDistance
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+    from pytorch_metric_learning.utils.inference import CustomKNN
+
+    knn = CustomKNN(LpDistance(normalize_embeddings=False))
+    return AccuracyCalculator(**{"knn_func": knn, "kmeans_func": k_means, **options})
 
 
 def _named(made: type) -> type:

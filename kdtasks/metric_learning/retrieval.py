@@ -31,8 +31,14 @@ def nearest(embeddings: Tensor, count: int, rows: Tensor | None = None) -> Itera
 
     Yields:
         queries (b,), their neighbours (b, count); on the device of ``embeddings``.
+
+    Raises:
+        ValueError: a row, or its squared length in float64, is not finite.
     """
     x = embeddings.double()
+    bad = (~x.square().sum(1).isfinite()).nonzero()[:, 0].tolist()
+    if bad:
+        raise ValueError(f"{len(bad)} of {len(x)} embeddings are not finite (first: row {bad[0]})")
     x = x - x.mean(0)
     squared = x.square().sum(1)
     rows = torch.arange(len(x), device=x.device) if rows is None else rows
@@ -51,7 +57,7 @@ def recall_and_map(embeddings: Tensor, target: Tensor, ks: Sequence[int] = (1, 2
         ks: how many neighbours count.
 
     Raises:
-        ValueError: the shapes do not fit, or no class has two samples.
+        ValueError: the shapes do not fit, an embedding is not finite, or no class has two samples.
     """
     if embeddings.ndim != 2 or target.shape != embeddings.shape[:1]:
         raise ValueError(f"want embeddings (N, D) and target (N,), got {tuple(embeddings.shape)} and {tuple(target.shape)}")

@@ -17,7 +17,8 @@ from kdtasks.metric_learning import DarkRankLoss, darkrank, darkrank_hard_loss, 
 F64 = torch.float64
 BOTH = (darkrank_hard_loss, darkrank_soft_loss)
 SETTINGS = [{}, {"alpha": 12.25, "beta": 4.0}, {"beta": 1.0}, {"alpha": 0.5, "beta": 2.0, "list_length": 3}, {"list_length": 1},
-            {"list_length": 2}, {"list_length": None}, {"normalize": False, "alpha": 0.3}, {"alpha": 0.0, "list_length": None}]
+            {"list_length": 2}, {"list_length": None}, {"normalize": False, "alpha": 0.3}, {"alpha": 0.0, "list_length": None},
+            {"beta": 12.0}]
 
 
 @pytest.fixture(autouse=True)
@@ -50,23 +51,26 @@ def log_probability(scores):
     return total
 
 
+def hard_costs(*args, **settings):
+    return [-log_probability(s) for s, _ in lists(*args, **settings)]
+
+
+def soft_costs(*args, **settings):
+    return [over_all_orderings(s, t) for s, t in lists(*args, **settings)]
+
+
+def over_all_orderings(s, t):
+    logs = [[log_probability([z[i] for i in order]) for z in (s, t)] for order in itertools.permutations(range(len(s)))]
+    assert math.fsum(math.exp(log_t) for _, log_t in logs) == pytest.approx(1, rel=1e-12)
+    return math.fsum(math.exp(log_t) * (log_t - log_s) for log_s, log_t in logs)
+
+
 def slow_hard(*args, **settings):
-    costs = [-log_probability(s) for s, _ in lists(*args, **settings)]
-    return sum(costs) / len(costs)
+    return sum(costs := hard_costs(*args, **settings)) / len(costs)
 
 
 def slow_soft(*args, **settings):
-    """Over all n! orderings."""
-    costs = []
-    for s, t in lists(*args, **settings):
-        total = mass = 0.0
-        for order in itertools.permutations(range(len(s))):
-            log_s, log_t = log_probability([s[i] for i in order]), log_probability([t[i] for i in order])
-            total += math.exp(log_t) * (log_t - log_s)
-            mass += math.exp(log_t)
-        assert mass == pytest.approx(1, rel=1e-12)
-        costs.append(total)
-    return sum(costs) / len(costs)
+    return sum(costs := soft_costs(*args, **settings)) / len(costs)
 
 
 SLOW = {darkrank_hard_loss: slow_hard, darkrank_soft_loss: slow_soft}
@@ -108,21 +112,35 @@ def test_known_numbers():
     assert darkrank_hard_loss(student, teacher, alpha=0.5, beta=1.0).item() == pytest.approx(expected, rel=1e-14)
 
 
-def test_the_defaults_are_the_quoted_ones():
-    student, teacher = rows(8, 4), rows(8, 4)
-    for loss in BOTH:
-        assert loss(student, teacher) == loss(student, teacher, alpha=3.0, beta=3.0, list_length=4, normalize=True)
-
-
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 8])
 def test_soft_over_sets_equals_all_orderings(length):
     """Also where the scores are sharp, far from 0, or both; n = 8 are 40 320 orderings."""
     for scale in (0.1, 3.0, 60.0) if length < 8 else (3.0,):
         student, teacher = scale * torch.randn(2, length, dtype=F64) - 1000, scale * torch.randn(2, length, dtype=F64)
-        for s, t, found in zip(student.tolist(), teacher.tolist(), darkrank._soft(student, teacher).tolist()):
-            orders = [[log_probability([z[i] for i in order]) for z in (t, s)] for order in itertools.permutations(range(length))]
-            expected = math.fsum(math.exp(t) * (t - s) for t, s in orders)
-            assert found == pytest.approx(expected, rel=1e-10, abs=1e-10 * scale)
+        for s, t, found in zip(student.tolist(), teacher.tolist(), darkrank._soft(student, teacher)[0].tolist()):
+            assert found == pytest.approx(over_all_orderings(s, t), rel=1e-12, abs=1e-12 * scale)
+
+
+@pytest.mark.parametrize("scale", [100, 300, 1000])
+def test_soft_keeps_its_digits_where_the_teachers_distances_are_large_and_some_of_them_equal(scale):
+    student, teacher = rows(6, 8), rows(6, 8, scale=scale / math.sqrt(8))
+    teacher[3] = teacher[4] = teacher[0]
+    found = darkrank_soft_loss(student, teacher, normalize=False).item()
+    assert found == pytest.approx(slow_soft(student, teacher, normalize=False), rel=5e-8)
+    assert darkrank_soft_loss(teacher, teacher, normalize=False) == 0
+
+
+@pytest.mark.parametrize("kind, costs", [("hard", hard_costs), ("soft", soft_costs)])
+def test_without_reduction_there_is_a_cost_for_each_query(kind, costs):
+    student, teacher = rows(6, 4), rows(6, 3)
+    loss = DarkRankLoss(kind, reduction="none")
+    assert loss(student, teacher).tolist() == pytest.approx(costs(student, teacher), rel=1e-11)
+    assert torch.equal(loss(student, teacher), dict(zip(("hard", "soft"), BOTH))[kind](student, teacher, reduction="none"))
+    assert torch.autograd.gradcheck(lambda s: loss(s, teacher), student.requires_grad_())
+    for n in (0, 1):
+        student = rows(n, 4, torch.float16).requires_grad_()
+        loss(student, rows(n, 3)).sum().backward()
+        assert torch.equal(loss(student, rows(n, 3)), torch.zeros(n, dtype=F64)) and not student.grad.any()
 
 
 @pytest.mark.parametrize("detach_query", [False, True])
@@ -143,23 +161,17 @@ def test_gradcheck(loss, settings):
     assert torch.autograd.gradcheck(lambda s: loss(s, teacher, **settings), rows(5, 3).requires_grad_())
 
 
-def test_the_gradient_over_a_list_is_the_closed_form():
-    """-1 + Σ_{i ≤ m} exp(z_m) / Σ_{k ≥ i} exp(z_k): adds up to 0."""
-    z = torch.randn(3, 7, dtype=F64).requires_grad_()
-    for spread in (10.0, math.inf):
-        pull, = torch.autograd.grad(darkrank._hard(z, spread).sum(), z)
-        left = [z.detach()[:, i:].exp().sum(1) for i in range(7)]
-        expected = torch.stack([sum(z.detach()[:, m].exp() / left[i] for i in range(m + 1)) - 1 for m in range(7)], 1)
-        torch.testing.assert_close(pull, expected, rtol=1e-12, atol=1e-14)
-        assert pull.sum(1).abs().max() < 1e-14
-
-
-def test_the_fast_sum_is_exact_up_to_its_limit():
-    """A suffix of the worst scores is 600 below the best."""
-    z = torch.tensor([[0.0, -100, -599, -600, -598, -300], [-600, -599.5, -1, 0, -600, -600]], dtype=F64).requires_grad_()
-    fast, safe = (darkrank._hard(z, spread) for spread in (darkrank.EXP_LIMIT, math.inf))
-    torch.testing.assert_close(fast, safe, rtol=1e-13, atol=1e-13)
-    torch.testing.assert_close(*(torch.autograd.grad(left.sum(), z)[0] for left in (fast, safe)), rtol=1e-12, atol=1e-14)
+@pytest.mark.parametrize("places", [1, 3, 7])
+@pytest.mark.parametrize("bounded", [True, False])
+def test_what_the_places_of_a_list_cost_and_the_derivatives(bounded, places):
+    """Also where the last candidates, or all but one, stand as far below the best as the fast sum is allowed to see."""
+    z = torch.randn(5, 7, dtype=F64)
+    z[3:] = darkrank.EXP_LIMIT * torch.tensor([[0.0, -0.2, -0.999, -1, -0.998, -0.5, -1], [-1, -0.999, 0, -0.002, -1, -1, -1]])
+    z.requires_grad_()
+    expected = sum(z[:, i:].logsumexp(1) - z[:, i] for i in range(places))
+    found, pull = darkrank._hard(z.detach(), places, bounded)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(pull, torch.autograd.grad(expected.sum(), z)[0], rtol=1e-11, atol=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------------------ the laws
@@ -246,10 +258,10 @@ def test_equally_near_candidates_stand_by_their_index():
     for length in (1, 2, 3):
         found = darkrank_hard_loss(student, teacher, list_length=length, **settings).item()
         assert found == pytest.approx(slow_hard(student, teacher, list_length=length, **settings), rel=1e-13)
-    everywhere = torch.zeros(40, 2, dtype=F64)                            # an unstable sort shows from 17 on
-    found = darkrank_hard_loss(rows(40, 1), everywhere, normalize=False, list_length=None)
-    torch.manual_seed(0)
-    assert found.item() == pytest.approx(slow_hard(rows(40, 1), everywhere, normalize=False, list_length=None), rel=1e-12)
+    student, everywhere = rows(40, 1), torch.zeros(40, 2, dtype=F64)      # an unstable sort shows from 17 on
+    for length in (3, 16, 17, None):
+        found = darkrank_hard_loss(student, everywhere, normalize=False, list_length=length).item()
+        assert found == pytest.approx(slow_hard(student, everywhere, normalize=False, list_length=length), rel=1e-12)
 
 
 @pytest.mark.parametrize("loss", BOTH)
@@ -386,6 +398,8 @@ def test_the_teacher_receives_no_gradient_and_nothing_is_changed(loss):
     assert torch.equal(student, copies[0]) and torch.equal(teacher, copies[1])
     with torch.no_grad():
         assert loss(student, teacher) == value and not loss(student, teacher).requires_grad
+    with pytest.raises(RuntimeError, match="DarkRank can be differentiated once"):
+        torch.autograd.grad(loss(student, teacher), student, create_graph=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------- module
@@ -403,7 +417,7 @@ def test_presets_and_what_replaces_them():
     assert darkrank.PRESETS == {"quoted": {"alpha": 3.0, "beta": 3.0, "detach_query": False},
                                 "released": {"alpha": 12.25, "beta": 4.0, "detach_query": True}}       # no object changed them
     assert repr(DarkRankLoss()) == ("DarkRankLoss(kind='hard', alpha=3.0, beta=3.0, detach_query=False, list_length=4, "
-                                    "normalize=True, places=None, gather=False)")
+                                    "normalize=True, places=None, reduction='mean', gather=False)")
 
 
 def test_the_released_scores_are_those_of_its_code():
@@ -453,8 +467,10 @@ def test_shapes_that_do_not_fit_are_in_the_message(student, teacher):
 
 
 @pytest.mark.parametrize("given, message", [
-    ({"alpha": -1.0}, "alpha must be >= 0, got -1.0"), ({"alpha": math.nan}, "alpha must be >= 0, got nan"),
-    ({"beta": 0.0}, "beta must be > 0, got 0.0"), ({"list_length": 0}, "list_length must be at least 1 or None, got 0")])
+    *(({"alpha": value}, f"alpha must be >= 0 and finite, got {value}") for value in (-1.0, math.nan, math.inf)),
+    *(({"beta": value}, f"beta must be > 0 and at most 1000, got {value}") for value in (0.0, 2000.0)),
+    *(({"list_length": value}, f"list_length must be an integer of at least 1 or None, got {value}") for value in (0, 4.0, 2.5)),
+    ({"reduction": "sum"}, "no reduction 'sum'; there are 'mean', 'none'")])
 def test_settings_out_of_range_are_errors(given, message):
     calls = [lambda: DarkRankLoss(**given), *(lambda loss=loss: loss(rows(4, 2), rows(4, 2), **given) for loss in BOTH)]
     for call in calls:
@@ -465,7 +481,7 @@ def test_settings_out_of_range_are_errors(given, message):
 
 @pytest.mark.parametrize("given, message", [
     ({"kind": "sort"}, "no kind 'sort'; did you mean 'soft'?"), ({"preset": "release"}, "no preset 'release'; did you mean 'released'?"),
-    ({"places": 0}, "places must be at least 1 or None, got 0"),
+    ({"places": 2.0}, "places must be an integer of at least 1 or None, got 2.0"),
     ({"kind": "soft", "places": 2}, "places=2 cuts the hard form's ordering; the soft one has all orderings of its lists")])
 def test_unknown_kinds_and_presets_are_errors(given, message):
     with pytest.raises(ValueError) as caught:

@@ -1,7 +1,5 @@
 """Splits by class, the sets built on them, and embeddings that come with the data."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -34,15 +32,17 @@ def test_digits_of_the_test_are_never_trained_on():
     for part in (train, test):
         assert all(pixels[bytes(image.numpy())] == int(part.classes[t]) for image, t in zip(part.images, part.target.tolist()))
     assert data.digits(test_classes=[0, 5]).classes == list("12346789")
+    assert data.digits(test_classes=0.4).classes == data.digits(test_classes=4).classes == list("012345")
 
 
-@pytest.mark.parametrize("given, test", [(2, "de"), (0.4, "de"), (["b", "a"], "ab"), (0.5, "de"), (4, "bcde")])
+@pytest.mark.parametrize("given, test", [(2, "de"), (0.4, "de"), (["b", "a"], "ab"), (0.5, "de"), (4, "bcde"), (np.int64(2), "de"),
+                                         (np.float32(0.4), "de"), ("b", "b")])
 def test_a_split_has_each_class_on_one_side(given, test):
     assert data.split_classes("abcde", given, False) == list(test)
     assert data.split_classes("abcde", given, True) == [c for c in "abcde" if c not in test]
 
 
-@pytest.mark.parametrize("given", [0, 5, 1.5, -1, 0.01, ["a", "x"], list("abcde"), []])
+@pytest.mark.parametrize("given", [0, 5, 1.0, 2.0, 1.5, -1, -0.5, 0.01, float("nan"), True, False, None, ["a", "x"], "bird", list("abcde"), []])
 def test_a_split_without_two_sides_is_refused(given):
     with pytest.raises(ValueError, match="test_classes"):
         data.split_classes("abcde", given, train=True)
@@ -58,6 +58,23 @@ def test_a_folder_in_memory_and_as_files(folder):
         assert batch["input"].shape == (6, 3, 8, 8) and batch["target"].view(2, 3).unique(dim=1).shape == (2, 1)
     with pytest.raises(FileNotFoundError, match="KDTASKS_DATA"):
         data.image_folder(folder / "nowhere")
+    with pytest.raises(ValueError, match="resize=77 belongs to small=False"):
+        data.image_folder(folder, size=8, resize=77)
+
+
+def test_files_become_a_square_and_in_training_a_random_part_of_it_perhaps_mirrored(folder):
+    train, test = (data.image_folder(folder, train, "e", size=7, small=False, mean=[0, 0, 0], std=[1, 1, 1]) for train in (True, False))
+    parts = []
+    for part in (train, test):
+        square = Image.open(part.paths[3]).resize((8, 8), Image.Resampling.BILINEAR)                 # of 30 x 23
+        whole = torch.from_numpy(np.array(square)).permute(2, 0, 1) / 255
+        parts.append([whole[:, y:y + 7, x:x + 7] for y in (0, 1) for x in (0, 1)])
+    torch.manual_seed(0)
+    views, seen = [*parts[0], *(view.flip(2) for view in parts[0])], set()
+    for _ in range(100):
+        image, _ = train[3]
+        seen.add(next(k for k, view in enumerate(views) if torch.allclose(image, view, atol=1e-6)))
+    assert seen == set(range(8)) and all(torch.allclose(test[3][0], parts[1][0], atol=1e-6) for _ in range(5))
 
 
 def test_cifar100_has_80_classes_and_20_others(tmp_path):
@@ -139,11 +156,15 @@ def test_embeddings_of_files(folder, workers):
 
 
 def test_wrong_embeddings_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"\(714, D\), got embeddings of shape \(3, 2\)"):
-        data.with_teacher(data.digits(train=False), torch.zeros(3, 2))
+    from safetensors.torch import save_file
+
     with pytest.raises(FileNotFoundError, match="no file nowhere.npy"):
         data.with_teacher(data.digits(train=False), "nowhere.npy")
-    path = tmp_path / "dict.pt"
-    torch.save(json.loads('{"a": 1}'), path)
-    with pytest.raises(ValueError, match="holds a dict"):
-        data.with_teacher(data.digits(train=False), path)
+    torch.save({"a": 1}, tmp_path / "dict.pt")
+    save_file({"a": torch.zeros(714, 2), "b": torch.zeros(3)}, tmp_path / "two.safetensors")
+    (tmp_path / "text.csv").write_text("1,2")
+    for given, message in ((torch.zeros(3, 2), r"\(714, D\), got embeddings of shape \(3, 2\)"),
+                           (torch.zeros(714), r"\(N, D\), got embeddings of shape \(714,\)"), (tmp_path / "dict.pt", "holds a dict"),
+                           (tmp_path / "two.safetensors", "holds a dict"), (tmp_path / "text.csv", "want .npy, .safetensors, or .pt")):
+        with pytest.raises(ValueError, match=message):
+            data.with_teacher(data.digits(train=False), given)

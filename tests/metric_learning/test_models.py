@@ -8,7 +8,7 @@ from kdtasks.general.models import resnet8
 from kdtasks.metric_learning.models import Embedder, embedder
 
 
-@pytest.mark.parametrize("backbone, size", [("resnet18", 32), ("vgg11", 32), ("mobilenet_v3_small", 32), ("convnext_tiny", 32),
+@pytest.mark.parametrize("backbone, size", [("resnet18", 32), ("vgg11", 32), ("squeezenet1_1", 32), ("mobilenet_v3_small", 32), ("convnext_tiny", 32),
                                             ("timm/resnet10t", 32), ("kdtasks.general.models.resnet8", 16)])
 def test_any_classifier_becomes_an_embedder(backbone, size):
     model = embedder(backbone, dim=7).eval()
@@ -57,7 +57,9 @@ def test_rows_are_normalised_in_float32_or_more(given, got):
     ("torchvision has no 'resnet19': did you mean 'resnet1", {"backbone": "resnet19"}),
     ("dim must be at least 1, got 0", {"backbone": "resnet18", "dim": 0}),
     ("kdtasks.general.models has no 'resnet9'", {"backbone": "kdtasks.general.models.resnet9"}),
-    ("SqueezeNet has no linear layer", {"backbone": "squeezenet1_1"}),
+    ("Sequential has no linear layer and no 1x1 convolution", {"backbone": nn.Sequential(nn.Conv2d(3, 4, 3))}),
+    ("timm has no 'resnet18x': did you mean 'resnet18'", {"backbone": "timm/resnet18x"}),
+    ("resnet18 has no weights 'IMAGENET1K_V9': did you mean 'IMAGENET1K_V1'", {"backbone": "resnet18", "pretrained": "IMAGENET1K_V9"}),
     ("belongs to torchvision's and timm's", {"backbone": "kdtasks.general.models.resnet8", "pretrained": True}),
 ])
 def test_what_cannot_be_is_named(message, arguments):
@@ -72,3 +74,22 @@ def test_a_backbone_with_several_outputs_is_refused():
 
     with pytest.raises(TypeError, match="Two gives tuple"):
         Embedder(Two())(torch.zeros(1, 2))
+
+
+class Gated(nn.Module):
+    """A gate and a head, registered in this order or the other one."""
+
+    def __init__(self, *order):
+        super().__init__()
+        for name in order:
+            self.add_module(name, nn.Linear(8, 8) if name == "gate" else nn.Conv2d(8, 5, 1))
+
+    def forward(self, x):
+        return self.head(x) * self.gate(x.mean((2, 3))).mean(1).sigmoid()[:, None, None, None]
+
+
+def test_the_last_layer_is_the_head_or_the_width_is_wrong():
+    x = torch.randn(2, 8, 1, 1)
+    assert embedder(Gated("gate", "head"), dim=3)(x).shape == (2, 3) and Embedder(Gated("head", "gate"))(x).shape == (2, 5)
+    with pytest.raises(ValueError, match="Gated gives rows of width 5, not 3: its last layer is not its head"):
+        embedder(Gated("head", "gate"), dim=3)(x)

@@ -86,12 +86,25 @@ def test_whatever_there_is_is_drawn(names, pair):
 
 
 def test_the_images_framed_are_those_of_the_querys_class():
-    digits = data.digits(train=False)
-    rows = torch.eye(4)[digits.target] + 0.6 * torch.randn(714, 4, generator=torch.Generator().manual_seed(0))
-    _, figure = pictures.draw_gallery({"alone": (rows, digits.target, torch.arange(714))}, [], digits.classes, Loader(digits, 100, shuffle=False))
-    images = {(image / 255).numpy().tobytes(): int(t) for image, t in zip(digits.images[:, 0], digits.target)}
+    """Places in the data set are not places among the embeddings, where a part of it is labelled."""
+    digits, kept = data.digits(train=False), torch.randperm(714, generator=torch.Generator().manual_seed(1))[:300]
+    target = digits.target[kept]
+    rows = torch.eye(4)[target] + 0.6 * torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
+    _, figure = pictures.draw_gallery({"alone": (rows, target, kept)}, [], digits.classes, Loader(digits, 100, shuffle=False))
+    images = {(image / 255).numpy().tobytes(): k for k, image in enumerate(digits.images[:, 0])}
     axes = [(ax, images[ax.images[0].get_array().data.astype("float32").tobytes()]) for ax in figure.axes]
     assert len(axes) == 10 * 6
-    for query in range(10):
-        (_, target), *rest = axes[6 * query:6 * query + 6]
-        assert [ax.spines["top"].get_visible() for ax, _ in rest] == [c == target for _, c in rest]
+    for query, place in enumerate(pictures.spread(kept, 10).tolist()):
+        (_, first), *rest = axes[6 * query:6 * query + 6]
+        assert first == place
+        assert [ax.spines["top"].get_visible() for ax, _ in rest] == [digits.target[k] == digits.target[place] for _, k in rest]
+
+
+def test_names_of_classes_are_no_formulas_and_one_sample_is_no_picture():
+    digits = data.digits(train=False)
+    digits.classes = [r"$\frac{$", "$x$", "a$b", "c"]
+    models = {"alone": (torch.eye(4)[digits.target], digits.target, torch.arange(714))}
+    for _, figure in pictures.draw(models, [], ["alone"], Loader(digits, 100, shuffle=False), {"alone": "#E69F00"}):
+        figure.savefig(io.BytesIO(), format="png", dpi=30)
+    one = {"alone": tuple(x[:1] for x in models["alone"])}
+    assert pictures.draw(one, [], ["alone"], Loader(digits, 100, shuffle=False), {}) == []

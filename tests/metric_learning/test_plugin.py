@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from kdtasks.core import Distiller, Teacher
 from kdtasks.general.data import digits
-from kdtasks.metric_learning import plugin
+from kdtasks.metric_learning import DarkRankLoss, RKDLoss, plugin
 from kdtasks.metric_learning.models import embedder
 from kdtasks.metric_learning.plugin import DistillMetricTrainer, PMLDistillLoss, PMLLoss
 
@@ -24,10 +24,6 @@ def relations(student, teacher):
     """A small relational loss of our kind: the squared differences of the distances, mean."""
     a, b = ((x[:, None] - x[None]).square().sum(2).add(1e-9).sqrt() for x in (student, teacher))
     return (a - b).square().mean()
-
-
-def per_sample(student, teacher):
-    return (student.norm(dim=1) - teacher.norm(dim=1)).square()
 
 
 class Relations(nn.Module):
@@ -81,6 +77,13 @@ def test_proxies_are_trained_with_the_student():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in distiller.parameters())
 
 
+@pytest.mark.parametrize("loss", [{"type": LOSSES + "SelfSupervisedLoss", "loss": {"type": LOSSES + "NTXentLoss"}},
+                                  {"type": LOSSES + "VICRegLoss"}])
+def test_a_loss_of_two_views_is_refused(loss):
+    with pytest.raises(ValueError, match="compares two views of each sample"):
+        PMLLoss(loss)
+
+
 def test_half_precision_is_raised():
     loss, target = PMLLoss({"type": LOSSES + "NTXentLoss"}), torch.arange(12) // 3
     student = rows().bfloat16().requires_grad_()
@@ -102,19 +105,22 @@ def test_an_adapter_gives_what_the_loss_gives_and_its_gradient():
     assert torch.equal(student.grad, own) and teacher.grad is None
 
 
-def test_reducers_and_regularizers():
+def test_reducers_act_on_the_queries_of_a_loss_that_has_them_and_regularizers_on_any():
     from pytorch_metric_learning import reducers, regularizers
 
     student, teacher = rows(), rows(seed=1)
-    values = per_sample(student, teacher)
-    assert torch.allclose(PMLDistillLoss(per_sample)(student, ref_emb=teacher), values.mean())
-    assert torch.allclose(PMLDistillLoss(per_sample, reducer=reducers.SumReducer())(student, ref_emb=teacher), values.sum())
-    kept = PMLDistillLoss(per_sample, reducer=reducers.ThresholdReducer(low=float(values.median())))(student, ref_emb=teacher)
+    loss = DarkRankLoss(reduction="none")
+    values = loss(student, teacher)
+    assert torch.allclose(PMLDistillLoss(loss)(student, ref_emb=teacher), DarkRankLoss()(student, teacher))
+    assert torch.allclose(PMLDistillLoss(loss, reducer=reducers.SumReducer())(student, ref_emb=teacher), values.sum())
+    kept = PMLDistillLoss(loss, reducer=reducers.ThresholdReducer(low=float(values.median())))(student, ref_emb=teacher)
     assert torch.allclose(kept, values[values > values.median()].mean())
-    found = PMLDistillLoss(per_sample, reducer=reducers.DoNothingReducer())(student, ref_emb=teacher)
-    assert torch.equal(found["loss"]["losses"], values)
-    more = PMLDistillLoss(relations, embedding_regularizer=regularizers.LpRegularizer(), embedding_reg_weight=0.5)
-    assert torch.allclose(more(student, ref_emb=teacher), relations(student, teacher) + 0.5 * student.norm(dim=1).mean())
+    weights = torch.tensor([1.0, 2.0, 0.0, 5.0])
+    weighted = PMLDistillLoss(loss, reducer=reducers.ClassWeightedReducer(weights))(student, torch.arange(12) // 3, ref_emb=teacher)
+    assert torch.allclose(weighted, (values * weights.repeat_interleave(3)).mean())
+    more = PMLDistillLoss(RKDLoss(), reducer=reducers.SumReducer(), embedding_regularizer=regularizers.LpRegularizer(),
+                          embedding_reg_weight=0.5, distance=None)
+    assert torch.allclose(more(student, ref_emb=teacher), RKDLoss()(student, teacher) + 0.5 * student.norm(dim=1).mean())
 
 
 def test_what_an_adapter_refuses():
@@ -129,6 +135,9 @@ def test_what_an_adapter_refuses():
         loss(student, torch.arange(12) // 3, (torch.tensor([0]),) * 3, rows(seed=1))
     with pytest.raises(ValueError, match="no distance"):
         PMLDistillLoss(relations, distance=LpDistance())
+    for other, got in ((lambda s, t: {"a": s.sum()}, "dict"), (lambda s, t: s[:, :1], r"\(12, 1\)"), (lambda s, t: s[0], r"\(5,\)")):
+        with pytest.raises(ValueError, match=rf"one number, or of one a sample, \(12,\), got {got}"):
+            PMLDistillLoss(other)(student, ref_emb=rows(seed=1))
 
 
 def test_it_can_be_copied_and_pickled():
@@ -198,8 +207,8 @@ def network():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
 
 
-@pytest.mark.parametrize("wrapped", [True, False])
-def test_a_student_learns_in_their_loop_and_the_teacher_stays(wrapped):
+@pytest.mark.parametrize("wrap", [PMLDistillLoss, lambda loss: loss, lambda loss: lambda student, teacher: loss(student, teacher)])
+def test_a_student_learns_in_their_loop_and_the_teacher_stays(wrap):
     teacher = network()
     before = copy.deepcopy(teacher.state_dict())
     seen, modes, loss = [], [], Noted()
@@ -210,7 +219,7 @@ def test_a_student_learns_in_their_loop_and_the_teacher_stays(wrapped):
 
     from pytorch_metric_learning.losses import TripletMarginLoss
 
-    run, student = trainer(teacher, loss_funcs={"metric_loss": TripletMarginLoss(), "distill_loss": PMLDistillLoss(loss) if wrapped else loss},
+    run, student = trainer(teacher, loss_funcs={"metric_loss": TripletMarginLoss(), "distill_loss": wrap(loss)},
                            loss_weights={"metric_loss": 0.5, "distill_loss": 2.0}, end_of_iteration_hook=note)
     start = copy.deepcopy(student.state_dict())
     run.train(num_epochs=4)
@@ -236,6 +245,23 @@ def test_distillation_alone_and_a_weight_of_zero():
     run.train(num_epochs=1)
     with pytest.raises(ValueError, match="wants a 'distill_loss'"):
         trainer(network(), loss_funcs={"metric_loss": TripletMarginLoss()}, loss_weights=None)
+    with pytest.raises(ValueError, match="nothing would train: loss_weights=.'metric_loss': 0"):
+        trainer(network(), loss_weights={"metric_loss": 0, "distill_loss": 0.0})
+
+
+def test_a_teacher_that_shares_parameters_with_the_student_is_refused_and_not_frozen():
+    shared = nn.Linear(64, 4)
+    student = nn.Sequential(nn.Flatten(), shared)
+    for teacher in (student, nn.Sequential(nn.Flatten(), shared, nn.ReLU())):
+        with pytest.raises(ValueError, match="the teacher has parameters of the student"):
+            trainer(teacher, models={"trunk": student})
+    assert all(p.requires_grad for p in student.parameters())
+
+
+def test_the_teacher_and_its_batches_go_to_the_trainers_device_and_precision():
+    run, _ = trainer(network().double(), data_device=torch.device("meta"), dtype=torch.float64)
+    taught = run.teach(torch.zeros(3, 1, 8, 8))
+    assert taught.shape == (3, 8) and taught.device.type == "meta" and taught.dtype == torch.float64
 
 
 def test_a_miner_mines_for_the_metric_loss_only():

@@ -7,6 +7,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
 from kdtasks.metric_learning import retrieval
+from kdtasks.metric_learning.plugin import accuracy_calculator
 from kdtasks.metric_learning.retrieval import k_means, kendall_tau, nearest, nmi, recall_and_map
 
 
@@ -48,19 +49,23 @@ def test_a_sample_alone_in_its_class_is_in_the_gallery_but_no_query():
         recall_and_map(rows[:3], torch.arange(3))
 
 
-def test_equal_to_the_calculator_of_pytorch_metric_learning():
-    from pytorch_metric_learning.distances import LpDistance
-    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-    from pytorch_metric_learning.utils.inference import CustomKNN
+@pytest.mark.parametrize("bad, dtype", [(float("nan"), torch.float32), (float("inf"), torch.float32), (1e200, torch.float64)])
+def test_rows_that_are_not_finite_are_an_error_and_not_100_percent(bad, dtype):
+    rows, target = clusters(n=30)
+    rows = rows.to(dtype)
+    rows[[7, 19], 2] = bad
+    with pytest.raises(ValueError, match=r"^2 of 30 embeddings are not finite \(first: row 7\)$"):
+        recall_and_map(rows, target)
 
+
+def test_equal_to_the_calculator_of_pytorch_metric_learning():
     rows, target = clusters(n=200, classes=9)
     target[:9] = torch.arange(9)
-    calculator = AccuracyCalculator(include=("precision_at_1", "mean_average_precision_at_r"), k="max_bin_count",
-                                    knn_func=CustomKNN(LpDistance(normalize_embeddings=False)), kmeans_func=lambda x, k: x)
-    theirs = calculator.get_accuracy(rows, target)
-    ours = recall_and_map(rows, target)
-    assert ours["recall_at_1"] == pytest.approx(100 * theirs["precision_at_1"])
-    assert ours["map_at_r"] == pytest.approx(100 * theirs["mean_average_precision_at_r"])
+    theirs = accuracy_calculator(k="max_bin_count").get_accuracy(rows, target)
+    ours = recall_and_map(rows, target) | {"nmi": nmi(target, k_means(rows, 9))}
+    names = {"recall_at_1": "precision_at_1", "map_at_r": "mean_average_precision_at_r", "nmi": "NMI"}
+    assert {a: ours[a] for a in names} == pytest.approx({a: 100 * theirs[b] for a, b in names.items()})
+    assert list(accuracy_calculator(include=("NMI",), kmeans_func=lambda x, k: target).get_accuracy(rows, target).values()) == [1]
 
 
 def test_neighbours_far_from_the_origin_and_close_together_keep_their_order():
