@@ -53,8 +53,8 @@ SORT_ABOVE = 16                                # shorter lists are found one by 
 
 
 def darkrank_hard_loss(student: Tensor, teacher: Tensor, alpha: float = 3.0, beta: float = 3.0, list_length: int | None = 4,
-                       normalize: bool = True, reduction: str = "mean") -> Tensor:
-    """Minus the log-probability that the student ranks as the teacher does.
+                       normalize: bool = True) -> Tensor:
+    """Minus the log-probability that the student ranks as the teacher does; mean over queries.
 
     Args:
         student: ``(N, Ds)`` embeddings; carries the gradient, of query and candidates.
@@ -65,24 +65,23 @@ def darkrank_hard_loss(student: Tensor, teacher: Tensor, alpha: float = 3.0, bet
             1, at most the N - 1 other rows are taken; None: all of these.
         normalize: divide every row by its length first; a row of zeros stays, and receives no gradient. (As query of the
             teacher's it has all others at distance 1 but for rounding, which then orders them.)
-        reduction: ``'mean'`` over queries, or ``'none'``.
 
     Returns:
-        In nats, a scalar, or ``(N,)`` without reduction. Half precision is raised to float32, float64 stays. Zeros that still
-        backpropagate when N < 2. Differentiable once. Time N² (Ds + Dt + log N), memory N².
+        A scalar in nats. Half precision is raised to float32, float64 stays. A zero that still backpropagates when N < 2.
+        Differentiable once. Time N² (Ds + Dt + log N), memory N².
 
     Raises:
         ValueError: the shapes do not fit, or a number is out of its range.
     """
-    return _loss(student, teacher, "hard", alpha, beta, list_length, normalize, reduction=reduction)
+    return _loss(student, teacher, "hard", alpha, beta, list_length, normalize)
 
 
 def darkrank_soft_loss(student: Tensor, teacher: Tensor, alpha: float = 3.0, beta: float = 3.0, list_length: int | None = 4,
-                       normalize: bool = True, reduction: str = "mean") -> Tensor:
-    """KL(teacher ‖ student) over all orderings of the candidates.
+                       normalize: bool = True) -> Tensor:
+    """KL(teacher ‖ student) over all orderings of the candidates; mean over queries.
 
     Args:
-        student, teacher, alpha, beta, list_length, normalize, reduction: as in :func:`darkrank_hard_loss`.
+        student, teacher, alpha, beta, list_length, normalize: as in :func:`darkrank_hard_loss`.
 
     Returns:
         As there, and 0 at equal scores. Beside the distances, time N · n · 2ⁿ for lists of n, and memory of about ten float64
@@ -91,7 +90,7 @@ def darkrank_soft_loss(student: Tensor, teacher: Tensor, alpha: float = 3.0, bet
     Raises:
         ValueError: the shapes do not fit, a number is out of its range, or the lists are longer than 12.
     """
-    return _loss(student, teacher, "soft", alpha, beta, list_length, normalize, reduction=reduction)
+    return _loss(student, teacher, "soft", alpha, beta, list_length, normalize)
 
 
 class DarkRankLoss(nn.Module):
@@ -109,7 +108,7 @@ class DarkRankLoss(nn.Module):
         detach_query: None: the preset's. True: a query pulls its candidates, but its own list does not move it.
         places: hard only: how many places of the list count, from the first. With ``list_length=None``: who comes first among
             all of the batch, without a say in how the far ones are ordered. None: all.
-        reduction: as in the functions.
+        reduction: ``'mean'`` over queries, or ``'none'``: one number for each, ``(N,)``.
         gather: rank the rows of all processes, which must have equally many; each computes the whole loss, and the step is
             that of one process with all rows. Without effect in a run of one process.
     """

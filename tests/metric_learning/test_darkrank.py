@@ -135,7 +135,6 @@ def test_without_reduction_there_is_a_cost_for_each_query(kind, costs):
     student, teacher = rows(6, 4), rows(6, 3)
     loss = DarkRankLoss(kind, reduction="none")
     assert loss(student, teacher).tolist() == pytest.approx(costs(student, teacher), rel=1e-11)
-    assert torch.equal(loss(student, teacher), dict(zip(("hard", "soft"), BOTH))[kind](student, teacher, reduction="none"))
     assert torch.autograd.gradcheck(lambda s: loss(s, teacher), student.requires_grad_())
     for n in (0, 1):
         student = rows(n, 4, torch.float16).requires_grad_()
@@ -469,8 +468,7 @@ def test_shapes_that_do_not_fit_are_in_the_message(student, teacher):
 @pytest.mark.parametrize("given, message", [
     *(({"alpha": value}, f"alpha must be >= 0 and finite, got {value}") for value in (-1.0, math.nan, math.inf)),
     *(({"beta": value}, f"beta must be > 0 and at most 1000, got {value}") for value in (0.0, 2000.0)),
-    *(({"list_length": value}, f"list_length must be an integer of at least 1 or None, got {value}") for value in (0, 4.0, 2.5)),
-    ({"reduction": "sum"}, "no reduction 'sum'; there are 'mean', 'none'")])
+    *(({"list_length": value}, f"list_length must be an integer of at least 1 or None, got {value}") for value in (0, 4.0, 2.5))])
 def test_settings_out_of_range_are_errors(given, message):
     calls = [lambda: DarkRankLoss(**given), *(lambda loss=loss: loss(rows(4, 2), rows(4, 2), **given) for loss in BOTH)]
     for call in calls:
@@ -481,7 +479,7 @@ def test_settings_out_of_range_are_errors(given, message):
 
 @pytest.mark.parametrize("given, message", [
     ({"kind": "sort"}, "no kind 'sort'; did you mean 'soft'?"), ({"preset": "release"}, "no preset 'release'; did you mean 'released'?"),
-    ({"places": 2.0}, "places must be an integer of at least 1 or None, got 2.0"),
+    ({"reduction": "sum"}, "no reduction 'sum'; there are 'mean', 'none'"), ({"places": 2.0}, "places must be an integer of at least 1 or None, got 2.0"),
     ({"kind": "soft", "places": 2}, "places=2 cuts the hard form's ordering; the soft one has all orderings of its lists")])
 def test_unknown_kinds_and_presets_are_errors(given, message):
     with pytest.raises(ValueError) as caught:
