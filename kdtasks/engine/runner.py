@@ -285,7 +285,11 @@ class StageRunner(Runner):
         model = self.evaluated
         model.eval()
         with torch.no_grad():
-            found = self.task.evaluate(model, Watched(self.test_loader, self._evaluating))
+            try:
+                found = self.task.evaluate(model, Watched(self.test_loader, self._evaluating))
+            except ValueError as error:                                          # embeddings that are not finite, say
+                raise ValueError(f"evaluation after iteration {self._train_loop.iter} of stage {self.meta.get('stage')!r}: "
+                                 f"{error}") from error
         self.metrics = {name: float(value) for name, value in found.items()}
         self.distiller.train()
         self.history.append({"iteration": self._train_loop.iter, **self.metrics})
