@@ -5,15 +5,14 @@ _base_ = ['../_base_/bsds_x2_y.py', '../_base_/espcn_short.py']
 
 losses = dict(loss_l2=dict(type='torch.nn.MSELoss', of=('student', 'target')))          # of the teacher, and alone
 
-_few = dict(test=dict(type='kdtasks.super_resolution.data.bsds', train=False, scale=2, color='y', limit=10))
 _round = dict(length=dict(iterations=400), schedule=dict(type='CosineAnnealingLR', by_epoch=False))
 _ail = dict(type='kdtasks.super_resolution.AILLoss', reduction='mean')
 stages = [
     dict(name='teacher', model='teacher'),
     dict(name='alone'),
-    dict(_round, name='round0', teachers=dict(teacher='teacher'), data=_few,
+    dict(_round, name='round0', teachers=dict(teacher='teacher'),
          losses=dict(loss_ail=dict(_ail, round=0, of=('student', 'teacher', 'target')))),
-    *[dict(_round, name=f'round{t}' if t < 9 else 'distilled', data=_few if t < 9 else None, student='keep',
+    *[dict(_round, name=f'round{t}' if t < 9 else 'distilled', student='keep',
            optimizer_state='keep', teachers=dict(teacher='teacher', previous=f'round{t - 1}'),
            losses=dict(loss_ail=dict(_ail, round=t, of=('student', 'teacher', 'previous', 'target')))) for t in range(1, 10)],
 ]

@@ -5,13 +5,12 @@ _base_ = ['../_base_/bsds_x2_y.py', '../_base_/espcn_short.py']
 
 losses = dict(loss_l2=dict(type='torch.nn.MSELoss', of=('student', 'target')))          # of alone, and of round 0
 
-_few = dict(test=dict(type='kdtasks.super_resolution.data.bsds', train=False, scale=2, color='y', limit=10))
 _round = dict(length=dict(iterations=400), schedule=dict(type='CosineAnnealingLR', by_epoch=False))
 _ail = dict(type='kdtasks.super_resolution.AILLoss', variant='no_teacher', reduction='mean', normalize=True)
 stages = [
     dict(name='alone'),
-    dict(_round, name='round0', data=_few, losses=dict(loss_ail=dict(_ail, round=0, of=('student', 'target')))),
-    *[dict(_round, name=f'round{t}' if t < 9 else 'distilled', data=_few if t < 9 else None, student='keep',
+    dict(_round, name='round0', losses=dict(loss_ail=dict(_ail, round=0, of=('student', 'target')))),
+    *[dict(_round, name=f'round{t}' if t < 9 else 'distilled', student='keep',
            optimizer_state='keep', teachers=dict(previous=f'round{t - 1}'),
            losses=dict(loss_ail=dict(_ail, round=t, of=('student', 'previous', 'target')))) for t in range(1, 10)],
 ]

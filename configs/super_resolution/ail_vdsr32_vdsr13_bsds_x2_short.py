@@ -10,8 +10,7 @@ losses = dict(loss_l2=dict(type='torch.nn.MSELoss', reduction='sum', of=('studen
 _train = dict(type='kdtasks.super_resolution.data.bsds', color='y', enlarged=True, patch=41, repeat=4)
 _test = dict(type='kdtasks.super_resolution.data.bsds', train=False, scale=2, color='y', enlarged=True)
 data = dict(train=dict(_train, scale=2), batch_size=16, test_batch_size=1, test=_test)              # an epoch: 20 steps
-_mixed = dict(train=dict(_train, scale=(2, 3, 4), repeat=2), test=dict(_test, limit=10))
-_few = dict(test=dict(_test, limit=10))
+_mixed = dict(train=dict(_train, scale=(2, 3, 4), repeat=2))
 channels_last = True
 
 optimizer = dict(type='torch.optim.SGD', lr=0.1, momentum=0.9, weight_decay=1e-4)
@@ -29,9 +28,9 @@ stages = [
     dict(name='teacher', model='teacher', data=_mixed),
     dict(name='plain', data=_mixed),                                    # where both arms start, as in the release
     dict(name='alone', student='plain', length=10 * _epochs, schedule=[_steps, _again]),
-    dict(name='round0', student='plain', teachers=dict(teacher='teacher'), data=_few,
+    dict(name='round0', student='plain', teachers=dict(teacher='teacher'),
          losses=dict(loss_ail=dict(_ail, round=0, of=('student', 'teacher', 'target')))),
     *[dict(name=f'round{t}' if t < 9 else 'distilled', student=f'round{t - 1}', optimizer_state='keep',
-           data=_few if t < 9 else None, teachers=dict(teacher='teacher', previous=f'round{t - 1}'),
+           teachers=dict(teacher='teacher', previous=f'round{t - 1}'),
            losses=dict(loss_ail=dict(_ail, round=t, of=('student', 'teacher', 'previous', 'target')))) for t in range(1, 10)],
 ]

@@ -21,7 +21,7 @@ class Stage:
         model: which model of the config learns: ``'student'``, ``'teacher'``, or a key of ``models``.
         student: what it starts from: ``'fresh'``; ``'keep'``, the last stage that trained this model; a stage
             (``'<stage>'``, ``'<stage>.last'``, ``'<stage>.best'``, ``'<stage>.<epoch>'``); or a file. After a stage, the
-            epochs of the data's order and random views are counted on from its end.
+            data's order and random views go on with the epoch after its last one.
         teachers: ``{name: from}`` where from is a file, a stage as above, ``'own'``, the weights that its ``type`` brings, or
             None: the ``checkpoint`` of the model of that name. A list of them is a route of anchors, each of which teaches for
             an equal share of the stage.
@@ -113,6 +113,9 @@ def with_control(stages: Sequence[Stage], losses: Mapping[str, dict], teachers: 
 
     A stage without teachers and without losses gets the control's. Where no stage is called "alone" and the last one
     is taught, "alone" comes before it: the same budget, from fresh weights, without teachers.
+
+    Raises:
+        ValueError: the last stage goes on with an earlier one's student, and there is no "alone" whose budget is that of all.
     """
     known = {*teachers, *(name for stage in stages for name in stage.teachers)}
     stages = [replace(s, losses=dict(losses) if s.teachers else control(losses, known, supplied_by_teachers, own_losses))
@@ -120,6 +123,9 @@ def with_control(stages: Sequence[Stage], losses: Mapping[str, dict], teachers: 
     final = final_stage(stages)
     if final is None or not final.taught or any(stage.name == "alone" for stage in stages):
         return stages
+    if final.student == "keep" or stage_reference(final.student, [stage.name for stage in stages]):
+        raise ValueError(f"stage {final.name!r} goes on with another stage's student, so its control must be in the list: a "
+                         "stage called 'alone' with the steps of all of them")
     budget = {key: getattr(final, key) for key in ("optimizer", "schedule", "length", "data")}
     alone = Stage("alone", losses=control(final.losses, known, supplied_by_teachers, own_losses), **budget)
     where = stages.index(final)

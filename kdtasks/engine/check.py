@@ -22,6 +22,7 @@ def check(run: "Run") -> None:
     from kdtasks.engine.optim import build_schedulers
     from kdtasks.engine.runner import select_parameters
 
+    optimizers = {}
     for stage in sorted(run.stages, key=lambda s: not s.taught):             # first where most names are known
         loader = run.train_loader(stage, workers=0)
         distiller, batch = run.distiller(stage, "files"), next(iter(loader.epoch(0)))
@@ -31,6 +32,7 @@ def check(run: "Run") -> None:
                 distiller.build(batch)
             trained = select_parameters(distiller, stage.train)
             optimizer = builder.build(run.setting(stage, "optimizer"), "optimizer", params=trained)
+            optimizers[stage.name] = optimizer
             build_schedulers(run.schedule(stage), optimizer, length, len(loader))
             with torch.no_grad():
                 run.task.evaluate(distiller.student.eval(), [next(iter(run.test_loader(stage, workers=0)))])
@@ -39,3 +41,11 @@ def check(run: "Run") -> None:
         if max(stage.keep, default=0) * len(loader) > length:
             raise ConfigError(f"stage {stage.name!r} keeps epoch {max(stage.keep)}, but ends after "
                               f"{length / len(loader):g}")
+    for stage in run.stages:
+        if stage.optimizer_state == "keep":
+            source, own = run.source(stage), optimizers[stage.name]
+            kinds = [(type(o).__name__, [len(group["params"]) for group in o.param_groups]) for o in (optimizers[source], own)]
+            if kinds[0] != kinds[1]:
+                raise ConfigError(f"stage {stage.name!r}: optimizer_state='keep' wants the optimizer and the parameters of "
+                                  f"stage {source!r}: it has {kinds[0][0]} of {sum(kinds[0][1])} parameters, this one "
+                                  f"{kinds[1][0]} of {sum(kinds[1][1])}")

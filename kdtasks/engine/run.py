@@ -106,6 +106,9 @@ class Run:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         for stage in self.stages:
+            if stage.optimizer_state == "keep" and self.config["ema"]:
+                raise ConfigError(f"stage {stage.name!r} keeps an optimizer's state, which is that of the weights, but with "
+                                  "ema a stage hands on their average: ema=None, or optimizer_state='fresh'")
             for name, origin in stage.teachers.items():
                 if origin is None and not self.specs.get(name, {}).get("checkpoint"):
                     raise ConfigError(f"stage {stage.name!r}: the teacher {name!r} has no weights: want a stage, a file, or "
@@ -275,12 +278,17 @@ class Run:
                       per_class=data["per_class"], length=data["iterations_per_epoch"], rank=self.rank, world=self.world,
                       **self._reading(data))
 
-    def _first_epoch(self, stage: Stage) -> int:
-        """A stage that goes on with an earlier one's student goes on in the order and the views of the data too."""
+    def source(self, stage: Stage) -> str | None:
+        """The name of the stage whose student this one goes on with."""
         reference = stage_reference(self._origin(stage) or "", [s.name for s in self.stages])
-        if reference is None:
+        return reference and reference[0]
+
+    def _first_epoch(self, stage: Stage) -> int:
+        """A stage that goes on with an earlier one's student goes on in the data's order and views, with the next epoch."""
+        source = self.source(stage)
+        if source is None:
             return 0
-        earlier = next(s for s in self.stages if s.name == reference[0])
+        earlier = next(s for s in self.stages if s.name == source)
         per_epoch = len(self.train_loader(earlier, workers=0))
         length = iterations(self.setting(earlier, "length"), per_epoch, f"{earlier.name}.length")
         return self._first_epoch(earlier) + -(-length // per_epoch)
@@ -382,8 +390,7 @@ class Run:
             if resume and last.exists():
                 runner.resume_from(last)
             elif stage.optimizer_state == "keep":
-                name, _ = stage_reference(self._origin(stage), [s.name for s in self.stages])
-                runner.take_optimizer_state(self.files.folder(name) / "last.pth")
+                runner.take_optimizer_state(self.files.folder(self.source(stage)) / "last.pth")
             runner.train()
         if self.rank == 0:
             self.files.finish(stage.name, {**runner.metrics, "seconds": round(runner.seconds, 3)})

@@ -376,20 +376,10 @@ class StageRunner(Runner):
         checkpoint.set_random_state(resume["random"][self.rank])
 
     def take_optimizer_state(self, path: Path) -> None:
-        """Go on with the momentum that another stage's ``last.pth`` holds; the learning rate stays this stage's own.
-
-        Raises:
-            ValueError: it is of other parameters or of another kind of optimizer.
-        """
+        """Go on with the momentum in another stage's ``last.pth``; the learning rate stays this stage's own."""
         optimizer = self.optim_wrapper.optimizer
-        former, own = checkpoint.load(path)["resume"]["optimizer"], optimizer.state_dict()
-        names = [[key for key in state["param_groups"][0] if key != "initial_lr"] for state in (former, own)]
-        sizes = [[len(group["params"]) for group in state["param_groups"]] for state in (former, own)]
-        if names[0] != names[1] or sizes[0] != sizes[1]:
-            raise ValueError(f"the optimizer's state in {str(path)!r} is of {sum(sizes[0])} parameters with {names[0]}, this "
-                             f"one has {sum(sizes[1])} with {names[1]}: optimizer_state='keep' wants the same optimizer and "
-                             "parameters")
-        optimizer.load_state_dict({**own, "state": former["state"]})
+        former = checkpoint.load(path)["resume"]["optimizer"]["state"]
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": former})
 
     def _check_finite(self) -> None:
         tensors = [p for p in self.distiller.parameters() if p.is_floating_point()]

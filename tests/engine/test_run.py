@@ -188,8 +188,11 @@ def test_two_stages_with_the_optimizers_state_kept_are_one(tmp_path):
         found[name] = weights(run, stages[-1]["name"])["state_dict"]
     assert same(found["one"], found["kept"]) and not same(found["one"], found["fresh"])
     adam = [kept[0], {**kept[1], "optimizer": {"type": "torch.optim.Adam", "lr": 0.01}}]
-    with pytest.raises(ValueError, match="wants the same optimizer and"):
+    with pytest.raises(ConfigError, match="'second': optimizer_state='keep' wants the optimizer .* of stage 'alone': it has SGD"):
         Run({**small(), "optimizer": optimizer, "stages": adam}, tmp_path / "adam", quiet=True).train()
+    assert not (tmp_path / "adam" / "stages" / "0_alone").exists()
+    with pytest.raises(ConfigError, match="with ema a stage hands on their average"):
+        Run({**small(ema=0.9), "stages": kept}, tmp_path / "none", quiet=True)
     with pytest.raises(ConfigError, match="must be 'keep' or the last weights of a stage, got student='fresh'"):
         Run({**small(), "stages": [{**rounds[0], "optimizer_state": "keep"}]}, tmp_path / "none", quiet=True)
 
