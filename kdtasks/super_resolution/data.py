@@ -33,8 +33,8 @@ class Patches:
 
     Sample i is of image i modulo their number, so an epoch shows every image ``repeat`` times, whatever its size; an image at
     several scales or downsizes counts as several. Each view of it is a square at a place uniform over the image, in one of the
-    8 symmetries of a square (mirrored, turned by 90 degrees), both a function of (seed, index, view) alone. Where images come at
-    several downsizes, those smaller than the patch are left out.
+    8 symmetries of a square (mirrored, turned by 90 degrees), both a function of (seed, index, view) alone. Where images come
+    at several downsizes, those smaller than the patch are left out.
 
     Args:
         pairs: the images.
@@ -97,13 +97,13 @@ def _large_enough(pairs: Pairs, patch: int) -> list[int]:
         same = [at for at in lost if pairs.variants[at][0] == pairs.variants[lost[0]][0]]
         at = (max if downsized else min)(same, key=sides.__getitem__)
         height, width = pairs.input.spans[at][1]
-        raise ValueError(f"patch={patch}, but the input made of {pairs.paths[at]} has {height}x{width} pixels: leave this image "
-                         f"out or take a patch of at most {sides[at]}")
+        raise ValueError(f"patch={patch}, but the input made of {pairs.paths[at]} has {height}x{width} pixels: leave this "
+                         f"image out or take a patch of at most {sides[at]}")
     if small:
         counts = Counter(pairs.variants[at][1] for at in small)
         which = ", ".join(f"{count} at downsize {downsize}" for downsize, count in counts.items())
-        warnings.warn(f"left out {len(small)} of {len(pairs)} variants of images, smaller than patch={patch}: {which}; the first "
-                      f"is of {pairs.paths[small[0]]}", stacklevel=3)
+        warnings.warn(f"left out {len(small)} of {len(pairs)} variants of images, smaller than patch={patch}: {which}; the "
+                      f"first is of {pairs.paths[small[0]]}", stacklevel=3)
     return kept
 
 
