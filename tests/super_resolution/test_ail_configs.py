@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from kdtasks.engine import config as configs
 from kdtasks.engine.config import iterations
 from kdtasks.engine.optim import build_schedulers
 from kdtasks.super_resolution.ail import AILLoss
+from kdtasks.super_resolution.data import image_folder
 
 FOLDER = Path(__file__).parents[2] / "configs" / "super_resolution"
 PATHS = [*sorted(FOLDER.glob("ail_*.py")), FOLDER / "default.py"]
@@ -87,3 +89,17 @@ def rates(config, stage):
 
 def shortened(schedule, factor):
     return {**schedule, **({"periods": [period // factor for period in schedule["periods"]]} if "periods" in schedule else {})}
+
+
+def test_the_config_of_291_images_cuts_patches_of_small_ones_too(tmp_path, monkeypatch):
+    """One of the 91 has 78x78 pixels: at half of its size it is smaller than a patch."""
+    monkeypatch.setenv("KDTASKS_DATA", str(tmp_path))
+    (tmp_path / "291").mkdir()
+    for name, size in (("small", (78, 78)), ("large", (100, 90))):
+        Image.new("RGB", size).save(tmp_path / "291" / f"{name}.png")
+    config = configs.load(FOLDER / "ail_vdsr64_vdsr13_291_x2.py")
+    plain = next(stage for stage in config["stages"] if stage["name"] == "plain")
+    for stage, scales in ((alone_of(config), 1), (plain, 3)):
+        with pytest.warns(UserWarning, match=f"left out {scales} of {6 * scales} variants"):
+            patches = image_folder(**{key: value for key, value in of_data(config, stage, "train").items() if key != "type"})
+        assert len(patches) == 33 * 5 * scales
