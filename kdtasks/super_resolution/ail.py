@@ -41,11 +41,15 @@ near the teacher's map, with a reward for what the student fits.
 10 rounds of 50 epochs, each of which sets the learning rate back and keeps the momentum; the student starts from plain
 training. Modern: Adam, ``reduction='mean'``, no clipping.
 
+**Precision.** Where the error is about 0.01 the importance is steep: outputs of the teacher or student in bfloat16 (autocast)
+move it by up to 0.15 in a pixel, a cache of the teacher's outputs in float16 by 0.016.
+
 The release compares a student of 500 epochs on one scale with a plain one of 50 epochs on three: it has no matched control.
 Give the plain loss (``variant='uniform'``) the same rounds, epochs and data before you believe a gain.
 """
 
 import math
+import operator
 import warnings
 
 import torch
@@ -99,7 +103,8 @@ def importance(initial: Tensor, previous: Tensor, target: Tensor, round: int, de
     Raises:
         ValueError: the shapes differ, or a number is out of its range.
     """
-    _check_numbers(round=round, decay=decay, pace=pace, growth=growth)
+    round = _whole(round)
+    _check_numbers(decay=decay, pace=pace, growth=growth)
     if initial.shape != target.shape:
         raise ValueError(f"want an importance for each value, got initial {tuple(initial.shape)} and target "
                          f"{tuple(target.shape)}")
@@ -179,7 +184,8 @@ class AILLoss(nn.Module):
         _check_one_of("base", base, ("l2", "l1"))
         _check_one_of("channels", channels, ("each", "mean", "max"))
         _check_one_of("reduction", reduction, ("sum", "mean"))
-        _check_numbers(round=round, slope=slope, threshold=threshold, decay=decay, pace=pace, growth=growth, power=power)
+        round = _whole(round)
+        _check_numbers(slope=slope, threshold=threshold, decay=decay, pace=pace, growth=growth, power=power)
         self.round, self.variant, self.channels = round, variant, channels
         self.initial = {"slope": slope, "threshold": threshold}
         self.increment = {"decay": decay, "pace": pace, "growth": growth}
@@ -302,7 +308,16 @@ def _check_one_of(name: str, value: str, known) -> None:
 
 def _check_numbers(**numbers: float) -> None:
     for name, value in numbers.items():
-        if name == "round" and not (isinstance(value, int) and value >= 0):
-            raise ValueError(f"round must be a whole number >= 0, got {value!r}")
         if not (value > 0 if name == "slope" else value >= 0):
             raise ValueError(f"{name} must be {'>' if name == 'slope' else '>='} 0, got {value}")
+
+
+def _whole(round) -> int:
+    """A round as an int, whatever integer type it has."""
+    try:
+        whole = -1 if isinstance(round, bool) else operator.index(round)
+    except TypeError:
+        whole = -1
+    if whole < 0:
+        raise ValueError(f"round must be a whole number >= 0, got {round!r}")
+    return whole

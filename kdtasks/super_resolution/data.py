@@ -8,9 +8,12 @@ functions build either from what lies on disk. A path is taken as it stands, or 
 
 import importlib.util
 import os
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from kdtasks.core.views import view_hash
@@ -28,9 +31,10 @@ TEST_PHOTOS = ("astronaut", "chelsea", "coffee", "flower")
 class Patches:
     """Random patches to train on, one gather for the input and one for the target, on the device where the images lie.
 
-    Sample i is of image i modulo their number, so an epoch shows every image ``repeat`` times, whatever its size. Each view of
-    it is a square at a place uniform over the image, in one of the 8 symmetries of a square (mirrored, turned by 90 degrees),
-    both a function of (seed, index, view) alone.
+    Sample i is of image i modulo their number, so an epoch shows every image ``repeat`` times, whatever its size; an image at
+    several scales or downsizes counts as several. Each view of it is a square at a place uniform over the image, in one of the
+    8 symmetries of a square (mirrored, turned by 90 degrees), both a function of (seed, index, view) alone. Where images come
+    at several downsizes, those smaller than the patch are left out.
 
     Args:
         pairs: the images.
@@ -39,46 +43,68 @@ class Patches:
         augment: False: places only, no symmetries.
 
     Raises:
-        ValueError: an image is smaller than the patch, or a number below 1.
+        ValueError: an image is smaller than the patch, with downsizes at all of them; or a number below 1.
+
+    Warns:
+        UserWarning: how many are left out, at which downsize.
     """
 
     def __init__(self, pairs: Pairs, patch: int, repeat: int = 16, augment: bool = True):
         for name, value in (("patch", patch), ("repeat", repeat)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        for path, (height, width) in zip(pairs.paths, (size for _, size in pairs.input.spans)):
-            if min(height, width) < patch:
-                raise ValueError(f"patch={patch}, but the input made of {path} has {height}x{width} pixels: leave this image "
-                                 f"out or take a patch of at most {min(height, width)}")
         self.pairs, self.patch, self.repeat, self.augment = pairs, patch, repeat, augment
+        self.kept = torch.tensor(_large_enough(pairs, patch))
         self.factor = 1 if pairs.enlarged else pairs.scale
 
     def __len__(self) -> int:
-        return len(self.pairs) * self.repeat
+        return len(self.kept) * self.repeat
 
     def __repr__(self) -> str:
         return f"Patches({self.pairs!r}, patch={self.patch}, repeat={self.repeat}, augment={self.augment})"
 
     def path(self, index: int) -> str:
         """The file that a sample is cut from."""
-        return self.pairs.paths[index % len(self.pairs)]
+        return self.pairs.paths[int(self.kept[index % len(self.kept)])]
 
     def to(self, device) -> "Patches":
         """Moves the images to ``device``, where batches are then made; returns itself."""
         self.pairs.to(device)
+        self.kept = self.kept.to(device)
         return self
 
     def batch(self, index: Tensor, view: Tensor, seed: int) -> dict[str, Tensor]:
         """Samples ``index`` (b,) in their views ``view`` (b,): ``input`` (b,C,p,p) and ``target`` (b,C,P,P), float32."""
         device = self.pairs.input.pixels.device
         index, view = index.to(device, non_blocking=True), view.to(device, non_blocking=True)
-        image, number = index % len(self.pairs), view_hash(seed, index, view, _WINDOW)
+        image, number = self.kept[index % len(self.kept)], view_hash(seed, index, view, _WINDOW)
         turn, number = number % 8 * self.augment, number // 8
         places = self.pairs.input.sizes[image] - self.patch + 1                                             # (b,2)
         top, left = number % places[:, 0], number // places[:, 0] % places[:, 1]
         f = self.factor
         return {"input": self.pairs.input.windows(image, top, left, self.patch, turn),
                 "target": self.pairs.target.windows(image, top * f, left * f, self.patch * f, turn)}
+
+
+def _large_enough(pairs: Pairs, patch: int) -> list[int]:
+    """Which images a patch can be cut from; without downsizes it must be all."""
+    sides = [min(size) for _, size in pairs.input.spans]
+    kept = [at for at, side in enumerate(sides) if side >= patch]
+    small = [at for at, side in enumerate(sides) if side < patch]
+    downsized = any(downsize != 1 for _, downsize, _ in pairs.variants)
+    usable = {pairs.variants[at][0] for at in kept} if downsized else ()
+    if lost := [at for at in small if pairs.variants[at][0] not in usable]:
+        same = [at for at in lost if pairs.variants[at][0] == pairs.variants[lost[0]][0]]
+        at = (max if downsized else min)(same, key=sides.__getitem__)
+        height, width = pairs.input.spans[at][1]
+        raise ValueError(f"patch={patch}, but the input made of {pairs.paths[at]} has {height}x{width} pixels: leave this "
+                         f"image out or take a patch of at most {sides[at]}")
+    if small:
+        counts = Counter(pairs.variants[at][1] for at in small)
+        which = ", ".join(f"{count} at downsize {downsize}" for downsize, count in counts.items())
+        warnings.warn(f"left out {len(small)} of {len(pairs)} variants of images, smaller than patch={patch}: {which}; the "
+                      f"first is of {pairs.paths[small[0]]}", stacklevel=3)
+    return kept
 
 
 class Images:

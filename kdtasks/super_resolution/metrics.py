@@ -138,7 +138,9 @@ def psnr_rgb(output: Tensor, target: Tensor, crop: int) -> Tensor:
 
 def ssim_rgb(output: Tensor, target: Tensor, crop: int) -> Tensor:
     """As :func:`ssim_y`, the mean of the channels' values."""
-    return _ssim(*_levels(output, target, crop, WINDOW))
+    output, target = _levels(output, target, crop, WINDOW)
+    channels = zip(output.split(1, dim=1), target.split(1, dim=1))         # one by one: faster than all at once
+    return torch.stack([_ssim(*both) for both in channels]).mean(0)
 
 
 def _raised(x: Tensor) -> Tensor:
@@ -173,18 +175,21 @@ def _psnr(output: Tensor, target: Tensor) -> Tensor:
 
 
 def _ssim(x: Tensor, y: Tensor) -> Tensor:
-    at = torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2
-    weight = torch.exp(-at.square() / (2 * SIGMA**2))
-    mean_x, mean_y, xx, yy, xy = (_windowed(z, weight / weight.sum()) for z in (x, y, x * x, y * y, x * y))
+    weight = [math.exp(-(at - WINDOW // 2)**2 / (2 * SIGMA**2)) for at in range(WINDOW)]
+    weight = [w / sum(weight) for w in weight]
+    mean_x, mean_y, xx, yy, xy = (_windowed(z, weight) for z in (x, y, x * x, y * y, x * y))
     c1, c2 = (K1 * 255)**2, (K2 * 255)**2
     var_x, var_y, cov = xx - mean_x * mean_x, yy - mean_y * mean_y, xy - mean_x * mean_y
     similar = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x * mean_x + mean_y * mean_y + c1) * (var_x + var_y + c2))
     return similar.mean((1, 2, 3))
 
 
-def _windowed(x: Tensor, weight: Tensor) -> Tensor:
+def _windowed(x: Tensor, weight: list[float]) -> Tensor:
     """Weighted mean over each window of (B,C,H,W) that lies wholly inside."""
     for dim in (2, 3):
         size = x.shape[dim] - len(weight) + 1
-        x = sum(w * x.narrow(dim, i, size) for i, w in enumerate(weight))
+        total = x.narrow(dim, 0, size) * weight[0]
+        for i, w in enumerate(weight[1:], 1):
+            total.add_(x.narrow(dim, i, size), alpha=w)
+        x = total
     return x

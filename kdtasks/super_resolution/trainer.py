@@ -1,5 +1,6 @@
 """Super-resolution: what the engine needs to know of the task."""
 
+import math
 import warnings
 from pathlib import Path
 
@@ -23,7 +24,8 @@ def evaluate(model: nn.Module, loader) -> dict[str, float]:
     """``psnr_y`` (dB) and ``ssim_y`` (at most 1), each the mean over the images; of RGB also ``psnr_rgb`` and ``ssim_rgb``.
 
     As papers give them: uint8-rounded, without a border as wide as the scale; see :mod:`kdtasks.super_resolution.metrics`. A
-    batch is of images of one size; see :func:`scale_of`.
+    batch is of images of one size; see :func:`scale_of`. The PSNR of an image without error is inf: it is left out of the mean,
+    which is inf if all are so, and NaN if one is.
 
     Warns:
         RuntimeWarning: the model gives the bicubic picture, as a dead network with a residual does.
@@ -40,7 +42,13 @@ def evaluate(model: nn.Module, loader) -> dict[str, float]:
         if number == 0 and torch.allclose(output.float(), enlarged(input, target), atol=1e-5):
             warnings.warn("the network gives the bicubic picture: it is dead, or has not been trained", RuntimeWarning,
                           stacklevel=2)
-    return {name: float(torch.cat(values).mean()) for name, values in found.items()}
+    return {name: _mean(torch.cat(values).tolist()) for name, values in found.items()}
+
+
+def _mean(values: list[float]) -> float:
+    """Over what is not inf, if anything."""
+    kept = [value for value in values if value != math.inf] or values
+    return sum(kept) / len(kept)
 
 
 def scale_of(batch: dict) -> int:
@@ -126,8 +134,9 @@ def predict(model: nn.Module, config: dict, folder: str | Path, out: str | Path,
         out: a folder that is new or empty, and not inside the other.
         measured: the images are high-resolution ones: each is cut to a multiple of the scale, shrunk as for training, and
             enlarged. PSNR and SSIM of the luma of what is written, and of bicubic interpolation, are printed, and kept in
-            ``<out>/figures.json``; for a network of luma they differ a little from :func:`evaluate`'s, which are of its output
-            before there is any colour. False: they are enlarged as they are.
+            ``<out>/figures.json``, where null stands for inf and NaN; means are formed as by :func:`evaluate`. For a network of
+            luma they differ a little from :func:`evaluate`'s, which are of its output before there is any colour. False: they
+            are enlarged as they are.
         tile: pixels of the network's input along a side of the tiles that it computes; None: the whole image at once.
         ensemble: the mean over the 8 symmetries of a square; both are in :mod:`~kdtasks.super_resolution.inference`.
 
@@ -136,7 +145,8 @@ def predict(model: nn.Module, config: dict, folder: str | Path, out: str | Path,
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
-        ValueError: ``out`` holds files or lies inside ``folder``, two images have the same name, the data has several scales.
+        ValueError: ``out`` holds files or lies inside ``folder``, two images have the same name, the data has several scales,
+            the network has another one.
 
     Warns:
         UserWarning: a file cannot be read or is too small; it is left out.
@@ -168,6 +178,10 @@ def predict(model: nn.Module, config: dict, folder: str | Path, out: str | Path,
             failed.append(str(path))
             continue
         output = upscale_rgb(every, small, scale, large) if luma_only else every(imresize(small, scale) if large else small)
+        expected = (1, 3, scale * small.shape[2], scale * small.shape[3])
+        if output.shape != expected:
+            raise ValueError(f"the network made {tuple(output.shape)} of {path.name}, want {expected}: the data has "
+                             f"scale={scale} and enlarged={large}, which must be the network's")
         levels = output[0].float().clamp(0, 1).mul(255).round().byte().movedim(0, -1)
         Image.fromarray(np.ascontiguousarray(levels.numpy())).save(out / f"{path.stem}.png")
         if measured:
@@ -177,10 +191,12 @@ def predict(model: nn.Module, config: dict, folder: str | Path, out: str | Path,
                                 for name, measure in (("psnr_y", psnr_y), ("ssim_y", ssim_y))}
             _print_row(path.name, found[path.name], header=len(found) == 1)
     if found:
-        columns = next(iter(found.values()))
-        mean = {name: sum(row[name] for row in found.values()) / len(found) for name in columns}
-        _print_row(f"mean of {len(found)}", mean)
-        save_json({"scale": scale, "mean": mean, "images": found}, out / "figures.json")
+        columns = {name: [row[name] for row in found.values()] for name in next(iter(found.values()))}
+        mean = {name: _mean(values) for name, values in columns.items()}
+        exact = [columns[name].count(math.inf) for name in ("psnr_y", "bicubic_psnr_y")]
+        _print_row(f"mean of {len(found)}" + f", PSNR {len(found) - exact[0]} and {len(found) - exact[1]}" * any(exact), mean)
+        images = {name: _finite(row) for name, row in found.items()}
+        save_json({"scale": scale, "mean": _finite(mean), "images": images}, out / "figures.json")
     return failed
 
 
@@ -213,6 +229,11 @@ def _small_and_target(path: Path, scale: int, large: bool, measured: bool) -> tu
     if min(target.shape[2:]) < least:
         raise ValueError(f"{path} is {target.shape[2]}x{target.shape[3]}, SSIM at scale {scale} wants {least}x{least} pixels")
     return imresize(target, 1 / scale) if large else pairs.input.image(0)[None], target
+
+
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    """For JSON, which has no inf and no NaN."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _print_row(name: str, values: dict[str, float], header: bool = False) -> None:

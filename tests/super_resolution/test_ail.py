@@ -4,6 +4,7 @@ import copy
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -212,6 +213,7 @@ def test_wrong_shapes_are_named():
 @pytest.mark.parametrize("options, message", [
     ({"variant": "ali"}, "no variant 'ali'; did you mean 'ail'"), ({"base": "l3"}, "no base 'l3'"), ({"channels": "all"}, "no channels 'all'"),
     ({"reduction": "none"}, "no reduction 'none'"), ({"round": -1}, "round must be a whole number >= 0, got -1"), ({"round": 1.5}, "got 1.5"),
+    ({"round": True}, "round must be a whole number >= 0, got True"), ({"round": "1"}, "got '1'"),
     ({"slope": 0}, "slope must be > 0, got 0"), ({"threshold": -0.1}, "threshold"), ({"decay": -1}, "decay"), ({"pace": -1}, "pace"),
     ({"growth": -1}, "growth"), ({"power": -2}, "power must be >= 0, got -2")], ids=str)
 def test_wrong_settings(options, message):
@@ -224,6 +226,15 @@ def test_wrong_settings(options, message):
         if name in takes:
             with pytest.raises(ValueError, match=message):
                 function(*tensors, **({"round": 1} if function is importance else {}) | {name: value})
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor])
+def test_a_round_of_any_integer_type_is_that_round(kind):
+    """A small type does not wrap around either: the loss keeps an int."""
+    loss, (teacher, previous, target) = AILLoss(kind(3)), images(2)
+    assert type(loss.round) is int and loss.of == AILLoss(3).of
+    assert torch.equal(loss.weight(teacher, previous, target), AILLoss(3).weight(teacher, previous, target))
+    assert torch.equal(importance(teacher, previous, target, kind(3)), importance(teacher, previous, target, 3))
 
 
 # ------------------------------------------------------------------------------------------------------ variants of a round

@@ -233,6 +233,31 @@ def test_downsizes_and_scales_give_every_image_once_at_each():
         torch.testing.assert_close(pairs.input.image(i), imresize(imresize(pairs.target.image(i)[None], 1 / (i - 4)), i - 4)[0], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("enlarged, patch", [(True, 14), (False, 7)])
+def test_variants_smaller_than_the_patch_are_left_out_and_counted(enlarged, patch):
+    """Patches are of the others alone, each as often, and a path is that of the image that is cut."""
+    high = [np.full((h, w, 3), 50 * i, np.uint8) for i, (h, w) in enumerate([(24, 40), (40, 40), (18, 24)])]
+    pairs = Pairs(high, enlarged=enlarged, downsizes=(1.0, 0.7, 0.5))
+    with pytest.warns(UserWarning) as caught:
+        patches = Patches(pairs, patch, repeat=3).to("cpu")
+    assert [str(warning.message) for warning in caught] == [
+        f"left out 3 of 9 variants of images, smaller than patch={patch}: 2 at downsize 0.5, 1 at downsize 0.7; the first is of image 0"]
+    expected = ["image 0"] * 2 + ["image 1"] * 3 + ["image 2"]
+    assert len(patches) == 18 and [patches.path(i) for i in range(12)] == expected * 2
+    batch = drawn(patches, 18)
+    for name in ("input", "target"):
+        levels = (batch[name] * 255).round().long().flatten(1)
+        assert [f"image {level // 50}" for level in levels[:, 0].tolist()] == expected * 3 and (levels == levels[:, :1]).all()
+
+
+def test_an_image_without_a_variant_as_large_as_the_patch_is_an_error():
+    high = [picture(60, 60), picture(40, 50), picture(60, 60)]
+    with pytest.raises(ValueError, match="patch=41, but the input made of image 1 has 40x50 .* patch of at most 40"):
+        Patches(Pairs(high, enlarged=True, downsizes=(0.5, 1.0, 0.7)), 41)
+    with pytest.raises(ValueError, match="patch=41, but the input made of image 1 has 39x48 .* patch of at most 39"):
+        Patches(Pairs([picture(60, 60), picture(41, 50)], scale=(2, 3, 4), enlarged=True), 41)           # at scale 3
+
+
 def test_wrong_settings_are_refused():
     high = [picture(12, 12)]
     for match, settings in {"scale must be": {"scale": 1}, r"got 2\.5": {"scale": 2.5}, "several scales": {"scale": (2, 3)}, "'rgb' or 'y'": {"color": "Y"},

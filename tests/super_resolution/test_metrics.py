@@ -194,6 +194,9 @@ def test_rgb_is_one_error_over_the_channels_and_the_mean_of_their_ssim(crop):
     assert psnr_rgb(output, target, crop).item() == pytest.approx(peak_signal_noise_ratio(*inner, data_range=255), rel=1e-12)
     expected = np.mean([structural_similarity(*pair, **SSIM) for pair in zip(*inner)])
     assert ssim_rgb(output, target, crop).item() == pytest.approx(expected, rel=1e-12)
+    outputs, targets = torch.cat([output, target, 0.9 * output]), target.repeat(3, 1, 1, 1)             # each image by itself
+    channels = torch.stack([ssim_y(outputs[:, c:c + 1], targets[:, c:c + 1], crop) for c in range(3)], 1)
+    torch.testing.assert_close(ssim_rgb(outputs, targets, crop), channels.mean(1), rtol=1e-12, atol=0)
 
 
 def test_kornias_ssim_without_padding_is_the_same_and_its_psnr_per_image():

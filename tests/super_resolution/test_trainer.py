@@ -256,6 +256,58 @@ def test_predict_measures_what_it_writes(photos, album, tmp_path, capsys, color,
     assert figures["mean"]["psnr_y"] == pytest.approx(mean) and f"{mean:.2f}" in capsys.readouterr().out.splitlines()[-1]
 
 
+def strict(text):
+    """JSON as others read it."""
+    def refused(constant):
+        raise AssertionError(f"{constant} is no JSON")
+    return json.loads(text, parse_constant=refused)
+
+
+@pytest.mark.filterwarnings("ignore:the network gives the bicubic")
+def test_an_image_without_error_is_null_and_not_in_the_mean(photos, tmp_path, capsys):
+    """Images of one colour: repeating pixels hits both, and 1.0371 times that hits black alone."""
+    album = folder(tmp_path / "album", black=np.zeros((30, 32, 3), np.uint8), flat=np.full((30, 32, 3), 77, np.uint8), wave=picture(40, 44))
+    found = {}
+    for name, model in (("right", Repeat()), ("wrong", Nearest(2))):
+        trainer.predict(model, config(photos, "rgb"), album, tmp_path / name, measured=True)
+        found[name] = strict((tmp_path / name / "figures.json").read_text())
+        rows = found[name]["images"]
+        assert [rows[f"{image}.png"]["bicubic_psnr_y"] is None for image in ("black", "flat", "wave")] == [True, True, False]
+        kept = [row["psnr_y"] for row in rows.values() if row["psnr_y"] is not None]
+        assert len(kept) == {"right": 1, "wrong": 2}[name] and found[name]["mean"]["psnr_y"] == pytest.approx(sum(kept) / len(kept))
+        assert found[name]["mean"]["ssim_y"] == pytest.approx(np.mean([row["ssim_y"] for row in rows.values()]))
+        assert capsys.readouterr().out.splitlines()[-1].startswith(f"mean of 3, PSNR {len(kept)} and 1 ")
+        images = data.image_folder(album, train=False)
+        batches = [{key: torch.as_tensor(value)[None] for key, value in images[i].items()} for i in range(3)]
+        assert trainer.evaluate(model, batches)["psnr_y"] == pytest.approx(found[name]["mean"]["psnr_y"])
+    assert trainer.evaluate(Repeat(), batches[:2])["psnr_y"] == np.inf
+    (album / "wave.png").unlink()
+    trainer.predict(Repeat(), config(photos, "rgb"), album, tmp_path / "all", measured=True)
+    assert strict((tmp_path / "all" / "figures.json").read_text())["mean"]["psnr_y"] is None
+
+
+class Repeat(nn.Module):
+    def forward(self, x):
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def test_a_network_that_gives_no_number_is_not_hidden_by_the_mean(photos):
+    images = data.image_folder(photos / "test", train=False)
+    batches = [{key: torch.as_tensor(value)[None] for key, value in images[i].items()} for i in range(2)]
+    for batch, factor in zip(batches, (1, np.nan)):
+        batch["input"] = batch["input"] * factor
+    assert np.isnan(trainer.evaluate(Repeat(), batches)["psnr_y"])
+
+
+@pytest.mark.parametrize("measured", [False, True])
+@pytest.mark.parametrize("scale, enlarged, made", [(3, False, (99, 138)), (1, False, (33, 46)), (2, True, (132, 184))], ids=str)
+def test_a_network_of_another_scale_is_an_error_before_anything_is_saved(photos, tmp_path, measured, scale, enlarged, made):
+    album = folder(tmp_path / "album", color=picture(66 if measured else 33, 92 if measured else 46))
+    with pytest.raises(ValueError, match=rf"made \(1, 3, {made[0]}, {made[1]}\) of color.png, want \(1, 3, 66, 92\): the data has scale=2"):
+        trainer.predict(Nearest(scale), config(photos, "rgb", enlarged), album, tmp_path / "out", measured=measured)
+    assert not list((tmp_path / "out").iterdir())
+
+
 @pytest.mark.parametrize("enlarged", [False, True])
 def test_predict_agrees_with_evaluate(photos, tmp_path, enlarged):
     model, full = Nearest(1) if enlarged else network("rgb", False), config(photos, "rgb", enlarged)
