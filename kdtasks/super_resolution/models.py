@@ -92,7 +92,8 @@ class ESPCN(nn.Module):
     """Works on the small image, enlarges by rearranging channels (Shi et al., 1609.05158), with a few later habits.
 
     The paper's layers: 5x5 to 64 channels, 3x3 to 32, 3x3 to scale² sub-pixels. Different here: PReLU for tanh, input centred
-    to [-1, 1], He's start, and with ``residual`` the network adds to the bicubic image, as the paper's does not.
+    to [-1, 1], He's start, and with ``residual`` the network adds to the bicubic image, as the paper's does not, and starts as
+    next to nothing.
 
     Args:
         scale: 2, 3 or 4.
@@ -109,8 +110,11 @@ class ESPCN(nn.Module):
         for width in widths:
             layers += [_conv(inputs, width, 3 if layers else 5), nn.PReLU()]
             inputs = width
-        self.body = nn.Sequential(*layers, _conv(inputs, channels * scale**2), nn.PixelShuffle(scale))
+        last = _conv(inputs, channels * scale**2)
+        self.body = nn.Sequential(*layers, last, nn.PixelShuffle(scale))
         _init_he(self)
+        if residual:
+            nn.init.normal_(last.weight, std=0.001)        # starts as the bicubic image
 
     def forward(self, image: Tensor) -> Tensor:
         detail = self.body(2 * image - 1)
