@@ -8,6 +8,7 @@ import math
 import pprint
 import textwrap
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -193,10 +194,17 @@ def _control(run) -> str:
         changed = ", ".join(f"{key}={value!r}" for key, value in run.config["control"].items())
         notes.append(f"Its network has {_code(changed)}, as the config's <code>control</code> says.")
     if taught:
-        differing = [key for key in ("optimizer", "schedule", "length") if run.setting(alone, key) != run.setting(taught, key)]
+        before = _chain(run, alone)
+        rounds = [stage for stage in _chain(run, taught) if stage not in before]
+        in_rounds = len(rounds) > 1 and _steps(run, rounds) == _steps(run, [alone])
+        keys = ("optimizer",) if in_rounds else ("optimizer", "schedule", "length")
+        differing = [key for key in keys if run.setting(alone, key) != run.setting(taught, key)]
         if differing:
             notes.append(f"In this config {_code(taught.name)} also differs from it in {', '.join(differing)}.")
-        if taught.student != "fresh":
+        if in_rounds:
+            notes.append(f"{_code(taught.name)} is the last of {len(rounds)} stages that go on with one student, from "
+                         f"{_code(rounds[0].name)} on; together they have as many steps as <code>alone</code>.")
+        elif taught.student != "fresh":
             origin = "the stage before it" if taught.student == "keep" else _code(Path(taught.student).name)
             notes.append(f"{_code(taught.name)} starts from {origin}, so it has had more steps in all.")
         more = run.setting(taught, "data")["unlabelled_per_batch"]
@@ -204,6 +212,22 @@ def _control(run) -> str:
             notes.append(f"{_code(taught.name)} also sees {more} unlabelled samples a step, about which only a teacher can say "
                          "something.")
     return text + (f"<p>{' '.join(notes)}</p>" if notes else "")
+
+
+def _chain(run, stage) -> list:
+    """The stages that one after the other trained what this one ends with, itself last."""
+    source = run.source(stage)
+    earlier = _chain(run, next(s for s in run.stages if s.name == source)) if source else []
+    return [*earlier, stage]
+
+
+def _steps(run, stages) -> Counter:
+    """Their lengths together, by unit."""
+    total = Counter()
+    for stage in stages:
+        length = run.setting(stage, "length")
+        total.update(length if isinstance(length, Mapping) else {"epochs": length})
+    return total
 
 
 # Charts -----------------------------------------------------------------------------------------------------------------

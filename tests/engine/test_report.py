@@ -241,6 +241,18 @@ def test_losses_that_are_not_finite_and_a_control_that_differs(tmp_path):
     assert "distilled also differs from it in length" in page.text and "distilled starts from alone" in page.text
 
 
+def test_rounds_with_the_steps_of_the_control_are_said_to_be_so(tmp_path):
+    rounds = [{"name": "alone", "losses": {"loss_cls": CE}, "length": 3}, {"name": "first", "losses": {"loss_cls": CE}, "length": 2},
+              {"name": "distilled", "student": "keep", "teachers": {"teacher": "teacher.pth"}, "losses": BOTH, "length": 1}]
+    said = []
+    for length in (3, 2):
+        stages = [{**rounds[0], "length": length}, *rounds[1:]]
+        run = Run({**small(), "stages": stages}, tmp_path, quiet=True)
+        said.append(report._control(run))
+    assert "is the last of 2 stages" in said[0] and "as many steps as <code>alone</code>" in said[0]
+    assert "as many steps as" not in said[1] and "so it has had more steps in all" in said[1]
+
+
 def test_running_mean_equals_a_loop():
     values, window = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0], 2
     slow = []
