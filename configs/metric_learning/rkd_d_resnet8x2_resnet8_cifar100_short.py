@@ -1,6 +1,6 @@
 # ResNet-8 taught by a wider one to embed CIFAR-100, tested on unseen classes: RKD, distances only (arXiv 1904.05068).
 # Run:     python tools/train.py configs/metric_learning/rkd_d_resnet8x2_resnet8_cifar100_short.py
-# Expect:  Recall@1: student alone 34.87 ± 1.03 %, taught 37.73 ± 1.46 % over 5 seeds, teacher 43.80 %; 3 minutes a run on a CPU core
+# Expect:  Recall@1: student alone 34.87 ± 1.03 %, taught 37.73 ± 1.46 % over 5 seeds, teacher 43.80 %; 3 minutes a run
 _base_ = ['../_base_/cifar100_unseen.py', '../_base_/embedders_cifar100_short.py']
 
 losses = dict(
