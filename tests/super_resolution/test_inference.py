@@ -27,6 +27,8 @@ def network(name, scale):
     }[name]()
     if name == "fsrcnn":
         nn.init.normal_(model.enlarge.weight)                              # its own start is next to nothing
+    if name == "espcn":
+        nn.init.normal_(model.body[-2].weight, std=0.3)                    # and so is this one's
     return model.double().eval(), radius
 
 

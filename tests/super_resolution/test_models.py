@@ -99,6 +99,12 @@ def test_fsrcnn(scale):
     torch.testing.assert_close(model(x), expected)
 
 
+def test_espcn_with_a_residual_starts_as_the_bicubic_image():
+    x = torch.rand(2, 1, 12, 14)
+    detail = ESPCN(2, widths=(16, 16))(x) - imresize(x, 2)
+    assert 0 < detail.abs().max() < 0.05 and (ESPCN(2, widths=(16, 16), residual=False)(x) - imresize(x, 2)).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_espcn(scale, residual):
