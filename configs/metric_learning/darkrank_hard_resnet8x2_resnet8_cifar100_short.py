@@ -4,7 +4,7 @@
 _base_ = ['../_base_/cifar100_unseen.py', '../_base_/embedders_cifar100_short.py']
 
 student = dict(normalize=True)
-losses = dict(                          # the whole batch is ranked, its first 16 places count: -log P of some 75 nats
+losses = dict(                          # all of the batch is ranked, the first 16 places count: 76 nats if at random
     loss_darkrank=dict(type='kdtasks.metric_learning.DarkRankLoss', kind='hard', list_length=None, places=16,
                        of=('student', 'teacher'), weight=0.05),
 )

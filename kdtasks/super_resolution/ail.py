@@ -149,8 +149,8 @@ class AILLoss(nn.Module):
 
     ``previous`` is the student frozen at the end of the last round, as a further teacher. ``'ail'`` is the release. The paper's
     abstract implies a form without a teacher, but not which: ``'no_teacher'`` is ours. There the mean weight falls from 1 to
-    about 0.15 as round 1 begins, the loss some 50 times, and Adam, which scales its steps by the size of the last thousand
-    gradients, takes small ones: use ``normalize=True`` with the two. (With a teacher it did not help in our small experiment.)
+    about 0.15 as round 1 begins, the loss to a fortieth, and Adam, which scales its steps by the size of the last thousand
+    gradients, takes small ones: use ``normalize=True`` with the two.
 
     Args:
         round: t >= 0.
