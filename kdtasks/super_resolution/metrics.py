@@ -7,8 +7,8 @@ the pixels k around it with weights
     1.5|t|^3 - 2.5|t|^2 + 1 & |t| \le 1 \\ -0.5|t|^3 + 2.5|t|^2 - 4|t| + 2 & 1 < |t| \le 2 \\ 0 & \text{else} \end{cases}
 
 that add up to 1; beyond its edges the image is mirrored, the edge pixel repeated. ``torch.nn.functional.interpolate`` has
-another kernel (a = -0.75, sharper where it enlarges) and does not widen it where it shrinks. With ``antialias=True`` the kernel is this one, but the borders are not, nor the grid where the scale does not
-divide the size.
+another kernel (a = -0.75, sharper where it enlarges) and does not widen it where it shrinks. With ``antialias=True`` the kernel
+is this one, but the borders are not, nor the grid where the scale does not divide the size.
 
 **Quality.** PSNR and SSIM are those of the luma (BT.601, 16 to 235) of uint8 images, without a border as wide as the scale. For
 bicubic at x2 on B100 that gives 29.56 dB; RGB and full-range grey give 28.24, luma rounded to 8 bits 29.55.
