@@ -1,0 +1,1 @@
+"""Continual learning: classes come in experiences, and the model before teaches the model after."""

@@ -1,0 +1,118 @@
+"""A classifier whose head grows: one linear layer an experience, side by side."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class GrowingHead(nn.Module):
+    r"""``(B, features)`` to logits ``(B, classes)``: a linear layer for each experience, in the order in which they came.
+
+    .. math:: z = [\, W_1 x + b_1 \mid W_2 x + b_2 \mid \dots \mid W_t x + b_t \,]
+
+    One softmax over all columns makes it a single head, as class-incremental learning has it; one over each block makes it the
+    many heads of task-incremental learning. Weights of an earlier time, with fewer blocks, can be loaded: the further blocks
+    keep what they have.
+
+    Args:
+        features: of the input.
+        sizes: classes of each experience, as many as have come.
+        bias: whether the layers have one.
+
+    Raises:
+        ValueError: no experience, or one without classes.
+    """
+
+    def __init__(self, features: int, sizes: Sequence[int], bias: bool = True):
+        super().__init__()
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"sizes are the classes of each experience, at least one, got {tuple(sizes)}")
+        self.features, self.bias = features, bias
+        self.blocks = nn.ModuleList(nn.Linear(features, size, bias) for size in sizes)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Classes of each experience."""
+        return tuple(block.out_features for block in self.blocks)
+
+    @property
+    def old(self) -> int:
+        """Classes of all experiences but the last: the columns ``[:old]`` are old, ``[old:]`` new."""
+        return sum(self.sizes[:-1])
+
+    def grow(self, classes: int) -> None:
+        """Add the block of an experience with so many classes; an optimizer has to be told of its parameters."""
+        like = self.blocks[0].weight
+        self.blocks.append(nn.Linear(self.features, classes, self.bias).to(like.device, like.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([block(x) for block in self.blocks], dim=1)
+
+    def split(self, logits: Tensor) -> list[Tensor]:
+        """The columns of each experience: ``(B, classes)`` as views ``(B, size)``."""
+        return list(logits.split(list(self.sizes), dim=1))
+
+    def complete_state(self, state: dict[str, Tensor], prefix: str) -> None:
+        """Add to a state_dict of fewer blocks the present values of the further ones."""
+        saved = {name.removeprefix(f"{prefix}blocks.").split(".")[0] for name in state if name.startswith(f"{prefix}blocks.")}
+        for number, block in enumerate(self.blocks):
+            if saved and str(number) not in saved and number >= len(saved):
+                state.update({f"{prefix}blocks.{number}.{name}": value for name, value in block.state_dict().items()})
+
+
+def growing(network: nn.Module, sizes: Sequence[int], fixed_norm: bool = False) -> nn.Module:
+    """The network with its last linear layer replaced by a :class:`GrowingHead`.
+
+    Args:
+        network: a classifier, such as those of ``kdtasks.general.models``, torchvision or timm; it is changed.
+        sizes: see :class:`GrowingHead`.
+        fixed_norm: BatchNorm stays in eval: its statistics are those of the experiences before. They otherwise follow the
+            newest experience, whatever the old outputs are held to.
+
+    Raises:
+        ValueError: the network has no linear layer.
+    """
+    last = next((path for path, module in reversed(list(network.named_modules())) if isinstance(module, nn.Linear)), None)
+    if last is None:
+        raise ValueError(f"{type(network).__name__} has no linear layer that a growing head could replace")
+    linear = network.get_submodule(last)
+    head = GrowingHead(linear.in_features, sizes, linear.bias is not None)
+    network.set_submodule(last, head)
+    if fixed_norm:
+        for module in network.modules():
+            if type(module) in _FIXED:
+                module.__class__ = _FIXED[type(module)]
+                module.eval()
+    return network
+
+
+def head_of(model: nn.Module) -> tuple[str, GrowingHead]:
+    """``(path, head)`` of the model's :class:`GrowingHead`.
+
+    Raises:
+        ValueError: it has none, or several.
+    """
+    found = [(path, module) for path, module in model.named_modules() if isinstance(module, GrowingHead)]
+    if len(found) != 1:
+        raise ValueError(f"{type(model).__name__} has {len(found)} growing heads, want one: "
+                         "dict(type='kdtasks.incremental.models.growing', network=dict(type=…), sizes=…)")
+    return found[0]
+
+
+class _Fixed:
+    """A BatchNorm whose ``train()`` changes nothing."""
+
+    def train(self, mode: bool = True) -> nn.Module:
+        return super().train(False)
+
+
+class FixedNorm1d(_Fixed, nn.BatchNorm1d):
+    """BatchNorm1d that stays in eval."""
+
+
+class FixedNorm2d(_Fixed, nn.BatchNorm2d):
+    """BatchNorm2d that stays in eval."""
+
+
+_FIXED = {nn.BatchNorm1d: FixedNorm1d, nn.BatchNorm2d: FixedNorm2d}
