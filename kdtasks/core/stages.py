@@ -19,6 +19,7 @@ class Stage:
     Args:
         name: how the results, files and other stages call it.
         model: which model of the config learns: ``'student'``, ``'teacher'``, or a key of ``models``.
+        arguments: of that model's ``type``, in the place of the config's, in this stage and where it later teaches.
         student: what it starts from: ``'fresh'``; ``'keep'``, the last stage that trained this model; a stage
             (``'<stage>'``, ``'<stage>.last'``, ``'<stage>.best'``, ``'<stage>.<epoch>'``); or a file. After a stage, the
             data's order and random views go on with the epoch after its last one.
@@ -27,15 +28,17 @@ class Stage:
             an equal share of the stage.
         losses: the entries that pull in this stage.
         train: patterns (``fnmatch``) of the parameters that learn: ``'student'``, ``'losses'``, ``'student.layer3.*'``.
-        optimizer, schedule, length, data: as at the top of a config, whose values they replace.
+        optimizer, schedule, length, data: as at the top of a config, whose values they replace. Unlabelled samples are for
+            stages with teachers, unless the stage's own data says ``unlabelled_per_batch``.
         optimizer_state: ``'fresh'``; or ``'keep'``: the momentum (or Adam's averages) of the stage that the student comes from
             goes on, while the learning rate starts anew.
         keep: epochs whose checkpoints are kept, for anchors.
-        taught: whether teachers pull; a stage without them sees labelled samples only.
+        taught: whether teachers pull.
     """
 
     name: str
     model: str = "student"
+    arguments: dict = field(default_factory=dict)
     student: str = "fresh"
     teachers: dict[str, str | Sequence[str] | None] = field(default_factory=dict)
     losses: dict[str, dict] = field(default_factory=dict)

@@ -1,15 +1,17 @@
 """What a teacher brings: each config over several seeds, every run paired with its control of the same seed.
 
 A comparison is a list of jobs, each one run in a folder of its own. What several configs or seeds have in common (a
-teacher, the control "alone") is one job in ``shared/<stage>_<hash>/seed<N>``: the hash is of all that matters to the
-stage, so equal stages meet in one folder. A config's own job, ``<config>_<hash>/seed<N>``, takes these stages over and
-trains the rest; it is an ordinary run. Jobs that have finished are not repeated, and one that was stopped goes on.
+teacher, the control "alone" with the stages that lead to it) is one job in ``shared/<stage>_<hash>/seed<N>``: the hash is of
+all that matters to these stages, so equal ones meet in one folder. A config's own job, ``<config>_<hash>/seed<N>``, takes
+them over and trains the rest; it is an ordinary run. Jobs that have finished are not repeated, and one that was stopped goes
+on.
 """
 
 import argparse
 import hashlib
 import json
 import math
+import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from kdtasks.core.stages import Stage, final_stage, stage_reference
+from kdtasks.core.stages import Stage, final_stage
 from kdtasks.engine import checkpoint
 from kdtasks.engine import config as configurations
 from kdtasks.engine.builder import ConfigError
@@ -30,7 +32,7 @@ from kdtasks.engine.run import Run
 CONFIDENCE = 0.95
 MIN_SEEDS = 3                                                # for a verdict: two differences say too little of their spread
 TEACHER_SEED = 0                                             # of the one teacher that all seeds share
-OWN_KEYS = ("name", "model", "student", "losses", "train", "keep")       # of a stage that stands alone in its config
+OWN_KEYS = ("name", "model", "arguments", "student", "losses", "train", "keep")  # of a stage that stands alone in its config
 
 
 # Numbers ---------------------------------------------------------------------------------------------------------------
@@ -77,7 +79,7 @@ class Job:
         stages: the names of all its stages.
         given: stages that are taken over from other jobs.
         used_by: the configs that it counts for.
-        shared: whether it is one stage on its own, which several configs or seeds may use.
+        shared: whether it is one stage on its own, with those that lead to it, which several configs or seeds may use.
     """
 
     name: str
@@ -104,7 +106,7 @@ class Job:
         run.open(resume=True)
         for stage, other in self.given.items():
             if stage not in run.done:
-                run.files.adopt(stage, other.folder / "stages" / f"0_{stage}")
+                run.files.adopt(stage, other.folder / "stages" / f"{other.stages.index(stage)}_{stage}")
         run.train(resume=True)
 
 
@@ -114,7 +116,8 @@ class Arm:
     Attributes:
         final: the stage whose student is compared.
         teachers: the stages that train a teacher; none where checkpoints are given.
-        shared: ``{stage: its config on its own}`` of the stages that need no other: teachers, and the control.
+        shared: ``{stage: (its config on its own, the stages that lead to it and itself)}`` of those that no teacher led to:
+            teachers, the control, and what else trains a student from fresh weights and is gone on with by none (``joint``).
         jobs: ``{seed: the config's own run}``.
         controls: ``{seed: the run that has the stage "alone"}``.
     """
@@ -127,46 +130,57 @@ class Arm:
             raise ConfigError(f"{name}: there must be a stage 'alone' and another that trains the student, to compare them; "
                               f"there are {list(stages)}")
         self.final = final.name
-        independent = {name: stage for name, stage in stages.items()
-                       if not stage.taught and stage.student != "keep" and stage_reference(stage.student, list(stages)) is None}
-        self.teachers = [name for name, stage in independent.items() if stage.model != "student"]
-        self.shared = {name: on_its_own(self.run, stage) for name, stage in independent.items()
-                       if name in self.teachers or name == "alone"}
+        chains = {name: self.run.chain(stage) for name, stage in stages.items()}
+        chains = {name: chain for name, chain in chains.items()
+                  if not any(s.taught or self.run.unlabelled(s) for s in chain)}
+        self.teachers = [name for name, chain in chains.items() if stages[name].model != "student" and len(chain) == 1]
+        ends = {name for name, chain in chains.items() if len(chain) == 1} - {self.run.source(s) for s in stages.values()}
+        self.shared = {name: (on_its_own(self.run, chain), [stage.name for stage in chain]) for name, chain in chains.items()
+                       if name in self.teachers or name == "alone" or name in ends}
         self.jobs: dict[int, Job] = {}
         self.controls: dict[int, Job] = {}
 
     def plan(self, seed: int, work_dir: Path, teacher_per_seed: bool, jobs: dict[Path, Job]) -> None:
         """Add the jobs of one seed that are not planned yet."""
         needs = {}
-        for stage, config in self.shared.items():
+        for stage, (config, chain) in self.shared.items():
             its_seed = TEACHER_SEED if stage in self.teachers and not teacher_per_seed else seed
             folder = work_dir / "shared" / f"{stage}_{_hash(config)}" / f"seed{its_seed}"
-            needs[stage] = jobs.setdefault(folder, Job(stage, config, folder, its_seed, [stage], shared=True))
+            needs[stage] = jobs.setdefault(folder, Job(stage, config, folder, its_seed, chain, shared=True))
             if self.name not in needs[stage].used_by:
                 needs[stage].used_by.append(self.name)
         names, config = [stage.name for stage in self.run.stages], self.run.config
         folder = work_dir / f"{self.name}_{_hash([config, bool(self.teachers) and teacher_per_seed])}" / f"seed{seed}"
-        given = {stage: job for stage, job in needs.items() if stage in names}
+        given = {stage: job for job in needs.values() for stage in job.stages if stage in names}
         self.jobs[seed] = jobs[folder] = Job(self.name, config, folder, seed, names, given, [self.name])
         self.controls[seed] = needs.get("alone", self.jobs[seed])
 
 
-def on_its_own(run: Run, stage: Stage) -> dict:
-    """A config of this stage alone, without all that cannot matter to it: equal ones train equal weights.
+def on_its_own(run: Run, chain: Sequence[Stage]) -> dict:
+    """A config of the last of these stages and of those that lead to it, without all that cannot matter to them.
 
-    A stage without teachers sees neither their settings, nor other models, nor unlabelled samples.
+    Equal ones train equal weights. Without teachers, neither these matter, nor other models, nor unlabelled samples.
     """
-    config = run.config
+    config, stage = run.config, chain[-1]
+    if len(chain) > 1:
+        own = [{**{key: getattr(s, key) for key in OWN_KEYS}, "student": run.source(s) or s.student,
+                "optimizer_state": s.optimizer_state, **_settings(run, s)} for s in chain]
+        return {**config, **_settings(run, stage), "teachers": {}, "models": {}, "peers": [], "teacher_training": {},
+                "cache": None, "losses": stage.losses, "stages": own}
     spec = {"student": config["student"], **config["teachers"], **config["models"]}[stage.model]
     if stage.name == "alone" and stage.model == "student":
         spec = {**spec, **config["control"]}
     if stage.model != "student":                                        # how it teaches later does not matter here
         spec = {k: v for k, v in spec.items() if k not in configurations.TEACHER_KEYS}
-    settings = {key: run.setting(stage, key) for key in configurations.TRAINING_KEYS}
-    settings["data"] = {**settings["data"], "unlabelled_per_batch": 0}
-    return {**config, **settings, "student": spec, "teachers": {} if stage.model == "student" else {stage.model: spec},
-            "control": {}, "models": {}, "peers": [], "teacher_training": {}, "cache": None, "losses": stage.losses,
+    teachers = {} if stage.model == "student" else {stage.model: spec}
+    return {**config, **_settings(run, stage), "student": spec, "teachers": teachers, "control": {},
+            "models": {}, "peers": [], "teacher_training": {}, "cache": None, "losses": stage.losses,
             "stages": [{key: getattr(stage, key) for key in OWN_KEYS}]}
+
+
+def _settings(run: Run, stage: Stage) -> dict:
+    settings = {key: run.setting(stage, key) for key in configurations.TRAINING_KEYS}
+    return {**settings, "data": {**settings["data"], "unlabelled_per_batch": 0}}
 
 
 def plan(configs: Mapping[str, Mapping], seeds: Sequence[int], work_dir: Path, device: str | None = None,
@@ -238,7 +252,7 @@ def _collect(arms: Sequence[Arm], jobs: Sequence[Job], seeds: list[int], work_di
             new = {"folder": folder, "stage": job.name, "configs": job.used_by, "seeds": [], "seconds": []}
             entry = shared.setdefault(folder, new)
             entry["seeds"].append(job.seed)
-            entry["seconds"].append(job.results["stages"][job.name]["seconds"])
+            entry["seconds"].append(sum(job.results["stages"][stage]["seconds"] for stage in job.stages))
     return {"primary": task.PRIMARY, "higher_is_better": task.HIGHER_IS_BETTER, "confidence": CONFIDENCE, "seeds": seeds,
             "devices": sorted({job.results["device"] for job in jobs}),
             "configs": {arm.name: _row(arm, seeds, task, work_dir, teacher_per_seed) for arm in arms},
@@ -247,8 +261,8 @@ def _collect(arms: Sequence[Arm], jobs: Sequence[Job], seeds: list[int], work_di
 
 def _row(arm: Arm, seeds: list[int], task, work_dir: Path, teacher_per_seed: bool) -> dict:
     own = [arm.jobs[seed].results["stages"] for seed in seeds]
-    alone = [arm.controls[seed].results["stages"]["alone"][task.PRIMARY] for seed in seeds]
-    distilled = [stages[arm.final][task.PRIMARY] for stages in own]
+    alone_results, taught = [arm.controls[s].results["stages"]["alone"] for s in seeds], [stages[arm.final] for stages in own]
+    alone, distilled = [values[task.PRIMARY] for values in alone_results], [values[task.PRIMARY] for values in taught]
     differences = [b - a for a, b in zip(alone, distilled)]
     mean, low, high = interval(differences)
     word, why = verdict(differences, task.HIGHER_IS_BETTER)
@@ -258,8 +272,20 @@ def _row(arm: Arm, seeds: list[int], task, work_dir: Path, teacher_per_seed: boo
                for seed, stages in zip(seeds, own)]
     return {"stage": arm.final, "teachers": {**given, **teachers}, "alone": alone, "distilled": distilled,
             "differences": differences, "mean": mean, "low": low, "high": high, "verdict": word, "why": why,
-            "seconds": seconds, "folders": [str(arm.jobs[seed].folder.relative_to(work_dir)) for seed in seeds],
+            "metrics": _metrics(alone_results, taught), "seconds": seconds,
+            "folders": [str(arm.jobs[seed].folder.relative_to(work_dir)) for seed in seeds],
             "controls": [str(arm.controls[seed].folder.relative_to(work_dir)) for seed in seeds]}
+
+
+def _metrics(alone: Sequence[Mapping], distilled: Sequence[Mapping]) -> dict[str, dict]:
+    """``{metric: alone, distilled, mean difference and its interval}`` of every number that all of these results have."""
+    found = {}
+    for name in alone[0]:
+        a, b = ([values.get(name) for values in results] for results in (alone, distilled))
+        if name not in ("seconds", "cost") and all(isinstance(value, int | float) for value in [*a, *b]):
+            mean, low, high = interval([y - x for x, y in zip(a, b)])
+            found[name] = {"alone": a, "distilled": b, "mean": mean, "low": low, "high": high}
+    return found
 
 
 def _notes(arms: Sequence[Arm], shared: list[dict], seeds: list[int], teacher_per_seed: bool) -> list[str]:
@@ -294,6 +320,15 @@ def show(result: Mapping, console: Console | None = None) -> None:
         for seed, a, b, d in zip(result["seeds"], row["alone"], row["distilled"], row["differences"]):
             every.add_row(name, str(seed), f"{a:.3f}", f"{b:.3f}", f"{d:+.3f}")
     console.print(every)
+    further = Table(title="further metrics")
+    for title in ("config", "metric", "alone", "distilled", f"difference [{result['confidence']:.0%}]"):
+        further.add_column(title, justify="left" if title in ("config", "metric") else "right")
+    for name, row in result["configs"].items():
+        for metric, found in row["metrics"].items():
+            if metric != result["primary"] and not re.search(r"_on_\d+$", metric):         # those are in the JSON
+                further.add_row(name, metric, _spread(found["alone"]), _spread(found["distilled"]), _difference(found))
+    if further.row_count:
+        console.print(further)
     for entry in result["shared"]:
         seeds, users = " ".join(map(str, entry["seeds"])), ", ".join(entry["configs"])
         print(f"{entry['stage']}, seed {seeds}: trained once, for {users} ({entry['folder']})", file=console.file)

@@ -21,7 +21,8 @@ KEYS = {
     "peers": ("models that learn beside the student", []),
     "distiller": ("a subclass of Distiller", {"type": "kdtasks.core.Distiller"}),
     "losses": ("name=dict(type, its arguments, of, weight, alone)", None),
-    "stages": ("a list of stages; left out: teacher (without checkpoint), alone, distilled", None),
+    "stages": ("a list of stages, or dict(type=…) of a function that makes one of the config; left out: teacher (without "
+               "checkpoint), alone, distilled", None),
     "teacher_training": ("optimizer, schedule, length, data of the stage that trains a teacher, where they differ", {}),
     "data": ("train, test, batch_size …", None),
     "optimizer": ("a torch optimizer", None),
@@ -49,7 +50,7 @@ DATA_KEYS = {
 MODEL_KEYS = ("checkpoint",)                                                # beside `type` and the model's arguments
 TEACHER_KEYS = ("checkpoint", "precision", "input_size", "mean", "std", "student_mean", "student_std")
 LOSS_KEYS = ("of", "weight", "alone")
-STAGE_KEYS = ("name", "model", "student", "teachers", "losses", "train", "optimizer", "schedule", "length", "data",
+STAGE_KEYS = ("name", "model", "arguments", "student", "teachers", "losses", "train", "optimizer", "schedule", "length", "data",
               "optimizer_state", "keep")
 TRAINING_KEYS = ("optimizer", "schedule", "length", "data")
 
@@ -171,12 +172,17 @@ def _check(config: dict) -> None:
     for key in config["teacher_training"]:
         if key not in TRAINING_KEYS:
             raise ConfigError(f"teacher_training has no key {key!r}; {did_you_mean(key, TRAINING_KEYS)}")
+    if isinstance(config["stages"], Mapping):
+        builder.check(config["stages"], "stages", supplied=("config",))
+        config["stages"] = builder.build(config["stages"], "stages", config=config)
     for k, stage in enumerate(config["stages"] or []):
         for key in stage:
             if key not in STAGE_KEYS:
                 raise ConfigError(f"stages[{k}] has no key {key!r}; {did_you_mean(key, STAGE_KEYS)}")
         if "name" not in stage:
             raise ConfigError(f"stages[{k}] has no name")
+        if stage.get("arguments") and stage.get("model", "student") == "student":
+            builder.check({**config["student"], **stage["arguments"]}, f"stages[{k}].arguments", reserved=MODEL_KEYS)
         check_losses(stage.get("losses", {}), f"stages[{k}].losses")
     for where, part in [("", config), ("teacher_training.", config["teacher_training"]),
                         *((f"stages[{k}].", stage) for k, stage in enumerate(config["stages"] or []))]:

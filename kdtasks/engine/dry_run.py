@@ -24,9 +24,11 @@ def dry_run(run: Run, steps: int = 2) -> list[dict]:
     """
     rows = []
     for stage in run.stages:
-        data = run.setting(stage, "data")
-        share = data["unlabelled_per_batch"] if stage.taught else 0
-        batch = run.task.example({**run.config, "data": data}, data["batch_size"] + share)
+        data, share = run.setting(stage, "data"), run.unlabelled(stage)
+        config = {**run.config, "data": data}
+        if stage.model == "student":
+            config["student"] = {**config["student"], **stage.arguments}
+        batch = run.task.example(config, data["batch_size"] + share)
         batch = {name: moved(value, run.device) for name, value in batch.items()}
         if share:
             batch["labelled"] = torch.arange(len(batch["input"])) < data["batch_size"]

@@ -194,8 +194,8 @@ def _control(run) -> str:
         changed = ", ".join(f"{key}={value!r}" for key, value in run.config["control"].items())
         notes.append(f"Its network has {_code(changed)}, as the config's <code>control</code> says.")
     if taught:
-        before = _chain(run, alone)
-        rounds = [stage for stage in _chain(run, taught) if stage not in before]
+        before = run.chain(alone)
+        rounds = [stage for stage in run.chain(taught) if stage not in before]
         in_rounds = len(rounds) > 1 and _steps(run, rounds) == _steps(run, [alone])
         keys = ("optimizer",) if in_rounds else ("optimizer", "schedule", "length")
         differing = [key for key in keys if run.setting(alone, key) != run.setting(taught, key)]
@@ -212,13 +212,6 @@ def _control(run) -> str:
             notes.append(f"{_code(taught.name)} also sees {more} unlabelled samples a step, about which only a teacher can say "
                          "something.")
     return text + (f"<p>{' '.join(notes)}</p>" if notes else "")
-
-
-def _chain(run, stage) -> list:
-    """The stages that one after the other trained what this one ends with, itself last."""
-    source = run.source(stage)
-    earlier = _chain(run, next(s for s in run.stages if s.name == source)) if source else []
-    return [*earlier, stage]
 
 
 def _steps(run, stages) -> Counter:

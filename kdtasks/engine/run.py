@@ -128,8 +128,10 @@ class Run:
         return torch.autocast(self.device.type, getattr(torch, amp or "bfloat16"), enabled=bool(amp))
 
     # Models -------------------------------------------------------------------------------------------------------
-    def model(self, name: str, like: str | None = None) -> nn.Module:
-        """A fresh model of the config on the device, built as ``like`` says; its weights depend on the seed and its name.
+    def model(self, name: str, like: str | None = None, **arguments) -> nn.Module:
+        """A fresh model of the config on the device, built as ``like`` says but for ``arguments``.
+
+        Its weights depend on the seed and its name.
 
         Raises:
             ConfigError: the config has no such model, or it cannot be built.
@@ -138,14 +140,16 @@ class Run:
         if owner not in self.specs:
             raise ConfigError(f"the config has no model {owner!r}; {did_you_mean(owner, self.specs)}")
         reserved = TEACHER_KEYS if owner in self.config["teachers"] else MODEL_KEYS
-        return self._built(name, {k: v for k, v in self.specs[owner].items() if k not in reserved})
+        return self._built(name, {k: v for k, v in {**self.specs[owner], **arguments}.items() if k not in reserved})
 
     def learner(self, stage: Stage) -> nn.Module:
         """The model that a stage trains, with fresh weights; in "alone", with the config's ``control``."""
-        if stage.name != "alone" or stage.model != "student" or not self.config["control"]:
-            return self.model(stage.model)
-        spec = {**self.specs["student"], **self.config["control"]}
-        return self._built("student", {k: v for k, v in spec.items() if k not in MODEL_KEYS})
+        return self.model(stage.model, **self._arguments(stage))
+
+    def _arguments(self, stage: Stage) -> dict:
+        """In what the model of a stage differs from the config's."""
+        control = self.config["control"] if stage.name == "alone" and stage.model == "student" else {}
+        return {**control, **stage.arguments}
 
     def _built(self, name: str, spec: Mapping) -> nn.Module:
         with self.seeded(name):
@@ -198,7 +202,7 @@ class Run:
         origin = origin if isinstance(origin, str | None) else origin[0]
         source = next((s for s in self.stages if origin and stage_reference(origin, [s.name])), None)
         owner = source.model if source else name
-        model = self.model(name, like=owner)
+        model = self.model(name, like=owner, **(self._arguments(source) if source else {}))
         spec = self.specs[owner]
         meta = self._load(model, origin or spec.get("checkpoint"), load)
         options = {}
@@ -261,18 +265,35 @@ class Run:
 
     # Data ---------------------------------------------------------------------------------------------------------
     def data_set(self, data: Mapping, part: str):
-        """The train or test set of a data setting; the same description is read once."""
-        key = json.dumps(plain(data[part]), sort_keys=True, default=str)
+        """The train or test set of a data setting; the same description, inside another one too, is read once.
+
+        What it draws from torch's random stream depends on the run's seed alone.
+        """
+        return self._read_once(data[part], f"data.{part}")
+
+    def _read_once(self, spec: Mapping, where: str):
+        key = json.dumps(plain(spec), sort_keys=True, default=str)
         if key not in self._sets:
-            made = builder.build(data[part], f"data.{part}")
+            inner = {name: self._read_once(value, f"{where}.{name}") for name, value in spec.items()
+                     if isinstance(value, Mapping) and "type" in value}
+            with self.seeded("data"):
+                made = builder.build({**spec, **inner}, where)
             self._sets[key] = made.to(self.device) if hasattr(made, "to") else made
         return self._sets[key]
 
+    def _training_set(self, stage: Stage):
+        """The data that a stage learns from: what the config describes, and what the task makes of it after earlier stages."""
+        made = self.data_set(self.setting(stage, "data"), "train")
+        return self.task.training_set(self, stage, made) if hasattr(self.task, "training_set") else made
+
+    def unlabelled(self, stage: Stage) -> int:
+        """Unlabelled samples in a batch of a stage: only teachers say something of them, or the stage asks for them itself."""
+        own = "unlabelled_per_batch" in (stage.data or {})
+        return self.setting(stage, "data")["unlabelled_per_batch"] if own or stage.taught else 0
+
     def train_loader(self, stage: Stage, **changes) -> Loader:
-        """The training batches of a stage. Without teachers: the labelled samples only, the same at each step."""
-        data = {**self.setting(stage, "data"), **changes}
-        train = self.data_set(data, "train")
-        share = data["unlabelled_per_batch"] if stage.taught else 0
+        """The training batches of a stage. Without teachers: the labelled samples only (see :meth:`unlabelled`)."""
+        data, train, share = {**self.setting(stage, "data"), **changes}, self._training_set(stage), self.unlabelled(stage)
         return Loader(train, data["batch_size"] + share, labelled="target" if _marks_unlabelled(train) else None,
                       unlabelled_per_batch=share, views=self.config["cache"]["views"] if self._cached(stage) else 0,
                       per_class=data["per_class"], length=data["iterations_per_epoch"], rank=self.rank, world=self.world,
@@ -282,6 +303,11 @@ class Run:
         """The name of the stage whose student this one goes on with."""
         reference = stage_reference(self._origin(stage) or "", [s.name for s in self.stages])
         return reference and reference[0]
+
+    def chain(self, stage: Stage) -> list[Stage]:
+        """The stages that, one after the other, trained what this one ends with; itself last."""
+        source = self.source(stage)
+        return [*(self.chain(next(s for s in self.stages if s.name == source)) if source else []), stage]
 
     def _first_epoch(self, stage: Stage) -> int:
         """A stage that goes on with an earlier one's student goes on in the data's order and views, with the next epoch."""
@@ -313,7 +339,7 @@ class Run:
         if not self._cached(stage):
             return None
         data, views = self.setting(stage, "data"), self.config["cache"]["views"]
-        sweep = Loader(self.data_set(data, "train"), data["test_batch_size"], shuffle=False, views=views, **self._reading(data))
+        sweep = Loader(self._training_set(stage), data["test_batch_size"], shuffle=False, views=views, **self._reading(data))
         facts = {"options": plain({name: self.specs.get(name) for name in stage.teachers}), "data": plain(data["train"]),
                  "seed": self.seed, "amp": self.config["amp"], "channels_last": self.config["channels_last"]}
         probe = next(iter(self.train_loader(stage, workers=0).epoch(0)))
@@ -393,12 +419,14 @@ class Run:
                 runner.take_optimizer_state(self.files.folder(self.source(stage)) / "last.pth")
             runner.train()
         if self.rank == 0:
-            self.files.finish(stage.name, {**runner.metrics, "seconds": round(runner.seconds, 3)})
+            found = {**runner.metrics, "seconds": round(runner.seconds, 3)}
+            further = self.task.summary(self, stage, found) if hasattr(self.task, "summary") else {}
+            self.files.finish(stage.name, {**found, **further})
             checkpoint.save_json(self.results, self.work_dir / "results.json")
         self._wait()
 
     def _meta(self, stage: Stage) -> dict:
-        spec = self.specs[stage.model]
+        spec = {**self.specs[stage.model], **self._arguments(stage)}
         return {"kdtasks": kdtasks.__version__, "config": self.name, "stage": stage.name, "seed": self.seed,
                 "model": str(spec["type"]), "spec": plain({k: v for k, v in spec.items() if k != "checkpoint"}),
                 "classes": self._classes(stage)}

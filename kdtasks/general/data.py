@@ -5,6 +5,7 @@ The functions build one from what lies on disk (``digits``, ``image_folder``, ``
 ``unlabelled_folder``, ``concat``). A path is taken as it stands, or else below :func:`data_root`.
 """
 
+import copy
 import importlib
 import inspect
 import os
@@ -108,8 +109,9 @@ def few_labels(dataset: ImageArrays, per_class: int, seed: int = 0) -> ImageArra
     hidden = torch.full_like(dataset.target, UNLABELLED)
     kept = labelled_subset(dataset.target, per_class, seed).to(hidden.device)
     hidden[kept] = dataset.target[kept]
-    dataset.target = hidden
-    return dataset
+    few = copy.copy(dataset)
+    few.target = hidden
+    return few
 
 
 def _first(target: Tensor, per_class: int | None, classes: Sequence[str]) -> Tensor:

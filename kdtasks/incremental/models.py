@@ -61,7 +61,7 @@ class GrowingHead(nn.Module):
                 state.update({f"{prefix}blocks.{number}.{name}": value for name, value in block.state_dict().items()})
 
 
-def growing(network: nn.Module, sizes: Sequence[int], fixed_norm: bool = False) -> nn.Module:
+def growing(network: nn.Module, sizes: Sequence[int], fixed_norm: bool = False, train_old_heads: bool = True) -> nn.Module:
     """The network with its last linear layer replaced by a :class:`GrowingHead`.
 
     Args:
@@ -69,6 +69,7 @@ def growing(network: nn.Module, sizes: Sequence[int], fixed_norm: bool = False) 
         sizes: see :class:`GrowingHead`.
         fixed_norm: BatchNorm stays in eval: its statistics are those of the experiences before. They otherwise follow the
             newest experience, whatever the old outputs are held to.
+        train_old_heads: False freezes the layers of all experiences but the last, as FACIL does; the LwF paper trains them.
 
     Raises:
         ValueError: the network has no linear layer.
@@ -79,6 +80,7 @@ def growing(network: nn.Module, sizes: Sequence[int], fixed_norm: bool = False) 
     linear = network.get_submodule(last)
     head = GrowingHead(linear.in_features, sizes, linear.bias is not None)
     network.set_submodule(last, head)
+    head.blocks[:-1].requires_grad_(train_old_heads)
     if fixed_norm:
         for module in network.modules():
             if type(module) in _FIXED:

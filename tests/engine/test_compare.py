@@ -281,11 +281,23 @@ def test_a_chain_is_paired_with_a_control_of_its_own_budget(undisturbed, tmp_pat
     assert without_seconds(done) == without_seconds(same)
 
 
-def test_a_stage_alone_that_goes_on_from_another_is_not_shared(tmp_path):
-    stages = [dict(name="warm", losses=dict(loss_cls=CE)), dict(name="alone", student="keep", losses=dict(loss_cls=CE)),
-              dict(name="distilled", student="warm", teachers={"teacher": None}, losses=dict(loss_cls=CE))]
-    (arm,), jobs = plan({"a": small(**{"stages": stages, "teacher.checkpoint": "t.pth"})}, [0], tmp_path, "cpu")
-    assert arm.controls[0] is arm.jobs[0] and len(jobs) == 1
+def test_a_control_that_goes_on_from_another_stage_is_shared_with_it(undisturbed, tmp_path):
+    stages = [dict(name="warm", losses=dict(loss_cls=CE)),
+              dict(name="alone", student="keep", losses=dict(loss_cls=CE), length=3, optimizer_state="keep"),
+              dict(name="other", losses=dict(loss_cls=CE)),
+              dict(name="distilled", student="warm", teachers={"teacher": None},
+                   losses=dict(loss_cls=CE, loss_kd=dict(KD, of=("student", "teacher"))))]
+    teacher = next(Path(undisturbed[0]).glob("shared/teacher_*/seed0")) / "stages" / "0_teacher" / "last.pth"
+    config = small(**{"stages": stages, "teacher.checkpoint": str(teacher)})
+    warmer = small(**{"stages": stages, "teacher.checkpoint": str(teacher), "losses.loss_cls.weight": 0.5})
+    arms, jobs = plan({"a": config, "b": warmer}, [0], tmp_path, "cpu")
+    assert arms[0].controls[0] is arms[1].controls[0] and arms[0].controls[0].stages == ["warm", "alone"]
+    assert sorted(arms[0].jobs[0].given) == ["alone", "other", "warm"] and len(jobs) == 4
+    row = compare({"a": config}, [0], tmp_path, "cpu", quiet=True)["configs"]["a"]
+    done = json.loads((tmp_path / row["folders"][0] / "results.json").read_text())["stages"]
+    same = Run(config, tmp_path / "run", 0, "cpu", quiet=True).train()["stages"]
+    assert without_seconds(done) == without_seconds(same) and row["seconds"] == [done["distilled"]["seconds"]]
+    assert row["metrics"]["accuracy"]["alone"] == [done["alone"]["accuracy"]]
 
 
 # Showing, and what cannot be compared ---------------------------------------------------------------------------------

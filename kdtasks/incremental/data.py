@@ -1,0 +1,261 @@
+"""Streams of experiences, and what a stage learns from and is tested on.
+
+A stream is any sequence of objects with ``.dataset`` and ``.classes_in_this_experience``: :func:`class_incremental` makes one
+of a classification data set, :func:`avalanche_stream` takes one of an avalanche benchmark, and a function of your own may give
+another. Classes are numbered as the data has them, in any order; the **columns** of the head are the classes in the order in
+which the stream brings them. :func:`experiences` maps one to the other, once, for training, test and exemplars alike.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kdtasks.core.names import did_you_mean
+from kdtasks.incremental.distiller import UNLABELLED
+from kdtasks.incremental.sampling import coreset_indices, coreset_quota
+
+
+@dataclass
+class Experience:
+    """Some classes of a data set.
+
+    Args:
+        dataset: batched (it has ``batch(index, view, seed)``) or map-style, see :class:`kdtasks.engine.loader.Loader`.
+        classes_in_this_experience: their numbers in the data set.
+        index: int64 (n,), the samples; None: all.
+        names: of the classes, in the same order; None: their numbers.
+    """
+
+    dataset: object
+    classes_in_this_experience: list[int]
+    index: Tensor | None = None
+    names: list[str] | None = None
+
+
+def class_incremental(dataset, sizes: Sequence[int], order: Sequence[int | str] | None = None) -> list[Experience]:
+    """The classes of a data set, some at a time.
+
+    Args:
+        dataset: with ``target`` (or ``targets``) and, where known, ``classes``.
+        sizes: number of classes of each experience.
+        order: numbers or names of the classes, in the order in which they come; None: a permutation drawn from torch's random
+            stream, which is the run's seed in a config.
+
+    Raises:
+        ValueError: a class that the data lacks, twice in the order, or left without an experience.
+    """
+    target = targets_of(dataset)
+    names = [str(name) for name in getattr(dataset, "classes", [])] or [str(c) for c in range(int(target.max()) + 1)]
+    if order is None:
+        order = torch.randperm(len(names)).tolist()
+    numbers = [_class_number(c, names) for c in order]
+    twice = {c for c in numbers if numbers.count(c) > 1}
+    if twice:
+        raise ValueError(f"order has the class {names[min(twice)]!r} more than once")
+    if sum(sizes) != len(numbers) or min(sizes) < 1:
+        raise ValueError(f"sizes={tuple(sizes)} are {sum(sizes)} classes, the order has {len(numbers)}: every class belongs to "
+                         "one experience")
+    found, start = [], 0
+    for size in sizes:
+        of = numbers[start:start + size]
+        index = torch.isin(target, torch.tensor(of)).nonzero()[:, 0]
+        found.append(Experience(dataset, of, index, [names[c] for c in of]))
+        start += size
+    return found
+
+
+def _class_number(value: int | str, names: list[str]) -> int:
+    if isinstance(value, str):
+        if value not in names:
+            raise ValueError(f"order has the class {value!r}; {did_you_mean(value, names)}")
+        return names.index(value)
+    if not 0 <= value < len(names):
+        raise ValueError(f"order has the class {value}, the data has 0..{len(names) - 1}")
+    return int(value)
+
+
+def targets_of(dataset) -> Tensor:
+    """(n,) int64 on the CPU: ``target`` or ``targets`` of a data set; where it has neither, every sample is read once."""
+    for name in ("target", "targets"):
+        found = getattr(dataset, name, None)
+        if found is not None:
+            return (found if isinstance(found, Tensor) else torch.tensor([int(y) for y in found])).long().cpu()
+    return torch.tensor([int(dataset[i][1]) for i in range(len(dataset))])
+
+
+def experiences(stream: Sequence, experience: int | None = None, test: bool = False, memory: int = 0, pool=None,
+                sampling: dict | None = None, seed: int = 0) -> "IncrementalSet":
+    """What one experience learns from: its samples, and exemplars of the classes before; or what it is tested on.
+
+    Args:
+        stream: see above.
+        experience: its number, from 0; None: all of them together.
+        test: the samples of this experience and all before.
+        memory: exemplars of the classes before, in all: ``floor(memory / l)`` of each of l classes, what remains one each to
+            the latest; chosen at random, a smaller choice within a larger one, as if redrawn from what is kept.
+        pool: unlabelled samples from which a stage may draw; see :func:`kdtasks.incremental.trainer.training_set`.
+        sampling: arguments of :func:`kdtasks.incremental.sampling.sample_external`, where they differ from its defaults.
+        seed: of the exemplars.
+
+    Raises:
+        ValueError: no such experience, a class in two of them, a label that its experience does not have.
+    """
+    stream = list(stream)
+    if experience is not None and not 0 <= experience < len(stream):
+        raise ValueError(f"experience={experience}, the stream has 0..{len(stream) - 1}")
+    last = len(stream) - 1 if experience is None else experience
+    columns, names = _columns(stream[:last + 1])
+    everything = test or experience is None
+    parts = [_part(one, columns) for one in (stream[:last + 1] if everything else [stream[last]])]
+    if memory and last and not everything:
+        old = [_part(one, columns) for one in stream[:last]]
+        target = torch.cat([part.target for part in old])
+        kept = coreset_indices(target, coreset_quota(memory, len(columns) - len(stream[last].classes_in_this_experience)), seed)
+        parts += [part.subset(kept, start) for part, start in zip(old, _starts(old))]
+    kind = BatchedSet if all(callable(getattr(part.dataset, "batch", None)) for part in parts) else IncrementalSet
+    return kind(parts, names, pool, sampling or {}, seed)
+
+
+def avalanche_stream(benchmark, part: str = "train") -> list:
+    """The experiences of an avalanche benchmark, checked (:func:`kdtasks.incremental.plugin.checked_benchmark`).
+
+    Args:
+        benchmark: from avalanche, or ``dict(type='avalanche.benchmarks.SplitMNIST', n_experiences=5)`` in a config.
+        part: ``'train'`` or ``'test'``.
+    """
+    from kdtasks.incremental.plugin import checked_benchmark  # avalanche is slow to import
+
+    if part not in ("train", "test"):
+        raise ValueError(f"part must be 'train' or 'test', got {part!r}")
+    return list(getattr(checked_benchmark(benchmark), f"{part}_stream"))
+
+
+def _columns(stream: Sequence) -> tuple[dict[int, int], list[str]]:
+    """``{class number: column}`` in the order in which the classes come, and their names."""
+    columns, names = {}, []
+    for number, one in enumerate(stream):
+        classes = [int(c) for c in one.classes_in_this_experience]
+        again = [c for c in classes if c in columns]
+        if again:
+            raise ValueError(f"the class {again[0]} is in experience {number} and in an earlier one: want each class in one")
+        columns |= {c: len(columns) + k for k, c in enumerate(classes)}
+        names += getattr(one, "names", None) or [str(c) for c in classes]
+    return columns, names
+
+
+@dataclass
+class _Part:
+    """Some samples of a data set: their places in it, and their columns."""
+
+    dataset: object
+    index: Tensor
+    target: Tensor
+
+    def subset(self, index: Tensor, start: int) -> "_Part":
+        """Those of ``index``, which counts this part's samples from ``start``."""
+        own = index[(index >= start) & (index < start + len(self.index))] - start
+        return _Part(self.dataset, self.index[own], self.target[own])
+
+
+def _part(one, columns: dict[int, int]) -> _Part:
+    target = targets_of(one.dataset)
+    index = getattr(one, "index", None)
+    index = torch.arange(len(target)) if index is None else index
+    target, classes = target[index], [int(c) for c in one.classes_in_this_experience]
+    wrong = target[~torch.isin(target, torch.tensor(classes))]
+    if len(wrong):
+        raise ValueError(f"an experience of the classes {classes} has a sample of class {int(wrong[0])}")
+    table = torch.full((max(classes) + 1,), UNLABELLED)
+    table[torch.tensor(classes)] = torch.tensor([columns[c] for c in classes])
+    return _Part(one.dataset, index, table[target])
+
+
+def _starts(parts: Sequence[_Part]) -> list[int]:
+    ends = torch.tensor([len(part.index) for part in parts]).cumsum(0)
+    return [0, *ends[:-1].tolist()]
+
+
+class IncrementalSet:
+    """Samples of one or several data sets, with columns as their targets; made by :func:`experiences`.
+
+    A sample is a dict ``input``, ``target``; a batch also has ``class_counts``, int64 (r,), the labelled samples of each class.
+
+    Attributes:
+        target: (n,) columns; -100 of unlabelled samples, which :meth:`with_external` adds.
+        classes: names of the columns.
+        class_counts: int64 (r,).
+        pool: unlabelled samples to draw from, or None.
+        sampling: how they are drawn.
+    """
+
+    def __init__(self, parts: Sequence[_Part], classes: Sequence[str], pool, sampling: dict, seed: int):
+        self.parts, self.classes, self.pool, self.sampling, self.seed = list(parts), list(classes), pool, sampling, seed
+        self.sources = list({id(part.dataset): part.dataset for part in parts}.values())
+        number = {id(source): k for k, source in enumerate(self.sources)}
+        self._source = torch.cat([torch.full_like(part.index, number[id(part.dataset)]) for part in parts])
+        self._place = torch.cat([part.index for part in parts])
+        self.target = torch.cat([part.target for part in parts])
+        self.class_counts = torch.bincount(self.target[self.target >= 0], minlength=len(classes))
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def with_external(self, index: Tensor) -> "IncrementalSet":
+        """The same and, unlabelled, the pool's samples ``index``.
+
+        Raises:
+            ValueError: there is no pool, or it is batched and the rest is not.
+        """
+        if self.pool is None:
+            raise ValueError("there is no pool of unlabelled samples: experiences(pool=…)")
+        if callable(getattr(self.pool, "batch", None)) != isinstance(self, BatchedSet):
+            raise ValueError(f"the pool {type(self.pool).__name__} and the labelled data "
+                             f"{type(self.sources[0]).__name__} must both be batched, or both map-style")
+        return type(self)([*self.parts, _Part(self.pool, index, torch.full_like(index, UNLABELLED))], self.classes, None, {},
+                          self.seed)
+
+    def __getitem__(self, i: int) -> dict:
+        sample = self.sources[int(self._source[i])][int(self._place[i])]
+        image = sample["input"] if isinstance(sample, dict) else sample[0] if isinstance(sample, list | tuple) else sample
+        return {"input": image, "target": int(self.target[i])}
+
+    def collate(self, samples: Sequence[dict]) -> dict:
+        """A batch of samples."""
+        return {"input": torch.stack([torch.as_tensor(sample["input"]) for sample in samples]),
+                "target": torch.tensor([sample["target"] for sample in samples]), "class_counts": self.class_counts}
+
+
+class BatchedSet(IncrementalSet):
+    """The same of data sets that make whole batches, on their own device."""
+
+    def to(self, device) -> "BatchedSet":
+        """Moves the data sets to ``device``; returns itself."""
+        for source in [*self.sources, *([] if self.pool is None else [self.pool])]:
+            if hasattr(source, "to"):
+                source.to(device)
+        return self
+
+    def batch(self, index: Tensor, view: Tensor, seed: int) -> dict[str, Tensor]:
+        """``input``, ``target`` (b,) and ``class_counts`` (r,) of the samples ``index`` (b,) in their views ``view`` (b,)."""
+        source, place = self._source[index], self._place[index]
+        order = source.argsort(stable=True)
+        batches = [self.sources[k].batch(place[rows], view[rows], seed)["input"]
+                   for k, rows in zip(source[order].unique_consecutive().tolist(),
+                                      order.split(source[order].unique_consecutive(return_counts=True)[1].tolist()))]
+        images = batches[0] if len(batches) == 1 else torch.cat(batches)
+        if len(batches) > 1:
+            images = images[order.argsort().to(images.device)]
+        device = images.device
+        return {"input": images, "target": self.target[index].to(device), "class_counts": self.class_counts.to(device)}
+
+
+def unaugmented(dataset):
+    """The data set in the test's view, where it says so itself (``augment``); else as it is."""
+    if getattr(dataset, "augment", None) is None:
+        return dataset
+    plain = copy.copy(dataset)
+    plain.augment = None
+    return plain

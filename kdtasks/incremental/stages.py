@@ -1,0 +1,107 @@
+"""The stages of a run over a stream of experiences: ``stages=dict(type='kdtasks.incremental.stages.…')`` of a config.
+
+Each experience goes on with the student of the one before, whose head grows by the new classes, and is tested on all classes
+seen so far. The number of classes of each experience is the student's ``sizes``.
+"""
+
+from collections.abc import Mapping
+
+
+def chain(config: Mapping, warm_up: Mapping | None = None, first: Mapping | None = None, head: str = "fc",
+          joint: bool = True) -> list[dict]:
+    """Fine-tuning ("alone") and the taught student, experience by experience; and all classes at once ("joint").
+
+    The first experience, ``experience1``, has no teacher and is both arms' beginning. From then on ``alone2 … alone`` go on
+    without a teacher, ``taught2 … distilled`` with the student of the experience before as ``teacher``.
+
+    Args:
+        config: given by the engine; ``student`` has ``sizes``, ``data.train`` and ``data.test`` are
+            :func:`kdtasks.incremental.data.experiences`.
+        warm_up: ``optimizer``, ``schedule``, ``length`` of a stage before each experience but the first, in both arms, which
+            trains the new head alone with BatchNorm fixed (LwF, section 3); None: there is none.
+        first: the same of the first experience, where they differ.
+        head: path of the growing head in the network.
+        joint: whether ``joint`` is there: fresh weights, the labelled samples of all experiences.
+    """
+    sizes = tuple(config["student"]["sizes"])
+
+    def arm(prefix: str, last: str, teach: bool) -> list[dict]:
+        found, before = [], "experience1"
+        for t in range(1, len(sizes)):
+            name, start = last if t == len(sizes) - 1 else f"{prefix}{t + 1}", before
+            if warm_up is not None:
+                start = f"warm_{name}"
+                found.append({**at(config, t, fixed_norm=True), **warm_up, "name": start, "student": before,
+                              "train": [f"student.{head}.blocks.{t}", "losses"]})
+            found.append({**at(config, t), "name": name, "student": start, "teachers": {"teacher": before} if teach else {}})
+            before = name
+        return found
+
+    return [{**at(config, 0), **(first or {}), "name": "experience1"}, *arm("alone", "alone", False),
+            *([whole(config)] if joint else []), *arm("taught", "distilled", True)]
+
+
+def global_distillation(config: Mapping, finetune: Mapping, current: Mapping | None = None, first: Mapping | None = None,
+                        head: str = "fc", terms: str = "PCQ", temperature: float = 2.0, confidence: float = 1.0,
+                        joint: bool = True) -> list[dict]:
+    """Global Distillation (Lee et al., arXiv 1903.12648): three stages an experience; see :mod:`kdtasks.incremental.gd`.
+
+    ``current<k>`` is the teacher C of the new classes, ``main<k>`` learns from C and from the student P of the experience
+    before, ``taught<k>`` (the last one ``distilled``) fine-tunes the head with classes in balance. The control,
+    ``alone<k>_main`` and ``alone<k>``, has the same exemplars and steps of the last two, by cross-entropy. The first experience
+    has no teacher and no unlabelled samples, and is both arms' beginning.
+
+    Args:
+        config: as for :func:`chain`. With ``pool`` in ``data.train``, ``data.unlabelled_per_batch`` rows of a batch are of it.
+        finetune: ``optimizer``, ``schedule``, ``length`` of the fine-tuning.
+        current: those of the stages that train C, where they differ.
+        first: those of the first experience, where they differ.
+        head: path of the growing head in the network.
+        terms, temperature: of :class:`~kdtasks.incremental.gd.GlobalDistillationLoss`.
+        confidence: weight of the confidence loss of C.
+        joint: as for :func:`chain`.
+    """
+    sizes, package = tuple(config["student"]["sizes"]), "kdtasks.incremental.gd"
+    unlabelled = config["data"]["unlabelled_per_batch"]
+    only_head = {"train": [f"student.{head}", "losses"]}
+
+    def plain(balanced: bool) -> dict:
+        return {"loss_cls": {"type": f"{package}.BalancedCrossEntropy", "balanced": balanced,
+                             "of": ["student", "target", "class_counts"]}}
+
+    def distilled(balanced: bool) -> dict:
+        return {"loss_gd": {"type": f"{package}.GlobalDistillationLoss", "balanced": balanced, "terms": terms,
+                            "temperature": temperature,
+                            "of": ["student", "previous", "current.new", "target.all", "class_counts"]}}
+
+    teacher_of_new = {"loss_new": {"type": f"{package}.CurrentTeacherLoss", "confidence": confidence,
+                                   "of": ["student.new", "target.new"]}}
+    alone, taught, control, before = [], [], "experience1", "experience1"
+    for t in range(1, len(sizes)):
+        name, other = ("distilled", "alone") if t == len(sizes) - 1 else (f"taught{t + 1}", f"alone{t + 1}")
+        teachers = {"previous": before, "current": f"current{t + 1}"}
+        own = at(config, t)
+        alone += [{**own, "name": f"alone{t + 1}_main", "student": control, "losses": plain(False)},
+                  {**own, **finetune, **only_head, "name": other, "student": f"alone{t + 1}_main", "losses": plain(True)}]
+        data = {**own["data"], "unlabelled_per_batch": unlabelled}
+        taught += [{**own, **(current or {}), "data": data, "name": f"current{t + 1}", "student": before,
+                    "losses": teacher_of_new},
+                   {**own, "name": f"main{t + 1}", "student": before, "teachers": teachers, "losses": distilled(False)},
+                   {**own, **finetune, **only_head, "name": name, "student": f"main{t + 1}", "teachers": teachers,
+                    "losses": distilled(True)}]
+        control, before = other, name
+    return [{**at(config, 0), **(first or {}), "name": "experience1", "losses": plain(False)}, *alone,
+            *([{**whole(config), "losses": plain(False)}] if joint else []), *taught]
+
+
+def at(config: Mapping, t: int, **arguments) -> dict:
+    """What every stage of experience t (from 0) has: the head so far, its samples, the test of all classes seen."""
+    sizes, data = list(config["student"]["sizes"]), config["data"]
+    return {"arguments": {"sizes": sizes[:t + 1], **arguments},
+            "data": {part: {**data[part], "experience": t} for part in ("train", "test")}}
+
+
+def whole(config: Mapping) -> dict:
+    """The stage "joint"."""
+    return {"name": "joint", "data": {"train": {**config["data"]["train"], "experience": None, "memory": 0},
+                                      "test": config["data"]["test"]}}

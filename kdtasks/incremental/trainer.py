@@ -1,0 +1,164 @@
+"""Continual learning: what the engine needs to know of the task."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from kdtasks.core.stages import Stage
+from kdtasks.engine import checkpoint
+from kdtasks.general.trainer import example as classification_example
+from kdtasks.incremental.data import IncrementalSet, unaugmented
+from kdtasks.incremental.metrics import average_incremental_accuracy, forgetting
+from kdtasks.incremental.models import head_of
+from kdtasks.incremental.sampling import sample_external, scores_of
+
+PRIMARY = "average_accuracy"
+HIGHER_IS_BETTER = True
+
+
+def evaluate(model: nn.Module, loader) -> dict[str, float]:
+    """Accuracy in percent on the test samples of each experience, from one forward.
+
+    - ``average_accuracy``: mean over experiences, class-incremental: the argmax over all columns.
+    - ``average_accuracy_task_il``: the same, task-incremental: the argmax over the columns of the sample's own experience.
+    - ``accuracy``: of all samples, class-incremental; the two agree where experiences have equally many samples.
+    - ``accuracy_on_<k>`` and ``task_il_on_<k>``: of experience k, from 1. Experiences without a sample are left out.
+
+    Counts stay on the device until the end.
+    """
+    sizes = head_of(model)[1].sizes
+    counts = None
+    for batch in loader:
+        logits, target = model(batch["input"]).float(), batch["target"]
+        ends = torch.tensor(sizes, device=target.device).cumsum(0)
+        of_column = torch.arange(len(sizes), device=target.device).repeat_interleave(torch.tensor(sizes, device=target.device))
+        task = torch.bucketize(target, ends, right=True)
+        masked = logits.masked_fill(of_column != task[:, None], -math.inf)
+        right = torch.stack([torch.ones_like(target), logits.argmax(1) == target, masked.argmax(1) == target])     # (3, B)
+        found = torch.zeros(3, len(sizes), dtype=torch.long, device=target.device).index_add_(1, task, right.long())
+        counts = found if counts is None else counts + found
+    count, seen, masked = counts.tolist()
+    known = [k for k, n in enumerate(count) if n]
+    class_il = {k: 100 * seen[k] / count[k] for k in known}
+    task_il = {k: 100 * masked[k] / count[k] for k in known}
+    return {"average_accuracy": sum(class_il.values()) / len(known),
+            "average_accuracy_task_il": sum(task_il.values()) / len(known),
+            "accuracy": 100 * sum(seen) / sum(count),
+            **{f"accuracy_on_{k + 1}": value for k, value in class_il.items()},
+            **{f"task_il_on_{k + 1}": value for k, value in task_il.items()}}
+
+
+def summary(run, stage: Stage, found: Mapping[str, float]) -> dict:
+    """What the experiences up to a stage's say together: beside its own metrics in results.json.
+
+    ``matrix`` (and ``matrix_task_il``): row i has the accuracies on experiences 1…i+1 after experience i+1;
+    ``class_counts``: classes of each experience; ``average_incremental_accuracy`` and ``forgetting`` of the matrix
+    (:mod:`kdtasks.incremental.metrics`), the same with ``_task_il``. "joint", which has learned all at once, has one row.
+    """
+    if stage.model != "student":
+        return {}
+    rows = {experience: found if name == stage.name else run.done[name] for name, experience in _ends(run, stage)}
+    sizes = list(head_sizes(run, stage))
+    result: dict = {"class_counts": sizes}
+    for name, key in (("", "accuracy_on_"), ("_task_il", "task_il_on_")):
+        matrix = [_row(rows[experience], key, len(sizes)) for experience in sorted(rows)]
+        result[f"matrix{name}"] = matrix
+        if len(matrix) == len(sizes) and all(len(row) == i + 1 for i, row in enumerate(matrix)):
+            result[f"average_incremental_accuracy{name}"] = average_incremental_accuracy(matrix)
+            result[f"forgetting{name}"] = forgetting(matrix)
+    return result
+
+
+def head_sizes(run, stage: Stage) -> tuple[int, ...]:
+    """Classes of each experience that a stage's student knows."""
+    return tuple(stage.arguments.get("sizes", run.specs["student"]["sizes"]))
+
+
+def _ends(run, stage: Stage) -> list[tuple[str, int]]:
+    """The stages that ended an experience on the way to this one, itself included, and the number of each experience."""
+    found = {len(head_sizes(run, one)) - 1: one.name for one in run.chain(stage)}
+    return [(name, experience) for experience, name in found.items()]
+
+
+def _row(values: Mapping[str, float], key: str, experiences: int) -> list[float]:
+    return [values[f"{key}{k + 1}"] for k in range(experiences) if f"{key}{k + 1}" in values]
+
+
+# Unlabelled samples -----------------------------------------------------------------------------------------------------
+def training_set(run, stage: Stage, made):
+    """A stage's samples and, where it wants unlabelled ones, those that the student of the experience before picks.
+
+    They are chosen once an experience, before its first stage that wants some, and kept in
+    ``<work_dir>/sampled/<stage before>.pth``: ``confident`` and ``random``, int64 places in the pool. Before that student is
+    trained (checks, --dry-run) they are drawn at random and not kept.
+
+    Raises:
+        ValueError: the student's head is not what the stream brings.
+    """
+    if not isinstance(made, IncrementalSet):
+        return made
+    if stage.model == "student" and len(made.classes) != sum(head_sizes(run, stage)):
+        raise ValueError(f"stage {stage.name!r}: the student's head has {sum(head_sizes(run, stage))} columns "
+                         f"{head_sizes(run, stage)}, the stream has brought {len(made.classes)} classes: {made.classes}")
+    if made.pool is None or not run.unlabelled(stage):
+        return made
+    before = _before(run, stage)
+    key = f"external of {before}"
+    if before is None or before not in run.done:
+        return made.with_external(_indices(sample_external(None, len(made.pool), len(made), 0, seed=run.seed)))
+    if key not in run._sets:
+        path = run.work_dir / "sampled" / f"{before}.pth"
+        if run.rank == 0 and not path.exists():
+            confident, drawn = _sampled(run, before, made)
+            checkpoint.save({"confident": confident, "random": drawn}, path)
+        run._wait()
+        saved = torch.load(path, weights_only=True)
+        run._sets[key] = torch.cat([saved["confident"], saved["random"]]).sort().values
+    return made.with_external(run._sets[key])
+
+
+def _sampled(run, before: str, made: IncrementalSet) -> tuple[Tensor, Tensor]:
+    from kdtasks.engine.loader import Loader
+
+    data = run.config["data"]
+    loader = Loader(unaugmented(made.pool), data["test_batch_size"], shuffle=False, workers=data["workers"], seed=run.seed,
+                    device=run.device, channels_last=run.config["channels_last"])
+    options = {**made.sampling}
+    model = run.trained(before)
+    scores = scores_of(model, loader, score=options.pop("score", "logit"))
+    return sample_external(scores, len(made.pool), len(made), sum(head_of(model)[1].sizes), seed=run.seed, **options)
+
+
+def _indices(found: tuple[Tensor, Tensor]) -> Tensor:
+    return torch.cat(found).sort().values
+
+
+def _before(run, stage: Stage) -> str | None:
+    """The stage that ended the experience before a stage's."""
+    earlier = len(head_sizes(run, stage)) - 2
+    return next((name for name, experience in _ends(run, stage) if experience == earlier), None)
+
+
+def example(config: dict, batch_size: int) -> dict[str, Tensor]:
+    """Random images of the stream's shape, and classes of the newest experience."""
+    sizes = config["student"]["sizes"]
+    stream = config["data"]["train"]["stream"]
+    data = {**config["data"], "train": stream.get("dataset", {"size": config["data"]["train"].get("size", 32), **stream})}
+    batch = classification_example({**config, "student": {"num_classes": sizes[-1]}, "data": data}, batch_size)
+    unlabelled = config["data"]["unlabelled_per_batch"]
+    batch["target"] = batch["target"] + sum(sizes[:-1])
+    batch["class_counts"] = torch.ones(sum(sizes), dtype=torch.long)
+    if unlabelled and batch_size > config["data"]["batch_size"]:
+        batch["target"][config["data"]["batch_size"]:] = -100
+    return batch
+
+
+def pictures(run) -> list[tuple]:
+    """``[(title, figure)]``: the accuracy matrices, accuracy and forgetting over the experiences, the attention of old and new
+    model, and what was sampled from the pool."""
+    from kdtasks.engine.report import stage_colors  # what draws is imported only here
+    from kdtasks.incremental import pictures as draw
+
+    return draw.draw(run, stage_colors(run))
