@@ -6,6 +6,10 @@ seen so far. The number of classes of each experience is the student's ``sizes``
 
 from collections.abc import Mapping
 
+from kdtasks.core.stages import control
+
+_ALL = {"student.new": "student", "target.new": "target"}
+
 
 def chain(config: Mapping, warm_up: Mapping | None = None, first: Mapping | None = None, head: str = "fc",
           joint: bool = True) -> list[dict]:
@@ -67,7 +71,7 @@ def global_distillation(config: Mapping, finetune: Mapping, current: Mapping | N
 
     def plain(balanced: bool) -> dict:
         return {"loss_cls": {"type": f"{package}.BalancedCrossEntropy", "balanced": balanced,
-                             "of": ["student", "target", "class_counts"]}}
+                             "of": ["student", "target.all", "class_counts"]}}
 
     def distilled(balanced: bool) -> dict:
         return {"loss_gd": {"type": f"{package}.GlobalDistillationLoss", "balanced": balanced, "terms": terms,
@@ -102,6 +106,8 @@ def at(config: Mapping, t: int, **arguments) -> dict:
 
 
 def whole(config: Mapping) -> dict:
-    """The stage "joint"."""
-    return {"name": "joint", "data": {"train": {**config["data"]["train"], "experience": None, "memory": 0},
-                                      "test": config["data"]["test"]}}
+    """The stage "joint": all classes are new."""
+    losses = {name: {**entry, "of": [_ALL.get(tensor, tensor) for tensor in entry["of"]]}
+              for name, entry in control(config["losses"], {"teacher": None}).items()}
+    return {"name": "joint", "losses": losses, "data": {"train": {**config["data"]["train"], "experience": None, "memory": 0},
+                                                        "test": config["data"]["test"]}}

@@ -12,7 +12,7 @@ from kdtasks.general.trainer import example as classification_example
 from kdtasks.incremental.data import IncrementalSet, unaugmented
 from kdtasks.incremental.metrics import average_incremental_accuracy, forgetting
 from kdtasks.incremental.models import head_of
-from kdtasks.incremental.sampling import sample_external, scores_of
+from kdtasks.incremental.sampling import ExternalSample, sample_external, scores_of
 
 PRIMARY = "average_accuracy"
 HIGHER_IS_BETTER = True
@@ -107,19 +107,18 @@ def training_set(run, stage: Stage, made):
     before = _before(run, stage)
     key = f"external of {before}"
     if before is None or before not in run.done:
-        return made.with_external(_indices(sample_external(None, len(made.pool), len(made), 0, seed=run.seed)))
+        return made.with_external(sample_external(len(made.pool), len(made), seed=run.seed).random)
     if key not in run._sets:
         path = run.work_dir / "sampled" / f"{before}.pth"
         if run.rank == 0 and not path.exists():
-            confident, drawn = _sampled(run, before, made)
-            checkpoint.save({"confident": confident, "random": drawn}, path)
+            checkpoint.save(_sampled(run, before, made)._asdict(), path)
         run._wait()
         saved = torch.load(path, weights_only=True)
         run._sets[key] = torch.cat([saved["confident"], saved["random"]]).sort().values
     return made.with_external(run._sets[key])
 
 
-def _sampled(run, before: str, made: IncrementalSet) -> tuple[Tensor, Tensor]:
+def _sampled(run, before: str, made: IncrementalSet) -> ExternalSample:
     from kdtasks.engine.loader import Loader
 
     data = run.config["data"]
@@ -128,11 +127,7 @@ def _sampled(run, before: str, made: IncrementalSet) -> tuple[Tensor, Tensor]:
     options = {**made.sampling}
     model = run.trained(before)
     scores = scores_of(model, loader, score=options.pop("score", "logit"))
-    return sample_external(scores, len(made.pool), len(made), sum(head_of(model)[1].sizes), seed=run.seed, **options)
-
-
-def _indices(found: tuple[Tensor, Tensor]) -> Tensor:
-    return torch.cat(found).sort().values
+    return sample_external(scores, len(made), seed=run.seed, draw=len(head_of(model)[1].sizes), **options)
 
 
 def _before(run, stage: Stage) -> str | None:

@@ -1,0 +1,12 @@
+# ResNet-8 with a growing head, 6 epochs an experience: what two CPU cores can do.
+task = 'kdtasks.incremental.trainer'
+
+student = dict(type='kdtasks.incremental.models.growing', sizes=(10,) * 5,
+               network=dict(type='kdtasks.general.models.resnet8'))
+
+optimizer = dict(type='torch.optim.SGD', lr=0.05, momentum=0.9, weight_decay=5e-4)
+schedule = dict(type='CosineAnnealingLR', by_epoch=False)
+length = 6
+val_interval = 6
+channels_last = True
+threads = 1

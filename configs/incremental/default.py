@@ -1,0 +1,20 @@
+# Handwritten digits, two new classes at a time, without the old images: LwF (arXiv 1606.09282). No download.
+# Run:     python tools/train.py configs/incremental/default.py
+# Expect:  not measured yet
+_base_ = ['../_base_/digits_5x2.py']
+task = 'kdtasks.incremental.trainer'
+
+student = dict(type='kdtasks.incremental.models.growing', sizes=(2,) * 5,
+               network=dict(type='kdtasks.general.models.digits_cnn', width=16))
+distiller = dict(type='kdtasks.incremental.distiller.IncrementalDistiller')
+losses = dict(
+    loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student.new', 'target.new')),
+    loss_lwf=dict(type='kdtasks.incremental.lwf.LwFLoss', temperature=2.0, of=('student.old_heads', 'teacher.heads')),
+)
+stages = dict(type='kdtasks.incremental.stages.chain')
+
+optimizer = dict(type='torch.optim.SGD', lr=0.02, momentum=0.9, weight_decay=5e-4)
+schedule = dict(type='CosineAnnealingLR')
+length = 10
+val_interval = 10
+threads = 1                             # such small layers run faster on one

@@ -1,0 +1,12 @@
+# Ten new classes at a time, without the old images: LwF.MC, the baseline of iCaRL (arXiv 1611.07725).
+# Run:     python tools/train.py configs/incremental/lwf_mc_resnet8_cifar100_5x10_short.py
+# Expect:  not measured yet
+_base_ = ['./lwf_resnet8_cifar100_5x10_short.py']
+
+losses = dict(
+    _delete_=True,
+    loss_mc=dict(type='kdtasks.incremental.lwf_mc_loss', of=('student', 'teacher', 'target')),
+    loss_bce=dict(type='kdtasks.incremental.one_hot_bce', of=('student', 'target'), weight=0, alone=1),   # first, and alone
+)
+stages = dict(joint=False)
+optimizer = dict(lr=1.0, weight_decay=1e-5)                             # the loss is a mean over classes: iCaRL has 2.0 and 1e-5
