@@ -8,10 +8,10 @@ class before. Beside them stands a large pool of unlabelled images. One experien
 1. **Current teacher** C, from P's weights, learns the m new classes alone (:class:`CurrentTeacherLoss`), and to be unsure of
    everything else: of the coreset and of all external images. With U the uniform distribution over the m classes:
 
-   .. math:: L_C = \underset{\text{new}}{\mathrm{mean}}\, \mathrm{CE}_m + \underset{\text{all others}}{\mathrm{mean}}\,
+   .. math:: L = \underset{\text{new}}{\mathrm{mean}}\, \mathrm{CE}_m + \underset{\text{all others}}{\mathrm{mean}}\,
        \mathrm{KL}(U \,\|\, p^C)
 
-   The first experience is this step, and nothing else.
+   The first experience has no P: all external images are random ones, and what this step trains is the model itself.
 2. **Global distillation** (:class:`GlobalDistillationLoss`): M, from P's weights, learns from labels, P, C, and Q, the two as
    one teacher of all r classes. Over the B rows of a batch, with a softmax over l or m columns only for P and C, at T = 2:
 
@@ -21,17 +21,18 @@ class before. Beside them stands a large pool of unlabelled images. One experien
        L_P &= \tfrac{l}{r} \tfrac{T^2}{B} \sum_{\text{all}} w^P\, \mathrm{KL}(p^P_T \,\|\, p^{M,\,\text{old}}_T), \qquad
        L_C = \tfrac{m}{r} \tfrac{T^2}{B} \sum_{\text{all}} w^C\, \mathrm{KL}(p^C_T \,\|\, p^{M,\,\text{new}}_T)
 
-   All w are 1 here. Q takes an external image for one of the classes before: P's top class k keeps its probability, and what
-   is left is shared so that each of the other r - 1 classes has the same mean:
+   added as they are; all w are 1 here. Q takes an external image for one of the classes before: P's top class k keeps its
+   probability, and what is left is shared so that the other old classes and the new ones have the same mean:
 
    .. math:: q_k = p^P_k, \qquad q_{\text{other old } i} = \tfrac{l-1}{r-1}\, p^P_i, \qquad
        q_{\text{new } j} = \tfrac{m}{r-1}\, (1 - p^P_k)\, p^C_j
 3. **Fine-tuning** of the head alone, with the same teachers and images, and weights against the coreset's small classes: of
    K classes with :math:`n_k` of N labelled samples, :math:`w_k = N / (n_k K)`. The cross-entropy weighs all r classes; P's
    term the l, with their own N and K; C's term the m. A row without a label, or whose label is not among a term's classes,
-   has weight 1.
+   has weight 1. Afterwards M is the next P, and the coreset is drawn anew.
 
-The formulas, T = 2 and the steps are those of the authors' code. What that code also does, and is **not done here**:
+In each step a batch mixes rows of all images there are. Formulas, steps and T = 2 are those of the authors' code. What that
+code also does, and is **not done here**:
 
 - An unlabelled row has the target -1 or -2, which as an index means class 99 or 98 of 100. Once these have been learned,
   external images take *their* weight in fine-tuning. Here a row without a label has weight 1.

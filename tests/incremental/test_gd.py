@@ -332,6 +332,18 @@ def test_half_precision_is_raised(dtype):
     assert student.grad.dtype == dtype and student.grad.isfinite().all()
 
 
+def test_weights_and_counts_of_another_precision_do_not_change_the_losses():
+    student, previous, current, target, labelled = batch(dtype=torch.float32)
+    weight = torch.rand(5, dtype=F64)
+    for given in (weight, weight.half()):
+        expected = slow_losses(student, previous, current, target, labelled, weights={"cls": given.tolist()})
+        found = global_distillation_losses(student, previous, current, target, labelled, class_weight=given)
+        assert found["loss_cls"].dtype == torch.float32 and found["loss_cls"].item() == pytest.approx(expected["cls"], rel=1e-5)
+    counts = torch.arange(1, 6, dtype=F64)
+    found = BalancedCrossEntropy(balanced=True)(student, torch.where(labelled, target, -1), counts)
+    assert found.dtype == torch.float32
+
+
 @pytest.mark.parametrize("scale", [1e3, 1e4])
 def test_saturated_logits_stay_finite(scale):
     student, previous, current, target, labelled = batch(dtype=torch.float32)
