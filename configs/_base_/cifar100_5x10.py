@@ -1,5 +1,5 @@
-# Half of CIFAR-100 (see cifar100.py): the first 50 classes of cifar100_10x10.py's order, five experiences of ten classes each, in
-# an order that the seed draws.
+# Half of CIFAR-100 (see cifar100.py): the first 50 classes of cifar100_10x10.py's order, five experiences of ten classes each,
+# in an order that the seed draws.
 _classes = [
     'road', 'palm_tree', 'snake', 'bicycle', 'cloud', 'table', 'train', 'rabbit', 'shrew', 'skyscraper', 'lamp', 'tractor',
     'bear', 'tulip', 'otter', 'bottle', 'crab', 'squirrel', 'lion', 'kangaroo', 'pickup_truck', 'rose', 'snail',

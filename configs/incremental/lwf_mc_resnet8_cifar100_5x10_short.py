@@ -9,4 +9,4 @@ losses = dict(
     loss_bce=dict(type='kdtasks.incremental.one_hot_bce', of=('student', 'target'), weight=0, alone=1),   # first, and alone
 )
 stages = dict(joint=False)
-optimizer = dict(lr=1.0, weight_decay=1e-5)                             # the loss is a mean over classes: iCaRL has 2.0 and 1e-5
+optimizer = dict(lr=2.0, weight_decay=1e-5)                             # as iCaRL: the loss is a mean over classes
