@@ -19,8 +19,9 @@ With A the activation (K, h, w) of a layer and :math:`z_b` the logit:
 
 L_AD is at most :math:`\sqrt{2hw}`, 11.3 for 8x8 pixels, so it is not small beside a cross-entropy.
 
-**Second order.** alpha depends on the weights, so the gradient of L_AD goes through it too (``second_order=True``). Where the network ends in pooling and a linear head, :math:`\alpha = W_b / hw`, nothing needs to be
-differentiated twice, or at all: ``fast``, found out by itself, is exact, and the two orders differ in W's gradient only.
+**Second order.** alpha depends on the weights, so the gradient of L_AD goes through it too (``second_order=True``). Where the
+network ends in pooling and a linear head, :math:`\alpha = W_b / hw`: nothing needs to be differentiated twice, or at all. This
+short cut (``fast``), found out by itself, is exact, and the two orders differ in W's gradient only.
 
 **Weights.** The paper gives none for beta and gamma, as FACIL's code notes. Public codes have 1 and 1, or 2 and 1 (FACIL's
 grid); they go with their own reductions, so no number carries over.
