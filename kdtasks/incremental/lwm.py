@@ -19,15 +19,16 @@ With A the activation (K, h, w) of a layer and :math:`z_b` the logit:
 
 L_AD is at most :math:`\sqrt{2hw}`, 11.3 for 8x8 pixels, so it is not small beside a cross-entropy.
 
-**Second order.** alpha depends on the weights, so the gradient of L_AD goes through it too. The paper does not say that it does
-not: ``second_order=True``. Where the network ends in pooling and a linear head, :math:`\alpha = W_b / hw`, nothing needs to be
-differentiated twice, or at all: ``fast``, found out by itself, is exact, and the two orders differ in W's gradient only.
+**Second order.** alpha depends on the weights, so the gradient of L_AD goes through it too (``second_order=True``). Where the
+network ends in pooling and a linear head, :math:`\alpha = W_b / hw`: nothing needs to be differentiated twice, or at all. This
+short cut (``fast``), found out by itself, is exact, and the two orders differ in W's gradient only.
 
-**Weights.** The paper gives no values for beta and gamma. Public codes have 1 and 1, or 2 and 1 (FACIL's grid); they go with
-their own reductions, so no number carries over.
+**Weights.** The paper gives none for beta and gamma, as FACIL's code notes. Public codes have 1 and 1, or 2 and 1 (FACIL's
+grid); they go with their own reductions, so no number carries over.
 
-**Not settled.** The paper is said to print L_D without its (1 - y) half: :func:`lwm_distill`, which pushes old scores up only.
-We take the whole binary cross-entropy. Its text could not be read here.
+**Not settled**, since the paper's own text could not be read here: it is said to print L_D without its (1 - y) half
+(:func:`lwm_distill`), which would push old scores up only, so we take the whole binary cross-entropy; and it is not known to
+call alpha a constant, so we do not.
 
 ::
 
@@ -53,7 +54,7 @@ from kdtasks.incremental.distiller import IncrementalDistiller
 from kdtasks.incremental.models import head_of
 
 EPS = 1e-12                                                              # a map of a smaller norm is dead
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_NOT_COMPILED = "maps by derivatives cannot be had inside of compiled code (AOTAutograd); want compile=False"
 
 
 # ---------------------------------------------------------------------------------------------------------------- losses
@@ -144,7 +145,7 @@ def _cam(activation: Tensor, weights: Tensor) -> Tensor:
 
 def _normalized(maps: Tensor) -> Tensor:
     squared = maps.square().sum((1, 2), keepdim=True)
-    live = ~(squared <= EPS**2)                                           # a NaN stays one
+    live = squared > EPS**2
     return maps * squared.where(live, 1).rsqrt().where(live, 0)
 
 
@@ -170,8 +171,8 @@ class LwMDistiller(IncrementalDistiller):
     =======================  ===========================================================================================
 
     Each model runs once. Whether a model ends in pooling and its growing head, so that the short cut is exact, is found out on
-    a few rows of the first batch (:meth:`build` has one): in eval, and for the student in training mode too, all dropouts at a
-    half. Modes, buffers and random streams are put back.
+    a few rows of the first batch (:meth:`build` has one), the student in training mode: a dropout before the head is seen, or a
+    BatchNorm. Modes, buffers and random streams are put back.
 
     Args:
         student, teachers, losses, peers: see :class:`~kdtasks.core.Distiller`.
@@ -261,33 +262,28 @@ class LwMDistiller(IncrementalDistiller):
 
     def _is_short(self, role: str, batch: Mapping[str, object]) -> bool:
         if role not in self._short:
-            self._short[role] = short = self._find_short(role, self._value(batch, "input", role))
+            short = self._find_short(role, self._value(batch, "input", role))
             if not short and (self.fast or self._compile):
                 given = f"fast={self.fast}" if self.fast else f"compile={self._compile}"
                 raise ValueError(f"{given}: the logits of {role} are not its growing head on the mean over the pixels of "
                                  f"{self.attention!r}, in training; {_NOT_COMPILED if self._compile else 'want fast=None'}")
+            self._short[role] = short
         return self._short[role]
 
     def _find_short(self, role: str, input: object) -> bool:
-        """Whether the logits are the head of the pooled activation, in every mode that the model will be in."""
+        """Whether the logits are the head of the pooled activation, in the mode in which the model trains or teaches."""
         if isinstance(input, Tensor):
             input = input[:8] if len(input) > 1 else torch.rand(2, *input.shape[1:]).to(input)
         model = self.model(role)
-        taps = Taps(model, [self.attention], self.teachers[role] if role in self.teachers else self.model(role))
-        exact = True
-        for training in (False, True) if role == "student" else (False,):
-            with _tried(model, training):
-                logits, values = taps(input)
-                activation = values[self.attention]
-                shape = tuple(activation.shape) if isinstance(activation, Tensor) else type(activation).__name__
-                if not isinstance(activation, Tensor) or activation.dim() != 4 or activation.shape[2:].numel() < 2:
-                    raise ValueError(f"attention={self.attention!r} of {role} gives {shape}; want maps (B, K, h, w) of more "
-                                     "than one pixel")
-                exact = exact and _is_head_of_mean(model, activation, logits)
-        return exact and self.fast is not False
-
-
-_NOT_COMPILED = "maps by derivatives cannot be had inside of compiled code (AOTAutograd); want compile=False"
+        taps = Taps(model, [self.attention], model if role == "student" else self.teachers[role])
+        with _tried(model, training=role == "student"):
+            logits, values = taps(input)
+            activation = values[self.attention]
+            if not isinstance(activation, Tensor) or activation.dim() != 4 or activation.shape[2:].numel() < 2:
+                given = tuple(activation.shape) if isinstance(activation, Tensor) else type(activation).__name__
+                raise ValueError(f"attention={self.attention!r} of {role} gives {given}; want maps (B, K, h, w) of more than "
+                                 "one pixel")
+            return self.fast is not False and _is_head_of_mean(model, activation, logits)
 
 
 def _is_head_of_mean(model: nn.Module, activation: Tensor, logits: Tensor) -> bool:
@@ -297,23 +293,22 @@ def _is_head_of_mean(model: nn.Module, activation: Tensor, logits: Tensor) -> bo
         return False
     if activation.shape[1] != head.features or not activation.any():
         return False
-    pooled = _raised(activation).mean((2, 3))
-    expected = torch.cat([F.linear(pooled, *(_raised(p).to(pooled) for p in block.parameters())) for block in head.blocks], 1)
-    digits = {8: 1e-8, 4: 1e-3, 2: 0.05}[logits.element_size()]           # of float64, float32 (or TF32), half
-    return bool((logits - expected).abs().max() <= digits * expected.abs().max())
+    with torch.autocast(activation.device.type, enabled=False):
+        pooled = _raised(activation).mean((2, 3))
+        expected = torch.cat([pooled @ block.weight.to(pooled).T + (0 if block.bias is None else block.bias)
+                              for block in head.blocks], 1)
+    near = {8: 1e-8, 4: 1e-3, 2: 0.05}[logits.element_size()]            # float64, float32 (or TF32), half precision
+    return bool((logits - expected).abs().max() <= near * expected.abs().max())
 
 
 @contextmanager
 def _tried(model: nn.Module, training: bool) -> Iterator[None]:
-    """In a mode, without gradient, every dropout that drops at all at a half; nothing has moved afterwards."""
+    """In a mode, without gradient; nothing has moved afterwards."""
     modes = {module: module.training for module in model.modules()}
-    rates = {module: module.p for module in modes if isinstance(module, DROPOUTS) and module.p > 0}
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}
     devices = sorted({t.device.index for t in [*model.parameters(), *buffers] if t.is_cuda})
     try:
         model.train(training)
-        for module in rates:
-            module.p = 0.5
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             yield
     finally:
@@ -322,8 +317,6 @@ def _tried(model: nn.Module, training: bool) -> Iterator[None]:
                 buffer.copy_(before)
         for module, mode in modes.items():
             module.training = mode
-        for module, rate in rates.items():
-            module.p = rate
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdtasks.core import Teacher
+from kdtasks.core.names import split_call
 from kdtasks.general.models import digits_cnn, resnet8, wrn
 from kdtasks.incremental.lwm import LwMDistiller, dead_share, grad_cam, lwm_attention_loss, lwm_distill, lwm_distill_bce
 from kdtasks.incremental.models import growing, head_of
@@ -162,6 +163,12 @@ def in_place():
     return nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 1))
 
 
+def twice():
+    """One ReLU runs after both convolutions."""
+    relu = nn.ReLU()
+    return nn.Sequential(nn.Conv2d(1, 6, 3), relu, nn.Conv2d(6, 6, 3), relu, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 1))
+
+
 NETWORKS = {                                                                                  # network, A, whether the short cut is exact
     "resnet8": (lambda: resnet8(in_channels=1, width=4), "layer3", True),
     "digits_cnn": (lambda: digits_cnn(width=4), "layer3", True),
@@ -170,6 +177,8 @@ NETWORKS = {                                                                    
     "wrn": (lambda: wrn(10, 1, in_channels=1), "layer3", False),
     "wrn_dropout": (lambda: wrn(10, 1, in_channels=1, dropout=0.3), "relu", True),            # its dropout lies before A
     "in_place": (in_place, "0", False),
+    "first_run": (twice, "1@0", False),
+    "last_run": (twice, "1@-1", True),
     "dropout": (lambda: TwoLayers([nn.Dropout(0.001)]), "2", False),
     "no_dropout": (lambda: TwoLayers([nn.Dropout(0.0)]), "2", True),
     "norm": (lambda: TwoLayers([nn.BatchNorm1d(6, eps=1e-15)]), "2", False),                  # fresh, in eval, it changes nothing
@@ -205,19 +214,19 @@ def lwm(name, losses=PULL, models=None, **options):
 
 
 def slow_map(model, path, x, old, chosen=None):
-    """One sample at a time, in the model's mode; a hook hands on a leaf in A's place."""
-    maps, classes = [], []
+    """One sample at a time, in the model's mode; a hook hands on a copy of A."""
+    maps, classes, (path, call) = [], [], split_call(path)
     for n in range(len(x)):
         seen = []
         def hand_on(module, inputs, output, seen=seen):
-            seen.append(output.detach().requires_grad_())
-            return seen[0].clone()
+            seen.append(output if output.requires_grad else output.detach().requires_grad_())
+            return seen[-1].clone()
         handle = model.get_submodule(path).register_forward_hook(hand_on)
         logits = model(x[n:n + 1])
         handle.remove()
         classes.append(int(logits[0, :old].argmax()) if chosen is None else int(chosen[n]))
-        gradient, = torch.autograd.grad(logits[0, classes[-1]], seen[0])
-        maps.append(slow_cam(seen[0].detach(), gradient))
+        gradient, = torch.autograd.grad(logits[0, classes[-1]], seen[call or 0])
+        maps.append(slow_cam(seen[call or 0].detach(), gradient))
     return torch.cat(maps), classes
 
 
@@ -301,7 +310,12 @@ def test_second_order_is_the_derivative_of_the_loss(name):
 
 
 def test_one_forward_of_each_model_and_everything_else_from_it():
+    flags = []
+    def of_the_teacher(*tensors):
+        flags.extend(t.requires_grad for t in tensors)
+        return tensors[0].sum()
     distiller, x = lwm("wrn", PULL | {"loss_hint": (F.mse_loss, ("student.layer2", "teacher.layer2")),
+                                      "seen": (of_the_teacher, ("teacher", "teacher.layer3", "teacher.bn", "teacher.attention")),
                                       "loss_old": (lwm_distill_bce, ("student.old", "teacher")),
                                       "loss_cls": (F.cross_entropy, ("student", "target"))}), rows(4, 1, 8, 8)
     distiller.build(x, torch.tensor([0, 1, 2, 6]))
@@ -309,7 +323,8 @@ def test_one_forward_of_each_model_and_everything_else_from_it():
     for role in ("student", "teacher"):
         distiller.model(role).conv1.register_forward_hook(lambda m, i, o, role=role: calls.append(role))
     losses = distiller(x, torch.tensor([0, 1, 2, 6]))
-    assert sorted(calls) == ["student", "teacher"] and list(losses) == ["loss_ad", "loss_hint", "loss_old", "loss_cls"]
+    assert sorted(calls) == ["student", "teacher"] and list(losses) == ["loss_ad", "loss_hint", "seen", "loss_old", "loss_cls"]
+    assert len(flags) == 8 and not any(flags)
     student, teacher = distiller.student.train(), distiller.model("teacher")
     torch.testing.assert_close(losses["loss_old"], lwm_distill_bce(student(x)[:, :5], teacher(x)))
 
@@ -399,6 +414,46 @@ def test_half_precision_is_near_and_the_loss_is_float32(name, way):
     assert weights and all(g.isfinite().all() for g in weights)
 
 
+class Exact(nn.Module):
+    """A network that runs in full precision under autocast too."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            return self.network(x)
+
+
+@pytest.mark.parametrize("fast, name", [(True, "digits_cnn"), (False, "digits_cnn"), (False, "two_layers")])
+def test_maps_are_made_in_full_precision_under_autocast(fast, name):
+    models, x = [Exact(model).float() for model in pair(name)], torch.randn(8, 1, 8, 8)
+    distiller, found = LwMDistiller(models[0], {"teacher": models[1]}, PULL, attention=f"network.{NETWORKS[name][1]}", fast=fast), []
+    for enabled in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = distiller(x)["loss_ad"]
+        found.append([loss, *torch.autograd.grad(loss, models[0].parameters(), allow_unused=True, materialize_grads=True)])
+    torch.testing.assert_close(*found)
+
+
+def test_the_batch_may_say_which_class():
+    for name in ("digits_cnn", "two_layers"):
+        distiller, x, b = lwm(name), rows(5, 1, 8, 8), torch.arange(5)
+        found = distiller.tensors({"input": x, "student.attended": b})
+        for role in ("student", "teacher"):
+            expected = slow_map(distiller.model(role).eval(), NETWORKS[name][1], x, 5, b)[0]
+            torch.testing.assert_close(found[f"{role}.attention"], expected)
+
+
+def test_finding_out_about_the_short_cut_draws_no_random_number():
+    distiller, x, found = lwm("wrn_dropout"), rows(6, 1, 8, 8), []
+    for _ in range(2):
+        torch.manual_seed(1)
+        found.append(distiller(x)["loss_ad"])
+    assert found[0] == found[1] != distiller(x)["loss_ad"]
+
+
 @pytest.mark.parametrize("name", ["digits_cnn", "two_layers"])
 def test_an_empty_batch(name):
     distiller = lwm(name).eval()
@@ -414,12 +469,10 @@ def test_an_empty_batch(name):
 
 
 def test_a_network_that_gave_nothing_at_first_is_not_taken_for_a_linear_one():
-    student, teacher = pair("two_layers")
-    distiller = lwm("two_layers", models=(student, teacher)).eval()
-    with torch.no_grad():
-        for model in (student, teacher):
-            model[1].bias.fill_(-100.0)
-            model[5].bias.zero_()
+    models = [growing(TwoLayers([nn.Linear(6, 6, bias=False), nn.Tanh()]), s).double() for s in (SIZES, SIZES[:-1])]
+    for model in models:
+        model[1].bias.data.fill_(-100.0)
+    distiller = lwm("two_layers", models=models)
     distiller.build(rows(4, 1, 8, 8))
     assert distiller._short == {"student": False, "teacher": False}
 
