@@ -1,0 +1,347 @@
+r"""Learning without Memorizing: the old model's attention kept (Dhar et al., CVPR 2019, arXiv 1811.08051).
+
+On new images, with none of the old, the student keeps what the model of before says of the l old classes, and where it looks
+when it says so:
+
+.. math:: L = L_C + \beta L_D + \gamma L_{AD}
+
+- L_C: cross-entropy of the labels.
+- L_D: binary cross-entropy of the old columns' sigmoids, **summed** over the l classes (:func:`lwm_distill_bce`).
+- L_AD: the L1 distance of two L2-normalised attention maps (:func:`lwm_attention_loss`).
+
+A map is Grad-CAM's (:func:`grad_cam`), of the old class b that the **student** finds likeliest, the same b for both models.
+With A the activation (K, h, w) of a layer and :math:`z_b` the logit:
+
+.. math:: \alpha_k = \frac{1}{hw} \sum_{ij} \frac{\partial z_b}{\partial A_{kij}}, \qquad
+    Q = \mathrm{relu}\Bigl(\sum_k \alpha_k A_k\Bigr), \qquad
+    L_{AD} = \frac{1}{B} \sum_{n=1}^{B}
+    \Bigl\lVert \frac{Q^s_n}{\lVert Q^s_n \rVert_2} - \frac{Q^t_n}{\lVert Q^t_n \rVert_2} \Bigr\rVert_1
+
+L_AD is at most :math:`\sqrt{2hw}`, 11.3 for 8x8 pixels, so it is not small beside a cross-entropy.
+
+**Second order.** alpha depends on the weights, so the gradient of L_AD goes through it too. The paper does not say that it does
+not: ``second_order=True``. Where the network ends in pooling and a linear head, :math:`\alpha = W_b / hw`, nothing needs to be
+differentiated twice, or at all: ``fast``, found out by itself, is exact, and the two orders differ in W's gradient only.
+
+**Weights.** The paper gives no values for beta and gamma. Public codes have 1 and 1, or 2 and 1 (FACIL's grid); they go with
+their own reductions, so no number carries over.
+
+**Not settled.** The paper is said to print L_D without its (1 - y) half: :func:`lwm_distill`, which pushes old scores up only.
+We take the whole binary cross-entropy. Its text could not be read here.
+
+::
+
+    losses = dict(
+        loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target')),
+        loss_distill=dict(type='kdtasks.incremental.lwm.lwm_distill_bce', of=('student.old', 'teacher'), weight=1.0),
+        loss_attention=dict(type='kdtasks.incremental.lwm.lwm_attention_loss', of=('student.attention', 'teacher.attention')),
+        dead_maps=dict(type='kdtasks.incremental.lwm.dead_share', of='student.attention'),
+    )
+    distiller = dict(type='kdtasks.incremental.lwm.LwMDistiller', attention='layer3')
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdtasks.core.features import Taps, map_tensors, module_paths
+from kdtasks.core.names import did_you_mean, split_call
+from kdtasks.incremental.distiller import IncrementalDistiller
+from kdtasks.incremental.models import head_of
+
+EPS = 1e-12                                                              # a map of a smaller norm is dead
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+# ---------------------------------------------------------------------------------------------------------------- losses
+def grad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """``relu(sum over k of alpha_k A_k)``, alpha the gradient's mean over the pixels.
+
+    Args:
+        activation, gradient: ``(B, K, h, w)``, A and the derivative of a logit by it; differentiable in both.
+
+    Returns:
+        ``(B, h, w)``, at least float32.
+
+    Raises:
+        ValueError: the shapes differ, or are not of four axes.
+    """
+    if activation.dim() != 4 or activation.shape != gradient.shape:
+        raise ValueError(f"want two equal shapes (B, K, h, w), got activation {tuple(activation.shape)} "
+                         f"and gradient {tuple(gradient.shape)}")
+    return _cam(activation, _raised(gradient).mean((2, 3)))
+
+
+def lwm_attention_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
+    """L1 distance of L2-normalised maps, summed over the pixels, mean over the batch.
+
+    The scale of a map does not matter. A dead one (all zero) counts as zeros and receives no gradient; that of a map close to
+    it is large, as 1 / norm: clip gradients where it happens.
+
+    Args:
+        student_map: ``(B, h, w)``, >= 0; carries the gradient.
+        teacher_map: ``(B, h, w)``; never receives a gradient.
+
+    Returns:
+        A scalar from 0 to sqrt(2 h w). Half precision is raised to float32, float64 stays. A zero that still backpropagates
+        when there are no rows.
+
+    Raises:
+        ValueError: the shapes differ, or are not of three axes.
+    """
+    if student_map.dim() != 3 or student_map.shape != teacher_map.shape:
+        raise ValueError(f"want two equal shapes (B, h, w), got student {tuple(student_map.shape)} "
+                         f"and teacher {tuple(teacher_map.shape)}")
+    difference = _normalized(_raised(student_map)) - _normalized(_raised(teacher_map.detach()))
+    return difference.abs().sum() / max(len(student_map), 1)
+
+
+def lwm_distill_bce(student: Tensor, teacher: Tensor, reduction: str = "sum") -> Tensor:
+    """Binary cross-entropy with the teacher's sigmoids, over the old classes; mean over the batch.
+
+    Args:
+        student: ``(B, l)`` logits of the old classes; carries the gradient.
+        teacher: ``(B, l)`` logits; never receives a gradient.
+        reduction: over classes. ``'sum'``, as the paper; ``'mean'``, as public codes: l times smaller, with a beta of its own.
+
+    Returns:
+        A scalar in nats; not 0 where the two agree, but least there. Half precision is raised to float32, float64 stays. A zero
+        that still backpropagates when there are no rows or no classes.
+
+    Raises:
+        ValueError: the shapes differ, or there is no such reduction.
+    """
+    student, teacher, count = _checked(student, teacher, reduction)
+    return F.binary_cross_entropy_with_logits(student, teacher.sigmoid(), reduction="sum") / count
+
+
+def lwm_distill(student: Tensor, teacher: Tensor, reduction: str = "sum") -> Tensor:
+    """``-sum of sigmoid(teacher) · log sigmoid(student)``, said to be the printed form: half of :func:`lwm_distill_bce`.
+
+    Without the other half it is least at infinite scores, not where the two agree. Arguments and errors are the same.
+    """
+    student, teacher, count = _checked(student, teacher, reduction)
+    return -(teacher.sigmoid() * F.logsigmoid(student)).sum() / count
+
+
+def dead_share(attention: Tensor) -> Tensor:
+    """Share of the maps ``(B, h, w)`` that are zero everywhere, and so teach nothing; 0 when there are none."""
+    return attention.flatten(1).any(1).logical_not().float().sum() / max(len(attention), 1)
+
+
+def _raised(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.element_size() == 8 else tensor.float()
+
+
+def _cam(activation: Tensor, weights: Tensor) -> Tensor:
+    """(B, K, h, w), (B, K) -> (B, h, w), in full precision under autocast too."""
+    with torch.autocast(activation.device.type, enabled=False):
+        return torch.einsum("bk,bkhw->bhw", weights, activation.to(weights.dtype)).relu()
+
+
+def _normalized(maps: Tensor) -> Tensor:
+    squared = maps.square().sum((1, 2), keepdim=True)
+    live = ~(squared <= EPS**2)                                           # a NaN stays one
+    return maps * squared.where(live, 1).rsqrt().where(live, 0)
+
+
+def _checked(student: Tensor, teacher: Tensor, reduction: str) -> tuple[Tensor, Tensor, int]:
+    if student.dim() != 2 or student.shape != teacher.shape:
+        raise ValueError(f"want the same old columns of both, (B, l), got student {tuple(student.shape)} and teacher "
+                         f"{tuple(teacher.shape)}; in a config: of=('student.old', 'teacher')")
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"no reduction {reduction!r}; {did_you_mean(str(reduction), ('sum', 'mean'))}")
+    count = len(student) if reduction == "sum" else student.numel()
+    return _raised(student), _raised(teacher.detach()), max(count, 1)
+
+
+# ------------------------------------------------------------------------------------------------------------- distiller
+class LwMDistiller(IncrementalDistiller):
+    """An :class:`~kdtasks.incremental.distiller.IncrementalDistiller` whose losses may also be of attention maps.
+
+    =======================  ===========================================================================================
+    ``student.attention``    (B, h, w) map of the class ``student.attended``; its gradient reaches all weights
+    ``<teacher>.attention``  (B, h, w) map of the same class; carries no gradient
+    ``student.attended``     (B,) int64 b: the old class that the student finds likeliest, as a column; or what the batch
+                             has under this name
+    =======================  ===========================================================================================
+
+    Each model runs once. Whether a model ends in pooling and its growing head, so that the short cut is exact, is found out on
+    a few rows of the first batch (:meth:`build` has one): in eval, and for the student in training mode too, all dropouts at a
+    half. Modes, buffers and random streams are put back.
+
+    Args:
+        student, teachers, losses, peers: see :class:`~kdtasks.core.Distiller`.
+        attention: dotted path of the submodule, in the student and every teacher, whose output is A (B, K, h, w): the last one
+            before the pooling, after its ReLU. After a lower one, BatchNorm in training mode would mix the samples' maps.
+        second_order: the student's gradient goes through alpha too; False: alpha is a constant.
+        fast: None: the short cut where it is exact. False: never. True: an error where it is not.
+        compile: with the short cut only: within what is compiled nothing can be differentiated.
+
+    Raises:
+        ValueError: a model has no such submodule; compile without the short cut. On the first batch: the submodule's output is
+            not (B, K, h, w) of more than one pixel; ``fast=True`` or compile where the short cut is not exact. On a run:
+            there are no old classes, or a teacher has not as many columns.
+    """
+
+    def __init__(self, student: nn.Module, teachers: Mapping[str, nn.Module] | None = None,
+                 losses: Mapping[str, tuple] | None = None, *, attention: str, second_order: bool = True,
+                 fast: bool | None = None, peers: Sequence[nn.Module] = (), compile: bool | dict = False):
+        super().__init__(student, teachers, losses, peers=peers, compile=compile)
+        self.attention, self.second_order, self.fast = attention, second_order, fast
+        self.path, self.call = split_call(attention)
+        self._short: dict[str, bool] = {}                                # role -> whether the short cut is exact
+        for role in ("student", *self.teachers):
+            paths = module_paths(self.model(role))
+            if self.path not in paths:
+                raise ValueError(f"attention={attention!r}: {role} is a {type(self.model(role)).__name__} without this "
+                                 f"submodule; {did_you_mean(self.path, paths)}")
+        if fast is False and compile:
+            raise ValueError(f"fast=False with compile={compile}: {_NOT_COMPILED}")
+
+    def names(self, role: str) -> list[str]:
+        """What :class:`~kdtasks.incremental.distiller.IncrementalDistiller` supplies, and the names above."""
+        maps = [f"{role}.attention"] if role == "student" or role in self.teachers else []
+        return [*super().names(role), *maps, *["student.attended"] * (role == "student")]
+
+    def outputs(self, role: str, batch: Mapping[str, object], wanted: list[str]) -> dict[str, object]:
+        """The wanted names of one role, from one forward; a teacher's map waits for the student to say b."""
+        own = {f"{role}.attention", "student.attended"}
+        if own.isdisjoint(wanted) or role in self.learners[1:]:
+            return super().outputs(role, batch, wanted)
+        rest = [name for name in wanted if name not in own]
+        if f"{role}.attention" not in wanted:
+            found = super().outputs(role, batch, [*rest, role])
+            return found | {"student.attended": self._attended(found[role], batch)}
+        short, gradients = self._is_short(role, batch), torch.is_grad_enabled()
+        tapped = f"{role}.{self.attention}"
+        with nullcontext() if short else _anchored(self.model(role).get_submodule(self.path)) as anchors:
+            found = super().outputs(role, batch, [*rest, role, tapped])
+        if role == "student":
+            found["student.attended"] = self._attended(found[role], batch)
+        attended = found["student.attended"] if role == "student" else batch["student.attended"]
+        self._check_columns(role, found[role])
+        if short:
+            attention = self._short_map(role, found[tapped], attended)
+        else:
+            attention = self._derived_map(found[role], anchors[self.call or 0], attended, gradients)
+            if not gradients:
+                found = {name: map_tensors(torch.detach, value) for name, value in found.items()}
+        return found | {f"{role}.attention": attention}
+
+    def _attended(self, logits: Tensor, batch: Mapping[str, object]) -> Tensor:
+        if "student.attended" in batch:
+            return batch["student.attended"]
+        old = self.head("student").old
+        if old == 0:
+            raise ValueError("the student has no old classes whose attention could be kept: its head has one block")
+        return logits.detach()[:, :old].argmax(1)
+
+    def _check_columns(self, role: str, logits: Tensor) -> None:
+        old = self.head("student").old
+        if role != "student" and logits.shape[1] != old:
+            raise ValueError(f"{role} has {logits.shape[1]} columns, the student {old} old ones: want the same classes")
+
+    def _derived_map(self, logits: Tensor, activation: Tensor, attended: Tensor, gradients: bool) -> Tensor:
+        """By the definition; the logits' graph is kept where the student is to be differentiated."""
+        order = self.second_order and gradients
+        with torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
+            score = _raised(logits).gather(1, attended[:, None]).sum()
+            slope, = torch.autograd.grad(score, activation, retain_graph=gradients, create_graph=order)
+        return grad_cam(activation if gradients else activation.detach(), slope)
+
+    def _short_map(self, role: str, activation: Tensor, attended: Tensor) -> Tensor:
+        """Of the head's weights, since alpha = W_b / hw."""
+        weight = torch.cat([_raised(block.weight) for block in self.head(role).blocks])                    # (columns, K)
+        alpha = weight[attended] / activation.shape[2:].numel()
+        return _cam(activation, alpha if self.second_order else alpha.detach())
+
+    def _is_short(self, role: str, batch: Mapping[str, object]) -> bool:
+        if role not in self._short:
+            self._short[role] = short = self._find_short(role, self._value(batch, "input", role))
+            if not short and (self.fast or self._compile):
+                given = f"fast={self.fast}" if self.fast else f"compile={self._compile}"
+                raise ValueError(f"{given}: the logits of {role} are not its growing head on the mean over the pixels of "
+                                 f"{self.attention!r}, in training; {_NOT_COMPILED if self._compile else 'want fast=None'}")
+        return self._short[role]
+
+    def _find_short(self, role: str, input: object) -> bool:
+        """Whether the logits are the head of the pooled activation, in every mode that the model will be in."""
+        if isinstance(input, Tensor):
+            input = input[:8] if len(input) > 1 else torch.rand(2, *input.shape[1:]).to(input)
+        model = self.model(role)
+        taps = Taps(model, [self.attention], self.teachers[role] if role in self.teachers else self.model(role))
+        exact = True
+        for training in (False, True) if role == "student" else (False,):
+            with _tried(model, training):
+                logits, values = taps(input)
+                activation = values[self.attention]
+                shape = tuple(activation.shape) if isinstance(activation, Tensor) else type(activation).__name__
+                if not isinstance(activation, Tensor) or activation.dim() != 4 or activation.shape[2:].numel() < 2:
+                    raise ValueError(f"attention={self.attention!r} of {role} gives {shape}; want maps (B, K, h, w) of more "
+                                     "than one pixel")
+                exact = exact and _is_head_of_mean(model, activation, logits)
+        return exact and self.fast is not False
+
+
+_NOT_COMPILED = "maps by derivatives cannot be had inside of compiled code (AOTAutograd); want compile=False"
+
+
+def _is_head_of_mean(model: nn.Module, activation: Tensor, logits: Tensor) -> bool:
+    try:
+        _, head = head_of(model)
+    except ValueError:
+        return False
+    if activation.shape[1] != head.features or not activation.any():
+        return False
+    pooled = _raised(activation).mean((2, 3))
+    expected = torch.cat([F.linear(pooled, *(_raised(p).to(pooled) for p in block.parameters())) for block in head.blocks], 1)
+    digits = {8: 1e-8, 4: 1e-3, 2: 0.05}[logits.element_size()]           # of float64, float32 (or TF32), half
+    return bool((logits - expected).abs().max() <= digits * expected.abs().max())
+
+
+@contextmanager
+def _tried(model: nn.Module, training: bool) -> Iterator[None]:
+    """In a mode, without gradient, every dropout that drops at all at a half; nothing has moved afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    rates = {module: module.p for module in modes if isinstance(module, DROPOUTS) and module.p > 0}
+    buffers = {buffer: buffer.clone() for buffer in model.buffers()}
+    devices = sorted({t.device.index for t in [*model.parameters(), *buffers] if t.is_cuda})
+    try:
+        model.train(training)
+        for module in rates:
+            module.p = 0.5
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers.items():
+                buffer.copy_(before)
+        for module, mode in modes.items():
+            module.training = mode
+        for module, rate in rates.items():
+            module.p = rate
+
+
+@contextmanager
+def _anchored(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What the module returns, call by call; what comes after can be differentiated by it, even if it works in place."""
+    anchors, own, forward = [], module.__dict__.get("forward"), module.forward
+
+    def anchored(*args, **kwargs) -> Tensor:
+        output = forward(*args, **kwargs)
+        anchors.append(output if output.requires_grad else output.detach().requires_grad_())
+        return anchors[-1].clone()
+
+    module.__dict__["forward"] = anchored
+    try:
+        with torch.enable_grad():
+            yield anchors
+    finally:
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = own
