@@ -22,8 +22,19 @@ from avalanche.training.plugins import LwFPlugin as TheirLwF
 from avalanche.training.plugins import ReplayPlugin
 from avalanche.training.templates import SupervisedTemplate
 
+from kdtasks.incremental.gd import CurrentTeacherLoss, GlobalDistillationLoss
 from kdtasks.incremental.models import growing, head_of
-from kdtasks.incremental.plugin import LwFMCPlugin, LwFPlugin, LwMPlugin, checked_benchmark, checkpoint, classes_of, resume
+from kdtasks.incremental.plugin import (
+    GlobalDistillationPlugin,
+    LwFMCPlugin,
+    LwFPlugin,
+    LwMPlugin,
+    checked_benchmark,
+    checkpoint,
+    classes_of,
+    resume,
+)
+from kdtasks.incremental.sampling import sample_external
 
 ORDER = [3, 7, 1, 0, 9, 2, 8, 6, 4, 5]
 EXACT = {"rtol": 1e-5, "atol": 1e-6}
@@ -76,7 +87,7 @@ class ManyHeads(MultiTaskModule):
 
     def __init__(self, norm=True, scaled=False):
         super().__init__()
-        self.net, self.heads, self.scaled = Net(nn.Identity(), norm), MultiHeadClassifier(8), scaled
+        self.heads, self.net, self.scaled = MultiHeadClassifier(8), Net(nn.Identity(), norm), scaled
 
     def forward(self, x, task_labels):
         if self.scaled:
@@ -373,6 +384,108 @@ def test_errors_of_lwm():
         trained(Twice(nn.Linear(8, 10)), LwMPlugin("stem.2"), benchmark().train_stream, 2)
 
 
+# Global Distillation -----------------------------------------------------------------------------------------------------
+
+def pool(n=60):
+    return TensorDataset(torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(3)))
+
+
+def columns_of(target, order):
+    """The place of each class in the order in which they came; -100 of what has none."""
+    return torch.tensor([order.index(y) if y in order else -100 for y in target.tolist()])
+
+
+class Watch:
+    """Stands before the plugin at an experience's end, and keeps the model as the main step leaves it."""
+
+    def after_training_exp(self, strategy, **kwargs):
+        self.main = copy.deepcopy(strategy.model)
+
+
+def distilled(count, unlabelled, lr=0.5, momentum=0.9, size=1000, **options):
+    """``count`` experiences of Global Distillation, by batches of everything or of ``size``: what there was at each point of the last."""
+    watch, steps, teachers = Watch(), Steps(), []
+
+    class Teachers:
+        def before_backward(self, strategy, **kwargs):
+            teachers.append(plugin.current)
+
+    plugin = GlobalDistillationPlugin(lambda p: torch.optim.SGD(p, lr=lr), "head", 1, 1, coreset=10, pool=unlabelled, **options)
+    strategy = strategy_of(Net(nn.Linear(8, 10)), [watch, plugin, steps, Teachers()], momentum=momentum)
+    before = None
+    for experience in list(benchmark().train_stream)[:count]:
+        before, steps.seen = copy.deepcopy(strategy.model), []
+        strategy.train_mb_size = size
+        strategy.train(experience)
+    return strategy, plugin, before, steps.seen, teachers[-1], watch.main
+
+
+@pytest.mark.parametrize("unlabelled", [None, pool()])
+def test_global_distillation_s_main_step_is_of_the_classes_columns(unlabelled):
+    _, plugin, before, steps, current, _ = distilled(3, unlabelled, size=16)
+    loss = GlobalDistillationLoss(terms="PC" if unlabelled is None else "PCQ")
+    for step in steps:
+        logits, x = step["logits"][:, ORDER[:6]], step["x"]
+        with torch.no_grad():
+            wanted = loss(logits, copy.deepcopy(before).eval()(x)[:, ORDER[:4]], current(x)[:, ORDER[4:6]], columns_of(step["y"], ORDER[:6]))
+        torch.testing.assert_close(step["loss"].detach(), sum(wanted.values())[None], **EXACT)
+    assert plugin.arrived == [3, 7, 0, 1, 2, 9] and not current.model.training
+
+
+def test_its_first_experience_is_the_current_teacher_s_step():
+    _, _, _, (step,), _, _ = distilled(1, pool())
+    wanted = CurrentTeacherLoss()(step["logits"][:, ORDER[:2]], columns_of(step["y"], ORDER[:2]))
+    torch.testing.assert_close(step["loss"].detach(), sum(wanted.values())[None], **EXACT)
+    assert len(step["y"]) == 40 and (step["y"] < 0).sum() == 20                              # as many of the pool as labelled ones
+
+
+def test_its_current_teacher_and_its_head_take_the_step_that_their_losses_say():
+    strategy, _, before, (step,), current, main = distilled(2, pool(), lr=0.1)
+    x, new = step["x"], columns_of(step["y"], ORDER[2:4])
+    student = copy.deepcopy(before).train()
+    sum(CurrentTeacherLoss()(student(x)[:, ORDER[2:4]], new).values()).backward()
+    for found, start in zip(current.model.parameters(), student.parameters()):
+        torch.testing.assert_close(found, start - 0.1 * start.grad, rtol=1e-4, atol=1e-6)
+
+    target, after = columns_of(step["y"], ORDER[:4]), copy.deepcopy(main).train()
+    counts = torch.tensor([5, 5, 10, 10])
+    assert torch.equal(torch.bincount(target[target >= 0]), counts)
+    loss = GlobalDistillationLoss(balanced=True)
+    sum(loss(after(x)[:, ORDER[:4]], before.eval()(x)[:, ORDER[:2]], current(x)[:, ORDER[2:4]], target, counts).values()).backward()
+    for (name, found), start in zip(strategy.model.named_parameters(), after.parameters()):
+        moved = 0.1 * start.grad if name.startswith("head.") else 0
+        torch.testing.assert_close(found, start - moved, rtol=1e-4, atol=1e-6)
+        assert found.requires_grad
+
+
+def test_its_batches_are_the_experience_the_coreset_and_the_sample():
+    _, plugin, before, steps, _, _ = distilled(3, pool(), size=7)
+    data, y, x = Images(), torch.cat([step["y"] for step in steps]), torch.cat([step["x"] for step in steps])
+    assert [(y == number).sum().item() for number in ORDER[:6]] == [2, 2, 3, 3, 10, 10]       # 10 kept of 4 classes, the latest first
+    assert [len(some) for _, some in plugin.kept] == [2, 4, 4]                              # 10 of 6: 1, 1, 2, 2, 2, 2
+    old = {tuple(image.flatten().tolist()) for image in x[torch.isin(y, torch.tensor(ORDER[:4]))]}
+    ours = {tuple(image.flatten().tolist()) for image in data.tensors[0][torch.isin(data.tensors[1], torch.tensor(ORDER[:4]))]}
+    assert len(old) == 10 and old <= ours
+    kept = {tuple(images[i][0].flatten().tolist()) for images, some in plugin.kept[:2] for i in some}
+    assert kept <= old                                                                     # what was thrown away does not come back
+    with torch.no_grad():
+        scores = before.eval()(pool().tensors[0])[:, ORDER[:4]]
+    sample = torch.cat([*sample_external(scores, 30, draw=2)])
+    found = sorted(image.flatten().tolist() for image in x[y < 0])
+    assert found == sorted(image.flatten().tolist() for image in pool().tensors[0][sample])
+
+
+def test_errors_of_global_distillation():
+    plugin = GlobalDistillationPlugin(lambda p: torch.optim.SGD(p, lr=0.1), "fc", 1, 1)
+    with pytest.raises(ValueError, match="head='fc': Net has no such submodule"):
+        trained(Net(nn.Linear(8, 10)), plugin, benchmark().train_stream, 1)
+    plugin.head, again = "head", benchmark().train_stream[0]
+    with pytest.raises(ValueError, match=r"experience 2 has no new class: all of \[3, 7\] were seen before"):
+        trained(Net(nn.Linear(8, 10)), plugin, [again, again], 2)
+    with pytest.raises(ValueError, match="want the 1 experiences that are over"):
+        plugin.load_state_dict(plugin.state_dict(), Net(nn.Linear(8, 10)))
+
+
 # Benchmarks --------------------------------------------------------------------------------------------------------------
 
 def test_a_class_that_a_benchmark_lost_is_named():
@@ -410,10 +523,16 @@ def test_datasets_without_task_labels_are_enough():
 RUNS = {"LwF, one head": (lambda: Net(IncrementalClassifier(8)), lambda: LwFPlugin(), False),
         "LwF, a head a task": (lambda: ManyHeads(), lambda: LwFPlugin(weight=[1.0, 2.0, 3.0]), True),
         "LwF.MC": (lambda: Net(nn.Linear(8, 10)), lambda: LwFMCPlugin(), False),
-        "LwM": (lambda: Net(IncrementalClassifier(8)), lambda: LwMPlugin(), False)}
+        "LwM": (lambda: Net(IncrementalClassifier(8)), lambda: LwMPlugin(), False),
+        "Global Distillation": (lambda: Net(IncrementalClassifier(8)),
+                                lambda: GlobalDistillationPlugin(lambda p: torch.optim.SGD(p, lr=0.05), "head", 1, 1, 10, pool()), False)}
+OPTIMIZERS = {"SGD": lambda net: torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9),
+              "two groups": lambda net: torch.optim.SGD([{"params": [p for name, p in net.named_parameters() if name.startswith("head") is there],
+                                                          "lr": lr} for there, lr in ((True, 0.01), (False, 0.05))], momentum=0.9),
+              "Adam": lambda net: torch.optim.Adam(net.parameters(), lr=0.01)}
 
 
-@pytest.mark.parametrize("optimizer", [lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), lambda p: torch.optim.Adam(p, lr=0.01)])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("run", RUNS)
 def test_stopped_and_gone_on_is_never_stopped(run, optimizer, tmp_path):
     model, plugin, tasks = RUNS[run]
@@ -421,7 +540,7 @@ def test_stopped_and_gone_on_is_never_stopped(run, optimizer, tmp_path):
     def made(seed):
         torch.manual_seed(seed)
         net = model()
-        return SupervisedTemplate(model=net, optimizer=optimizer(net.parameters()), evaluator=None, train_mb_size=8, plugins=[plugin()])
+        return SupervisedTemplate(model=net, optimizer=OPTIMIZERS[optimizer](net), evaluator=None, train_mb_size=8, plugins=[plugin()])
 
     bench = task_benchmark() if tasks else checked_benchmark(benchmark())
     strategy = made(0)
@@ -432,7 +551,7 @@ def test_stopped_and_gone_on_is_never_stopped(run, optimizer, tmp_path):
     strategy.train(bench.train_stream[2])
 
     other = made(1)
-    resume(other, torch.load(tmp_path / "two.pth", weights_only=True))
+    resume(other, torch.load(tmp_path / "two.pth", weights_only=True), list(bench.train_stream)[:2])
     other.train(bench.train_stream[2])
     assert other.clock.train_exp_counter == strategy.clock.train_exp_counter == 3
     state = strategy.model.state_dict()
