@@ -2,7 +2,6 @@
 
 import copy
 import math
-import os
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 
-os.environ.setdefault("WANDB_MODE", "disabled")
 pytest.importorskip("avalanche", reason="avalanche-lib is not installed")
 
 from avalanche.benchmarks import benchmark_from_datasets
@@ -62,8 +60,8 @@ def benchmark(experiences=5, order=ORDER, data=Images, **options):
     return class_incremental_benchmark({"train": data(), "test": data()}, num_experiences=experiences, class_order=order, **options)
 
 
-def task_benchmark():
-    return checked_benchmark(task_incremental_benchmark(benchmark(), reset_task_labels=True))
+def task_benchmark(order=ORDER):
+    return checked_benchmark(task_incremental_benchmark(benchmark(order=order), reset_task_labels=True))
 
 
 class Net(nn.Module):
@@ -542,11 +540,14 @@ def test_stopped_and_gone_on_is_never_stopped(run, optimizer, tmp_path):
         net = model()
         return SupervisedTemplate(model=net, optimizer=OPTIMIZERS[optimizer](net), evaluator=None, train_mb_size=8, plugins=[plugin()])
 
-    bench = task_benchmark() if tasks else checked_benchmark(benchmark())
+    order = [1, 0, 3, 2, 5, 4, 7, 6, 9, 8]
+    bench = task_benchmark(order) if tasks else checked_benchmark(benchmark(order=order))
     strategy = made(0)
     for experience in list(bench.train_stream)[:2]:
         strategy.train(experience)
-        strategy.eval(bench.test_stream)                                                     # which makes heads grow
+        strategy.eval(bench.test_stream[:3 + 2 * experience.current_experience])             # which makes heads grow
+        for group in strategy.optimizer.param_groups:
+            group["lr"] *= 0.5
     torch.save(checkpoint(strategy), tmp_path / "two.pth")
     strategy.train(bench.train_stream[2])
 
