@@ -29,6 +29,12 @@ SMALLER = {
     "ail_edsr_edsr16_div2k_x2": {"data.train.patch": 12, "data.batch_size": 1},
     "ail_vdsr64_vdsr13_291_x2": {"data.batch_size": 1},
     "ail_vdsr32_vdsr13_bsds_x2_short": {"data.batch_size": 2},
+    **{f"{run}_cifar100_{stream}": {"student.sizes": (3, 2, 2), "data.batch_size": 2}
+       for run in ("lwf_resnet32", "lwm_resnet32", "lwf_heads_resnet32", "lwf_mc_resnet32") for stream in ("10x10", "5x20")},
+    **{f"gd_wrn_16_2_cifar100_{stream}": {"student.sizes": (3, 2, 2), "data.batch_size": 2, "data.unlabelled_per_batch": 2}
+       for stream in ("10x10", "5x20")},
+    **{f"{run}_resnet8_cifar100_5x10_short": {"student.sizes": (3, 2, 2), "data.batch_size": 4}
+       for run in ("lwf", "lwm", "lwf_heads", "lwm_no_attention", "lwf_mc", "gd", "gd_no_pool")},
     "darkrank_soft_released_resnet50_resnet18_cub200": EMBEDDERS | {"data.batch_size": 8, "teacher_training.data.batch_size": 10},
 }
 
@@ -43,7 +49,9 @@ def test_config_builds_and_steps(path, tmp_path):
         torch.set_num_threads(threads)
     assert [row["stage"] for row in rows] == [stage.name for stage in run.stages]
     assert all(row["parameters"] > 0 for row in rows)
-    if "_to_" not in path.stem and "no_teacher" not in path.stem:           # the same network at another size; or none
+    if path.parent.name == "incremental":                                   # the student of the experience before
+        assert rows[-1]["stage"] == "distilled" and 0 < rows[-1]["teacher_parameters"]
+    elif "_to_" not in path.stem and "no_teacher" not in path.stem:         # the same network at another size; or none
         assert rows[-1]["teacher_parameters"] > rows[-1]["parameters"]
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-# gd_resnet8_cifar100_5x10_short.py without unlabelled images: P and C teach on the labelled ones.
+# gd_resnet8_cifar100_5x10_short.py (arXiv 1903.12648) without unlabelled images: P and C teach on the labelled ones.
 # Run:     python tools/train.py configs/incremental/gd_no_pool_resnet8_cifar100_5x10_short.py
 # Expect:  not measured yet
 _base_ = ['../_base_/cifar100_5x10.py', '../_base_/resnet8_6e.py']

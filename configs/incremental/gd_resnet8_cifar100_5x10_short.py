@@ -1,4 +1,4 @@
-# Ten new classes at a time, 1,000 exemplars, and 10,000 unlabelled images of other classes: Global Distillation (1903.12648).
+# Ten new classes at a time, 1,000 exemplars, 10,000 unlabelled images of others: Global Distillation (arXiv 1903.12648).
 # Run:     python tools/train.py configs/incremental/gd_resnet8_cifar100_5x10_short.py
 # Expect:  not measured yet
 _base_ = ['../_base_/cifar100_5x10.py', '../_base_/resnet8_6e.py']

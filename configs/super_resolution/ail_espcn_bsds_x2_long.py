@@ -1,4 +1,4 @@
-# ail_espcn_bsds_x2_short.py with four times the steps, the teacher's too: 10 rounds of 1600.
+# ail_espcn_bsds_x2_short.py (arXiv 1806.01576) with four times the steps, the teacher's too: 10 rounds of 1600.
 # Run:     python tools/train.py configs/super_resolution/ail_espcn_bsds_x2_long.py
 # Expect:  not measured yet
 _base_ = ['../_base_/bsds_x2_y.py', '../_base_/espcn_short.py']

@@ -1,0 +1,7 @@
+# lwf_resnet32_cifar100_10x10.py (arXiv 1606.09282) with twenty new classes at a time.
+# Run:     python tools/train.py configs/incremental/lwf_resnet32_cifar100_5x20.py
+# Expect:  not run here to its end: it wants a GPU
+_base_ = ['./lwf_resnet32_cifar100_10x10.py']
+
+student = dict(sizes=(20,) * 5)
+data = dict(train=dict(stream=dict(sizes=(20,) * 5)), test=dict(stream=dict(sizes=(20,) * 5)))
