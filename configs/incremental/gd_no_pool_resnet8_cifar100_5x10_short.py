@@ -1,12 +1,10 @@
 # gd_resnet8_cifar100_5x10_short.py (arXiv 1903.12648) without unlabelled images: P and C teach on the labelled ones.
 # Run:     python tools/train.py configs/incremental/gd_no_pool_resnet8_cifar100_5x10_short.py
 # Expect:  not measured yet
-_base_ = ['../_base_/cifar100_5x10.py', '../_base_/resnet8_6e.py']
+_base_ = ['../_base_/cifar100_5x10.py', '../_base_/resnet8_4e.py']
 
 data = dict(train=dict(memory=1000))
 
 distiller = dict(type='kdtasks.incremental.distiller.IncrementalDistiller')
 losses = dict(loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target')))          # of "joint"
-stages = dict(type='kdtasks.incremental.stages.global_distillation', terms='PC', current=dict(length=6),
-              finetune=dict(length=1, optimizer=dict(lr=0.005)))
-length = 5
+stages = dict(type='kdtasks.incremental.stages.global_distillation', terms='PC', finetune=dict(length=1, optimizer=dict(lr=0.005)))

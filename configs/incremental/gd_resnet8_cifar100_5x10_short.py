@@ -1,13 +1,11 @@
 # Ten new classes at a time, 1,000 exemplars, 10,000 unlabelled images of others: Global Distillation (arXiv 1903.12648).
 # Run:     python tools/train.py configs/incremental/gd_resnet8_cifar100_5x10_short.py
 # Expect:  not measured yet
-_base_ = ['../_base_/cifar100_5x10.py', '../_base_/resnet8_6e.py']
+_base_ = ['../_base_/cifar100_5x10.py', '../_base_/resnet8_4e.py']
 
 _pool = dict(type='kdtasks.general.data.unlabelled_folder', root='wild', like={{_base_._train}})
-data = dict(train=dict(memory=1000, pool=_pool), unlabelled_per_batch=64)
+data = dict(train=dict(memory=1000, pool=_pool), unlabelled_per_batch=32)
 
 distiller = dict(type='kdtasks.incremental.distiller.IncrementalDistiller')
 losses = dict(loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target')))          # of "joint"
-stages = dict(type='kdtasks.incremental.stages.global_distillation', current=dict(length=6),
-              finetune=dict(length=1, optimizer=dict(lr=0.005)))
-length = 5
+stages = dict(type='kdtasks.incremental.stages.global_distillation', finetune=dict(length=1, optimizer=dict(lr=0.005)))

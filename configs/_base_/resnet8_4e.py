@@ -1,4 +1,4 @@
-# ResNet-8 with a growing head, 6 epochs an experience: what two CPU cores can do.
+# ResNet-8 with a growing head, 4 epochs an experience: what two CPU cores can do.
 task = 'kdtasks.incremental.trainer'
 
 student = dict(type='kdtasks.incremental.models.growing', sizes=(10,) * 5,
@@ -6,7 +6,7 @@ student = dict(type='kdtasks.incremental.models.growing', sizes=(10,) * 5,
 
 optimizer = dict(type='torch.optim.SGD', lr=0.05, momentum=0.9, weight_decay=5e-4)
 schedule = dict(type='CosineAnnealingLR', by_epoch=False)
-length = 6
-val_interval = 6
+length = 4
+val_interval = 4
 channels_last = True
 threads = 1
