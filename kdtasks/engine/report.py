@@ -17,6 +17,7 @@ import torch
 
 import kdtasks
 from kdtasks.engine import checkpoint
+from kdtasks.engine.show import same_test
 
 # Okabe and Ito's palette, which colour-blind eyes can tell apart too; yellow is left out, it is too pale for lines.
 TEACHER, ALONE, DISTILLED = "#5A6472", "#E69F00", "#0072B2"
@@ -194,16 +195,18 @@ def _control(run) -> str:
         changed = ", ".join(f"{key}={value!r}" for key, value in run.config["control"].items())
         notes.append(f"Its network has {_code(changed)}, as the config's <code>control</code> says.")
     if taught:
-        before = run.chain(alone)
-        rounds = [stage for stage in run.chain(taught) if stage not in before]
-        in_rounds = len(rounds) > 1 and _steps(run, rounds) == _steps(run, [alone])
+        chains = run.chain(alone), run.chain(taught)
+        own, rounds = ([stage for stage in chain if stage not in other] for chain, other in (chains, chains[::-1]))
+        in_rounds = len(rounds) > 1 and _steps(run, rounds) == _steps(run, own)
         keys = ("optimizer",) if in_rounds else ("optimizer", "schedule", "length")
         differing = [key for key in keys if run.setting(alone, key) != run.setting(taught, key)]
         if differing:
             notes.append(f"In this config {_code(taught.name)} also differs from it in {', '.join(differing)}.")
         if in_rounds:
             notes.append(f"{_code(taught.name)} is the last of {len(rounds)} stages that go on with one student, from "
-                         f"{_code(rounds[0].name)} on; together they have as many steps as <code>alone</code>.")
+                         f"{_code(rounds[0].name)} on; together they have as many steps as "
+                         + (f"<code>alone</code> and those before it, from {_code(own[0].name)} on." if own[1:] else
+                            "<code>alone</code>."))
         elif taught.student != "fresh":
             origin = "the stage before it" if taught.student == "keep" else _code(Path(taught.student).name)
             notes.append(f"{_code(taught.name)} starts from {origin}, so it has had more steps in all.")
@@ -429,7 +432,8 @@ def _table(run, parameters: Mapping[str, int]) -> str:
     """A row a stage; those that are not finished have no numbers."""
     results, colors = run.results, stage_colors(run)
     primary, stages = results["primary"], {stage.name: stage for stage in run.stages}
-    control = results["stages"].get("alone", {}).get(primary)
+    alone = results["stages"].get("alone", {})
+    control = alone.get(primary)
     compared, costs = _is_number(control), any("cost" in values for values in results["stages"].values())
     heads = [("stage", ""), *((n, "n") for n in _metrics(results)), *([("against alone", "n")] if compared else []),
              ("time", "n"), *([("whole cost", "n")] if costs else []), ("parameters", "n"), ("taught by", ""),
@@ -440,7 +444,8 @@ def _table(run, parameters: Mapping[str, int]) -> str:
         cells = [f'<td><i class="dot" style="background:{colors[name]}"></i>{escape(name)}</td>']
         cells += [f'<td class="n{" first" if n == primary else ""}">{_number(values.get(n))}</td>' for n in _metrics(results)]
         if compared:
-            own = _is_number(values.get(primary)) and name != "alone" and name not in run.config["teachers"]
+            own = _is_number(values.get(primary)) and name not in ("alone", *run.config["teachers"])
+            own = own and same_test(values, alone)
             cells.append(f'<td class="n first">{_number(values[primary] - control, signed=True) if own else ""}</td>')
         cells += [f'<td class="n">{_duration(values.get(key))}</td>' for key in ("seconds", *(["cost"] if costs else []))]
         cells.append(f'<td class="n">{parameters[stage.model]:,}</td>' if stage else '<td class="n">–</td>')

@@ -49,6 +49,11 @@ class Bar:
 METRICS = 4                                  # that a line or a table shows; results.json and report.html have all
 
 
+def same_test(values: Mapping, control: Mapping) -> bool:
+    """Whether two stages were tested on the same classes: not where one came before classes that the other knows."""
+    return values.get("class_counts") == control.get("class_counts")
+
+
 def table(results: Mapping, console: Console | None = None) -> None:
     """One row a stage: the primary metric, its difference to the control, the first other metrics, seconds."""
     stages, primary = results["stages"], results["primary"]
@@ -58,8 +63,9 @@ def table(results: Mapping, console: Console | None = None) -> None:
     out.add_column("stage")
     for name in [*names, "against alone", "seconds"]:
         out.add_column(name, justify="right")
-    control = stages.get("alone", {}).get(primary)
+    control = stages.get("alone", {})
     for stage, values in stages.items():
-        against = f"{values[primary] - control:+.2f}" if control is not None and stage not in ("alone", "teacher") else ""
+        compared = primary in control and stage not in ("alone", "teacher") and same_test(values, control)
+        against = f"{values[primary] - control[primary]:+.2f}" if compared else ""
         out.add_row(stage, *(f"{values[n]:.2f}" if n in values else "" for n in names), against, f"{values['seconds']:.0f}")
     (console or Console()).print(out)
