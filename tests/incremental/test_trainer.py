@@ -384,10 +384,11 @@ def resumed(tmp_path, config, name, iteration, only):
     stamp = tmp_path / "run" / "stages" / "config.json"
     stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "custom_hooks": []}))
     torch.manual_seed(77)
-    sampled = {path: path.read_bytes() for path in (tmp_path / "run").glob("sampled/*")}
+    sampled = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "run").glob("sampled/*")}
+    assert bool(sampled) == (config == "gd")
     run = run_of(tmp_path / "run", config)
     run.train(resume=True, only=only)
-    assert all(path.read_bytes() == content for path, content in sampled.items())
+    assert all((path.read_bytes(), path.stat().st_mtime_ns) == before for path, before in sampled.items())
     return run
 
 
@@ -489,6 +490,22 @@ def test_weights_of_an_earlier_experience_do_not_pass_for_those_of_the_last(fini
     with pytest.raises(SystemExit):
         cli.test([str(SMALL / "lwf.py"), str(run.folder(stage(run, "taught2")) / "last.pth"), "--device", "cpu"])
     assert "missing: fc.blocks.2.weight, fc.blocks.2.bias" in capsys.readouterr().err
+
+
+def test_a_file_of_an_earlier_experience_may_begin_a_student_but_is_no_whole_teacher(finished, tmp_path):
+    file = str(finished("lwf").folder(stage(finished("lwf"), "taught2")) / "last.pth")
+    config = {**small(), "stages": [{"name": "alone", "student": file}, {"name": "distilled", "student": file, "teachers": {"teacher": file}}]}
+    run = Run(config, tmp_path, device="cpu", quiet=True)
+    before, start = state(finished("lwf"), "taught2"), run.distiller(stage(run, "alone")).student.state_dict()
+    assert same({key: start[key] for key in before}, before) and len(start) == len(before) + 2
+    with pytest.raises(ConfigError, match="the config has no model 'teacher'"):
+        run.distiller(stage(run, "distilled"))
+    config["teachers"] = {"teacher": {**config["student"], "checkpoint": file}}
+    with pytest.raises(ValueError, match="missing: fc.blocks.2.weight, fc.blocks.2.bias"):
+        (run := Run(config, tmp_path, device="cpu", quiet=True)).distiller(stage(run, "distilled"))
+    config["teachers"]["teacher"]["sizes"] = (2, 2)
+    run = Run(config, tmp_path, device="cpu", quiet=True)
+    assert same(run.distiller(stage(run, "distilled")).model("teacher").state_dict(), before)
 
 
 def evaluated(capsys, *arguments):
