@@ -7,4 +7,5 @@ data = dict(train=dict(memory=1000))
 
 distiller = dict(type='kdtasks.incremental.distiller.IncrementalDistiller')
 losses = dict(loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target')))          # of "joint"
-stages = dict(type='kdtasks.incremental.stages.global_distillation', terms='PC', finetune=dict(length=1, optimizer=dict(lr=0.005)))
+stages = dict(type='kdtasks.incremental.stages.global_distillation', terms='PC',
+              finetune=dict(length=1, optimizer=dict(lr=0.005)))
