@@ -50,9 +50,10 @@ def draw(run, colors: Mapping[str, str]) -> list[tuple]:
 def arms_of(run) -> dict[str, Stage]:
     """For "alone" and for the distilled student: the last finished stage on the way to it, where this has a whole matrix of at
     least two experiences."""
-    goals = [*(stage for stage in run.stages if stage.name == "alone"), final_stage(run.stages)]
-    arms = {}
-    for goal in filter(None, goals):
+    goals, final, arms = [stage for stage in run.stages if stage.name == "alone"], final_stage(run.stages), {}
+    if final and not any(final in run.chain(goal) for goal in goals):
+        goals.append(final)
+    for goal in goals:
         found = [stage for stage in run.chain(goal) if _is_whole(run.done.get(stage.name, {}).get("matrix", []))]
         arms |= {goal.name: found[-1]} if found else {}
     return arms

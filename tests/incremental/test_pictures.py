@@ -100,6 +100,14 @@ def test_without_attention_and_without_a_choice_there_are_three(tmp_path):
     assert len(run.task.pictures(run)) == 3
 
 
+def test_a_control_on_its_own_is_one_arm(tmp_path):
+    """As tools/compare.py trains one that several configs share."""
+    run = tiny(tmp_path)
+    run.stages = run.stages[:3]
+    finish(run, NAMES[:3])
+    assert {goal: stage.name for goal, stage in pictures.arms_of(run).items()} == {"alone": "alone"}
+
+
 def test_a_matrix_with_a_hole_is_not_drawn(tmp_path):
     run = tiny(tmp_path)
     finish(run, NAMES)
