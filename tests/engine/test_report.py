@@ -299,10 +299,11 @@ def test_stages_on_the_way_are_apart_and_not_compared(tmp_path):
 
 def test_before_any_stage_is_there_that_can_be_compared_all_are_drawn(tmp_path):
     run = growing(tmp_path, ["first", "alone2"])
-    (_, figure), = report._drawn(run)[0]
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["first", "alone2"]
+    (title, figure), = report._drawn(run)[0]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["first", "alone2"] and title == "accuracy of each stage"
     report.write_report(run)
-    assert "against alone" not in read(run).rows[0]
+    page = read(run)
+    assert "against alone" not in page.rows[0] and "accuracy so far: alone2 80.00 %." in page.text
 
 
 def test_arms_with_equally_many_steps_are_said_to_be_so(tmp_path):
@@ -316,7 +317,7 @@ def test_arms_with_equally_many_steps_are_said_to_be_so(tmp_path):
 def test_many_stages_that_are_not_finished_are_counted(tmp_path):
     rows = [{"name": f"s{k}", "losses": {"loss_cls": CE}} for k in range(31)]
     run = Run({**small(), "stages": rows}, tmp_path, quiet=True)
-    assert report._unfinished(run).count("(not begun)") == 21 and "s19 (not begun), and 11 more (not begun)" in report._unfinished(run)
+    assert report._unfinished(run).count("(not begun)") == 20 and "s19 (not begun), and 11 more." in report._unfinished(run)
 
 
 def shown(results, width=120):
