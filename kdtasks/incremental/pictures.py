@@ -133,9 +133,10 @@ def draw_course(class_il: Mapping[str, Sequence], task_il: Mapping[str, Sequence
     shown = {name: Line2D([], [], color=colors[name]) for name in [*class_il, *["joint"] * (joint[0] is not None)]}
     shown |= {text: Line2D([], [], color=SOFT, linestyle=style) for text, style in zip(("class-IL", "task-IL"), kinds)}
     figure.legend(shown.values(), shown, loc="outside upper right", ncols=len(shown), handlelength=2.6)
-    last = {name: (sum(matrix[-1]) / len(matrix[-1]), forgetting(matrix)) for name, matrix in class_il.items()}
-    said = "; ".join(f"{name} {mean:.1f} % and {lost:.1f} points" for name, (mean, lost) in last.items())
-    return f"Accuracy and forgetting after each experience; at the end, class-incremental: {said}", figure
+    both = min(map(len, class_il.values()))
+    said = "; ".join(f"{name} {sum(matrix[both - 1]) / both:.1f} % and {forgetting(matrix[:both]):.1f} points"
+                     for name, matrix in class_il.items())
+    return f"Accuracy and forgetting after each experience; after experience {both}, class-incremental: {said}", figure
 
 
 def _numbers(count: int) -> range:
