@@ -186,7 +186,9 @@ def _sentence(run) -> str:
     unit, title = _unit(primary), primary.replace("_", " ")
     values = {stage: found[primary] for stage, found in results.items() if _is_number(found.get(primary))}
     if name not in values:
-        have = ", ".join(f"{stage} {_number(value)}{unit}" for stage, value in values.items())
+        if _on_the_way(run).issuperset(values):
+            values = dict([*values.items()][-1:])
+        have = ", ".join(f"{stage} {_number(value)}{unit}" for stage, value in _shown(run, values).items())
         return "No distilled student yet" + (f"; {title} so far: {have}." if have else ".")
     text = f"{name}: {_number(values[name])}{unit} {title}" + ("" if run.task.HIGHER_IS_BETTER else " (lower is better)")
     if "alone" in values:
@@ -258,8 +260,9 @@ def _drawn(run) -> tuple[list, list]:
     primary, charts, curves = run.task.PRIMARY, [], []
     values = {name: v[primary] for name, v in results["stages"].items() if _is_number(v.get(primary))}
     if values:
-        title = f"{primary} of each stage" + " that has the whole network" * bool(_on_the_way(run))
-        charts.append((title, _bars(_shown(run, values), primary, colors)))
+        shown, way = _shown(run, values), _on_the_way(run)
+        title = f"{primary} of each stage" + " that has the whole network" * bool(way and way.isdisjoint(shown))
+        charts.append((title, _bars(shown, primary, colors)))
     finished = _shown(run, {name: h for name, h in history.items() if h})
     if finished:
         curves.append((f"{primary} on the test data, and the learning rate", _progress(finished, primary, colors)))
@@ -380,6 +383,7 @@ code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu 
 .wide { overflow-x: auto; }
 .many th, .many td { padding: 8px 6px; white-space: nowrap; }
 .many th.n { white-space: normal; }
+details .wide { padding: 0 12px 8px; }
 table { width: 100%; border-collapse: collapse; font-size: 14.5px; font-variant-numeric: tabular-nums; }
 th, td { padding: 8px 12px; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
@@ -453,7 +457,7 @@ def _unfinished(run) -> str:
         return ""
     reached = {name: max((e["iteration"] for e in h), default=0) for name, h in _history(run).items()}
     text = [f"{name} (iteration {reached[name]})" if reached.get(name) else f"{name} (not begun)" for name in missing]
-    text = ", ".join(text if len(text) <= LISTED else [*text[:LISTED], f"and {len(text) - LISTED} more (not begun)"])
+    text = ", ".join(text if len(text) <= LISTED else [*text[:LISTED], f"and {len(text) - LISTED} more"])
     return f'<p class="warn">Not finished: {escape(text)}. <code>--resume</code> goes on.</p>'
 
 

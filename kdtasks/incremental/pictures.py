@@ -50,9 +50,10 @@ def draw(run, colors: Mapping[str, str]) -> list[tuple]:
 def arms_of(run) -> dict[str, Stage]:
     """For "alone" and for the distilled student: the last finished stage on the way to it, where this has a whole matrix of at
     least two experiences."""
-    goals = [*(stage for stage in run.stages if stage.name == "alone"), final_stage(run.stages)]
-    arms = {}
-    for goal in filter(None, goals):
+    goals, final, arms = [stage for stage in run.stages if stage.name == "alone"], final_stage(run.stages), {}
+    if final and not any(final in run.chain(goal) for goal in goals):
+        goals.append(final)
+    for goal in goals:
         found = [stage for stage in run.chain(goal) if _is_whole(run.done.get(stage.name, {}).get("matrix", []))]
         arms |= {goal.name: found[-1]} if found else {}
     return arms
@@ -132,9 +133,10 @@ def draw_course(class_il: Mapping[str, Sequence], task_il: Mapping[str, Sequence
     shown = {name: Line2D([], [], color=colors[name]) for name in [*class_il, *["joint"] * (joint[0] is not None)]}
     shown |= {text: Line2D([], [], color=SOFT, linestyle=style) for text, style in zip(("class-IL", "task-IL"), kinds)}
     figure.legend(shown.values(), shown, loc="outside upper right", ncols=len(shown), handlelength=2.6)
-    last = {name: (sum(matrix[-1]) / len(matrix[-1]), forgetting(matrix)) for name, matrix in class_il.items()}
-    said = "; ".join(f"{name} {mean:.1f} % and {lost:.1f} points" for name, (mean, lost) in last.items())
-    return f"Accuracy and forgetting after each experience; at the end, class-incremental: {said}", figure
+    both = min(map(len, class_il.values()))
+    said = "; ".join(f"{name} {sum(matrix[both - 1]) / both:.1f} % and {forgetting(matrix[:both]):.1f} points"
+                     for name, matrix in class_il.items())
+    return f"Accuracy and forgetting after each experience; after experience {both}, class-incremental: {said}", figure
 
 
 def _numbers(count: int) -> range:
