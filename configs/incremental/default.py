@@ -6,10 +6,11 @@ task = 'kdtasks.incremental.trainer'
 
 student = dict(type='kdtasks.incremental.models.growing', sizes=(2,) * 5,
                network=dict(type='kdtasks.general.models.digits_cnn', width=16))
-distiller = dict(type='kdtasks.incremental.distiller.IncrementalDistiller')
+distiller = dict(type='kdtasks.incremental.IncrementalDistiller')
 losses = dict(
     loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student.new', 'target.new')),
-    loss_lwf=dict(type='kdtasks.incremental.lwf.LwFLoss', temperature=2.0, of=('student.old_heads', 'teacher.heads')),
+    loss_lwf=dict(type='kdtasks.incremental.LwFLoss', temperature=2.0, scale_t2=True,       # the paper leaves T² out
+                  of=('student.old_heads', 'teacher.heads')),
 )
 stages = dict(type='kdtasks.incremental.stages.chain')
 
