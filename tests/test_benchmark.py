@@ -4,6 +4,7 @@ import importlib.util
 import json
 import random
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,6 +60,33 @@ def test_ratios_are_paired_within_a_round():
     assert "not installed" in benchmark.ratio("", times, "torchdistill", "b", bar=1.0).note
 
 
+def test_a_mean_of_seeds_has_students_interval():
+    line = benchmark.Mean("x", [5.0, 1.0, 4.0, 2.0, 3.0])
+    assert (line.value, *line.interval) == pytest.approx((3.0, 3 - 1.9632, 3 + 1.9632), abs=1e-4)    # t(4) = 2.7764, sd = 1.5811
+    assert line.ok is None
+
+
+def test_memory_of_sampling_is_found_where_scores_are_kept():
+    kept = benchmark.sampling(100_000, code=benchmark.SAMPLING.replace("(chunks(), 23)", "([*chunks()], 23)"))
+    assert 34 < kept["MiB"] < 100                                                # 100 000 · 90 · 4 bytes are 34.3 MiB
+
+
+def test_accuracies_are_those_of_a_loop():
+    pytest.importorskip("avalanche", reason="avalanche-lib is not installed")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    pairs = [{int(sample[1]) for sample in experience.dataset} for experience in benchmark.digit_stream(1).test_stream]
+    found = {what: [] for what in ("class", "task")}
+    for pair in pairs:
+        rows = [(x, int(y)) for x, y in benchmark.digit_images(False) if int(y) in pair]
+        scores = [(model(x[None])[0].tolist(), y) for x, y in rows]
+        found["class"].append(sum(max(range(10), key=z.__getitem__) == y for z, y in scores) / len(rows))
+        found["task"].append(sum(max(pair, key=z.__getitem__) == y for z, y in scores) / len(rows))
+    expected = [100 * sum(values) / 5 for values in found.values()]
+    assert [len(pair) for pair in pairs] == [2] * 5 and len({*expected, 10, 50}) == 4
+    assert benchmark.accuracies(SimpleNamespace(device="cpu"), model, 1) == pytest.approx(expected)
+
+
 def step(scale: float, shift: float):
     weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
     optimizer = torch.optim.SGD([weight], 0.1)
@@ -94,7 +122,7 @@ def test_one_round_of_every_row(tmp_path, capsys):
     for part in ("KD step: library / by hand", "KD step: torchdistill / by hand", "KD step: library / torchdistill",
                  "with 4 features: library / by hand", "with 4 features: torchdistill / by hand",
                  "cached KD step / student alone", "mmengine Runner beyond the plain loop", "256 rows: RKD angle / torchdistill",
-                 "256 rows: DarkRank hard / by suffix", "import kdtasks.general"):
+                 "256 rows: DarkRank hard / by suffix", "LwM / LwF", "memory: 100000 rows beyond 10000", "our LwF (seen) / avalanche's LwF" if find_spec("avalanche") else "LwF in avalanche: ours / its own", "import kdtasks.general"):
         assert part in table
     for line in lines:
         low, high = line["interval"] if line["samples"] else (0, 0)

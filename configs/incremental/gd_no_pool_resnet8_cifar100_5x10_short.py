@@ -5,6 +5,7 @@ _base_ = ['../_base_/cifar100_5x10.py', '../_base_/resnet8_4e.py']
 
 data = dict(train=dict(memory=1000))
 
-distiller = dict(type='kdtasks.incremental.distiller.IncrementalDistiller')
-losses = dict(loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target')))          # of "joint"
-stages = dict(type='kdtasks.incremental.stages.global_distillation', terms='PC', finetune=dict(length=1, optimizer=dict(lr=0.005)))
+distiller = dict(type='kdtasks.incremental.IncrementalDistiller')
+losses = dict(loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target')))          # not used: see stages
+stages = dict(type='kdtasks.incremental.stages.global_distillation', joint=False, terms='PC',
+              finetune=dict(length=1, optimizer=dict(lr=0.005)))

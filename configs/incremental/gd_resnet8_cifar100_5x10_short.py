@@ -6,6 +6,7 @@ _base_ = ['../_base_/cifar100_5x10.py', '../_base_/resnet8_4e.py']
 _pool = dict(type='kdtasks.general.data.unlabelled_folder', root='wild', like={{_base_._train}})
 data = dict(train=dict(memory=1000, pool=_pool), unlabelled_per_batch=32)
 
-distiller = dict(type='kdtasks.incremental.distiller.IncrementalDistiller')
-losses = dict(loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target')))          # of "joint"
-stages = dict(type='kdtasks.incremental.stages.global_distillation', finetune=dict(length=1, optimizer=dict(lr=0.005)))
+distiller = dict(type='kdtasks.incremental.IncrementalDistiller')
+losses = dict(loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target')))          # not used: see stages
+stages = dict(type='kdtasks.incremental.stages.global_distillation', joint=False,
+              finetune=dict(length=1, optimizer=dict(lr=0.005)))

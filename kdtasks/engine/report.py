@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import pprint
+import re
 import textwrap
 import warnings
 from collections import Counter
@@ -16,8 +17,9 @@ from pathlib import Path
 import torch
 
 import kdtasks
+from kdtasks.core.stages import stage_reference
 from kdtasks.engine import checkpoint
-from kdtasks.engine.show import same_test
+from kdtasks.engine.config import plain
 
 # Okabe and Ito's palette, which colour-blind eyes can tell apart too; yellow is left out, it is too pale for lines.
 TEACHER, ALONE, DISTILLED = "#5A6472", "#E69F00", "#0072B2"
@@ -31,6 +33,7 @@ STYLE = {                                                        # the task's pi
 }
 SMOOTHED = 60                                                    # points of a loss, from which on its mean is drawn too
 PIXELS_PER_INCH = 100                                            # of a figure on the page; stored finer
+LISTED = 20                                                      # unfinished stages that are named
 LARGEST = 1_300_000                                              # bytes of all pictures, before base64 adds a third
 
 
@@ -58,12 +61,13 @@ def write_report(run) -> None:
 
 
 def stage_colors(run) -> dict[str, str]:
-    """One colour for each stage and each teacher of the config, the same in every picture of a report."""
+    """One colour for each stage and each teacher of the config, the same in every picture of a report; six others are different
+    ones, and those on the way come last."""
     teachers = [name for name in run.config["teachers"] if name != "alone"]
     fixed = {"teacher": TEACHER, "alone": ALONE, _distilled(run) or "distilled": DISTILLED}
     fixed |= {teachers[0]: TEACHER} if teachers and "teacher" not in teachers else {}
     known = [*teachers, *(s.name for s in run.stages), *(name for s in run.stages for name in s.teachers), *run.done]
-    others = [name for name in dict.fromkeys(known) if name not in fixed]
+    others = sorted((name for name in dict.fromkeys(known) if name not in fixed), key=_on_the_way(run).__contains__)
     return fixed | {name: OTHERS[k % len(OTHERS)] for k, name in enumerate(others)}
 
 
@@ -72,6 +76,23 @@ def _distilled(run) -> str | None:
     """The stage whose student counts: ``distilled``, or else the last one that trains the student with more than labels."""
     names = [s.name for s in run.stages if s.model == "student" and s.name not in ("alone", *run.config["teachers"])]
     return "distilled" if "distilled" in (*names, *run.done) else names[-1] if names else None
+
+
+def _on_the_way(run) -> set[str]:
+    """Stages that others go on with or learn from, and whose student is not yet the network of "alone": by its ``arguments`` it
+    knows fewer classes, say, so that the two cannot be compared."""
+    students = {s.name: plain({**run.specs["student"], **s.arguments}) for s in run.stages if s.model == "student"}
+    used = {run.source(stage) for stage in run.stages}
+    for origin in (origin for stage in run.stages for origin in stage.teachers.values()):
+        route = [origin] if isinstance(origin, str) else origin or []
+        used |= {reference[0] for source in route if (reference := stage_reference(source, students))}
+    return {name for name, network in students.items() if name in used and network != students.get("alone", network)}
+
+
+def _shown(run, found: Mapping[str, object]) -> dict:
+    """Of what there is by stage, that of stages which are not on the way; all, if there is nothing else."""
+    way = _on_the_way(run)
+    return {name: value for name, value in found.items() if name not in way} or dict(found)
 
 
 def _history(run) -> dict[str, list[dict]]:
@@ -98,9 +119,10 @@ def _is_number(value) -> bool:
 
 
 def _metrics(results: Mapping) -> list[str]:
-    """Names of the numbers that stages have, the primary one first; times apart."""
+    """Names of the numbers that stages have, the primary one first; times apart, and those on a part (``<metric>_on_<k>``)."""
     found = dict.fromkeys(k for values in results["stages"].values() for k, v in values.items() if isinstance(v, int | float))
-    return [results["primary"], *(n for n in found if n not in (results["primary"], "seconds", "cost"))]
+    return [results["primary"], *(n for n in found if n not in (results["primary"], "seconds", "cost")
+                                  and not re.fullmatch(r".+_on_\d+", n))]
 
 
 def _unit(metric: str) -> str:
@@ -130,7 +152,11 @@ def _duration(seconds) -> str:
 def _parameters(run) -> dict[str, int]:
     """``{model: number of parameters}`` of the models that stages train."""
     names = dict.fromkeys(stage.model for stage in run.stages)
-    return {name: sum(p.numel() for p in run.model(name).parameters()) for name in names}
+    return {name: _size(run.model(name)) for name in names}
+
+
+def _size(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 def _weight(entry: Mapping) -> str:
@@ -160,7 +186,9 @@ def _sentence(run) -> str:
     unit, title = _unit(primary), primary.replace("_", " ")
     values = {stage: found[primary] for stage, found in results.items() if _is_number(found.get(primary))}
     if name not in values:
-        have = ", ".join(f"{stage} {_number(value)}{unit}" for stage, value in values.items())
+        if _on_the_way(run).issuperset(values):
+            values = dict([*values.items()][-1:])
+        have = ", ".join(f"{stage} {_number(value)}{unit}" for stage, value in _shown(run, values).items())
         return "No distilled student yet" + (f"; {title} so far: {have}." if have else ".")
     text = f"{name}: {_number(values[name])}{unit} {title}" + ("" if run.task.HIGHER_IS_BETTER else " (lower is better)")
     if "alone" in values:
@@ -195,8 +223,8 @@ def _control(run) -> str:
         changed = ", ".join(f"{key}={value!r}" for key, value in run.config["control"].items())
         notes.append(f"Its network has {_code(changed)}, as the config's <code>control</code> says.")
     if taught:
-        chains = run.chain(alone), run.chain(taught)
-        own, rounds = ([stage for stage in chain if stage not in other] for chain, other in (chains, chains[::-1]))
+        before, after = run.chain(alone), run.chain(taught)
+        own, rounds = [s for s in before if s not in after] or [alone], [s for s in after if s not in before]
         in_rounds = len(rounds) > 1 and _steps(run, rounds) == _steps(run, own)
         keys = ("optimizer",) if in_rounds else ("optimizer", "schedule", "length")
         differing = [key for key in keys if run.setting(alone, key) != run.setting(taught, key)]
@@ -205,8 +233,7 @@ def _control(run) -> str:
         if in_rounds:
             notes.append(f"{_code(taught.name)} is the last of {len(rounds)} stages that go on with one student, from "
                          f"{_code(rounds[0].name)} on; together they have as many steps as "
-                         + (f"<code>alone</code> and those before it, from {_code(own[0].name)} on." if own[1:] else
-                            "<code>alone</code>."))
+                         + (f"those from {_code(own[0].name)} to " if len(own) > 1 else "") + "<code>alone</code>.")
         elif taught.student != "fresh":
             origin = "the stage before it" if taught.student == "keep" else _code(Path(taught.student).name)
             notes.append(f"{_code(taught.name)} starts from {origin}, so it has had more steps in all.")
@@ -233,8 +260,10 @@ def _drawn(run) -> tuple[list, list]:
     primary, charts, curves = run.task.PRIMARY, [], []
     values = {name: v[primary] for name, v in results["stages"].items() if _is_number(v.get(primary))}
     if values:
-        charts.append((f"{primary} of each stage", _bars(values, primary, colors)))
-    finished = {name: h for name, h in history.items() if h}
+        shown, way = _shown(run, values), _on_the_way(run)
+        title = f"{primary} of each stage" + " that has the whole network" * bool(way and way.isdisjoint(shown))
+        charts.append((title, _bars(shown, primary, colors)))
+    finished = _shown(run, {name: h for name, h in history.items() if h})
     if finished:
         curves.append((f"{primary} on the test data, and the learning rate", _progress(finished, primary, colors)))
         names = list(dict.fromkeys(k for h in finished.values() for entry in h if "lr" in entry for k in entry))
@@ -352,6 +381,9 @@ code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu 
 .card b small { font-size: 16px; font-weight: 600; }
 .card span { color: var(--soft); font-size: 14px; }
 .wide { overflow-x: auto; }
+.many th, .many td { padding: 8px 6px; white-space: nowrap; }
+.many th.n { white-space: normal; }
+details .wide { padding: 0 12px 8px; }
 table { width: 100%; border-collapse: collapse; font-size: 14.5px; font-variant-numeric: tabular-nums; }
 th, td { padding: 8px 12px; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
@@ -424,38 +456,41 @@ def _unfinished(run) -> str:
     if not missing:
         return ""
     reached = {name: max((e["iteration"] for e in h), default=0) for name, h in _history(run).items()}
-    text = ", ".join(f"{name} (iteration {reached[name]})" if reached.get(name) else f"{name} (not begun)" for name in missing)
+    text = [f"{name} (iteration {reached[name]})" if reached.get(name) else f"{name} (not begun)" for name in missing]
+    text = ", ".join(text if len(text) <= LISTED else [*text[:LISTED], f"and {len(text) - LISTED} more"])
     return f'<p class="warn">Not finished: {escape(text)}. <code>--resume</code> goes on.</p>'
 
 
 def _table(run, parameters: Mapping[str, int]) -> str:
-    """A row a stage; those that are not finished have no numbers."""
+    """A row a stage; those that are not finished have no numbers. Those on the way are in a table that opens by a click."""
     results, colors = run.results, stage_colors(run)
-    primary, stages = results["primary"], {stage.name: stage for stage in run.stages}
-    alone = results["stages"].get("alone", {})
-    control = alone.get(primary)
+    primary, stages, way = results["primary"], {stage.name: stage for stage in run.stages}, _on_the_way(run)
+    control = results["stages"].get("alone", {}).get(primary)
     compared, costs = _is_number(control), any("cost" in values for values in results["stages"].values())
     heads = [("stage", ""), *((n, "n") for n in _metrics(results)), *([("against alone", "n")] if compared else []),
              ("time", "n"), *([("whole cost", "n")] if costs else []), ("parameters", "n"), ("taught by", ""),
              ("losses × weight", "")]
-    rows = []
+    rows: dict[bool, list[str]] = {False: [], True: []}
     for name in dict.fromkeys([*stages, *results["stages"]]):
         values, stage = results["stages"].get(name, {}), stages.get(name)
         cells = [f'<td><i class="dot" style="background:{colors[name]}"></i>{escape(name)}</td>']
         cells += [f'<td class="n{" first" if n == primary else ""}">{_number(values.get(n))}</td>' for n in _metrics(results)]
         if compared:
-            own = _is_number(values.get(primary)) and name not in ("alone", *run.config["teachers"])
-            own = own and same_test(values, alone)
+            own = _is_number(values.get(primary)) and name not in ("alone", *run.config["teachers"], *way)
             cells.append(f'<td class="n first">{_number(values[primary] - control, signed=True) if own else ""}</td>')
         cells += [f'<td class="n">{_duration(values.get(key))}</td>' for key in ("seconds", *(["cost"] if costs else []))]
-        cells.append(f'<td class="n">{parameters[stage.model]:,}</td>' if stage else '<td class="n">–</td>')
+        count = _size(run.learner(stage)) if name in way else parameters[stage.model] if stage else None
+        cells.append(f'<td class="n">{"–" if count is None else f"{count:,}"}</td>')
         cells.append(f"<td>{escape(_taught_by(run, stage)) or '–' if stage else '–'}</td>")
         losses = stage.losses.items() if stage else ()
         cells.append('<td class="losses">' + "".join(
             f"<span>{_code(loss)} × {escape(_weight(entry))}</span>" for loss, entry in losses) + "</td>")
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    head = "".join(f'<th class="{kind}">{escape(text)}</th>' if kind else f"<th>{escape(text)}</th>" for text, kind in heads)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        rows[name in way].append(f"<tr>{''.join(cells)}</tr>")
+    names = [(escape(text).replace("_", "_<wbr>") if way else escape(text), kind) for text, kind in heads]
+    head = "".join(f'<th class="{kind}">{text}</th>' if kind else f"<th>{text}</th>" for text, kind in names)
+    main, others = (f'<div class="wide{" many" if way else ""}"><table><thead><tr>{head}</tr></thead>'
+                    f'<tbody>{"".join(rows[k])}</tbody></table></div>' for k in (False, True))
+    return main + (f"<details><summary>The {len(way)} stages on the way there</summary>{others}</details>" if way else "")
 
 
 def _code(text: str) -> str:

@@ -1,5 +1,6 @@
 """What a run shows on the screen: one progress bar with the losses, and a table at the end."""
 
+import re
 import sys
 from collections.abc import Mapping
 
@@ -47,25 +48,29 @@ class Bar:
 
 
 METRICS = 4                                  # that a line or a table shows; results.json and report.html have all
-
-
-def same_test(values: Mapping, control: Mapping) -> bool:
-    """Whether two stages were tested on the same classes: not where one came before classes that the other knows."""
-    return values.get("class_counts") == control.get("class_counts")
+LONG = 15                                    # letters of a metric's name, above which its words stand one below the other
 
 
 def table(results: Mapping, console: Console | None = None) -> None:
-    """One row a stage: the primary metric, its difference to the control, the first other metrics, seconds."""
+    """One row a stage: the primary metric, its difference to the control, the first other metrics, seconds.
+
+    Left out: stages whose ``class_counts`` are not those of the control, since they are on the way to others and their numbers
+    do not compare; metrics on a part, ``<metric>_on_<k>``.
+    """
     stages, primary = results["stages"], results["primary"]
-    numbers = [name for stage in stages.values() for name, value in stage.items() if isinstance(value, int | float)]
+    known = stages.get("alone", {}).get("class_counts")
+    shown = {stage: values for stage, values in stages.items() if known in (None, values.get("class_counts"))}
+    numbers = [name for stage in stages.values() for name, value in stage.items()
+               if isinstance(value, int | float) and not re.fullmatch(r".+_on_\d+", name)]
     names = list(dict.fromkeys([primary, *(name for name in numbers if name != "seconds")]))[:METRICS]
-    out = Table(title=f"{results['config']}, seed {results['seed']}, {results['device']}")
-    out.add_column("stage")
-    for name in [*names, "against alone", "seconds"]:
-        out.add_column(name, justify="right")
-    control = stages.get("alone", {})
-    for stage, values in stages.items():
-        compared = primary in control and stage not in ("alone", "teacher") and same_test(values, control)
-        against = f"{values[primary] - control[primary]:+.2f}" if compared else ""
+    way = len(stages) - len(shown)
+    out = Table(title=f"{results['config']}, seed {results['seed']}, {results['device']}",
+                caption=f"and {way} stages on the way there" if way else None)
+    for name in ["stage", *names, "against alone", "seconds"]:
+        long = name.replace("_", "_\n") if len(name) > LONG else name
+        out.add_column(long, justify="left" if name == "stage" else "right", overflow="fold")
+    control = stages.get("alone", {}).get(primary)
+    for stage, values in shown.items():
+        against = f"{values[primary] - control:+.2f}" if control is not None and stage not in ("alone", "teacher") else ""
         out.add_row(stage, *(f"{values[n]:.2f}" if n in values else "" for n in names), against, f"{values['seconds']:.0f}")
     (console or Console()).print(out)

@@ -28,8 +28,12 @@ from kdtasks.core.names import did_you_mean
 from kdtasks.incremental.gd import CurrentTeacherLoss, GlobalDistillationLoss
 from kdtasks.incremental.lwf import LwFLoss, lwf_mc_loss
 from kdtasks.incremental.lwm import grad_cam, lwm_attention_loss, lwm_distill_bce
-from kdtasks.incremental.models import GrowingHead
+from kdtasks.incremental.plugin_benchmarks import checked_benchmark, classes_of
+from kdtasks.incremental.plugin_models import load_model, model_state
 from kdtasks.incremental.sampling import coreset_indices, coreset_quota, sample_external, scores_of
+
+__all__ = ["GlobalDistillationPlugin", "LwFMCPlugin", "LwFPlugin", "LwMPlugin", "checked_benchmark", "checkpoint", "classes_of",
+           "resume"]
 
 
 class _Plugin:
@@ -88,7 +92,7 @@ class _Plugin:
     def state_dict(self) -> dict:
         """The old model's tensors, and numbers in lists: ``torch.load(weights_only=True)`` reads it."""
         return {"experience": self.experience, "seen": copy.deepcopy(self.seen),
-                "teacher": None if self.teacher is None else _model_state(self.teacher.model)}
+                "teacher": None if self.teacher is None else model_state(self.teacher.model)}
 
     def load_state_dict(self, state: dict, model: nn.Module, experiences: Sequence = ()) -> None:
         """
@@ -98,7 +102,7 @@ class _Plugin:
             experiences: not used here.
         """
         self.experience, self.seen = state["experience"], copy.deepcopy(state["seen"])
-        self.teacher = None if state["teacher"] is None else Teacher(_load_model(copy.deepcopy(model), state["teacher"]))
+        self.teacher = None if state["teacher"] is None else Teacher(load_model(copy.deepcopy(model), state["teacher"]))
 
 
 class LwFPlugin(_Plugin):
@@ -409,75 +413,6 @@ class _Rows(Dataset):
         return item[0] if isinstance(item, tuple | list) else item, -100, 0
 
 
-def checked_benchmark(benchmark, classes: Iterable[int] | None = None):
-    """The benchmark, its lists of classes sorted, and found to have lost none.
-
-    ``class_incremental_benchmark(…, num_experiences=3)`` leaves out the last class of ten without a word. It also gives classes
-    as sets, which avalanche's ``MultiHeadClassifier`` cannot index with; ``task_incremental_benchmark`` gives none. Datasets
-    without ``targets_task_labels`` are good for the plugins of this file, and are left as they are.
-
-    Args:
-        benchmark: an avalanche benchmark (``CLScenario``); its experiences are changed.
-        classes: what its streams should hold; None: every target of the datasets that the experiences were cut from, as far
-            as these have ``targets``.
-
-    Raises:
-        ValueError: a class of ``classes`` is in no experience of a stream; an experience's dataset has no ``targets``.
-    """
-    for name, stream in benchmark.streams.items():
-        experiences = list(stream)
-        found = [classes_of(experience) for experience in experiences]
-        present = sorted({*(number for those in found for number in those)})
-        wanted = {*classes} if classes is not None else {*_targets_of_sources(e.dataset for e in experiences)}
-        if lost := sorted(wanted - {*present}):
-            raise ValueError(f"classes {lost} are in no experience of the stream {name!r}, which has {present}: give "
-                             "class_incremental_benchmark a number of experiences that divides that of the classes, or "
-                             "num_classes_per_exp=[…]")
-        before: set[int] = set()
-        for experience, those in zip(experiences, found):
-            lists = {"classes_in_this_experience": those, "previous_classes": sorted(before),
-                     "classes_seen_so_far": sorted({*those} | before),
-                     "future_classes": sorted({*present} - {*those} - before)}
-            before |= {*those}
-            for key, value in lists.items():
-                if getattr(experience, key, None) != value:
-                    setattr(experience, key, value)
-    return benchmark
-
-
-def classes_of(experience) -> list[int]:
-    """The class numbers of an experience, sorted; out of its dataset's ``targets`` where it does not list them.
-
-    Raises:
-        ValueError: it has neither.
-    """
-    classes = getattr(experience, "classes_in_this_experience", None)
-    if classes is None:
-        classes = _targets(experience.dataset)
-    return sorted({int(number) for number in classes})
-
-
-def _targets(dataset) -> Iterable[int]:
-    if not hasattr(dataset, "targets"):
-        raise ValueError(f"a {type(dataset).__name__} has no targets: give class_incremental_benchmark plain datasets with "
-                         ".targets, or benchmark_from_datasets those of as_classification_dataset")
-    return getattr(dataset.targets, "uniques", dataset.targets)
-
-
-def _targets_of_sources(datasets: Iterable) -> set[int]:
-    """All targets of the datasets inside of avalanche's, those that no experience took included."""
-    found, known, left = set(), set(), list(datasets)
-    while left:
-        dataset = left.pop()
-        inner = getattr(getattr(dataset, "_flat_data", dataset), "_datasets", None)
-        if inner is not None:
-            left.extend(inner)
-        elif id(dataset) not in known:
-            known.add(id(dataset))
-            found.update(int(number) for number in getattr(dataset, "targets", ()))
-    return found
-
-
 def _classes_by_task(experience) -> dict[int, list[int]]:
     tasks = [int(task) for task in getattr(experience, "task_labels", [0])]
     if len(tasks) == 1:
@@ -560,7 +495,7 @@ def checkpoint(strategy) -> dict:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = optimizer.state_dict()
     return {
-        "model": _model_state(strategy.model),
+        "model": model_state(strategy.model),
         "optimizer": {"state": {names[id(parameter)]: state["state"][number] for number, parameter in enumerate(parameters)
                                 if id(parameter) in names and state["state"].get(number)},
                       "groups": [{key: value for key, value in group.items() if key != "params"}
@@ -592,7 +527,7 @@ def resume(strategy, state: dict, experiences: Sequence = ()) -> None:
             raise ValueError(f"the checkpoint has {len(saved)} {what}, the strategy {len(own)}")
     strategy.model.to(strategy.device)
     strategy.make_optimizer(reset_optimizer_state=True)         # avalanche's own first call; later, it would empty the state
-    _load_model(strategy.model, state["model"])
+    load_model(strategy.model, state["model"])
     strategy.make_optimizer(remove_params=True)
     own = strategy.optimizer.state_dict()
     parameters = [id(parameter) for group in strategy.optimizer.param_groups for parameter in group["params"]]
@@ -605,57 +540,3 @@ def resume(strategy, state: dict, experiences: Sequence = ()) -> None:
         plugin.load_state_dict(saved, strategy.model, experiences)
     vars(strategy.clock).update(state["clock"])
     torch.set_rng_state(state["rng"])
-
-
-def _model_state(model: nn.Module) -> dict:
-    """The tensors of a model, and what avalanche's modules of several tasks know beside them."""
-    from avalanche.models import MultiTaskModule
-
-    tasks = {path: (sorted(module.known_train_tasks_labels), module.max_class_label)
-             for path, module in model.named_modules() if isinstance(module, MultiTaskModule)}
-    return {"tensors": {name: value.clone() for name, value in model.state_dict().items()}, "tasks": tasks}
-
-
-def _load_model(model: nn.Module, state: dict) -> nn.Module:
-    """The model with the saved tensors, its heads made as many and as large as those were."""
-    from avalanche.models import IncrementalClassifier, MultiHeadClassifier
-
-    tensors, device = state["tensors"], next(model.parameters()).device
-    for path, module in list(model.named_modules()):
-        if isinstance(module, MultiHeadClassifier):
-            wanted = _children(tensors, f"{path}.classifiers." if path else "classifiers.")
-            size = module.starting_out_features
-            for task in [task for task in module.classifiers if task not in wanted]:
-                del module.classifiers[task], module._buffers[f"active_units_T{task}"]
-            for task in [task for task in wanted if task not in module.classifiers]:
-                module.classifiers[task] = IncrementalClassifier(module.in_features, size, masking=False, auto_adapt=False)
-                module.register_buffer(f"active_units_T{task}", torch.zeros(size, dtype=torch.int8))
-        if isinstance(module, GrowingHead):
-            wanted = _children(tensors, f"{path}.blocks." if path else "blocks.")
-            del module.blocks[len(wanted):]
-            for _ in wanted[len(module.blocks):]:
-                module.grow(1)
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for name, value in tensors.items():
-        if name in own and own[name].shape != value.shape:
-            _replace(model, name, own[name].new_empty(value.shape))
-    for path, (known, count) in state["tasks"].items():
-        module = model.get_submodule(path)
-        module.known_train_tasks_labels, module.max_class_label = {*known}, count
-    model.load_state_dict(tensors)
-    return model.to(device)
-
-
-def _children(tensors: dict[str, Tensor], prefix: str) -> list[str]:
-    """The names that follow a prefix, each once, in order."""
-    return list(dict.fromkeys(name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)))
-
-
-def _replace(model: nn.Module, name: str, value: Tensor) -> None:
-    """A parameter or buffer of another size in the place of the present one."""
-    path, _, leaf = name.rpartition(".")
-    module = model.get_submodule(path)
-    old = getattr(module, leaf)
-    setattr(module, leaf, nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value)
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape

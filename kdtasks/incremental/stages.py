@@ -93,9 +93,9 @@ def global_distillation(config: Mapping, finetune: Mapping, current: Mapping | N
     for t in range(1, len(sizes)):
         name, other = ("distilled", "alone") if t == len(sizes) - 1 else (f"taught{t + 1}", f"alone{t + 1}")
         teachers = {"previous": before, "current": f"current{t + 1}"}
-        own = at(config, t)
-        alone += [{**own, "name": f"alone{t + 1}_main", "student": control, "losses": plain(False)},
-                  {**own, **finetune, **only_head, "name": other, "student": f"alone{t + 1}_main", "losses": plain(True)}]
+        own, labelled = at(config, t), at(_without_pool(config), t)
+        alone += [{**labelled, "name": f"alone{t + 1}_main", "student": control, "losses": plain(False)},
+                  {**labelled, **finetune, **only_head, "name": other, "student": f"alone{t + 1}_main", "losses": plain(True)}]
         data = {**own["data"], "unlabelled_per_batch": unlabelled}
         taught += [{**own, **(current or {}), "data": data, "name": f"current{t + 1}", "student": before,
                     "losses": teacher_of_new},
@@ -103,8 +103,14 @@ def global_distillation(config: Mapping, finetune: Mapping, current: Mapping | N
                    {**own, **finetune, **only_head, "name": name, "student": f"main{t + 1}", "teachers": teachers,
                     "losses": distilled(True)}]
         control, before = other, name
-    return [{**at(config, 0), **(first or {}), "name": "experience1", "losses": plain(False)}, *alone,
-            *([whole(config)] if joint else []), *taught]
+    return [{**at(_without_pool(config), 0), **(first or {}), "name": "experience1", "losses": plain(False)}, *alone,
+            *([whole(_without_pool(config))] if joint else []), *taught]
+
+
+def _without_pool(config: Mapping) -> dict:
+    """The config for stages without unlabelled samples: they are the same whether there is a pool or not."""
+    data = config["data"]
+    return {**config, "data": {**data, "train": {key: value for key, value in data["train"].items() if key != "pool"}}}
 
 
 def sizes_of(config: Mapping) -> tuple[int, ...]:

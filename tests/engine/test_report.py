@@ -11,16 +11,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from kdtasks.engine import config as configs
 from kdtasks.engine import report
 from kdtasks.engine.run import Run
+from kdtasks.engine.show import table
 
 SMALL = Path(__file__).parent / "small" / "small.py"
 CE = {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}
 KD = {"type": "kdtasks.general.KDLoss", "of": ("student", "teacher"), "weight": 0.9}
 BOTH = {"loss_cls": CE, "loss_kd": KD}
-VOID = {"meta", "img", "br", "hr", "link", "input"}
+VOID = {"meta", "img", "br", "wbr", "hr", "link", "input"}
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +253,85 @@ def test_rounds_with_the_steps_of_the_control_are_said_to_be_so(tmp_path):
         said.append(report._control(run))
     assert "is the last of 2 stages" in said[0] and "as many steps as <code>alone</code>" in said[0]
     assert "as many steps as" not in said[1] and "so it has had more steps in all" in said[1]
+
+
+def growing(folder, finished):
+    """A run in which both arms begin with a smaller network; nothing is trained."""
+    def stage(name, width, *origins, **more):
+        taught = {"teachers": {"teacher": origins[1]}, "losses": BOTH} if origins[1:] else {"losses": {"loss_cls": CE}}
+        return {"name": name, "arguments": {"width": width}, "student": origins[0] if origins else "fresh", **taught, **more}
+
+    rows = [stage("first", 2), stage("alone2", 3, "first", length=2), stage("alone", 4, "alone2", length=2), stage("joint", 4),
+            stage("taught2", 3, "first", "first"), stage("other", 3), stage("before", 4, "taught2", "taught2"),
+            stage("distilled", 4, "before", "taught2", length=2)]
+    run = Run({**small(), "stages": rows, "teachers": {}}, folder, quiet=True)
+    run.task = SimpleNamespace(PRIMARY="accuracy", HIGHER_IS_BETTER=True, pictures=lambda run: [])
+    (folder / "stages").mkdir(exist_ok=True)
+    values = {row["name"]: {"accuracy": 90.0 - 10 * k, "accuracy_on_1": 1.25, "seconds": 2.0,
+                            "class_counts": [2] * row["arguments"]["width"]} for k, row in enumerate(rows)}
+    (folder / "stages" / "done.json").write_text(json.dumps({name: values[name] for name in finished}))
+    return run
+
+
+MANY = ["first", "alone2", "alone", "joint", "taught2", "other", "before", "distilled"]
+
+
+def test_stages_on_the_way_are_apart_and_not_compared(tmp_path):
+    run = growing(tmp_path, MANY)
+    assert report._on_the_way(run) == {"first", "alone2", "taught2"}                 # "other" is smaller too, but leads nowhere
+    report.write_report(run)
+    page = read(run)
+    cut = page.rows.index(page.rows[0], 1)
+    assert [row[0] for row in page.rows[1:cut]] == ["alone", "joint", "other", "before", "distilled"]
+    assert [row[0] for row in page.rows[cut + 1:]] == ["first", "alone2", "taught2"]
+    against, parameters = page.rows[0].index("against alone"), page.rows[0].index("parameters")
+    assert [row[against] for row in page.rows[1:cut]] == ["", "−10.00", "−30.00", "−40.00", "−50.00"]
+    assert [row[against] for row in page.rows[cut + 1:]] == [""] * 3
+    sizes = {width: sum(p.numel() for p in run.model("student", width=width).parameters()) for width in (2, 3, 4)}
+    assert [row[parameters] for row in page.rows[cut + 1:]] == [f"{sizes[width]:,}" for width in (2, 3, 3)]
+    assert "The 3 stages on the way there" in page.text and "accuracy_on_1" not in page.text
+    assert "accuracy of each stage that has the whole network" in page.text
+    (_, figure), = report._drawn(run)[0]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["alone", "joint", "other", "before", "distilled"]
+    colors = report.stage_colors(run)
+    assert len({colors[name] for name in run.done if name not in report._on_the_way(run)}) == 5
+
+
+def test_before_any_stage_is_there_that_can_be_compared_all_are_drawn(tmp_path):
+    run = growing(tmp_path, ["first", "alone2"])
+    (title, figure), = report._drawn(run)[0]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["first", "alone2"] and title == "accuracy of each stage"
+    report.write_report(run)
+    page = read(run)
+    assert "against alone" not in page.rows[0] and "accuracy so far: alone2 80.00 %." in page.text
+
+
+def test_arms_with_equally_many_steps_are_said_to_be_so(tmp_path):
+    run = growing(tmp_path, [])
+    assert ("<code>distilled</code> is the last of 3 stages that go on with one student, from <code>taught2</code> on; together "
+            "they have as many steps as those from <code>alone2</code> to <code>alone</code>.") in report._control(run)
+    run.stages[1].length = 3
+    assert "as many steps as" not in report._control(run)
+
+
+def test_many_stages_that_are_not_finished_are_counted(tmp_path):
+    rows = [{"name": f"s{k}", "losses": {"loss_cls": CE}} for k in range(31)]
+    run = Run({**small(), "stages": rows}, tmp_path, quiet=True)
+    assert report._unfinished(run).count("(not begun)") == 20 and "s19 (not begun), and 11 more." in report._unfinished(run)
+
+
+def shown(results, width=120):
+    text = io.StringIO()
+    table(results, Console(file=text, width=width))
+    return text.getvalue()
+
+
+def test_the_screen_shows_what_can_be_compared(tmp_path):
+    text = shown(growing(tmp_path, MANY).results)
+    assert [name for name in MANY if re.search(rf"│ {name} ", text)] == ["alone", "joint", "before", "distilled"]
+    assert "and 4 stages on the way there" in text and "-40.00" in text and "+20.00" not in text and "accuracy_on_1" not in text
+    plain = shown(growing(tmp_path, ["first", "alone2"]).results)
+    assert all(name in plain for name in ("first", "alone2")) and "on the way" not in plain
 
 
 def test_running_mean_equals_a_loop():

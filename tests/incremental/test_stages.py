@@ -160,10 +160,11 @@ def test_the_losses_of_global_distillation(gd):
     assert entry["confidence"] == 0.5 and entry["of"] == ["student.new", "target.new"] and stages["alone"]["train"] == ["student.head", "losses"]
 
 
-def test_the_arms_of_global_distillation_differ_in_teachers_and_losses(gd):
+def test_the_arms_of_global_distillation_differ_in_teachers_losses_and_the_pool(gd):
     for a, b in zip(*control_and_taught(global_distillation(gd, {"length": 1})), strict=True):
         other = {key for key in {**a, **b} if a.get(key) != b.get(key)}
-        assert other - {"student"} == {"name", "teachers", "losses"}
+        assert other - {"student"} == {"name", "teachers", "losses", "data"} and a["data"]["test"] == b["data"]["test"]
+        assert b["data"]["train"] == {**a["data"]["train"], "pool": gd["data"]["train"]["pool"]}
 
 
 def test_a_pool_that_would_not_be_used(gd):
