@@ -78,7 +78,7 @@ def test_names_are_as_good_as_numbers():
 
 
 @pytest.mark.parametrize("order, sizes, message", [
-    ([4, 1, 5, 0, 3], (2, 1, 2), r"order leaves out 1 of the data's 6 classes: \['c'\]"),
+    ([4, 1, 5, 0, 3], SIZES, r"sizes=\(2, 1, 3\) are 6 classes, the order has 5: every class belongs to one experience"),
     ([4, 1, 5, 0, 3, 4], SIZES, "order has the class 'e' more than once"),
     ([4, 1, 5, 0, 3, "e"], SIZES, "order has the class 'e' more than once"),
     ([4, 1, 5, 0, 3, 6], SIZES, r"order has the class 6, the data has 0\.\.5"),
@@ -91,6 +91,13 @@ def test_names_are_as_good_as_numbers():
 def test_classes_that_do_not_add_up(order, sizes, message):
     with pytest.raises(ValueError, match=message):
         class_incremental(images(), sizes, order)
+
+
+def test_classes_that_the_order_does_not_name_are_left_out():
+    data = class_incremental(images(), (1, 2), ["c", "a", "f"])
+    made, test = experiences(data, 1, memory=4), experiences(data, 1, test=True)
+    assert made.classes == test.classes == ["c", "a", "f"] and made.class_counts.tolist() == [4, 12, 12] and len(test) == 36
+    assert {(int(made.sources[0].target[i]), int(y)) for i, y in zip(made._place, made.target)} == {(2, 0), (0, 1), (5, 2)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -132,6 +139,26 @@ def test_each_class_is_in_one_experience_and_labels_are_of_it():
         experiences([Experience(data, [0, 1])], 0)
     with pytest.raises(ValueError, match="has a sample of class -1"):
         experiences([SimpleNamespace(dataset=TensorDataset(torch.zeros(2, 1), torch.tensor([0, -1])), classes_in_this_experience=[0])], 0)
+
+
+@pytest.mark.slow
+def test_an_avalanche_benchmark():
+    """Slow to import. Its sets of classes come sorted; its data sets have their own numbers of places."""
+    pytest.importorskip("avalanche", reason="avalanche-lib is not installed")
+    from small_streams import avalanche_benchmark
+
+    from kdtasks.incremental.data import avalanche_stream
+    benchmark = avalanche_benchmark()
+    train, test = (avalanche_stream(benchmark, part) for part in ("train", "test"))
+    made, tested = experiences(train, 2, memory=6), experiences(test, 2, test=True)
+    assert made.classes == tested.classes == ["1", "4", "0", "5", "2", "3", "6"]
+    assert made.class_counts.tolist() == [1, 1, 2, 2, 12, 12, 12] and tested.class_counts.tolist() == [12] * 7
+    for one in (made, tested):
+        shown = torch.stack([one[i]["input"] for i in range(len(one))]).flatten(1)
+        brightness = torch.stack([shown[one.target == column].mean() for column in range(7)])
+        assert ((brightness - 0.17) / 0.215).round().int().tolist() == [int(name) // 2 for name in one.classes]
+    with pytest.raises(ValueError, match="part must be 'train' or 'test', got 'valid'"):
+        avalanche_stream(benchmark, "valid")
 
 
 # Exemplars --------------------------------------------------------------------------------------------------------------
