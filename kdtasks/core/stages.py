@@ -129,7 +129,7 @@ def with_control(stages: Sequence[Stage], losses: Mapping[str, dict], teachers: 
     if final.student == "keep" or stage_reference(final.student, [stage.name for stage in stages]):
         raise ValueError(f"stage {final.name!r} goes on with another stage's student, so its control must be in the list: a "
                          "stage called 'alone' with the steps of all of them")
-    budget = {key: getattr(final, key) for key in ("optimizer", "schedule", "length", "data")}
+    budget = {key: getattr(final, key) for key in ("arguments", "optimizer", "schedule", "length", "data")}
     alone = Stage("alone", losses=control(final.losses, known, supplied_by_teachers, own_losses), **budget)
     where = stages.index(final)
     return [*stages[:where], alone, *stages[where:]]

@@ -105,11 +105,11 @@ def _is_state(content) -> bool:
     return isinstance(content, dict) and len(content) > 0 and all(isinstance(v, torch.Tensor) for v in content.values())
 
 
-def load_weights(model: nn.Module, path: str | Path) -> dict:
+def load_weights(model: nn.Module, path: str | Path, grown: bool = False) -> dict:
     """Load ``path`` into ``model``, every name and shape matching; return the file's ``meta``.
 
-    A module that may have grown since the file was written has a method ``complete_state(state, prefix)``, which adds what the
-    file cannot know.
+    With ``grown``, a module that has grown since the file was written may have a method ``complete_state(state, prefix)``: it
+    adds what the file cannot know.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`read_weights`; or names or shapes differ (the first few are listed).
@@ -117,7 +117,7 @@ def load_weights(model: nn.Module, path: str | Path) -> dict:
     state, meta = read_weights(path)
     own = model.state_dict()
     for prefix, module in model.named_modules():
-        if hasattr(module, "complete_state"):
+        if grown and hasattr(module, "complete_state"):
             module.complete_state(state, f"{prefix}." if prefix else "")
     missing = [name for name in own if name not in state]
     extra = [name for name in state if name not in own]

@@ -24,7 +24,7 @@ def check(run: "Run") -> None:
 
     optimizers = {}
     for stage in sorted(run.stages, key=lambda s: not s.taught):             # first where most names are known
-        loader = run.train_loader(stage, workers=0)
+        loader = run.train_loader(stage, "files", workers=0)
         distiller, batch = run.distiller(stage, "files"), next(iter(loader.epoch(0)))
         length = iterations(run.setting(stage, "length"), len(loader), f"{stage.name}.length")
         try:

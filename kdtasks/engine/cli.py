@@ -77,6 +77,8 @@ def test(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("config")
     parser.add_argument("checkpoint", help="student.pth, a stage's last.pth or best.pth, or any file of plain weights")
     parser.add_argument("--model", default="student", help="which model of the config the weights are for: student, teacher …")
+    parser.add_argument("--seed", type=int, help="of what the config draws, such as the order of classes; default: that of the "
+                                                 "run which wrote the checkpoint, where it says so, else 0")
     folders = parser.add_mutually_exclusive_group()
     folders.add_argument("--images", metavar="FOLDER", help="images as they should come out: they are made worse as in "
                                                             "training, restored, and compared")
@@ -92,20 +94,31 @@ def test(arguments: Sequence[str] | None = None) -> None:
     with plain_errors():
         import torch
 
-        from kdtasks.core.weights import load_weights
+        from kdtasks.core.weights import load_weights, read_weights
         from kdtasks.engine import config as configs
         from kdtasks.engine.run import Run
 
-        run = Run(configs.load(args.config, dict(args.cfg_options)), "unused", 0, args.device, config_name(args.config))
+        config = configs.load(args.config, dict(args.cfg_options))
+        seed = read_weights(args.checkpoint)[1].get("seed", 0) if args.seed is None else args.seed
+        run = Run(config, "unused", seed, args.device, config_name(args.config))
         model = run.model(args.model)
-        load_weights(model, args.checkpoint)
+        meta = load_weights(model, args.checkpoint)
         if folder:
             return _predict(run, model.eval(), args)
         loader = run.test_loader(run.stages[-1])
+        _check_classes(args.checkpoint, meta.get("classes"), getattr(loader.dataset, "classes", None))
         with torch.no_grad():
             metrics = run.task.evaluate(model.eval(), loader)
         for metric, value in metrics.items():
             print(f"{metric} {value:.3f}")
+
+
+def _check_classes(checkpoint: str, known, tested) -> None:
+    """The same classes, where they are the same, stand in the same order; a test may also be of classes never seen."""
+    known, tested = [str(name) for name in known or ()], [str(name) for name in tested or ()]
+    if known != tested and sorted(known) == sorted(tested):
+        raise ConfigError(f"{checkpoint!r} has learned the classes {known[:8]}, the test data has them as {tested[:8]}: want "
+                          "the same order; --seed may draw it")
 
 
 def _predict(run, model, args: argparse.Namespace) -> None:

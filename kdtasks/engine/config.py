@@ -174,8 +174,8 @@ def _check(config: dict) -> None:
             raise ConfigError(f"teacher_training has no key {key!r}; {did_you_mean(key, TRAINING_KEYS)}")
     if isinstance(config["stages"], Mapping):
         builder.check(config["stages"], "stages", supplied=("config",))
-        config["stages"] = builder.build(config["stages"], "stages", config=config)
-    for k, stage in enumerate(config["stages"] or []):
+    stages = stages_of(config)
+    for k, stage in enumerate(stages):
         for key in stage:
             if key not in STAGE_KEYS:
                 raise ConfigError(f"stages[{k}] has no key {key!r}; {did_you_mean(key, STAGE_KEYS)}")
@@ -185,7 +185,7 @@ def _check(config: dict) -> None:
             builder.check({**config["student"], **stage["arguments"]}, f"stages[{k}].arguments", reserved=MODEL_KEYS)
         check_losses(stage.get("losses", {}), f"stages[{k}].losses")
     for where, part in [("", config), ("teacher_training.", config["teacher_training"]),
-                        *((f"stages[{k}].", stage) for k, stage in enumerate(config["stages"] or []))]:
+                        *((f"stages[{k}].", stage) for k, stage in enumerate(stages))]:
         if part.get("length"):
             iterations(part["length"], 1, where + "length")
         if where and part.get("data"):
@@ -218,6 +218,12 @@ def _check(config: dict) -> None:
         raise ConfigError(f"cache must be None or dict(views=k) with k > 0, got {config['cache']!r}")
     for key in ("accumulate", "log_interval"):
         _want(_count(config[key], 1), key, "a whole number > 0", config[key])
+
+
+def stages_of(config: Mapping) -> list[dict]:
+    """The stages that a config lists, or that its function makes; none where it has neither."""
+    stages = config["stages"]
+    return builder.build(stages, "stages", config=config) if isinstance(stages, Mapping) else list(stages or [])
 
 
 def check_losses(losses: Mapping, where: str) -> None:

@@ -140,7 +140,7 @@ class Loader:
             world=world, group=per_class or 1)
         self.dataset, self.seed, self.device, self.channels_last = dataset, seed, torch.device(device), channels_last
         self.bad: dict[int, str] = {}
-        collate = collate or getattr(dataset, "collate", None) or _stack
+        collate = collate or getattr(dataset, "collate", None) or stack
         self.reader = None if self.batched else _Reader(self, workers, collate, skip_bad)
 
     def __len__(self) -> int:
@@ -400,7 +400,7 @@ class _Reader:
             yield batch, index, view
 
 
-def _stack(samples: list) -> dict:
+def stack(samples: list) -> dict:
     """Dicts or (input, target) pairs -> one dict; tensors, arrays and numbers stacked, anything else as a list."""
     if not isinstance(samples[0], dict):
         if not isinstance(samples[0], tuple | list) or len(samples[0]) != 2:

@@ -22,7 +22,7 @@ from kdtasks.engine import builder, checkpoint
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.caching import cached_outputs
 from kdtasks.engine.check import check
-from kdtasks.engine.config import LOSS_KEYS, MODEL_KEYS, TEACHER_KEYS, iterations, plain
+from kdtasks.engine.config import LOSS_KEYS, MODEL_KEYS, TEACHER_KEYS, iterations, plain, stages_of
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.processes import device_name, device_type
 from kdtasks.engine.show import Bar
@@ -93,8 +93,8 @@ class Run:
             extra = {name for teacher in teachers for name in distiller.names(teacher)}
             own = any(name.startswith("student.loss_") for name in distiller.names("student"))
         try:
-            if self.config["stages"]:
-                stages = [Stage(**stage) for stage in self.config["stages"]]
+            stages = [Stage(**stage) for stage in stages_of(self.config)]
+            if stages:
                 return with_control(stages, self.config["losses"], teachers, extra.__contains__, own)
             return standard_stages(self.config["losses"], teachers, self.config["teacher_training"], extra.__contains__, own)
         except ValueError as error:
@@ -174,7 +174,7 @@ class Run:
                 ``'nothing'``.
         """
         student = self.learner(stage)
-        self._load(student, self._origin(stage), load)
+        self._load(student, self._origin(stage), load, grown=True)
         teachers = {name: self._teacher(name, origin, load) for name, origin in stage.teachers.items()}
         self._check_classes(stage, teachers)
         peers = []
@@ -232,13 +232,14 @@ class Run:
                 raise ConfigError(f"the teacher {name!r} knows {len(known)} classes, the data has {len(classes)} others: "
                                   + what)
 
-    def _load(self, model: nn.Module, origin: str | None, load: str = "everything") -> dict:
+    def _load(self, model: nn.Module, origin: str | None, load: str = "everything", grown: bool = False) -> dict:
         if origin in (None, OWN) or load == "nothing":
             return {}
         reference = stage_reference(origin, [stage.name for stage in self.stages])
         if reference is None:
-            return load_weights(model, origin)
-        return load_weights(model, self.files.folder(reference[0]) / f"{reference[1]}.pth") if load == "everything" else {}
+            return load_weights(model, origin, grown)
+        file = self.files.folder(reference[0]) / f"{reference[1]}.pth"
+        return load_weights(model, file, grown) if load == "everything" else {}
 
     def anchors(self, stage: Stage, distiller: Distiller):
         """What loads a teacher's next anchor into the same module when its share of the stage begins; None without anchors."""
@@ -281,19 +282,25 @@ class Run:
             self._sets[key] = made.to(self.device) if hasattr(made, "to") else made
         return self._sets[key]
 
-    def _training_set(self, stage: Stage):
+    def _training_set(self, stage: Stage, load: str = "everything"):
         """The data that a stage learns from: what the config describes, and what the task makes of it after earlier stages."""
         made = self.data_set(self.setting(stage, "data"), "train")
-        return self.task.training_set(self, stage, made) if hasattr(self.task, "training_set") else made
+        return self.task.training_set(self, stage, made, load) if hasattr(self.task, "training_set") else made
 
     def unlabelled(self, stage: Stage) -> int:
         """Unlabelled samples in a batch of a stage: only teachers say something of them, or the stage asks for them itself."""
         own = "unlabelled_per_batch" in (stage.data or {})
         return self.setting(stage, "data")["unlabelled_per_batch"] if own or stage.taught else 0
 
-    def train_loader(self, stage: Stage, **changes) -> Loader:
-        """The training batches of a stage. Without teachers: the labelled samples only (see :meth:`unlabelled`)."""
-        data, train, share = {**self.setting(stage, "data"), **changes}, self._training_set(stage), self.unlabelled(stage)
+    def train_loader(self, stage: Stage, load: str = "everything", **changes) -> Loader:
+        """The training batches of a stage. Without teachers: the labelled samples only (see :meth:`unlabelled`).
+
+        Args:
+            stage: which.
+            load: as in :meth:`distiller`: what earlier stages have left may decide on the samples.
+            changes: of the stage's ``data``.
+        """
+        data, train, share = {**self.setting(stage, "data"), **changes}, self._training_set(stage, load), self.unlabelled(stage)
         return Loader(train, data["batch_size"] + share, labelled="target" if _marks_unlabelled(train) else None,
                       unlabelled_per_batch=share, views=self.config["cache"]["views"] if self._cached(stage) else 0,
                       per_class=data["per_class"], length=data["iterations_per_epoch"], rank=self.rank, world=self.world,
@@ -380,10 +387,14 @@ class Run:
                 raise ConfigError(f"no stage is called {name!r}; {did_you_mean(name, self.files.stages)}")
         check(self)
         self.open(resume)
-        for stage in self.stages:
-            if stage.name not in self.done and (only is None or stage.name in only):
-                self._train_stage(stage, resume)
-                gc.collect()                     # runners, hooks and loops hold each other, and with them a whole stage
+        gc.freeze()                              # what is there now need not be gone through after each stage
+        try:
+            for stage in self.stages:
+                if stage.name not in self.done and (only is None or stage.name in only):
+                    self._train_stage(stage, resume)
+                    gc.collect()                 # runners, hooks and loops hold each other, and with them a whole stage
+        finally:
+            gc.unfreeze()
         if self.rank == 0:
             self._finish()
         self._wait()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kdtasks.core.names import did_you_mean
+from kdtasks.engine.loader import stack
 from kdtasks.incremental.distiller import UNLABELLED
 from kdtasks.incremental.sampling import coreset_indices, coreset_quota
 
@@ -27,12 +28,14 @@ class Experience:
         classes_in_this_experience: their numbers in the data set.
         index: int64 (n,), the samples; None: all.
         names: of the classes, in the same order; None: their numbers.
+        target: int64, the class numbers of all of ``dataset``; None: they are looked up.
     """
 
     dataset: object
     classes_in_this_experience: list[int]
     index: Tensor | None = None
     names: list[str] | None = None
+    target: Tensor | None = None
 
 
 def class_incremental(dataset, sizes: Sequence[int], order: Sequence[int | str] | None = None) -> list[Experience]:
@@ -41,11 +44,12 @@ def class_incremental(dataset, sizes: Sequence[int], order: Sequence[int | str] 
     Args:
         dataset: with ``target`` (or ``targets``) and, where known, ``classes``.
         sizes: number of classes of each experience.
-        order: numbers or names of the classes, in the order in which they come; None: a permutation drawn from torch's random
+        order: numbers or names of all classes, in the order in which they come; None: a permutation drawn from torch's random
             stream, which is the run's seed in a config.
 
     Raises:
-        ValueError: a class that the data lacks, twice in the order, or left without an experience.
+        ValueError: a class that the data lacks, twice in the order, or left without an experience. Fewer classes are for the
+            data set to choose, as ``kdtasks.general.data.cifar100(classes=…)`` does.
     """
     target = targets_of(dataset)
     names = [str(name) for name in getattr(dataset, "classes", [])] or [str(c) for c in range(int(target.max()) + 1)]
@@ -55,6 +59,9 @@ def class_incremental(dataset, sizes: Sequence[int], order: Sequence[int | str] 
     twice = {c for c in numbers if numbers.count(c) > 1}
     if twice:
         raise ValueError(f"order has the class {names[min(twice)]!r} more than once")
+    left = [name for number, name in enumerate(names) if number not in numbers]
+    if left:
+        raise ValueError(f"order leaves out {len(left)} of the data's {len(names)} classes: {left[:5]}")
     if sum(sizes) != len(numbers) or min(sizes) < 1:
         raise ValueError(f"sizes={tuple(sizes)} are {sum(sizes)} classes, the order has {len(numbers)}: every class belongs to "
                          "one experience")
@@ -62,7 +69,7 @@ def class_incremental(dataset, sizes: Sequence[int], order: Sequence[int | str] 
     for size in sizes:
         of = numbers[start:start + size]
         index = torch.isin(target, torch.tensor(of)).nonzero()[:, 0]
-        found.append(Experience(dataset, of, index, [names[c] for c in of]))
+        found.append(Experience(dataset, of, index, [names[c] for c in of], target))
         start += size
     return found
 
@@ -78,12 +85,17 @@ def _class_number(value: int | str, names: list[str]) -> int:
 
 
 def targets_of(dataset) -> Tensor:
-    """(n,) int64 on the CPU: ``target`` or ``targets`` of a data set; where it has neither, every sample is read once."""
+    """(n,) int64 on the CPU: ``target`` or ``targets`` of a data set; where it has neither, every sample is read once.
+
+    torch's random stream stays where it is, whatever augmentation draws from it meanwhile.
+    """
     for name in ("target", "targets"):
         found = getattr(dataset, name, None)
         if found is not None:
             return (found if isinstance(found, Tensor) else torch.tensor([int(y) for y in found])).long().cpu()
-    return torch.tensor([int(dataset[i][1]) for i in range(len(dataset))])
+    with torch.random.fork_rng(devices=[]):
+        samples = (dataset[i] for i in range(len(dataset)))
+        return torch.tensor([int(s["target"] if isinstance(s, dict) else s[1]) for s in samples], dtype=torch.long)
 
 
 def experiences(stream: Sequence, experience: int | None = None, test: bool = False, memory: int = 0, pool=None,
@@ -137,13 +149,19 @@ def _columns(stream: Sequence) -> tuple[dict[int, int], list[str]]:
     """``{class number: column}`` in the order in which the classes come, and their names."""
     columns, names = {}, []
     for number, one in enumerate(stream):
-        classes = [int(c) for c in one.classes_in_this_experience]
+        classes = _classes(one)
         again = [c for c in classes if c in columns]
         if again:
             raise ValueError(f"the class {again[0]} is in experience {number} and in an earlier one: want each class in one")
         columns |= {c: len(columns) + k for k, c in enumerate(classes)}
         names += getattr(one, "names", None) or [str(c) for c in classes]
     return columns, names
+
+
+def _classes(one) -> list[int]:
+    """The class numbers of an experience, in their order; a set has none, so they rise."""
+    classes = [int(c) for c in one.classes_in_this_experience]
+    return sorted(classes) if isinstance(one.classes_in_this_experience, set | frozenset) else classes
 
 
 @dataclass
@@ -161,10 +179,10 @@ class _Part:
 
 
 def _part(one, columns: dict[int, int]) -> _Part:
-    target = targets_of(one.dataset)
-    index = getattr(one, "index", None)
+    target, index = getattr(one, "target", None), getattr(one, "index", None)
+    target = targets_of(one.dataset) if target is None else target
     index = torch.arange(len(target)) if index is None else index
-    target, classes = target[index], [int(c) for c in one.classes_in_this_experience]
+    target, classes = target[index], _classes(one)
     wrong = target[~torch.isin(target, torch.tensor(classes))]
     if len(wrong):
         raise ValueError(f"an experience of the classes {classes} has a sample of class {int(wrong[0])}")
@@ -209,13 +227,19 @@ class IncrementalSet:
         Raises:
             ValueError: there is no pool, or it is batched and the rest is not.
         """
-        if self.pool is None:
+        return self._with_pool(self.parts, self.pool, index)
+
+    def whole_pool(self) -> "IncrementalSet":
+        """The pool alone, in its order and in the test's view; errors as in :meth:`with_external`."""
+        return self._with_pool([], unaugmented(self.pool), torch.arange(0 if self.pool is None else len(self.pool)))
+
+    def _with_pool(self, parts: Sequence[_Part], pool, index: Tensor) -> "IncrementalSet":
+        if pool is None:
             raise ValueError("there is no pool of unlabelled samples: experiences(pool=…)")
-        if callable(getattr(self.pool, "batch", None)) != isinstance(self, BatchedSet):
-            raise ValueError(f"the pool {type(self.pool).__name__} and the labelled data "
-                             f"{type(self.sources[0]).__name__} must both be batched, or both map-style")
-        return type(self)([*self.parts, _Part(self.pool, index, torch.full_like(index, UNLABELLED))], self.classes, None, {},
-                          self.seed)
+        if callable(getattr(pool, "batch", None)) != isinstance(self, BatchedSet):
+            raise ValueError(f"the pool {type(pool).__name__} and the labelled data {type(self.sources[0]).__name__} must both "
+                             "be batched, or both map-style")
+        return type(self)([*parts, _Part(pool, index, torch.full_like(index, UNLABELLED))], self.classes, None, {}, self.seed)
 
     def __getitem__(self, i: int) -> dict:
         sample = self.sources[int(self._source[i])][int(self._place[i])]
@@ -224,8 +248,7 @@ class IncrementalSet:
 
     def collate(self, samples: Sequence[dict]) -> dict:
         """A batch of samples."""
-        return {"input": torch.stack([torch.as_tensor(sample["input"]) for sample in samples]),
-                "target": torch.tensor([sample["target"] for sample in samples]), "class_counts": self.class_counts}
+        return {**stack(samples), "class_counts": self.class_counts}
 
 
 class BatchedSet(IncrementalSet):

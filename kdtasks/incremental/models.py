@@ -1,9 +1,11 @@
 """A classifier whose head grows: one linear layer an experience, side by side."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class GrowingHead(nn.Module):
@@ -78,13 +80,13 @@ def growing(network: nn.Module, sizes: Sequence[int], fixed_norm: bool = False, 
     if last is None:
         raise ValueError(f"{type(network).__name__} has no linear layer that a growing head could replace")
     linear = network.get_submodule(last)
-    head = GrowingHead(linear.in_features, sizes, linear.bias is not None)
+    head = GrowingHead(linear.in_features, sizes, linear.bias is not None).to(linear.weight.device, linear.weight.dtype)
     network.set_submodule(last, head)
     head.blocks[:-1].requires_grad_(train_old_heads)
     if fixed_norm:
         for module in network.modules():
-            if type(module) in _FIXED:
-                module.__class__ = _FIXED[type(module)]
+            if isinstance(module, _BatchNorm) and not isinstance(module, FixedNorm):
+                module.__class__ = _fixed(type(module))
                 module.eval()
     return network
 
@@ -102,19 +104,13 @@ def head_of(model: nn.Module) -> tuple[str, GrowingHead]:
     return found[0]
 
 
-class _Fixed:
-    """A BatchNorm whose ``train()`` changes nothing."""
+class FixedNorm:
+    """A BatchNorm, of whatever kind, whose ``train()`` changes nothing."""
 
     def train(self, mode: bool = True) -> nn.Module:
         return super().train(False)
 
 
-class FixedNorm1d(_Fixed, nn.BatchNorm1d):
-    """BatchNorm1d that stays in eval."""
-
-
-class FixedNorm2d(_Fixed, nn.BatchNorm2d):
-    """BatchNorm2d that stays in eval."""
-
-
-_FIXED = {nn.BatchNorm1d: FixedNorm1d, nn.BatchNorm2d: FixedNorm2d}
+@cache
+def _fixed(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Fixed{kind.__name__}", (FixedNorm, kind), {"__doc__": f"{kind.__name__} that stays in eval."})

@@ -4,11 +4,12 @@ Each experience goes on with the student of the one before, whose head grows by 
 seen so far. The number of classes of each experience is the student's ``sizes``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from kdtasks.core.stages import control
 
 _ALL = {"student.new": "student", "target.new": "target"}
+_FREE = {"fixed_norm": False, "train_old_heads": True}                    # where nothing has been learned before
 
 
 def chain(config: Mapping, warm_up: Mapping | None = None, first: Mapping | None = None, head: str = "fc",
@@ -26,8 +27,11 @@ def chain(config: Mapping, warm_up: Mapping | None = None, first: Mapping | None
         first: the same of the first experience, where they differ.
         head: path of the growing head in the network.
         joint: whether ``joint`` is there: fresh weights, the labelled samples of all experiences.
+
+    Raises:
+        ValueError: the student has no ``sizes``, or only one.
     """
-    sizes = tuple(config["student"]["sizes"])
+    sizes = sizes_of(config)
 
     def arm(prefix: str, last: str, teach: bool) -> list[dict]:
         found, before = [], "experience1"
@@ -63,10 +67,15 @@ def global_distillation(config: Mapping, finetune: Mapping, current: Mapping | N
         head: path of the growing head in the network.
         terms, temperature: of :class:`~kdtasks.incremental.gd.GlobalDistillationLoss`.
         confidence: weight of the confidence loss of C.
-        joint: as for :func:`chain`.
+        joint: as for :func:`chain`; with the config's ``losses``.
+
+    Raises:
+        ValueError: as :func:`chain`; or there is a pool, but no row of it in a batch.
     """
-    sizes, package = tuple(config["student"]["sizes"]), "kdtasks.incremental.gd"
+    sizes, package = sizes_of(config), "kdtasks.incremental.gd"
     unlabelled = config["data"]["unlabelled_per_batch"]
+    if config["data"]["train"].get("pool") and not unlabelled:
+        raise ValueError("data.train has a pool, and data.unlabelled_per_batch=0 leaves it unused")
     only_head = {"train": [f"student.{head}", "losses"]}
 
     def plain(balanced: bool) -> dict:
@@ -95,7 +104,7 @@ def global_distillation(config: Mapping, finetune: Mapping, current: Mapping | N
                     "losses": distilled(True)}]
         control, before = other, name
     return [{**at(_without_pool(config), 0), **(first or {}), "name": "experience1", "losses": plain(False)}, *alone,
-            *([{**whole(_without_pool(config)), "losses": plain(False)}] if joint else []), *taught]
+            *([whole(_without_pool(config))] if joint else []), *taught]
 
 
 def _without_pool(config: Mapping) -> dict:
@@ -104,16 +113,33 @@ def _without_pool(config: Mapping) -> dict:
     return {**config, "data": {**data, "train": {key: value for key, value in data["train"].items() if key != "pool"}}}
 
 
+def sizes_of(config: Mapping) -> tuple[int, ...]:
+    """Classes of each experience."""
+    sizes = tuple(config["student"].get("sizes") or ())
+    if len(sizes) < 2:
+        raise ValueError(f"want a student with the sizes of at least two experiences, got {config['student']}: "
+                         "dict(type='kdtasks.incremental.models.growing', network=dict(type=…), sizes=(5, 5))")
+    return sizes
+
+
 def at(config: Mapping, t: int, **arguments) -> dict:
     """What every stage of experience t (from 0) has: the head so far, its samples, the test of all classes seen."""
     sizes, data = list(config["student"]["sizes"]), config["data"]
+    arguments = arguments or ({} if t else _free(config))
     return {"arguments": {"sizes": sizes[:t + 1], **arguments},
             "data": {part: {**data[part], "experience": t} for part in ("train", "test")}}
 
 
 def whole(config: Mapping) -> dict:
     """The stage "joint": all classes are new."""
-    losses = {name: {**entry, "of": [_ALL.get(tensor, tensor) for tensor in entry["of"]]}
-              for name, entry in control(config["losses"], {"teacher": None}).items()}
-    return {"name": "joint", "losses": losses, "data": {"train": {**config["data"]["train"], "experience": None, "memory": 0},
-                                                        "test": config["data"]["test"]}}
+    def all_new(of: str | Sequence[str]) -> str | list[str]:
+        return _ALL.get(of, of) if isinstance(of, str) else [_ALL.get(tensor, tensor) for tensor in of]
+
+    plain = control(config["losses"], {"teacher": None})
+    losses = {name: {**entry, "of": all_new(entry["of"])} for name, entry in plain.items()}
+    return {"name": "joint", "losses": losses, "arguments": _free(config), "data": {
+        "train": {**config["data"]["train"], "experience": None, "memory": 0}, "test": config["data"]["test"]}}
+
+
+def _free(config: Mapping) -> dict:
+    return {name: value for name, value in _FREE.items() if name in config["student"]}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kdtasks.core.stages import Stage
 from kdtasks.engine import checkpoint
 from kdtasks.general.trainer import example as classification_example
-from kdtasks.incremental.data import IncrementalSet, unaugmented
+from kdtasks.incremental.data import IncrementalSet
 from kdtasks.incremental.metrics import average_incremental_accuracy, forgetting
 from kdtasks.incremental.models import head_of
 from kdtasks.incremental.sampling import ExternalSample, sample_external, scores_of
@@ -87,18 +87,22 @@ def _row(values: Mapping[str, float], key: str, experiences: int) -> list[float]
 
 
 # Unlabelled samples -----------------------------------------------------------------------------------------------------
-def training_set(run, stage: Stage, made):
+def training_set(run, stage: Stage, made, load: str = "everything"):
     """A stage's samples and, where it wants unlabelled ones, those that the student of the experience before picks.
 
     They are chosen once an experience, before its first stage that wants some, and kept in
     ``<work_dir>/sampled/<stage before>.pth``: ``confident`` and ``random``, int64 places in the pool. Before that student is
-    trained (checks, --dry-run) they are drawn at random and not kept.
+    trained, and where ``load`` is not ``'everything'`` (checks), they are drawn at random and not kept.
 
     Raises:
-        ValueError: the student's head is not what the stream brings.
+        ValueError: the student's head is not what the stream brings; the test has other classes, or another order of them.
     """
     if not isinstance(made, IncrementalSet):
         return made
+    tested = getattr(run.data_set(run.setting(stage, "data"), "test"), "classes", made.classes)
+    if list(tested) != made.classes:
+        raise ValueError(f"stage {stage.name!r}: the training stream has brought the classes {made.classes}, the test stream "
+                         f"{list(tested)}: want the same in the same order")
     if stage.model == "student" and len(made.classes) != sum(head_sizes(run, stage)):
         raise ValueError(f"stage {stage.name!r}: the student's head has {sum(head_sizes(run, stage))} columns "
                          f"{head_sizes(run, stage)}, the stream has brought {len(made.classes)} classes: {made.classes}")
@@ -106,7 +110,7 @@ def training_set(run, stage: Stage, made):
         return made
     before = _before(run, stage)
     key = f"external of {before}"
-    if before is None or before not in run.done:
+    if load != "everything" or before not in run.done:
         return made.with_external(sample_external(len(made.pool), len(made), seed=run.seed).random)
     if key not in run._sets:
         path = run.work_dir / "sampled" / f"{before}.pth"
@@ -122,7 +126,7 @@ def _sampled(run, before: str, made: IncrementalSet) -> ExternalSample:
     from kdtasks.engine.loader import Loader
 
     data = run.config["data"]
-    loader = Loader(unaugmented(made.pool), data["test_batch_size"], shuffle=False, workers=data["workers"], seed=run.seed,
+    loader = Loader(made.whole_pool(), data["test_batch_size"], shuffle=False, workers=data["workers"], seed=run.seed,
                     device=run.device, channels_last=run.config["channels_last"])
     options = {**made.sampling}
     model = run.trained(before)

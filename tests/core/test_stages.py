@@ -164,3 +164,21 @@ def test_the_final_stage_is_the_distilled_one_or_the_last_taught():
     assert final_stage(taught).name == "two" and final_stage(taught[2:]).name == "joint" and final_stage(taught[3:]) is None
     mutual = Stage("mutual", losses={"loss": dict(of=("peers", "target"))})
     assert mutual.taught and final_stage([mutual, Stage("joint")]).name == "mutual"
+
+
+def test_a_stage_keeps_its_models_arguments_and_so_does_the_control_made_for_it():
+    """Else "alone" would train another network than "distilled"."""
+    assert Stage("one").arguments == {} and Stage("one").arguments is not Stage("two").arguments
+    chain = [Stage("distilled", teachers={"teacher": "t.pth"}, arguments={"width": 3}, length=2)]
+    alone, distilled = with_control(chain, LOSSES, {"teacher": "t.pth"})
+    assert alone.name == "alone" and alone.arguments == distilled.arguments == {"width": 3} and alone.length == 2
+
+
+def test_a_teacher_that_only_stages_name_is_no_part_of_the_control():
+    """The config has no model of that name: the teacher is a stage of the student itself."""
+    chain = [Stage("first"), Stage("alone", student="first"), Stage("distilled", student="first", teachers={"old": "first"})]
+    losses = {"loss_cls": CLS, "loss_old": {"of": ("student", "old")}, "loss_layer": {"of": ("student.layer1", "old.layer1")}}
+    stages = with_control(chain, losses, {})
+    assert [list(stage.losses) for stage in stages] == [["loss_cls"], ["loss_cls"], list(losses)]
+    assert final_stage(stages).name == "distilled"
+    check_stages(stages, ["student"])

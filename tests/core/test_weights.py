@@ -196,3 +196,22 @@ def test_a_missing_file_names_its_neighbours(tmp_path):
         read_weights(tmp_path / "xyz")
     with pytest.raises(FileNotFoundError):
         read_weights(tmp_path)                                                             # a folder
+
+
+class Rows(nn.Linear):
+    """A layer that may have more rows than in its file."""
+
+    def complete_state(self, state, prefix):
+        state[f"{prefix}weight"] = torch.cat([state[f"{prefix}weight"], self.weight.detach()[len(state[f"{prefix}weight"]):]])
+
+
+@pytest.mark.parametrize("prefix, wrap", [("", lambda layer: layer), ("0.", nn.Sequential)])
+def test_a_module_that_has_grown_completes_what_a_file_has_on_request(path, prefix, wrap):
+    torch.save({"state_dict": {f"{prefix}weight": torch.ones(2, 3)}, "meta": {"seed": 1}}, path)
+    layer = Rows(3, 5, bias=False)
+    before = layer.weight.detach().clone()
+    with pytest.raises(ValueError, match=r"other shape: .*weight \(2, 3\) instead of \(5, 3\)"):
+        load_weights(wrap(layer), path)
+    assert torch.equal(layer.weight, before)
+    assert load_weights(wrap(layer), path, grown=True) == {"seed": 1}
+    assert torch.equal(layer.weight, torch.cat([torch.ones(2, 3), before[2:]]))

@@ -262,3 +262,97 @@ def test_peers_of_a_config_train_beside_the_student(tmp_path):
     resume = weights(run, "distilled")["resume"]
     assert len(resume["learners"]) == 2 and not torch.equal(resume["learners"][1]["0.weight"], first["0.weight"])
     assert {"loss_mutual_0", "loss_mutual_1"} <= set(resume["history"][0])
+
+
+# Stages made by a function, models and samples that change from stage to stage -------------------------------------------
+OWN = {"task": "small_task", "stages": {"type": "small_task.two_rounds", "length": 1}, "student.norm": False, "schedule": []}
+
+
+def test_stages_made_by_a_function_stay_described_by_it(tmp_path):
+    config = small(**OWN, teacher__checkpoint=None)
+    run = Run(config, tmp_path / "run", quiet=True)
+    assert [stage.name for stage in run.stages] == ["teacher", "alone", "distilled"] and run.stages[2].student == "alone"
+    assert config["stages"] == OWN["stages"]
+    run.files.open(run.config, 0, resume=False)
+    assert len((tmp_path / "run" / "config.py").read_text()) < 3000
+    again = configs.load(tmp_path / "run" / "config.py")
+    assert configs.difference(configs.plain(run.config), configs.plain(again)) == []
+    assert [vars(s) for s in Run(again, tmp_path / "other").stages] == [vars(s) for s in run.stages]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ({}, "stages: two_rounds needs 'length'"),
+    ({"length": 1, "lenght": 1}, r"stages\[0\] has no key 'lenght'; did you mean 'length'"),
+    ({"length": -1}, r"stages\[1\].length: epochs must be a whole number > 0, got -1"),
+    ({"length": 1, "optimizer": {"type": "torch.optim.SDG"}}, "optimizer.type='torch.optim.SDG': torch.optim has no 'SDG'; did you mean 'SGD'"),
+    ({"length": 1, "model": "student", "arguments": {"widht": 2}}, r"stages\[0\].arguments: Net has no argument 'widht'; did you mean 'width'")])
+def test_what_such_a_function_makes_is_checked(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        small(**{**OWN, "stages": {"type": "small_task.two_rounds", **arguments}})
+
+
+def test_a_stage_changes_its_models_arguments_where_it_learns_teaches_and_is_read_back(tmp_path):
+    plain = {"loss_cls": {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}}
+    stages = [{"name": "wide", "losses": plain, "arguments": {"width": 6}, "length": 1}, {"name": "alone", "losses": plain, "length": 1},
+              {"name": "distilled", "teachers": {"teacher": "wide"}, "losses": small()["losses"], "length": 1}]
+    run = Run({**small(), "stages": stages}, tmp_path / "run", quiet=True)
+    run.train()
+    wide = weights(run, "wide")
+    assert wide["state_dict"]["0.weight"].shape[0] == 6 and wide["meta"]["spec"]["width"] == 6 and weights(run, "alone")["meta"]["spec"]["width"] == 4
+    assert same(run.trained("wide").state_dict(), wide["state_dict"])
+    assert same(run.distiller(run.stages[2]).model("teacher").state_dict(), wide["state_dict"])
+    assert run.distiller(run.stages[2]).student[0].weight.shape[0] == 4
+    assert [one.name for one in run.chain(run.stages[2])] == ["distilled"]
+
+
+def test_a_task_may_choose_the_samples_of_a_stage_and_add_to_its_results(tmp_path):
+    """Checks before the run look at nothing that stages leave; every training batch is of the task's choice, and so is resume's length."""
+    import small_task
+    small_task.CALLS.clear()
+    run = Run(small(**OWN), tmp_path / "run", quiet=True)
+    results = run.train()["stages"]
+    assert {(name, load) for name, load in small_task.CALLS[:3]} == {(name, "files") for name in ("teacher", "alone", "distilled")}
+    assert {load for _, load in small_task.CALLS[3:]} == {"everything"}
+    assert [len(run.train_loader(stage)) for stage in run.stages] == [6, 6, 2]
+    assert weights(run, "distilled")["resume"]["length"] == 2 and run._first_epoch(run.stages[2]) == 1
+    assert results["distilled"]["so_far"] == [results["alone"]["accuracy"], results["distilled"]["accuracy"]]
+    assert results["alone"]["so_far"] == [results["alone"]["accuracy"]]
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["stages"]["distilled"]["so_far"] == results["distilled"]["so_far"]
+    assert {int(i) for batch in run.train_loader(run.stages[2]).epoch(1) for i in batch["index"]} <= set(range(64))
+
+
+def test_unlabelled_samples_are_for_taught_stages_and_those_that_ask(tmp_path):
+    plain = {"loss_cls": {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}}
+    stages = [{"name": "teacher", "model": "teacher", "losses": plain}, {"name": "alone", "losses": plain},
+              {"name": "asks", "losses": plain, "data": {"unlabelled_per_batch": 4}}, {"name": "none", "teachers": {"teacher": "teacher"}, "data": {"unlabelled_per_batch": 0}},
+              {"name": "distilled", "teachers": {"teacher": "teacher"}, "data": {"batch_size": 20}}]
+    config = small(data__train={"type": "small_parts.Digits", "first": 0, "count": 200, "labelled": 60}, data__unlabelled_per_batch=8, data__batch_size=16)
+    run = Run({**config, "stages": stages}, tmp_path, quiet=True)
+    found = {stage.name: next(iter(run.train_loader(stage))) for stage in run.stages}
+    assert {name: len(batch["input"]) for name, batch in found.items()} == {"teacher": 16, "alone": 16, "asks": 20, "none": 16, "distilled": 28}
+    assert {stage.name: run.unlabelled(stage) for stage in run.stages} == {"teacher": 0, "alone": 0, "asks": 4, "none": 0, "distilled": 8}
+
+
+def test_data_that_are_described_twice_are_read_once_and_drawn_by_the_seed(tmp_path):
+    """Inside another description too; whatever the process has drawn before, and in whatever order they are asked for."""
+    import small_parts
+    inner = {"type": "small_parts.Random", "count": 50}
+    config = small(**{"data.train": {"type": "small_parts.Shuffled", "dataset": inner}, "data.test": {"type": "small_parts.Shuffled", "dataset": inner, "first": 9}})
+    drawn = {}
+    for attempt, (seed, parts) in enumerate([(0, ("train", "test")), (0, ("test", "train")), (1, ("train", "test"))]):
+        torch.manual_seed(attempt)
+        before, small_parts.Random.made = torch.get_rng_state(), 0
+        run = Run(config, tmp_path, seed=seed, quiet=True)
+        sets = {part: run.data_set(run.config["data"], part) for part in parts}
+        assert sets["train"].dataset is sets["test"].dataset and small_parts.Random.made == 1 and torch.equal(torch.get_rng_state(), before)
+        assert sets["train"] is run.data_set(run.config["data"], "train") is not sets["test"]
+        drawn[attempt] = [sets["train"].order, sets["test"].order, sets["train"].dataset.images]
+    assert all(torch.equal(a, b) for a, b in zip(drawn[0], drawn[1])) and torch.equal(drawn[0][0], drawn[0][1])
+    assert not any(torch.equal(a, b) for a, b in zip(drawn[0], drawn[2]))
+    assert not torch.equal(drawn[0][2][0].flatten()[:50].argsort(), drawn[0][0])
+
+
+def test_an_error_inside_a_description_says_where(tmp_path):
+    run = Run(small(**{"data.train": {"type": "small_parts.Shuffled", "dataset": {"type": "small_parts.Random", "count": -1}}}), tmp_path, quiet=True)
+    with pytest.raises(ConfigError, match=r"data.train.dataset \(Random\): count must be positive, got -1"):
+        run.data_set(run.config["data"], "train")

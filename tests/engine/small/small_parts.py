@@ -128,3 +128,22 @@ class BuiltHint(nn.Module):
 
     def forward(self, student, teacher):
         return (self.adapter(student) - teacher).square().mean()
+
+
+class Random:
+    """Images and labels drawn from torch's stream; counts how many sets have been made."""
+
+    made = 0
+
+    def __init__(self, count: int):
+        if count < 1:
+            raise ValueError(f"count must be positive, got {count}")
+        type(self).made += 1
+        self.images, self.target = torch.rand(count, 1, 8, 8), torch.randint(10, (count,))
+
+
+class Shuffled:
+    """Another set in an order drawn from torch's stream."""
+
+    def __init__(self, dataset, first: int = 0):
+        self.dataset, self.order = dataset, torch.randperm(len(dataset.images))
