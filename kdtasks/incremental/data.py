@@ -44,11 +44,12 @@ def class_incremental(dataset, sizes: Sequence[int], order: Sequence[int | str] 
     Args:
         dataset: with ``target`` (or ``targets``) and, where known, ``classes``.
         sizes: number of classes of each experience.
-        order: numbers or names of the classes, in the order in which they come; others of the data are left out. None: a
-            permutation of all, drawn from torch's random stream, which is the run's seed in a config.
+        order: numbers or names of all classes, in the order in which they come; None: a permutation drawn from torch's random
+            stream, which is the run's seed in a config.
 
     Raises:
-        ValueError: a class that the data lacks, is twice in the order, or is there and in no experience.
+        ValueError: a class that the data lacks, twice in the order, or left without an experience. Fewer classes are for the
+            data set to choose, as ``kdtasks.general.data.cifar100(classes=…)`` does.
     """
     target = targets_of(dataset)
     names = [str(name) for name in getattr(dataset, "classes", [])] or [str(c) for c in range(int(target.max()) + 1)]
@@ -58,6 +59,9 @@ def class_incremental(dataset, sizes: Sequence[int], order: Sequence[int | str] 
     twice = {c for c in numbers if numbers.count(c) > 1}
     if twice:
         raise ValueError(f"order has the class {names[min(twice)]!r} more than once")
+    left = [name for number, name in enumerate(names) if number not in numbers]
+    if left:
+        raise ValueError(f"order leaves out {len(left)} of the data's {len(names)} classes: {left[:5]}")
     if sum(sizes) != len(numbers) or min(sizes) < 1:
         raise ValueError(f"sizes={tuple(sizes)} are {sum(sizes)} classes, the order has {len(numbers)}: every class belongs to "
                          "one experience")
