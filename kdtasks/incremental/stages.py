@@ -29,9 +29,13 @@ def chain(config: Mapping, warm_up: Mapping | None = None, first: Mapping | None
         joint: whether ``joint`` is there: fresh weights, the labelled samples of all experiences.
 
     Raises:
-        ValueError: the student has no ``sizes``, or only one.
+        ValueError: the student has no ``sizes``, or only one; there are exemplars, but a loss of ``target.new``.
     """
     sizes = sizes_of(config)
+    only_new = [name for name, entry in config["losses"].items() if "target.new" in entry["of"]]
+    if config["data"]["train"].get("memory") and only_new:
+        raise ValueError(f"{only_new[0]} is of target.new, in which exemplars (data.train.memory="
+                         f"{config['data']['train']['memory']}) have no class: want of=('student', 'target')")
 
     def arm(prefix: str, last: str, teach: bool) -> list[dict]:
         found, before = [], "experience1"
@@ -131,13 +135,14 @@ def at(config: Mapping, t: int, **arguments) -> dict:
 
 
 def whole(config: Mapping) -> dict:
-    """The stage "joint": all classes are new."""
+    """The stage "joint": all classes are new, and there are as many steps as in all experiences of an arm."""
     def all_new(of: str | Sequence[str]) -> str | list[str]:
         return _ALL.get(of, of) if isinstance(of, str) else [_ALL.get(tensor, tensor) for tensor in of]
 
-    plain = control(config["losses"], {"teacher": None})
-    losses = {name: {**entry, "of": all_new(entry["of"])} for name, entry in plain.items()}
-    return {"name": "joint", "losses": losses, "arguments": _free(config), "data": {
+    losses = {name: {**entry, "of": all_new(entry["of"])} for name, entry in control(config["losses"], {"teacher": None}).items()}
+    steps = config["length"].get("iterations") if isinstance(config["length"], Mapping) else None
+    longer = {} if steps is None else {"length": {"iterations": steps * len(config["student"]["sizes"])}}
+    return {**longer, "name": "joint", "losses": losses, "arguments": _free(config), "data": {
         "train": {**config["data"]["train"], "experience": None, "memory": 0}, "test": config["data"]["test"]}}
 
 

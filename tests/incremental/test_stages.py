@@ -160,6 +160,17 @@ def test_the_losses_of_global_distillation(gd):
     assert entry["confidence"] == 0.5 and entry["of"] == ["student.new", "target.new"] and stages["alone"]["train"] == ["student.head", "losses"]
 
 
+def test_exemplars_want_a_loss_of_all_columns(config):
+    data = {**config["data"], "train": {**config["data"]["train"], "memory": 4}}
+    with pytest.raises(ValueError, match=r"loss_cls is of target.new, in which exemplars \(data.train.memory=4\) have no class"):
+        chain({**config, "data": data})
+
+
+def test_joint_has_the_steps_of_all_experiences(config):
+    assert by_name(chain({**config, "length": {"iterations": 7}}))["joint"]["length"] == {"iterations": 7 * len(config["student"]["sizes"])}
+    assert "length" not in by_name(chain({**config, "length": 2}))["joint"]                     # epochs are of all samples already
+
+
 def test_the_arms_of_global_distillation_differ_in_teachers_losses_and_the_pool(gd):
     for a, b in zip(*control_and_taught(global_distillation(gd, {"length": 1})), strict=True):
         other = {key for key in {**a, **b} if a.get(key) != b.get(key)}
