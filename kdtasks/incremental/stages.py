@@ -139,7 +139,8 @@ def whole(config: Mapping) -> dict:
     def all_new(of: str | Sequence[str]) -> str | list[str]:
         return _ALL.get(of, of) if isinstance(of, str) else [_ALL.get(tensor, tensor) for tensor in of]
 
-    losses = {name: {**entry, "of": all_new(entry["of"])} for name, entry in control(config["losses"], {"teacher": None}).items()}
+    plain = control(config["losses"], {"teacher": None})
+    losses = {name: {**entry, "of": all_new(entry["of"])} for name, entry in plain.items()}
     steps = config["length"].get("iterations") if isinstance(config["length"], Mapping) else None
     longer = {} if steps is None else {"length": {"iterations": steps * len(config["student"]["sizes"])}}
     return {**longer, "name": "joint", "losses": losses, "arguments": _free(config), "data": {
