@@ -27,7 +27,7 @@ SMALLER = {
     "chen2017_faster_rcnn_688_to_334_voc0712": TINY | LARGE,
     **{f"{method}_resnet50_resnet18_{data}": EMBEDDERS for method in ("rkd", "darkrank_hard") for data in ("cub200", "cars196", "sop")},
     "ail_edsr_edsr16_div2k_x2": {"data.train.patch": 12, "data.batch_size": 1},
-    "ail_vdsr64_vdsr13_291_x2": {"data.batch_size": 1},
+    **{f"ail_vdsr64_vdsr13_{data}_x2": {"data.batch_size": 1} for data in ("291", "bsds")},
     "ail_vdsr32_vdsr13_bsds_x2_short": {"data.batch_size": 2},
     **{f"{run}_cifar100_{stream}": {"student.sizes": (3, 2, 2), "data.batch_size": 2}
        for run in ("lwf_resnet32", "lwm_resnet32", "lwf_heads_resnet32", "lwf_mc_resnet32") for stream in ("10x10", "5x20")},

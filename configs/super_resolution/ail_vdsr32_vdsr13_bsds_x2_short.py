@@ -10,27 +10,12 @@ losses = dict(loss_l2=dict(type='torch.nn.MSELoss', reduction='sum', of=('studen
 _train = dict(type='kdtasks.super_resolution.data.bsds', color='y', enlarged=True, patch=41, repeat=4)
 _test = dict(type='kdtasks.super_resolution.data.bsds', train=False, scale=2, color='y', enlarged=True)
 data = dict(train=dict(_train, scale=2), batch_size=16, test_batch_size=1, test=_test)              # an epoch: 20 steps
-_mixed = dict(train=dict(_train, scale=(2, 3, 4), repeat=2))
 channels_last = True
 
 clip_grad = 0.4                         # nearly always binds: a step of SGD has about the same length everywhere
 optimizer = dict(type='torch.optim.SGD', lr=0.03, momentum=0.9, weight_decay=1e-4)                  # released: 0.1; see README
-_epochs = 5                            # of a round: the learning rate falls to a tenth at each fifth of it
-_step = dict(type='MultiStepLR', milestones=[1, 2, 3, 4], gamma=0.1)
-_again = dict(type='MultiStepLR', milestones=[_epochs * t for t in range(1, 10)], gamma=1e4)        # and is set back
-_steps = dict(type='MultiStepLR', milestones=[_epochs * t + m for t in range(10) for m in _step['milestones']], gamma=0.1)
-length = _epochs
-schedule = _step
+schedule = dict(type='MultiStepLR', milestones=[1, 2, 3, 4], gamma=0.1)
+length = 5                              # epochs of a round: the learning rate falls to a tenth at each fifth of it
 val_interval = 50
 
-_ail = dict(type='kdtasks.super_resolution.AILLoss', reduction='sum')
-stages = [
-    dict(name='teacher', model='teacher', data=_mixed),
-    dict(name='plain', data=_mixed),                                    # where both arms start, as in the release
-    dict(name='alone', student='plain', length=10 * _epochs, schedule=[_steps, _again]),
-    dict(name='round0', student='plain', teachers=dict(teacher='teacher'),
-         losses=dict(loss_ail=dict(_ail, round=0, of=('student', 'teacher', 'target')))),
-    *[dict(name=f'round{t}' if t < 9 else 'distilled', student=f'round{t - 1}', optimizer_state='keep',
-           teachers=dict(teacher='teacher', previous=f'round{t - 1}'),
-           losses=dict(loss_ail=dict(_ail, round=t, of=('student', 'teacher', 'previous', 'target')))) for t in range(1, 10)],
-]
+stages = dict(type='kdtasks.super_resolution.ail.released_stages', repeat=2)

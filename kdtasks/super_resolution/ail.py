@@ -51,6 +51,7 @@ Give the plain loss (``variant='uniform'``) the same rounds, epochs and data bef
 import math
 import operator
 import warnings
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -260,6 +261,43 @@ class Importance(AILLoss):
     def forward(self, student: Tensor, *others: Tensor) -> Tensor:
         weight = self.weight(*others)
         return weight.sum() / max(weight.numel(), 1)
+
+
+def released_stages(config: Mapping, rounds: int = 10, scales: Sequence[int] = (2, 3, 4),
+                    repeat: int | None = None) -> list[dict]:
+    """The stages of the release, for a config: ``stages=dict(type='kdtasks.super_resolution.ail.released_stages')``.
+
+    The teacher, and a plain student with which both arms begin, see all scales in one epoch. Each round goes on with the last
+    one's student and momentum, and sets the learning rate back; "alone" has the steps and learning rates of all of them.
+
+    Args:
+        config: given by the engine; its ``length``, in epochs, and ``schedule``, one MultiStepLR, are those of a round.
+        rounds: 10 as released.
+        scales: that teacher and plain student see.
+        repeat: of ``data.train``, for these two; None: as there.
+
+    Raises:
+        ValueError: the length is not in epochs, or the schedule is another.
+    """
+    epochs, schedule = config["length"], config["schedule"]
+    if not isinstance(epochs, int) or not isinstance(schedule, Mapping) or schedule.get("type") != "MultiStepLR":
+        raise ValueError(f"want a length in epochs and one MultiStepLR, got length={epochs!r}, schedule={schedule!r}")
+    fall, falls = schedule["gamma"], schedule["milestones"]
+    down = {**schedule, "milestones": [epochs * t + m for t in range(rounds) for m in falls]}
+    back = {**schedule, "milestones": [epochs * t for t in range(1, rounds)], "gamma": (1 / fall) ** len(falls)}
+    mixed = {"train": {**config["data"]["train"], "scale": tuple(scales), **({} if repeat is None else {"repeat": repeat})}}
+    found = [{"name": "teacher", "model": "teacher", "data": mixed}, {"name": "plain", "data": mixed},
+             {"name": "alone", "student": "plain", "length": rounds * epochs, "schedule": [down, back]}]
+    before = "plain"
+    for t in range(rounds):
+        name = "distilled" if t == rounds - 1 else f"round{t}"
+        loss = {"type": "kdtasks.super_resolution.AILLoss", "reduction": "sum", "round": t}
+        last = {"previous": before} if t else {}
+        found.append({"name": name, "student": before, "teachers": {"teacher": "teacher", **last},
+                      "losses": {"loss_ail": {**loss, "of": ("student", "teacher", *last, "target")}},
+                      **({"optimizer_state": "keep"} if t else {})})
+        before = name
+    return found
 
 
 def _raised(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from PIL import Image
 from kdtasks.engine import config as configs
 from kdtasks.engine.config import iterations
 from kdtasks.engine.optim import build_schedulers
-from kdtasks.super_resolution.ail import AILLoss
+from kdtasks.super_resolution.ail import AILLoss, released_stages
 from kdtasks.super_resolution.data import image_folder
 
 FOLDER = Path(__file__).parents[2] / "configs" / "super_resolution"
@@ -19,7 +19,8 @@ PER_EPOCH, SHORT = 2, 20                                # iterations of an epoch
 
 @pytest.fixture(params=PATHS, ids=lambda path: path.stem, scope="module")
 def config(request):
-    return configs.load(request.param)
+    config = configs.load(request.param)
+    return {**config, "stages": configs.stages_of(config)}
 
 
 def rounds_of(config):
@@ -98,8 +99,17 @@ def test_the_config_of_291_images_cuts_patches_of_small_ones_too(tmp_path, monke
     for name, size in (("small", (78, 78)), ("large", (100, 90))):
         Image.new("RGB", size).save(tmp_path / "291" / f"{name}.png")
     config = configs.load(FOLDER / "ail_vdsr64_vdsr13_291_x2.py")
+    config["stages"] = configs.stages_of(config)
     plain = next(stage for stage in config["stages"] if stage["name"] == "plain")
     for stage, scales in ((alone_of(config), 1), (plain, 3)):
         with pytest.warns(UserWarning, match=f"left out {scales} of {6 * scales} variants"):
             patches = image_folder(**{key: value for key, value in of_data(config, stage, "train").items() if key != "type"})
         assert len(patches) == 33 * 5 * scales
+
+
+def test_the_released_stages_want_epochs_and_one_schedule():
+    config = configs.load(FOLDER / "ail_vdsr32_vdsr13_bsds_x2_short.py")
+    with pytest.raises(ValueError, match=r"want a length in epochs and one MultiStepLR, got length={'iterations': 7}"):
+        released_stages({**config, "length": {"iterations": 7}})
+    with pytest.raises(ValueError, match=r"schedule={'type': 'ConstantLR'}"):
+        released_stages({**config, "schedule": {"type": "ConstantLR"}})
