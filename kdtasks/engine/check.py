@@ -29,7 +29,10 @@ def check(run: "Run") -> None:
         length = iterations(run.setting(stage, "length"), len(loader), f"{stage.name}.length")
         try:
             with warnings.catch_warnings(action="ignore", category=RuntimeWarning):        # of teachers not trained yet
-                distiller.build(batch)
+                shapes = distiller.build(batch)
+            lists = [name for role in distiller.teachers for name in distiller.wanted[role] if shapes.get(name, ()) is None]
+            if run.config["cache"] and lists:
+                raise ValueError(f"the cache keeps tensors, and {lists[0]!r} is none: cache=None, or a loss of one tensor")
             trained = select_parameters(distiller, stage.train)
             optimizer = builder.build(run.setting(stage, "optimizer"), "optimizer", params=trained)
             optimizers[stage.name] = optimizer
