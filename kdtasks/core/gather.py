@@ -1,4 +1,4 @@
-"""Rows of all processes in one tensor, for losses that relate samples to each other."""
+"""What losses need of all processes: the rows, where samples are related to each other; and what they divide by."""
 
 import torch
 from torch import Tensor, distributed
@@ -19,9 +19,25 @@ def gather_rows(rows: Tensor) -> Tensor:
     Returns:
         ``(W * N, *)``. Differentiable once.
     """
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-        return rows
-    return _GatherRows.apply(rows)
+    return _GatherRows.apply(rows) if _several() else rows
+
+
+def mean_over_processes(value: Tensor) -> tuple[Tensor, float]:
+    """A normaliser's mean over the W processes, and 1 / W: what a total of 1 is in each.
+
+    A sum divided by that mean, averaged by DDP, is the total sum divided by the total normaliser: the step of one process.
+
+    Args:
+        value: what this process would divide by alone; overwritten where there are several.
+    """
+    if not _several():
+        return value, 1.0
+    distributed.all_reduce(value)
+    return value / distributed.get_world_size(), 1 / distributed.get_world_size()
+
+
+def _several() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 class _GatherRows(torch.autograd.Function):

@@ -36,6 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdtasks.core.gather import mean_over_processes
 from kdtasks.core.names import did_you_mean
 
 PRESETS = {
@@ -104,12 +105,8 @@ class ADLLoss(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor, valid: Tensor | None = None) -> Tensor:
         loss, mass = _sums(student, teacher, valid=valid, **self.settings)
-        distributed, ranks = torch.distributed, 1
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            distributed.all_reduce(mass)
-            ranks = distributed.get_world_size()
-            mass = mass / ranks
-        return (loss / mass.clamp(min=1 / ranks)).to(_precision(student, teacher))
+        mass, one = mean_over_processes(mass)
+        return (loss / mass.clamp(min=one)).to(_precision(student, teacher))
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.settings.items() if value is not None)

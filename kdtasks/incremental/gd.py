@@ -49,6 +49,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdtasks.core.gather import mean_over_processes
+
 
 def ensemble_probabilities(previous: Tensor, current: Tensor) -> Tensor:
     """Q: the previous model and the current teacher as one teacher of all classes; see the formula above.
@@ -305,8 +307,9 @@ def _row_weights(class_weight: Tensor | None, target: Tensor, inside: Tensor) ->
 
 
 def _mean_over(rows: Tensor, costs: Tensor) -> Tensor:
-    """The mean of the costs of some rows; a connected 0 where there are none."""
-    return torch.where(rows, costs, 0).sum() / rows.sum().clamp(min=1)
+    """The mean of the costs of some rows, those of all processes together; a connected 0 where there are none."""
+    count, one = mean_over_processes(rows.sum().to(costs.dtype))
+    return torch.where(rows, costs, 0).sum() / count.clamp(min=one)
 
 
 def _raised(*tensors: Tensor) -> list[Tensor]:
