@@ -1,5 +1,5 @@
 # ResNet-32 with a growing head, 200 epochs an experience, batches of 128, as FACIL's survey has them (arXiv 2010.15277, its
-# code); it lowers the learning rate by patience, here it falls as a cosine.
+# code). The learning rate and its fall as a cosine are ours.
 task = 'kdtasks.incremental.trainer'
 
 student = dict(type='kdtasks.incremental.models.growing', sizes=(10,) * 10,

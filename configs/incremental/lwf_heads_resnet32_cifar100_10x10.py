@@ -5,5 +5,5 @@ _base_ = ['./lwf_resnet32_cifar100_10x10.py']
 
 losses = dict(loss_lwf=dict(_delete_=True, type='kdtasks.incremental.LwFLoss', temperature=2.0,
                             of=('student.old_heads', 'teacher.heads')))
-stages = dict(warm_up=dict(             # a new head learns by itself first
+stages = dict(warm_up=dict(             # a new head learns by itself first; 20 epochs are ours
     length=20, optimizer=dict(lr=0.1), schedule=dict(type='ConstantLR', factor=1.0)))

@@ -1,6 +1,6 @@
 # CIFAR-100, ten new classes at a time, without the old images: LwF.MC, with iCaRL's schedule (arXiv 1611.07725, its code).
 # Run:     python tools/train.py configs/incremental/lwf_mc_resnet32_cifar100_10x10.py
-# Expect:  not run here to its end: it wants a GPU. Reported by iCaRL: average incremental accuracy 44.4
+# Expect:  not run here to its end: it wants a GPU. iCaRL's table, by a digest of it: average incremental 44.4
 _base_ = ['./lwf_resnet32_cifar100_10x10.py']
 
 losses = dict(

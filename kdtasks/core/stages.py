@@ -19,7 +19,6 @@ class Stage:
     Args:
         name: how the results, files and other stages call it.
         model: which model of the config learns: ``'student'``, ``'teacher'``, or a key of ``models``.
-        arguments: of that model's ``type``, in the place of the config's, in this stage and where it later teaches.
         student: what it starts from: ``'fresh'``; ``'keep'``, the last stage that trained this model; a stage
             (``'<stage>'``, ``'<stage>.last'``, ``'<stage>.best'``, ``'<stage>.<epoch>'``); or a file. After a stage, the
             data's order and random views go on with the epoch after its last one.
@@ -33,12 +32,12 @@ class Stage:
         optimizer_state: ``'fresh'``; or ``'keep'``: the momentum (or Adam's averages) of the stage that the student comes from
             goes on, while the learning rate starts anew.
         keep: epochs whose checkpoints are kept, for anchors.
+        arguments: of the model's ``type``, in the place of the config's, in this stage and where it later teaches.
         taught: whether teachers pull.
     """
 
     name: str
     model: str = "student"
-    arguments: dict = field(default_factory=dict)
     student: str = "fresh"
     teachers: dict[str, str | Sequence[str] | None] = field(default_factory=dict)
     losses: dict[str, dict] = field(default_factory=dict)
@@ -49,6 +48,7 @@ class Stage:
     data: dict | None = None
     optimizer_state: str = "fresh"
     keep: Sequence[int] = ()
+    arguments: dict = field(default_factory=dict)
 
     @property
     def taught(self) -> bool:

@@ -265,14 +265,14 @@ class BatchedSet(IncrementalSet):
         """``input``, ``target`` (b,) and ``class_counts`` (r,) of the samples ``index`` (b,) in their views ``view`` (b,)."""
         source, place = self._source[index], self._place[index]
         order = source.argsort(stable=True)
+        numbers, counts = source[order].unique_consecutive(return_counts=True)
         batches = [self.sources[k].batch(place[rows], view[rows], seed)["input"]
-                   for k, rows in zip(source[order].unique_consecutive().tolist(),
-                                      order.split(source[order].unique_consecutive(return_counts=True)[1].tolist()))]
+                   for k, rows in zip(numbers.tolist(), order.split(counts.tolist()))]
         images = batches[0] if len(batches) == 1 else torch.cat(batches)
-        if len(batches) > 1:
-            images = images[order.argsort().to(images.device)]
-        device = images.device
-        return {"input": images, "target": self.target[index].to(device), "class_counts": self.class_counts.to(device)}
+        if not torch.equal(order, torch.arange(len(order))):              # labelled rows come first already
+            images = images[order.argsort().to(images.device, non_blocking=True)]
+        target, counts = (t.to(images.device, non_blocking=True) for t in (self.target[index], self.class_counts))
+        return {"input": images, "target": target, "class_counts": counts}
 
 
 def unaugmented(dataset):

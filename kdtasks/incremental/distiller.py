@@ -67,8 +67,11 @@ class IncrementalDistiller(Distiller):
         return target if name == "target.all" else torch.where(target >= old, target - old, UNLABELLED)
 
     def head(self, role: str) -> GrowingHead:
-        """The growing head of a role's model."""
-        return head_of(self.model(role))[1]
+        """The growing head of a role's model; looked for once."""
+        paths = self.__dict__.setdefault("_head_paths", {})
+        if role not in paths:
+            paths[role] = head_of(self.model(role))[0]
+        return self.model(role).get_submodule(paths[role])
 
 
 def _of_target(name: str) -> bool:

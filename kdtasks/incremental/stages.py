@@ -23,7 +23,7 @@ def chain(config: Mapping, warm_up: Mapping | None = None, first: Mapping | None
         config: given by the engine; ``student`` has ``sizes``, ``data.train`` and ``data.test`` are
             :func:`kdtasks.incremental.data.experiences`.
         warm_up: ``optimizer``, ``schedule``, ``length`` of a stage before each experience but the first, in both arms, which
-            trains the new head alone with BatchNorm fixed (LwF, section 3); None: there is none.
+            trains the new head alone with BatchNorm fixed (the LwF paper's warm-up); None: there is none.
         first: the same of the first experience, where they differ.
         head: path of the growing head in the network.
         joint: whether ``joint`` is there: fresh weights, the labelled samples of all experiences.

@@ -16,7 +16,7 @@ def lpips_rgb(output: Tensor, target: Tensor, crop: int = 0, network: nn.Module 
         output: ``(B, 3, H, W)`` in [0, 1].
         target: the same shape.
         crop: pixels left out at each border, as for PSNR.
-        network: an ``lpips.LPIPS`` in eval; None: the one with AlexNet, version 0.1, which papers on super-resolution quote.
+        network: an ``lpips.LPIPS`` in eval; None: that of the library's default, AlexNet, version 0.1.
 
     Returns:
         ``(B,)`` float32.
