@@ -84,7 +84,7 @@ class Distiller(nn.Module):
         frozen = {}
         for name, model in teachers.items():
             if name in (*self.learners, "peers", "input", "target", "index", "labelled") or not name.isidentifier():
-                raise ValueError(f"a teacher cannot be called {name!r}: want an identifier that names nothing else")
+                raise ValueError(f"a teacher cannot be called {name!r}: expected an identifier that names nothing else")
             frozen |= {id(p): name for p in (model.model if isinstance(model, Teacher) else model).parameters()}
         for role, model in zip(self.learners, (self.student, *self.peers)):
             for path, parameter in model.named_parameters():
@@ -100,7 +100,7 @@ class Distiller(nn.Module):
         if loss is None and len(of) != 1:
             raise ValueError(f"{name}: an entry without a loss takes one tensor as it is, got of={of}")
         if loss is not None and not callable(loss):
-            raise ValueError(f"{name}: {loss!r} is no loss; want a function or a module")
+            raise ValueError(f"{name}: {loss!r} is no loss; expected a function or a module")
         if not callable(weight) and weight == 0:
             return
         if isinstance(loss, nn.Module):
@@ -317,7 +317,7 @@ class Distiller(nn.Module):
         for entry in found.values():
             if not isinstance(entry, Tensor) or entry.numel() != 1:
                 got = f"shape {tuple(entry.shape)}" if isinstance(entry, Tensor) else type(entry).__name__
-                raise ValueError(f"{name} gave {got} from {shapes}; want one scalar tensor, or a dict or list of them")
+                raise ValueError(f"{name} gave {got} from {shapes}; expected one scalar tensor, or a dict or list of them")
         _check_informs(name, found)
 
     def __deepcopy__(self, memo):

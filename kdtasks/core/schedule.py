@@ -52,7 +52,7 @@ class Steps:
 
     def __post_init__(self):
         if len(self.values) != len(self.at) + 1:
-            raise ValueError(f"Steps wants one value more than fractions, got {len(self.values)} values "
+            raise ValueError(f"Steps needs one value more than fractions, got {len(self.values)} values "
                              f"and {len(self.at)} fractions")
         if list(self.at) != sorted(set(self.at)) or not all(0 < f < 1 for f in self.at):
             raise ValueError(f"Steps: 'at' must rise strictly between 0 and 1, got {list(self.at)}")
@@ -64,4 +64,4 @@ class Steps:
 
 def _check_span(begin: float, until: float) -> None:
     if not 0 <= begin < until <= 1:
-        raise ValueError(f"want fractions 0 <= begin < until <= 1, got begin={begin}, until={until}")
+        raise ValueError(f"expected fractions 0 <= begin < until <= 1, got begin={begin}, until={until}")

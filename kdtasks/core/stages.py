@@ -155,7 +155,7 @@ def check_stages(stages: Sequence[Stage], models: Sequence[str]) -> None:
         if stage.name in seen:
             raise ValueError(f"two stages are called {stage.name!r}")
         if not stage.name.isidentifier():
-            raise ValueError(f"a stage cannot be called {stage.name!r}: want an identifier (it names files and results)")
+            raise ValueError(f"a stage cannot be called {stage.name!r}: expected an identifier (it names files and results)")
         if stage.model not in models:
             raise ValueError(f"stage {stage.name!r} trains the model {stage.model!r}; {did_you_mean(stage.model, models)}")
         sources = [stage.student] if stage.student not in ("fresh", "keep") else []
@@ -168,15 +168,15 @@ def check_stages(stages: Sequence[Stage], models: Sequence[str]) -> None:
             is_file = source == OWN or "/" in source or source.endswith((".pth", ".pt", ".safetensors"))
             reference = stage_reference(source, seen)
             if reference is None and not is_file:
-                raise ValueError(f"stage {stage.name!r} wants {source!r}, which is neither a file nor a stage before it; "
+                raise ValueError(f"stage {stage.name!r} needs {source!r}, which is neither a file nor a stage before it; "
                                  f"{did_you_mean(source.split('.')[0], seen)}")
             keep = next(s.keep for s in stages if s.name == reference[0]) if reference else ()
             if reference and reference[1] not in ("last", "best", *(f"epoch_{epoch}" for epoch in keep)):
-                raise ValueError(f"stage {stage.name!r} wants {source!r}, but the stage {reference[0]!r} keeps the epochs "
+                raise ValueError(f"stage {stage.name!r} needs {source!r}, but the stage {reference[0]!r} keeps the epochs "
                                  f"{list(keep)}: add it to its keep")
         if stage.student == "keep" and not any(s.model == stage.model for s in stages[:len(seen)]):
             raise ValueError(f"stage {stage.name!r} keeps its student, but no stage before it trains {stage.model!r}; "
-                             "want student='fresh'")
+                             "expected student='fresh'")
         if stage.optimizer_state not in ("fresh", "keep"):
             raise ValueError(f"stage {stage.name!r}: optimizer_state must be 'fresh' or 'keep', got {stage.optimizer_state!r}")
         reference = stage_reference(stage.student, seen)

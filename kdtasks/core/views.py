@@ -37,7 +37,7 @@ def view_hash(seed: int, index: Tensor, view: Tensor | int, salt: int = 0) -> Te
     if not isinstance(view, Tensor):
         view = torch.tensor(view, dtype=torch.int64, device="cpu")
     if index.dtype != torch.int64 or view.dtype != torch.int64:
-        raise TypeError(f"view_hash wants int64 for index and view, got {index.dtype} and {view.dtype}")
+        raise TypeError(f"view_hash needs int64 for index and view, got {index.dtype} and {view.dtype}")
     h = torch.zeros((), dtype=torch.int64, device="cpu")            # a CPU scalar mixes with tensors of any device
     for value in (_signed(seed), _signed(salt), index, view):
         h = _mix(h + _GOLDEN * (value + 1))

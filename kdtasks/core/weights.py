@@ -48,7 +48,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     meta, content = content.get("meta", {}) if isinstance(content, dict) else {}, _inner(content)
     if not _is_state(content):
         kind = f"a dict with the keys {list(content)[:6]}" if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise ValueError(f"{str(path)!r} holds no state_dict but {kind}; want {{name: tensor}}, plain or under 'state_dict'")
+        raise ValueError(f"{str(path)!r} holds no state_dict but {kind}; expected {{name: tensor}}, plain or under "
+                         "'state_dict'")
     if all(name.startswith("module.") for name in content):
         content = {name.removeprefix("module."): value for name, value in content.items()}
     return content, meta if isinstance(meta, dict) else {}

@@ -133,10 +133,10 @@ def _sums(student: Tensor, teacher: Tensor, gamma: float, beta: float, power: fl
     """The loss before it is normalized, and the sum of ``sigmoid(teacher)^power``: float64 scalars."""
     _check(gamma, beta, power, base, alpha)
     if student.shape != teacher.shape or student.dim() < 2:
-        raise ValueError(f"want two equal shapes (..., A, K), got student {tuple(student.shape)} "
+        raise ValueError(f"expected two equal shapes (..., A, K), got student {tuple(student.shape)} "
                          f"and teacher {tuple(teacher.shape)}")
     if valid is not None and (valid.shape != student.shape[:-1] or valid.dtype != torch.bool):
-        raise ValueError(f"want valid as bool {tuple(student.shape[:-1])}, got {valid.dtype} {tuple(valid.shape)} "
+        raise ValueError(f"expected valid as bool {tuple(student.shape[:-1])}, got {valid.dtype} {tuple(valid.shape)} "
                          f"with student {tuple(student.shape)}")
     wanted = student.requires_grad and torch.is_grad_enabled()
     return _ADL.apply(student, teacher.detach(), valid, (gamma, beta, power, base, alpha), wanted)

@@ -63,7 +63,8 @@ def weighted_soft_cross_entropy(student: Tensor, teacher: Tensor, class_weight: 
         ValueError: the shapes do not fit, or the temperature is not positive.
     """
     if student.shape != teacher.shape or student.dim() != 2 or student.shape[1] == 0:
-        raise ValueError(f"want two equal shapes (N, C), got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}")
+        raise ValueError(f"expected two equal shapes (N, C), got student {tuple(student.shape)} and teacher "
+                         f"{tuple(teacher.shape)}")
     if not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
     student, teacher = (z / temperature for z in _raised(student, teacher.detach()))
@@ -74,7 +75,7 @@ def weighted_soft_cross_entropy(student: Tensor, teacher: Tensor, class_weight: 
     else:
         log_p, p_teacher = F.log_softmax(student, 1), F.softmax(teacher, 1)     # (N, C)
     if weight.shape != log_p.shape[1:]:
-        raise ValueError(f"want class_weight {tuple(log_p.shape[1:])} for student {tuple(student.shape)}, "
+        raise ValueError(f"expected class_weight {tuple(log_p.shape[1:])} for student {tuple(student.shape)}, "
                          f"got {tuple(weight.shape)}")
     return -(weight * p_teacher * log_p).sum() / max(len(student), 1)
 
@@ -98,7 +99,8 @@ def bounded_regression_loss(student: Tensor, teacher: Tensor, target: Tensor, ma
         ValueError: the shapes do not fit, or the margin is negative.
     """
     if not student.shape == teacher.shape == target.shape or student.dim() != 2 or student.shape[1] != 4:
-        raise ValueError(f"want three equal shapes (N, 4), got student {tuple(student.shape)}, teacher {tuple(teacher.shape)} "
+        raise ValueError(f"expected three equal shapes (N, 4), got student {tuple(student.shape)}, teacher "
+                         f"{tuple(teacher.shape)} "
                          f"and target {tuple(target.shape)}")
     if not margin >= 0:
         raise ValueError(f"margin must be >= 0, got {margin}")
@@ -127,7 +129,7 @@ def hint_loss(student: Tensor, teacher: Tensor, p: float = 2) -> Tensor:
         ValueError: the shapes differ, or p is below 1.
     """
     if student.shape != teacher.shape:
-        raise ValueError(f"want two equal shapes, got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}")
+        raise ValueError(f"expected two equal shapes, got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}")
     if not p >= 1:
         raise ValueError(f"p must be >= 1, got {p}")
     student, teacher = _raised(student, teacher.detach())
@@ -226,10 +228,11 @@ class HintLoss(nn.Module):
     def _check(self, student: Tensor, teacher: Tensor) -> None:
         shapes = f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
         if student.dim() not in (2, 4) or teacher.dim() != student.dim() or len(student) != len(teacher):
-            raise ValueError(f"want two maps (B, C, H, W) or two tensors of rows (N, C) of equal length, got {shapes}")
-        for name, tensor, want in (("student", student, self.student_channels), ("teacher", teacher, self.teacher_channels)):
-            if want is not None and tensor.shape[1] != want:
-                raise ValueError(f"want {want} channels of the {name}, got {shapes}")
+            raise ValueError(f"expected two maps (B, C, H, W) or two tensors of rows (N, C) of equal length, got {shapes}")
+        known = (("student", student, self.student_channels), ("teacher", teacher, self.teacher_channels))
+        for name, tensor, channels in known:
+            if channels is not None and tensor.shape[1] != channels:
+                raise ValueError(f"expected {channels} channels of the {name}, got {shapes}")
 
     def extra_repr(self) -> str:
         return f"student_channels={self.student_channels}, teacher_channels={self.teacher_channels}, p={self.p}"

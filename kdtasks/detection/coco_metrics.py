@@ -70,7 +70,7 @@ def coco_metrics(detections: Sequence[Mapping[str, Tensor]], targets: Sequence[M
         ValueError: lengths that differ, labels without a class, boxes, scores or areas that are not finite.
     """
     if len(detections) != len(targets):
-        raise ValueError(f"want one entry an image, got {len(detections)} detections and {len(targets)} targets")
+        raise ValueError(f"expected one entry an image, got {len(detections)} detections and {len(targets)} targets")
     labelled = [i for i, target in enumerate(targets) if target is not None]
     truth, found = ([which[i] for i in labelled] for which in (targets, detections))
     scale = np.array([_array(t["scale"]) if "scale" in t else (1.0, 1.0) for t in truth]).reshape(-1, 2)
@@ -101,7 +101,7 @@ def _table(kind: str, images: Sequence[int], entries: Sequence[Mapping[str, Tens
         for place, part, n in zip(images, parts, counts):
             if part.shape != (n, *width) and (n or part.size):
                 raise ValueError(f"the {kind} of image {place} has {n} boxes, but {key} of shape {part.shape}; "
-                                 f"want {(int(n), *width)}")
+                                 f"expected {(int(n), *width)}")
         joined = np.concatenate([part.reshape(-1, *width) for part in parts] or [np.zeros((0, *width))])
         bad = ~np.isfinite(joined).all(axis=tuple(range(1, joined.ndim)))
         if bad.any():

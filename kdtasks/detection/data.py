@@ -200,7 +200,7 @@ def _flat(targets: Sequence[dict | None], classes: int, paths: Sequence[str]) ->
         crowd = np.asarray(target.get("iscrowd", [0] * n), dtype=bool)
         area = np.asarray(target.get("area", [np.nan] * n), dtype=np.float64)
         if boxes.shape != (n, 4) or not labels.shape == crowd.shape == area.shape == (n,):
-            raise ValueError(f"{paths[i]}: want boxes ({n},4) and labels, iscrowd, area ({n},), got {boxes.shape}, "
+            raise ValueError(f"{paths[i]}: expected boxes ({n},4) and labels, iscrowd, area ({n},), got {boxes.shape}, "
                              f"{labels.shape}, {crowd.shape}, {area.shape}")
         if not 1 <= labels.min() <= labels.max() <= classes:
             raise ValueError(f"{paths[i]}: a label is in 1..{classes} (0 is the background), got {labels.tolist()}")
@@ -238,7 +238,7 @@ def _read(path: str, annotated: tuple[int, int] | None, size: tuple[int, int] | 
             raise ValueError(f"the annotation is of an image of {annotated[0]} x {annotated[1]} (height x width), "
                              f"the file has {original[0]} x {original[1]}")
         if image.mode[0] in "IF":                                                               # PIL would cut it at 255
-            raise ValueError(f"its pixels have the mode {image.mode!r}: want 8 bits a channel")
+            raise ValueError(f"its pixels have the mode {image.mode!r}: expected 8 bits a channel")
         image = image.convert("RGB")
         if size not in (None, original):
             image = image.resize(size[::-1], Image.Resampling.BILINEAR)                      # antialiased when it shrinks
@@ -437,7 +437,8 @@ def _listed(root: Path, split: str) -> list[str]:
     rows = [line.strip() for line in file.read_text().splitlines() if line.strip()]
     flags = [row.rpartition(" ")[2] in ("-1", "0", "1") and " " in row for row in rows]
     if rows and all(flags):
-        raise ValueError(f"{file} lists one class, with 1 and -1 behind the names: want a list of all images, as 'trainval'")
+        raise ValueError(f"{file} lists one class, with 1 and -1 behind the names: expected a list of all images, as "
+                         "'trainval'")
     return rows
 
 
@@ -527,7 +528,7 @@ def unlabelled(folder, like: DetectionData | None = None, classes: Sequence[str]
         ValueError: both or neither of ``like`` and ``classes``, or ``like`` with what it gives.
     """
     if (like is None) == (classes is None):
-        raise ValueError("unlabelled wants like=<data set>, or else classes=<names>")
+        raise ValueError("unlabelled needs like=<data set>, or else classes=<names>")
     if like is not None:
         if not size is in_memory is None or augment != "flip":
             raise ValueError("unlabelled: size, in_memory and augment come from `like`; pass either")
@@ -551,7 +552,7 @@ def few_labels(dataset: DetectionData, images: int, seed: int = 0) -> DetectionD
     if not isinstance(images, int):
         raise ValueError(f"images must be a whole number, got {images!r}")
     if not 1 <= images <= len(known):
-        raise ValueError(f"images={images}: want at least 1 and at most {len(known)}, the labelled images there are")
+        raise ValueError(f"images={images}: expected at least 1 and at most {len(known)}, the labelled images there are")
     kept = known[view_hash(seed, known, 0, _FEW).argsort(stable=True)[:images]]
     few = copy.copy(dataset)
     few.target = torch.full_like(dataset.target, UNLABELLED).index_fill_(0, kept, 0)

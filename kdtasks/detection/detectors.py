@@ -140,7 +140,7 @@ def kind_of(model: nn.Module, role: str) -> str:
         return "two-stage"
     if hasattr(model, "head") and hasattr(model, "anchor_generator") and hasattr(model, "transform"):
         return "dense"
-    raise ValueError(f"{role} is a {type(model).__name__}; want one of torchvision's detectors (RetinaNet, FCOS, SSD, "
+    raise ValueError(f"{role} is a {type(model).__name__}; expected one of torchvision's detectors (RetinaNet, FCOS, SSD, "
                      "FasterRCNN, MaskRCNN, KeypointRCNN), e.g. from kdtasks.detection.models")
 
 

@@ -194,7 +194,7 @@ class DetectionDistiller(Distiller):
         highest = max([int(t["labels"].max()) for t in targets if len(t["labels"])] + [len(self.classes or ())])
         if highest >= classes:
             raise ValueError(f"the data has labels up to {highest}, the student has num_classes={classes}: num_classes counts "
-                             f"the background, so want {highest + 1}")
+                             f"the background, so expected {highest + 1}")
         self._checked.add(("labels", "student"))
 
     @torch.no_grad()
@@ -286,13 +286,14 @@ class DetectionDistiller(Distiller):
             entries, highest = len(self.class_map), int(self.class_map.max())
             if entries != ours or highest >= theirs or int(self.class_map.min()) < 0:
                 raise ValueError(f"class_map has {entries} entries up to {highest}; the student has {ours} classes, {role} "
-                                 f"{theirs}: want {hint}")
+                                 f"{theirs}: expected {hint}")
         elif theirs != ours:
-            raise ValueError(f"{role} has {theirs} classes (background included), the student {ours}: want {hint}")
+            raise ValueError(f"{role} has {theirs} classes (background included), the student {ours}: expected {hint}")
         else:
             known = getattr(self.teachers[role], "classes", None)
             if known and self.classes and list(known) != list(self.classes):
-                raise ValueError(f"{role} knows the classes {list(known)[:8]}, the data has {list(self.classes)[:8]}: want the "
+                raise ValueError(f"{role} knows the classes {list(known)[:8]}, the data has {list(self.classes)[:8]}: "
+                                 "expected the "
                                  f"same in the same order, or {hint}")
         self._checked.add(("classes", role))
 

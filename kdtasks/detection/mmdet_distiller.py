@@ -323,7 +323,7 @@ def _result(seen: Mapping[str, list], name: str):
     """What the one noted call gave."""
     calls = seen.get(name, [])
     if len(calls) != 1:
-        raise ValueError(f"the student's {name} ran {len(calls)} times in one forward, want once: it cannot be told "
+        raise ValueError(f"the student's {name} ran {len(calls)} times in one forward, expected once: it cannot be told "
                          "which of its tensors are meant")
     return calls[0][1]
 
@@ -369,7 +369,7 @@ def kind_of(model: nn.Module, role: str) -> str:
             return "two-stage"
         if hasattr(model, "bbox_head"):
             return "one-stage"
-    raise ValueError(f"{role} is a {type(model).__name__}; want one of mmdet's one-stage detectors (with a bbox_head) or "
+    raise ValueError(f"{role} is a {type(model).__name__}; expected one of mmdet's one-stage detectors (with a bbox_head) or "
                      "two-stage ones (with a roi_head)")
 
 

@@ -87,7 +87,8 @@ def best_threshold(detections: Sequence[Mapping[str, Tensor]], targets: Sequence
 def squared_errors(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """``e_s`` and ``e_t`` (P,) of the bounded regression: summed squared errors of encoded deltas (P,4), in float64."""
     if not student.shape == teacher.shape == target.shape or student.shape[1:] != (4,):
-        raise ValueError(f"want three tensors (P,4), got {tuple(student.shape)}, {tuple(teacher.shape)}, {tuple(target.shape)}")
+        raise ValueError(f"expected three tensors (P,4), got {tuple(student.shape)}, {tuple(teacher.shape)}, "
+                         f"{tuple(target.shape)}")
     student, teacher, target = (t.detach().cpu().double() for t in (student, teacher, target))
     return (student - target).square().sum(1), (teacher - target).square().sum(1)
 
@@ -101,7 +102,7 @@ def level_maps(values: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]
     """
     places = sum(h * w for h, w in sizes)
     if values.ndim != 1 or not places or len(values) % places:
-        raise ValueError(f"want (A,) values, A a multiple of the {places} locations of {list(sizes)}, "
+        raise ValueError(f"expected (A,) values, A a multiple of the {places} locations of {list(sizes)}, "
                          f"got {tuple(values.shape)}")
     largest = values.view(places, -1).amax(1)
     return [part.view(h, w) for part, (h, w) in zip(largest.split([h * w for h, w in sizes]), sizes)]
@@ -127,7 +128,7 @@ def adl_weight_map(student: Tensor, teacher: Tensor, sizes: Sequence[tuple[int, 
         gamma, beta: as in the loss.
     """
     if student.shape != teacher.shape or student.ndim != 2:
-        raise ValueError(f"want two tensors (A,K), got {tuple(student.shape)} and {tuple(teacher.shape)}")
+        raise ValueError(f"expected two tensors (A,K), got {tuple(student.shape)} and {tuple(teacher.shape)}")
     hard = []
     for s, t in zip(student.detach().split(65536), teacher.detach().split(65536)):        # a level of COCO takes much memory
         s, t = s.float(), t.float()

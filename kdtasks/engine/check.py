@@ -49,6 +49,6 @@ def check(run: "Run") -> None:
             source, own = run.source(stage), optimizers[stage.name]
             kinds = [(type(o).__name__, [len(group["params"]) for group in o.param_groups]) for o in (optimizers[source], own)]
             if kinds[0] != kinds[1]:
-                raise ConfigError(f"stage {stage.name!r}: optimizer_state='keep' wants the optimizer and the parameters of "
+                raise ConfigError(f"stage {stage.name!r}: optimizer_state='keep' needs the optimizer and the parameters of "
                                   f"stage {source!r}: it has {kinds[0][0]} of {sum(kinds[0][1])} parameters, this one "
                                   f"{kinds[1][0]} of {sum(kinds[1][1])}")

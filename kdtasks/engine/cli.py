@@ -16,7 +16,7 @@ def option(text: str) -> tuple[str, object]:
     """``'losses.loss_kd.weight=0.5'`` -> ``('losses.loss_kd.weight', 0.5)``; a value that is no Python literal is text."""
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise argparse.ArgumentTypeError(f"want key=value, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected key=value, got {text!r}")
     if value in ("true", "false"):
         return key, value == "true"
     try:
@@ -48,7 +48,7 @@ def train(arguments: Sequence[str] | None = None) -> None:
     if args.list and not args.config:
         return _list_configs()
     if not args.config:
-        parser.error("want a config; --list shows those there are")
+        parser.error("expected a config; --list shows those there are")
     with plain_errors():
         from kdtasks.engine import config as configs
         from kdtasks.engine.processes import start_processes
@@ -90,7 +90,7 @@ def test(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     folder = args.images or args.inputs
     if bool(folder) != bool(args.out) or (not folder and (args.tile is not None or args.ensemble)):
-        parser.error("--images and --inputs want --out; --out, --tile and --ensemble want --images or --inputs")
+        parser.error("--images and --inputs need --out; --out, --tile and --ensemble need --images or --inputs")
     with plain_errors():
         import torch
 
@@ -117,7 +117,8 @@ def _check_classes(checkpoint: str, known, tested) -> None:
     """The same classes, where they are the same, stand in the same order; a test may also be of classes never seen."""
     known, tested = [str(name) for name in known or ()], [str(name) for name in tested or ()]
     if known != tested and sorted(known) == sorted(tested):
-        raise ConfigError(f"{checkpoint!r} has learned the classes {known[:8]}, the test data has them as {tested[:8]}: want "
+        raise ConfigError(f"{checkpoint!r} has learned the classes {known[:8]}, the test data has them as "
+                          f"{tested[:8]}: expected "
                           "the same order; --seed may draw it")
 
 

@@ -191,7 +191,7 @@ def plan(configs: Mapping[str, Mapping], seeds: Sequence[int], work_dir: Path, d
         ConfigError: seeds or configs that cannot be compared.
     """
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"want different seeds, got {list(seeds)}")
+        raise ConfigError(f"expected different seeds, got {list(seeds)}")
     arms = [Arm(name, config, device) for name, config in configs.items()]
     metrics = {arm.run.task.PRIMARY: arm.name for arm in arms}
     if len(metrics) > 1:

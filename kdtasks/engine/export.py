@@ -56,7 +56,7 @@ def export(work_dir: str | Path, format: str, output: str | Path | None = None, 
     source = work_dir / weights if (work_dir / weights).is_file() else Path(weights)
     output = Path(output or work_dir / {"pth": "student_plain.pth"}.get(format, f"student.{format}"))
     if output.resolve() == source.resolve():
-        raise ConfigError(f"the output {str(output)!r} is the file that is exported; want another --output")
+        raise ConfigError(f"the output {str(output)!r} is the file that is exported; expected another --output")
 
     config = configurations.load(work_dir / "config.py", {**(options or {}), "amp": None})       # outputs in full precision
     run = Run(config, work_dir, 0, device, work_dir.name, quiet=True)
@@ -66,7 +66,7 @@ def export(work_dir: str | Path, format: str, output: str | Path | None = None, 
     images = _images(run)
     if format == "onnx":
         if not isinstance(images, Tensor):
-            raise ConfigError(f"ONNX wants a model of one tensor, and this task's test images are a {type(images).__name__}; "
+            raise ConfigError(f"ONNX needs a model of one tensor, and this task's test images are a {type(images).__name__}; "
                               "use --format safetensors")
         student, images = student.cpu().to(memory_format=torch.contiguous_format), images.cpu().contiguous()
     with torch.no_grad():

@@ -101,7 +101,7 @@ class Loader:
                  collate: Callable | None = None, skip_bad: bool = False, channels_last: bool = False):
         self.batched = callable(getattr(dataset, "batch", None))
         if not hasattr(dataset, "__len__") or not (self.batched or hasattr(dataset, "__getitem__")):
-            raise TypeError(f"want a data set with __len__ and either batch(index, view, seed) or __getitem__(i), "
+            raise TypeError(f"expected a data set with __len__ and either batch(index, view, seed) or __getitem__(i), "
                             f"got {type(dataset).__name__}")
         drop_last = shuffle if drop_last is None else drop_last
         training = shuffle or drop_last
@@ -113,7 +113,7 @@ class Loader:
                f"unlabelled_per_batch must be in [0, batch_size), got {unlabelled_per_batch} of {batch_size}")
         _check(not training or batch_size % world == 0 == unlabelled_per_batch % world,
                f"{world} processes cannot share batch_size={batch_size} and unlabelled_per_batch={unlabelled_per_batch} "
-               f"equally: want multiples of {world}")
+               f"equally: expected multiples of {world}")
         _check(drop_last or not (unlabelled_per_batch or length or (shuffle and world > 1)),
                "drop_last=False gives a short last batch: it goes neither with unlabelled_per_batch, nor with length, "
                "nor with shuffle on several processes")
@@ -228,9 +228,9 @@ class _ClassPool:
     def __init__(self, index: Tensor, target: Tensor, seed: int, per_class: int, take: int, world: int):
         _check(per_class > 0, f"per_class must be at least 1, got {per_class}")
         _check(take % per_class == 0, f"a batch of {take} labelled rows cannot have per_class={per_class} samples of each "
-                                      f"class: want a multiple of {per_class}")
+                                      f"class: expected a multiple of {per_class}")
         classes = take // per_class
-        _check(classes % world == 0, f"{world} processes cannot share the {classes} classes of a batch equally: want a "
+        _check(classes % world == 0, f"{world} processes cannot share the {classes} classes of a batch equally: expected a "
                                      f"multiple of {world}")
         numbers, counts = target.unique(return_counts=True)
         _check(len(numbers) >= classes, f"a batch of {take} rows with per_class={per_class} has {classes} different classes, "
@@ -445,11 +445,11 @@ def _labelled_mask(labelled, dataset) -> Tensor:
         return torch.ones(n, dtype=torch.bool, device="cpu")
     if isinstance(labelled, str):
         _check(labelled == "target", f"labelled must be indices, a bool mask, 'target' or None, got {labelled!r}")
-        _check(hasattr(dataset, "target"), f"labelled='target' wants dataset.target, which {type(dataset).__name__} has not")
+        _check(hasattr(dataset, "target"), f"labelled='target' needs dataset.target, which {type(dataset).__name__} has not")
         return torch.as_tensor(dataset.target).cpu() != UNLABELLED
     labelled = torch.as_tensor(labelled).cpu()
     if labelled.dtype == torch.bool:
-        _check(labelled.shape == (n,), f"labelled: want a mask of shape ({n},), got {tuple(labelled.shape)}")
+        _check(labelled.shape == (n,), f"labelled: expected a mask of shape ({n},), got {tuple(labelled.shape)}")
         return labelled
     if len(labelled) and not 0 <= int(labelled.min()) <= int(labelled.max()) < n:
         raise IndexError(f"labelled has {int(labelled.min())}..{int(labelled.max())}, the data set has samples 0..{n - 1}")
@@ -463,7 +463,7 @@ def _class_numbers(dataset) -> Tensor:
     except (AttributeError, TypeError, ValueError, RuntimeError):
         target = torch.empty(0)
     _check(target.shape == (len(dataset),) and not target.is_floating_point(),
-           f"per_class wants dataset.target, one class number a sample; {type(dataset).__name__} has none")
+           f"per_class needs dataset.target, one class number a sample; {type(dataset).__name__} has none")
     return target.long()
 
 

@@ -111,7 +111,8 @@ class Run:
                                   "ema a stage hands on their average: ema=None, or optimizer_state='fresh'")
             for name, origin in stage.teachers.items():
                 if origin is None and not self.specs.get(name, {}).get("checkpoint"):
-                    raise ConfigError(f"stage {stage.name!r}: the teacher {name!r} has no weights: want a stage, a file, or "
+                    raise ConfigError(f"stage {stage.name!r}: the teacher {name!r} has no weights: expected a stage, "
+                                      "a file, or "
                                       f"a checkpoint of the model {name!r}")
 
     def setting(self, stage: Stage, key: str):

@@ -121,7 +121,7 @@ def _first(target: Tensor, per_class: int | None, classes: Sequence[str]) -> Ten
     index = torch.cat([(target == c).nonzero()[:per_class, 0] for c in range(len(classes))]).sort().values
     if per_class < 1 or len(index) < per_class * len(classes):
         few = {name: int((target == c).sum()) for c, name in enumerate(classes) if (target == c).sum() < per_class}
-        raise ValueError(f"per_class={per_class}: " + (f"too few samples in {few}" if few else "want at least 1"))
+        raise ValueError(f"per_class={per_class}: " + (f"too few samples in {few}" if few else "expected at least 1"))
     return index
 
 
@@ -283,7 +283,7 @@ def concat(*parts: ImageArrays, sets: Sequence[ImageArrays] = ()) -> ImageArrays
     """
     parts = (*parts, *sets)
     if not parts:
-        raise ValueError("concat wants at least one data set")
+        raise ValueError("concat needs at least one data set")
     first = next((part for part in parts if part.classes), parts[0])
     for part in parts:
         for what in ("mean", "std", "augment", "classes"):

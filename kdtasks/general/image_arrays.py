@@ -45,7 +45,7 @@ class ImageArrays:
         n, channels = images.shape[:2]
         target = torch.full((n,), UNLABELLED) if target is None else torch.as_tensor(target).long()
         if target.shape != (n,):
-            raise ValueError(f"want one target for each of {n} images, got shape {tuple(target.shape)}")
+            raise ValueError(f"expected one target for each of {n} images, got shape {tuple(target.shape)}")
         top = len(classes) if classes else 2**31
         wrong = target[((target < 0) & (target != UNLABELLED)) | (target >= top)]
         if len(wrong):

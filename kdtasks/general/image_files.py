@@ -41,7 +41,7 @@ class ImageFiles:
 
         with Image.open(self.paths[index]) as image:
             if image.mode[0] in "IF":                                       # PIL would cut it at 255
-                raise ValueError(f"its pixels have the mode {image.mode!r}: want 8 bits a channel")
+                raise ValueError(f"its pixels have the mode {image.mode!r}: expected 8 bits a channel")
             return self.transform(image.convert("RGB")), int(self.target[index])
 
 

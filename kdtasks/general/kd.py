@@ -32,7 +32,7 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tenso
         ValueError: the shapes differ or have no class axis, or the temperature is not positive.
     """
     if student.shape != teacher.shape or student.dim() < 2:
-        raise ValueError(f"want two equal shapes (B, C) or (B, C, *), got student {tuple(student.shape)} "
+        raise ValueError(f"expected two equal shapes (B, C) or (B, C, *), got student {tuple(student.shape)} "
                          f"and teacher {tuple(teacher.shape)}")
     if not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")

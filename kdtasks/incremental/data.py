@@ -152,7 +152,8 @@ def _columns(stream: Sequence) -> tuple[dict[int, int], list[str]]:
         classes = _classes(one)
         again = [c for c in classes if c in columns]
         if again:
-            raise ValueError(f"the class {again[0]} is in experience {number} and in an earlier one: want each class in one")
+            raise ValueError(f"the class {again[0]} is in experience {number} and in an earlier one: expected each "
+                             "class in one")
         columns |= {c: len(columns) + k for k, c in enumerate(classes)}
         names += getattr(one, "names", None) or [str(c) for c in classes]
     return columns, names

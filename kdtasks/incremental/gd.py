@@ -67,7 +67,8 @@ def ensemble_probabilities(previous: Tensor, current: Tensor) -> Tensor:
         ValueError: other shapes.
     """
     if any(z.dim() != 2 or not z.shape[1] or len(z) != len(current) for z in (current, previous)):
-        raise ValueError(f"want logits (B, l) and (B, m), l and m at least 1, got previous {tuple(previous.shape)} and current "
+        raise ValueError(f"expected logits (B, l) and (B, m), l and m at least 1, got previous "
+                         f"{tuple(previous.shape)} and current "
                          f"{tuple(current.shape)}")
     previous, current = _raised(previous.detach(), current.detach())
     l, m = previous.shape[1], current.shape[1]
@@ -91,7 +92,7 @@ def confidence_loss(logits: Tensor) -> Tensor:
         ValueError: another shape.
     """
     if logits.dim() != 2 or not logits.shape[1]:
-        raise ValueError(f"want logits (B, m), m at least 1, got {tuple(logits.shape)}")
+        raise ValueError(f"expected logits (B, m), m at least 1, got {tuple(logits.shape)}")
     return _sureness(*_raised(logits)).sum() / max(len(logits), 1)
 
 
@@ -109,7 +110,7 @@ def class_balance_weights(counts: Tensor | Sequence[float]) -> Tensor:
     """
     counts = torch.as_tensor(counts)
     if counts.dim() != 1:
-        raise ValueError(f"want one number a class, (K,), got counts of shape {tuple(counts.shape)}")
+        raise ValueError(f"expected one number a class, (K,), got counts of shape {tuple(counts.shape)}")
     counts, = _raised(counts)
     some = counts > 0
     return torch.where(some, counts.sum() / (counts.where(some, 1) * len(counts)), 1)
@@ -137,7 +138,8 @@ def global_distillation_losses(student: Tensor, previous: Tensor, current: Tenso
         ValueError: shapes that do not fit, a target that is no integer, or a temperature that is not positive.
     """
     if class_weight is not None and class_weight.shape != student.shape[1:]:
-        raise ValueError(f"want class_weight (r,) of student (B, r) = {tuple(student.shape)}, got {tuple(class_weight.shape)}")
+        raise ValueError(f"expected class_weight (r,) of student (B, r) = {tuple(student.shape)}, got "
+                         f"{tuple(class_weight.shape)}")
     weights = {} if class_weight is None else {"cls": class_weight}
     found = _losses(student, previous, current, target, labelled, temperature, "PCQ", weights)
     return {f"loss_{name}": loss for name, loss in found.items()}
@@ -320,19 +322,19 @@ def _raised(*tensors: Tensor) -> list[Tensor]:
 
 def _checked_counts(counts: Tensor | None, student: Tensor) -> Tensor:
     if counts is None:
-        raise ValueError("balanced=True wants counts: the labelled samples of each class, (r,), as in a batch's 'counts'")
+        raise ValueError("balanced=True needs counts: the labelled samples of each class, (r,), as in a batch's 'counts'")
     if counts.shape != student.shape[1:]:
-        raise ValueError(f"want counts (r,) of student (B, r) = {tuple(student.shape)}, got {tuple(counts.shape)}")
+        raise ValueError(f"expected counts (r,) of student (B, r) = {tuple(student.shape)}, got {tuple(counts.shape)}")
     return counts.to(student.device, torch.promote_types(student.dtype, torch.float32), non_blocking=True)
 
 
 def _check_rows(logits: Tensor, target: Tensor, labelled: Tensor | None = None) -> None:
     beside = {"target": target} if labelled is None else {"target": target, "labelled": labelled}
     if logits.dim() != 2 or not logits.shape[1] or any(tensor.shape != logits.shape[:1] for tensor in beside.values()):
-        raise ValueError(f"want logits (B, classes) and beside them (B,), got {tuple(logits.shape)}, "
+        raise ValueError(f"expected logits (B, classes) and beside them (B,), got {tuple(logits.shape)}, "
                          + ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in beside.items()))
     if target.is_floating_point() or (labelled is not None and labelled.dtype != torch.bool):
-        raise ValueError("want a target of integers and labelled of bool, got "
+        raise ValueError("expected a target of integers and labelled of bool, got "
                          + ", ".join(f"{name} {tensor.dtype}" for name, tensor in beside.items()))
 
 
@@ -342,5 +344,5 @@ def _check_teachers(student: Tensor, teachers: list[Tensor]) -> None:
     missing = student.shape[1] - sum(z.shape[-1] for z in teachers) if fit else -1
     if missing < 0 or (missing and len(teachers) > 1):
         names = ("student", "previous", "current")
-        raise ValueError("want logits (B, l + m), (B, l) and (B, m), l and m at least 1, got "
+        raise ValueError("expected logits (B, l + m), (B, l) and (B, m), l and m at least 1, got "
                          + ", ".join(f"{name} {tuple(z.shape)}" for name, z in zip(names, [student, *teachers])))

@@ -53,7 +53,7 @@ def lwf_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tens
         ValueError: the shapes differ or are not ``(B, l)``, or the temperature is not positive.
     """
     if student.dim() != 2 or student.shape != teacher.shape:
-        raise ValueError(f"want the same old columns of both, (B, l), got student {tuple(student.shape)} and teacher "
+        raise ValueError(f"expected the same old columns of both, (B, l), got student {tuple(student.shape)} and teacher "
                          f"{tuple(teacher.shape)}; in a config: of=('student.old', 'teacher')")
     return kd_loss(student, teacher, temperature) / temperature**2
 
@@ -80,7 +80,7 @@ class LwFLoss(nn.Module):
         'teacher.heads')``."""
         heads, taught = ([z] if isinstance(z, Tensor) else list(z) for z in (student, teacher))
         if len(heads) != len(taught):
-            raise ValueError(f"want as many old heads as the teacher has, got {len(heads)} of the student, "
+            raise ValueError(f"expected as many old heads as the teacher has, got {len(heads)} of the student, "
                              f"{[tuple(z.shape) for z in heads]}, and {len(taught)} of the teacher, "
                              f"{[tuple(z.shape) for z in taught]}")
         if not heads:
@@ -113,7 +113,7 @@ def lwf_mc_loss(student: Tensor, teacher: Tensor | None, target: Tensor) -> Tens
     rows, old = len(student), 0 if teacher is None else teacher.shape[-1]
     if student.dim() != 2 or target.shape != (rows,) or (teacher is not None and teacher.shape != (rows, old)) \
             or old > student.shape[1]:
-        raise ValueError(f"want student (B, r), teacher (B, l) with l <= r or None, target (B,), got student "
+        raise ValueError(f"expected student (B, r), teacher (B, l) with l <= r or None, target (B,), got student "
                          f"{tuple(student.shape)}, teacher {None if teacher is None else tuple(teacher.shape)}, "
                          f"target {tuple(target.shape)}")
     student = student.double() if student.element_size() == 8 else student.float()

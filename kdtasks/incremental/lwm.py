@@ -54,7 +54,7 @@ from kdtasks.incremental.distiller import IncrementalDistiller
 from kdtasks.incremental.models import head_of
 
 EPS = 1e-12                                                              # a map of a smaller norm is dead
-_NOT_COMPILED = "maps by derivatives cannot be had inside of compiled code (AOTAutograd); want compile=False"
+_NOT_COMPILED = "maps by derivatives cannot be had inside of compiled code (AOTAutograd); expected compile=False"
 
 
 # ---------------------------------------------------------------------------------------------------------------- losses
@@ -71,7 +71,7 @@ def grad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
         ValueError: the shapes differ, or are not of four axes.
     """
     if activation.dim() != 4 or activation.shape != gradient.shape:
-        raise ValueError(f"want two equal shapes (B, K, h, w), got activation {tuple(activation.shape)} "
+        raise ValueError(f"expected two equal shapes (B, K, h, w), got activation {tuple(activation.shape)} "
                          f"and gradient {tuple(gradient.shape)}")
     return _cam(activation, _raised(gradient).mean((2, 3)))
 
@@ -94,7 +94,7 @@ def lwm_attention_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
         ValueError: the shapes differ, or are not of three axes.
     """
     if student_map.dim() != 3 or student_map.shape != teacher_map.shape:
-        raise ValueError(f"want two equal shapes (B, h, w), got student {tuple(student_map.shape)} "
+        raise ValueError(f"expected two equal shapes (B, h, w), got student {tuple(student_map.shape)} "
                          f"and teacher {tuple(teacher_map.shape)}")
     difference = _normalized(_raised(student_map)) - _normalized(_raised(teacher_map.detach()))
     return difference.abs().sum() / max(len(student_map), 1)
@@ -151,7 +151,7 @@ def _normalized(maps: Tensor) -> Tensor:
 
 def _checked(student: Tensor, teacher: Tensor, reduction: str) -> tuple[Tensor, Tensor, int]:
     if student.dim() != 2 or student.shape != teacher.shape:
-        raise ValueError(f"want the same old columns of both, (B, l), got student {tuple(student.shape)} and teacher "
+        raise ValueError(f"expected the same old columns of both, (B, l), got student {tuple(student.shape)} and teacher "
                          f"{tuple(teacher.shape)}; in a config: of=('student.old', 'teacher')")
     if reduction not in ("sum", "mean"):
         raise ValueError(f"no reduction {reduction!r}; {did_you_mean(str(reduction), ('sum', 'mean'))}")
@@ -244,7 +244,7 @@ class LwMDistiller(IncrementalDistiller):
     def _check_columns(self, role: str, logits: Tensor) -> None:
         old = self.head("student").old
         if role != "student" and logits.shape[1] != old:
-            raise ValueError(f"{role} has {logits.shape[1]} columns, the student {old} old ones: want the same classes")
+            raise ValueError(f"{role} has {logits.shape[1]} columns, the student {old} old ones: expected the same classes")
 
     def _derived_map(self, logits: Tensor, activation: Tensor, attended: Tensor, gradients: bool) -> Tensor:
         """By the definition; the logits' graph is kept where the student is to be differentiated."""
@@ -266,7 +266,7 @@ class LwMDistiller(IncrementalDistiller):
             if not short and (self.fast or self._compile):
                 given = f"fast={self.fast}" if self.fast else f"compile={self._compile}"
                 raise ValueError(f"{given}: the logits of {role} are not its growing head on the mean over the pixels of "
-                                 f"{self.attention!r}, in training; {_NOT_COMPILED if self._compile else 'want fast=None'}")
+                                 f"{self.attention!r}, in training; {_NOT_COMPILED if self._compile else 'expected fast=None'}")
             self._short[role] = short
         return self._short[role]
 
@@ -281,7 +281,8 @@ class LwMDistiller(IncrementalDistiller):
             activation = values[self.attention]
             if not isinstance(activation, Tensor) or activation.dim() != 4 or activation.shape[2:].numel() < 2:
                 given = tuple(activation.shape) if isinstance(activation, Tensor) else type(activation).__name__
-                raise ValueError(f"attention={self.attention!r} of {role} gives {given}; want maps (B, K, h, w) of more than "
+                raise ValueError(f"attention={self.attention!r} of {role} gives {given}; expected maps (B, K, h, w) "
+                                 "of more than "
                                  "one pixel")
             return self.fast is not False and _is_head_of_mean(model, activation, logits)
 

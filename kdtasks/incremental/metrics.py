@@ -75,14 +75,14 @@ def forgetting_gd(A: Matrix, sizes: Sequence[float] | None = None) -> float:
 def _checked(A: Matrix, sizes: Sequence[float] | None) -> tuple[list[Tensor], Tensor]:
     """Row i as its i + 1 entries in float64, and the sizes likewise."""
     if not len(A):
-        raise ValueError("the matrix has no row; want one a task")
+        raise ValueError("the matrix has no row; expected one a task")
     for i, row in enumerate(A):
         if not i < len(row) <= len(A):
-            raise ValueError(f"row {i} has {len(row)} entries; of {len(A)} tasks it wants {i + 1} to {len(A)}")
+            raise ValueError(f"row {i} has {len(row)} entries; of {len(A)} tasks it needs {i + 1} to {len(A)}")
     rows = [torch.as_tensor(row[:i + 1], dtype=torch.float64, device="cpu") for i, row in enumerate(A)]
     sizes = torch.ones(len(rows)) if sizes is None else torch.as_tensor(sizes, device="cpu")
     if sizes.shape != (len(rows),) or not (sizes > 0).all():
-        raise ValueError(f"want the sizes of {len(rows)} tasks, each > 0, got {sizes.tolist()}")
+        raise ValueError(f"expected the sizes of {len(rows)} tasks, each > 0, got {sizes.tolist()}")
     return rows, sizes.double()
 
 

@@ -99,7 +99,7 @@ def head_of(model: nn.Module) -> tuple[str, GrowingHead]:
     """
     found = [(path, module) for path, module in model.named_modules() if isinstance(module, GrowingHead)]
     if len(found) != 1:
-        raise ValueError(f"{type(model).__name__} has {len(found)} growing heads, want one: "
+        raise ValueError(f"{type(model).__name__} has {len(found)} growing heads, expected one: "
                          "dict(type='kdtasks.incremental.models.growing', network=dict(type=…), sizes=…)")
     return found[0]
 

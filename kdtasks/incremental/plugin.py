@@ -259,7 +259,7 @@ class LwMPlugin(_Plugin):
     def _map(self, logits: Tensor, taken: list[Tensor], attended: Tensor, second_order: bool) -> Tensor:
         """(B, h, w) Grad-CAM of one class a row. Rows do not mix after the activation, so their sum has each row's gradient."""
         if len(taken) != 1:
-            raise ValueError(f"attention={self.attention!r} ran {len(taken)} times in one forward, want once")
+            raise ValueError(f"attention={self.attention!r} ran {len(taken)} times in one forward, expected once")
         score = logits.gather(1, attended[:, None]).sum()
         gradient, = torch.autograd.grad(score, taken, retain_graph=True, create_graph=second_order)
         return grad_cam(taken[0], gradient)
@@ -389,7 +389,7 @@ class GlobalDistillationPlugin(_Plugin):
     def load_state_dict(self, state: dict, model: nn.Module, experiences: Sequence = ()) -> None:
         """``experiences``: those that are over, out of which the coreset is taken."""
         if len(experiences) != len(state["kept"]):
-            raise ValueError(f"want the {len(state['kept'])} experiences that are over, which have the coreset, got "
+            raise ValueError(f"expected the {len(state['kept'])} experiences that are over, which have the coreset, got "
                              f"{len(experiences)}")
         super().load_state_dict(state, model)
         self.arrived = [*state["arrived"]]
@@ -442,7 +442,7 @@ def _has_tasks(model: nn.Module) -> bool:
 
 def _needs_one_head(plugin, model: nn.Module) -> None:
     if _has_tasks(model):
-        raise ValueError(f"{type(plugin).__name__} wants one head for all classes; {type(model).__name__} has one a task")
+        raise ValueError(f"{type(plugin).__name__} needs one head for all classes; {type(model).__name__} has one a task")
 
 
 def _heads(model: nn.Module) -> list[nn.Module]:

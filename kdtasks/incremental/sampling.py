@@ -141,7 +141,7 @@ def coreset_quota(total: int, classes: int) -> list[int]:
         ValueError: ``total`` is no integer of at least 0, or there is no class.
     """
     if _whole("classes", classes) == 0:
-        raise ValueError("a coreset wants at least 1 class, got 0")
+        raise ValueError("a coreset needs at least 1 class, got 0")
     share, left = divmod(_whole("total", total), classes)
     return [share + (k >= classes - left) for k in range(classes)]
 
@@ -166,7 +166,7 @@ def coreset_indices(target: Tensor | Sequence[int], quota: Sequence[int], seed: 
     target = torch.as_tensor(target, device="cpu").long()
     index = torch.arange(len(target)) if index is None else index.cpu()
     if target.dim() != 1 or index.shape != target.shape:
-        raise ValueError(f"want target (n,) and index (n,), got {tuple(target.shape)} and {tuple(index.shape)}")
+        raise ValueError(f"expected target (n,) and index (n,), got {tuple(target.shape)} and {tuple(index.shape)}")
     quota = torch.tensor([_whole("quota", number) for number in quota], dtype=torch.int64)
     order = view_hash(seed, index, 0, _CORESET).argsort(stable=True)
     order = order[(target[order] >= 0) & (target[order] < len(quota))]
@@ -206,7 +206,7 @@ def _blocks(scores: Tensor | Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
     first, columns = 0, None
     for chunk in [scores] if isinstance(scores, Tensor) else scores:
         if chunk.dim() != 2 or columns not in (None, chunk.shape[1]):
-            raise ValueError(f"want scores (M, l), or chunks (b, l), got {tuple(chunk.shape)}"
+            raise ValueError(f"expected scores (M, l), or chunks (b, l), got {tuple(chunk.shape)}"
                              + ("" if columns is None else f" after {first} rows of {columns} columns"))
         columns = chunk.shape[1]
         for block in chunk.detach().split(max(1, ENTRIES // max(1, columns))):
@@ -228,7 +228,7 @@ def _input_of(batch: object) -> Tensor:
     if isinstance(value, Tensor):
         return value
     got = f"a dict with {list(batch)}" if isinstance(batch, dict) else type(batch).__name__
-    raise ValueError(f"want a tensor, a tuple or list that begins with one, or a dict with 'input', got {got}")
+    raise ValueError(f"expected a tensor, a tuple or list that begins with one, or a dict with 'input', got {got}")
 
 
 def _whole(name: str, number: int) -> int:

@@ -35,7 +35,7 @@ def chain(config: Mapping, warm_up: Mapping | None = None, first: Mapping | None
     only_new = [name for name, entry in config["losses"].items() if "target.new" in entry["of"]]
     if config["data"]["train"].get("memory") and only_new:
         raise ValueError(f"{only_new[0]} is of target.new, in which exemplars (data.train.memory="
-                         f"{config['data']['train']['memory']}) have no class: want of=('student', 'target')")
+                         f"{config['data']['train']['memory']}) have no class: expected of=('student', 'target')")
 
     def arm(prefix: str, last: str, teach: bool) -> list[dict]:
         found, before = [], "experience1"
@@ -121,7 +121,7 @@ def sizes_of(config: Mapping) -> tuple[int, ...]:
     """Classes of each experience."""
     sizes = tuple(config["student"].get("sizes") or ())
     if len(sizes) < 2:
-        raise ValueError(f"want a student with the sizes of at least two experiences, got {config['student']}: "
+        raise ValueError(f"expected a student with the sizes of at least two experiences, got {config['student']}: "
                          "dict(type='kdtasks.incremental.models.growing', network=dict(type=…), sizes=(5, 5))")
     return sizes
 

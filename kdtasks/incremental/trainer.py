@@ -102,7 +102,7 @@ def training_set(run, stage: Stage, made, load: str = "everything"):
     tested = getattr(run.data_set(run.setting(stage, "data"), "test"), "classes", made.classes)
     if list(tested) != made.classes:
         raise ValueError(f"stage {stage.name!r}: the training stream has brought the classes {made.classes}, the test stream "
-                         f"{list(tested)}: want the same in the same order")
+                         f"{list(tested)}: expected the same in the same order")
     if stage.model == "student" and len(made.classes) != sum(head_sizes(run, stage)):
         raise ValueError(f"stage {stage.name!r}: the student's head has {sum(head_sizes(run, stage))} columns "
                          f"{head_sizes(run, stage)}, the stream has brought {len(made.classes)} classes: {made.classes}")

@@ -155,7 +155,7 @@ def _check(kind: str, alpha: float, beta: float, list_length: int | None, normal
 
 def _check_shapes(student: Tensor, teacher: Tensor) -> None:
     if student.dim() != 2 or teacher.dim() != 2 or len(student) != len(teacher):
-        raise ValueError(f"want (N, Ds) and (N, Dt) of the same N samples, got student {tuple(student.shape)} "
+        raise ValueError(f"expected (N, Ds) and (N, Dt) of the same N samples, got student {tuple(student.shape)} "
                          f"and teacher {tuple(teacher.shape)}")
 
 

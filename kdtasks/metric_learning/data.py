@@ -39,7 +39,8 @@ def split_classes(classes: Sequence[str], test_classes: float | int | Sequence[s
         whole = isinstance(test_classes, Integral) and not isinstance(test_classes, bool)
         count = int(test_classes) if whole else round(test_classes * len(classes)) if 0 < test_classes < 1 else 0
         if not 0 < count < len(classes):
-            raise ValueError(f"test_classes={test_classes} of {len(classes)} classes: want their names, how many, or a share "
+            raise ValueError(f"test_classes={test_classes} of {len(classes)} classes: expected their names, how many, "
+                             "or a share "
                              "between 0 and 1, and some on both sides")
         test = classes[-count:]
     else:
@@ -191,7 +192,7 @@ def with_teacher(dataset, embeddings):
     """
     rows = _loaded(embeddings)
     if len(rows) != len(dataset):
-        raise ValueError(f"want one row a sample, ({len(dataset)}, D), got embeddings of shape {tuple(rows.shape)}")
+        raise ValueError(f"expected one row a sample, ({len(dataset)}, D), got embeddings of shape {tuple(rows.shape)}")
     kind = _BatchedWithTeacher if callable(getattr(dataset, "batch", None)) else _WithTeacher
     return kind(dataset, rows)
 
@@ -209,7 +210,7 @@ def _loaded(embeddings) -> Tensor:
             raise ValueError(f"{path} holds a {type(rows).__name__}, not one array of embeddings")
     rows = torch.as_tensor(rows).detach().float()
     if rows.ndim != 2:
-        raise ValueError(f"want one row a sample, (N, D), got embeddings of shape {tuple(rows.shape)}")
+        raise ValueError(f"expected one row a sample, (N, D), got embeddings of shape {tuple(rows.shape)}")
     return rows
 
 
@@ -224,7 +225,7 @@ def _read(path: Path):
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:                                              # another kind of file raises whatever it happens to
-        raise ValueError(f"{path} cannot be read: want .npy, .safetensors, or .pt of one tensor") from error
+        raise ValueError(f"{path} cannot be read: expected .npy, .safetensors, or .pt of one tensor") from error
 
 
 class _WithTeacher:

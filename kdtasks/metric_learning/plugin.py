@@ -86,7 +86,7 @@ def _distill_loss() -> type:
 
         def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):
             if ref_emb is embeddings or ref_emb is None:
-                raise ValueError("PMLDistillLoss wants the teacher's embeddings as ref_emb=")
+                raise ValueError("PMLDistillLoss needs the teacher's embeddings as ref_emb=")
             if len(ref_emb) != len(embeddings):
                 raise ValueError("the rows of embeddings and ref_emb must be of the same samples, got "
                                  f"{tuple(embeddings.shape)} and {tuple(ref_emb.shape)} (DistributedLossWrapper: "
@@ -96,7 +96,7 @@ def _distill_loss() -> type:
             values = self.loss(embeddings, ref_emb.detach())
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             if shape not in ((), (len(embeddings),)):
-                raise ValueError(f"want a loss of one number, or of one a sample, ({len(embeddings)},), got {shape}")
+                raise ValueError(f"expected a loss of one number, or of one a sample, ({len(embeddings)},), got {shape}")
             if shape == ():
                 return {"loss": {"losses": values, "indices": None, "reduction_type": "already_reduced"}}
             return {"loss": {"losses": values, "indices": common_functions.torch_arange_from_size(values),
@@ -132,7 +132,7 @@ def _trainer() -> type:
         def __init__(self, *args, teacher: nn.Module, **kwargs):
             super().__init__(*args, **kwargs)
             if "distill_loss" not in self.loss_funcs:
-                raise ValueError(f"loss_funcs wants a 'distill_loss', got {list(self.loss_funcs)}")
+                raise ValueError(f"loss_funcs needs a 'distill_loss', got {list(self.loss_funcs)}")
             if not any(self.loss_weights.values()):
                 raise ValueError(f"nothing would train: loss_weights={self.loss_weights}")
             model = teacher.model if isinstance(teacher, Teacher) else teacher

@@ -60,7 +60,7 @@ def recall_and_map(embeddings: Tensor, target: Tensor, ks: Sequence[int] = (1, 2
         ValueError: the shapes do not fit, an embedding is not finite, or no class has two samples.
     """
     if embeddings.ndim != 2 or target.shape != embeddings.shape[:1]:
-        raise ValueError(f"want embeddings (N, D) and target (N,), got {tuple(embeddings.shape)} and {tuple(target.shape)}")
+        raise ValueError(f"expected embeddings (N, D) and target (N,), got {tuple(embeddings.shape)} and {tuple(target.shape)}")
     _, target, counts = target.to(embeddings.device).unique(return_inverse=True, return_counts=True)
     others = counts[target] - 1                                                                     # (N,) R of each query
     queries = (others > 0).nonzero()[:, 0]

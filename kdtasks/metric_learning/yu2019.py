@@ -41,7 +41,8 @@ def absolute_teacher_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     _check(student, teacher)
     if student.shape != teacher.shape:
-        raise ValueError(f"want equal widths, got {_shapes(student, teacher)}; AbsoluteTeacherLoss has a projection between "
+        raise ValueError(f"expected equal widths, got {_shapes(student, teacher)}; AbsoluteTeacherLoss has a "
+                         "projection between "
                          "them, which build(student, teacher) makes before the optimizer is made")
     student, teacher = (t.double() if t.element_size() == 8 else t.float() for t in (student, teacher.detach()))
     return torch.linalg.vector_norm(student - teacher, dim=1).sum() / max(len(student), 1)
@@ -129,7 +130,7 @@ def _shapes(student: Tensor, teacher: Tensor) -> str:
 
 def _check(student: Tensor, teacher: Tensor) -> None:
     if student.dim() != 2 or teacher.dim() != 2 or len(student) != len(teacher):
-        raise ValueError(f"want (N, Ds) and (N, Dt) of the same N samples, got {_shapes(student, teacher)}")
+        raise ValueError(f"expected (N, Ds) and (N, Dt) of the same N samples, got {_shapes(student, teacher)}")
 
 
 def _check_form(form: str) -> None:

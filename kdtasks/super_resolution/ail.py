@@ -107,7 +107,7 @@ def importance(initial: Tensor, previous: Tensor, target: Tensor, round: int, de
     round = _whole(round)
     _check_numbers(decay=decay, pace=pace, growth=growth)
     if initial.shape != target.shape:
-        raise ValueError(f"want an importance for each value, got initial {tuple(initial.shape)} and target "
+        raise ValueError(f"expected an importance for each value, got initial {tuple(initial.shape)} and target "
                          f"{tuple(target.shape)}")
     initial = _raised(initial.detach())
     if round == 0:
@@ -281,7 +281,7 @@ def released_stages(config: Mapping, rounds: int = 10, scales: Sequence[int] = (
     """
     epochs, schedule = config["length"], config["schedule"]
     if not isinstance(epochs, int) or not isinstance(schedule, Mapping) or schedule.get("type") != "MultiStepLR":
-        raise ValueError(f"want a length in epochs and one MultiStepLR, got length={epochs!r}, schedule={schedule!r}")
+        raise ValueError(f"expected a length in epochs and one MultiStepLR, got length={epochs!r}, schedule={schedule!r}")
     fall, falls = schedule["gamma"], schedule["milestones"]
     down = {**schedule, "milestones": [epochs * t + m for t in range(rounds) for m in falls]}
     back = {**schedule, "milestones": [epochs * t for t in range(1, rounds)], "gamma": (1 / fall) ** len(falls)}
@@ -307,7 +307,7 @@ def _raised(tensor: Tensor) -> Tensor:
 def _error(output: Tensor, target: Tensor, name: str, channels: str = "each") -> Tensor:
     """|output - target|, of the target's shape; or one for each pixel: (N, 1, H, W)."""
     if output.shape != target.shape:
-        raise ValueError(f"want two equal shapes, got {name} {tuple(output.shape)} and target {tuple(target.shape)}")
+        raise ValueError(f"expected two equal shapes, got {name} {tuple(output.shape)} and target {tuple(target.shape)}")
     error = (_raised(output.detach()) - _raised(target.detach())).abs_()
     if channels == "each":
         return error
@@ -326,9 +326,9 @@ def _increment(error: Tensor, round: int, decay: float, pace: float, growth: flo
 def _weighted(student: Tensor, target: Tensor, weight: Tensor, power: float, base: str, reduction: str,
               normalize: bool) -> Tensor:
     if student.shape != target.shape:
-        raise ValueError(f"want two equal shapes, got student {tuple(student.shape)} and target {tuple(target.shape)}")
+        raise ValueError(f"expected two equal shapes, got student {tuple(student.shape)} and target {tuple(target.shape)}")
     if weight.shape not in (target.shape, (*target.shape[:1], 1, *target.shape[2:])):
-        raise ValueError(f"want a weight for each value or each pixel, got weight {tuple(weight.shape)} and target "
+        raise ValueError(f"expected a weight for each value or each pixel, got weight {tuple(weight.shape)} and target "
                          f"{tuple(target.shape)}")
     error = _raised(student) - _raised(target.detach())
     error, factor = error.square() if base == "l2" else error.abs(), _raised(weight.detach())

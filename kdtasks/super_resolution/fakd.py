@@ -46,7 +46,8 @@ def affinity_loss(student: Tensor, teacher: Tensor, pool: int | None = None) -> 
         ValueError: the shapes do not fit, ``pool < 1``, or more than 128 · 128 places are left.
     """
     if student.dim() != 4 or teacher.dim() != 4 or student[:, :0].shape != teacher[:, :0].shape:
-        raise ValueError(f"want (N, Cs, H, W) and (N, Ct, H, W) of the same N, H and W, got student {tuple(student.shape)} and "
+        raise ValueError(f"expected (N, Cs, H, W) and (N, Ct, H, W) of the same N, H and W, got student "
+                         f"{tuple(student.shape)} and "
                          f"teacher {tuple(teacher.shape)}")
     if pool is not None and pool < 1:
         raise ValueError(f"pool must be at least 1 or None, got {pool}")

@@ -33,7 +33,7 @@ def tiled(model: Callable[[Tensor], Tensor], image: Tensor, scale: int, tile: in
     if image.dim() != 4 or 0 in image.shape[2:]:
         raise ValueError(f"image must be (B, C, H, W) with at least one pixel, got {tuple(image.shape)}")
     if tile < 1 or overlap < 0:
-        raise ValueError(f"want tile >= 1 and overlap >= 0, got tile={tile} and overlap={overlap}")
+        raise ValueError(f"expected tile >= 1 and overlap >= 0, got tile={tile} and overlap={overlap}")
     parameter = next(model.parameters(), image) if isinstance(model, nn.Module) else image
     whole = None
     for rows, window_rows, kept_rows in _spans(image.shape[2], scale, tile, overlap):
@@ -106,6 +106,7 @@ def upscale_rgb(model: Callable[[Tensor], Tensor], rgb: Tensor, scale: int, enla
     y = luma(bicubic)
     output = model(y if enlarged else luma(rgb))
     if output.shape != y.shape:
-        raise ValueError(f"the model made {tuple(output.shape)} of Y, want {tuple(y.shape)}; a network whose input is enlarged "
+        raise ValueError(f"the model made {tuple(output.shape)} of Y, expected {tuple(y.shape)}; a network whose "
+                         "input is enlarged "
                          "already, like VDSR, needs enlarged=True, and no other may have it")
     return bicubic + (output - y) * (255 / 219)

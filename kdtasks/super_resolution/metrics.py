@@ -40,7 +40,7 @@ def imresize(image: Tensor, scale: float) -> Tensor:
         ValueError: another shape, an empty image, or a scale that is not positive and finite.
     """
     if not image.is_floating_point():
-        raise TypeError(f"imresize wants floating point, got {image.dtype}. For uint8: imresize(image / 255, scale), and back "
+        raise TypeError(f"imresize needs floating point, got {image.dtype}. For uint8: imresize(image / 255, scale), and back "
                         "with .mul(255).round().clamp(0, 255).byte()")
     if image.ndim != 4 or 0 in image.shape[1:]:
         raise ValueError(f"image must be (B,C,H,W) with at least one pixel, got {tuple(image.shape)}")
@@ -88,7 +88,7 @@ def luma(rgb: Tensor) -> Tensor:
         ValueError: not three channels.
     """
     if rgb.ndim != 4 or rgb.shape[1] != 3:
-        raise ValueError(f"luma wants RGB (B,3,H,W), got {tuple(rgb.shape)}")
+        raise ValueError(f"luma needs RGB (B,3,H,W), got {tuple(rgb.shape)}")
     red, green, blue = _raised(rgb).split(1, dim=1)
     return (65.481 * red + 128.553 * green + 24.966 * blue + 16) / 255
 
@@ -150,11 +150,11 @@ def _levels(output: Tensor, target: Tensor, crop: int, least: int) -> list[Tenso
     """Both as whole numbers 0..255 in float64, without their borders."""
     shape = tuple(output.shape)
     if output.shape != target.shape or output.ndim != 4 or output.shape[1] not in (1, 3):
-        raise ValueError(f"want two equal shapes (B,3,H,W) or (B,1,H,W), got {shape} and {tuple(target.shape)}")
+        raise ValueError(f"expected two equal shapes (B,3,H,W) or (B,1,H,W), got {shape} and {tuple(target.shape)}")
     if not (output.is_floating_point() and target.is_floating_point()):
-        raise TypeError(f"want floating point in [0,1], got {output.dtype} and {target.dtype}; for uint8: image / 255")
+        raise TypeError(f"expected floating point in [0,1], got {output.dtype} and {target.dtype}; for uint8: image / 255")
     if crop < 0 or min(shape[2:]) - 2 * crop < least:
-        raise ValueError(f"crop={crop} of images {shape}: want a crop of at least 0 and {least}x{least} pixels left")
+        raise ValueError(f"crop={crop} of images {shape}: expected a crop of at least 0 and {least}x{least} pixels left")
     if target.numel():
         low, high = (value.item() for value in target.aminmax())
         if not -1e-3 <= low <= high <= 1 + 1e-3:                                        # NaN is outside too

@@ -47,7 +47,7 @@ class VDSR(nn.Module):
     def __init__(self, width: int = 64, depth: int = 20):
         super().__init__()
         if depth < 2:
-            raise ValueError(f"depth counts the first and the last layer too: want at least 2, got {depth}")
+            raise ValueError(f"depth counts the first and the last layer too: expected at least 2, got {depth}")
         layers = [_conv(1, width, bias=False), nn.ReLU()]
         for _ in range(depth - 2):
             layers += [_conv(width, width, bias=False), nn.ReLU()]

@@ -190,7 +190,7 @@ def _size(image) -> tuple[int, int]:
             return picture.height, picture.width
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
-        raise ValueError(f"want files, or uint8 arrays (H,W,3) or (H,W), got {image.dtype} {image.shape}")
+        raise ValueError(f"expected files, or uint8 arrays (H,W,3) or (H,W), got {image.dtype} {image.shape}")
     return image.shape[:2]
 
 
@@ -222,7 +222,7 @@ def _opened(path):
         with Image.open(path) as picture:
             stored = str([tile[3] for tile in picture.tile])                    # 'RGB;16B', ('RGB', 65535), …: PIL cuts these
             if picture.mode not in _MODES or ";16" in stored or "65535" in stored:
-                raise ValueError(f"want grey or RGB with 8 bits a channel, got mode {picture.mode!r}, stored as {stored}")
+                raise ValueError(f"expected grey or RGB with 8 bits a channel, got mode {picture.mode!r}, stored as {stored}")
             yield picture
     except Exception as error:
         raise RuntimeError(f"cannot read image {path}: {error}") from error
@@ -240,16 +240,16 @@ def _checked(hr: Sequence, lr: Sequence | None, scale, color: str, enlarged: boo
     if not scales or any(not isinstance(s, int) or s < 2 for s in scales):
         raise ValueError(f"scale must be a whole number of at least 2, got {scale!r}")
     if scales != (scale,) and (lr is not None or not enlarged):
-        raise ValueError(f"scale={scale!r}: several scales want enlarged=True and LR images that are made here")
+        raise ValueError(f"scale={scale!r}: several scales expected enlarged=True and LR images that are made here")
     if color not in ("rgb", "y"):
         raise ValueError(f"color must be 'rgb' or 'y', got {color!r}")
     downsizes = tuple(downsizes)
     if not downsizes or not all(0 < downsize <= 1 for downsize in downsizes):
         raise ValueError(f"downsizes must be numbers above 0 and at most 1, got {downsizes}")
     if not len(hr) or len(hr) != len(hr if lr is None else lr):
-        raise ValueError(f"want at least one HR image, and as many LR images if any, got {len(hr)} and {len(lr or ())}")
+        raise ValueError(f"expected at least one HR image, and as many LR images if any, got {len(hr)} and {len(lr or ())}")
     if lr is not None and downsizes != (1,):
-        raise ValueError(f"downsizes={downsizes} wants LR images that are made here")
+        raise ValueError(f"downsizes={downsizes} needs LR images that are made here")
     return scales, downsizes
 
 
@@ -272,7 +272,7 @@ def _cache_file(folder, files: Sequence, settings: tuple) -> Path | None:
     if folder is None:
         return None
     if not all(map(_is_file, files)):
-        raise ValueError("cache_dir wants files, not arrays")
+        raise ValueError("cache_dir needs files, not arrays")
     listing = [(str(path), (stat := os.stat(path)).st_size, stat.st_mtime_ns) for path in files]
     return Path(folder) / f"{hashlib.sha256(repr((1, settings, listing)).encode()).hexdigest()[:32]}.npz"
 

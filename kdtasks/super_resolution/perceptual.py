@@ -26,11 +26,12 @@ def lpips_rgb(output: Tensor, target: Tensor, crop: int = 0, network: nn.Module 
         ImportError: the package lpips is not installed.
     """
     if output.shape != target.shape or output.dim() != 4 or output.shape[1] != 3:
-        raise ValueError(f"want two equal shapes (B, 3, H, W), got {tuple(output.shape)} and {tuple(target.shape)}")
+        raise ValueError(f"expected two equal shapes (B, 3, H, W), got {tuple(output.shape)} and {tuple(target.shape)}")
     if min(output.shape[2:]) - 2 * crop < 32:
-        raise ValueError(f"images of {tuple(output.shape[2:])} less crop={crop} are too small for LPIPS: want at least 32x32")
+        raise ValueError(f"images of {tuple(output.shape[2:])} less crop={crop} are too small for LPIPS: expected at "
+                         "least 32x32")
     if len(target) and float(target.max()) > 2:
-        raise ValueError(f"want values in [0, 1], got up to {float(target.max()):g}: divide by 255")
+        raise ValueError(f"expected values in [0, 1], got up to {float(target.max()):g}: divide by 255")
     inside = slice(crop, output.shape[2] - crop), slice(crop, output.shape[3] - crop)
     images = (image.float().clamp(0, 1)[(..., *inside)] for image in (output, target))
     network = network or _alexnet(str(output.device))

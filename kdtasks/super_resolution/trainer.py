@@ -62,7 +62,8 @@ def scale_of(batch: dict) -> int:
     else:
         scales = [round(batch["target"].shape[-1] / batch["input"].shape[-1])]
     if len(scales) > 1 or scales == [1]:
-        raise ValueError(f"want one scale of at least 2 for a batch, got {scales} for inputs {tuple(batch['input'].shape)} and "
+        raise ValueError(f"expected one scale of at least 2 for a batch, got {scales} for inputs "
+                         f"{tuple(batch['input'].shape)} and "
                          f"targets {tuple(batch['target'].shape)}; give the batch its 'scale', and take test_batch_size=1")
     return int(scales[0])
 
@@ -158,7 +159,7 @@ def predict(model: nn.Module, config: dict, folder: str | Path, out: str | Path,
     data = {"scale": 2, "color": "rgb", "enlarged": False, **config["data"]["train"], **config["data"]["test"]}
     scale, luma_only, large = data["scale"], data["color"] == "y", data["enlarged"]
     if not isinstance(scale, int):
-        raise ValueError(f"the test data has scale={scale!r}, want one: --cfg-options data.test.scale=2")
+        raise ValueError(f"the test data has scale={scale!r}, expected one: --cfg-options data.test.scale=2")
     paths, out = _checked(Path(folder), Path(out)), Path(out)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
@@ -180,7 +181,7 @@ def predict(model: nn.Module, config: dict, folder: str | Path, out: str | Path,
         output = upscale_rgb(every, small, scale, large) if luma_only else every(imresize(small, scale) if large else small)
         expected = (1, 3, scale * small.shape[2], scale * small.shape[3])
         if output.shape != expected:
-            raise ValueError(f"the network made {tuple(output.shape)} of {path.name}, want {expected}: the data has "
+            raise ValueError(f"the network made {tuple(output.shape)} of {path.name}, expected {expected}: the data has "
                              f"scale={scale} and enlarged={large}, which must be the network's")
         levels = output[0].float().clamp(0, 1).mul(255).round().byte().movedim(0, -1)
         Image.fromarray(np.ascontiguousarray(levels.numpy())).save(out / f"{path.stem}.png")
@@ -206,12 +207,12 @@ def _checked(folder: Path, out: Path) -> list[Path]:
         raise FileNotFoundError(f"no folder {str(folder)!r}")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise FileNotFoundError(f"no image in {str(folder)!r}: want {', '.join(sorted(SUFFIXES))}; folders in it are not "
+        raise FileNotFoundError(f"no image in {str(folder)!r}: expected {', '.join(sorted(SUFFIXES))}; folders in it are not "
                                 "searched")
     if out.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"out={str(out)!r} lies in the folder of the images, {str(folder)!r}: want another place")
+        raise ValueError(f"out={str(out)!r} lies in the folder of the images, {str(folder)!r}: expected another place")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"out={str(out)!r} holds files, which could be overwritten: want a new or an empty folder")
+        raise ValueError(f"out={str(out)!r} holds files, which could be overwritten: expected a new or an empty folder")
     by_stem: dict[str, Path] = {}
     for path in paths:
         if (other := by_stem.setdefault(path.stem, path)) != path:
@@ -227,7 +228,7 @@ def _small_and_target(path: Path, scale: int, large: bool, measured: bool) -> tu
     target = pairs.target.image(0)[None]
     least = WINDOW + 2 * scale
     if min(target.shape[2:]) < least:
-        raise ValueError(f"{path} is {target.shape[2]}x{target.shape[3]}, SSIM at scale {scale} wants {least}x{least} pixels")
+        raise ValueError(f"{path} is {target.shape[2]}x{target.shape[3]}, SSIM at scale {scale} needs {least}x{least} pixels")
     return imresize(target, 1 / scale) if large else pairs.input.image(0)[None], target
 
 

@@ -531,11 +531,11 @@ def test_build_does_not_read_targets_of_unlabelled_rows():
 
 
 @pytest.mark.parametrize("loss, of, message", [
-    (KDLoss(), ("student", "teacher"), r"loss_x cannot be computed from student \(8, 3\), teacher \(8, 5\): want two equal"),
+    (KDLoss(), ("student", "teacher"), r"loss_x cannot be computed from student \(8, 3\), teacher \(8, 5\): expected two equal"),
     (nn.MSELoss(), HINT_OF, r"loss_x cannot be computed from student.layer1 \(8, 6\), teacher.layer1 \(8, 9\)"),
     (F.mse_loss, ("student", "column"), r"loss_x cannot be computed from student \(8, 3\), column \(8, 1\): Using a target"),
     (F.smooth_l1_loss, ("student", "column"), "Using a target size"),
-    (lambda s: s, "student", r"loss_x gave shape \(8, 3\) from student \(8, 3\); want one scalar"),
+    (lambda s: s, "student", r"loss_x gave shape \(8, 3\) from student \(8, 3\); expected one scalar"),
     (lambda s: 1.0, "student", "loss_x gave float from"),
     (lambda s: {"a": s.mean(), "b": [s.mean()]}, "student", "loss_x gave list from"),
     (lambda s, names: s.mean() * names, ("student", "names"), r"loss_x cannot be computed from student \(8, 3\), names list"),

@@ -122,11 +122,11 @@ def test_right_references_pass(last):
 
 
 @pytest.mark.parametrize("last, message", [
-    ({"teachers": {"teacher": "asistant.last"}}, r"'distilled' wants 'asistant.last', which is neither.*did you mean 'assis"),
-    ({"teachers": {"teacher": "distilled"}}, r"wants 'distilled'.*neither a file nor a stage before it"),
-    ({"teachers": {"teacher": "teacher.first"}}, r"wants 'teacher.first'"),
-    ({"teachers": {"teacher": "teacher.7"}}, r"wants 'teacher.7', but the stage 'teacher' keeps the epochs \[5, 10\]"),
-    ({"student": "fersh"}, r"wants 'fersh'"),
+    ({"teachers": {"teacher": "asistant.last"}}, r"'distilled' needs 'asistant.last', which is neither.*did you mean 'assis"),
+    ({"teachers": {"teacher": "distilled"}}, r"needs 'distilled'.*neither a file nor a stage before it"),
+    ({"teachers": {"teacher": "teacher.first"}}, r"needs 'teacher.first'"),
+    ({"teachers": {"teacher": "teacher.7"}}, r"needs 'teacher.7', but the stage 'teacher' keeps the epochs \[5, 10\]"),
+    ({"student": "fersh"}, r"needs 'fersh'"),
     ({"student": "keep"}, r"keeps its student, but no stage before it trains 'student'"),
     ({"model": "studnt"}, r"trains the model 'studnt'; did you mean 'student'"),
 ])

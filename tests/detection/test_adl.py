@@ -536,7 +536,7 @@ def test_a_valid_of_another_shape_or_type_is_in_the_message():
     student = torch.zeros(2, 3, 4)
     for valid, got in ((torch.ones(2, 3, 4) > 0, r"torch.bool \(2, 3, 4\)"), (torch.ones(3) > 0, r"torch.bool \(3,\)"),
                        (torch.ones(2, 3), r"torch.float32 \(2, 3\)")):
-        with pytest.raises(ValueError, match=rf"want valid as bool \(2, 3\), got {got} with student \(2, 3, 4\)"):
+        with pytest.raises(ValueError, match=rf"expected valid as bool \(2, 3\), got {got} with student \(2, 3, 4\)"):
             adl_loss(student, student, valid=valid)
 
 

@@ -329,9 +329,9 @@ def test_the_distiller_builds_the_adapter_and_trains_it():
 def test_an_adapter_without_channels_and_other_channels_than_said_are_errors():
     with pytest.raises(RuntimeError, match=r"call build\(student, teacher\) before the optimizer is made"):
         HintLoss()(values(1, 2, 3, 3), values(1, 2, 3, 3))
-    with pytest.raises(ValueError, match=r"want 4 channels of the student, got student \(1, 2, 3, 3\) and teacher \(1, 5, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"expected 4 channels of the student, got student \(1, 2, 3, 3\) and teacher \(1, 5, 3, 3\)"):
         HintLoss(student_channels=4).build(values(1, 2, 3, 3), values(1, 5, 3, 3))
-    with pytest.raises(ValueError, match=r"want 4 channels of the teacher, got student \(1, 2, 3, 3\) and teacher \(1, 5, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"expected 4 channels of the teacher, got student \(1, 2, 3, 3\) and teacher \(1, 5, 3, 3\)"):
         HintLoss(2, 4)(values(1, 2, 3, 3), values(1, 5, 3, 3))
     for student, teacher in (((2, 3, 4), (2, 3, 4)), ((2, 3), (2, 3, 1, 1)), ((2, 3, 4, 4), (3, 3, 4, 4))):
         with pytest.raises(ValueError, match="two maps") as caught:
@@ -416,7 +416,7 @@ def test_a_class_weight_of_another_length_is_in_the_message(columns, weight, wan
     with pytest.raises(ValueError) as caught:
         weighted_soft_cross_entropy(torch.zeros(4, columns), torch.zeros(4, columns), weight)
     shape = tuple(torch.as_tensor(weight).shape)
-    assert str(caught.value) == f"want class_weight {want} for student {(4, columns)}, got {shape}"
+    assert str(caught.value) == f"expected class_weight {want} for student {(4, columns)}, got {shape}"
 
 
 @pytest.mark.parametrize("shapes", [((2, 4), (2, 4), (3, 4)), ((2, 4), (3, 4), (2, 4)), ((2, 5), (2, 5), (2, 5)), ((4,), (4,), (4,))])

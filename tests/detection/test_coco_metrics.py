@@ -215,7 +215,7 @@ def test_nothing_is_printed(capfd, caplog):
     ({"boxes": torch.tensor([[0, 0, float("inf"), 1]])}, "the detection of image 1 has boxes that are not finite"),
     ({"labels": torch.tensor([0])}, "image 1 has label 0; labels count from 1"),
     ({"labels": torch.tensor([3])}, "image 1 has label 3; labels count from 1, and there are 2 classes"),
-    ({"scores": torch.rand(2)}, r"image 1 has 1 boxes, but scores of shape \(2,\); want \(1,\)"),
+    ({"scores": torch.rand(2)}, r"image 1 has 1 boxes, but scores of shape \(2,\); expected \(1,\)"),
 ])
 def test_what_cannot_be_measured(change, says):
     good, target = found([BOX], [1], [0.9]), truth([BOX], [1])

@@ -357,7 +357,7 @@ def test_what_a_data_set_refuses(tmp_path):
         with pytest.raises(ValueError, match=message):
             one_photo(tmp_path, **settings)
     for target, message in (({"boxes": [BLOCK], "labels": [2]}, r"photo\.png: a label is in 1\.\.1"),
-                            ({"boxes": [BLOCK], "labels": [1, 1]}, r"photo\.png: want boxes \(2,4\)")):
+                            ({"boxes": [BLOCK], "labels": [1, 1]}, r"photo\.png: expected boxes \(2,4\)")):
         with pytest.raises(ValueError, match=message):
             DetectionData([tmp_path / "photo.png"], [target], ["block"])
     (tmp_path / "photo.png").write_bytes(b"no image")
@@ -382,7 +382,7 @@ def test_unlabelled_images_of_a_folder(tmp_path):
     assert data.with_unlabelled(labelled, labelled)[1]["target"] is None
     with pytest.raises(ValueError, match=r"size=\(30, 40\) and size=None"):
         data.with_unlabelled(labelled, one_photo(tmp_path))
-    with pytest.raises(ValueError, match="wants like=<data set>, or else classes="):
+    with pytest.raises(ValueError, match="needs like=<data set>, or else classes="):
         data.unlabelled(tmp_path / "wild")
     with pytest.raises(ValueError, match="come from `like`"):
         data.unlabelled(tmp_path / "wild", like=labelled, size=(1, 1))
@@ -507,7 +507,7 @@ def test_pixels_of_sixteen_bits_are_refused_and_not_cut(tmp_path):
 
 
     Image.fromarray(np.linspace(0, 65000, 64 * 64).reshape(64, 64).astype(np.uint16)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="'I;16': want 8 bits"):
+    with pytest.raises(ValueError, match="'I;16': expected 8 bits"):
         data.unlabelled(tmp_path, classes=["a"])[0]
 
 

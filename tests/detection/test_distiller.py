@@ -461,7 +461,7 @@ def test_adl_in_bfloat16_and_a_bfloat16_teacher():
 
 def test_num_classes_without_the_background_is_said():
     student, teacher = pair(retinanet, num_classes=3)
-    with pytest.raises(ValueError, match="labels up to 3, the student has num_classes=3.*want 4"):
+    with pytest.raises(ValueError, match="labels up to 3, the student has num_classes=3.*expected 4"):
         take(("student.cls_logits",), student, teacher, batch())
 
 

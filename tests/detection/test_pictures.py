@@ -116,7 +116,7 @@ def test_squared_errors_equal_a_loop():
     for i in range(7):
         assert e_s[i].item() == pytest.approx(sum((s[i, k].double() - y[i, k].double()).item() ** 2 for k in range(4)))
         assert e_t[i].item() == pytest.approx(sum((t[i, k].double() - y[i, k].double()).item() ** 2 for k in range(4)))
-    with pytest.raises(ValueError, match=r"want three tensors \(P,4\), got \(7, 4\), \(7, 4\), \(6, 4\)"):
+    with pytest.raises(ValueError, match=r"expected three tensors \(P,4\), got \(7, 4\), \(7, 4\), \(6, 4\)"):
         pictures.squared_errors(s, t, y[:6])
 
 

@@ -164,7 +164,7 @@ def test_the_student_of_a_run_exports_and_gives_the_same_boxes(tmp_path):
     run.train()
     done = export(tmp_path / "run", "safetensors")
     assert done["difference"] <= done["allowed"]
-    with pytest.raises(ConfigError, match="ONNX wants a model of one tensor"):
+    with pytest.raises(ConfigError, match="ONNX needs a model of one tensor"):
         export(tmp_path / "run", "onnx")
 
 

@@ -52,8 +52,8 @@ def test_a_task_that_takes_no_folder(undisturbed, capsys):
     assert stopped.value.code == 1 and "'kdtasks.general.trainer' takes no folder of images" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments, said", [(["--images", "here"], "want --out"), (["--out", "there"], "want --images or --inputs"),
-                                             (["--tile", "0"], "want --images or --inputs"), (["--ensemble"], "want --images"),
+@pytest.mark.parametrize("arguments, said", [(["--images", "here"], "need --out"), (["--out", "there"], "need --images or --inputs"),
+                                             (["--tile", "0"], "need --images or --inputs"), (["--ensemble"], "need --images"),
                                              (["--images", "here", "--inputs", "here", "--out", "there"], "not allowed with")])
 def test_flags_that_do_not_go_together(undisturbed, task, capsys, arguments, said):
     with pytest.raises(SystemExit) as stopped:

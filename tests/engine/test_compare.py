@@ -326,7 +326,7 @@ def test_command(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ([str(SMALL), str(SMALL)], "a config is given twice"),
-    ([str(SMALL), "--seeds", "1", "1"], "want different seeds, got [1, 1]"),
+    ([str(SMALL), "--seeds", "1", "1"], "expected different seeds, got [1, 1]"),
     ([str(SMALL), "--cfg-options", "lenght=1"], "did you mean 'length'"),
 ])
 def test_command_says_what_is_wrong(arguments, message, tmp_path, capsys):

@@ -479,7 +479,7 @@ def test_a_good_data_set_gives_no_warning():
 @pytest.mark.parametrize("message, n, options", [
     ("batch_size must be at least 1, got 0", 9, {"batch_size": 0}),
     ("the data set Batched is empty", 0, {}),
-    ("2 processes cannot share batch_size=5 and unlabelled_per_batch=0 equally: want multiples of 2", 9, {"world": 2}),
+    ("2 processes cannot share batch_size=5 and unlabelled_per_batch=0 equally: expected multiples of 2", 9, {"world": 2}),
     ("cannot share batch_size=4 and unlabelled_per_batch=1", 9,
      {"batch_size": 4, "world": 2, "labelled": [1], "unlabelled_per_batch": 1}),
     ("rank must be in \\[0, world\\), got rank=2, world=2", 9, {"rank": 2, "world": 2}),
@@ -487,7 +487,7 @@ def test_a_good_data_set_gives_no_warning():
     ("all 9 samples are labelled", 9, {"unlabelled_per_batch": 2}),
     ("no sample is labelled", 9, {"labelled": []}),
     ("mask of shape \\(9,\\), got \\(2,\\)", 9, {"labelled": [True, False]}),
-    ("wants dataset.target, which Batched has not", 9, {"labelled": "target"}),
+    ("needs dataset.target, which Batched has not", 9, {"labelled": "target"}),
     ("indices, a bool mask, 'target' or None, got 'first'", 9, {"labelled": "first"}),
     ("length must be at least 1, got 0", 9, {"length": 0}),
     ("drop_last=False gives a short last batch", 9, {"shuffle": False, "length": 3}),

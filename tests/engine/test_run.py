@@ -188,7 +188,7 @@ def test_two_stages_with_the_optimizers_state_kept_are_one(tmp_path):
         found[name] = weights(run, stages[-1]["name"])["state_dict"]
     assert same(found["one"], found["kept"]) and not same(found["one"], found["fresh"])
     adam = [kept[0], {**kept[1], "optimizer": {"type": "torch.optim.Adam", "lr": 0.01}}]
-    with pytest.raises(ConfigError, match="'second': optimizer_state='keep' wants the optimizer .* of stage 'alone': it has SGD"):
+    with pytest.raises(ConfigError, match="'second': optimizer_state='keep' needs the optimizer .* of stage 'alone': it has SGD"):
         Run({**small(), "optimizer": optimizer, "stages": adam}, tmp_path / "adam", quiet=True).train()
     assert not (tmp_path / "adam" / "stages" / "0_alone").exists()
     with pytest.raises(ConfigError, match="with ema a stage hands on their average"):

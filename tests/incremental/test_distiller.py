@@ -125,7 +125,7 @@ def test_a_teacher_of_other_columns_and_a_model_without_a_growing_head():
     with pytest.raises(ValueError, match=r"teacher gives 5 columns, its head has 3 \(2, 1\)"):
         made({**batch(), "teacher": torch.ones(8, 5)})
     made = IncrementalDistiller(Net(), {}, {"loss": (given, ("student.new",))})
-    with pytest.raises(ValueError, match="Net has 0 growing heads, want one"):
+    with pytest.raises(ValueError, match="Net has 0 growing heads, expected one"):
         made(batch())
     with pytest.raises(ValueError, match="no model supplies 'student.odl'; did you mean 'student.old'"):
         distiller("student.odl")

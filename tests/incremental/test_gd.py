@@ -416,7 +416,7 @@ def test_what_the_modules_refuse():
         GlobalDistillationLoss(-1)
     for loss, tensors in ((GlobalDistillationLoss(balanced=True), (student, previous, current, target)),
                           (BalancedCrossEntropy(balanced=True), (student, target))):
-        with pytest.raises(ValueError, match="wants counts"):
+        with pytest.raises(ValueError, match="needs counts"):
             loss(*tensors)
         with pytest.raises(ValueError, match=r"\(7, 5\).*\(7,\)"):
             loss(*tensors, torch.ones(7))

@@ -500,9 +500,9 @@ def errors():
     yield dict(attention="layer4"), models, "attention='layer4': student is a PlainNet without this submodule; did you mean 'layer"
     yield dict(attention="layer3", fast=False, compile=True), models, "fast=False with compile=True"
     yield dict(attention="layer2", compile=True), models, "compile=True: the logits of (student|teacher) are not its growing head .* 'layer2'"
-    yield dict(attention="layer2", fast=True), models, "fast=True: the logits of .* want fast=None"
-    yield dict(attention="flatten"), models, r"attention='flatten' of (student|teacher) gives \(4, 8\); want maps"
-    yield dict(attention="avgpool"), models, r"attention='avgpool' of (student|teacher) gives \(4, 8, 1, 1\); want maps"
+    yield dict(attention="layer2", fast=True), models, "fast=True: the logits of .* expected fast=None"
+    yield dict(attention="flatten"), models, r"attention='flatten' of (student|teacher) gives \(4, 8\); expected maps"
+    yield dict(attention="avgpool"), models, r"attention='avgpool' of (student|teacher) gives \(4, 8, 1, 1\); expected maps"
     yield dict(attention="layer3"), pair("digits_cnn", (2, 2))[:1] + [models[1]], "teacher has 5 columns, the student 2 old ones"
     yield dict(attention="layer3"), [growing(digits_cnn(width=4), [5]).double(), models[1]], "the student has no old classes"
 

@@ -75,7 +75,7 @@ def test_a_network_without_a_linear_layer():
 
 @pytest.mark.parametrize("network, count", [(nn.Linear(2, 2), 0), (nn.ModuleList(GrowingHead(2, (1,)) for _ in range(2)), 2)])
 def test_head_of_wants_one_head(network, count):
-    with pytest.raises(ValueError, match=f"has {count} growing heads, want one"):
+    with pytest.raises(ValueError, match=f"has {count} growing heads, expected one"):
         head_of(network)
 
 

@@ -257,7 +257,7 @@ def test_errors_of_lwf():
     with pytest.raises(ValueError, match=r"weight has 1 entries, and this is experience 2"):
         trained(Net(nn.Linear(8, 10)), LwFPlugin(weight=[1.0]), benchmark().train_stream, 2)
     for plugin in (LwFMCPlugin(), LwMPlugin()):
-        with pytest.raises(ValueError, match="wants one head for all classes; ManyHeads has one a task"):
+        with pytest.raises(ValueError, match="needs one head for all classes; ManyHeads has one a task"):
             trained(ManyHeads(), plugin, task_benchmark().train_stream, 1)
 
 
@@ -480,7 +480,7 @@ def test_errors_of_global_distillation():
     plugin.head, again = "head", benchmark().train_stream[0]
     with pytest.raises(ValueError, match=r"experience 2 has no new class: all of \[3, 7\] were seen before"):
         trained(Net(nn.Linear(8, 10)), plugin, [again, again], 2)
-    with pytest.raises(ValueError, match="want the 1 experiences that are over"):
+    with pytest.raises(ValueError, match="expected the 1 experiences that are over"):
         plugin.load_state_dict(plugin.state_dict(), Net(nn.Linear(8, 10)))
 
 

@@ -113,14 +113,14 @@ def test_what_only_makes_sense_after_a_first_experience_waits_for_it():
 @pytest.mark.parametrize("sizes", [None, (6,), ()])
 def test_a_student_without_experiences(gd, make, sizes):
     gd["student"]["sizes"] = sizes
-    with pytest.raises(ValueError, match="want a student with the sizes of at least two experiences"):
+    with pytest.raises(ValueError, match="expected a student with the sizes of at least two experiences"):
         make(gd)
 
 
 @pytest.mark.parametrize("options, message", [
     ({"stages.warm_up": {"lenght": 1}}, r"stages\[1\] has no key 'lenght'; did you mean 'length'"),
     ({"stages.warmup": {}}, "stages: chain has no argument 'warmup'; did you mean 'warm_up'"),
-    ({"student": {"type": "small_streams.Net"}}, r"stages \(chain\): want a student with the sizes of at least two"),
+    ({"student": {"type": "small_streams.Net"}}, r"stages \(chain\): expected a student with the sizes of at least two"),
     ({"data.train": {"type": "small_streams.images"}}, r"stages\[0\].data.train: images has no argument 'experience'"),
     ({"student.type": "small_streams.Net"}, "student: Net has no argument 'sizes'")])
 def test_errors_of_a_config_say_where(options, message):

@@ -165,6 +165,6 @@ def test_wrong_embeddings_are_refused(tmp_path):
     (tmp_path / "text.csv").write_text("1,2")
     for given, message in ((torch.zeros(3, 2), r"\(714, D\), got embeddings of shape \(3, 2\)"),
                            (torch.zeros(714), r"\(N, D\), got embeddings of shape \(714,\)"), (tmp_path / "dict.pt", "holds a dict"),
-                           (tmp_path / "two.safetensors", "holds a dict"), (tmp_path / "text.csv", "want .npy, .safetensors, or .pt")):
+                           (tmp_path / "two.safetensors", "holds a dict"), (tmp_path / "text.csv", "expected .npy, .safetensors, or .pt")):
         with pytest.raises(ValueError, match=message):
             data.with_teacher(data.digits(train=False), given)

@@ -127,7 +127,7 @@ def test_what_an_adapter_refuses():
     from pytorch_metric_learning.distances import LpDistance
 
     loss, student = PMLDistillLoss(relations), rows()
-    with pytest.raises(ValueError, match="wants the teacher's embeddings as ref_emb"):
+    with pytest.raises(ValueError, match="needs the teacher's embeddings as ref_emb"):
         loss(student)
     with pytest.raises(ValueError, match=r"same samples, got \(12, 5\) and \(11, 5\)"):
         loss(student, ref_emb=rows(11))
@@ -243,7 +243,7 @@ def test_distillation_alone_and_a_weight_of_zero():
 
     run, _ = trainer(Never(), loss_weights={"metric_loss": 1.0, "distill_loss": 0})
     run.train(num_epochs=1)
-    with pytest.raises(ValueError, match="wants a 'distill_loss'"):
+    with pytest.raises(ValueError, match="needs a 'distill_loss'"):
         trainer(network(), loss_funcs={"metric_loss": TripletMarginLoss()}, loss_weights=None)
     with pytest.raises(ValueError, match="nothing would train: loss_weights=.'metric_loss': 0"):
         trainer(network(), loss_weights={"metric_loss": 0, "distill_loss": 0.0})

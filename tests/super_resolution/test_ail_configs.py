@@ -109,7 +109,7 @@ def test_the_config_of_291_images_cuts_patches_of_small_ones_too(tmp_path, monke
 
 def test_the_released_stages_want_epochs_and_one_schedule():
     config = configs.load(FOLDER / "ail_vdsr32_vdsr13_bsds_x2_short.py")
-    with pytest.raises(ValueError, match=r"want a length in epochs and one MultiStepLR, got length={'iterations': 7}"):
+    with pytest.raises(ValueError, match=r"expected a length in epochs and one MultiStepLR, got length={'iterations': 7}"):
         released_stages({**config, "length": {"iterations": 7}})
     with pytest.raises(ValueError, match=r"schedule={'type': 'ConstantLR'}"):
         released_stages({**config, "schedule": {"type": "ConstantLR"}})

@@ -262,7 +262,7 @@ def test_wrong_settings_are_refused():
     high = [picture(12, 12)]
     for match, settings in {"scale must be": {"scale": 1}, r"got 2\.5": {"scale": 2.5}, "several scales": {"scale": (2, 3)}, "'rgb' or 'y'": {"color": "Y"},
                             "downsizes must": {"downsizes": (1, 1.5)}, "made here": {"lr": [picture(6, 6)], "downsizes": (0.5,)},
-                            "as many": {"lr": []}, "12x12 pixels.*scale 13": {"scale": 13}, "cache_dir wants files": {"cache_dir": "here"},
+                            "as many": {"lr": []}, "12x12 pixels.*scale 13": {"scale": 13}, "cache_dir needs files": {"cache_dir": "here"},
                             r"LR image 5x6.*must have 10x12": {"lr": [picture(5, 6)]}}.items():
         with pytest.raises(ValueError, match=match):
             Pairs(high, **settings)

@@ -100,7 +100,7 @@ def test_wrong_arguments():
     with pytest.raises(ValueError, match=r"got \(1, 1, 0, 8\)"):
         tiled(model, image[:, :, :0], 2)
     for options in ({"tile": 0}, {"overlap": -1}):
-        with pytest.raises(ValueError, match="want tile >= 1 and overlap >= 0"):
+        with pytest.raises(ValueError, match="expected tile >= 1 and overlap >= 0"):
             tiled(model, image, 2, **options)
 
 
@@ -176,7 +176,7 @@ def test_luma_goes_through_the_network_and_colour_through_bicubic(name, enlarged
 
 def test_an_enlarging_network_and_one_that_is_not_are_not_mixed_up():
     rgb = torch.rand(1, 3, 5, 7, dtype=F64)
-    with pytest.raises(ValueError, match=r"made \(1, 1, 5, 7\) of Y, want \(1, 1, 10, 14\).*enlarged=True"):
+    with pytest.raises(ValueError, match=r"made \(1, 1, 5, 7\) of Y, expected \(1, 1, 10, 14\).*enlarged=True"):
         upscale_rgb(network("vdsr", 1)[0], rgb, 2)
     with pytest.raises(ValueError, match=r"made \(1, 1, 20, 28\) of Y"):
         upscale_rgb(network("espcn", 2)[0], rgb, 2, enlarged=True)

@@ -26,7 +26,7 @@ def test_it_is_the_librarys_distance_of_the_cropped_images(network):
 
 
 def test_wrong_input():
-    with pytest.raises(ValueError, match=r"want two equal shapes \(B, 3, H, W\), got \(1, 1, 64, 64\)"):
+    with pytest.raises(ValueError, match=r"expected two equal shapes \(B, 3, H, W\), got \(1, 1, 64, 64\)"):
         lpips_rgb(torch.rand(1, 1, 64, 64), torch.rand(1, 1, 64, 64))
     with pytest.raises(ValueError, match=r"too small for LPIPS"):
         lpips_rgb(torch.rand(1, 3, 40, 64), torch.rand(1, 3, 40, 64), crop=8)

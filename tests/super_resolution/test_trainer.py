@@ -116,7 +116,7 @@ def test_evaluate_of_luma_that_is_enlarged_already_leaves_out_a_border_as_wide_a
     assert list(found) == ["psnr_y", "ssim_y"]
     wrong = [{name: value for name, value in batch.items() if name != "scale"}, {**batch, "scale": torch.tensor([2, 3])}]
     for batch in wrong:
-        with pytest.raises(ValueError, match="want one scale of at least 2 for a batch, got"):
+        with pytest.raises(ValueError, match="expected one scale of at least 2 for a batch, got"):
             trainer.evaluate(Nearest(1), [batch])
 
 
@@ -306,7 +306,7 @@ def test_a_network_that_gives_no_number_is_not_hidden_by_the_mean(photos):
 @pytest.mark.parametrize("scale, enlarged, made", [(3, False, (99, 138)), (1, False, (33, 46)), (2, True, (132, 184))], ids=str)
 def test_a_network_of_another_scale_is_an_error_before_anything_is_saved(photos, tmp_path, measured, scale, enlarged, made):
     album = folder(tmp_path / "album", color=picture(66 if measured else 33, 92 if measured else 46))
-    with pytest.raises(ValueError, match=rf"made \(1, 3, {made[0]}, {made[1]}\) of color.png, want \(1, 3, 66, 92\): the data has scale=2"):
+    with pytest.raises(ValueError, match=rf"made \(1, 3, {made[0]}, {made[1]}\) of color.png, expected \(1, 3, 66, 92\): the data has scale=2"):
         trainer.predict(Nearest(scale), config(photos, "rgb", enlarged), album, tmp_path / "out", measured=measured)
     assert not list((tmp_path / "out").iterdir())
 
@@ -362,7 +362,7 @@ def test_files_that_cannot_be_used_are_left_out_and_named(photos, album, tmp_pat
         messages = [str(warning.message) for warning in caught]
         assert all(any(path in message for message in messages) for path in failed) and len(messages) == count
         assert (tmp_path / str(measured) / "color.png").exists() and not (tmp_path / str(measured) / "deep.png").exists()
-    assert "want" in next(message for message in messages if "deep" in message)
+    assert "expected" in next(message for message in messages if "deep" in message)
 
 
 def test_predict_endangers_no_file(photos, album, tmp_path):
@@ -381,6 +381,6 @@ def test_predict_endangers_no_file(photos, album, tmp_path):
     with pytest.raises(FileNotFoundError, match="no image in"):
         trainer.predict(model, full, tmp_path, tmp_path.parent / "out", measured=False)
     full["data"]["test"]["scale"] = [2, 3]
-    with pytest.raises(ValueError, match=r"scale=\[2, 3\], want one"):
+    with pytest.raises(ValueError, match=r"scale=\[2, 3\], expected one"):
         trainer.predict(model, full, taken, tmp_path / "out", measured=False)
     assert not (tmp_path / "out").exists()
