@@ -1,0 +1,1 @@
+"""What the library costs, a file a task; ``tools/benchmark.py`` prints it."""
