@@ -1,5 +1,6 @@
 """Reading a model's weights from a file, without ever unpickling code."""
 
+import hashlib
 import json
 import pickle
 import re
@@ -14,13 +15,17 @@ from kdtasks.core.names import did_you_mean
 def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     """``(state_dict, meta)`` of a ``.pth`` file (``torch.load`` with ``weights_only=True``) or a ``.safetensors`` file.
 
+    A ``.pth`` file of weights alone has its meta in the ``.json`` of the same name beside it, if a run wrote one
+    (:func:`checksum` says whether both belong together).
+
     A file may hold the plain state_dict, or a dict with it under ``'state_dict'`` or ``'model'`` (torchvision,
     mmengine and timm do so) beside other things; the prefix ``module.`` that DDP adds is taken off. Foreign objects among
     the other things (the log of mmengine's Runner) come out empty: their code is not run, nor even imported.
 
     Raises:
         FileNotFoundError: there is no such file; neighbours with a similar name are listed.
-        ValueError: the file is truncated, is no checkpoint, needs code to be unpickled, or holds no tensors.
+        ValueError: the file is truncated, is no checkpoint, needs code to be unpickled, or holds no tensors; or the
+            ``.json`` beside it is of other weights.
     """
     path = Path(path)
     if not path.is_file():
@@ -45,14 +50,47 @@ def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
         reason = type(error).__name__ if isinstance(error, pickle.UnpicklingError) else str(error).partition("\n")[0]
         raise ValueError(f"{str(path)!r} is truncated, damaged or no checkpoint ({path.stat().st_size} bytes): "
                          f"{reason}") from None
-    meta, content = content.get("meta", {}) if isinstance(content, dict) else {}, _inner(content)
+    whole, content = content, _inner(content)
     if not _is_state(content):
         kind = f"a dict with the keys {list(content)[:6]}" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise ValueError(f"{str(path)!r} holds no state_dict but {kind}; expected {{name: tensor}}, plain or under "
                          "'state_dict'")
+    meta = _meta_beside(path) if content is whole else whole.get("meta")
     if all(name.startswith("module.") for name in content):
         content = {name.removeprefix("module."): value for name, value in content.items()}
     return content, meta if isinstance(meta, dict) else {}
+
+
+def checksum(path: str | Path) -> str:
+    """SHA-256 of a file, as ``sha256`` in the ``.json`` beside weights of a run says which weights it is about."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_meta(path: str | Path) -> bool:
+    """Whether this ``.json`` is what a run wrote of weights, and nobody else's: it begins with ``"kdtasks"``, the version."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return bool(re.match(r'\s*\{\s*"kdtasks"\s*:', file.read(100)))
+    except (FileNotFoundError, IsADirectoryError):
+        return False
+
+
+def _meta_beside(path: Path) -> dict:
+    beside = path.with_suffix(".json")
+    if not is_meta(beside):
+        return {}
+    try:
+        meta = dict(json.loads(beside.read_text(encoding="utf-8")))
+        expected = meta.pop("sha256")
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{str(beside)!r} is damaged; it says what {path.name!r} beside it is. Where you know that, "
+                         "remove it") from None
+    if checksum(path) != expected:
+        raise ValueError(f"{str(beside)!r} is about other weights than {path.name!r} beside it: one of them was replaced, or a "
+                         "run was killed between the two. The run's --resume writes both anew; if these weights are your own, "
+                         f"remove {beside.name!r}")
+    return meta
 
 
 class _Nothing:

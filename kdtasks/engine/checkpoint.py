@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import kdtasks
+from kdtasks.core.weights import checksum, is_meta
+
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, flush it to the disk, then move it into place.
@@ -40,11 +43,47 @@ def save(state: Mapping, path: str | Path) -> None:
         TypeError: something in ``state`` would need code to be unpickled; the message says where it is.
     """
     _check_plain(state, "state")
+    _save(path, lambda temporary: torch.save(dict(state), temporary))
+
+
+def _save(path: str | Path, write: Callable[[Path], None]) -> None:
     try:
-        write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
+        write_atomically(path, write)
     except (OSError, RuntimeError) as error:
         former = "the former one there still loads" if Path(path).exists() else "no file was left there"
         raise OSError(f"could not save {str(path)!r} ({error}); {former}") from error
+
+
+def save_weights(state_dict: Mapping, meta: Mapping, path: str | Path) -> None:
+    """Weights as a plain state_dict, and what is known of them in the ``.json`` beside it.
+
+    The facts are written first: after a kill between the two, the weights of before are beside the facts of now,
+    which :func:`kdtasks.core.weights.read_weights` refuses.
+
+    Raises:
+        OSError: as :func:`save`.
+        TypeError: as :func:`save`.
+    """
+    _check_plain(state_dict, "state_dict")
+
+    def write(temporary: Path) -> None:
+        torch.save(state_dict, temporary)                                 # as it is: its _metadata has modules' versions
+        save_meta(meta, temporary, path)
+
+    _save(path, write)
+
+
+def save_meta(meta: Mapping, weights: str | Path, path: str | Path) -> None:
+    """What is known of the file ``weights``, which goes to ``path`` next, and its checksum, in the ``.json`` beside ``path``.
+
+    Raises:
+        ValueError: a ``.json`` of that name is there that no run has written.
+    """
+    beside = Path(path).with_suffix(".json")
+    if beside.exists() and not is_meta(beside):
+        raise ValueError(f"{str(beside)!r} is no file of a run, and {Path(path).name!r} needs its name for "
+                         "what is known of the weights; move it, or use another name")
+    save_json({"kdtasks": kdtasks.__version__, **meta, "sha256": checksum(weights)}, beside)
 
 
 def _check_plain(value, where: str) -> None:

@@ -67,7 +67,7 @@ def train(arguments: Sequence[str] | None = None) -> None:
         results = run.train(args.resume)
         if run.rank == 0:
             table(results)
-            print(f"{run.work_dir}: results.json student.pth report.html")
+            print(f"{run.work_dir}: results.json student.pth student.json report.html")
 
 
 def test(arguments: Sequence[str] | None = None) -> None:
@@ -75,7 +75,8 @@ def test(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="test.py", description="Evaluate a student's weights on the config's test data, or "
                                                                  "use them on a folder of images.")
     parser.add_argument("config")
-    parser.add_argument("checkpoint", help="student.pth, a stage's last.pth or best.pth, or any file of plain weights")
+    parser.add_argument("checkpoint", help="student.pth (with student.json beside it), a stage's last.pth or best.pth, "
+                                           "or any file of plain weights")
     parser.add_argument("--model", default="student", help="which model of the config the weights are for: student, teacher …")
     parser.add_argument("--seed", type=int, help="of what the config draws, such as the order of classes; default: that of the "
                                                  "run which wrote the checkpoint, where it says so, else 0")
@@ -106,6 +107,9 @@ def test(arguments: Sequence[str] | None = None) -> None:
         if folder:
             return _predict(run, model.eval(), args)
         loader = run.test_loader(run.stages[-1])
+        if run.data_is_drawn and args.seed is None and "seed" not in meta:
+            print(f"warning: {args.checkpoint!r} does not say of which seed it is (no .json of a run is beside it), "
+                  "and the test data depends on that: 0 is taken; --seed says another", file=sys.stderr)
         _check_classes(args.checkpoint, meta.get("classes"), getattr(loader.dataset, "classes", None))
         with torch.no_grad():
             metrics = run.task.evaluate(model.eval(), loader)

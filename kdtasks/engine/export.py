@@ -31,8 +31,8 @@ def export(work_dir: str | Path, format: str, output: str | Path | None = None, 
 
     Args:
         work_dir: of the run; its ``config.py`` says what the student is and which images test it.
-        format: ``'pth'`` (a plain state_dict), ``'safetensors'`` (with the run's facts as metadata), or ``'onnx'``
-            (with the batch size left open).
+        format: ``'pth'`` (a plain state_dict, with the run's facts in a ``.json`` beside it), ``'safetensors'`` (with them as
+            metadata), or ``'onnx'`` (with the batch size left open).
         output: the file; None: ``student.<format>`` in the work_dir, ``student_plain.pth`` for ``'pth'``.
         weights: a file in the work_dir, or any: ``student.pth``, or a student's ``last.pth`` or ``best.pth``.
         opset: of ONNX; None: torch's choice.
@@ -77,6 +77,8 @@ def export(work_dir: str | Path, format: str, output: str | Path | None = None, 
         WRITERS[format](student, images, meta, path, opset)
         outputs = RUNNERS[format](run, path, images)
         found["difference"], found["allowed"] = _compare(expected, outputs, TOLERANCE[format], output)
+        if format == "pth":                                            # the others hold their facts
+            checkpoint.save_meta(meta, path, output)
 
     checkpoint.write_atomically(output, write_and_check)
     return {"output": str(output), "bytes": output.stat().st_size, "images": len(images), **found}

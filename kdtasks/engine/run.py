@@ -62,6 +62,7 @@ class Run:
         if self.config["threads"]:
             torch.set_num_threads(self.config["threads"])
         self._sets: dict[str, object] = {}
+        self.data_is_drawn = False                                        # whether a data set that was read has drawn numbers
         self.specs = {"student": self.config["student"], **self.config["teachers"], **self.config["models"]}
         self.stages: list[Stage] = []
         self.stages = self._stages()
@@ -279,7 +280,9 @@ class Run:
             inner = {name: self._read_once(value, f"{where}.{name}") for name, value in spec.items()
                      if isinstance(value, Mapping) and "type" in value}
             with self.seeded("data"):
+                before = torch.get_rng_state()
                 made = builder.build({**spec, **inner}, where)
+                self.data_is_drawn |= not torch.equal(before, torch.get_rng_state())
             self._sets[key] = made.to(self.device) if hasattr(made, "to") else made
         return self._sets[key]
 
@@ -374,7 +377,7 @@ class Run:
         self._wait()
 
     def train(self, resume: bool = False, only: list[str] | None = None) -> dict:
-        """Run the stages that are not done yet, and write results.json, student.pth and report.html.
+        """Run the stages that are not done yet, and write results.json, student.pth with student.json, and report.html.
 
         Args:
             resume: go on in a work_dir of the same config; in an empty one, start.
@@ -449,7 +452,7 @@ class Run:
         final = final_stage(self.stages)
         if final and final.name in self.done:
             state = checkpoint.load(self.folder(final) / "last.pth")
-            checkpoint.save({"meta": state["meta"], "state_dict": state["state_dict"]}, self.work_dir / "student.pth")
+            checkpoint.save_weights(state["state_dict"], state["meta"], self.work_dir / "student.pth")
         checkpoint.save_json(self.results, self.work_dir / "results.json")
         write_report(self)
 

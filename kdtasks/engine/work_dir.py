@@ -12,7 +12,8 @@ from kdtasks.engine.config import IMPORT_FROM, difference, plain
 
 
 class WorkDir:
-    """``config.py results.json student.pth report.html train.log``, ``stages/<k>_<name>/``, and ``stages/done.json``.
+    """What a run leaves: ``config.py results.json student.pth student.json report.html train.log``, ``stages/<k>_<name>/``,
+    and ``stages/done.json``.
 
     Args:
         path: the folder.

@@ -1,6 +1,7 @@
 """Weights from files: plain ones are read, foreign and broken ones are named, and none runs code."""
 
 import io
+import json
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdtasks.core.weights import load_weights, read_weights
+from kdtasks.core.weights import checksum, load_weights, read_weights
 
 
 def model():
@@ -64,6 +65,34 @@ def test_safetensors_with_their_metadata(tmp_path):
     state, meta = read_weights(tmp_path / "net.safetensors")
     assert {name: value.tolist() for name, value in state.items()} == {n: v.tolist() for n, v in network.state_dict().items()}
     assert meta == {"model": "net"} and load_weights(model(), tmp_path / "net.safetensors") == meta
+
+
+def test_plain_weights_have_their_meta_in_the_json_beside_them(path):
+    torch.save(model().state_dict(), path)
+    beside = path.with_suffix(".json")
+    beside.write_text(json.dumps({"kdtasks": "0.1.0", "seed": 3, "sha256": checksum(path)}))
+    assert read_weights(path)[1] == load_weights(model(), path) == {"kdtasks": "0.1.0", "seed": 3}
+    torch.save(model().state_dict(), path)                                                 # other weights beside the same json
+    for read in (read_weights, lambda file: load_weights(model(), file)):
+        with pytest.raises(ValueError, match=r"net.json' is about other weights than 'net.pth' beside it.*--resume.*remove 'net.json'"):
+            read(path)
+    torch.save({"state_dict": model().state_dict(), "meta": {"seed": 5}}, path)            # a file that brings its own
+    assert read_weights(path)[1] == {"seed": 5}
+
+
+@pytest.mark.parametrize("text", ['{"seed": 3}', '{"classes": ["kdtasks"]}', "[1, 2]", "", "no json", '{"a": 1}\n{"a": 2}', "\xff"])
+def test_a_json_of_somebody_else_beside_weights_is_left_alone(path, text):
+    torch.save(model().state_dict(), path)
+    path.with_suffix(".json").write_bytes(text.encode("latin-1"))
+    assert read_weights(path)[1] == {}
+
+
+@pytest.mark.parametrize("text", ['{"kdtasks": "0.1.0", "seed": 3}', '{"kdtasks": "0.1.0", "sha2'])
+def test_a_json_of_a_run_that_is_damaged_is_an_error(path, text):
+    torch.save(model().state_dict(), path)
+    path.with_suffix(".json").write_text(text)
+    with pytest.raises(ValueError, match=r"net.json' is damaged; it says what 'net.pth' beside it is"):
+        read_weights(path)
 
 
 class Evil:

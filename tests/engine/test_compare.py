@@ -172,8 +172,8 @@ def test_every_number_is_that_of_an_ordinary_run(undisturbed, tmp_path):
     run = Run(small(**{"losses.loss_kd.temperature": 8.0, "teacher.checkpoint": teacher}), tmp_path / "1", 1, "cpu", quiet=True)
     stages = run.train()["stages"]
     assert (row["alone"][1], row["distilled"][1]) == (stages["alone"]["accuracy"], stages["distilled"]["accuracy"])
-    ours = torch.load(folder / row["folders"][1] / "student.pth", weights_only=True)["state_dict"]
-    its = torch.load(run.work_dir / "student.pth", weights_only=True)["state_dict"]
+    ours = torch.load(folder / row["folders"][1] / "student.pth", weights_only=True)
+    its = torch.load(run.work_dir / "student.pth", weights_only=True)
     assert all(torch.equal(ours[name], its[name]) for name in its)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from kdtasks.core.weights import read_weights
 from kdtasks.engine import config as configurations
 from kdtasks.engine import export as exporting
 from kdtasks.engine.builder import ConfigError
@@ -39,7 +40,7 @@ def reference(run):
     from small_parts import Digits, Net
 
     student = Net(4).eval()
-    student.load_state_dict(torch.load(run.work_dir / "student.pth", weights_only=True)["state_dict"])
+    student.load_state_dict(torch.load(run.work_dir / "student.pth", weights_only=True))
     return student, Digits(1000, 200).images
 
 
@@ -54,6 +55,14 @@ def test_pth_is_a_plain_state_dict(run, reference):
     student, _ = reference
     assert list(state) == list(student.state_dict())
     assert all(torch.equal(state[name], value) for name, value in student.state_dict().items())
+    assert read_weights(done["output"])[1] == read_weights(run.work_dir / "student.pth")[1] != {}
+
+
+def test_a_file_of_somebody_else_beside_the_output_is_not_overwritten(run, tmp_path):
+    (tmp_path / "net.json").write_text('{"mine": 1}')
+    with pytest.raises(ValueError, match=r"net.json' is no file of a run, and 'net.pth' needs its name"):
+        export(run.work_dir, "pth", tmp_path / "net.pth")
+    assert files(tmp_path) == {"net.json"} and (tmp_path / "net.json").read_text() == '{"mine": 1}'
 
 
 def test_safetensors_loads_elsewhere(run, reference, tmp_path):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from small_runs import same, small, walk, weights
 
+from kdtasks.core.weights import read_weights
 from kdtasks.engine import config as configs
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.run import Run
@@ -15,7 +16,7 @@ from kdtasks.engine.run import Run
 
 def test_a_run_leaves_its_files(undisturbed):
     names = {p.name for p in undisturbed.work_dir.iterdir()}
-    assert {"config.py", "results.json", "student.pth", "report.html", "train.log", "stages"} <= names
+    assert {"config.py", "results.json", "student.pth", "student.json", "report.html", "train.log", "stages"} <= names
     assert [p.name for p in sorted((undisturbed.work_dir / "stages").iterdir()) if p.is_dir()] == ["0_teacher", "1_alone", "2_distilled"]
     results = json.loads((undisturbed.work_dir / "results.json").read_text())
     assert list(results) == ["config", "seed", "device", "primary", "higher_is_better", "stages"]
@@ -33,12 +34,14 @@ def test_results_are_what_an_evaluation_by_hand_gives(undisturbed):
 
 
 def test_student_file_loads_strictly_and_holds_no_teacher(undisturbed):
-    file = torch.load(undisturbed.work_dir / "student.pth", weights_only=True)
-    assert set(file) == {"meta", "state_dict"}
+    file, last = torch.load(undisturbed.work_dir / "student.pth", weights_only=True), weights(undisturbed, "distilled")
     student = undisturbed.model("student")
-    student.load_state_dict(file["state_dict"], strict=True)
-    assert same(file["state_dict"], weights(undisturbed, "distilled")["state_dict"])
-    assert len(file["state_dict"]) == len(student.state_dict())
+    student.load_state_dict(file)
+    assert same(file, last["state_dict"]) and len(file) == len(student.state_dict())
+    known = json.loads((undisturbed.work_dir / "student.json").read_text())
+    assert {name: known[name] for name in known if name != "sha256"} == last["meta"]
+    assert (known["stage"], known["seed"], known["classes"]) == ("distilled", 0, [str(k) for k in range(10)])
+    assert read_weights(undisturbed.work_dir / "student.pth")[1] == last["meta"]
     text = str({**weights(undisturbed, "distilled"), "state_dict": 0})
     teacher_shape = undisturbed.model("teacher")[-1].weight.shape
     assert "teacher." not in text and str(tuple(teacher_shape)) not in text

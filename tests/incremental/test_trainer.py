@@ -17,6 +17,7 @@ from small_runs import ROOT, same, walk, weights
 from small_streams import CLASSES, ORDER, Net
 from torch import nn
 
+from kdtasks.core.weights import read_weights
 from kdtasks.engine import cli, export
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.dry_run import dry_run
@@ -301,7 +302,7 @@ def test_columns_follow_the_order_in_training_test_and_file(finished):
             made = run.data_set(data, part)
             source = made.sources[0]
             assert {(CLASSES[int(source.target[i])], int(y)) for i, y in zip(made._place, made.target)} == {(CLASSES[c], ORDER.index(c)) for c in own}
-    assert torch.load(run.work_dir / "student.pth", weights_only=True)["meta"]["classes"] == [CLASSES[c] for c in ORDER]
+    assert read_weights(run.work_dir / "student.pth")[1]["classes"] == [CLASSES[c] for c in ORDER]
 
 
 def test_a_drawn_order_is_one_for_all_stages_of_a_seed(tmp_path):
@@ -478,10 +479,10 @@ def test_lwm_learns_the_first_experience_as_lwf_does(finished, tmp_path, no_repo
 # Files and tools --------------------------------------------------------------------------------------------------------
 def test_the_student_loads_strictly_into_the_plain_model(finished):
     run = finished("gd")
-    file = torch.load(run.work_dir / "student.pth", weights_only=True)
+    file, meta = read_weights(run.work_dir / "student.pth")
     plain_model = growing(Net(), (2, 2, 3))
-    plain_model.load_state_dict(file["state_dict"], strict=True)
-    assert same(file["state_dict"], state(run, "distilled")) and file["meta"]["spec"]["sizes"] == [2, 2, 3]
+    plain_model.load_state_dict(file, strict=True)
+    assert same(file, state(run, "distilled")) and meta["spec"]["sizes"] == [2, 2, 3]
     assert weights(run, "taught2")["meta"]["spec"]["sizes"] == [2, 2]
 
 
@@ -523,18 +524,22 @@ def test_a_newcomers_first_run_and_what_can_be_done_with_it(tmp_path, capsys, mo
     for name, rows in (("alone", 5), ("joint", 1), ("distilled", 5)):
         found = results["stages"][name]
         assert found["class_counts"] == [2] * 5 and len(found["matrix"]) == len(found["matrix_task_il"]) == rows
-    assert {"student.pth", "report.html", "config.py", "train.log"} <= {path.name for path in folder.iterdir()}
+    assert {"student.pth", "student.json", "report.html", "config.py", "train.log"} <= {path.name for path in folder.iterdir()}
     capsys.readouterr()
     found = evaluated(capsys, config, folder / "student.pth")
     distilled = results["stages"]["distilled"]
     assert found == pytest.approx({name: distilled[name] for name in found}, abs=1e-3) and "task_il_on_5" in found
     export.main([str(folder), "--format", "pth"])
     assert "its outputs differ from the student's by at most 0" in capsys.readouterr().out
-    assert found == evaluated(capsys, config, folder / "student_plain.pth", "--seed", "3") != evaluated(capsys, config, folder / "student_plain.pth")
+    assert found == evaluated(capsys, config, folder / "student_plain.pth")
+    (folder / "student_plain.json").unlink()                            # now nothing says which order of classes it was
+    assert found == evaluated(capsys, config, folder / "student_plain.pth", "--seed", "3")
+    cli.test([str(config), str(folder / "student_plain.pth"), "--device", "cpu"])
+    assert "student_plain.pth' does not say of which seed it is" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.test([str(config), str(folder / "student.pth"), "--seed", "4", "--device", "cpu"])
     assert "has learned the classes" in capsys.readouterr().err
-    before = copy.deepcopy(torch.load(folder / "student.pth", weights_only=True)["state_dict"])
+    before = copy.deepcopy(torch.load(folder / "student.pth", weights_only=True))
     Run(small(), tmp_path / "unused", device="cpu", quiet=True)
     assert same(before, torch.load(folder / "student_plain.pth", weights_only=True))
 
