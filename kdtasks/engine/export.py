@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,6 +26,34 @@ NEEDS = {"pth": (), "safetensors": ("safetensors",), "onnx": ("onnx", "onnxscrip
 NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "onnxruntime")
 
 
+@dataclass
+class OnnxForm:
+    """What an ONNX file holds of a student, and on what it is compared with it.
+
+    A task whose students are more than one tensor of fixed height and width says so in its module, with a function
+    ``onnx_form(student, images) -> OnnxForm``; ``images`` are the test images that a batch has as its ``input``.
+
+    Args:
+        model: is called with the tensors of an example, and gives a tensor, or a tuple, list or dict of some.
+        examples: of the model's arguments, on the CPU; the first one is what torch sees, all of them are compared.
+        inputs: what the file calls the arguments.
+        outputs: what it calls the outputs; None: torch's choice.
+        dynamic: the axes that are left open, ``{name of an input or output: {axis: name of the size}}``.
+        traced: torch's older exporter, which records one run; the other one reads the code, and refuses models whose
+            sizes depend on what is in the image.
+        compare: ``(example, expected, outputs, tolerance) -> (difference, allowed)``, ConfigError where they are not the same;
+            None: number by number.
+    """
+
+    model: nn.Module
+    examples: Sequence[tuple[Tensor, ...]]
+    inputs: Sequence[str] = ("input",)
+    outputs: Sequence[str] | None = None
+    dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=lambda: {"input": {0: "batch"}})
+    traced: bool = False
+    compare: Callable | None = None
+
+
 def export(work_dir: str | Path, format: str, output: str | Path | None = None, weights: str | Path = "student.pth",
            opset: int | None = None, device: str = "cpu", options: Mapping | None = None) -> dict:
     """Write the student of a finished run, run the file beside the student, and keep it only if both agree.
@@ -32,7 +61,7 @@ def export(work_dir: str | Path, format: str, output: str | Path | None = None, 
     Args:
         work_dir: of the run; its ``config.py`` says what the student is and which images test it.
         format: ``'pth'`` (a plain state_dict, with the run's facts in a ``.json`` beside it), ``'safetensors'`` (with them as
-            metadata), or ``'onnx'`` (with the batch size left open).
+            metadata), or ``'onnx'`` (the batch size left open, or as the task's ``onnx_form`` says: see :class:`OnnxForm`).
         output: the file; None: ``student.<format>`` in the work_dir, ``student_plain.pth`` for ``'pth'``.
         weights: a file in the work_dir, or any: ``student.pth``, or a student's ``last.pth`` or ``best.pth``.
         opset: of ONNX; None: torch's choice.
@@ -64,24 +93,26 @@ def export(work_dir: str | Path, format: str, output: str | Path | None = None, 
     meta = load_weights(student, source)
     student.eval()
     images = _images(run)
-    if format == "onnx":
-        if not isinstance(images, Tensor):
-            raise ConfigError(f"ONNX needs a model of one tensor, and this task's test images are a {type(images).__name__}; "
-                              "use --format safetensors")
-        student, images = student.cpu().to(memory_format=torch.contiguous_format), images.cpu().contiguous()
+    form = _onnx_form(run, student, images) if format == "onnx" else OnnxForm(student, [(images,)])
     with torch.no_grad():
-        expected = _leaves(student(images))
-    found: dict = {}
+        expected = [_leaves(form.model(*example)) for example in form.examples]
+    found: list[tuple[float, float]] = []
 
     def write_and_check(path: Path) -> None:
-        WRITERS[format](student, images, meta, path, opset)
-        outputs = RUNNERS[format](run, path, images)
-        found["difference"], found["allowed"] = _compare(expected, outputs, TOLERANCE[format], output)
+        WRITERS[format](form, meta, path, opset)
+        outputs = RUNNERS[format](run, form, path)
+        for example, wanted, got in zip(form.examples, expected, outputs):
+            try:
+                found.append((form.compare or compare)(example, wanted, got, TOLERANCE[format]))
+            except Differs as error:
+                raise ConfigError(f"{str(output)!r} was not kept: {error}") from error
         if format == "pth":                                            # the others hold their facts
             checkpoint.save_meta(meta, path, output)
 
     checkpoint.write_atomically(output, write_and_check)
-    return {"output": str(output), "bytes": output.stat().st_size, "images": len(images), **found}
+    difference, allowed = _nearest_to_limit(found)
+    return {"output": str(output), "bytes": output.stat().st_size, "images": len(images), "difference": difference,
+            "allowed": allowed}
 
 
 def _images(run: Run):
@@ -93,48 +124,78 @@ def _images(run: Run):
     return images
 
 
+def _onnx_form(run: Run, student: nn.Module, images) -> OnnxForm:
+    """As the task says, or one tensor with the batch size left open; on the CPU."""
+    student = student.cpu().to(memory_format=torch.contiguous_format)
+    images = images.cpu().contiguous() if isinstance(images, Tensor) else images
+    if hasattr(run.task, "onnx_form"):
+        return run.task.onnx_form(student, images)
+    if not isinstance(images, Tensor):
+        raise ConfigError(f"ONNX needs a model of one tensor, and this task's test images are a {type(images).__name__}; "
+                          "use --format safetensors")
+    return OnnxForm(student, [(images,)])
+
+
 # Writing, and running what was written ---------------------------------------------------------------------------------
-def _write_pth(student: nn.Module, images, meta: Mapping, path: Path, opset: int | None) -> None:
-    torch.save(_weights(student), path)
+def _write_pth(form: OnnxForm, meta: Mapping, path: Path, opset: int | None) -> None:
+    torch.save(_weights(form.model), path)
 
 
-def _write_safetensors(student: nn.Module, images, meta: Mapping, path: Path, opset: int | None) -> None:
+def _write_safetensors(form: OnnxForm, meta: Mapping, path: Path, opset: int | None) -> None:
     from safetensors.torch import save
 
-    path.write_bytes(save(_weights(student), metadata=_texts(meta)))
+    path.write_bytes(save(_weights(form.model), metadata=_texts(meta)))
 
 
-def _write_onnx(student: nn.Module, images: Tensor, meta: Mapping, path: Path, opset: int | None) -> None:
+def _write_onnx(form: OnnxForm, meta: Mapping, path: Path, opset: int | None) -> None:
     with _quiet():
         try:
-            program = torch.onnx.export(student, (images[:2],), dynamo=True, opset_version=opset, input_names=["input"],
-                                        dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False, verbose=False)
+            (_trace if form.traced else _read)(form, path, opset)
         except Exception as error:
             cause = error.__cause__ or error                           # the error around it is general advice
             raise ConfigError(f"torch.onnx cannot export this student: {type(cause).__name__}: "
                               f"{str(cause).strip().splitlines()[0]}") from error
-        program.model.metadata_props.update(_texts(meta))
-        program.save(path, external_data=False)
+        import onnx
+
+        program = onnx.load(path)
+        onnx.helper.set_model_props(program, _texts(meta))
+        onnx.save(program, path)
 
 
-def _run_pth(run: Run, path: Path, images) -> list[Tensor]:
-    return _run_state(run, torch.load(path, map_location="cpu", weights_only=True), images)
+def _read(form: OnnxForm, path: Path, opset: int | None) -> None:
+    """By torch.export; a size of 1 would be taken as fixed, and a batch need not be larger than two."""
+    shapes = tuple({axis: torch.export.Dim(size) for axis, size in form.dynamic.get(name, {}).items()} for name in form.inputs)
+    batched = [form.dynamic.get(name, {}).get(0) is not None for name in form.inputs]
+    example = tuple(value[:2] if first else value for value, first in zip(form.examples[0], batched))
+    torch.onnx.export(form.model, example, dynamo=True, opset_version=opset, input_names=list(form.inputs),
+                      output_names=form.outputs and list(form.outputs), dynamic_shapes=shapes, external_data=False,
+                      verbose=False).save(path, external_data=False)
 
 
-def _run_safetensors(run: Run, path: Path, images) -> list[Tensor]:
+def _trace(form: OnnxForm, path: Path, opset: int | None) -> None:
+    torch.onnx.export(form.model, tuple(form.examples[0]), path, dynamo=False, opset_version=opset,
+                      input_names=list(form.inputs), output_names=form.outputs and list(form.outputs),
+                      dynamic_axes={name: dict(axes) for name, axes in form.dynamic.items()})
+
+
+def _run_pth(run: Run, form: OnnxForm, path: Path) -> list[list[Tensor]]:
+    return _run_state(run, form, torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _run_safetensors(run: Run, form: OnnxForm, path: Path) -> list[list[Tensor]]:
     from safetensors.torch import load_file
 
-    return _run_state(run, load_file(path), images)
+    return _run_state(run, form, load_file(path))
 
 
-def _run_state(run: Run, state: Mapping[str, Tensor], images) -> list[Tensor]:
+def _run_state(run: Run, form: OnnxForm, state: Mapping[str, Tensor]) -> list[list[Tensor]]:
     model = run.model("student")
     model.load_state_dict(state, strict=True)
     with torch.no_grad():
-        return _leaves(model.eval()(images))
+        return [_leaves(model.eval()(*example)) for example in form.examples]
 
 
-def _run_onnx(run: Run, path: Path, images: Tensor) -> list[Tensor]:
+def _run_onnx(run: Run, form: OnnxForm, path: Path) -> list[list[Tensor]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -142,10 +203,12 @@ def _run_onnx(run: Run, path: Path, images: Tensor) -> list[Tensor]:
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-        outputs = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        names = [one.name for one in session.get_inputs()]
+        outputs = [session.run(None, {name: value.numpy() for name, value in zip(names, example)})
+                   for example in form.examples]
     except Exception as error:                                         # its errors share no class of their own
         raise ConfigError(f"onnxruntime cannot run what torch.onnx exported (another --opset may help): {error}") from error
-    return [torch.from_numpy(value) for value in outputs]
+    return [[torch.from_numpy(value) for value in values] for values in outputs]
 
 
 WRITERS: dict[str, Callable] = {"pth": _write_pth, "safetensors": _write_safetensors, "onnx": _write_onnx}
@@ -171,24 +234,32 @@ def _leaves(output) -> list[Tensor]:
     return [leaf for part in output or [] for leaf in _leaves(part)]
 
 
-def _compare(expected: Sequence[Tensor], outputs: Sequence[Tensor], tolerance: float, output: Path) -> tuple[float, float]:
+class Differs(ConfigError):
+    """The outputs of a file are not the student's."""
+
+
+def compare(example, expected: Sequence[Tensor], outputs: Sequence[Tensor], tolerance: float) -> tuple[float, float]:
     """``(difference, allowed)`` of the output that comes nearest to its limit.
 
     Raises:
-        ConfigError: an output differs by more than ``tolerance`` times its greatest value, or in shape.
+        Differs: an output differs by more than ``tolerance`` times its greatest value, or in shape.
     """
     shapes = [[tuple(t.shape) for t in tensors] for tensors in (expected, outputs)]
     if shapes[0] != shapes[1]:
-        raise ConfigError(f"{str(output)!r} was not kept: its outputs have the shapes {shapes[1]}, the student's {shapes[0]}")
+        raise Differs(f"its outputs have the shapes {shapes[1]}, the student's {shapes[0]}")
     pairs = []
     for want, got in zip(expected, outputs):
         want, got = want.cpu().double(), got.cpu().double()
         difference = float((want - got).abs().max()) if want.numel() else 0.0
         allowed = tolerance * float(want.abs().max()) if want.numel() else 0.0
         if not difference <= allowed:
-            raise ConfigError(f"{str(output)!r} was not kept: on real test images its outputs differ from the student's by "
-                              f"{difference:.3g}, more than {allowed:.3g}")
+            raise Differs(f"on real test images its outputs differ from the student's by {difference:.3g}, "
+                          f"more than {allowed:.3g}")
         pairs.append((difference, allowed))
+    return _nearest_to_limit(pairs)
+
+
+def _nearest_to_limit(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return max(pairs, key=lambda pair: pair[0] / pair[1] if pair[1] else 0.0)
 
 

@@ -1,6 +1,7 @@
 """An exported file gives the student's outputs, whoever runs it; one that does not is not kept."""
 
 import copy
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from kdtasks.core.weights import read_weights
 from kdtasks.engine import config as configurations
 from kdtasks.engine import export as exporting
 from kdtasks.engine.builder import ConfigError
-from kdtasks.engine.export import export, main
+from kdtasks.engine.export import OnnxForm, export, main
 from kdtasks.engine.run import Run
 
 SMALL = Path(__file__).parent / "small" / "small.py"
@@ -88,7 +89,7 @@ def test_tied_weights_are_all_written(tmp_path):
             self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
             self.b.weight = self.a.weight
 
-    exporting._write_safetensors(model := Tied(), None, {}, tmp_path / "t.safetensors", None)
+    exporting._write_safetensors(OnnxForm(model := Tied(), []), {}, tmp_path / "t.safetensors", None)
     from safetensors.torch import load_file
     assert set(load_file(tmp_path / "t.safetensors")) == set(model.state_dict())
 
@@ -129,7 +130,7 @@ def spoilt(student: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("format", ["pth", "safetensors", "onnx"])
 def test_spoilt_weights_are_found_and_the_former_file_stands(run, tmp_path, monkeypatch, format):
     write = exporting.WRITERS[format]
-    monkeypatch.setitem(exporting.WRITERS, format, lambda student, *rest: write(spoilt(student), *rest))
+    monkeypatch.setitem(exporting.WRITERS, format, lambda form, *rest: write(dataclasses.replace(form, model=spoilt(form.model)), *rest))
     with pytest.raises(ConfigError, match=r"was not kept: on real test images its outputs differ"):
         export(run.work_dir, format, tmp_path / f"new.{format}")
     assert not files(tmp_path)
@@ -149,13 +150,13 @@ def test_spoilt_weights_are_found_and_the_former_file_stands(run, tmp_path, monk
 ])
 def test_outputs_that_differ(expected, outputs, message):
     with pytest.raises(ConfigError, match=message):
-        exporting._compare(expected, outputs, 1e-6, Path("f"))
+        exporting.compare(None, expected, outputs, 1e-6)
 
 
 def test_outputs_that_agree():
     expected, nested = [torch.ones(3), torch.zeros(0, 4)], [{"boxes": torch.zeros(0, 4), "scores": (torch.ones(3), None)}]
     assert [tuple(t.shape) for t in exporting._leaves(nested)] == [(0, 4), (3,)]
-    assert exporting._compare(expected, [torch.ones(3), torch.zeros(0, 4)], 1e-6, Path("f")) == (0.0, 1e-6)
+    assert exporting.compare(None, expected, [torch.ones(3), torch.zeros(0, 4)], 1e-6) == (0.0, 1e-6)
 
 
 def test_truncated_weights(run, tmp_path):
