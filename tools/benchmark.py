@@ -9,6 +9,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.table import main
+from kdtasks.engine.cli import pipe_may_close
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with pipe_may_close():
+        sys.exit(main())

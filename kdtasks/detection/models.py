@@ -24,6 +24,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from kdtasks.core.names import did_you_mean
+from kdtasks.engine.listed import check_listed, check_timm_name
 
 Backbone = str | nn.Module
 
@@ -80,6 +81,7 @@ class _Timm(nn.Module):
         super().__init__()
         import timm
 
+        check_timm_name(name)
         net = timm.create_model(name, pretrained=False, features_only=True)                # only to know its strides
         keep = [k for k, stride in enumerate(net.feature_info.reduction()) if stride >= 4]
         self.net = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=keep)
@@ -130,6 +132,7 @@ def _body(backbone: Backbone, weights: str | None, norm_layer) -> nn.Module:
     known = [name for name in torchvision.models.list_models(module=torchvision.models) if name.startswith(("res", "wide"))]
     if backbone not in known:
         raise ValueError(f"no backbone {backbone!r}; {did_you_mean(backbone, [*known, 'small', 'timm/<name>'])}")
+    check_listed(torchvision.models.get_model_builder(backbone), {"weights": weights})
     frozen = torchvision.ops.FrozenBatchNorm2d if weights is not None else nn.BatchNorm2d
     return _TorchvisionResNet(backbone, weights, norm_layer or frozen)
 

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 
 from kdtasks.core.names import did_you_mean
+from kdtasks.engine.listed import check_listed
 
 
 class ConfigError(ValueError):
@@ -47,7 +48,7 @@ def check_arguments(function: Callable, arguments: Mapping, where: str, supplied
     """Every argument exists and none that is needed is missing; ``supplied`` ones are given later.
 
     Raises:
-        ConfigError: naming the nearest argument that exists.
+        ConfigError: naming the nearest argument that exists, or the nearest model or weights that timm or torchvision lists.
     """
     try:
         parameters = inspect.signature(function).parameters
@@ -62,6 +63,10 @@ def check_arguments(function: Callable, arguments: Mapping, where: str, supplied
         if (parameter.default is parameter.empty and name not in arguments and name not in supplied
                 and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)):
             raise ConfigError(f"{where}: {_title(function)} needs {name!r}")
+    try:
+        check_listed(function, arguments)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def check(spec, where: str, supplied: tuple[str, ...] = (), reserved: tuple[str, ...] = ()) -> None:

@@ -3,8 +3,11 @@
 import argparse
 import ast
 import linecache
+import os
+import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from kdtasks.engine.builder import ConfigError
@@ -32,6 +35,34 @@ def common_arguments(parser: argparse.ArgumentParser) -> None:
                         help="change keys of the config, as in losses.loss_kd.weight=0.5")
 
 
+@contextmanager
+def pipe_may_close() -> Iterator[None]:
+    """Where the reader of what a tool prints has gone (``--list | head``), the tool ends with SIGPIPE's status, and quietly."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()                                            # what is still in the buffer may find it closed
+    except BrokenPipeError:
+        closed = [stream.fileno() for stream in (sys.stdout, sys.stderr) if _is_closed(stream)]
+        if not closed:                                                    # another pipe, such as a worker's
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in closed:
+            os.dup2(nowhere, descriptor)
+        raise SystemExit(141) from None
+
+
+def _is_closed(stream) -> bool:
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+    except (AttributeError, OSError, ValueError):                         # no file, or a system without poll
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+@pipe_may_close()
 def train(arguments: Sequence[str] | None = None) -> None:
     """tools/train.py."""
     parser = argparse.ArgumentParser(prog="train.py", description="Train every stage of a config.")
@@ -70,6 +101,7 @@ def train(arguments: Sequence[str] | None = None) -> None:
             print(f"{run.work_dir}: results.json student.pth student.json report.html")
 
 
+@pipe_may_close()
 def test(arguments: Sequence[str] | None = None) -> None:
     """tools/test.py."""
     parser = argparse.ArgumentParser(prog="test.py", description="Evaluate a student's weights on the config's test data, or "
@@ -137,9 +169,28 @@ def _predict(run, model, args: argparse.Namespace) -> None:
 
 
 def config_name(path: str | Path) -> str:
-    """``configs/general/default.py`` -> ``general_default``: the folder is part of a config's name."""
-    path = Path(path)
-    return path.stem if path.parent.name in ("", ".", "configs") else f"{path.parent.name}_{path.stem}"
+    """``configs/general/default.py`` -> ``general_default``: the folder is part of the name, unless it is the current one.
+
+    It does not matter how the path is written: relative, absolute, with ``..`` or by a link to the folder.
+    """
+    folder = Path(path).parent.resolve()
+    return Path(path).stem if folder == Path.cwd() or folder.name in ("", "configs") else f"{folder.name}_{Path(path).stem}"
+
+
+def config_names(paths: Sequence[str | Path]) -> list[str]:
+    """Different names of several configs: with as many folders as tell them apart.
+
+    Raises:
+        ConfigError: a config is given twice.
+    """
+    whole = [Path(path).parent.resolve() / Path(path).stem for path in paths]
+    if len(set(whole)) < len(whole):
+        raise ConfigError(f"a config is given twice: {' '.join(map(str, paths))}")
+    names, folders = [config_name(path) for path in paths], 1
+    while len(set(names)) < len(names) and folders < max(len(path.parts) for path in whole):
+        folders += 1
+        names = ["_".join(path.parts[1:][-1 - folders:]) for path in whole]
+    return names
 
 
 class plain_errors:

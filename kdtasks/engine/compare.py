@@ -26,8 +26,9 @@ from kdtasks.engine import checkpoint
 from kdtasks.engine import config as configurations
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.check import check
-from kdtasks.engine.cli import common_arguments, config_name, plain_errors
+from kdtasks.engine.cli import common_arguments, config_names, pipe_may_close, plain_errors
 from kdtasks.engine.run import Run
+from kdtasks.engine.show import print_table
 
 CONFIDENCE = 0.95
 MIN_SEEDS = 3                                                # for a verdict: two differences say too little of their spread
@@ -303,7 +304,6 @@ def _notes(arms: Sequence[Arm], shared: list[dict], seeds: list[int], teacher_pe
 # Showing ---------------------------------------------------------------------------------------------------------------
 def show(result: Mapping, console: Console | None = None) -> None:
     """One row a config; then what was shared, and every number."""
-    console = console or Console(width=None if sys.stdout.isatty() else 160)
     out = Table(title=f"{result['primary']}, {'higher' if result['higher_is_better'] else 'lower'} is better; "
                       f"{', '.join(result['devices'])}")
     out.add_column("config")
@@ -312,14 +312,14 @@ def show(result: Mapping, console: Console | None = None) -> None:
     for name, row in result["configs"].items():
         out.add_row(name, str(len(result["seeds"])), _teachers(row), _spread(row["alone"]), _spread(row["distilled"]),
                     _difference(row), row["verdict"] or row["why"], f"{statistics.fmean(row['seconds']):.3g}")
-    console.print(out)
+    print_table(out, 1, console)
     every = Table(title="every number")
     for title in ("config", "seed", "alone", "distilled", "difference"):
         every.add_column(title, justify="left" if title == "config" else "right")
     for name, row in result["configs"].items():
         for seed, a, b, d in zip(result["seeds"], row["alone"], row["distilled"], row["differences"]):
             every.add_row(name, str(seed), f"{a:.3f}", f"{b:.3f}", f"{d:+.3f}")
-    console.print(every)
+    print_table(every, 2, console)
     further = Table(title="further metrics")
     for title in ("config", "metric", "alone", "distilled", f"difference [{result['confidence']:.0%}]"):
         further.add_column(title, justify="left" if title in ("config", "metric") else "right")
@@ -328,12 +328,13 @@ def show(result: Mapping, console: Console | None = None) -> None:
             if metric != result["primary"] and not re.search(r"_on_\d+$", metric):         # those are in the JSON
                 further.add_row(name, metric, _spread(found["alone"]), _spread(found["distilled"]), _difference(found))
     if further.row_count:
-        console.print(further)
+        print_table(further, 2, console)
+    file = console.file if console else sys.stdout
     for entry in result["shared"]:
         seeds, users = " ".join(map(str, entry["seeds"])), ", ".join(entry["configs"])
-        print(f"{entry['stage']}, seed {seeds}: trained once, for {users} ({entry['folder']})", file=console.file)
+        print(f"{entry['stage']}, seed {seeds}: trained once, for {users} ({entry['folder']})", file=file)
     for note in result["notes"]:
-        print(f"note: {note}", file=console.file)
+        print(f"note: {note}", file=file)
 
 
 def _teachers(row: Mapping) -> str:
@@ -387,6 +388,7 @@ def plot(result: Mapping, path: str | Path) -> None:
         figure.savefig(path, format="png", dpi=150)
 
 
+@pipe_may_close()
 def main(arguments: Sequence[str] | None = None) -> None:
     """tools/compare.py."""
     parser = argparse.ArgumentParser(prog="compare.py", description="Train configs over seeds, each beside its control (the "
@@ -399,11 +401,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     common_arguments(parser)
     args = parser.parse_args(arguments)
     with plain_errors():
-        names = [config_name(path) for path in args.configs]
-        if len(set(names)) < len(names):
-            names = [str(Path(path).with_suffix("")).strip("./").replace("/", "_") for path in args.configs]
-        if len(set(names)) < len(names):
-            raise ConfigError(f"a config is given twice: {' '.join(args.configs)}")
+        names = config_names(args.configs)
         configs = {name: configurations.load(path, dict(args.cfg_options)) for name, path in zip(names, args.configs)}
         show(compare(configs, args.seeds, args.work_dir, args.device, args.teacher_per_seed))
         print(f"{args.work_dir}: compare.json compare.png")

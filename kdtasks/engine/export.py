@@ -18,7 +18,7 @@ from kdtasks.core.weights import load_weights
 from kdtasks.engine import checkpoint
 from kdtasks.engine import config as configurations
 from kdtasks.engine.builder import ConfigError
-from kdtasks.engine.cli import common_arguments, plain_errors
+from kdtasks.engine.cli import common_arguments, pipe_may_close, plain_errors
 from kdtasks.engine.run import Run
 
 TOLERANCE = {"pth": 1e-6, "safetensors": 1e-6, "onnx": 1e-4}       # of the greatest output; the first two compute the same
@@ -286,6 +286,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@pipe_may_close()
 def main(arguments: Sequence[str] | None = None) -> None:
     """tools/export.py."""
     parser = argparse.ArgumentParser(prog="export.py", description="Write the student of a finished run for use elsewhere, and "

@@ -47,8 +47,30 @@ class Bar:
             print(f"{self.title} {iteration}/{total}  {text}", file=sys.stderr, flush=True)
 
 
+UNLIMITED = 10_000                           # columns of a screen that is a file
 METRICS = 4                                  # that a line or a table shows; results.json and report.html have all
-LONG = 15                                    # letters of a metric's name, above which its words stand one below the other
+
+
+def print_table(table: Table, labels: int = 1, console: Console | None = None) -> None:
+    """A table in which no name is broken: at its own width, or a line a number where the terminal has less.
+
+    Args:
+        table: of texts.
+        labels: how many of its first columns say what a row is about.
+        console: None: standard output, which is as wide as need be where it is a file or a pipe.
+    """
+    console = console or Console(width=None if sys.stdout.isatty() else UNLIMITED)
+    whole = console.options.update(width=UNLIMITED)
+    if console.measure(table, options=whole).maximum <= console.width:
+        console.print(table)
+        return
+    print(table.title, file=console.file)
+    for row in zip(*(column.cells for column in table.columns)):
+        for column, value in list(zip(table.columns, row))[labels:]:
+            if value:
+                print(" ".join(row[:labels]), f"{column.header}: {value}", file=console.file)
+    if table.caption:
+        print(table.caption, file=console.file)
 
 
 def table(results: Mapping, console: Console | None = None) -> None:
@@ -67,10 +89,9 @@ def table(results: Mapping, console: Console | None = None) -> None:
     out = Table(title=f"{results['config']}, seed {results['seed']}, {results['device']}",
                 caption=f"and {way} stages on the way there" if way else None)
     for name in ["stage", *names, "against alone", "seconds"]:
-        long = name.replace("_", "_\n") if len(name) > LONG else name
-        out.add_column(long, justify="left" if name == "stage" else "right", overflow="fold")
+        out.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     control = stages.get("alone", {}).get(primary)
     for stage, values in shown.items():
         against = f"{values[primary] - control:+.2f}" if control is not None and stage not in ("alone", "teacher") else ""
         out.add_row(stage, *(f"{values[n]:.2f}" if n in values else "" for n in names), against, f"{values['seconds']:.0f}")
-    (console or Console()).print(out)
+    print_table(out, 1, console)

@@ -7,6 +7,7 @@ import torchvision
 from torch import Tensor, nn
 
 from kdtasks.core.names import did_you_mean
+from kdtasks.engine.listed import check_listed, check_timm_name
 
 
 class Embedder(nn.Module):
@@ -69,17 +70,14 @@ def embedder(backbone: str | Callable | nn.Module, dim: int = 128, normalize: bo
         import timm
 
         name = backbone.removeprefix("timm/")
-        if ":" not in name and not timm.is_model(name):
-            raise ValueError(f"timm has no {name!r}: {did_you_mean(name, timm.list_models())}")
+        check_timm_name(name)
         return Embedder(timm.create_model(name, pretrained=bool(pretrained), num_classes=dim, **options), normalize, dim)
     if isinstance(backbone, str) and "." not in backbone:
         names = torchvision.models.list_models(module=torchvision.models)
         if backbone not in names:
             raise ValueError(f"torchvision has no {backbone!r}: {did_you_mean(backbone, names)} ('timm/<name>' for one of "
                              "timm's, a dotted path for one of yours)")
-        known = torchvision.models.get_model_weights(backbone).__members__
-        if isinstance(pretrained, str) and pretrained.rpartition(".")[2] not in known:
-            raise ValueError(f"{backbone} has no weights {pretrained!r}: {did_you_mean(pretrained, known)}")
+        check_listed(torchvision.models.get_model_builder(backbone), {"weights": pretrained})
         model = torchvision.models.get_model(backbone, weights=pretrained, **options)
     else:
         if pretrained:

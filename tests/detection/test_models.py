@@ -41,6 +41,10 @@ def test_a_backbone_of_ones_own_needs_its_channels():
 def test_what_does_not_exist_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match="resnet18"):
         models.FPN("resnet_18")
+    with pytest.raises(ValueError, match="timm has no 'resnet18x'; did you mean 'resnet18'"):
+        models.FPN("timm/resnet18x")
+    with pytest.raises(ValueError, match="resnet18 has no weights='IMAGENET1K_V9'; did you mean 'IMAGENET1K_V1'"):
+        models.FPN("resnet18", weights="IMAGENET1K_V9")
     with pytest.raises(ValueError, match="'p6p7'"):
         models.FPN("small", extra="p6")
     with pytest.raises(ValueError, match=r"3 entries.*5 levels.*\[8, 16, 32, 64, 128\]"):

@@ -42,6 +42,31 @@ def test_wrong_names_and_sizes_are_said_before_the_first_step(tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("model, message", [
+    ({"type": "timm.create_model", "model_name": "resnet18x"}, "timm has no 'resnet18x'; did you mean 'resnet18'"),
+    ({"type": "timm.create_model", "model_name": "timm/resnet18"}, "timm has no 'timm/resnet18'; did you mean 'resnet18'"),
+    ({"type": "timm.create_model", "model_name": "resnet18.a1_in1kk"}, "resnet18 has no weights 'a1_in1kk'; did you mean 'a1_in1k'"),
+    ({"type": "torchvision.models.get_model", "name": "resnet18x"}, "torchvision has no model 'resnet18x'; did you mean 'resnet18'"),
+    ({"type": "torchvision.models.get_model", "name": "resnet18", "weights": "DEFAULTT"}, "no weights='DEFAULTT'; did you mean 'DEFAULT'"),
+    ({"type": "torchvision.models.resnet18", "weights": "IMAGENET1K_V9"}, "no weights='IMAGENET1K_V9'; did you mean 'IMAGENET1K_V1'"),
+    ({"type": "torchvision.models.detection.fcos_resnet50_fpn", "weights_backbone": "IMAGENET1K_V9"}, "no weights_backbone='IMAGENET1K_V9'; did"),
+])
+def test_a_listed_model_or_weights_that_do_not_exist(model, message):
+    with pytest.raises(ConfigError, match=f"^(student|teacher): .*{message}"):
+        small(student=model)
+    with pytest.raises(ConfigError, match=f"^teacher: .*{message}"):
+        small(teacher=model)
+
+
+@pytest.mark.parametrize("model", [
+    {"type": "timm.create_model", "model_name": "resnet18"}, {"type": "timm.create_model", "model_name": "resnet18.a1_in1k"},
+    {"type": "timm.create_model", "model_name": "hf-hub:some/one"}, {"type": "timm.create_model", "model_name": "test_resnet.r160_in1k"},
+    {"type": "torchvision.models.get_model", "name": "ResNet18", "weights": "ResNet18_Weights.DEFAULT"},
+    {"type": "torchvision.models.resnet18", "weights": "IMAGENET1K_V1"}, {"type": "torchvision.models.resnet18", "weights": None}])
+def test_listed_models_and_weights_that_do_exist(model):
+    assert small(student=model)["student"] == model
+
+
 def test_a_teacher_that_knows_other_classes(undisturbed, tmp_path):
     file = str(undisturbed.folder(undisturbed.stages[0]) / "last.pth")
     names = [str(k) for k in range(9)] + ["ten"]

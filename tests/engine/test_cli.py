@@ -1,8 +1,14 @@
 """The commands."""
 
-from small_runs import SMALL
+import os
+import subprocess
+import sys
 
-from kdtasks.engine import cli
+import pytest
+from small_runs import ROOT, SMALL
+
+from kdtasks.engine import cli, export
+from kdtasks.engine.builder import ConfigError
 
 
 def test_dry_run_and_lists(capsys, tmp_path, monkeypatch):
@@ -20,3 +26,57 @@ def test_dry_run_and_lists(capsys, tmp_path, monkeypatch):
 def test_tools_test_gives_the_runs_figure(undisturbed, capsys):
     cli.test([str(SMALL), str(undisturbed.work_dir / "student.pth"), "--device", "cpu"])
     assert f"accuracy {undisturbed.results['stages']['distilled']['accuracy']:.3f}" in capsys.readouterr().out
+
+
+@pytest.fixture
+def closed_pipe():
+    """The end to write to of a pipe whose reader has gone, as head does after its last line."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    yield writing
+    os.close(writing)
+
+
+@pytest.mark.parametrize("config", [[], [str(SMALL)]])
+def test_a_reader_that_has_gone_ends_a_list_without_a_traceback(closed_pipe, config):
+    done = subprocess.run([sys.executable, ROOT / "tools" / "train.py", *config, "--list"], stdout=closed_pipe, cwd=ROOT,
+                          stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_reader_that_has_gone_ends_the_other_tools_too(undisturbed, closed_pipe, capsys, monkeypatch, tmp_path):
+    file = str(undisturbed.work_dir / "student.pth")
+    for tool, arguments in ((cli.test, [str(SMALL), file, "--device", "cpu"]), (cli.train, [str(SMALL), "--dry-run"]),
+                            (export.main, [str(undisturbed.work_dir), "--format", "pth", "--output", str(tmp_path / "a.pth")])):
+        with open(os.dup(closed_pipe), "w") as stdout, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stdout)
+            with pytest.raises(SystemExit) as stopped:
+                tool(arguments)
+        assert stopped.value.code == 141 and not capsys.readouterr().err
+
+
+def test_a_broken_pipe_that_is_not_the_readers_is_an_error():
+    with pytest.raises(BrokenPipeError), cli.pipe_may_close():
+        raise BrokenPipeError("a worker's")
+
+
+def test_a_configs_name_does_not_depend_on_how_its_path_is_written(tmp_path, monkeypatch):
+    for name in ("configs/x.py", "configs/task/x.py", "configs/task/sub/y.py", "mine/x.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to("configs/task")
+    cases = {".": {"configs/x.py": "x", "configs/task/x.py": "task_x", "link/x.py": "task_x", "mine/x.py": "mine_x",
+                   "mine/../configs/task/x.py": "task_x", "configs/task/sub/../x.py": "task_x", "configs/task/../x.py": "x"},
+             "configs/task/sub": {"../x.py": "task_x", "../../x.py": "x", "y.py": "y", "./y.py": "y", "../sub/y.py": "y"},
+             "mine": {"x.py": "x", "../mine/x.py": "x", "../link/sub/../x.py": "task_x", "../configs/task/sub/y.py": "sub_y"}}
+    for here, names in cases.items():
+        monkeypatch.chdir(tmp_path / here)
+        for path, name in names.items():
+            assert cli.config_name(path) == cli.config_name(os.path.abspath(path)) == name, (here, path)
+    monkeypatch.chdir(tmp_path)
+    assert cli.config_names(["mine/x.py", "configs/task/x.py"]) == ["mine_x", "task_x"]
+    for name in ("a/task/x.py", "b/task/x.py"):
+        (tmp_path / name).parent.mkdir(parents=True)
+    assert cli.config_names(["a/task/x.py", "configs/../b/task/x.py"]) == ["a_task_x", "b_task_x"]
+    with pytest.raises(ConfigError, match="a config is given twice"):
+        cli.config_names(["a/task/x.py", "a/../a/task/x.py"])

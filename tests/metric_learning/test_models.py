@@ -58,8 +58,9 @@ def test_rows_are_normalised_in_float32_or_more(given, got):
     ("dim must be at least 1, got 0", {"backbone": "resnet18", "dim": 0}),
     ("kdtasks.general.models has no 'resnet9'", {"backbone": "kdtasks.general.models.resnet9"}),
     ("Sequential has no linear layer and no 1x1 convolution", {"backbone": nn.Sequential(nn.Conv2d(3, 4, 3))}),
-    ("timm has no 'resnet18x': did you mean 'resnet18'", {"backbone": "timm/resnet18x"}),
-    ("resnet18 has no weights 'IMAGENET1K_V9': did you mean 'IMAGENET1K_V1'", {"backbone": "resnet18", "pretrained": "IMAGENET1K_V9"}),
+    ("timm has no 'resnet18x'; did you mean 'resnet18'", {"backbone": "timm/resnet18x"}),
+    ("timm's resnet18 has no weights 'a1_in1kk'; did you mean 'a1_in1k'", {"backbone": "timm/resnet18.a1_in1kk"}),
+    ("resnet18 has no weights='IMAGENET1K_V9'; did you mean 'IMAGENET1K_V1'", {"backbone": "resnet18", "pretrained": "IMAGENET1K_V9"}),
     ("belongs to torchvision's and timm's", {"backbone": "kdtasks.general.models.resnet8", "pretrained": True}),
 ])
 def test_what_cannot_be_is_named(message, arguments):
