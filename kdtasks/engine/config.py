@@ -15,9 +15,9 @@ KEYS = {
     "student": ("the model that learns", None),
     "teacher": ("the model that teaches; with `checkpoint`, a file or 'own' (its type brings its weights), it is not trained",
                 None),
-    "teachers": ("several teachers by name, instead of `teacher`", None),
+    "teachers": ("several teachers by name, instead of `teacher`; each as that", None),
     "models": ("further models by name, for stages that train them (assistants)", {}),
-    "control": ("arguments of the student that differ in the stage \"alone\", where its own losses want others", {}),
+    "control": ("arguments of the student that differ in the stage \"alone\", where its own losses need others", {}),
     "peers": ("models that learn beside the student", []),
     "distiller": ("a subclass of Distiller", {"type": "kdtasks.core.Distiller"}),
     "losses": ("name=dict(type, its arguments, of, weight, alone)", None),
@@ -43,15 +43,54 @@ KEYS = {
     "tensorboard": ("whether to write TensorBoard files", False),
     "custom_hooks": ("mmengine hooks", []),
 }
+NEEDED = ("task", "student", "losses", "data", "optimizer", "length")
 DATA_KEYS = {
-    "train": None, "test": None, "batch_size": 64, "test_batch_size": 256, "unlabelled_per_batch": 0,
-    "per_class": None, "iterations_per_epoch": None, "workers": 0, "collate": None, "skip_bad": False,
+    "train": ("dict(type=…) of the training data, a class or a function", None),
+    "test": ("dict(type=…) of the test data", None),
+    "batch_size": ("labelled samples in a batch, of all processes together", 64),
+    "test_batch_size": ("samples in a batch of an evaluation", 256),
+    "unlabelled_per_batch": ("unlabelled samples (target -100) that a batch has beside the labelled ones, where a teacher is",
+                             0),
+    "per_class": ("None, or how many samples of each of its classes a batch has", None),
+    "iterations_per_epoch": ("None: as many as the data fills; or how many batches count as an epoch", None),
+    "workers": ("processes that read samples; 0: the training process does", 0),
+    "collate": ("dotted path of a function from a list of samples to a batch; None: the data's own, or stacking", None),
+    "skip_bad": ("whether to go on without the samples that cannot be read, which are noted, instead of stopping", False),
 }
-MODEL_KEYS = ("checkpoint",)                                                # beside `type` and the model's arguments
-TEACHER_KEYS = ("checkpoint", "precision", "input_size", "mean", "std", "student_mean", "student_std")
-LOSS_KEYS = ("of", "weight", "alone")
-STAGE_KEYS = ("name", "model", "arguments", "student", "teachers", "losses", "train", "optimizer", "schedule", "length", "data",
-              "optimizer_state", "keep")
+MODEL_KEYS = {                                                              # beside `type` and the model's arguments
+    "checkpoint": "a file with the weights that the model starts from",
+}
+TEACHER_KEYS = {
+    "checkpoint": "a file with the teacher's weights, or 'own' (its type brings them): it is not trained then",
+    "precision": "of its forward: 'float32', 'bfloat16' or 'float16'; None: as the student's",
+    "input_size": "the side, or (height, width), to which its inputs are resized",
+    "mean": "what its inputs are normalised with, where the student's differ; the next three go with it",
+    "std": "as `mean`",
+    "student_mean": "what the student's inputs, which the data gives, are normalised with",
+    "student_std": "as `student_mean`",
+}
+LOSS_KEYS = {
+    "of": "the names of the tensors that it is called with, in order",
+    "weight": "a number, or dict(type=…) of a schedule; 1 where left out",
+    "alone": "its weight in the control; left out: 1, or 0 if it needs a teacher",
+}
+STAGE_KEYS = {
+    "name": "how results, files and other stages call it",
+    "model": "which model learns: 'student' (also where left out), the name of a teacher, or a key of `models`",
+    "arguments": "of the model's type, in the place of the config's, in this stage and where it later teaches",
+    "student": "what the model starts from: 'fresh', 'keep' (the last stage that trained it), '<stage>', '<stage>.last', "
+               "'<stage>.best', '<stage>.<epoch>', or a file",
+    "teachers": "{name: its weights}: a file, a stage as above, 'own', None (its `checkpoint`), or a list of these, one after "
+                "the other",
+    "losses": "as at the top; those of this stage",
+    "train": "patterns of the parameters that learn: 'student', 'losses', 'student.layer3.*'",
+    "optimizer": "instead of the config's",
+    "schedule": "instead of the config's",
+    "length": "instead of the config's",
+    "data": "keys of `data` that differ",
+    "optimizer_state": "'fresh', or 'keep': the momentum of the stage that the student comes from goes on",
+    "keep": "epochs whose checkpoints are kept, for stages that start from them",
+}
 TRAINING_KEYS = ("optimizer", "schedule", "length", "data")
 
 
@@ -130,7 +169,7 @@ def complete(config: Mapping) -> dict:
         if key not in KEYS:
             raise ConfigError(f"a config has no key {key!r}; {did_you_mean(key, KEYS)}")
     full = {key: config.get(key, default) for key, (_, default) in KEYS.items()}
-    for key in ("task", "student", "losses", "data", "optimizer", "length"):
+    for key in NEEDED:
         if not full[key]:
             raise ConfigError(f"the config has no {key!r}: {KEYS[key][0]}")
     if full["teacher"] and full["teachers"]:
@@ -149,7 +188,7 @@ def _data(data: Mapping, where: str) -> dict:
     for key in data:
         if key not in DATA_KEYS:
             raise ConfigError(f"{where} has no key {key!r}; {did_you_mean(key, DATA_KEYS)}")
-    return {key: data.get(key, default) for key, default in DATA_KEYS.items()}
+    return {key: data.get(key, default) for key, (_, default) in DATA_KEYS.items()}
 
 
 def _check(config: dict) -> None:
