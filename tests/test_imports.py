@@ -165,6 +165,18 @@ def test_public_names_are_importable_from_their_task_as_written(task, file):
         assert found == [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in expected], written
 
 
+@pytest.mark.parametrize("folder", ["kdtasks", "tools"])
+def test_what_eval_returns_is_not_used(folder):
+    """A model whose ``train()`` returns None (mmdet's LD detector) can be put in eval, but not in a chain of calls."""
+    for path in (ROOT / folder).rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        alone |= {id(value) for node in ast.walk(tree) if isinstance(node, ast.IfExp) for value in (node.body, node.orelse)}
+        lines = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+                 and node.func.attr == "eval" and not node.args and id(node) not in alone]
+        assert not lines, f"{path}:{lines}"
+
+
 def test_public_names_of_the_core():
     core = importlib.import_module("kdtasks.core")
     for name in core.__all__:

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from kdtasks.core.features import Taps, map_tensors, module_paths
+from kdtasks.core.features import Taps, entries_of, map_tensors, module_paths
 from kdtasks.core.names import did_you_mean, split_call
 from kdtasks.core.teacher import Teacher
+from kdtasks.core.trial import learn, modes_kept, random_streams_kept, state_kept
 
 Loss = Callable[..., Tensor | dict | list | tuple]
 Weight = float | Callable[[tuple[int, int]], float]
@@ -24,6 +25,10 @@ class Distiller(nn.Module):
     ``'peer1'``, ``'peer2'``…; ``'peers'``, the list of the student's and all peers' outputs; or any key of the
     batch (``'input'``, ``'target'``). A model runs only if some loss wants a name of it that the batch does not
     carry: a batch with ``'teacher'`` in it (a cache, a precomputed file) costs no teacher.
+
+    An output that is a tuple, list or dict (of some models in training only) has entries: ``'student.0'``, ``'student.-1'``,
+    ``'student.logits'`` (a key, or a field of a named tuple). Where a submodule has that path, its output is meant: ``'0'`` of
+    a Sequential is its first part. Whether there is such an entry is known once the model has run, as in :meth:`build`.
 
     - An entry whose name contains ``loss`` trains; any other only informs: it is computed without gradient.
     - A loss that returns a dict or a list is weighted and named entry by entry: ``<name>_<key or index>``.
@@ -45,7 +50,7 @@ class Distiller(nn.Module):
 
     Raises:
         ValueError: a name that no model supplies, a name used twice, no loss that trains, a student that shares
-            parameters with a teacher.
+            parameters with a teacher. (On the first run, or in :meth:`build`: an output without the entry that is named.)
     """
 
     def __init__(self, student: nn.Module, teachers: Mapping[str, nn.Module] | None = None,
@@ -114,13 +119,20 @@ class Distiller(nn.Module):
             for name in of:
                 for single in self.learners if name == "peers" else (name,):
                     base, _ = split_call(single)
-                    roles = [role for role in self.roles if base in supplied[role]]
-                    if roles and single not in wanted[roles[0]]:
-                        wanted[roles[0]].append(single)
-                    if not roles and base.split(".", 1)[0] in self.roles:
+                    role = self._role_of(single, supplied)
+                    if role and single not in wanted[role]:
+                        wanted[role].append(single)
+                    if not role and base.split(".", 1)[0] in self.roles:
                         known = [n for names in supplied.values() for n in names]
                         raise ValueError(f"{loss_name}: no model supplies {name!r}; {did_you_mean(base, known)}")
         return wanted
+
+    def _role_of(self, name: str, supplied: Mapping[str, Mapping]) -> str | None:
+        """Which role supplies a name, as it says itself or as an entry of its output; None: the batch."""
+        base, _ = split_call(name)
+        owner, _, entry = name.partition(".")
+        supplying = (role for role in self.roles if base in supplied[role])
+        return next(supplying, owner if owner in self.roles and owner in supplied[owner] and _may_be_entry(entry) else None)
 
     def model(self, role: str) -> nn.Module:
         """The model that plays a role: the student, a peer, or the network inside a :class:`Teacher`."""
@@ -143,14 +155,21 @@ class Distiller(nn.Module):
         return self.run(role, self._value(batch, "input", role), wanted)
 
     def run(self, role: str, input, wanted: Sequence[str]) -> dict[str, object]:
-        """One forward of a role: ``{role: output, role.<path>: value}`` for the ``role.<path>`` among ``wanted``."""
+        """One forward of a role: ``{role: output, role.<path>: value}`` for the ``role.<path>`` among ``wanted``.
+
+        An entry that the output lacks is left out.
+        """
         taps = self._taps.get((role, tuple(wanted)))
         if taps is None:
             call = self.teachers[role] if role in self.teachers else self.model(role)
-            paths = [name.split(".", 1)[1] for name in wanted if name.startswith(f"{role}.")]
+            modules = set(Distiller.names(self, role))
+            paths = [name.split(".", 1)[1] for name in wanted if name != role and split_call(name)[0] in modules]
             taps = self._taps[role, tuple(wanted)] = Taps(self.model(role), paths, call, self._compile)
         output, values = taps(input)
-        return {role: output, **{f"{role}.{path}": value for path, value in values.items()}}
+        found = {role: output, **{f"{role}.{path}": value for path, value in values.items()}}
+        others = [name for name in wanted if name not in found]
+        entries = entries_of(output) if others else {}
+        return found | {name: entries[name.split(".", 1)[1]] for name in others if name.partition(".")[2] in entries}
 
     def forward(self, input, target=None) -> dict[str, Tensor]:
         """The weighted losses of a batch: a dict with ``'input'``, ``'target'`` and more, or the two as arguments."""
@@ -199,8 +218,10 @@ class Distiller(nn.Module):
         pulling = {tensor_name for name, (_, of, _) in self._terms.items() if weights[name] != 0 for tensor_name in of}
         return [role for role in self.teachers if pulling.isdisjoint(self.wanted[role])]
 
-    def _known(self, batch: Mapping[str, object], resting: Sequence[str] = ()) -> dict[str, object]:
+    def _known(self, batch: Mapping[str, object], resting: Sequence[str] = (), partly: bool = False) -> dict[str, object]:
         """The batch and every name that some loss wants, each model run at most once; what the batch carries stays.
+
+        With ``partly``, entries that an output lacks in this mode are left out.
 
         Teachers first: what they need on the way is free again before the student's graph takes its memory. (The other
         way round costs a fifth of a step on a CPU, in page faults.)
@@ -220,16 +241,15 @@ class Distiller(nn.Module):
             running.pop()
             absent = [name for name in missing if name not in found]
             if absent:
-                raise ValueError(f"{type(self).__name__}.outputs({role!r}) did not give {absent}; it gave {list(found)}")
+                self._check_absent(role, absent, found, partly)
             for name, value in found.items():
                 known.setdefault(name, value)
 
         def supply(name: str) -> None:
-            base, _ = split_call(name)
-            for role in self.roles:
-                if base in self._supplied[role]:
-                    return run(role, [name])
-            raise KeyError(name)
+            role = self._role_of(name, self._supplied)
+            if role is None:
+                raise KeyError(name)
+            run(role, [name])
 
         known = _Known(batch, supply)
         for role in self._turns:
@@ -241,6 +261,20 @@ class Distiller(nn.Module):
         if all(role in found for role in self.learners):
             found["peers"] = [found[role] for role in self.learners]
         return found
+
+    def _check_absent(self, role: str, absent: Sequence[str], found: Mapping[str, object], partly: bool) -> None:
+        """Names that a role did not give are entries that its output lacks, or a subclass forgot them."""
+        entries = [name for name in absent if split_call(name)[0] not in self._supplied[role]]
+        if entries != absent or role not in found:
+            raise ValueError(f"{type(self).__name__}.outputs({role!r}) did not give {absent}; it gave {list(found)}")
+        if not partly:
+            loss = next((name for name, (_, of, _) in self._terms.items() if entries[0] in of), role)
+            raise ValueError(f"{loss}: {entries[0]!r} is no submodule, and the output of {role} {self._mode_of(role)} has no "
+                             f"such entry: it is {_described(role, found[role])}; "
+                             + did_you_mean(entries[0], self._supplied[role]))
+
+    def _mode_of(self, role: str) -> str:
+        return "in training" if self.model(role).training else "in eval"
 
     def _value(self, known: Mapping[str, object], name: str, wanted_by: str):
         if name in known:
@@ -259,9 +293,10 @@ class Distiller(nn.Module):
     def build(self, input, target=None) -> dict[str, tuple[int, ...] | None]:
         """Run each model and each loss once on a batch; call it before the optimizer is made.
 
-        Nothing moves: models run in eval, without gradient, and every random stream is put back. It fills in what a
-        loss can only know from real tensors: a loss with a method ``build(*tensors)`` is given its tensors once,
-        and torch's lazy modules find their sizes. It checks every name and shape.
+        Learners run in training mode (but for their BatchNorms) and record a graph, as in a step; teachers and losses are in
+        eval, without gradient. Nothing moves: modes, random streams, buffers and other state of models and losses are put back.
+        It fills in what a loss can only know from real tensors: a loss with a method ``build(*tensors)`` is given its tensors
+        once, and torch's lazy modules find their sizes. It checks every name and shape.
 
         Returns:
             The shape of every tensor that some loss is called with (None for what is no tensor).
@@ -271,8 +306,10 @@ class Distiller(nn.Module):
                 tensors, or gives no scalar. The message names the loss and the shapes.
         """
         batch = _batch(input, target)
-        with self._at_rest():
-            known = self._known(batch)
+        with self.at_rest(training=True):
+            with torch.enable_grad():
+                known = self._known(batch)
+            known = {name: value.detach() if isinstance(value, Tensor) else value for name, value in known.items()}
             rows = _labelled_rows(batch.get("labelled"))
             for name, (_, of, _) in self._terms.items():
                 tensors = [self._value(known, tensor_name, name) for tensor_name in of]
@@ -283,22 +320,26 @@ class Distiller(nn.Module):
                 for _, of, _ in self._terms.values() for name in of}
 
     def tensors(self, input, target=None) -> dict[str, object]:
-        """The batch, and by its name everything that some loss is called with; in eval, without gradient, nothing moves."""
-        with self._at_rest():
-            return self._known(_batch(input, target))
+        """The batch, and by its name everything that some loss is called with; in eval, without gradient, nothing moves.
+
+        Entries of an output that the model gives in training only are left out.
+        """
+        with self.at_rest():
+            return self._known(_batch(input, target), partly=True)
 
     @contextmanager
-    def _at_rest(self):
-        """In eval, without gradient, with every random stream put back."""
-        modes = {module: module.training for module in self.modules()}
-        devices = sorted({t.device.index for t in [*self.parameters(), *self.buffers()] if t.is_cuda})
-        try:
-            self.eval()
-            with torch.no_grad(), torch.random.fork_rng(devices=devices):
-                yield
-        finally:
-            for module in self.modules():
-                module.training = modes.get(module, modes[self])          # what is new is as the whole was
+    def at_rest(self, training: bool = False):
+        """Without gradient, in eval, or learners in training mode; afterwards all is as it was, but for what losses built."""
+        models = [self.model(role) for role in self.roles]
+        parts = [part for model in models for part in model.modules()]
+        with modes_kept(self), random_streams_kept([*self.modules(), *parts]), state_kept(parts), torch.no_grad():
+            if not training:
+                self.eval()
+            else:
+                self.losses.eval()
+                for role in self.learners:
+                    learn(self.model(role))
+            yield
 
     def _try(self, name: str, tensors: list) -> None:
         loss, of, _ = self._terms[name]
@@ -310,10 +351,14 @@ class Distiller(nn.Module):
                     loss.build(*tensors)
                     self._built.add(name)
                     if isinstance(loss, nn.Module):                                  # what it made is new
-                        loss.eval().to(next((t.device for t in tensors if isinstance(t, Tensor)), None))
-                found = _entries(name, loss(*tensors))
+                        loss.eval()
+                        loss.to(next((t.device for t in tensors if isinstance(t, Tensor)), None))
+                with state_kept(loss.modules() if isinstance(loss, nn.Module) else [loss]):
+                    found = _entries(name, loss(*tensors))
         except Exception as error:
-            raise ValueError(f"{name} cannot be computed from {shapes}: {error}") from error
+            several = [f"; {n} {self._mode_of(n)} is {_described(n, t)}: name the entry that is meant"
+                       for n, t in zip(of, tensors) if n in self.roles and entries_of(t)]
+            raise ValueError(f"{name} cannot be computed from {shapes}: {error}{''.join(several)}") from error
         for entry in found.values():
             if not isinstance(entry, Tensor) or entry.numel() != 1:
                 got = f"shape {tuple(entry.shape)}" if isinstance(entry, Tensor) else type(entry).__name__
@@ -339,6 +384,20 @@ class _Known(dict):
     def __missing__(self, name: str):
         self.supply(name)
         return self[name]
+
+
+def _may_be_entry(path: str) -> bool:
+    return bool(path) and "." not in path and "@" not in path
+
+
+def _described(role: str, output) -> str:
+    """An output with the names of its entries, for a message."""
+    if isinstance(output, Tensor):
+        return f"a tensor {tuple(output.shape)}"
+    named = {key: value for key, value in entries_of(output).items() if not key.startswith("-")}
+    shown = ", ".join(f"'{role}.{key}' {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}"
+                      for key, value in list(named.items())[:8])
+    return f"a {type(output).__name__}" + (f" of {shown}" + ", …" * (len(named) > 8) if named else "")
 
 
 def _tuple(of: str | Sequence[str]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ import copy
 import functools
 import sys
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -158,6 +158,16 @@ def map_tensors(function: Callable, value):
         items = [map_tensors(function, item) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
+
+
+def entries_of(output) -> dict[str, object]:
+    """What a tuple, list or dict has, by index (``'0'``, ``'-1'``), key or field; nothing of a tensor or of another object."""
+    if isinstance(output, Mapping):
+        return {str(key): value for key, value in output.items()}
+    if not isinstance(output, tuple | list):
+        return {}
+    fields = dict(zip(getattr(output, "_fields", ()), output))
+    return fields | {str(k): output[k] for k in range(-len(output), len(output))}
 
 
 def _versions(value) -> tuple[int, ...]:

@@ -43,7 +43,9 @@ class Teacher(nn.Module):
         if any(n is not None for n in norms) and any(n is None for n in norms):
             raise ValueError("mean, std, student_mean and student_std go together; got "
                              f"mean={mean}, std={std}, student_mean={student_mean}, student_std={student_std}")
-        self.__dict__["model"] = model.eval().requires_grad_(False)        # past nn.Module: not a submodule
+        model.eval()                                                       # some models' eval() returns None
+        model.requires_grad_(False)
+        self.__dict__["model"] = model                                     # past nn.Module: not a submodule
         self.precision = PRECISIONS.get(precision)
         self.input_size = size
         scale = shift = None

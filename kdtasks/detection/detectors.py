@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from kdtasks.core.trial import tried
+
 # What a detector calls its losses -> what they are called here: mmengine's log, and ours, train only what is named a loss.
 DENSE_LOSSES = {"classification": "loss_classification", "bbox_regression": "loss_bbox_regression",
                 "bbox_ctrness": "loss_bbox_ctrness"}
@@ -168,16 +170,11 @@ def classes_of(model: nn.Module) -> int | None:
 
 @torch.no_grad()
 def feature_keys(model: nn.Module) -> list[str]:
-    """The keys of the backbone's output, by running it on nothing; its modules stay in the mode they were in."""
-    parameter, modes = next(model.parameters()), {module: module.training for module in model.backbone.modules()}
+    """The keys of the backbone's output, by running it on nothing, which leaves no trace."""
+    parameter = next(model.parameters())
     height, width = getattr(model.transform, "fixed_size", None) or (64, 64)
-    try:
-        model.backbone.eval()
-        output = model.backbone(torch.zeros(1, 3, height, width, device=parameter.device, dtype=parameter.dtype))
-        return list(levels_of(output))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with tried(model.backbone):
+        return list(levels_of(model.backbone(torch.zeros(1, 3, height, width, device=parameter.device, dtype=parameter.dtype))))
 
 
 def levels_of(features) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kdtasks.core import Distiller, Teacher
 from kdtasks.core.features import Taps
+from kdtasks.core.trial import tried
 from kdtasks.detection.detectors import replaced
 
 TRIAL_SIDE = 384                                           # px of the one image that tells losses, levels and channels: 3 x 128
@@ -477,14 +478,14 @@ def example_batch(model: nn.Module) -> dict[str, object]:
 
 def _levels(model: nn.Module) -> int:
     """How many levels its neck gives."""
-    with Distiller._at_rest(model):                        # of any module
+    with tried(model):
         return len(model.extract_feat(example_batch(model)["input"]))
 
 
 def _tried(student: nn.Module) -> tuple[int, list[str]]:
     """How many levels its neck gives, and the names of what it gives in mode='loss'."""
     batch = example_batch(student)
-    with Distiller._at_rest(student), _noted(student, "extract_feat") as calls:
+    with tried(student), _noted(student, "extract_feat") as calls:
         try:
             own = list(_losses(student, batch["input"], batch["target"]))
         except Exception as error:

@@ -92,7 +92,8 @@ def _as_trained(run, stage):
     """The stage's distiller with the student that it ended with."""
     distiller = run.distiller(stage)
     load_weights(distiller.student, run.folder(stage) / "last.pth")
-    return distiller.eval()
+    distiller.eval()
+    return distiller
 
 
 def _found(model: nn.Module, images: list, device: torch.device) -> list[dict]:

@@ -38,7 +38,8 @@ def check(run: "Run") -> None:
             optimizers[stage.name] = optimizer
             build_schedulers(run.schedule(stage), optimizer, length, len(loader))
             with torch.no_grad():
-                run.task.evaluate(distiller.student.eval(), [next(iter(run.test_loader(stage, workers=0)))])
+                distiller.student.eval()
+                run.task.evaluate(distiller.student, [next(iter(run.test_loader(stage, workers=0)))])
         except ValueError as error:
             raise ConfigError(f"stage {stage.name!r}: {error}") from error
         if max(stage.keep, default=0) * len(loader) > length:

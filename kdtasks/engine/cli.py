@@ -136,15 +136,16 @@ def test(arguments: Sequence[str] | None = None) -> None:
         run = Run(config, "unused", seed, args.device, config_name(args.config))
         model = run.model(args.model)
         meta = load_weights(model, args.checkpoint)
+        model.eval()
         if folder:
-            return _predict(run, model.eval(), args)
+            return _predict(run, model, args)
         loader = run.test_loader(run.stages[-1])
         if run.data_is_drawn and args.seed is None and "seed" not in meta:
             print(f"warning: {args.checkpoint!r} does not say of which seed it is (no .json of a run is beside it), "
                   "and the test data depends on that: 0 is taken; --seed says another", file=sys.stderr)
         _check_classes(args.checkpoint, meta.get("classes"), getattr(loader.dataset, "classes", None))
         with torch.no_grad():
-            metrics = run.task.evaluate(model.eval(), loader)
+            metrics = run.task.evaluate(model, loader)
         for metric, value in metrics.items():
             print(f"{metric} {value:.3f}")
 

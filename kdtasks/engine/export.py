@@ -191,8 +191,9 @@ def _run_safetensors(run: Run, form: OnnxForm, path: Path) -> list[list[Tensor]]
 def _run_state(run: Run, form: OnnxForm, state: Mapping[str, Tensor]) -> list[list[Tensor]]:
     model = run.model("student")
     model.load_state_dict(state, strict=True)
+    model.eval()
     with torch.no_grad():
-        return [_leaves(model.eval()(*example)) for example in form.examples]
+        return [_leaves(model(*example)) for example in form.examples]
 
 
 def _run_onnx(run: Run, form: OnnxForm, path: Path) -> list[list[Tensor]]:

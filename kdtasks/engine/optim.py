@@ -107,12 +107,18 @@ class MovingAverage:
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = copy.deepcopy(model)
+        self.model.eval()
+        self.model.requires_grad_(False)
         self._pairs = [(e, w) for e, w in zip(self.model.parameters(), model.parameters())]
-        self._buffers = [(e, w) for e, w in zip(self.model.buffers(), model.buffers())]
+        self._buffers = [(e._buffers, w._buffers, name) for e, w in zip(self.model.modules(), model.modules())
+                         for name, buffer in w._buffers.items() if buffer is not None]
 
     @torch.no_grad()
     def update(self) -> None:
         torch._foreach_lerp_([e for e, _ in self._pairs], [w for _, w in self._pairs], 1 - self.decay)
-        for e, w in self._buffers:
-            e.copy_(w)
+        for own, followed, name in self._buffers:                # by name: an observer puts other tensors in their place
+            if own[name].shape == followed[name].shape:
+                own[name].copy_(followed[name])
+            else:
+                own[name] = followed[name].clone()

@@ -264,7 +264,9 @@ class Run:
         stage = next(s for s in self.stages if s.name == stage_name)
         model = self.learner(stage)
         load_weights(model, self.files.folder(stage_name) / "last.pth")
-        return model.eval().requires_grad_(False)
+        model.eval()
+        model.requires_grad_(False)
+        return model
 
     # Data ---------------------------------------------------------------------------------------------------------
     def data_set(self, data: Mapping, part: str):

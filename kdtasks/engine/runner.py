@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kdtasks.core import Distiller
 from kdtasks.core.names import did_you_mean
+from kdtasks.core.trial import state_kept
 from kdtasks.engine import checkpoint
 from kdtasks.engine.optim import MovingAverage, StepWrapper, build_schedulers
 from kdtasks.engine.show import METRICS
@@ -410,16 +411,11 @@ def leaves_parameters_out(distiller: Distiller, batch: dict) -> bool:
     It is seen on one batch; a loss with a schedule may stop pulling later. Nothing moves, as in :meth:`Distiller.build`.
     """
     distiller.progress = (0, 1)
-    modes = {module: module.training for module in distiller.modules()}
-    devices = sorted({p.device.index for p in distiller.parameters() if p.is_cuda})
-    with torch.random.fork_rng(devices=devices):
-        distiller.eval()
+    with distiller.at_rest(training=True), state_kept(distiller.losses.modules()), torch.enable_grad():
         losses = distiller(batch)
-        for module, mode in modes.items():
-            module.training = mode
-    trained = [p for p in distiller.parameters() if p.requires_grad]
-    total = sum(value for name, value in losses.items() if "loss" in name)
-    found = torch.autograd.grad(total, trained, allow_unused=True)
+        trained = [p for p in distiller.parameters() if p.requires_grad]
+        total = sum(value for name, value in losses.items() if "loss" in name)
+        found = torch.autograd.grad(total, trained, allow_unused=True)
     return any(g is None for g in found) or any(callable(weight) for _, _, weight in distiller._terms.values())
 
 

@@ -50,6 +50,7 @@ from torch import Tensor, nn
 
 from kdtasks.core.features import Taps, map_tensors, module_paths
 from kdtasks.core.names import did_you_mean, split_call
+from kdtasks.core.trial import tried
 from kdtasks.incremental.distiller import IncrementalDistiller
 from kdtasks.incremental.models import head_of
 
@@ -276,7 +277,7 @@ class LwMDistiller(IncrementalDistiller):
             input = input[:8] if len(input) > 1 else torch.rand(2, *input.shape[1:]).to(input)
         model = self.model(role)
         taps = Taps(model, [self.attention], model if role == "student" else self.teachers[role])
-        with _tried(model, training=role == "student"):
+        with tried(model, training=role == "student"):
             logits, values = taps(input)
             activation = values[self.attention]
             if not isinstance(activation, Tensor) or activation.dim() != 4 or activation.shape[2:].numel() < 2:
@@ -300,24 +301,6 @@ def _is_head_of_mean(model: nn.Module, activation: Tensor, logits: Tensor) -> bo
                               for block in head.blocks], 1)
     near = {8: 1e-8, 4: 1e-3, 2: 0.05}[logits.element_size()]            # float64, float32 (or TF32), half precision
     return bool((logits - expected).abs().max() <= near * expected.abs().max())
-
-
-@contextmanager
-def _tried(model: nn.Module, training: bool) -> Iterator[None]:
-    """In a mode, without gradient; nothing has moved afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    buffers = {buffer: buffer.clone() for buffer in model.buffers()}
-    devices = sorted({t.device.index for t in [*model.parameters(), *buffers] if t.is_cuda})
-    try:
-        model.train(training)
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        with torch.no_grad():
-            for buffer, before in buffers.items():
-                buffer.copy_(before)
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

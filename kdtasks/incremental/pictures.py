@@ -162,7 +162,8 @@ class Looks:
 def looks(before: nn.Module, after: nn.Module, attention: str, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """LwM's b, (B,), and the maps of the student after and before the experience, (B,h,w), as in its training but in eval."""
     loss = (lwm_attention_loss, ("student.attention", "before.attention"))
-    distiller = LwMDistiller(after, {"before": before}, {"loss": loss}, attention=attention).eval()
+    distiller = LwMDistiller(after, {"before": before}, {"loss": loss}, attention=attention)
+    distiller.eval()
     found = distiller.outputs("student", {"input": inputs}, ["student.attention", "student.attended"])
     known = {"input": inputs, "student.attended": found["student.attended"]}
     old = distiller.outputs("before", known, ["before.attention"])["before.attention"]

@@ -44,4 +44,6 @@ def _alexnet(device: str) -> nn.Module:
         import lpips
     except ImportError:
         raise ImportError("lpips_rgb needs the package lpips: pip install lpips") from None
-    return lpips.LPIPS(net="alex", verbose=False).eval().requires_grad_(False).to(device)
+    network = lpips.LPIPS(net="alex", verbose=False)
+    network.eval()
+    return network.requires_grad_(False).to(device)

@@ -1,13 +1,16 @@
 """The Distiller: which models run, what each loss gets, what it is called, and what must not move."""
 
+import collections
 import copy
 import gc
 import warnings
 import weakref
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
+import torchvision
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -343,8 +346,8 @@ def test_outputs_that_forget_a_name_are_an_error():
 
 # -------------------------------------------------------------------------------------------------- errors
 @pytest.mark.parametrize("losses, message", [
-    ({"loss_h": (F.mse_loss, ("student.layr1", "teacher.layer1"))},
-     r"loss_h: no model supplies 'student.layr1'; did you mean 'student.layer1'"),
+    ({"loss_h": (F.mse_loss, ("student.layr1.0", "teacher.layer1"))},
+     r"loss_h: no model supplies 'student.layr1.0'; did you mean 'student.layer1"),
     ({"loss_h": (F.mse_loss, ("student.layer1", "teacher.layer1.9"))},
      r"loss_h: no model supplies 'teacher.layer1.9'; did you mean 'teacher.layer1"),
     ({"loss_h": (F.mse_loss, ("student.head@x", "teacher"))}, "after '@' comes the number"),
@@ -403,6 +406,16 @@ def test_a_key_that_the_batch_lacks_is_an_error_with_the_nearest_when_built_and_
         Distiller(Net(), losses={"loss_cls": CLS})(torch.randn(8, 4))
     with pytest.raises(ValueError, match=r"supplies 'input'; did you mean 'inputs'"):
         Distiller(Net(), losses={"loss_cls": CLS})({"inputs": torch.randn(8, 4), "target": torch.zeros(8).long()})
+
+
+def test_a_name_that_is_no_submodule_and_no_entry_of_the_output_is_an_error_with_the_nearest_when_built_and_when_run():
+    for of, known in ((("student.layr1", "teacher"), "student.layer1"), (("student", "teacher.layr1"), "teacher.layer1"),
+                      (("student", "teacher.1"), "teacher.")):
+        distiller = Distiller(Net(), {"teacher": Net()}, {"loss_h": (F.mse_loss, of)})
+        wrong = next(name for name in of if "." in name)
+        for call in (distiller, distiller.build):
+            with pytest.raises(ValueError, match=rf"loss_h: '{wrong}' is no submodule.*a tensor \(8, 3\).*'{known}"):
+                call(batch())
 
 
 def test_a_module_that_does_not_run_is_an_error_that_names_it():
@@ -546,6 +559,97 @@ def test_build_names_the_loss_and_the_shapes_of_what_does_not_fit(loss, of, mess
         warnings.simplefilter("ignore")                                                     # whatever the user's filters say
         with pytest.raises(ValueError, match=message):
             distiller.build({**batch(), "column": torch.zeros(8, 1), "names": ["a"]})
+
+
+# -------------------------------------------------------------------------------------------------- entries of an output
+Named = collections.namedtuple("Named", ["logits", "aux"])
+SHAPES = {"tuple": ("0", "1", lambda a, b: (a, b)), "list": ("0", "-1", lambda a, b: [a, b]),
+          "dict": ("logits", "aux", lambda a, b: {"logits": a, "aux": b}), "field": ("logits", "aux", Named),
+          "numbered": ("0", "-1", Named), "keys": ("0", "1", lambda a, b: {0: a, 1: b})}
+
+
+class Two(Net):
+    """Gives two heads' outputs while it trains, and one tensor else."""
+
+    def __init__(self, kind, always=False):
+        super().__init__()
+        self.kind, self.always, self.other = kind, always, nn.Linear(6, 3)
+
+    def forward(self, x):
+        features = self.layer1(x)
+        both = self.head(features), self.other(features)
+        return SHAPES[self.kind][2](*both) if self.training or self.always else sum(both) / 2
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("compiled", [False, {"backend": "eager"}])
+def test_entries_of_an_output_that_is_several_in_training_are_named(kind, compiled):
+    first, second, _ = SHAPES[kind]
+    student, teacher, data = Two(kind), Two(kind, always=True), batch()
+    losses = {"loss_cls": (F.cross_entropy, (f"student.{first}", "target")),
+              "loss_kd": (kd_loss, (f"student.{second}", f"teacher.{first}")), "loss_tap": (F.mse_loss, HINT_OF)}
+    distiller = Distiller(student, {"teacher": teacher}, losses, compile=compiled)
+    shapes = distiller.build(data)
+    assert shapes[f"student.{second}"] == shapes[f"teacher.{first}"] == (8, 3) and student.training
+    before, x = copy.deepcopy(student), data["input"]
+    with torch.no_grad():
+        feature, taught = before.layer1(x), teacher.layer1(x)
+        expected = [F.cross_entropy(before.head(feature), data["target"]), kd_loss(before.other(feature), teacher.head(taught)),
+                    F.mse_loss(feature, taught)]
+    found = distiller(data)
+    for value, wanted in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(value.detach(), wanted)
+    total(found).backward()
+    assert student.other.weight.grad.any() and student.head.weight.grad.any() and student.forwards == 0
+    eval_only = distiller.tensors(data)
+    assert f"student.{first}" not in eval_only and eval_only["student"].shape == (8, 3) and f"teacher.{first}" in eval_only
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_an_output_of_several_that_is_taken_whole_is_an_error_with_their_names_when_built(kind):
+    first = SHAPES[kind][0]
+    distiller = Distiller(Two(kind), {"teacher": Net()}, {"loss_cls": CLS})
+    named = rf"student in training is a \w+ of .*'student.{first}' \(8, 3\).*: name the entry that is meant"
+    with pytest.raises(ValueError, match=named):
+        distiller.build(batch())
+    distiller = Distiller(Two(kind), {"teacher": Two(kind, True)}, {"loss_cls": (F.cross_entropy, ("student.logit", "target"))})
+    for call in (distiller.build, distiller):
+        with pytest.raises(ValueError, match=r"loss_cls: 'student.logit' is no submodule, and the output of student in training"):
+            call(batch())
+
+
+def test_entries_of_peers_and_of_a_batch_that_carries_them_and_a_submodule_of_that_path_comes_first():
+    x = batch()
+    both = Distiller(Two("tuple"), losses={"loss_peer": (F.mse_loss, ("student.0", "peer1.1"))}, peers=[Two("tuple")])
+    total(both(x)).backward()
+    assert both.peers[0].other.weight.grad.any() and both.peers[0].head.weight.grad is None
+    carried = torch.randn(8, 3)
+    taught = Distiller(Two("tuple"), {"teacher": Net()}, {"loss_kd": (F.mse_loss, ("student.0", "teacher.1"))})
+    taught({**x, "teacher.1": carried})
+    assert taught.teachers["teacher"].model.forwards == 0
+    parts = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    first = Distiller(parts, losses={"loss_mean": (torch.mean, "student.0")})(x)["loss_mean"]
+    assert torch.equal(first, parts[0](x["input"]).mean())
+
+
+@pytest.mark.parametrize("name", ["googlenet", "deit"])
+def test_real_models_with_more_heads_in_training_than_in_eval(name):
+    if name == "googlenet":
+        student = torchvision.models.googlenet(aux_logits=True, init_weights=False, num_classes=3)
+        entries, side = ("logits", "aux_logits2"), 64
+    else:
+        student = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3, img_size=32, depth=1)
+        student.set_distilled_training(True)
+        entries, side = ("0", "1"), 32
+    data = {"input": torch.randn(2, 3, side, side), "target": torch.tensor([0, 1]), "teacher": torch.randn(2, 3)}
+    with pytest.raises(ValueError, match=rf"student in training is a \w+ of 'student.{entries[0]}' \(2, 3\), "):
+        Distiller(student, losses={"loss_cls": CLS}).build(data)
+    losses = {"loss_cls": (F.cross_entropy, (f"student.{entries[0]}", "target")), "loss_kd": (kd_loss, (f"student.{entries[1]}", "teacher"))}
+    distiller = Distiller(student, losses=losses)
+    before = state(student)
+    distiller.build(data)
+    assert same(before, state(student)) and all(module.training for module in student.modules())
+    assert all(value > 0 for value in distiller(data).values())
 
 
 # -------------------------------------------------------------------------------------------------- copies, state, dtypes

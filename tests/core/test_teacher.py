@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdtasks.core import Teacher
+from kdtasks.core import Distiller, Teacher
 
 MEAN, STD, STUDENT_MEAN, STUDENT_STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4], [0.1, 0.2, 0.3], [1.0, 0.5, 0.25]
 
@@ -137,3 +137,26 @@ def test_what_is_wrong_is_said_when_it_is_made_and_freezes_nothing(options, mess
     with pytest.raises(ValueError, match=message):
         Teacher(model, **options)
     assert model.training and model.weight.requires_grad
+
+
+class Silent(nn.Sequential):
+    """As mmdet's LD detector: its train() and eval() give None."""
+
+    def train(self, mode=True):
+        super().train(mode)
+
+
+def test_a_model_whose_train_returns_none_teaches_and_learns():
+    model, student = Silent(nn.Linear(3, 2), nn.BatchNorm1d(2)), Silent(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    teacher = Teacher(model)
+    assert not any(m.training for m in model.modules()) and not any(p.requires_grad for p in model.parameters())
+    model.train()
+    teacher(torch.ones(2, 3))
+    assert not any(m.training for m in model.modules())
+    loss = Silent(nn.LazyLinear(2))
+    distiller = Distiller(student, {"teacher": model}, {"loss_a": (F.mse_loss, ("student", "teacher")),
+                                                       "loss_b": (lambda s, t: (loss(s) - t).square().mean(), ("student", "teacher"))})
+    distiller.build(torch.ones(4, 3))
+    distiller.tensors(torch.ones(4, 3))
+    assert all(m.training for m in student.modules())
+    assert len(distiller(torch.ones(4, 3))) == 2

@@ -30,7 +30,7 @@ def test_config_key_that_does_not_exist():
 
 def test_wrong_names_and_sizes_are_said_before_the_first_step(tmp_path):
     for options, message in (
-        ({"losses__loss_kd__of": ("student", "teacher.fcc")}, r"no model supplies 'teacher.fcc'"),
+        ({"losses__loss_kd__of": ("student", "teacher.fcc")}, r"loss_kd: 'teacher.fcc' is no submodule"),
         ({"losses__loss_kd__of": ("student", "techer")}, r"neither a model nor the batch supplies 'techer'; did you mean 'teacher'"),
         ({"teacher__num_classes": 7}, r"loss_kd cannot be computed from student \(32, 10\), teacher \(32, 7\)"),
         ({"losses__loss_x": {"type": "torch.nn.MSELoss", "of": ("student.0", "teacher.0")}}, r"loss_x cannot be computed from student.0"),
