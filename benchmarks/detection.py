@@ -66,7 +66,8 @@ def detectors(o, make: str) -> tuple[nn.Module, nn.Module, list[Tensor], list[di
     images = [torch.rand(3, 128, 160, device=o.device) for _ in range(4)]
     boxes = torch.tensor([[10.0, 10, 50, 60], [60, 40, 120, 100]], device=o.device)
     targets = [{"boxes": boxes + k, "labels": torch.tensor([1, 3], device=o.device)} for k in range(4)]
-    return teacher.eval().requires_grad_(False).to(o.device), student.to(o.device), images, targets
+    teacher.eval()
+    return teacher.requires_grad_(False).to(o.device), student.to(o.device), images, targets
 
 
 def dense_by_hand(o, make: str) -> Step:

@@ -27,7 +27,8 @@ def pair(o) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
             module.momentum = 1.0                          # the statistics of one batch: features keep a sane size
     with torch.no_grad():
         teacher(input)
-    teacher.eval().requires_grad_(False)
+    teacher.eval()
+    teacher.requires_grad_(False)
     return teacher.to(o.device), student.to(o.device), input.to(o.device), target.to(o.device)
 
 

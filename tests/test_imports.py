@@ -165,7 +165,7 @@ def test_public_names_are_importable_from_their_task_as_written(task, file):
         assert found == [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in expected], written
 
 
-@pytest.mark.parametrize("folder", ["kdtasks", "tools"])
+@pytest.mark.parametrize("folder", ["kdtasks", "tools", "benchmarks"])
 def test_what_eval_returns_is_not_used(folder):
     """A model whose ``train()`` returns None (mmdet's LD detector) can be put in eval, but not in a chain of calls."""
     for path in (ROOT / folder).rglob("*.py"):
