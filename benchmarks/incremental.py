@@ -164,7 +164,8 @@ def avalanche_run(o, plugins: Callable[[], list], seed: int, experiences: int = 
 def accuracies(o, model: nn.Module, seed: int) -> tuple[float, float]:
     """Percent, mean over the experiences: of all columns, and of those of the image's own experience."""
     input, target = digit_images(False).tensors
-    logits, found = model.eval()(input.to(o.device)).cpu(), []
+    model.eval()
+    logits, found = model(input.to(o.device)).cpu(), []
     for experience in digit_stream(seed).test_stream:
         own = torch.tensor(experience.classes_in_this_experience)
         rows = torch.isin(target, own)
