@@ -48,7 +48,7 @@ class Mean(Line):
     """The mean of some seeds, and Student's interval."""
 
     def __post_init__(self):
-        from kdtasks.engine.compare import interval
+        from kdtasks.engine.compare.statistics import interval
         self.value, *self.interval = interval(self.samples)
         self.ok = None
 

@@ -49,7 +49,7 @@ def allowed(file: str) -> tuple[set[str], set[str], set[str]]:
     if folder == "core":
         more = {"cache.py": {"numpy"}, "weights.py": {"safetensors"}}.get(name, set())
         return {"core"}, {"torch"} | more - {"safetensors"}, more
-    if folder == "engine":
+    if folder.split("/")[0] == "engine":
         libraries = {"torch", "mmengine", "numpy", "rich"}
         return {"core", "engine"}, libraries, libraries | SLOW | {"safetensors"}
     if Path(name).stem in FRAMEWORK_FILES:

@@ -17,7 +17,10 @@ from scipy import stats
 from kdtasks.core import Distiller
 from kdtasks.engine import config as configurations
 from kdtasks.engine.builder import ConfigError
-from kdtasks.engine.compare import compare, interval, main, plan, plot, show, verdict
+from kdtasks.engine.compare.command import compare, main
+from kdtasks.engine.compare.plan import plan_jobs
+from kdtasks.engine.compare.show import plot, show
+from kdtasks.engine.compare.statistics import interval, verdict
 from kdtasks.engine.run import Run
 from kdtasks.engine.work_dir import WorkDir
 
@@ -35,6 +38,15 @@ class Stop(Hook):
         if Stop.at == (runner.meta["stage"], runner.meta["seed"], batch_idx):
             Stop.at = None
             raise KeyboardInterrupt
+
+
+class FailingLoss(torch.nn.CrossEntropyLoss):
+    """An error in a step, after a run has been found in order."""
+
+    def forward(self, input, target):
+        if torch.is_grad_enabled():
+            raise ArithmeticError("a loss that fails when trained")
+        return super().forward(input, target)
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +126,7 @@ def test_verdict(differences, higher, lower):
     ({"distiller": {"type": f"{__name__}.OtherDistiller"}}, False, False),
 ])
 def test_what_is_shared_with(options, control, teacher, tmp_path):
-    (a, b), jobs = plan({"a": small(), "b": small(**options)}, [0, 1], tmp_path, "cpu")
+    (a, b), jobs = plan_jobs({"a": small(), "b": small(**options)}, [0, 1], tmp_path, "cpu")
     for seed in (0, 1):
         assert (a.controls[seed] is b.controls[seed]) == control
         assert (a.jobs[seed].given["teacher"] is b.jobs[seed].given["teacher"]) == teacher
@@ -133,19 +145,19 @@ class OtherDistiller(Distiller):
 
 def test_unlabelled_samples_do_not_matter_to_the_control(tmp_path):
     data = {"data.train.labelled": 150, "data.batch_size": 16}
-    (a, b), _ = plan({"a": small(**data), "b": small(**data, **{"data.unlabelled_per_batch": 8})}, [0], tmp_path, "cpu")
+    (a, b), _ = plan_jobs({"a": small(**data), "b": small(**data, **{"data.unlabelled_per_batch": 8})}, [0], tmp_path, "cpu")
     assert a.controls[0] is b.controls[0]
 
 
 def test_a_given_checkpoint_is_trained_by_nobody(tmp_path):
-    (arm,), jobs = plan({"a": small(**{"teacher.checkpoint": "some/teacher.pth"})}, [0, 1], tmp_path, "cpu")
+    (arm,), jobs = plan_jobs({"a": small(**{"teacher.checkpoint": "some/teacher.pth"})}, [0, 1], tmp_path, "cpu")
     assert arm.teachers == [] and [job.name for job in jobs] == ["alone", "a", "alone", "a"]
 
 
 def test_a_teacher_for_each_seed(tmp_path):
-    (arm,), _ = plan({"a": small()}, [3, 4], tmp_path, "cpu", teacher_per_seed=True)
+    (arm,), _ = plan_jobs({"a": small()}, [3, 4], tmp_path, "cpu", teacher_per_seed=True)
     assert [arm.jobs[seed].given["teacher"].seed for seed in (3, 4)] == [3, 4]
-    (one,), _ = plan({"a": small()}, [3, 4], tmp_path, "cpu")
+    (one,), _ = plan_jobs({"a": small()}, [3, 4], tmp_path, "cpu")
     assert {one.jobs[seed].given["teacher"].seed for seed in (3, 4)} == {0}
     assert not {job.folder for job in one.jobs.values()} & {job.folder for job in arm.jobs.values()}
     assert one.controls[3].folder == arm.controls[3].folder
@@ -244,6 +256,28 @@ def test_a_stop_while_stages_are_taken_over(undisturbed, tmp_path, monkeypatch):
     assert result["configs"]["cold"]["distilled"] == expected["configs"]["cold"]["distilled"][:1]
 
 
+def test_jobs_side_by_side_give_the_same_numbers(tmp_path, capsys):
+    configs = {"small": {**small(), "threads": 1}}
+    one = compare(configs, [0], tmp_path / "one", "cpu", quiet=True)
+    two = compare(configs, [0], tmp_path / "two", "cpu", workers=2)
+    assert without_seconds(two) == without_seconds(one)
+    said = capsys.readouterr().err.splitlines()
+    started = [line.split(":")[0].removeprefix("started").strip() for line in said if line.startswith("started")]
+    assert len(started) == len(set(started)) == 3
+    assert started == ["teacher for small, seed 0", "alone for small, seed 0", "small, seed 0"]    # what others need comes before them
+    assert sum(line.startswith("finished") for line in said) == 3
+    kept = written(tmp_path / "two")
+    compare(configs, [0], tmp_path / "two", "cpu", quiet=True, workers=2)
+    assert written(tmp_path / "two") == kept                        # nothing is trained again
+
+
+def test_a_job_that_fails_is_named(tmp_path):
+    bad = small(**{"losses.loss_cls.type": f"{__name__}.FailingLoss", "teacher.checkpoint": "own"})
+    with pytest.raises(RuntimeError, match=r"alone for bad, seed 0 \(.*seed0\): a loss that fails when trained"):
+        compare({"bad": bad}, [0], tmp_path, "cpu", quiet=True, workers=2)
+    assert not (tmp_path / "compare.json").exists()
+
+
 def test_no_verdict_for_two_seeds(undisturbed):
     folder, full = undisturbed                                                     # its runs are there already
     kept = {name: (folder / name).read_bytes() for name in ("compare.json", "compare.png")}
@@ -268,7 +302,7 @@ def test_a_chain_is_paired_with_a_control_of_its_own_budget(undisturbed, tmp_pat
              losses=dict(loss_cls=CE, loss_kd=dict(KD, of=("student", "assistant")))),
     ]
     chain = small(stages=stages, models=dict(assistant=dict(type="small_parts.Net", width=6)))
-    (arm, cold), _ = plan({"chain": chain, "cold": small()}, [0], tmp_path, "cpu")
+    (arm, cold), _ = plan_jobs({"chain": chain, "cold": small()}, [0], tmp_path, "cpu")
     assert arm.controls[0] is cold.controls[0] and list(arm.jobs[0].given) == ["teacher", "alone"]
     assert arm.jobs[0].given["teacher"] is cold.jobs[0].given["teacher"]
     result = compare({"chain": chain}, [0], tmp_path, "cpu", quiet=True)
@@ -290,7 +324,7 @@ def test_a_control_that_goes_on_from_another_stage_is_shared_with_it(undisturbed
     teacher = next(Path(undisturbed[0]).glob("shared/teacher_*/seed0")) / "stages" / "0_teacher" / "last.pth"
     config = small(**{"stages": stages, "teacher.checkpoint": str(teacher)})
     warmer = small(**{"stages": stages, "teacher.checkpoint": str(teacher), "losses.loss_cls.weight": 0.5})
-    arms, jobs = plan({"a": config, "b": warmer}, [0], tmp_path, "cpu")
+    arms, jobs = plan_jobs({"a": config, "b": warmer}, [0], tmp_path, "cpu")
     assert arms[0].controls[0] is arms[1].controls[0] and arms[0].controls[0].stages == ["warm", "alone"]
     assert sorted(arms[0].jobs[0].given) == ["alone", "other", "warm"] and len(jobs) == 4
     row = compare({"a": config}, [0], tmp_path, "cpu", quiet=True)["configs"]["a"]
@@ -346,4 +380,4 @@ def test_different_metrics_are_not_compared(tmp_path, monkeypatch):
     from kdtasks.general import trainer
     monkeypatch.setitem(sys.modules, "other_trainer", types.SimpleNamespace(**{**vars(trainer), "PRIMARY": "psnr_y"}))
     with pytest.raises(ConfigError, match="measure different things: a accuracy, b psnr_y"):
-        plan({"a": small(), "b": small(task="other_trainer")}, [0], tmp_path, "cpu")
+        plan_jobs({"a": small(), "b": small(task="other_trainer")}, [0], tmp_path, "cpu")

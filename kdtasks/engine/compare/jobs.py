@@ -1,0 +1,115 @@
+"""The jobs of a comparison, one after the other or side by side, each in a process of its own."""
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+
+from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.compare.plan import TrainingJob
+
+
+def run_jobs(jobs: Sequence[TrainingJob], device: str | None = None, workers: int = 1,
+             devices: Sequence[str] = (), quiet: bool = False) -> None:
+    """Train what is not trained yet.
+
+    Args:
+        jobs: those that others need come before them.
+        device: ``'cpu'``, ``'cuda'``; None: CUDA where there is one.
+        workers: jobs at a time. With several, each has a process of its own and an equal share of
+            the processors as torch's threads, unless its config says ``threads``: then the numbers
+            are those of one job after the other, bit for bit.
+        devices: of the workers, in turn: ``'cuda:0'``, ``'cuda:1'`` …
+        quiet: no progress.
+
+    Raises:
+        ConfigError: no such device.
+        RuntimeError: a job has failed or its process has died; says which, and its folder.
+    """
+    if workers == 1 and len(devices) <= 1:
+        for number, job in enumerate(jobs, 1):
+            _say(f"[{number}/{len(jobs)}] {job.title}: {job.folder}", quiet)
+            job.finish(devices[0] if devices else device, quiet)
+        return
+    places = list(devices) or [device] * workers
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    context = multiprocessing.get_context("spawn")            # a fork of torch's threads may hang
+    free = context.SimpleQueue()
+    for number in range(workers):
+        free.put(places[number % len(places)])
+    pool = ProcessPoolExecutor(workers, context, _prepare_worker, (free, threads, list(sys.path)))
+    try:
+        _run_side_by_side(pool, jobs, workers, quiet)
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()                               # each goes on from its last checkpoint
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _run_side_by_side(pool: ProcessPoolExecutor, jobs: Sequence[TrainingJob], workers: int,
+                      quiet: bool) -> None:
+    waiting, running, started = list(jobs), {}, {}
+    while waiting or running:
+        blocked = {id(job) for job in [*waiting, *running.values()]}
+        ready = [job for job in waiting
+                 if blocked.isdisjoint(id(other) for other in job.given.values())]
+        for job in ready[:workers - len(running)]:
+            waiting.remove(job)
+            started[id(job)] = time.perf_counter()
+            running[pool.submit(_finish, job)] = job
+            _say(f"started  {job.title}: {job.folder}", quiet)
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            job = running.pop(future)
+            _check_result(future, job)
+            seconds = time.perf_counter() - started[id(job)]
+            left = len(waiting) + len(running)
+            _say(f"finished {job.title}: {seconds:.0f} s; {left} of {len(jobs)} are left", quiet)
+
+
+def _check_result(future: Future, job: TrainingJob) -> None:
+    try:
+        future.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(f"a process died while jobs ran, {job.title} among them "
+                           f"({job.folder}); the same command goes on from there") from error
+    except Exception as error:
+        kind = ConfigError if isinstance(error, ConfigError) else RuntimeError
+        raise kind(f"{job.title} ({job.folder}): {error}") from error
+
+
+_place: str | None = None                                     # the device of this worker
+
+
+def _prepare_worker(free, threads: int, path: list[str]) -> None:
+    """Take a device and a share of the processors; import from where the first process does."""
+    global _place
+    _place = free.get()
+    sys.path[:] = path
+    if _place and _place.startswith("cuda:"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = _visible(int(_place.removeprefix("cuda:")))
+        _place = "cuda"
+    # as in a run of its own: what is spawned would have its data's workers spawned too
+    multiprocessing.set_start_method("fork", force=True)
+    import torch
+
+    torch.set_num_threads(min(threads, torch.get_num_threads()))
+
+
+def _visible(number: int) -> str:
+    """The name of a device for CUDA_VISIBLE_DEVICES, which may name some of them already."""
+    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return names[number] if names else str(number)
+
+
+def _finish(job: TrainingJob) -> None:
+    job.finish(_place, quiet=True)
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)

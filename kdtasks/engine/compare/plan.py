@@ -1,0 +1,166 @@
+"""What a comparison has to run.
+
+A comparison is a list of jobs, each one run in a folder of its own. What several configs or seeds have in common (a
+teacher, the control "alone" with the stages that lead to it) is one job in ``shared/<stage>_<hash>/seed<N>``: the hash is of
+all that matters to these stages, so equal ones meet in one folder. A config's own job, ``<config>_<hash>/seed<N>``, takes
+them over and trains the rest; it is an ordinary run. Jobs that have finished are not repeated, and one that was stopped goes
+on.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kdtasks.core.stages import Stage, final_stage
+from kdtasks.engine import config as configurations
+from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.run import Run
+
+TEACHER_SEED = 0                               # of the one teacher that all seeds share
+OWN_KEYS = ("name", "model", "arguments", "student", "losses", "train", "keep")  # of a stage that stands alone in its config
+
+
+@dataclass(eq=False)
+class TrainingJob:
+    """One run in a folder of its own.
+
+    Args:
+        name: what the screen and the results call it: a config, or a stage that configs share.
+        config, folder, seed: of the run.
+        stages: the names of all its stages.
+        given: stages that are taken over from other jobs.
+        used_by: the configs that it counts for.
+        shared: whether it is one stage on its own, with those that lead to it, which several configs or seeds may use.
+    """
+
+    name: str
+    config: dict
+    folder: Path
+    seed: int
+    stages: list[str]
+    given: dict[str, "TrainingJob"] = field(default_factory=dict)
+    used_by: list[str] = field(default_factory=list)
+    shared: bool = False
+
+    @property
+    def title(self) -> str:
+        """What the screen calls it."""
+        users = f" for {', '.join(self.used_by)}" if self.shared else ""
+        return f"{self.name}{users}, seed {self.seed}"
+
+    @property
+    def results(self) -> dict | None:
+        """The content of results.json; None while the run has not finished."""
+        path = self.folder / "results.json"
+        if not path.exists() or not (self.shared or (self.folder / "student.pth").exists()):
+            return None
+        results = json.loads(path.read_text())
+        return results if all(stage in results["stages"] for stage in self.stages) else None
+
+    def finish(self, device: str | None, quiet: bool) -> None:
+        """Train what is not trained yet."""
+        run = Run(self.config, self.folder, self.seed, device, self.name, quiet)
+        run.open(resume=True)
+        for stage, other in self.given.items():
+            if stage not in run.done:
+                run.files.adopt(stage, other.folder / "stages" / f"{other.stages.index(stage)}_{stage}")
+        run.train(resume=True)
+
+
+class ConfigArm:
+    """One config of a comparison.
+
+    Attributes:
+        final: the stage whose student is compared.
+        teachers: the stages that train a teacher; none where checkpoints are given.
+        shared: ``{stage: (its config on its own, the stages that lead to it and itself)}`` of those that no teacher led to:
+            teachers, the control, and what else trains a student from fresh weights and is gone on with by none (``joint``).
+        jobs: ``{seed: the config's own run}``.
+        controls: ``{seed: the run that has the stage "alone"}``.
+    """
+
+    def __init__(self, name: str, config: Mapping, device: str | None):
+        self.name, self.run = name, Run(config, "unused", 0, device, name, quiet=True)
+        stages = {stage.name: stage for stage in self.run.stages}
+        final = final_stage(self.run.stages)
+        if final is None or "alone" not in stages:
+            raise ConfigError(f"{name}: there must be a stage 'alone' and another that trains the student, to compare them; "
+                              f"there are {list(stages)}")
+        self.final = final.name
+        chains = {name: self.run.chain(stage) for name, stage in stages.items()}
+        chains = {name: chain for name, chain in chains.items()
+                  if not any(s.taught or self.run.unlabelled(s) for s in chain)}
+        self.teachers = [name for name, chain in chains.items() if stages[name].model != "student" and len(chain) == 1]
+        ends = {name for name, chain in chains.items() if len(chain) == 1} - {self.run.source(s) for s in stages.values()}
+        self.shared = {name: (on_its_own(self.run, chain), [stage.name for stage in chain]) for name, chain in chains.items()
+                       if name in self.teachers or name == "alone" or name in ends}
+        self.jobs: dict[int, TrainingJob] = {}
+        self.controls: dict[int, TrainingJob] = {}
+
+    def plan(self, seed: int, work_dir: Path, teacher_per_seed: bool, jobs: dict[Path, TrainingJob]) -> None:
+        """Add the jobs of one seed that are not planned yet."""
+        needs = {}
+        for stage, (config, chain) in self.shared.items():
+            its_seed = TEACHER_SEED if stage in self.teachers and not teacher_per_seed else seed
+            folder = work_dir / "shared" / f"{stage}_{_hash(config)}" / f"seed{its_seed}"
+            needs[stage] = jobs.setdefault(folder, TrainingJob(stage, config, folder, its_seed, chain, shared=True))
+            if self.name not in needs[stage].used_by:
+                needs[stage].used_by.append(self.name)
+        names, config = [stage.name for stage in self.run.stages], self.run.config
+        folder = work_dir / f"{self.name}_{_hash([config, bool(self.teachers) and teacher_per_seed])}" / f"seed{seed}"
+        given = {stage: job for job in needs.values() for stage in job.stages if stage in names}
+        self.jobs[seed] = jobs[folder] = TrainingJob(self.name, config, folder, seed, names, given, [self.name])
+        self.controls[seed] = needs.get("alone", self.jobs[seed])
+
+
+def on_its_own(run: Run, chain: Sequence[Stage]) -> dict:
+    """A config of the last of these stages and of those that lead to it, without all that cannot matter to them.
+
+    Equal ones train equal weights. Without teachers, neither these matter, nor other models, nor unlabelled samples.
+    """
+    config, stage = run.config, chain[-1]
+    if len(chain) > 1:
+        own = [{**{key: getattr(s, key) for key in OWN_KEYS}, "student": run.source(s) or s.student,
+                "optimizer_state": s.optimizer_state, **_settings(run, s)} for s in chain]
+        return {**config, **_settings(run, stage), "teachers": {}, "models": {}, "peers": [], "teacher_training": {},
+                "cache": None, "losses": stage.losses, "stages": own}
+    spec = {"student": config["student"], **config["teachers"], **config["models"]}[stage.model]
+    if stage.name == "alone" and stage.model == "student":
+        spec = {**spec, **config["control"]}
+    if stage.model != "student":                                        # how it teaches later does not matter here
+        spec = {k: v for k, v in spec.items() if k not in configurations.TEACHER_KEYS}
+    teachers = {} if stage.model == "student" else {stage.model: spec}
+    return {**config, **_settings(run, stage), "student": spec, "teachers": teachers, "control": {},
+            "models": {}, "peers": [], "teacher_training": {}, "cache": None, "losses": stage.losses,
+            "stages": [{key: getattr(stage, key) for key in OWN_KEYS}]}
+
+
+def _settings(run: Run, stage: Stage) -> dict:
+    settings = {key: run.setting(stage, key) for key in configurations.TRAINING_KEYS}
+    return {**settings, "data": {**settings["data"], "unlabelled_per_batch": 0}}
+
+
+def plan_jobs(configs: Mapping[str, Mapping], seeds: Sequence[int], work_dir: Path, device: str | None = None,
+              teacher_per_seed: bool = False) -> tuple[list[ConfigArm], list[TrainingJob]]:
+    """The arms, and all jobs in the order in which they run: seed by seed, what is shared before those that share it.
+
+    Raises:
+        ConfigError: seeds or configs that cannot be compared.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"expected different seeds, got {list(seeds)}")
+    arms = [ConfigArm(name, config, device) for name, config in configs.items()]
+    metrics = {arm.run.task.PRIMARY: arm.name for arm in arms}
+    if len(metrics) > 1:
+        raise ConfigError("the configs measure different things: " + ", ".join(f"{n} {m}" for m, n in metrics.items()))
+    jobs: dict[Path, TrainingJob] = {}
+    for seed in seeds:
+        for arm in arms:
+            arm.plan(seed, work_dir, teacher_per_seed, jobs)
+    return arms, list(jobs.values())
+
+
+def _hash(value) -> str:
+    return hashlib.sha256(json.dumps(configurations.plain(value), sort_keys=True, default=str).encode()).hexdigest()[:10]

@@ -1,0 +1,46 @@
+"""What the differences of some seeds say: their mean, its interval, and whether that is a gain."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+CONFIDENCE = 0.95
+MIN_SEEDS = 3                                  # for a verdict: two differences say too little of their spread
+
+
+def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float | None, float | None]:
+    r"""Mean and Student's interval: :math:`\bar d \pm t_{n-1}\, s / \sqrt n`.
+
+    Args:
+        values: n independent numbers, here the paired differences.
+        confidence: of the interval, in (0, 1).
+
+    Returns:
+        ``(mean, low, high)``; low and high are None for fewer than two values.
+    """
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, None, None
+    from scipy.stats import t  # slow to import
+
+    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+def verdict(differences: Sequence[float], higher_is_better: bool) -> tuple[str | None, str]:
+    """``('better' | 'worse' | 'no difference shown' | None, why)``: whether the interval of the differences excludes 0."""
+    if len(differences) < MIN_SEEDS:
+        return None, f"no verdict: {len(differences)} of at least {MIN_SEEDS} seeds"
+    if not all(map(math.isfinite, differences)):
+        return None, "no verdict: a difference is not finite"
+    _, low, high = interval(differences)
+    where = f"the {CONFIDENCE:.0%} interval [{low:+.3g}, {high:+.3g}]"
+    if low <= 0 <= high:
+        return "no difference shown", f"{where} contains 0"
+    return ("better" if (low > 0) == higher_is_better else "worse"), f"{where} excludes 0"
+
+
+def summary(alone: Sequence[float], distilled: Sequence[float]) -> dict:
+    """``{alone, distilled, mean, low, high}`` of paired values: the mean difference and its interval."""
+    mean, low, high = interval([b - a for a, b in zip(alone, distilled)])
+    return {"alone": list(alone), "distilled": list(distilled), "mean": mean, "low": low, "high": high}
