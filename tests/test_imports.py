@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "kdtasks"
 TASKS = [name for name in ("general", "detection", "metric_learning", "super_resolution", "incremental", "quantization")
          if (PACKAGE / name).is_dir()]
-FRAMEWORK_FILES = ("trainer", "data", "pairs", "models", "plugin", "pictures", "image_files", "coco_metrics", "distiller", "mmdet_distiller", "plugin_benchmarks", "plugin_models", "perceptual")  # of a task; all others need torch and no more
+FRAMEWORK_FILES = ("trainer", "data", "pairs", "models", "plugin", "pictures", "coco_metrics", "distiller", "mmdet_distiller", "plugin_benchmarks", "plugin_models", "perceptual")  # of a task; all others need torch and no more
 SLOW = {"avalanche", "kornia", "pytorch_metric_learning", "sklearn", "scipy", "matplotlib", "onnxruntime", "faster_coco_eval", "timm", "mmdet", "spandrel", "skimage", "lpips"}
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
@@ -49,12 +49,14 @@ def allowed(file: str) -> tuple[set[str], set[str], set[str]]:
     if folder == "core":
         more = {"cache.py": {"numpy"}, "weights.py": {"safetensors"}}.get(name, set())
         return {"core"}, {"torch"} | more - {"safetensors"}, more
+    if folder == "images":
+        return {"core", "images"}, {"torch", "numpy"}, {"PIL", "torchvision"}
     if folder.split("/")[0] == "engine":
         libraries = {"torch", "mmengine", "numpy", "rich"}
         return {"core", "engine"}, libraries, libraries | SLOW | {"safetensors"}
     if Path(name).stem in FRAMEWORK_FILES:
         libraries = {"torch", "torchvision", "numpy", "PIL"} | ({"mmengine"} if Path(name).stem in ("plugin", "mmdet_distiller") else set())
-        return {"core", "general", "engine", folder.split("/")[0]}, libraries, libraries | SLOW
+        return {"core", "general", "images", "engine", folder.split("/")[0]}, libraries, libraries | SLOW
     return {"core", "general", folder.split("/")[0]}, {"torch"}, set()
 
 

@@ -28,6 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdtasks.core.files import sync_folder
+
 FORMAT = 1                                     # of the folder; another number is not read
 HALF_MAX = 65504.0                             # the largest float16
 DTYPES = ("float16", "float32", "bool", "uint8", "int8", "int16", "int32", "int64")
@@ -177,7 +179,7 @@ class TeacherCache:
             with (built / "meta.json").open("w", encoding="utf-8") as file:
                 json.dump(meta, file, indent=2)
                 _sync(file)
-            _sync_folder(built)
+            sync_folder(built)
             return _publish(built, folder, key)
         finally:
             shutil.rmtree(built, ignore_errors=True)                        # gone already, unless something went wrong
@@ -343,7 +345,7 @@ def _publish(built: Path, folder: Path, key: dict) -> TeacherCache:
     for _ in range(100):                                                    # two may be replacing the same old cache
         try:
             os.rename(built, folder)                                        # fails on a folder that is not empty
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
         except OSError as e:
             error = e
         cache = TeacherCache.open(folder, key)
@@ -419,13 +421,3 @@ def _little(dtype: str) -> np.dtype:
 def _sync(file) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut; Windows has no such call."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

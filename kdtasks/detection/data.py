@@ -21,8 +21,8 @@ from kdtasks.core.names import did_you_mean
 from kdtasks.core.views import view_hash
 from kdtasks.general.data import data_root
 from kdtasks.general.data import digits as digit_images
-from kdtasks.general.image_arrays import UNLABELLED
-from kdtasks.general.image_files import SUFFIXES, images_below
+from kdtasks.images.arrays import UNLABELLED
+from kdtasks.images.files import SUFFIXES, images_below
 
 _FEW, _SCATTER = 0x2A, 0x2B                                                     # salts of view_hash; _SCATTER + 1: test
 _THIN = 0.01                                                                    # pixels; a thinner box has no area

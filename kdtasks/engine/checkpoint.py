@@ -1,7 +1,6 @@
-"""Files that are there whole or not at all, and the state a run needs to go on exactly."""
+"""Checkpoints, weights and results as files, and the state a run needs to go on exactly."""
 
 import json
-import os
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,29 +9,8 @@ import numpy as np
 import torch
 
 import kdtasks
+from kdtasks.core.files import write_atomically
 from kdtasks.core.weights import checksum, is_meta
-
-
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, flush it to the disk, then move it into place.
-
-    Whatever happens before the move (a full disk, a kill), a former file at ``path`` stays as it was.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def save(state: Mapping, path: str | Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kdtasks.core.files import write_atomically
 from kdtasks.core.weights import load_weights
 from kdtasks.engine import checkpoint
 from kdtasks.engine import config as configurations
@@ -109,7 +110,7 @@ def export(work_dir: str | Path, format: str, output: str | Path | None = None, 
         if format == "pth":                                            # the others hold their facts
             checkpoint.save_meta(meta, path, output)
 
-    checkpoint.write_atomically(output, write_and_check)
+    write_atomically(output, write_and_check)
     difference, allowed = _nearest_to_limit(found)
     return {"output": str(output), "bytes": output.stat().st_size, "images": len(images), "difference": difference,
             "allowed": allowed}

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 import kdtasks
+from kdtasks.core.files import write_atomically
 from kdtasks.core.stages import stage_reference
-from kdtasks.engine import checkpoint
 from kdtasks.engine.config import plain
 
 # Okabe and Ito's palette, which colour-blind eyes can tell apart too; yellow is left out, it is too pale for lines.
@@ -57,7 +57,7 @@ def write_report(run) -> None:
         images = _embedded([*charts, *curves, *pictures])
     cut, end = len(charts), len(charts) + len(curves)
     page = _page(run, images[:cut], images[cut:end], images[end:], note)
-    checkpoint.write_atomically(run.work_dir / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
+    write_atomically(run.work_dir / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
 
 
 def stage_colors(run) -> dict[str, str]:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from kdtasks.core.files import write_atomically
 from kdtasks.engine import checkpoint
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.config import IMPORT_FROM, difference, plain
@@ -69,7 +70,7 @@ class WorkDir:
     def _write_config(self, config: Mapping) -> None:
         from mmengine.config import Config
         text = Config({**{k: v for k, v in config.items() if v is not None}, "_import_from": list(IMPORT_FROM)}).pretty_text
-        checkpoint.write_atomically(self.path / "config.py", lambda file: file.write_text(text))
+        write_atomically(self.path / "config.py", lambda file: file.write_text(text))
 
     def adopt(self, stage: str, folder: Path) -> None:
         """Take over a stage that another run has finished: its results and its files (hard links where the disk can).

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.views import view_hash
-from kdtasks.general.image_arrays import UNLABELLED, ImageArrays
-from kdtasks.general.image_files import IMAGENET, SUFFIXES, ImageFiles, decoded, images_below, transform
+from kdtasks.images.arrays import UNLABELLED, ImageArrays
+from kdtasks.images.files import IMAGENET, SUFFIXES, ImageFiles, decoded, images_below, transform
 
 _SUBSET, _SPLIT = 0x1B, 0x1C                                                                   # salts of view_hash
 _CIFAR100 = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))                                # of the training images

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from kdtasks.core.names import did_you_mean
 from kdtasks.general import data as images
-from kdtasks.general.image_arrays import ImageArrays
-from kdtasks.general.image_files import IMAGENET, ImageFiles
+from kdtasks.images.arrays import ImageArrays
+from kdtasks.images.files import IMAGENET, ImageFiles
 
 PML_SETS = {"CUB": "cub200", "Cars196": "cars196", "StanfordOnlineProducts": "sop"}    # pytorch-metric-learning's: our folder
 
@@ -62,7 +62,7 @@ def digits(train: bool = True, test_classes: float | int | Sequence[int] = (6, 7
         train: the training classes, or else the test classes.
         test_classes: digits for the test, or how many, or a share, as in :func:`split_classes`. By default 1083 images of 0 to
             5 train, 714 of 6 to 9 test.
-        augment: of the training images, see :class:`~kdtasks.general.image_arrays.ImageArrays`.
+        augment: of the training images, see :class:`~kdtasks.images.arrays.ImageArrays`.
     """
     every = images.concat(images.digits(train=True), images.digits(train=False))
     test_classes = test_classes if isinstance(test_classes, Real) else [str(digit) for digit in test_classes]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kdtasks.core.views import view_hash
 from kdtasks.general.data import data_root
-from kdtasks.general.image_files import SUFFIXES, images_below
+from kdtasks.images.files import SUFFIXES, images_below
 from kdtasks.super_resolution.pairs import Pairs
 
 _WINDOW = 0x4A                                                                  # salt of view_hash

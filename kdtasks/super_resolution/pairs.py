@@ -3,7 +3,6 @@
 import hashlib
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdtasks.core.files import write_atomically
 from kdtasks.super_resolution.metrics import imresize, luma
 
 _AHEAD = 16                                                                     # images decoded before they are needed
@@ -81,7 +81,8 @@ class Pairs:
         else:
             self._fill(hr, lr)
             if cache is not None:
-                _write(cache, input=self.input.pixels.numpy(), target=self.target.pixels.numpy())
+                arrays = {"input": self.input.pixels.numpy(), "target": self.target.pixels.numpy()}
+                write_atomically(cache, lambda path: _write(path, **arrays))
 
     def _fill(self, hr: Sequence, lr: Sequence | None) -> None:
         read = zip(_decoded(hr), _decoded(lr) if lr is not None else [None] * len(hr))
@@ -278,14 +279,5 @@ def _cache_file(folder, files: Sequence, settings: tuple) -> Path | None:
 
 
 def _write(path: Path, **arrays: np.ndarray) -> None:
-    """Writes ``path`` whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with path.open("wb") as file:                                               # np.savez would add .npz to the name
+        np.savez(file, **arrays)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.core.stages import final_stage
-from kdtasks.general.image_files import SUFFIXES
+from kdtasks.images.files import SUFFIXES
 from kdtasks.super_resolution.ail import AILLoss
 from kdtasks.super_resolution.data import patch_shapes
 from kdtasks.super_resolution.inference import self_ensemble, tiled, upscale_rgb

@@ -13,9 +13,10 @@ from sklearn.datasets import load_digits
 
 from kdtasks.core.views import view_hash
 from kdtasks.engine.loader import Loader
-from kdtasks.general import data, image_files
+from kdtasks.general import data
 from kdtasks.general.data import ImageArrays
-from kdtasks.general.image_arrays import AUGMENT, checked_augment
+from kdtasks.images import files
+from kdtasks.images.arrays import AUGMENT, checked_augment
 
 real = pytest.mark.skipif(not os.environ.get("KDTASKS_DATA"), reason="KDTASKS_DATA is not set: no CIFAR-100 here")
 
@@ -303,7 +304,7 @@ def test_the_cache_gives_the_same_and_notices_changes(folder, tmp_path, monkeypa
     first = data.image_folder(folder, cache_dir=cache)
     assert [path.suffix for path in cache.iterdir()] == [".npy"]
     with monkeypatch.context() as patch:
-        patch.setattr(image_files, "_read", None)                                    # no file is read now
+        patch.setattr(files, "_read", None)                                    # no file is read now
         assert torch.equal(data.image_folder(folder, cache_dir=cache).images, first.images)
     Path(first.path(5)).write_bytes(Path(first.path(0)).read_bytes())
     changed = data.image_folder(folder, cache_dir=cache)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kdtasks.core.files import write_atomically
 from kdtasks.engine import checkpoint
 from kdtasks.engine import config as configurations
 from kdtasks.engine.check import check
@@ -45,7 +46,7 @@ def compare(configs: Mapping[str, Mapping], seeds: Sequence[int], work_dir: str 
     run_jobs(todo, device, workers, devices, quiet)
     result = collect(arms, jobs, list(seeds), work_dir, teacher_per_seed)
     checkpoint.save_json(result, work_dir / "compare.json")
-    checkpoint.write_atomically(work_dir / "compare.png", lambda path: plot(result, path))
+    write_atomically(work_dir / "compare.png", lambda path: plot(result, path))
     return result
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import math
 import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from kdtasks.core.files import write_atomically
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -103,7 +104,7 @@ def decoded(paths: Sequence[str], size: Sequence[int] | None, channels: int, ski
         good = torch.tensor([i for i in range(len(paths)) if i not in bad])
         return torch.from_numpy(images)[good], good
     if cache is not None:
-        _written(cache, images)
+        write_atomically(cache, lambda path: _save(path, images))
     return torch.from_numpy(images), torch.arange(len(paths))
 
 
@@ -118,15 +119,6 @@ def _read(path: str, size: Sequence[int] | None, channels: int) -> np.ndarray:
         return np.asarray(image).reshape(image.height, image.width, channels).transpose(2, 0, 1)
 
 
-def _written(path: Path, images: np.ndarray) -> None:
-    """Writes ``path`` whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
-            np.save(file, images)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+def _save(path: Path, images: np.ndarray) -> None:
+    with path.open("wb") as file:                                           # np.save would add .npy to the name
+        np.save(file, images)

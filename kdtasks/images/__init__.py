@@ -1,0 +1,1 @@
+"""Images, whatever the task: files, and whole data sets in one array."""
