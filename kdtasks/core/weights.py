@@ -4,12 +4,19 @@ import hashlib
 import json
 import pickle
 import re
+import warnings
+import zipfile
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from kdtasks.core.names import did_you_mean
+from kdtasks.core.trial import state_kept
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -19,8 +26,14 @@ def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     (:func:`checksum` says whether both belong together).
 
     A file may hold the plain state_dict, or a dict with it under ``'state_dict'`` or ``'model'`` (torchvision,
-    mmengine and timm do so) beside other things; the prefix ``module.`` that DDP adds is taken off. Foreign objects among
+    mmengine and timm do so), ``'model_state_dict'`` and the like, beside other things; the prefix ``module.`` that DDP adds
+    is taken off, and so are the counters beside it (``n_averaged`` of torch's AveragedModel). Foreign objects among
     the other things (the log of mmengine's Runner) come out empty: their code is not run, nor even imported.
+
+    Where a file has averaged weights (EMA) beside the raw ones, the averaged ones are taken, for they are what its author
+    evaluated, and a warning says so: ``state_dict_ema`` (timm), ``model_ema`` (torchvision), ``ema_state_dict``,
+    ``params_ema`` (BasicSR), ``ema``. mmengine's EMAHook and Lightning's WeightAveraging have put them into ``state_dict``
+    themselves, and the raw ones elsewhere.
 
     Raises:
         FileNotFoundError: there is no such file; neighbours with a similar name are listed.
@@ -39,6 +52,9 @@ def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
         start = file.read(8)
     if not start.startswith((b"PK", b"\x80")):                              # a zip archive, or a pickle as of old
         raise ValueError(f"{str(path)!r} is not a checkpoint ({path.stat().st_size} bytes, begins with {start!r})")
+    if _is_torchscript(path):
+        raise ValueError(f"{str(path)!r} is a TorchScript file (torch.jit.save): a program with its weights. Save the weights "
+                         "by themselves: torch.save(torch.jit.load(path).state_dict(), other_path)")
     try:
         content = _loaded(path)
     except Exception as error:                                             # a broken file raises whatever it happens to
@@ -51,13 +67,15 @@ def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
         raise ValueError(f"{str(path)!r} is truncated, damaged or no checkpoint ({path.stat().st_size} bytes): "
                          f"{reason}") from None
     whole, content = content, _inner(content)
+    _say_which(path, whole, content)
     if not _is_state(content):
         kind = f"a dict with the keys {list(content)[:6]}" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise ValueError(f"{str(path)!r} holds no state_dict but {kind}; expected {{name: tensor}}, plain or under "
                          "'state_dict'")
     meta = _meta_beside(path) if content is whole else whole.get("meta")
-    if all(name.startswith("module.") for name in content):
-        content = {name.removeprefix("module."): value for name, value in content.items()}
+    weights = [name for name in content if name not in _COUNTERS]
+    if weights and all(name.startswith("module.") for name in weights):
+        content = _part(content, "module.")
     return content, meta if isinstance(meta, dict) else {}
 
 
@@ -131,44 +149,180 @@ def _loaded(path: Path):
         return content
 
 
+# Where files have their weights. Averaged ones come first, see read_weights.
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema_model", "ema")
+_PLAIN = ("state_dict", "model", "model_state_dict", "model_state", "params", "net", "module")
+_COUNTERS = ("n_averaged", "steps")                                        # of torch's and mmengine's averaged models
+_WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_A_PART = "the part"
+_OWNERS = {"module", "model", "student", "teacher", "net", "network"}      # what trainers call a model among their parts
+
+
 def _inner(content):
     """What a file has under the usual keys, or all of it."""
     if isinstance(content, dict):
-        for key in ("state_dict", "model"):
+        for key in _AVERAGED:
+            if _is_state(_under(content, key)) and not _is_swapped(content):
+                return _under(content, key)
+        for key in _PLAIN:
             if isinstance(content.get(key), dict):
                 return content[key]
     return content
 
 
+def _under(content: dict, key: str):
+    value = content.get(key)
+    inner = value.get("module") if isinstance(value, dict) else None       # {"ema": {"module": state_dict, "updates": 7}}
+    return inner if isinstance(inner, dict) else value
+
+
+def _is_swapped(content: dict) -> bool:
+    """mmengine's EMAHook (whose averaged model counts its steps) or Lightning's WeightAveraging has averages in state_dict."""
+    averaged = content.get("ema_state_dict")
+    return (isinstance(averaged, dict) and "steps" in averaged) or "averaging_state" in content
+
+
+def _say_which(path: Path, whole, taken) -> None:
+    if taken is whole or not isinstance(whole, dict):
+        return
+    key = next((key for key in (*_AVERAGED, *_PLAIN) if _under(whole, key) is taken or whole.get(key) is taken), None)
+    if key in _AVERAGED:
+        others = [other for other in _PLAIN if isinstance(whole.get(other), dict)]
+        warnings.warn(f"{str(path)!r}: the averaged weights (EMA) under {key!r} are taken"
+                      + (f", not the raw ones under {others[0]!r}" if others else ""), stacklevel=3)
+    elif _is_swapped(whole):
+        warnings.warn(f"{str(path)!r}: the weights under {key!r} are taken, which are the averaged ones (EMA) in such a file",
+                      stacklevel=3)
+
+
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
+
+
 def _is_state(content) -> bool:
-    return isinstance(content, dict) and len(content) > 0 and all(isinstance(v, torch.Tensor) for v in content.values())
+    return isinstance(content, dict) and len(content) > 0 and all(
+        isinstance(value, torch.Tensor) or str(name).endswith("_extra_state") for name, value in content.items())
 
 
-def load_weights(model: nn.Module, path: str | Path, grown: bool = False) -> dict:
-    """Load ``path`` into ``model``, every name and shape matching; return the file's ``meta``.
+def load_weights(model: nn.Module, path: str | Path, grown: bool = False, prefix: str = "") -> dict:
+    """Load ``path`` into ``model``, as torch's strict ``load_state_dict`` does, or change nothing; return the file's ``meta``.
 
-    With ``grown``, a module that has grown since the file was written may have a method ``complete_state(state, prefix)``: it
-    adds what the file cannot know.
+    Modules that know how to read older files do so: BatchNorms without ``num_batches_tracked``, a former weight_norm,
+    observers of quantization-aware training, whose buffers have the sizes of the file.
+
+    Where the names do not fit, wrappers that torch.compile, FSDP and activation checkpointing leave in names
+    (``_orig_mod.``) are left out, then a prefix that all names share (Lightning's ``model.``); or that of a part, ``student.``,
+    ``model.``, ``net.`` and the like, which alone makes all of the model's names, the rest being left out. A warning says so.
+
+    Args:
+        model: gets the weights.
+        path: of the file.
+        grown: a module that has grown since the file was written may have a method ``complete_state(state, prefix)``: it adds
+            what the file cannot know.
+        prefix: only the tensors whose names begin so are read, without it.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`read_weights`; or names or shapes differ (the first few are listed).
+        FileNotFoundError, ValueError: as :func:`read_weights`; or names or shapes differ (the first few are listed), or
+            several parts of the file fit. The model is then as it was.
     """
     state, meta = read_weights(path)
+    state = _part(state, prefix) if prefix else state
+    if _fits(model, state, grown):
+        model.load_state_dict(_completed(model, state, grown), strict=True)
+        return meta
+    readings = [(state, ""), *_readings(model, state)]
+    for fits in (_fits, _loads):
+        found = [(reading, said) for reading, said in readings if fits(model, reading, grown)]
+        parts = [said for _, said in found if said.startswith(_A_PART)]
+        if len(parts) == len(found) > 1:
+            raise ValueError(f"{str(path)!r} holds several sets of weights for this {type(model).__name__}: expected one, got "
+                             + "; ".join(parts) + ". Save the one that is meant by itself")
+        if found:
+            reading, said = found[0]
+            model.load_state_dict(_completed(model, reading, grown), strict=True)
+            if said:
+                warnings.warn(f"{str(path)!r}: {said}", stacklevel=2)
+            return meta
+    raise ValueError(f"{str(path)!r} is not a checkpoint of this {type(model).__name__}: "
+                     + (_differences(model, _completed(model, state, grown)) or "torch refuses it")
+                     + (f". It says it is {meta['model']}" if "model" in meta else ""))
+
+
+def _readings(model: nn.Module, state: dict) -> Iterator[tuple[dict, str]]:
+    """Other ways to read a file's names, and what is said of each: without wrappers; without a prefix."""
+    own = {_WRAPPERS.sub("", name): name for name in model.state_dict()}
+    plain = _renamed(state, lambda name: _WRAPPERS.sub("", name))
+    if list(plain) != list(state) or any(name != short for short, name in own.items()):
+        yield _renamed(plain, lambda name: own.get(name, name)), "what wrappers add to names (_orig_mod.) was left out"
+    votes = Counter(name.removesuffix(short) for short in own for name in plain if name.endswith(f".{short}"))
+    for prefix, _ in votes.most_common(16):
+        part = _renamed(_part(plain, prefix), lambda name: own.get(name, name))
+        rest = sum(not name.startswith(prefix) and name not in _COUNTERS for name in plain)
+        if not rest:
+            yield part, f"the prefix {prefix!r} was taken off the names"
+        elif _OWNERS.issuperset(prefix.rstrip(".").split(".")):
+            yield part, f"{_A_PART} {prefix!r} was read, {rest} other tensors were left out"
+
+
+def _part(state: dict, prefix: str) -> dict:
+    """What begins with a prefix, without it; counters of an averaged model are no weights."""
+    return _renamed({name: value for name, value in state.items() if name not in _COUNTERS}, lambda name: (
+        name.removeprefix(prefix) if name.startswith(prefix) else None), getattr(state, "_metadata", {}))
+
+
+def _renamed(state: dict, rename: Callable[[str], str | None], versions: dict | None = None) -> dict:
+    """With other names, those of None left out; the modules' versions, by which torch upgrades old files, go along."""
+    versions = getattr(state, "_metadata", {}) if versions is None else versions
+    renamed = OrderedDict((rename(name), value) for name, value in state.items() if rename(name) is not None)
+    moved = {rename(f"{path}."): version for path, version in versions.items() if path}
+    renamed._metadata = OrderedDict((path[:-1], version) for path, version in moved.items() if path is not None)
+    renamed._metadata.setdefault("", versions.get("", {}))
+    return renamed
+
+
+def _completed(model: nn.Module, state: dict, grown: bool) -> dict:
+    """A copy, since torch changes what it loads; with what modules that have grown add."""
+    state = _renamed(state, str)
+    for path, module in model.named_modules() if grown else ():
+        if hasattr(module, "complete_state"):
+            module.complete_state(state, f"{path}." if path else "")
+    return state
+
+
+def _fits(model: nn.Module, state: dict, grown: bool) -> bool:
+    return not _differences(model, _completed(model, state, grown))
+
+
+def _loads(model: nn.Module, state: dict, grown: bool) -> bool:
+    """Whether torch can load it, by trying; the model is as it was afterwards."""
+    with torch.no_grad(), ExitStack() as undo:
+        undo.enter_context(state_kept(model.modules()))
+        for parameter in model.parameters():
+            if not is_lazy(parameter):
+                undo.callback(parameter.copy_, parameter.clone())
+        try:
+            model.load_state_dict(_completed(model, state, grown), strict=True)
+        except Exception:                                                  # what a module's own upgrade raises on other files
+            return False
+    return True
+
+
+def _differences(model: nn.Module, state: dict) -> str:
+    """What keeps a file's names and shapes from being the model's; '' if nothing does."""
     own = model.state_dict()
-    for prefix, module in model.named_modules():
-        if grown and hasattr(module, "complete_state"):
-            module.complete_state(state, f"{prefix}." if prefix else "")
     missing = [name for name in own if name not in state]
     extra = [name for name in state if name not in own]
-    other = [f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-             for name in own if name in state and state[name].shape != own[name].shape]
-    if missing or extra or other:
-        found = [f"{what}: {', '.join(names[:4])}" + (f" (+{len(names) - 4} more)" if len(names) > 4 else "")
-                 for what, names in (("missing", missing), ("unexpected", extra), ("other shape", other)) if names]
-        raise ValueError(f"{str(path)!r} is not a checkpoint of this {type(model).__name__}: " + "; ".join(found)
-                         + (f". It says it is {meta['model']}" if "model" in meta else ""))
-    model.load_state_dict(state, strict=True)
-    return meta
+    both = [(name, own[name], state[name]) for name in own
+            if isinstance(state.get(name), torch.Tensor) and isinstance(own[name], torch.Tensor) and not is_lazy(own[name])]
+    other = [f"{name} {tuple(given.shape)} instead of {tuple(known.shape)}" for name, known, given in both
+             if given.shape != known.shape]
+    found = [f"{what}: {', '.join(names[:4])}" + (f" (+{len(names) - 4} more)" if len(names) > 4 else "")
+             for what, names in (("missing", missing), ("unexpected", extra), ("other shape", other)) if names]
+    return "; ".join(found)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:

@@ -21,7 +21,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from kdtasks.core import Teacher
-from kdtasks.core.weights import read_weights
+from kdtasks.core.weights import load_weights
 from kdtasks.detection.mmdet_distiller import MMDetDistiller, example_batch, kind_of
 from kdtasks.engine import builder
 
@@ -160,10 +160,9 @@ def _taught(model: nn.Module, checkpoint: str | Path | None) -> Teacher:
         return Teacher(model)
     if "://" in str(checkpoint):
         raise ValueError(f"the teacher's checkpoint {str(checkpoint)!r} is an address: download it first, and give the file")
-    state = {name.removeprefix(start): value for name, value in read_weights(checkpoint)[0].items() if name.startswith(start)}
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
+        load_weights(model, checkpoint, prefix=start)
+    except ValueError as error:
         raise ValueError(f"{str(checkpoint)!r} is not a checkpoint of the teacher: {error}") from error
     return Teacher(model)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.core.files import write_atomically
+from kdtasks.core.trial import tried
 from kdtasks.core.weights import load_weights
 from kdtasks.engine import checkpoint
 from kdtasks.engine import config as configurations
@@ -95,7 +96,7 @@ def export(work_dir: str | Path, format: str, output: str | Path | None = None, 
     student.eval()
     images = _images(run)
     form = _onnx_form(run, student, images) if format == "onnx" else OnnxForm(student, [(images,)])
-    with torch.no_grad():
+    with tried(student):                                               # observers move in eval too; the file has them as loaded
         expected = [_leaves(form.model(*example)) for example in form.examples]
     found: list[tuple[float, float]] = []
 

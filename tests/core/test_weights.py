@@ -1,10 +1,12 @@
 """Weights from files: plain ones are read, foreign and broken ones are named, and none runs code."""
 
+import copy
 import io
 import json
 import os
 import re
 import shutil
+import warnings
 from collections import defaultdict, deque
 
 import pytest
@@ -56,6 +58,212 @@ def test_a_prefix_that_only_some_names_have_is_part_of_the_names(path):
     state = {"module.weight": torch.ones(1), "bias": torch.ones(1)}
     torch.save(state, path)
     assert list(read_weights(path)[0]) == list(state)
+
+
+# -------------------------------------------------------------------------------------------------- averaged weights
+def moved(network, by):
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(by)
+    return other
+
+
+def averaged_model(network):
+    """As torchvision's ExponentialMovingAverage: n_averaged beside names that begin with module."""
+    return torch.optim.swa_utils.AveragedModel(network).state_dict()
+
+
+def mmengine_file(raw, average):
+    """What EMAHook itself writes."""
+    from mmengine.hooks import EMAHook
+    from mmengine.model import ExponentialMovingAverage
+
+    hook = EMAHook()
+    hook.src_model, hook.ema_model = raw, ExponentialMovingAverage(average)
+    content = {"meta": {}, "state_dict": dict(raw.state_dict())}
+    hook.before_save_checkpoint(None, content)
+    assert "steps" in content["ema_state_dict"]
+    return content
+
+
+AVERAGED = {
+    "timm": lambda raw, average: {"arch": "net", "state_dict": raw.state_dict(), "state_dict_ema": average.state_dict(), "epoch": 3},
+    "torchvision": lambda raw, average: {"model": raw.state_dict(), "model_ema": averaged_model(average), "epoch": 3},
+    "mmengine": mmengine_file,
+    "lightning": lambda raw, average: {"state_dict": average.state_dict(), "current_model_state": raw.state_dict(),
+                                       "averaging_state": {"n_averaged": torch.tensor(3)}},
+    "basicsr": lambda raw, average: {"params": raw.state_dict(), "params_ema": average.state_dict()},
+    "others": lambda raw, average: {"state_dict": raw.state_dict(), "ema_state_dict": average.state_dict()},
+    "yolo": lambda raw, average: {"model": raw.state_dict(), "ema": {"module": average.state_dict(), "updates": 7}},
+}
+TAKEN = {"timm": "state_dict_ema", "torchvision": "model_ema", "mmengine": "state_dict", "lightning": "state_dict",
+         "basicsr": "params_ema", "others": "ema_state_dict", "yolo": "ema"}
+
+
+@pytest.mark.parametrize("kind", AVERAGED)
+def test_averaged_weights_are_taken_and_it_is_said_which(path, kind):
+    raw = model()
+    average, found = moved(raw, 1.0), model()
+    torch.save(AVERAGED[kind](raw, average), path)
+    with pytest.warns(UserWarning, match=rf"net.pth'.*under '{TAKEN[kind]}'.*") as caught:
+        load_weights(found, path)
+    assert same(found.state_dict(), average) and len(caught) == 1 and "(EMA)" in str(caught[0].message)
+
+
+@pytest.mark.parametrize("wrap", [averaged_model, lambda network: {"model_state_dict": network.state_dict()},
+                                  lambda network: {"state_dict": network.state_dict(), "ema_state_dict": {}, "model_ema": None},
+                                  lambda network: {"model": network.state_dict(), "ema": 0.9}])
+def test_files_without_two_sets_are_read_without_a_word(path, wrap):
+    network, found = model(), model()
+    torch.save(wrap(network), path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_weights(found, path)
+    assert same(found.state_dict(), network)
+
+
+# -------------------------------------------------------------------------------------------------- other names, older files
+@pytest.mark.parametrize("rename, said", [
+    (lambda n: f"_orig_mod.{n}", "_orig_mod"), (lambda n: f"module._orig_mod.{n}", "_orig_mod"),
+    (lambda n: f"_orig_mod.module.{n}", "'module.'"), (lambda n: n.replace(".", "._orig_mod.", 1), "_orig_mod"),
+    (lambda n: f"model.{n}", "'model.'"), (lambda n: f"student.{n}", "'student.'"), (lambda n: f"model.student._orig_mod.{n}", "'model.student.'"),
+    (lambda n: f"encoder.net.{n}", "'encoder.net.'")])
+@pytest.mark.parametrize("old", [False, True])
+def test_a_prefix_that_hides_every_name_is_taken_off_and_said(path, rename, said, old):
+    network, found = model(), model()
+    state = {rename(name): value for name, value in network.state_dict().items() if not old or "num_batches" not in name}
+    torch.save({"state_dict": state}, path)
+    with pytest.warns(UserWarning, match=rf"net.pth'.*{said}"):
+        load_weights(found, path)
+    assert same(found.state_dict(), network)
+
+
+def test_a_compiled_model_takes_a_plain_file_and_the_other_way_round(path):
+    network, found = torch.compile(model()), model()
+    torch.save(network.state_dict(), path)
+    with pytest.warns(UserWarning, match="_orig_mod"):
+        load_weights(found, path)
+    torch.save(found.state_dict(), path)
+    other = torch.compile(model())
+    with pytest.warns(UserWarning, match="_orig_mod"):
+        load_weights(other, path)
+    assert same(other._orig_mod.state_dict(), found)
+
+
+def test_the_part_of_a_trainer_is_read_and_what_is_left_out_is_said(path):
+    network, found, wide = model(), model(), nn.Sequential(nn.Linear(3, 9), nn.BatchNorm1d(9))
+    whole = {f"student.{n}": v for n, v in network.state_dict().items()} | {f"teacher.{n}": v for n, v in wide.state_dict().items()}
+    torch.save({"state_dict": whole | {"criterion.weight": torch.ones(3)}, "hyper_parameters": {}}, path)
+    with pytest.warns(UserWarning, match=r"the part 'student.' was read, 8 other tensors were left out"):
+        load_weights(found, path)
+    assert same(found.state_dict(), network)
+    with pytest.warns(UserWarning, match=r"the part 'teacher.'"):
+        load_weights(wide, path)
+    before = copy.deepcopy(found)
+    torch.save({f"{role}.{n}": v for role in ("student", "teacher") for n, v in model().state_dict().items()}, path)
+    with pytest.raises(ValueError, match=r"several sets of weights for this Sequential.*'student.'.*'teacher.'"):
+        load_weights(found, path)
+    torch.save({f"layer4.{n}": v for n, v in model().state_dict().items()} | {"fc.weight": torch.ones(1)}, path)
+    with pytest.raises(ValueError, match=r"is not a checkpoint.*missing: 0.weight.*unexpected: layer4.0.weight"):
+        load_weights(found, path)                                              # a piece of some network is no file of this one
+    assert same(before.state_dict(), found)
+
+
+class Formerly(nn.Module):
+    """A user's module that reads the files of its former version."""
+
+    _version = 2
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, *args):
+        if (metadata.get("version") or 1) < 2:
+            state_dict[f"{prefix}weight"] = state_dict.pop(f"{prefix}old_weight")
+        super()._load_from_state_dict(state_dict, prefix, metadata, *args)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model."])
+def test_modules_that_upgrade_old_files_do_so(path, prefix):
+    plain = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), Formerly())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        old = copy.deepcopy(plain)
+        torch.nn.utils.weight_norm(old[0])
+    new = copy.deepcopy(plain)
+    torch.nn.utils.parametrizations.weight_norm(new[0])
+    state = old.state_dict()
+    state["2.old_weight"] = state.pop("2.weight") + 3
+    del state["1.num_batches_tracked"], state._metadata
+    torch.save({f"{prefix}{name}": value for name, value in state.items()}, path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        load_weights(new, path)
+    assert new[2].weight.tolist() == [3, 3]
+    torch.testing.assert_close(new[0].weight, plain[0].weight)
+    current = {f"{prefix}{name}": value for name, value in new.state_dict().items()}
+    torch.save(current, path)
+    with pytest.raises(ValueError, match="is not a checkpoint of this Sequential"):
+        load_weights(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(1, 1)), path)
+
+
+def test_a_version_in_the_file_is_kept_under_a_prefix(path):
+    network = nn.Sequential(Formerly())
+    for wrapped in (nn.ModuleDict({"module": network}), nn.ModuleDict({"model": network})):
+        torch.save(wrapped.state_dict(), path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            load_weights(nn.Sequential(Formerly()), path)                      # version 2 has no old_weight to look for
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:Please use quant_min")
+@pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
+def test_observers_of_quantization_aware_training_take_the_sizes_of_the_file(path, backend):
+    from torch.ao import quantization
+
+    def prepared():
+        network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())
+        network.qconfig = quantization.get_default_qat_qconfig(backend)
+        return quantization.prepare_qat(network.train())
+
+    network, found, x = prepared(), prepared(), torch.randn(2, 1, 6, 6)
+    network(x)
+    torch.save(network.state_dict(), path)
+    load_weights(found, path)
+    network.eval(), found.eval()
+    assert torch.equal(network(x), found(x)) and any(v.shape == (2,) for n, v in found.state_dict().items() if "min_val" in n) == (
+        backend == "fbgemm")
+    fresh = prepared()
+    before = str(fresh.state_dict())
+    torch.save({n: v for n, v in network.state_dict().items() if n != "0.bias"}, path)
+    with pytest.raises(ValueError, match="missing: 0.bias"):
+        load_weights(fresh, path)
+    assert str(fresh.state_dict()) == before
+
+
+def test_what_fails_half_way_leaves_the_model_as_it_was(path):
+    class Stubborn(nn.Linear):
+        def _load_from_state_dict(self, *args):
+            raise KeyError("old")
+
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), Stubborn(2, 2))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    state = {name: value + 1 for name, value in before.items() if "num_batches" not in name}
+    torch.save(state, path)
+    with pytest.raises(ValueError, match="net.pth' is not a checkpoint of this Sequential: missing: 1.num_batches_tracked"):
+        load_weights(network, path)
+    assert same(before, network)
+
+
+def test_a_torchscript_file_is_named_as_such(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(model().eval(), torch.ones(2, 3)), path)
+    for read in (read_weights, lambda file: load_weights(model(), file)):
+        with pytest.raises(ValueError, match=r"net.pth' is a TorchScript file.*torch.jit.load\(path\).state_dict\(\)"):
+            read(path)
 
 
 def test_safetensors_with_their_metadata(tmp_path):

@@ -147,3 +147,19 @@ class Shuffled:
 
     def __init__(self, dataset, first: int = 0):
         self.dataset, self.order = dataset, torch.randperm(len(dataset.images))
+
+
+def quantized(width: int = 4) -> nn.Module:
+    """Ready for quantization-aware training: its observers' buffers grow in the first step."""
+    from torch.ao import quantization
+
+    net = nn.Sequential(quantization.QuantStub(), *Net(width))
+    net.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+    return quantization.prepare_qat(net.train())
+
+
+class Silent(Net):
+    """Its train() gives None, as that of mmdet's LD detector."""
+
+    def train(self, mode: bool = True) -> None:
+        super().train(mode)
