@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from kdtasks.core.names import did_you_mean, split_call
 
@@ -33,7 +34,8 @@ class Taps:
 
     Raises:
         ValueError: the model has no submodule at a path. On a run: a submodule did not run, or ran more than once
-            and the path does not say which call, or changed in place a value that it did not change before.
+            and the path does not say which call, or changed in place a value that it did not change before; or gradients
+            are on, and it ran without, inside of reentrant gradient checkpointing or of the model's own ``no_grad``.
     """
 
     def __init__(self, model: nn.Module, paths: Iterable[str] = (), call: Callable | None = None,
@@ -47,6 +49,7 @@ class Taps:
         self._recorders: dict[str, tuple[nn.Module, Callable | None, Callable]] = {}
         self._changed: dict[bool, set[str]] = {}               # mode -> the tapped modules whose values are changed in place
         self._copied: set[str] = set()                         # those that this run copies
+        self._gradients = False                                # whether values of this run may be trained by
         self._run = _compiled(call or model, compile) if compile else call or model
 
     def __deepcopy__(self, memo):
@@ -58,6 +61,7 @@ class Taps:
         blind = torch.is_inference_mode_enabled() or torch.compiler.is_compiling()       # no change can be seen there
         probing = blind or mode not in self._changed
         self._copied = set(self._tapped) if probing else self._changed[mode]
+        self._gradients = torch.is_grad_enabled()
         replaced = []
         try:
             for path in self._tapped:
@@ -86,6 +90,8 @@ class Taps:
 
             def recording(*args, **kwargs):
                 output = forward(*args, **kwargs)
+                if self._gradients and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                    check_gradient(path, module)
                 kept = map_tensors(torch.clone, output) if path in self._copied else output
                 seen.setdefault(path, []).append((kept, output, () if torch.compiler.is_compiling() else _versions(output)))
                 return output
@@ -115,6 +121,25 @@ class Taps:
                 raise ValueError(f"{path!r}: {module_path!r} ran {len(calls)} times, so there is no call {call}")
             values[path] = calls[call or 0][0]
         return values
+
+
+def check_gradient(path: str, module: nn.Module) -> None:
+    """Called where a submodule of a model that learns runs with gradients off.
+
+    Raises:
+        ValueError: a loss of what it gives would train nothing: it runs inside of an autograd function, as reentrant
+            gradient checkpointing calls it, or has parameters that want a gradient. A frozen part may run so.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "forward" and isinstance(frame.f_locals.get("ctx"), FunctionCtx):
+            raise ValueError(f"{path!r} is inside gradient checkpointing (use_reentrant=True), where what it gives has no "
+                             "gradient, so that a loss of it would train nothing: use use_reentrant=False, or a module outside")
+        frame = frame.f_back
+    if any(parameter.requires_grad for parameter in module.parameters()):
+        raise ValueError(f"{path!r} runs without gradient, since the model itself switches it off there (torch.no_grad), so "
+                         "that a loss of it would train nothing, though its parameters want a gradient: freeze them "
+                         "(requires_grad_(False)) where that is meant, or name another module")
 
 
 def module_paths(model: nn.Module) -> list[str]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from kdtasks.core import Teacher
-from kdtasks.core.features import module_paths
+from kdtasks.core.features import check_gradient, module_paths
 from kdtasks.core.names import did_you_mean
 from kdtasks.incremental.gd import CurrentTeacherLoss, GlobalDistillationLoss
 from kdtasks.incremental.lwf import LwFLoss, lwf_mc_loss
@@ -472,6 +472,8 @@ def _activations_of(model: nn.Module, path: str):
     taken: list[Tensor] = []
 
     def record(module, args, output):
+        if not torch.is_grad_enabled():
+            check_gradient(path, module)
         taken.append(output if output.requires_grad else output.detach().requires_grad_())
         return taken[-1].clone()
 

@@ -561,6 +561,19 @@ def test_build_names_the_loss_and_the_shapes_of_what_does_not_fit(loss, of, mess
             distiller.build({**batch(), "column": torch.zeros(8, 1), "names": ["a"]})
 
 
+def test_build_finds_a_tap_inside_of_reentrant_checkpointing_that_is_only_there_with_gradients():
+    class WithCp(Net):
+        def forward(self, x):
+            x = self.drop(x).requires_grad_(torch.is_grad_enabled())
+            cp = torch.utils.checkpoint.checkpoint
+            return self.head(cp(self.layer1, x, use_reentrant=True) if x.requires_grad else self.layer1(x))
+
+    distiller = Distiller(WithCp(), {"teacher": Net()}, {"loss_hint": (F.mse_loss, HINT_OF)})
+    with pytest.raises(ValueError, match="'layer1' is inside gradient checkpointing"):
+        distiller.build(batch())
+    Distiller(Net(), {"teacher": WithCp()}, {"loss_hint": (F.mse_loss, HINT_OF)}).build(batch())
+
+
 # -------------------------------------------------------------------------------------------------- entries of an output
 Named = collections.namedtuple("Named", ["logits", "aux"])
 SHAPES = {"tuple": ("0", "1", lambda a, b: (a, b)), "list": ("0", "-1", lambda a, b: [a, b]),

@@ -419,3 +419,88 @@ def test_inductor_gives_the_eager_values_and_gradients():
         for rows in (2, 2):
             with torch.set_grad_enabled(training):
                 compare(taps, reference, torch.randn(rows, 3, dtype=torch.float64), ["0", "2"])
+
+
+# -------------------------------------------------------------------------------------------------- gradient checkpointing
+class Checkpointed(nn.Module):
+    """Blocks that run in gradient checkpointing, as mmdet's with_cp or torch's own helpers call it."""
+
+    def __init__(self, how, reentrant):
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Dropout(0.5))
+        self.after, self.how, self.reentrant = nn.Linear(5, 3), how, reentrant
+
+    def forward(self, x):
+        x = x.clone().requires_grad_()
+        if self.how == "sequential":
+            x = torch.utils.checkpoint.checkpoint_sequential(self.block, 3, x, use_reentrant=self.reentrant)
+        else:
+            x = torch.utils.checkpoint.checkpoint(self.block, x, use_reentrant=self.reentrant)
+        return self.after(x)
+
+
+@pytest.mark.parametrize("how", ["one", "sequential"])
+@pytest.mark.parametrize("path", ["block.0", "block.1"])                       # with parameters, and without
+def test_a_tap_inside_of_reentrant_checkpointing_is_an_error_that_names_it(how, path):
+    model, x = Checkpointed(how, True), torch.randn(2, 4)
+    for taps in (Taps(model, [path]), Taps(copy.deepcopy(model), [path], compile={"backend": "eager"})):
+        for _ in range(2):
+            with pytest.raises(ValueError, match=rf"'{path}' is inside gradient checkpointing \(use_reentrant=True\)"):
+                taps(x)
+    with torch.no_grad():
+        assert Taps(model, [path])(x)[1][path].shape == (2, 5)                # as a teacher's, it is right
+    assert Taps(model, ["after"])(x)[1]["after"].requires_grad
+
+
+@pytest.mark.parametrize("how", ["one", "sequential"])
+@pytest.mark.parametrize("path", ["block.0", "block.1"])
+def test_other_checkpointing_gives_the_value_of_the_first_forward_once_and_its_gradient(how, path):
+    model, x = Checkpointed(how, False), torch.randn(2, 4)
+    plain = copy.deepcopy(model)
+    taps = Taps(model, [path])
+    for _ in range(3):
+        torch.manual_seed(1)
+        output, values = taps(x)
+        (output.square().sum() + values[path].square().sum()).backward()     # which runs the block once more
+        torch.manual_seed(1)
+        first = plain.block[0](x)
+        value = first if path == "block.0" else plain.block[1](first)
+        expected = plain.after(plain.block[2](plain.block[1](first)))
+        (expected.square().sum() + value.square().sum()).backward()
+        assert torch.equal(values[path], value) and torch.equal(output, expected)
+        for own, other in zip(model.parameters(), plain.parameters()):
+            torch.testing.assert_close(own.grad, other.grad)
+    assert "forward" not in model.block[0].__dict__
+
+
+def test_timms_own_checkpointing_stays_right():
+    import timm
+
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=3)
+    plain, x = copy.deepcopy(model), torch.randn(1, 3, 32, 32)
+    model.set_grad_checkpointing(True)
+    results = []
+    for network in (model, plain):
+        output, values = Taps(network, ["blocks.0", "blocks.1.mlp"])(x)
+        (output.sum() + sum(value.square().mean() for value in values.values())).backward()
+        results.append([output, *values.values(), *(p.grad for p in network.parameters())])
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_part_that_runs_without_gradient_must_be_frozen():
+    class Held(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.head = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 2)
+
+        def forward(self, x):
+            with torch.no_grad():
+                x = self.trunk(x)
+            return self.head(x)
+
+    model, x = Held(), torch.randn(2, 4)
+    with pytest.raises(ValueError, match=r"'trunk.0' runs without gradient, since the model itself switches it off"):
+        Taps(model, ["trunk.0"])(x)
+    model.trunk.requires_grad_(False)
+    assert set(Taps(model, ["trunk.0", "trunk", "head"])(x)[1]) == {"trunk.0", "trunk", "head"}
