@@ -4,12 +4,14 @@ A method that changes the course of training is a list of these, not a trainer o
 are as in a config: ``{name: dict(type=…, of=…, weight=…, alone=…)}``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from kdtasks.core.names import did_you_mean
 
 OWN = "own"                             # weights that a model has from the start, as its `type` builds it
+NO_TEACHERS = ("student", "target", "input", "index", "view", "labelled")       # what stands in front of a name, or is it
 
 
 @dataclass
@@ -33,7 +35,8 @@ class Stage:
             goes on, while the learning rate starts anew.
         keep: epochs whose checkpoints are kept, for anchors.
         arguments: of the model's ``type``, in the place of the config's, in this stage and where it later teaches.
-        taught: whether teachers pull.
+        own: further names that are no teacher's: the task or the data set supplies them; the run fills this in.
+        taught: whether teachers pull: those of the stage, or what else than the student, its target or ``own`` a loss is of.
     """
 
     name: str
@@ -49,52 +52,85 @@ class Stage:
     optimizer_state: str = "fresh"
     keep: Sequence[int] = ()
     arguments: dict = field(default_factory=dict)
+    own: Container[str] = ()
 
     @property
     def taught(self) -> bool:
-        return bool(self.teachers) or any(_of_peers(entry["of"]) for entry in self.losses.values())
+        return bool(self.teachers) or any(taught_names(entry["of"], self.own) for entry in self.losses.values())
+
+
+def taught_names(of: str | Sequence[str], own: Container[str] = (), teachers: Container[str] = ()) -> list[str]:
+    """Those of the names a loss is of that some teacher, or a peer, has a part in.
+
+    They are all but the student's (``'student'``, ``'student.…'``), ``'target'``, ``'input'``, ``'index'``, ``'view'``,
+    ``'labelled'`` and what is in ``own``: what a batch carries under any other name may be a teacher's, computed beforehand.
+
+    Args:
+        of: of a loss.
+        own: names that are no teacher's, such as the student's own ``'rois.target'``.
+        teachers: names that teachers have, whatever they are.
+    """
+    def taught(name: str) -> bool:
+        base = name.split("@")[0]
+        role = base.split(".")[0]
+        return role in teachers or not (role in NO_TEACHERS or base in own)
+
+    return [name for name in _tuple(of) if taught(name)]
 
 
 def standard_stages(losses: Mapping[str, dict], teachers: Mapping[str, str | None], teacher_training: Mapping | None = None,
-                    supplied_by_teachers: Callable[[str], bool] = lambda name: False, own_losses: bool = False) -> list[Stage]:
+                    own: Container[str] = (), own_losses: bool = False) -> list[Stage]:
     """What a config without ``stages`` means: train the teachers that have no checkpoint, then alone, then distilled.
 
     Args:
         losses: the config's losses.
         teachers: ``{name: checkpoint or None}``.
         teacher_training: what differs when a teacher is trained: ``optimizer``, ``schedule``, ``length``, ``data``.
-        supplied_by_teachers: names without a teacher in front that only a teacher's turn supplies.
+        own: names that are no teacher's, see :func:`taught_names`.
         own_losses: whether the student has losses of its own (a detector), which train where no other does.
     """
-    plain = control(losses, teachers, supplied_by_teachers, own_losses)
-    stages = [Stage(name, model=name, losses=plain, **(teacher_training or {}))
+    plain = control(losses, teachers, own, own_losses)
+    stages = [Stage(name, model=name, losses=plain, own=own, **(teacher_training or {}))
               for name, checkpoint in teachers.items() if checkpoint is None]
     sources = {name: f"{name}.last" if checkpoint is None else checkpoint for name, checkpoint in teachers.items()}
-    stages.append(Stage("alone", losses=plain))
-    stages.append(Stage("distilled", teachers=sources, losses={name: dict(entry) for name, entry in losses.items()}))
+    stages.append(Stage("alone", losses=plain, own=own))
+    stages.append(Stage("distilled", teachers=sources, losses={name: dict(entry) for name, entry in losses.items()}, own=own))
     return stages
 
 
-def control(losses: Mapping[str, dict], teachers: Mapping[str, object],
-            supplied_by_teachers: Callable[[str], bool] = lambda name: False, own_losses: bool = False) -> dict[str, dict]:
-    """The losses of the control, "alone": those that name no teacher and no peer, each at weight 1 or its ``alone``.
+def control(losses: Mapping[str, dict], teachers: Container[str], own: Container[str] = (),
+            own_losses: bool = False) -> dict[str, dict]:
+    """The losses of the control, "alone": those that no teacher and no peer has a part in, each at weight 1 or its ``alone``.
 
     A weight that makes room for the teacher is not kept: 0.1·CE under SGD is a tenth of the learning rate, and
     a student trained so without a teacher is a crippled control.
 
+    Args:
+        losses: the config's losses.
+        teachers: names of the teachers.
+        own: names that are no teacher's, see :func:`taught_names`.
+        own_losses: whether the student has losses of its own (a detector), which train where no other does.
+
     Raises:
         ValueError: every loss names a teacher, so that nothing is left to learn from; unless the student has ``own_losses``.
-    """
-    def taught(entry: Mapping) -> bool:
-        return _of_peers(entry["of"]) or any(name.split("@")[0].split(".")[0] in teachers or supplied_by_teachers(name)
-                                             for name in _tuple(entry["of"]))
 
+    Warns:
+        UserWarning: a loss is left out for a name that belongs to none of the teachers: what a data set brings beside the
+            target may be a teacher's, and here may not.
+    """
     plain = {}
     for name, entry in losses.items():
-        weight = entry.get("alone", 0 if taught(entry) else 1)
-        if taught(entry) and weight:
-            raise ValueError(f"{name} is of {entry['of']}, which needs a teacher, so it cannot have alone={weight}")
-        if weight or (own_losses and not taught(entry)):                  # an own loss that is not listed would have weight 1
+        taught = taught_names(entry["of"], own, teachers)
+        weight = entry.get("alone", 0 if taught else 1)
+        if taught and weight:
+            raise ValueError(f"{name} is of {entry['of']}, which needs a teacher, so it cannot have alone={weight}; a name "
+                             "that the data supplies and no teacher has a part in stands in data.own")
+        unknown = [one for one in taught if not (_of_role(one, teachers) or _of_role(one, ("teacher",)) or _of_peers(one))]
+        if unknown and "alone" not in entry:
+            warnings.warn(f"{name} is of {unknown[0]!r}, which is not the student's, so it counts as a teacher's, and the "
+                          f"control, 'alone', goes without {name}. If no teacher has a part in it: data.own=[{unknown[0]!r}]; "
+                          f"else losses.{name}.alone=0 says that this is right", UserWarning, stacklevel=2)
+        if weight or (own_losses and not taught):                         # an own loss that is not listed would have weight 1
             plain[name] = {**{k: v for k, v in entry.items() if k != "alone"}, "weight": weight}
     if not own_losses and not any("loss" in name for name in plain):
         raise ValueError(f"the losses {list(losses)} all need a teacher, so there is no control: add one that does not, "
@@ -103,45 +139,88 @@ def control(losses: Mapping[str, dict], teachers: Mapping[str, object],
 
 
 def final_stage(stages: Sequence[Stage]) -> Stage | None:
-    """The stage that a run is about: ``distilled``, else the last taught one of the student, else its last but "alone"."""
+    """The stage that a run is about: whose student is exported, compared with "alone" and reported.
+
+    It is ``distilled``; or else the last stage of the student in which teachers pull, or that goes on with such a one's
+    student (a fine-tuning); or else the last one of the student but "alone".
+    """
     students = [stage for stage in stages if stage.model == "student" and stage.name != "alone"]
     named = [stage for stage in students if stage.name == "distilled"]
-    taught = [stage for stage in students if stage.taught]
-    return (named or taught[-1:] or students[-1:] or [None])[0]
+    led = _led(stages)
+    return (named or [stage for stage in students if stage.name in led][-1:] or students[-1:] or [None])[0]
+
+
+def _led(stages: Sequence[Stage]) -> set[str]:
+    """The stages whose student some teacher has pulled on, in them or in those that they go on with."""
+    led: set[str] = set()
+    for place, stage in enumerate(stages):
+        if stage.taught or any(source in led for source in _source(stage, stages[:place])):
+            led.add(stage.name)
+    return led
+
+
+def _source(stage: Stage, before: Sequence[Stage]) -> list[str]:
+    """The name of the stage whose student this one goes on with, in a list; none where it is fresh or of a file."""
+    if stage.student == "keep":
+        return [s.name for s in before if s.model == stage.model][-1:]
+    reference = stage_reference(stage.student, [s.name for s in before])
+    return [reference[0]] if reference else []
 
 
 def with_control(stages: Sequence[Stage], losses: Mapping[str, dict], teachers: Mapping[str, object],
-                 supplied_by_teachers: Callable[[str], bool] = lambda name: False, own_losses: bool = False) -> list[Stage]:
+                 own: Container[str] = (), own_losses: bool = False) -> list[Stage]:
     """A list of stages in which untaught ones have losses of their own, and "alone" is there.
 
     A stage without teachers and without losses gets the control's. Where no stage is called "alone" and the last one
     is taught, "alone" comes before it: the same budget, from fresh weights, without teachers.
 
     Raises:
-        ValueError: the last stage goes on with an earlier one's student, and there is no "alone" whose budget is that of all.
+        ValueError: the last stage goes on with an earlier one's student, and there is no "alone" whose budget is that of all;
+            or "alone" itself is taught.
     """
     known = {*teachers, *(name for stage in stages for name in stage.teachers)}
-    stages = [replace(s, losses=dict(losses) if s.teachers else control(losses, known, supplied_by_teachers, own_losses))
-              if not s.losses else s for s in stages]
+    stages = [replace(s, own=own, losses=s.losses or (dict(losses) if s.teachers else control(losses, known, own, own_losses)))
+              for s in stages]
+    _check_control(stages)
     final = final_stage(stages)
-    if final is None or not final.taught or any(stage.name == "alone" for stage in stages):
+    if final is None or final.name not in _led(stages) or any(stage.name == "alone" for stage in stages):
         return stages
-    if final.student == "keep" or stage_reference(final.student, [stage.name for stage in stages]):
+    if _source(final, stages[:stages.index(final)]):
         raise ValueError(f"stage {final.name!r} goes on with another stage's student, so its control must be in the list: a "
                          "stage called 'alone' with the steps of all of them")
     budget = {key: getattr(final, key) for key in ("arguments", "optimizer", "schedule", "length", "data")}
-    alone = Stage("alone", losses=control(final.losses, known, supplied_by_teachers, own_losses), **budget)
+    alone = Stage("alone", losses=control(final.losses, known, own, own_losses), own=own, **budget)
     where = stages.index(final)
     return [*stages[:where], alone, *stages[where:]]
+
+
+def _check_control(stages: Sequence[Stage]) -> None:
+    for place, alone in enumerate(stages):
+        if alone.name != "alone":
+            continue
+        what = f"has the teachers {list(alone.teachers)}" if alone.teachers else ""
+        for name, entry in alone.losses.items():
+            taught = taught_names(entry["of"], alone.own)
+            what = what or (f"has {name}, which is of {taught[0]!r} (data.own=[{taught[0]!r}], if no teacher has a part in it)"
+                            if taught else "")
+        led = [source for source in _source(alone, stages[:place]) if source in _led(stages)]
+        what = what or (f"goes on with the student of {led[0]!r}, on which a teacher has pulled" if led else "")
+        if what:
+            raise ValueError(f"the stage 'alone' is the control, which no teacher may have a part in, but it {what}")
 
 
 def _tuple(of: str | Sequence[str]) -> tuple[str, ...]:
     return (of,) if isinstance(of, str) else tuple(of)
 
 
-def _of_peers(of: str | Sequence[str]) -> bool:
-    roles = [name.split("@")[0].split(".")[0] for name in _tuple(of)]
-    return any(role == "peers" or (role.startswith("peer") and role[4:].isdigit()) for role in roles)
+def _of_role(name: str, roles: Container[str]) -> bool:
+    """Whether a name is of one of these roles: ``'<role>'``, ``'<role>.…'`` or ``'<part>.<role>.…'``."""
+    return any(part in roles for part in name.split("@")[0].split(".")[:2])
+
+
+def _of_peers(name: str) -> bool:
+    role = name.split("@")[0].split(".")[0]
+    return role == "peers" or (role.startswith("peer") and role[4:].isdigit())
 
 
 def check_stages(stages: Sequence[Stage], models: Sequence[str]) -> None:

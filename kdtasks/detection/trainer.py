@@ -6,6 +6,7 @@ import itertools
 import torch
 from torch import nn
 
+from kdtasks.core.stages import final_stage
 from kdtasks.core.weights import load_weights
 from kdtasks.detection.adl import ADLLoss
 from kdtasks.detection.coco_metrics import coco_metrics, detections_of
@@ -64,10 +65,11 @@ def pictures(run) -> list[tuple]:
     if not finished:
         return []
     loader = run.test_loader(finished[-1])
-    students = [s.name for s in finished if s.model == "student" and s.name != "alone"]
+    final = final_stage(finished)
+    students = [final.name] if final else []
     taught = next((stage for stage in reversed(finished) if stage.teachers), None)
     names = [s.name for s in finished if s.name in run.config["teachers"]]
-    names += [name for name in ("alone", *students[-1:]) if name in run.done]
+    names += [name for name in ("alone", *students) if name in run.done]
     models, metrics = {name: run.trained(name) for name in names}, {name: run.done[name] for name in names}
     distiller = _as_trained(run, taught) if taught else None
     for name in distiller.teachers if distiller else ():
@@ -85,7 +87,7 @@ def pictures(run) -> list[tuple]:
     shown = {name: [answers[i] for i in few] for name, answers in found.items()}
     bounded, weights = _inside(distiller, loader) if distiller else ({}, [])
     return draw.draw(images, targets, shown, metrics, getattr(loader.dataset, "classes", None), stage_colors(run),
-                     [name for name in ("alone", *students[-1:]) if name in models], bounded, weights, least)
+                     [name for name in ("alone", *students) if name in models], bounded, weights, least)
 
 
 def _as_trained(run, stage):

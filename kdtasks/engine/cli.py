@@ -139,7 +139,7 @@ def test(arguments: Sequence[str] | None = None) -> None:
         model.eval()
         if folder:
             return _predict(run, model, args)
-        loader = run.test_loader(run.stages[-1])
+        loader = run.test_loader(run.final or run.stages[-1])
         if run.data_is_drawn and args.seed is None and "seed" not in meta:
             print(f"warning: {args.checkpoint!r} does not say of which seed it is (no .json of a run is beside it), "
                   "and the test data depends on that: 0 is taken; --seed says another", file=sys.stderr)

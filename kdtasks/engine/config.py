@@ -55,6 +55,8 @@ DATA_KEYS = {
     "iterations_per_epoch": ("None: as many as the data fills; or how many batches count as an epoch", None),
     "workers": ("processes that read samples; 0: the training process does", 0),
     "collate": ("dotted path of a function from a list of samples to a batch; None: the data's own, or stacking", None),
+    "own": ("names beside the target that the data supplies and no teacher has a part in: losses of them are also the "
+            "control's", ()),
     "skip_bad": ("whether to go on without the samples that cannot be read, which are noted, instead of stopping", False),
 }
 MODEL_KEYS = {                                                              # beside `type` and the model's arguments
@@ -244,6 +246,8 @@ def _check(config: dict) -> None:
     _want(threads is None or _count(threads, 1), "threads", "None or a whole number > 0", threads)
     for key, least in (("batch_size", 1), ("test_batch_size", 1), ("workers", 0), ("unlabelled_per_batch", 0)):
         _want(_count(config["data"][key], least), f"data.{key}", f"a whole number >= {least}", config["data"][key])
+    own = config["data"]["own"]
+    _want(isinstance(own, list | tuple) and all(isinstance(name, str) for name in own), "data.own", "a list of names", own)
     per_class = config["data"]["per_class"]
     _want(per_class is None or _count(per_class, 1), "data.per_class", "None or a whole number > 0", per_class)
     _want(isinstance(config["data"]["skip_bad"], bool), "data.skip_bad", "True or False", config["data"]["skip_bad"])

@@ -18,7 +18,7 @@ import torch
 
 import kdtasks
 from kdtasks.core.files import write_atomically
-from kdtasks.core.stages import stage_reference
+from kdtasks.core.stages import final_stage, stage_reference
 from kdtasks.engine.config import plain
 
 # Okabe and Ito's palette, which colour-blind eyes can tell apart too; yellow is left out, it is too pale for lines.
@@ -73,9 +73,9 @@ def stage_colors(run) -> dict[str, str]:
 
 # Facts ------------------------------------------------------------------------------------------------------------------
 def _distilled(run) -> str | None:
-    """The stage whose student counts: ``distilled``, or else the last one that trains the student with more than labels."""
-    names = [s.name for s in run.stages if s.model == "student" and s.name not in ("alone", *run.config["teachers"])]
-    return "distilled" if "distilled" in (*names, *run.done) else names[-1] if names else None
+    """The name of the stage whose student counts."""
+    final = final_stage(run.stages)
+    return final and final.name
 
 
 def _on_the_way(run) -> set[str]:

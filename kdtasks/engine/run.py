@@ -86,20 +86,31 @@ class Run:
     # What the config describes ------------------------------------------------------------------------------------
     def _stages(self) -> list[Stage]:
         teachers = {name: spec.get("checkpoint") for name, spec in self.config["teachers"].items()}
-        extra: set[str] = set()                                      # what only the turn of a teacher supplies, by other names
-        own = False                                                  # whether the student has losses of its own
+        data = [part["own"] for part in self._settings("data") if part.get("own")]
+        own = {*getattr(self.task, "OWN_NAMES", ()), *(name for names in data for name in names)}    # that are no teacher's
+        own_losses = False                                           # whether the student has losses of its own
         if builder.resolve(self.config["distiller"]["type"], "distiller") is not Distiller:
             probe = Stage("probe", teachers=dict.fromkeys(teachers), losses=self.config["losses"])
             distiller = self.distiller(probe, "nothing")
-            extra = {name for teacher in teachers for name in distiller.names(teacher)}
-            own = any(name.startswith("student.loss_") for name in distiller.names("student"))
+            own |= set(distiller.names("student"))
+            own_losses = any(name.startswith("student.loss_") for name in distiller.names("student"))
         try:
             stages = [Stage(**stage) for stage in stages_of(self.config)]
             if stages:
-                return with_control(stages, self.config["losses"], teachers, extra.__contains__, own)
-            return standard_stages(self.config["losses"], teachers, self.config["teacher_training"], extra.__contains__, own)
+                return with_control(stages, self.config["losses"], teachers, own, own_losses)
+            return standard_stages(self.config["losses"], teachers, self.config["teacher_training"], own, own_losses)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+    def _settings(self, key: str) -> list[Mapping]:
+        """What the config says of ``key`` at its top, for teachers, and in stages."""
+        parts = [self.config, self.config["teacher_training"], *stages_of(self.config)]
+        return [part[key] for part in parts if part.get(key)]
+
+    @property
+    def final(self) -> Stage | None:
+        """The stage whose student counts: it is exported, compared with "alone" and reported."""
+        return final_stage(self.stages)
 
     def _check_stages(self) -> None:
         try:
@@ -451,7 +462,7 @@ class Run:
     def _finish(self) -> None:
         from kdtasks.engine.report import write_report
 
-        final = final_stage(self.stages)
+        final = self.final
         if final and final.name in self.done:
             state = checkpoint.load(self.folder(final) / "last.pth")
             checkpoint.save_weights(state["state_dict"], state["meta"], self.work_dir / "student.pth")

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from kdtasks.core.stages import final_stage
 from kdtasks.engine import builder
 
 PRIMARY = "accuracy"
@@ -54,13 +55,13 @@ def pictures(run) -> list[tuple]:
     if not finished:
         return []
     teachers = [s.name for s in finished if s.name in run.config["teachers"]]
+    final = final_stage(finished)
     students = [s for s in finished if s.model == "student" and s.name not in ("alone", *run.config["teachers"])]
-    students.sort(key=lambda stage: stage.name == "distilled")                      # the one that counts comes last
     loader = run.test_loader(finished[-1])
     found = {}
     if students and not teachers:
         taught = next((stage for stage in reversed(students) if stage.teachers), students[-1])
         found = {name: draw.answers(teacher, loader) for name, teacher in run.distiller(taught).teachers.items()}
-    pair = [name for name in ("alone", *(s.name for s in students[-1:])) if name in run.done]
+    pair = [name for name in ("alone", final and final.name) if name in run.done]
     found |= {name: draw.answers(run.trained(name), loader) for name in (*teachers, *pair)}
     return draw.draw(found, pair, loader, stage_colors(run))

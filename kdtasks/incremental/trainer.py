@@ -16,6 +16,7 @@ from kdtasks.incremental.sampling import ExternalSample, sample_external, scores
 
 PRIMARY = "average_accuracy"
 HIGHER_IS_BETTER = True
+OWN_NAMES = ("class_counts",)                                              # of a batch, beside the target: no teacher's
 
 
 def evaluate(model: nn.Module, loader) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from kdtasks.core.stages import final_stage
 from kdtasks.engine import builder
 from kdtasks.metric_learning.data import _loaded
 from kdtasks.metric_learning.retrieval import k_means, nmi, recall_and_map
@@ -84,14 +85,14 @@ def pictures(run) -> list[tuple]:
         return []
     loader = run.test_loader(finished[-1])
     teachers = [s.name for s in finished if s.name in run.config["teachers"]]
+    final = final_stage(finished)
     students = [s for s in finished if s.model == "student" and s.name not in ("alone", *run.config["teachers"])]
-    students.sort(key=lambda stage: stage.name == "distilled")                      # the one that counts comes last
     models = {}
     if students and not teachers:
         taught = next((stage for stage in reversed(students) if stage.teachers), students[-1])
         models = dict(run.distiller(taught).teachers)
         teachers = list(models)
-    pair = [name for name in ("alone", *(s.name for s in students[-1:])) if name in run.done]
+    pair = [name for name in ("alone", final and final.name) if name in run.done]
     models |= {name: run.trained(name) for name in (*teachers, *pair) if name not in models}
     found = {name: embeddings_of(model, loader) for name, model in models.items()}
     return draw.draw(found, teachers, pair, loader, stage_colors(run))

@@ -1,5 +1,7 @@
 """The control beside every run, the stages a config means, and references that are checked before anything runs."""
 
+import warnings
+
 import pytest
 
 from kdtasks.core.stages import Stage, check_stages, control, final_stage, stage_reference, standard_stages, with_control
@@ -29,13 +31,39 @@ def test_the_weight_alone_is_one_unless_it_says_so(entry, weight):
     ("student.layer1", "peer12.layer1"), ("student", "rois.target")])
 def test_what_needs_a_teacher_or_a_peer_is_not_in_the_control(of):
     losses = {"loss_cls": CLS, "loss_x": {"of": of}}
-    assert list(control(losses, ["teacher"], lambda name: name == "rois.target")) == ["loss_cls"]
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+        assert list(control(losses, ["teacher"])) == ["loss_cls"]
 
 
 @pytest.mark.parametrize("of", [
-    "student", "student.teacher_head", ("input", "target"), "student.loss_box", "peering", "student.peers", "rois.x"])
+    "student", "student.teacher_head", ("input", "target"), "student.loss_box", "target.new", "student.peers", "rois.x", "index"])
 def test_what_needs_none_is_in_it(of):
-    assert "loss_x" in control({"loss_cls": CLS, "loss_x": {"of": of}}, ["teacher"])
+    assert "loss_x" in control({"loss_cls": CLS, "loss_x": {"of": of}}, ["teacher"], {"rois.x"})
+
+
+@pytest.mark.parametrize("name", ["teacher", "teacher.fc", "rois.teacher.logits", "logits", "embeddings"])
+def test_what_the_data_supplies_is_a_teachers_unless_it_is_marked(name):
+    """No teacher is configured: what a batch carries beside the student's own and the target may be one's, computed before."""
+    losses = {"loss_cls": CLS, "loss_x": {"of": ("student", name)}}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        alone, distilled = standard_stages(losses, {})
+    assert list(alone.losses) == ["loss_cls"] and not alone.taught and distilled.taught
+    assert [name in str(w.message) and "data.own" in str(w.message) for w in said] == ([] if "teacher" in name else [True])
+    assert list(standard_stages(losses, {}, own={name})[0].losses) == ["loss_cls", "loss_x"]
+    quiet = {"loss_cls": CLS, "loss_x": {"of": ("student", name), "alone": 0}}
+    with warnings.catch_warnings(action="error"):
+        assert list(control(quiet, {})) == ["loss_cls"]
+
+
+@pytest.mark.parametrize("alone", [
+    {"losses": {"loss_cls": CLS, "loss_kd": KD}}, {"teachers": {"t": "t.pth"}, "losses": {"loss_cls": CLS}},
+    {"losses": {"loss_cls": CLS}, "student": "taught"}, {"losses": {"loss_cls": CLS}, "student": "keep"},
+    {"losses": {"loss_dml": {"of": ("peers", "target")}}}])
+def test_a_listed_control_in_which_a_teacher_has_a_part_is_an_error(alone):
+    taught = Stage("taught", teachers={"teacher": "t.pth"}, losses=LOSSES)
+    with pytest.raises(ValueError, match="'alone' is the control, which no teacher may have a part in, but it (has|goes on)"):
+        with_control([taught, Stage("alone", **alone)], LOSSES, {})
 
 
 def test_several_teachers_and_the_students_own_losses():
@@ -43,7 +71,8 @@ def test_several_teachers_and_the_students_own_losses():
               "loss_b": {"of": ("student", "second.fc")}, "accuracy": {"of": ("student", "target")}}
     plain = control(losses, ["first", "second"])
     assert {name: entry["weight"] for name, entry in plain.items()} == {"loss_rpn": 1, "accuracy": 1}
-    assert "loss_b" in control(losses, ["first"])                           # 'second' is then a key of the batch
+    with pytest.warns(UserWarning, match="second.fc"):
+        assert "loss_b" not in control(losses, ["first"])                   # 'second' is then a key of the batch
 
 
 def test_a_loss_that_must_not_train_alone_says_so():
@@ -162,6 +191,10 @@ def test_a_list_of_stages_gets_its_control_before_the_stage_it_controls():
 def test_the_final_stage_is_the_distilled_one_or_the_last_taught():
     taught = [Stage("one", teachers={"teacher": None}), Stage("two", teachers={"teacher": None}), Stage("joint"), Stage("alone")]
     assert final_stage(taught).name == "two" and final_stage(taught[2:]).name == "joint" and final_stage(taught[3:]) is None
+    for student in ("keep", "taught", "taught.best"):
+        tuned = [Stage("teacher", model="teacher"), Stage("alone"), Stage("taught", teachers={"teacher": "teacher"}),
+                 Stage("finetune", student=student), Stage("joint")]
+        assert final_stage(tuned).name == "finetune"                       # what teachers have pulled on counts, not where it stands
     mutual = Stage("mutual", losses={"loss": dict(of=("peers", "target"))})
     assert mutual.taught and final_stage([mutual, Stage("joint")]).name == "mutual"
 
