@@ -1,16 +1,4 @@
-"""How a figure is measured: rounds in which every variant has one turn, and the median of a ratio within a round.
-
-A row is a function ``row(o) -> iterator of Line``; ``o`` holds the command's options (device, rounds, threads, models, batch).
-It first shows that its variants do the same work (the first step's loss to 6 digits, its gradients), then measures them in
-rounds: every variant once a round, in an order drawn anew, each on objects of its own that were equal at the start. A figure is
-the median over rounds of the ratio (or difference) *within* a round; its interval is the median's by binomial order statistics:
-at least 95 % from 6 rounds on, whatever the distribution of the noise. A bar fails only if the whole interval lies above it: by
-chance in one run of 40 if the truth is just on the bar.
-
-The clock is the CPU time of this process with all its threads (one, unless ``--threads`` says otherwise), which a busy machine
-disturbs less than the wall clock; on CUDA the wall clock between two ``torch.cuda.synchronize()``. The bars are meant for steps
-of at least 50 ms; if a step takes less, a round runs as many as fill 50 ms: give a larger ``--batch``.
-"""
+"""How a figure is measured; benchmarks/table.py says what it is."""
 
 import argparse
 import itertools

@@ -95,6 +95,20 @@ def test_nobody_imports_tools_configs_or_tests_and_tools_import_the_engine_only(
             assert all(name.startswith("kdtasks.engine.") for name in own(names)) and not foreign(names), path.name
 
 
+@pytest.mark.parametrize("command", ["tools/train.py --help", "tools/train.py --list", "tools/test.py --help", "tools/compare.py --help",
+                                     "tools/export.py --help", "tools/benchmark.py --help", "-m kdtasks.cli --help",
+                                     "-m kdtasks.cli list", "-m kdtasks.cli copy --help"])
+def test_what_only_informs_answers_without_torch(command):
+    code = ("import runpy, sys\nargs = sys.argv[1:]\nmodule = args[0] == '-m'\nsys.argv = args[1:] if module else args\n"
+            "try: runpy.run_module(args[1], run_name='__main__') if module else runpy.run_path(args[0], run_name='__main__')\n"
+            "except SystemExit as end: assert not end.code\n"
+            "print(sorted({name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)))")
+    done = subprocess.run([sys.executable, "-S", "-c", code, *command.split()], capture_output=True, text=True, cwd=ROOT,
+                          env={"PYTHONPATH": str(ROOT), "PATH": ""})
+    assert done.returncode == 0, done.stderr                        # -S: nothing that is installed can be imported at all
+    assert len(done.stdout.splitlines()) > 3 and "torch" not in done.stdout.splitlines()[-1]
+
+
 def test_after_torch_a_task_costs_only_its_own_modules_and_the_standard_library():
     packages = ["kdtasks.core", "kdtasks.core.weights", *(f"kdtasks.{task}" for task in TASKS)]
     code = ("import sys, torch\nfor name in sys.argv[1:]:\n    before = set(sys.modules)\n    __import__(name)\n"

@@ -3,7 +3,7 @@
     python tools/compare.py configs/general/default.py --seeds 0 1 2 3 4
 """
 
-from kdtasks.engine.compare.command import main
+from kdtasks.engine.cli import compare
 
 if __name__ == "__main__":
-    main()
+    compare()

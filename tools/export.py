@@ -3,7 +3,7 @@
     python tools/export.py work_dirs/general_default/seed0 --format onnx
 """
 
-from kdtasks.engine.export import main
+from kdtasks.engine.cli import export
 
 if __name__ == "__main__":
-    main()
+    export()

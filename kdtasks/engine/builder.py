@@ -6,11 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping
 
 from kdtasks.core.names import did_you_mean
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.listed import check_listed
-
-
-class ConfigError(ValueError):
-    """Something in a config is wrong; the message says where, what, and the nearest right thing."""
 
 
 def resolve(path, where: str) -> Callable:

@@ -1,16 +1,19 @@
-"""The command lines of tools/train.py and tools/test.py."""
+"""The command lines: what tools/*.py and the ``kdtasks`` command call. ``--help`` needs no torch."""
 
 import argparse
 import ast
+import importlib
 import linecache
 import os
+import re
 import select
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.config_files import config_titles, find_config, shared_folder
+from kdtasks.engine.errors import ConfigError
 
 EXPECTED_ERRORS = (ConfigError, FileNotFoundError, ValueError, RuntimeError, OSError)
 
@@ -66,7 +69,8 @@ def _is_closed(stream) -> bool:
 def train(arguments: Sequence[str] | None = None) -> None:
     """tools/train.py."""
     parser = argparse.ArgumentParser(prog="train.py", description="Train every stage of a config.")
-    parser.add_argument("config", nargs="?", help="a config file; with --list it may be left out")
+    parser.add_argument("config", nargs="?", help="a config file, or the name of one that comes with the "
+                        "package; with --list it may be left out")
     parser.add_argument("--work-dir", help="default: work_dirs/<config>/seed<N>")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on where a run in the work_dir stopped")
@@ -87,9 +91,9 @@ def train(arguments: Sequence[str] | None = None) -> None:
         from kdtasks.engine.show import table
 
         options = dict(args.cfg_options) | ({"amp": "bfloat16"} if args.amp else {})
-        config = configs.load(args.config, options)
+        path = find_config(args.config)
+        config, name = configs.load(path, options), config_name(path)
         start_processes(args.launcher, args.device)
-        name = config_name(args.config)
         run = Run(config, args.work_dir or Path("work_dirs") / name / f"seed{args.seed}", args.seed, args.device, name)
         if args.list:
             return _list_stages(run)
@@ -131,9 +135,10 @@ def test(arguments: Sequence[str] | None = None) -> None:
         from kdtasks.engine import config as configs
         from kdtasks.engine.run import Run
 
-        config = configs.load(args.config, dict(args.cfg_options))
+        path = find_config(args.config)
+        config = configs.load(path, dict(args.cfg_options))
         seed = read_weights(args.checkpoint)[1].get("seed", 0) if args.seed is None else args.seed
-        run = Run(config, "unused", seed, args.device, config_name(args.config))
+        run = Run(config, "unused", seed, args.device, config_name(path))
         model = run.model(args.model)
         meta = load_weights(model, args.checkpoint)
         model.eval()
@@ -148,6 +153,70 @@ def test(arguments: Sequence[str] | None = None) -> None:
             metrics = run.task.evaluate(model, loader)
         for metric, value in metrics.items():
             print(f"{metric} {value:.3f}")
+
+
+@pipe_may_close()
+def compare(arguments: Sequence[str] | None = None) -> None:
+    """tools/compare.py."""
+    parser = argparse.ArgumentParser(prog="compare.py", description="Train configs over seeds, each beside its control (the "
+                                     "same student without the teacher), and say what the teacher brought.")
+    parser.add_argument("configs", nargs="+", metavar="CONFIG")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="N", help="default: 0 1 2 3 4")
+    parser.add_argument("--teacher-per-seed", action="store_true", help="a teacher for each seed; default: seed 0's for all")
+    parser.add_argument("--work-dir", default="work_dirs", help="where the runs, compare.json and compare.png go; runs "
+                        "that are there already are used (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs side by side, each in a process of its own, "
+                        "which share the processors")
+    parser.add_argument("--devices", nargs="+", default=[], metavar="cuda:K", help="of the jobs, in turn; without --jobs one "
+                        "job a device")
+    common_arguments(parser)
+    args = parser.parse_args(arguments)
+    if args.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {args.jobs}")
+    for name in args.devices:
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+            parser.error(f"--devices: expected cuda:0, cuda:1 … or cpu, got {name!r}")
+    with plain_errors():
+        from kdtasks.engine import config as configs
+        from kdtasks.engine.compare.comparison import compare
+        from kdtasks.engine.compare.show import show
+
+        paths = [find_config(path) for path in args.configs]
+        names = config_names(paths)
+        loaded = {name: configs.load(path, dict(args.cfg_options)) for name, path in zip(names, paths)}
+        workers = max(args.jobs, len(args.devices))
+        show(compare(loaded, args.seeds, args.work_dir, args.device, args.teacher_per_seed, workers=workers,
+                     devices=args.devices))
+        print(f"{args.work_dir}: compare.json compare.png")
+
+
+@pipe_may_close()
+def export(arguments: Sequence[str] | None = None) -> None:
+    """tools/export.py."""
+    parser = argparse.ArgumentParser(prog="export.py", description="Write the student of a finished run for use elsewhere, and "
+                                     "check the file by running it beside the student on test images.")
+    parser.add_argument("work_dir")
+    parser.add_argument("--format", required=True, choices=["pth", "safetensors", "onnx"])
+    parser.add_argument("--output", help="default: student.<format> in the work_dir, student_plain.pth for pth")
+    parser.add_argument("--checkpoint", default="student.pth", help="a student's weights, in the work_dir or elsewhere "
+                        "(default: %(default)s)")
+    parser.add_argument("--opset", type=int, help="of ONNX; default: torch's choice")
+    common_arguments(parser)
+    args = parser.parse_args(arguments)
+    with plain_errors():
+        from kdtasks.engine.export import export
+
+        done = export(args.work_dir, args.format, args.output, args.checkpoint, args.opset, args.device or "cpu",
+                      dict(args.cfg_options))
+        print(f"{done['output']}: {done['bytes'] / 2**20:.2f} MiB; on {done['images']} test images its outputs differ from the "
+              f"student's by at most {done['difference']:.2g} (allowed: {done['allowed']:.2g})")
+
+
+@pipe_may_close()
+def benchmark(arguments: Sequence[str] | None = None) -> None:
+    """tools/benchmark.py."""
+    sys.path.insert(0, str(shared_folder("benchmarks").parent))
+    raise SystemExit(importlib.import_module("benchmarks.table").main(arguments))
 
 
 def _check_classes(checkpoint: str, known, tested) -> None:
@@ -219,10 +288,8 @@ def _is_ours(error: BaseException, trace) -> bool:
 
 
 def _list_configs() -> None:
-    root = Path(__file__).parents[2] / "configs"
-    for path in sorted(p for p in root.rglob("*.py") if "_base_" not in p.parts):
-        first = next((line for line in path.read_text().splitlines() if line.startswith("#")), "#")
-        print(f"{path.relative_to(root.parent)}\n    {first.lstrip('# ')}")
+    for name, title in config_titles().items():
+        print(f"configs/{name}.py\n    {title}")
 
 
 def _list_stages(run) -> None:

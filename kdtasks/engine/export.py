@@ -1,6 +1,5 @@
 """A run's student as a file for elsewhere, kept only if it gives the student's outputs on real test images."""
 
-import argparse
 import importlib
 import io
 import json
@@ -20,7 +19,6 @@ from kdtasks.core.weights import load_weights
 from kdtasks.engine import checkpoint
 from kdtasks.engine import config as configurations
 from kdtasks.engine.builder import ConfigError
-from kdtasks.engine.cli import common_arguments, pipe_may_close, plain_errors
 from kdtasks.engine.run import Run
 
 TOLERANCE = {"pth": 1e-6, "safetensors": 1e-6, "onnx": 1e-4}       # of the greatest output; the first two compute the same
@@ -287,23 +285,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
-
-
-@pipe_may_close()
-def main(arguments: Sequence[str] | None = None) -> None:
-    """tools/export.py."""
-    parser = argparse.ArgumentParser(prog="export.py", description="Write the student of a finished run for use elsewhere, and "
-                                     "check the file by running it beside the student on test images.")
-    parser.add_argument("work_dir")
-    parser.add_argument("--format", required=True, choices=list(TOLERANCE))
-    parser.add_argument("--output", help="default: student.<format> in the work_dir, student_plain.pth for pth")
-    parser.add_argument("--checkpoint", default="student.pth", help="a student's weights, in the work_dir or elsewhere "
-                        "(default: %(default)s)")
-    parser.add_argument("--opset", type=int, help="of ONNX; default: torch's choice")
-    common_arguments(parser)
-    args = parser.parse_args(arguments)
-    with plain_errors():
-        done = export(args.work_dir, args.format, args.output, args.checkpoint, args.opset, args.device or "cpu",
-                      dict(args.cfg_options))
-        print(f"{done['output']}: {done['bytes'] / 2**20:.2f} MiB; on {done['images']} test images its outputs differ from the "
-              f"student's by at most {done['difference']:.2g} (allowed: {done['allowed']:.2g})")

@@ -7,7 +7,7 @@ import sys
 import pytest
 from small_runs import ROOT, SMALL
 
-from kdtasks.engine import cli, export
+from kdtasks.engine import cli
 from kdtasks.engine.builder import ConfigError
 
 
@@ -47,7 +47,7 @@ def test_a_reader_that_has_gone_ends_a_list_without_a_traceback(closed_pipe, con
 def test_a_reader_that_has_gone_ends_the_other_tools_too(undisturbed, closed_pipe, capsys, monkeypatch, tmp_path):
     file = str(undisturbed.work_dir / "student.pth")
     for tool, arguments in ((cli.test, [str(SMALL), file, "--device", "cpu"]), (cli.train, [str(SMALL), "--dry-run"]),
-                            (export.main, [str(undisturbed.work_dir), "--format", "pth", "--output", str(tmp_path / "a.pth")])):
+                            (cli.export, [str(undisturbed.work_dir), "--format", "pth", "--output", str(tmp_path / "a.pth")])):
         with open(os.dup(closed_pipe), "w") as stdout, monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", stdout)
             with pytest.raises(SystemExit) as stopped:

@@ -17,7 +17,8 @@ from scipy import stats
 from kdtasks.core import Distiller
 from kdtasks.engine import config as configurations
 from kdtasks.engine.builder import ConfigError
-from kdtasks.engine.compare.command import compare, main
+from kdtasks.engine.cli import compare as main
+from kdtasks.engine.compare.comparison import compare
 from kdtasks.engine.compare.plan import plan_jobs
 from kdtasks.engine.compare.show import plot, show
 from kdtasks.engine.compare.statistics import interval, verdict

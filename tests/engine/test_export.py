@@ -15,7 +15,8 @@ from kdtasks.core.weights import read_weights
 from kdtasks.engine import config as configurations
 from kdtasks.engine import export as exporting
 from kdtasks.engine.builder import ConfigError
-from kdtasks.engine.export import OnnxForm, export, main
+from kdtasks.engine.cli import export as main
+from kdtasks.engine.export import OnnxForm, export
 from kdtasks.engine.run import Run
 
 SMALL = Path(__file__).parent / "small" / "small.py"

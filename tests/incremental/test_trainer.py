@@ -18,7 +18,7 @@ from small_streams import CLASSES, ORDER, Net
 from torch import nn
 
 from kdtasks.core.weights import read_weights
-from kdtasks.engine import cli, export
+from kdtasks.engine import cli
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.dry_run import dry_run
 from kdtasks.engine.run import Run
@@ -529,7 +529,7 @@ def test_a_newcomers_first_run_and_what_can_be_done_with_it(tmp_path, capsys, mo
     found = evaluated(capsys, config, folder / "student.pth")
     distilled = results["stages"]["distilled"]
     assert found == pytest.approx({name: distilled[name] for name in found}, abs=1e-3) and "task_il_on_5" in found
-    export.main([str(folder), "--format", "pth"])
+    cli.export([str(folder), "--format", "pth"])
     assert "its outputs differ from the student's by at most 0" in capsys.readouterr().out
     assert found == evaluated(capsys, config, folder / "student_plain.pth")
     (folder / "student_plain.json").unlink()                            # now nothing says which order of classes it was

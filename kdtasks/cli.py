@@ -1,0 +1,95 @@
+"""The ``kdtasks`` command: what ``tools/*.py`` do, for whoever has installed the package.
+
+    kdtasks list                               # the configs that come with the package
+    kdtasks train general/default              # or a config file of your own
+    kdtasks copy general/default               # to change it
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Train every stage of a config, beside its control."""
+    from kdtasks.engine.cli import train
+
+    train(arguments)
+
+
+def test(arguments: Sequence[str]) -> None:
+    """Evaluate weights on a config's test data, or use them on a folder of images."""
+    from kdtasks.engine.cli import test
+
+    test(arguments)
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """Train configs over seeds, and say what the teacher brought."""
+    from kdtasks.engine.cli import compare
+
+    compare(arguments)
+
+
+def export(arguments: Sequence[str]) -> None:
+    """Write a run's student as safetensors, ONNX or plain weights, checked on test images."""
+    from kdtasks.engine.cli import export
+
+    export(arguments)
+
+
+def benchmark(arguments: Sequence[str]) -> None:
+    """Measure what the library costs."""
+    from kdtasks.engine.cli import benchmark
+
+    benchmark(arguments)
+
+
+def list_configs(arguments: Sequence[str]) -> None:
+    """List the configs that come with the package."""
+    from kdtasks.engine.cli import pipe_may_close
+    from kdtasks.engine.config_files import config_titles
+
+    argparse.ArgumentParser(prog="kdtasks list", description=list_configs.__doc__).parse_args(arguments)
+    with pipe_may_close():
+        for name, title in config_titles().items():
+            print(f"{name}\n    {title}")
+
+
+def copy(arguments: Sequence[str]) -> None:
+    """Copy a config of the package, and what it builds on, to change it."""
+    from kdtasks.engine.cli import plain_errors
+    from kdtasks.engine.config_files import copy_config
+
+    parser = argparse.ArgumentParser(prog="kdtasks copy", description=copy.__doc__)
+    parser.add_argument("config", help="as 'kdtasks list' shows it")
+    parser.add_argument("folder", nargs="?", default="configs", help="default: %(default)s")
+    args = parser.parse_args(arguments)
+    with plain_errors():
+        files = copy_config(args.config, args.folder)
+        print("\n".join(map(str, files)))
+        print(f"kdtasks train {files[0]}")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train, "test": test, "compare": compare, "export": export, "benchmark": benchmark,
+    "list": list_configs, "copy": copy,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command's entry point."""
+    lines = [f"  {name:<10} {function.__doc__}" for name, function in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog="kdtasks", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Knowledge distillation for vision, task by task.\n\n" + "\n".join(lines),
+        epilog="kdtasks <command> --help says more of one.")
+    parser.add_argument("command", choices=COMMANDS, metavar="command")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    args = parser.parse_args(given[:1])
+    COMMANDS[args.command](given[1:])
+
+
+if __name__ == "__main__":
+    main()

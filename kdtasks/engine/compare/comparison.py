@@ -1,0 +1,46 @@
+"""A comparison: plan the jobs, run them, collect what they say."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kdtasks.core.files import write_atomically
+from kdtasks.engine import checkpoint
+from kdtasks.engine.check import check
+from kdtasks.engine.compare.jobs import run_jobs
+from kdtasks.engine.compare.plan import plan_jobs
+from kdtasks.engine.compare.result import collect
+from kdtasks.engine.compare.show import plot
+
+
+def compare(configs: Mapping[str, Mapping], seeds: Sequence[int], work_dir: str | Path = "work_dirs",
+            device: str | None = None, teacher_per_seed: bool = False, quiet: bool = False,
+            workers: int = 1, devices: Sequence[str] = ()) -> dict:
+    """Train every config for every seed beside its control, and write ``compare.json`` and ``compare.png``.
+
+    Args:
+        configs: ``{name: config}``, each from :func:`kdtasks.engine.config.load`.
+        seeds: of students, order and views; at least three for a verdict.
+        work_dir: where the runs are; one comparison at a time may use it.
+        device: ``'cpu'``, ``'cuda'``; None: CUDA where there is one.
+        teacher_per_seed: train a teacher for each seed; else the teacher of seed 0 serves all.
+        quiet: no progress.
+        workers, devices: see :func:`kdtasks.engine.compare.jobs.run_jobs`.
+
+    Returns:
+        The content of ``compare.json``.
+
+    Raises:
+        ConfigError: what cannot be compared, or what is wrong in a config; before the first step of any.
+    """
+    work_dir = Path(work_dir)
+    arms, jobs = plan_jobs(configs, seeds, work_dir, device, teacher_per_seed)
+    todo = [job for job in jobs if job.results is None]
+    for arm in arms:
+        if any(job in todo for job in arm.jobs.values()):
+            check(arm.run)
+            arm.run._sets.clear()                                       # the data is read again by the runs that need it
+    run_jobs(todo, device, workers, devices, quiet)
+    result = collect(arms, jobs, list(seeds), work_dir, teacher_per_seed)
+    checkpoint.save_json(result, work_dir / "compare.json")
+    write_atomically(work_dir / "compare.png", lambda path: plot(result, path))
+    return result

@@ -1,0 +1,76 @@
+"""The ``kdtasks`` command: configs by their names, a copy to change, and every tool behind a word."""
+
+from pathlib import Path
+
+import pytest
+
+from kdtasks import cli
+from kdtasks.engine.config_files import config_titles, copy_config, find_config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+NAMES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.py") if "_base_" not in path.parts)
+
+
+def test_list_names_every_config_and_its_purpose(capsys):
+    cli.main(["list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[::2] == NAMES and all(line.startswith("    ") and len(line) > 14 for line in lines[1::2])
+    assert list(config_titles()) == NAMES
+
+
+@pytest.mark.parametrize("given", ["general/default", "general/default.py"])
+def test_a_config_of_the_package_is_found_by_its_name(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config(given) == CONFIGS / "general" / "default.py"
+    own = tmp_path / "general" / "default.py"
+    own.parent.mkdir()
+    own.write_text("length = 1\n")
+    assert find_config("general/default.py").resolve() == own       # a file that lies there comes first
+
+
+def test_a_name_that_does_not_exist_comes_with_the_nearest(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for command in (["train", "general/defualt"], ["copy", "general/defualt"], ["test", "general/defualt", "x.pth"],
+                    ["compare", "general/defualt"]):
+        with pytest.raises(SystemExit) as end:
+            cli.main(command)
+        assert end.value.code == 1
+        assert "error: no config 'general/defualt'; did you mean 'general/default'" in capsys.readouterr().err
+
+
+def test_a_command_that_does_not_exist(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["trian"])
+    assert end.value.code == 2 and "invalid choice: 'trian'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copy_means_what_the_original_means(name, tmp_path):
+    from mmengine.config import Config
+
+    files = copy_config(name, tmp_path / "mine")
+    assert files[0] == tmp_path / "mine" / f"{name}.py" and files[0].read_bytes() == (CONFIGS / f"{name}.py").read_bytes()
+    assert Config.fromfile(files[0]).to_dict() == Config.fromfile(CONFIGS / f"{name}.py").to_dict()
+
+
+def test_a_copy_overwrites_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cli.main(["copy", "general/default"])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "configs/general/default.py" and printed[-1] == "kdtasks train configs/general/default.py"
+    cli.main(["copy", "general/default"])                           # equal files: nothing to lose
+    mine = tmp_path / "configs" / "general" / "default.py"
+    mine.write_text(mine.read_text() + "length = 1\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.py")}
+    with pytest.raises(SystemExit):
+        cli.main(["copy", "general/default"])                       # the name means the file that lies here, and it is one's own
+    with pytest.raises(SystemExit):
+        cli.main(["copy", str(CONFIGS / "general" / "default.py")])
+    assert "'configs/general/default.py' is there already and differs" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.py")} == before
+
+
+def test_a_short_run_by_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cli.main(["train", "general/default", "--dry-run", "--device", "cpu"])
+    assert "distilled" in capsys.readouterr().out and not list(tmp_path.iterdir())
