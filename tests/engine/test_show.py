@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from kdtasks.engine import compare
+from kdtasks.engine.compare import show as comparison
 from kdtasks.engine.show import table
 
 METRICS = ["average_incremental_accuracy", "average_accuracy_task_il", "accuracy_expected_calibration_error", "forgetting"]
@@ -34,7 +34,7 @@ def test_names_and_numbers_are_whole_on_every_screen(width, capsys):
         assert name in text, name
     line = next(line for line in text.splitlines() if "distilled" in line and "20.00" in line)
     assert ("│" in line) == (width in (300, None)) and "23.00" in text and "+20.00" in text
-    text = shown(compare.show, COMPARED, width) or capsys.readouterr().out
+    text = shown(comparison.show, COMPARED, width) or capsys.readouterr().out
     for name in (*METRICS[1:], LONG, "no verdict: 1 of at least 3 seeds", "4.500", "+1.20 [+0.50, +1.80]"):
         assert name in text, name
 
@@ -43,5 +43,5 @@ def test_a_line_a_number_can_be_searched():
     lines = shown(table, RESULTS, 80).splitlines()
     assert "distilled average_incremental_accuracy: 20.00" in lines and "distilled against alone: +20.00" in lines
     assert "alone against alone: " not in lines and lines[0] == "small, seed 0, cpu"
-    lines = shown(compare.show, COMPARED, 60).splitlines()
+    lines = shown(comparison.show, COMPARED, 60).splitlines()
     assert f"{LONG} 2 distilled: 4.500" in lines and f"{LONG} forgetting alone: 1.00" in lines
