@@ -22,11 +22,10 @@ from kdtasks.core.views import view_hash
 from kdtasks.general.data import data_root
 from kdtasks.general.data import digits as digit_images
 from kdtasks.images.arrays import UNLABELLED
-from kdtasks.images.files import SUFFIXES, images_below
+from kdtasks.images.files import SUFFIXES, image_size, images_below, is_hidden, is_image, read_image
 
 _FEW, _SCATTER = 0x2A, 0x2B                                                     # salts of view_hash; _SCATTER + 1: test
 _THIN = 0.01                                                                    # pixels; a thinner box has no area
-_ORIENTATION = 0x0112                                                           # of EXIF; 5 to 8 swap height and width
 _NAMED = 5                                                                      # broken boxes that a warning names
 _TRIES, _OVERLAP = 10, 0.1                                                      # places tried; share of the smaller box
 
@@ -53,8 +52,12 @@ class DetectionData:
 
     **Random views** come from torch's generator, which the Loader sets for each sample.
 
+    **Files** are read as :func:`~kdtasks.images.files.read_image` says. The boxes of a photo whose camera was held otherwise
+    (EXIF) are of the pixels as stored if the annotation names the stored size, as COCO's own tools have it, or else, and where
+    it names no size, of the upright image. A warning says so once where the size is the same either way.
+
     Args:
-        paths: (N,) image files; without ``images`` they are read with PIL.
+        paths: (N,) image files; without ``images`` they are read.
         targets: (N,), None = unlabelled, or a dict of ``boxes`` (n,4) as above, in original pixels, ``labels`` (n,), and
             perhaps ``iscrowd`` and ``area`` (n,); lists, arrays or tensors.
         classes: K names; label k is ``classes[k - 1]``.
@@ -213,12 +216,8 @@ def _flat(targets: Sequence[dict | None], classes: int, paths: Sequence[str]) ->
 
 def _file_size(path: str) -> tuple[int, int]:
     """(height, width) from the head of an image file, after the turn that its camera noted."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) > 4                                   # the camera was held upright
-            return (image.width, image.height) if turned else (image.height, image.width)
+        return image_size(path)
     except Exception as error:
         raise RuntimeError(f"cannot read image {path}: {error}") from error
 
@@ -228,21 +227,16 @@ def _read(path: str, annotated: tuple[int, int] | None, size: tuple[int, int] | 
 
     The camera's note on how it was held is followed if the annotation does not contradict it.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    with Image.open(path) as image:
-        if annotated != (image.height, image.width):
-            image = ImageOps.exif_transpose(image)
-        original = image.height, image.width
-        if annotated not in (None, original):
-            raise ValueError(f"the annotation is of an image of {annotated[0]} x {annotated[1]} (height x width), "
-                             f"the file has {original[0]} x {original[1]}")
-        if image.mode[0] in "IF":                                                               # PIL would cut it at 255
-            raise ValueError(f"its pixels have the mode {image.mode!r}: expected 8 bits a channel")
-        image = image.convert("RGB")
-        if size not in (None, original):
-            image = image.resize(size[::-1], Image.Resampling.BILINEAR)                      # antialiased when it shrinks
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), original
+    image = read_image(path, annotated=annotated)
+    original = image.height, image.width
+    if annotated not in (None, original):
+        raise ValueError(f"the annotation is of an image of {annotated[0]} x {annotated[1]} (height x width), "
+                         f"the file has {original[0]} x {original[1]}")
+    if size not in (None, original):
+        image = image.resize(size[::-1], Image.Resampling.BILINEAR)                          # antialiased when it shrinks
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), original
 
 
 def _maybe_flipped(image: Tensor, target: dict | None) -> tuple[Tensor, dict | None]:
@@ -417,7 +411,7 @@ def _voc(parts: Sequence[tuple[Path, str]], classes: Sequence[str] | None, inclu
     inclusive = original if inclusive is None else inclusive
     paths, targets, sizes = [], [], []
     for root, split in parts:
-        files = {path.stem: path for path in sorted((root / "JPEGImages").iterdir()) if path.suffix.lower() in SUFFIXES}
+        files = {path.stem: path for path in sorted((root / "JPEGImages").iterdir()) if is_image(path.name)}
         for name in _listed(root, split):
             if name not in files:
                 raise FileNotFoundError(f"{split}.txt names {name!r}, which {root / 'JPEGImages'} lacks: "
@@ -450,7 +444,8 @@ def _tree(file: Path) -> ElementTree.Element:
 
 
 def _class_names(folder: Path) -> list[str]:
-    return sorted({name.text.strip() for file in folder.glob("*.xml") for name in _tree(file).iterfind("object/name")})
+    return sorted({name.text.strip() for file in folder.glob("*.xml") if not is_hidden(file.name)
+                   for name in _tree(file).iterfind("object/name")})
 
 
 def _annotation(file: Path, classes: Sequence[str], inclusive: bool) -> tuple[dict, tuple[int, int] | None]:

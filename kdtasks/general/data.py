@@ -19,7 +19,16 @@ from torch import Tensor
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.views import view_hash
 from kdtasks.images.arrays import UNLABELLED, ImageArrays
-from kdtasks.images.files import IMAGENET, SUFFIXES, ImageFiles, decoded, images_below, transform
+from kdtasks.images.files import (
+    IMAGENET,
+    SUFFIXES,
+    ImageFiles,
+    class_folders,
+    decoded,
+    images_below,
+    read_image,
+    transform,
+)
 
 _SUBSET, _SPLIT = 0x1B, 0x1C                                                                   # salts of view_hash
 _CIFAR100 = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))                                # of the training images
@@ -315,6 +324,8 @@ def torchvision_set(dataset, augment: dict | None = None, size: int | None = Non
         FileNotFoundError: the data is not there.
         ValueError: torchvision has no such data set, or an argument does not belong to its kind.
     """
+    from torchvision.datasets.folder import default_loader
+
     if isinstance(dataset, str):
         module, _, name = dataset.rpartition(".")
         module = importlib.import_module(module or "torchvision.datasets")
@@ -333,6 +344,8 @@ def torchvision_set(dataset, augment: dict | None = None, size: int | None = Non
     images = getattr(data, "data", None)
     if images is None:
         if "transform" not in kwargs:
+            if getattr(data, "loader", None) is default_loader:
+                data.loader = read_image                                              # as every other file is read here
             data.transform = transform(size or 224, augment is not None, mean or IMAGENET[0], std or IMAGENET[1])
         return data
     if size is not None:
@@ -388,7 +401,7 @@ def _channels_first(images: Tensor) -> Tensor:
 def _listed(root: Path, classes: Sequence[str] | None, subset: Sequence[str] | None,
             per_class: int | None) -> tuple[list[str], Tensor, list[str]]:
     """Files, class numbers (N,) and class names of a folder of class folders."""
-    found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    found = class_folders(root)
     if not found:
         raise FileNotFoundError(f"no class folder in {root}. Expected layout: {_FOLDER_LAYOUT}; "
                                 f"for images without labels there is unlabelled_folder")

@@ -17,7 +17,7 @@ from torch import Tensor
 from kdtasks.core.names import did_you_mean
 from kdtasks.general import data as images
 from kdtasks.images.arrays import ImageArrays
-from kdtasks.images.files import IMAGENET, ImageFiles
+from kdtasks.images.files import IMAGENET, ImageFiles, class_folders
 
 PML_SETS = {"CUB": "cub200", "Cars196": "cars196", "StanfordOnlineProducts": "sop"}    # pytorch-metric-learning's: our folder
 
@@ -114,7 +114,7 @@ def image_folder(root, train: bool = True, test_classes: float | int | Sequence[
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {root} nor {folder}; set KDTASKS_DATA to the folder that holds it, or pass its "
                                 "path")
-    every = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    every = class_folders(folder)
     names = split_classes(every, test_classes, train)
     if small:
         return images.image_folder(folder, train, size, True, every, names, per_class, augment if train else None, mean, std,

@@ -5,18 +5,17 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdtasks.core.files import write_atomically
+from kdtasks.images.cache import load_arrays, save_arrays
+from kdtasks.images.files import image_size, read_image
 from kdtasks.super_resolution.metrics import imresize, luma
 
 _AHEAD = 16                                                                     # images decoded before they are needed
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")                             # what PIL turns into RGB without loss
 
 
 class Pairs:
@@ -32,9 +31,8 @@ class Pairs:
     by ``imresize``, the whole image at once, neither rounded nor clipped in between (a given LR image is only enlarged). Values
     may therefore lie a little outside of [0,1]. (The script that AIL's release points to also rounds the luma of HR.)
 
-    **Files** are read as their pixels are stored: EXIF orientation and color profiles are not applied. Grey becomes three equal
-    channels. An alpha channel must be opaque. More than 8 bits a channel is an error: PIL would cut the rest off, and how to
-    round it is not ours to choose. In memory RGB takes 3 bytes a pixel, luma and what is enlarged 4 bytes a channel (float32).
+    **Files** are read as :func:`~kdtasks.images.files.read_image` says: upright, three channels of 8 bits, on white. In memory
+    RGB takes 3 bytes a pixel, luma and what is enlarged 4 bytes a channel (float32).
 
     Args:
         hr: files, or uint8 arrays (H,W,3) or (H,W).
@@ -75,14 +73,12 @@ class Pairs:
         self.target = FlatImages(large, channels, target_dtype)
         self.input = FlatImages(small, channels, torch.float32 if enlarged else target_dtype)
         cache = _cache_file(cache_dir, [*hr, *(lr or ())], (len(hr), scales, color, enlarged, downsizes))
-        if cache is not None and cache.is_file():
-            with np.load(cache, allow_pickle=False) as kept:
-                self.input.pixels, self.target.pixels = (torch.from_numpy(kept[name]) for name in ("input", "target"))
+        if cache is not None and (kept := load_arrays(cache)) is not None:
+            self.input.pixels, self.target.pixels = (torch.from_numpy(kept[name]) for name in ("input", "target"))
         else:
             self._fill(hr, lr)
             if cache is not None:
-                arrays = {"input": self.input.pixels.numpy(), "target": self.target.pixels.numpy()}
-                write_atomically(cache, lambda path: _write(path, **arrays))
+                save_arrays(cache, input=self.input.pixels.numpy(), target=self.target.pixels.numpy())
 
     def _fill(self, hr: Sequence, lr: Sequence | None) -> None:
         read = zip(_decoded(hr), _decoded(lr) if lr is not None else [None] * len(hr))
@@ -187,8 +183,7 @@ def _is_file(image) -> bool:
 def _size(image) -> tuple[int, int]:
     """Height and width, of a file from its header."""
     if _is_file(image):
-        with _opened(image) as picture:
-            return picture.height, picture.width
+        return _named(image_size, image)
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
         raise ValueError(f"expected files, or uint8 arrays (H,W,3) or (H,W), got {image.dtype} {image.shape}")
@@ -206,25 +201,15 @@ def _decoded(images: Sequence) -> Iterator[Tensor]:
 def _read(image) -> np.ndarray:
     """uint8 (H,W,3)"""
     if _is_file(image):
-        with _opened(image) as picture:
-            if picture.has_transparency_data and np.asarray(picture.convert("RGBA"))[..., 3].min() < 255:
-                raise ValueError("parts of it are transparent; flatten it onto a background")
-            return np.array(picture.convert("RGB"))
+        return np.array(_named(read_image, image))
     image = np.asarray(image)
     return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image.copy()
 
 
-@contextmanager
-def _opened(path):
-    """An image file that PIL can turn into RGB without loss; whatever goes wrong names the file."""
-    from PIL import Image
-
+def _named(read, path):
+    """``read(path)``; whatever goes wrong names the file."""
     try:
-        with Image.open(path) as picture:
-            stored = str([tile[3] for tile in picture.tile])                    # 'RGB;16B', ('RGB', 65535), …: PIL cuts these
-            if picture.mode not in _MODES or ";16" in stored or "65535" in stored:
-                raise ValueError(f"expected grey or RGB with 8 bits a channel, got mode {picture.mode!r}, stored as {stored}")
-            yield picture
+        return read(path)
     except Exception as error:
         raise RuntimeError(f"cannot read image {path}: {error}") from error
 
@@ -275,9 +260,4 @@ def _cache_file(folder, files: Sequence, settings: tuple) -> Path | None:
     if not all(map(_is_file, files)):
         raise ValueError("cache_dir needs files, not arrays")
     listing = [(str(path), (stat := os.stat(path)).st_size, stat.st_mtime_ns) for path in files]
-    return Path(folder) / f"{hashlib.sha256(repr((1, settings, listing)).encode()).hexdigest()[:32]}.npz"
-
-
-def _write(path: Path, **arrays: np.ndarray) -> None:
-    with path.open("wb") as file:                                               # np.savez would add .npz to the name
-        np.savez(file, **arrays)
+    return Path(folder) / f"{hashlib.sha256(repr((2, settings, listing)).encode()).hexdigest()[:32]}.npz"

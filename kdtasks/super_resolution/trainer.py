@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.core.stages import final_stage
-from kdtasks.images.files import SUFFIXES
+from kdtasks.images.files import results_of
 from kdtasks.super_resolution.ail import AILLoss
 from kdtasks.super_resolution.data import patch_shapes
 from kdtasks.super_resolution.inference import self_ensemble, tiled, upscale_rgb
@@ -18,6 +18,7 @@ from kdtasks.super_resolution.pairs import Pairs, _read
 
 PRIMARY = "psnr_y"
 HIGHER_IS_BETTER = True
+_COLUMNS = ("psnr_y", "ssim_y", "bicubic_psnr_y", "bicubic_ssim_y")             # of a folder's images
 
 
 def evaluate(model: nn.Module, loader) -> dict[str, float]:
@@ -123,7 +124,9 @@ def importance_of(run, stages: list, shown: list) -> dict[str, list[Tensor]]:
 @torch.no_grad()
 def predict(model: nn.Module, config: dict, folder: str | Path, out: str | Path, measured: bool, tile: int | None = None,
             ensemble: bool = False) -> list[str]:
-    """Enlarges the images of a folder in colour, and writes each as ``<out>/<name>.png``.
+    """Enlarges the images at any depth below a folder in colour, and writes each to its place below ``out`` as PNG.
+
+    Two that differ in their ending only keep it: ``a.jpg.png`` and ``a.png.png``.
 
     By ``scale``, ``color`` and ``enlarged`` of the config's ``data.test``, or else ``data.train``; a network of luma enlarges
     luma, and bicubic interpolation the rest. Images are read as :class:`~kdtasks.super_resolution.pairs.Pairs` reads them.
@@ -131,13 +134,14 @@ def predict(model: nn.Module, config: dict, folder: str | Path, out: str | Path,
     Args:
         model: in eval.
         config: of the run that trained it.
-        folder: where the images lie, not deeper.
+        folder: where the images lie.
         out: a folder that is new or empty, and not inside the other.
         measured: the images are high-resolution ones: each is cut to a multiple of the scale, shrunk as for training, and
             enlarged. PSNR and SSIM of the luma of what is written, and of bicubic interpolation, are printed, and kept in
-            ``<out>/figures.json``, where null stands for inf and NaN; means are formed as by :func:`evaluate`. For a network of
-            luma they differ a little from :func:`evaluate`'s, which are of its output before there is any colour. False: they
-            are enlarged as they are.
+            ``<out>/figures.json``, where null stands for inf, NaN, and what a picture is too small for;
+            means are formed as by :func:`evaluate`. For a network of luma they differ a little from
+            :func:`evaluate`'s, which are of its output before there is any colour. False: they are
+            enlarged as they are.
         tile: pixels of the network's input along a side of the tiles that it computes; None: the whole image at once.
         ensemble: the mean over the 8 symmetries of a square; both are in :mod:`~kdtasks.super_resolution.inference`.
 
@@ -146,11 +150,12 @@ def predict(model: nn.Module, config: dict, folder: str | Path, out: str | Path,
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
-        ValueError: ``out`` holds files or lies inside ``folder``, two images have the same name, the data has several scales,
+        ValueError: ``out`` holds files or lies inside ``folder``, the data has several scales,
             the network has another one.
 
     Warns:
-        UserWarning: a file cannot be read or is too small; it is left out.
+        UserWarning: a file cannot be read, or is too small to be made smaller; it is left out. A picture is
+            too small to be measured; it is enlarged all the same.
     """
     from PIL import Image
 
@@ -160,7 +165,7 @@ def predict(model: nn.Module, config: dict, folder: str | Path, out: str | Path,
     scale, luma_only, large = data["scale"], data["color"] == "y", data["enlarged"]
     if not isinstance(scale, int):
         raise ValueError(f"the test data has scale={scale!r}, expected one: --cfg-options data.test.scale=2")
-    paths, out = _checked(Path(folder), Path(out)), Path(out)
+    files, folder, out = results_of(folder, out), Path(folder), Path(out)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     def network(x: Tensor) -> Tensor:
@@ -171,7 +176,8 @@ def predict(model: nn.Module, config: dict, folder: str | Path, out: str | Path,
 
     out.mkdir(parents=True, exist_ok=True)
     found, failed = {}, []
-    for path in paths:
+    for path, made in files.items():
+        name = path.relative_to(folder).as_posix()
         try:
             small, target = _small_and_target(path, scale, large, measured)
         except (RuntimeError, ValueError) as error:
@@ -184,40 +190,38 @@ def predict(model: nn.Module, config: dict, folder: str | Path, out: str | Path,
             raise ValueError(f"the network made {tuple(output.shape)} of {path.name}, expected {expected}: the data has "
                              f"scale={scale} and enlarged={large}, which must be the network's")
         levels = output[0].float().clamp(0, 1).mul(255).round().byte().movedim(0, -1)
-        Image.fromarray(np.ascontiguousarray(levels.numpy())).save(out / f"{path.stem}.png")
+        made.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.ascontiguousarray(levels.numpy())).save(made)
         if measured:
-            bicubic = imresize(small, scale)
-            found[path.name] = {f"{which}{name}": float(measure(image, target, crop=scale))
-                                for which, image in (("", output), ("bicubic_", bicubic))
-                                for name, measure in (("psnr_y", psnr_y), ("ssim_y", ssim_y))}
-            _print_row(path.name, found[path.name], header=len(found) == 1)
+            measures = _measures(path, target, scale)
+            found[name] = {f"{which}{measure}": float(measures[measure](image, target, crop=scale))
+                           for which, image in (("", output), ("bicubic_", imresize(small, scale))) for measure in measures}
+            _print_row(name, found[name], header=len(found) == 1)
     if found:
-        columns = {name: [row[name] for row in found.values()] for name in next(iter(found.values()))}
-        mean = {name: _mean(values) for name, values in columns.items()}
-        exact = [columns[name].count(math.inf) for name in ("psnr_y", "bicubic_psnr_y")]
-        _print_row(f"mean of {len(found)}" + f", PSNR {len(found) - exact[0]} and {len(found) - exact[1]}" * any(exact), mean)
+        columns = {name: [row[name] for row in found.values() if name in row] for name in _COLUMNS}
+        mean = {name: _mean(values) for name, values in columns.items() if values}
+        _print_row(f"mean of {len(found)}{_fewer(columns, len(found))}", mean)
         images = {name: _finite(row) for name, row in found.items()}
         save_json({"scale": scale, "mean": _finite(mean), "images": images}, out / "figures.json")
     return failed
 
 
-def _checked(folder: Path, out: Path) -> list[Path]:
-    """The image files of a folder, none of which ``out`` endangers."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {str(folder)!r}")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise FileNotFoundError(f"no image in {str(folder)!r}: expected {', '.join(sorted(SUFFIXES))}; folders in it are not "
-                                "searched")
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"out={str(out)!r} lies in the folder of the images, {str(folder)!r}: expected another place")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"out={str(out)!r} holds files, which could be overwritten: expected a new or an empty folder")
-    by_stem: dict[str, Path] = {}
-    for path in paths:
-        if (other := by_stem.setdefault(path.stem, path)) != path:
-            raise ValueError(f"{other.name!r} and {path.name!r} would both become {path.stem + '.png'!r}: rename one")
-    return paths
+def _measures(path: Path, target: Tensor, scale: int) -> dict:
+    """What a picture is large enough for, once ``scale`` pixels are cut off all around."""
+    side, least = min(target.shape[2:]), WINDOW + 2 * scale
+    if side >= least:
+        return {"psnr_y": psnr_y, "ssim_y": ssim_y}
+    some = side > 2 * scale
+    warnings.warn(f"{path} is {target.shape[2]}x{target.shape[3]}, SSIM at scale {scale} needs {least}x{least} "
+                  f"pixels: its {'SSIM is' if some else 'PSNR and SSIM are'} left out", stacklevel=4)
+    return {"psnr_y": psnr_y} if some else {}
+
+
+def _fewer(columns: dict[str, list[float]], images: int) -> str:
+    """Of how many images the means are, where it is not of all: PSNR leaves out inf, and all leave out small pictures."""
+    psnr = [len(columns[name]) - columns[name].count(math.inf) for name in ("psnr_y", "bicubic_psnr_y")]
+    ssim = len(columns["ssim_y"])
+    return (f", PSNR {psnr[0]} and {psnr[1]}" if min(psnr) < images else "") + (f", SSIM {ssim}" if ssim < images else "")
 
 
 def _small_and_target(path: Path, scale: int, large: bool, measured: bool) -> tuple[Tensor, Tensor | None]:
@@ -226,18 +230,16 @@ def _small_and_target(path: Path, scale: int, large: bool, measured: bool) -> tu
         return torch.from_numpy(_read(str(path))).movedim(2, 0)[None] / 255, None
     pairs = Pairs([str(path)], scale=scale)
     target = pairs.target.image(0)[None]
-    least = WINDOW + 2 * scale
-    if min(target.shape[2:]) < least:
-        raise ValueError(f"{path} is {target.shape[2]}x{target.shape[3]}, SSIM at scale {scale} needs {least}x{least} pixels")
     return imresize(target, 1 / scale) if large else pairs.input.image(0)[None], target
 
 
 def _finite(values: dict[str, float]) -> dict[str, float | None]:
     """For JSON, which has no inf and no NaN."""
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return {name: values[name] if math.isfinite(values.get(name, math.nan)) else None for name in _COLUMNS}
 
 
 def _print_row(name: str, values: dict[str, float], header: bool = False) -> None:
     if header:
-        print(f"{'':32}" + "".join(f"{column:>16}" for column in values))
-    print(f"{name:32}" + "".join(f"{value:16.{2 if 'psnr' in column else 4}f}" for column, value in values.items()))
+        print(f"{'':32}" + "".join(f"{column:>16}" for column in _COLUMNS))
+    cells = (f"{values[column]:.{2 if 'psnr' in column else 4}f}" if column in values else "-" for column in _COLUMNS)
+    print(f"{name:32}" + "".join(f"{cell:>16}" for cell in cells))

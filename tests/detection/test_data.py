@@ -503,12 +503,11 @@ def test_a_data_set_travels_to_another_process(tmp_path):
     assert len(copy) == 3 and copy[0]["target"]["boxes"].shape == (1, 4) and copy.path(0) == dataset.path(0)
 
 
-def test_pixels_of_sixteen_bits_are_refused_and_not_cut(tmp_path):
-
-
-    Image.fromarray(np.linspace(0, 65000, 64 * 64).reshape(64, 64).astype(np.uint16)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="'I;16': expected 8 bits"):
-        data.unlabelled(tmp_path, classes=["a"])[0]
+def test_pixels_of_sixteen_bits_are_scaled_and_not_cut(tmp_path):
+    deep = np.linspace(0, 65000, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    found = data.unlabelled(tmp_path, classes=["a"], augment=None)[0]["input"].numpy()
+    assert abs(found - deep / 65535).max() < 0.51 / 255
 
 
 def test_a_transform_in_place_does_not_reach_the_image_that_is_kept():

@@ -302,7 +302,7 @@ def test_skip_bad_leaves_it_out_and_counts(folder, half, tmp_path):
 def test_the_cache_gives_the_same_and_notices_changes(folder, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     first = data.image_folder(folder, cache_dir=cache)
-    assert [path.suffix for path in cache.iterdir()] == [".npy"]
+    assert [path.suffix for path in cache.iterdir()] == [".npz"]
     with monkeypatch.context() as patch:
         patch.setattr(files, "_read", None)                                    # no file is read now
         assert torch.equal(data.image_folder(folder, cache_dir=cache).images, first.images)

@@ -351,18 +351,47 @@ def test_inputs_are_enlarged_as_they_are_whole_in_tiles_and_turned(photos, album
 
 def test_files_that_cannot_be_used_are_left_out_and_named(photos, album, tmp_path):
     (album / "broken.jpg").write_bytes(b"no image")
-    Image.fromarray(np.zeros((20, 20), np.uint16)).save(album / "deep.png")
-    Image.fromarray(np.dstack([picture(20, 20), np.full((20, 20), 7, np.uint8)])).save(album / "see_through.png")
-    Image.fromarray(picture(40, 14)).save(album / "thin.png")
+    Image.fromarray(np.zeros((20, 20), np.float32)).save(album / "float.tif")
+    (album / "._color.png").write_bytes(b"of an archive")
     (album / "notes.txt").write_text("no image")
-    for measured, count in ((True, 4), (False, 3)):
+    for measured in (True, False):
         with pytest.warns(UserWarning) as caught:
             failed = trainer.predict(network("rgb", False), config(photos, "rgb"), album, tmp_path / str(measured), measured=measured)
-        assert [path.rsplit("/", 1)[1] for path in failed] == ["broken.jpg", "deep.png", "see_through.png", "thin.png"][:count]
+        assert [path.rsplit("/", 1)[1] for path in failed] == ["broken.jpg", "float.tif"]
         messages = [str(warning.message) for warning in caught]
-        assert all(any(path in message for message in messages) for path in failed) and len(messages) == count
-        assert (tmp_path / str(measured) / "color.png").exists() and not (tmp_path / str(measured) / "deep.png").exists()
-    assert "expected" in next(message for message in messages if "deep" in message)
+        assert all(any(path in message for message in messages) for path in failed) and len(messages) == 2
+        assert (tmp_path / str(measured) / "color.png").exists() and not (tmp_path / str(measured) / "float.png").exists()
+    assert "expected" in next(message for message in messages if "float" in message)
+
+
+def test_folders_are_searched_and_kept_and_no_two_images_become_one(photos, tmp_path):
+    album = tmp_path / "album"
+    for name in ("same.jpg", "same.png", "same.jpg.png", "deep/er/same.png", "deep/other.bmp", ".hidden/x.png"):
+        (album / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(20 + len(name), 30)).save(album / name)
+    assert trainer.predict(network("rgb", False), config(photos, "rgb"), album, tmp_path / "out", measured=True) == []
+    made = {path.relative_to(tmp_path / "out").as_posix(): Image.open(path).height for path in (tmp_path / "out").rglob("*.png")}
+    origin = {"same.jpg.png": "same.jpg", "same.png.png": "same.png", "same.jpg.png.png": "same.jpg.png",
+              "deep/er/same.png": "deep/er/same.png", "deep/other.png": "deep/other.bmp"}
+    assert made == {out: (20 + len(name)) // 2 * 2 for out, name in origin.items()}
+    figures = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert set(figures["images"]) == set(origin.values())
+
+
+def test_a_picture_too_small_for_ssim_is_enlarged_and_measured_without_it(photos, tmp_path, capsys):
+    album = folder(tmp_path / "album", whole=picture(40, 40), thin=picture(40, 14), tiny=picture(4, 4))
+    with pytest.warns(UserWarning) as caught:
+        assert trainer.predict(network("rgb", False), config(photos, "rgb"), album, tmp_path / "out", measured=True) == []
+    said = sorted(str(warning.message) for warning in caught)
+    assert len(said) == 2 and "thin.png is 40x14" in said[0] and "its SSIM is left out" in said[0]
+    assert "tiny.png is 4x4" in said[1] and "its PSNR and SSIM are left out" in said[1]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"whole.png", "thin.png", "tiny.png", "figures.json"}
+    figures = json.loads((tmp_path / "out" / "figures.json").read_text())
+    rows = figures["images"]
+    assert rows["thin.png"]["ssim_y"] is None and set(rows["tiny.png"].values()) == {None}
+    assert figures["mean"]["ssim_y"] == rows["whole.png"]["ssim_y"]
+    assert figures["mean"]["psnr_y"] == pytest.approx((rows["whole.png"]["psnr_y"] + rows["thin.png"]["psnr_y"]) / 2)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("mean of 3, PSNR 2 and 2, SSIM 1 ")
 
 
 def test_predict_endangers_no_file(photos, album, tmp_path):
@@ -373,13 +402,11 @@ def test_predict_endangers_no_file(photos, album, tmp_path):
         with pytest.raises(ValueError, match=match):
             trainer.predict(model, full, album, out, measured=False)
     assert not (album / "deep").exists()
-    Image.fromarray(picture(12, 12)).save(album / "color.jpg")
-    with pytest.raises(ValueError, match=r"'color.jpg' and 'color.png' would both become 'color.png'"):
-        trainer.predict(model, full, album, tmp_path / "out", measured=False)
     with pytest.raises(FileNotFoundError, match="no folder"):
         trainer.predict(model, full, tmp_path / "nowhere", tmp_path / "out", measured=False)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no image in"):
-        trainer.predict(model, full, tmp_path, tmp_path.parent / "out", measured=False)
+        trainer.predict(model, full, tmp_path / "empty", tmp_path / "out", measured=False)
     full["data"]["test"]["scale"] = [2, 3]
     with pytest.raises(ValueError, match=r"scale=\[2, 3\], expected one"):
         trainer.predict(model, full, taken, tmp_path / "out", measured=False)
