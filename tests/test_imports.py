@@ -125,7 +125,8 @@ def test_after_torch_a_task_costs_only_its_own_modules_and_the_standard_library(
 # ------------------------------------------------------------------------------------------------------ public names
 PUBLIC = {
     "general": {
-        "kd": ["kd_loss(student, teacher, temperature=4.0)", "KDLoss(temperature=4.0)"],
+        "kd": ["kd_loss(student, teacher, temperature=4.0)", "KDLoss(temperature=4.0)",
+               "binary_kd_loss(student, teacher, temperature=1.0)", "BinaryKDLoss(temperature=1.0)"],
         "dml": ["mutual_losses(logits, target)"],
         "bss": ["boundary_samples(score, input, base, target, step_size=0.3, max_steps=10, eps=0.0001, clip=(-2.5, 2.5))"],
         "ban": ["cwtm_loss(student, teacher, target)", "dkpp_loss(student, teacher, permutation=None)", "CWTMLoss()",

@@ -27,9 +27,12 @@ numerator (``valid``) the anchors that its labels ignore.
 
 The kernel of the release is NaN where a probability rounds to 0 or 1. Here no finite logits give a NaN: every entry is
 seen from the answer that the teacher finds less likely, whose probability keeps all its digits, and no logarithm of a
-rounded probability is taken. Loss and gradient come out of one pass over chunks that stay in a core's cache.
+rounded probability is taken. An infinite logit (a masked class, -inf) is a probability of 0 or 1: where both have it, the
+entry costs nothing and pulls nothing; where the student rules out what the teacher does not, the loss is +inf. Loss and
+gradient come out of one pass over chunks that stay in a core's cache.
 """
 
+import math
 from itertools import zip_longest
 
 import torch
@@ -38,6 +41,7 @@ from torch import Tensor, nn
 
 from kdtasks.core.gather import mean_over_processes
 from kdtasks.core.names import did_you_mean
+from kdtasks.general.divergences import times
 
 PRESETS = {
     "paper": {"base": "kl", "alpha": None, "gamma": 1.0, "beta": 1.5, "power": 1.8},
@@ -46,6 +50,7 @@ PRESETS = {
 CHUNK = {"cpu": 2**16}                                     # entries at a time, so that the scratch (2 MB) stays in cache
 CHUNK_ELSEWHERE = 2**20                                    # fewer launches, and the scratch still is below 10 M entries
 BOUND = {torch.float32: 40.0, torch.float64: 340.0}        # sigmoid(-bound) is 0 beside 1, and exp(2 · bound) is finite
+ZERO = {dtype: 1.001 * math.exp(-bound) for dtype, bound in BOUND.items()}                 # a probability that counts as 0
 
 
 def adl_loss(student: Tensor, teacher: Tensor, gamma: float = 1.0, beta: float = 1.5, power: float = 1.8, base: str = "kl",
@@ -195,18 +200,20 @@ def _chunk(x: Tensor, y: Tensor, dropped: Tensor | None, gamma: float, beta: flo
         mass = torch.clamp(y, max=0, out=e).sub_(entropy).mul_(power).exp_()
         sums[1] += (mass if dropped is None else mass.masked_fill_(mass.isnan() & dropped, 0)).sum()
     q = torch.neg(likely, out=f).sigmoid_()
+    q_delta = delta.mul_(torch.threshold(q, ZERO[x.dtype], 0, out=e))
+    q_delta.nan_to_num_(nan=0, posinf=torch.inf, neginf=-torch.inf)       # 0 · log 0 = 0; a logit's own NaN is in w too
     entropy.addcmul_(q, likely)
     excess = torch.clamp(growth, min=2 * bound, out=a).sub_(2 * bound)    # log1p(q·exp) is linear there
     w = growth.clamp_(max=2 * bound).expm1_().mul_(q)
     slope = torch.add(w, 1, out=e)
     slope = torch.div(w, slope, out=e)
     slope.addcmul_(slope, q, value=-1)                                    # p - q
-    kl = w.log1p_().add_(excess).addcmul_(q, delta, value=-1).relu_()
+    kl = w.log1p_().add_(excess).sub_(q_delta).relu_()
     multiplicand = kl if base == "kl" else torch.add(kl, entropy, out=a)
     of_multiplicand = slope                                               # its derivative by the student's logit
     if alpha is not None:
         yes, no = alpha * torch.sigmoid(y), (1 - alpha) * torch.sigmoid(-y)
-        multiplicand = yes.mul_(F.logsigmoid(x)).addcmul_(no, F.logsigmoid(-x)).neg_()
+        multiplicand = times(yes, F.logsigmoid(x)).add_(times(no, F.logsigmoid(-x))).neg_()
         p = slope + q
         of_multiplicand = torch.addcmul(slope / 2, p + q - 2 * p * q, sign, value=alpha - 0.5)
     weight = entropy.mul_(beta).add_(kl).neg_().expm1_().neg_()           # A

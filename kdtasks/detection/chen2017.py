@@ -25,7 +25,8 @@ V: the student's after a 1x1 convolution, which is kept where the channels agree
 
 This file holds the three terms; the hard ones are the detector's own, and all weights belong to the config. Defaults, from
 reading notes and ports that agree (the authors released no code): background weighs 1.5, other classes 1, T = 1, nu = 0.5,
-lambda = 1, gamma = 0.5. For mu and m we found no published value; ports use 0.5, 0.8 or a ramp for mu, and 0 to 0.5 for m.
+lambda = 1, gamma = 0.5. Numbers of equations and of the table below are those of the notes, too: nobody here could check them
+against the paper. For mu and m we found no published value; ports use 0.5, 0.8 or a ramp for mu, and 0 to 0.5 for m.
 
 What to know before using them:
 
@@ -43,6 +44,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from kdtasks.core.precision import raised
+from kdtasks.general.divergences import times
 
 
 def weighted_soft_cross_entropy(student: Tensor, teacher: Tensor, class_weight: Tensor | Sequence[float],
@@ -67,7 +71,7 @@ def weighted_soft_cross_entropy(student: Tensor, teacher: Tensor, class_weight: 
                          f"{tuple(teacher.shape)}")
     if not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
-    student, teacher = (z / temperature for z in _raised(student, teacher.detach()))
+    student, teacher = (z / temperature for z in raised(student, teacher.detach()))
     weight = torch.as_tensor(class_weight, dtype=student.dtype, device=student.device)
     if student.shape[1] == 1:
         log_p = torch.cat([F.logsigmoid(-student), F.logsigmoid(student)], 1)   # (N, 2) background, foreground
@@ -77,7 +81,7 @@ def weighted_soft_cross_entropy(student: Tensor, teacher: Tensor, class_weight: 
     if weight.shape != log_p.shape[1:]:
         raise ValueError(f"expected class_weight {tuple(log_p.shape[1:])} for student {tuple(student.shape)}, "
                          f"got {tuple(weight.shape)}")
-    return -(weight * p_teacher * log_p).sum() / max(len(student), 1)
+    return -times(weight * p_teacher, log_p).sum() / max(len(student), 1)
 
 
 def bounded_regression_loss(student: Tensor, teacher: Tensor, target: Tensor, margin: float = 0.0,
@@ -104,11 +108,12 @@ def bounded_regression_loss(student: Tensor, teacher: Tensor, target: Tensor, ma
                          f"and target {tuple(target.shape)}")
     if not margin >= 0:
         raise ValueError(f"margin must be >= 0, got {margin}")
-    student, teacher, target = _raised(student, teacher.detach(), target.detach())
+    student, teacher, target = raised(student, teacher.detach(), target.detach())
     student_error = (student.detach() - target).square().sum(1)                 # (N,) the bound has no gradient
     teacher_error = (teacher - target).square().sum(1)                          # (N,)
-    costs = student_error + margin > teacher_error                              # (N,)
-    error = torch.where(costs[:, None], student - target, 0).square().sum()     # a box that costs nothing may hold inf
+    free = student_error + margin <= teacher_error                              # (N,) False if one is NaN
+    error = torch.where(free[:, None], 0, student - target).square().sum()      # a box that costs nothing may hold inf
+    error = error + teacher_error.where(teacher_error.isnan(), 0).sum()
     if isinstance(normalizer, Tensor):
         return error / normalizer.detach()
     return error / (normalizer or max(len(student), 1))
@@ -132,7 +137,7 @@ def hint_loss(student: Tensor, teacher: Tensor, p: float = 2) -> Tensor:
         raise ValueError(f"expected two equal shapes, got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}")
     if not p >= 1:
         raise ValueError(f"p must be >= 1, got {p}")
-    student, teacher = _raised(student, teacher.detach())
+    student, teacher = raised(student, teacher.detach())
     error = (student - teacher).abs()
     return (error if p == 1 else error.pow(p)).sum() / max(error.numel(), 1)
 
@@ -216,11 +221,12 @@ class HintLoss(nn.Module):
             raise RuntimeError("the adapter does not know its channels: give student_channels and teacher_channels, or call "
                                "build(student, teacher) before the optimizer is made")
         self._check(student, teacher)
-        student, teacher = _raised(student, teacher.detach())
+        student, teacher = raised(student, teacher.detach())
+        dtype = self.adapter.weight.dtype                                       # of its own: it trains with the student
         if student.dim() == 2:
-            adapted = self.adapter(student[:, :, None, None])[:, :, 0, 0]       # a row is a map of one pixel
+            adapted = self.adapter(student[:, :, None, None].to(dtype))[:, :, 0, 0].to(student.dtype)   # a map of one pixel
         else:
-            adapted = self.adapter(student)
+            adapted = self.adapter(student.to(dtype)).to(student.dtype)
             if adapted.shape[2:] != teacher.shape[2:]:
                 teacher = F.interpolate(teacher, adapted.shape[2:], mode="bilinear", align_corners=False, antialias=True)
         return hint_loss(adapted, teacher, self.p)
@@ -236,8 +242,3 @@ class HintLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"student_channels={self.student_channels}, teacher_channels={self.teacher_channels}, p={self.p}"
-
-
-def _raised(*tensors: Tensor) -> list[Tensor]:
-    """In float32, or float64 where they are that."""
-    return [t.double() if t.element_size() == 8 else t.float() for t in tensors]

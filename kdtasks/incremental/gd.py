@@ -46,10 +46,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdtasks.core.gather import mean_over_processes
+from kdtasks.core.precision import raised
+from kdtasks.general.divergences import kl_terms, times
 
 
 def ensemble_probabilities(previous: Tensor, current: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ def ensemble_probabilities(previous: Tensor, current: Tensor) -> Tensor:
         raise ValueError(f"expected logits (B, l) and (B, m), l and m at least 1, got previous "
                          f"{tuple(previous.shape)} and current "
                          f"{tuple(current.shape)}")
-    previous, current = _raised(previous.detach(), current.detach())
+    previous, current = raised(previous.detach(), current.detach())
     l, m = previous.shape[1], current.shape[1]
     p, c = previous.softmax(1), current.softmax(1)
     top = p.argmax(1, keepdim=True)                                            # (B, 1)
@@ -93,7 +94,7 @@ def confidence_loss(logits: Tensor) -> Tensor:
     """
     if logits.dim() != 2 or not logits.shape[1]:
         raise ValueError(f"expected logits (B, m), m at least 1, got {tuple(logits.shape)}")
-    return _sureness(*_raised(logits)).sum() / max(len(logits), 1)
+    return _sureness(*raised(logits)).sum() / max(len(logits), 1)
 
 
 def class_balance_weights(counts: Tensor | Sequence[float]) -> Tensor:
@@ -111,8 +112,8 @@ def class_balance_weights(counts: Tensor | Sequence[float]) -> Tensor:
     counts = torch.as_tensor(counts)
     if counts.dim() != 1:
         raise ValueError(f"expected one number a class, (K,), got counts of shape {tuple(counts.shape)}")
-    counts, = _raised(counts)
-    some = counts > 0
+    counts, = raised(counts)
+    some = ~(counts <= 0)                                                      # a NaN stays one
     return torch.where(some, counts.sum() / (counts.where(some, 1) * len(counts)), 1)
 
 
@@ -152,9 +153,10 @@ class GlobalDistillationLoss(nn.Module):
         temperature: as in the function.
         balanced: True, for fine-tuning: weigh the classes by ``counts``, in each term by those of its classes.
         terms: which teachers pull beside the labels: some of the letters P, C, Q. Without C, P's factor is 1, not l / r.
-            Without Q, the cross-entropy is divided by the labelled rows only. So does the authors' code: ``'PC'`` is its form
-            without external data, and ``'P'``, ``'PC'``, ``'Q'`` are its ablations. Where these fine-tune without C, its P is
-            the M that goes in, with all r columns; ``'P'`` alone takes such a one.
+            Without Q, the cross-entropy is divided by the labelled rows only. Q without C, which is not trained then, shares
+            out what belongs to the new classes evenly (as a C does whose logits are all equal). So does the authors' code:
+            ``'PC'`` is its form without external data, and ``'P'``, ``'PC'``, ``'Q'`` are its ablations. Where these fine-tune
+            without C, Q does not pull there, and P is the M that goes in, with all r columns; ``'P'`` alone takes such a one.
 
     Raises:
         ValueError: a temperature that is not positive, or other terms.
@@ -173,7 +175,7 @@ class GlobalDistillationLoss(nn.Module):
         """``{'cls': …, 'q': …, 'p': …, 'c': …}``, less the teachers that are not among ``terms``.
 
         Args:
-            student: ``(B, r)`` logits; previous: ``(B, l)``; current: ``(B, r - l)``, not looked at when ``terms='P'``.
+            student: ``(B, r)`` logits; previous: ``(B, l)``; current: ``(B, r - l)``, not looked at (None) without C's term.
             target: ``(B,)`` integers; negative where a row has no label, such as -100.
             counts: ``(r,)`` labelled samples of each class in the whole training set; wanted where ``balanced``, else ignored.
 
@@ -182,7 +184,7 @@ class GlobalDistillationLoss(nn.Module):
         """
         weights = {}
         if self.balanced:
-            counts, old = _checked_counts(counts, student), previous.shape[-1]
+            counts, old = _checked_counts(counts, student, previous), previous.shape[-1]
             parts = {"cls": counts, "p": counts[:old], "c": counts[old:]}
             weights = {name: class_balance_weights(part) for name, part in parts.items()}
         return _losses(student, previous, current, target, target >= 0, self.temperature, self.terms, weights)
@@ -215,7 +217,7 @@ class CurrentTeacherLoss(nn.Module):
             ValueError: shapes that do not fit, or a target that is no integer.
         """
         _check_rows(logits, target)
-        logits, = _raised(logits)
+        logits, = raised(logits)
         new = target >= 0
         return {"cls": _mean_over(new, _cross_entropy(logits.log_softmax(1), target, new)),
                 "confidence": self.confidence * _mean_over(~new, _sureness(logits))}
@@ -247,11 +249,11 @@ class BalancedCrossEntropy(nn.Module):
             ValueError: shapes that do not fit, a target that is no integer, or counts that are missing.
         """
         _check_rows(student, target)
-        student, = _raised(student)
+        student, = raised(student)
         labelled = target >= 0
         costs = _cross_entropy(student.log_softmax(1), target, labelled)
         if self.balanced:
-            costs = costs * _row_weights(class_balance_weights(_checked_counts(counts, student)), target, labelled)
+            costs = costs * _row_weights(class_balance_weights(_checked_counts(counts, student, student)), target, labelled)
         return _mean_over(labelled, costs)
 
     def extra_repr(self) -> str:
@@ -264,8 +266,12 @@ def _losses(student: Tensor, previous: Tensor, current: Tensor | None, target: T
     if not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
     _check_rows(student, target, labelled)
+    if current is None and "C" in terms:
+        raise ValueError(f"terms={terms!r} needs current (B, r - l), got None")
+    if "C" not in terms and "Q" in terms and previous.dim() == 2:               # no C: all new classes are alike to Q
+        current = student.new_zeros(len(student), max(student.shape[1] - previous.shape[1], 0))
     _check_teachers(student, [previous] if terms == "P" else [previous, current])
-    student, previous, current = _raised(student, previous.detach(), student[:0] if terms == "P" else current.detach())
+    student, previous, current = raised(student, previous.detach(), student[:0] if terms == "P" else current.detach())
     labelled = labelled.to(student.device, non_blocking=True)
     weights = {name: weight.to(student.device, student.dtype, non_blocking=True) for name, weight in weights.items()}
     rows, (l, r) = max(len(student), 1), (previous.shape[1], student.shape[1])
@@ -274,7 +280,8 @@ def _losses(student: Tensor, previous: Tensor, current: Tensor | None, target: T
     costs = _cross_entropy(log_p, target, labelled) * _row_weights(weights.get("cls"), target, labelled)
     found = {"cls": torch.where(labelled, costs, 0).sum() / rows if "Q" in terms else _mean_over(labelled, costs)}
     if "Q" in terms:
-        costs = F.kl_div(log_p, ensemble_probabilities(previous, current), reduction="none").sum(1)
+        q = ensemble_probabilities(previous, current)
+        costs = times(q, q.log() - log_p).sum(1)
         found["q"] = torch.where(labelled, 0, costs).sum() / rows
     if "P" in terms:
         costs = _divergence(student[:, :l], previous, temperature)
@@ -289,8 +296,7 @@ def _losses(student: Tensor, previous: Tensor, current: Tensor | None, target: T
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """(B, C) logits -> (B,) KL of the teacher's softened softmax and the student's."""
-    log_p, log_q = (student / temperature).log_softmax(1), (teacher / temperature).log_softmax(1)
-    return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(1)
+    return kl_terms(student / temperature, teacher / temperature).sum(1)
 
 
 def _cross_entropy(log_p: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
@@ -314,18 +320,13 @@ def _mean_over(rows: Tensor, costs: Tensor) -> Tensor:
     return torch.where(rows, costs, 0).sum() / count.clamp(min=one)
 
 
-def _raised(*tensors: Tensor) -> list[Tensor]:
-    """All in float64 if one is, else in float32."""
-    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
-    return [tensor.to(dtype) for tensor in tensors]
-
-
-def _checked_counts(counts: Tensor | None, student: Tensor) -> Tensor:
+def _checked_counts(counts: Tensor | None, student: Tensor, teacher: Tensor) -> Tensor:
     if counts is None:
         raise ValueError("balanced=True needs counts: the labelled samples of each class, (r,), as in a batch's 'counts'")
     if counts.shape != student.shape[1:]:
         raise ValueError(f"expected counts (r,) of student (B, r) = {tuple(student.shape)}, got {tuple(counts.shape)}")
-    return counts.to(student.device, torch.promote_types(student.dtype, torch.float32), non_blocking=True)
+    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+    return counts.to(student.device, dtype, non_blocking=True)
 
 
 def _check_rows(logits: Tensor, target: Tensor, labelled: Tensor | None = None) -> None:

@@ -19,10 +19,11 @@ are the teacher's sigmoids for the old columns and the label for the new ones.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdtasks.core.names import did_you_mean
+from kdtasks.core.precision import raised
+from kdtasks.general.divergences import binary_cross_entropy_terms
 from kdtasks.general.kd import kd_loss
 
 _NEW, _SEEN = ("student.new", "target.new"), ("student", "target")
@@ -50,11 +51,16 @@ def lwf_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tens
         no rows or no old classes.
 
     Raises:
-        ValueError: the shapes differ or are not ``(B, l)``, or the temperature is not positive.
+        ValueError: the shapes differ or are not ``(B, l)``; there is one old class, whose softmax is 1 whatever its logit, so
+            that nothing is kept; or the temperature is not positive.
     """
     if student.dim() != 2 or student.shape != teacher.shape:
         raise ValueError(f"expected the same old columns of both, (B, l), got student {tuple(student.shape)} and teacher "
                          f"{tuple(teacher.shape)}; in a config: of=('student.old', 'teacher')")
+    if student.shape[1] == 1:
+        raise ValueError(f"expected at least two old classes in one softmax, got {tuple(student.shape)}: the softmax of one "
+                         "logit is 1 whatever the logit, so nothing of the class would be kept. Expected one softmax over all "
+                         "old columns, of=('student.old', 'teacher'), of two or more; or sigmoids: lwf_mc_loss")
     return kd_loss(student, teacher, temperature) / temperature**2
 
 
@@ -116,11 +122,11 @@ def lwf_mc_loss(student: Tensor, teacher: Tensor | None, target: Tensor) -> Tens
         raise ValueError(f"expected student (B, r), teacher (B, l) with l <= r or None, target (B,), got student "
                          f"{tuple(student.shape)}, teacher {None if teacher is None else tuple(teacher.shape)}, "
                          f"target {tuple(target.shape)}")
-    student = student.double() if student.element_size() == 8 else student.float()
+    student, teacher = (raised(student)[0], None) if teacher is None else raised(student, teacher.detach())
     wanted = torch.zeros_like(student).scatter_(1, target[:, None], 1.0)                     # (B, r)
     if teacher is not None:
-        wanted[:, :old] = teacher.detach().to(student.dtype).sigmoid()
-    return F.binary_cross_entropy_with_logits(student, wanted, reduction="sum") / max(student.numel(), 1)
+        wanted[:, :old] = teacher.sigmoid()
+    return binary_cross_entropy_terms(student, wanted).sum() / max(student.numel(), 1)
 
 
 def one_hot_bce(student: Tensor, target: Tensor) -> Tensor:
@@ -142,11 +148,16 @@ def lwf_losses(preset: str = "paper", weight: float | None = None, temperature: 
     ``facil``      the new columns            one softmax over all old columns     1 (10), 2     ``approach/lwf.py``
     ``pycil``      the new columns            one softmax over all old columns     3, 2          ``models/lwf.py``
     ``mammoth``    all seen columns           one softmax over all old columns     0.5, 2        ``models/lwf.py``
-    ``avalanche``  all seen columns           one softmax over all old columns     1 (yours), 2  ``regularization.py``
+    ``avalanche``  all seen columns           one softmax over all old columns     1, 2          ``plugins/lwf.py``
     ``lwf_mc``     (binary, with the rest)    :func:`lwf_mc_loss`                  none          mammoth's ``lwf_mc.py``
     =============  =========================  ===================================  ============  ==========================
 
-    FACIL's default weight is 1, its survey's grid has 10: ``weight=10``. avalanche has no default weight or temperature.
+    FACIL's default weight is 1, its survey's grid has 10: ``weight=10``. avalanche's ``LwFPlugin`` has the defaults alpha 1 and
+    temperature 2 (its strategy ``LwF`` has none).
+
+    Experiences of **one** class: a softmax over one column is 1 whatever its logit, so its loss is 0 and teaches nothing. The
+    stages refuse what is one (:mod:`kdtasks.incremental.stages`): cross-entropy of the new columns, LwF's loss of a head with
+    one class, and of the only old class. ``lwf_mc``, with a sigmoid for each class, learns and keeps them.
 
     Not in the losses, and not reproduced by them:
 

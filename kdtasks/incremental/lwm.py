@@ -24,7 +24,9 @@ network ends in pooling and a linear head, :math:`\alpha = W_b / hw`: nothing ne
 short cut (``fast``), found out by itself, is exact, and the two orders differ in W's gradient only.
 
 **Weights.** The paper gives none for beta and gamma, as FACIL's code notes. Public codes have 1 and 1, or 2 and 1 (FACIL's
-grid); they go with their own reductions, so no number carries over.
+grid); they go with their own reductions, so no number carries over. FACIL's attention term has no gradient at all: activation
+and slope are detached and the map is made under ``no_grad``, in each version of it that we read, so that its gamma changes
+nothing (one version also normalised the map over an axis of length 1). A gamma tuned there says nothing here.
 
 **Not settled**, since the paper's own text could not be read here: it is said to print L_D without its (1 - y) half
 (:func:`lwm_distill`), which would push old scores up only, so we take the whole binary cross-entropy; and it is not known to
@@ -50,7 +52,9 @@ from torch import Tensor, nn
 
 from kdtasks.core.features import Taps, map_tensors, module_paths
 from kdtasks.core.names import did_you_mean, split_call
+from kdtasks.core.precision import raised
 from kdtasks.core.trial import tried
+from kdtasks.general.divergences import binary_cross_entropy_terms, times
 from kdtasks.incremental.distiller import IncrementalDistiller
 from kdtasks.incremental.models import head_of
 
@@ -74,7 +78,8 @@ def grad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
     if activation.dim() != 4 or activation.shape != gradient.shape:
         raise ValueError(f"expected two equal shapes (B, K, h, w), got activation {tuple(activation.shape)} "
                          f"and gradient {tuple(gradient.shape)}")
-    return _cam(activation, _raised(gradient).mean((2, 3)))
+    activation, gradient = raised(activation, gradient)
+    return _cam(activation, gradient.mean((2, 3)))
 
 
 def lwm_attention_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
@@ -97,7 +102,8 @@ def lwm_attention_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     if student_map.dim() != 3 or student_map.shape != teacher_map.shape:
         raise ValueError(f"expected two equal shapes (B, h, w), got student {tuple(student_map.shape)} "
                          f"and teacher {tuple(teacher_map.shape)}")
-    difference = _normalized(_raised(student_map)) - _normalized(_raised(teacher_map.detach()))
+    student_map, teacher_map = raised(student_map, teacher_map.detach())
+    difference = _normalized(student_map) - _normalized(teacher_map)
     return difference.abs().sum() / max(len(student_map), 1)
 
 
@@ -117,7 +123,7 @@ def lwm_distill_bce(student: Tensor, teacher: Tensor, reduction: str = "sum") ->
         ValueError: the shapes differ, or there is no such reduction.
     """
     student, teacher, count = _checked(student, teacher, reduction)
-    return F.binary_cross_entropy_with_logits(student, teacher.sigmoid(), reduction="sum") / count
+    return binary_cross_entropy_terms(student, teacher.sigmoid()).sum() / count
 
 
 def lwm_distill(student: Tensor, teacher: Tensor, reduction: str = "sum") -> Tensor:
@@ -126,16 +132,12 @@ def lwm_distill(student: Tensor, teacher: Tensor, reduction: str = "sum") -> Ten
     Without the other half it is least at infinite scores, not where the two agree. Arguments and errors are the same.
     """
     student, teacher, count = _checked(student, teacher, reduction)
-    return -(teacher.sigmoid() * F.logsigmoid(student)).sum() / count
+    return -times(teacher.sigmoid(), F.logsigmoid(student)).sum() / count
 
 
 def dead_share(attention: Tensor) -> Tensor:
     """Share of the maps ``(B, h, w)`` that are zero everywhere, and so teach nothing; 0 when there are none."""
     return attention.flatten(1).any(1).logical_not().float().sum() / max(len(attention), 1)
-
-
-def _raised(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.element_size() == 8 else tensor.float()
 
 
 def _cam(activation: Tensor, weights: Tensor) -> Tensor:
@@ -157,7 +159,7 @@ def _checked(student: Tensor, teacher: Tensor, reduction: str) -> tuple[Tensor, 
     if reduction not in ("sum", "mean"):
         raise ValueError(f"no reduction {reduction!r}; {did_you_mean(str(reduction), ('sum', 'mean'))}")
     count = len(student) if reduction == "sum" else student.numel()
-    return _raised(student), _raised(teacher.detach()), max(count, 1)
+    return *raised(student, teacher.detach()), max(count, 1)
 
 
 # ------------------------------------------------------------------------------------------------------------- distiller
@@ -251,13 +253,13 @@ class LwMDistiller(IncrementalDistiller):
         """By the definition; the logits' graph is kept where the student is to be differentiated."""
         order = self.second_order and gradients
         with torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
-            score = _raised(logits).gather(1, attended[:, None]).sum()
+            score = raised(logits)[0].gather(1, attended[:, None]).sum()
             slope, = torch.autograd.grad(score, activation, retain_graph=gradients, create_graph=order)
         return grad_cam(activation if gradients else activation.detach(), slope)
 
     def _short_map(self, role: str, activation: Tensor, attended: Tensor) -> Tensor:
         """Of the head's weights, since alpha = W_b / hw."""
-        weight = torch.cat([_raised(block.weight) for block in self.head(role).blocks])                    # (columns, K)
+        weight = torch.cat(raised(*(block.weight for block in self.head(role).blocks)))                    # (columns, K)
         alpha = weight[attended] / activation.shape[2:].numel()
         return _cam(activation, alpha if self.second_order else alpha.detach())
 
@@ -296,7 +298,7 @@ def _is_head_of_mean(model: nn.Module, activation: Tensor, logits: Tensor) -> bo
     if activation.shape[1] != head.features or not activation.any():
         return False
     with torch.autocast(activation.device.type, enabled=False):
-        pooled = _raised(activation).mean((2, 3))
+        pooled = raised(activation)[0].mean((2, 3))
         expected = torch.cat([pooled @ block.weight.to(pooled).T + (0 if block.bias is None else block.bias)
                               for block in head.blocks], 1)
     near = {8: 1e-8, 4: 1e-3, 2: 0.05}[logits.element_size()]            # float64, float32 (or TF32), half precision

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from kdtasks.core.gather import gather_rows
 from kdtasks.core.names import did_you_mean
+from kdtasks.core.precision import raised
 from kdtasks.general.distances import squared_distances
 
 FORMS = ("frobenius", "pairs")
@@ -44,7 +45,7 @@ def absolute_teacher_loss(student: Tensor, teacher: Tensor) -> Tensor:
         raise ValueError(f"expected equal widths, got {_shapes(student, teacher)}; AbsoluteTeacherLoss has a "
                          "projection between "
                          "them, which build(student, teacher) makes before the optimizer is made")
-    student, teacher = (t.double() if t.element_size() == 8 else t.float() for t in (student, teacher.detach()))
+    student, teacher = raised(student, teacher.detach())
     return torch.linalg.vector_norm(student - teacher, dim=1).sum() / max(len(student), 1)
 
 

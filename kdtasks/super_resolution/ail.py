@@ -57,6 +57,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.core.names import did_you_mean
+from kdtasks.core.precision import raised
 
 VARIANTS = {                            # whose errors make the importance
     "ail": ("teacher", "previous"),
@@ -109,9 +110,9 @@ def importance(initial: Tensor, previous: Tensor, target: Tensor, round: int, de
     if initial.shape != target.shape:
         raise ValueError(f"expected an importance for each value, got initial {tuple(initial.shape)} and target "
                          f"{tuple(target.shape)}")
-    initial = _raised(initial.detach())
     if round == 0:
-        return initial
+        return raised(initial.detach())[0]
+    initial, previous, target = raised(initial.detach(), previous, target)
     return (initial + _increment(_error(previous, target, "previous"), round, decay, pace, growth)).clamp(0, 1)
 
 
@@ -196,6 +197,7 @@ class AILLoss(nn.Module):
                    *(former if "previous" in VARIANTS[variant] else []), "target")
 
     def forward(self, student: Tensor, *others: Tensor) -> Tensor:
+        student, *others = raised(student, *others)
         weight = self.weight(*others)                                     # checks how many there are
         return _weighted(student, others[-1], weight, **self.loss)
 
@@ -244,7 +246,7 @@ class AILLoss(nn.Module):
         if "teacher" in names:
             return _initial(errors[0], **self.initial), errors[1:]
         fill = 0.0 if errors else 1.0
-        return torch.full_like(_raised(target if self.channels == "each" else target[:, :1]), fill), errors
+        return torch.full_like(raised(target if self.channels == "each" else target[:, :1])[0], fill), errors
 
     def extra_repr(self) -> str:
         settings = {"variant": self.variant, **self.initial, **self.increment, **self.loss, "channels": self.channels}
@@ -300,15 +302,12 @@ def released_stages(config: Mapping, rounds: int = 10, scales: Sequence[int] = (
     return found
 
 
-def _raised(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
 def _error(output: Tensor, target: Tensor, name: str, channels: str = "each") -> Tensor:
     """|output - target|, of the target's shape; or one for each pixel: (N, 1, H, W)."""
     if output.shape != target.shape:
         raise ValueError(f"expected two equal shapes, got {name} {tuple(output.shape)} and target {tuple(target.shape)}")
-    error = (_raised(output.detach()) - _raised(target.detach())).abs_()
+    output, target = raised(output.detach(), target.detach())
+    error = (output - target).abs_()
     if channels == "each":
         return error
     return error.mean(1, keepdim=True) if channels == "mean" else error.amax(1, keepdim=True)
@@ -330,9 +329,10 @@ def _weighted(student: Tensor, target: Tensor, weight: Tensor, power: float, bas
     if weight.shape not in (target.shape, (*target.shape[:1], 1, *target.shape[2:])):
         raise ValueError(f"expected a weight for each value or each pixel, got weight {tuple(weight.shape)} and target "
                          f"{tuple(target.shape)}")
-    error = _raised(student) - _raised(target.detach())
-    error, factor = error.square() if base == "l2" else error.abs(), _raised(weight.detach())
-    factor = factor.pow(power if base == "l2" else power / 2)
+    student, target, weight = raised(student, target.detach(), weight.detach())
+    error = student - target
+    error = error.square() if base == "l2" else error.abs()
+    factor = weight.pow(power if base == "l2" else power / 2)
     if normalize:
         factor = factor / factor.mean().clamp(min=torch.finfo(factor.dtype).tiny)
     total = (factor * error).sum()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdtasks.general import KDLoss, kd_loss
+from kdtasks.general import BinaryKDLoss, KDLoss, binary_kd_loss, kd_loss
 
 F64 = torch.float64
 
@@ -191,3 +191,53 @@ def test_it_teaches_a_linear_student_the_teachers_answers():
         losses.append(loss.item())
     assert losses[-1] < 0.01 * losses[0]
     assert (student(x).argmax(1) == target.argmax(1)).float().mean() > 0.95
+
+
+# ---------------------------------------------------------------------------------------------------------- sigmoid heads
+def slow_binary(student, teacher, temperature):
+    """T² · mean over rows of the sum over classes of the divergence of two answers, number by number."""
+    def yes(z):
+        return 1 / (1 + math.exp(-z / temperature))
+
+    cells = [(yes(t), yes(s)) for s, t in zip(student.flatten().tolist(), teacher.flatten().tolist())]
+    return temperature**2 / len(student) * math.fsum(q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p)) for q, p in cells)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (4, 1), (1, 3)])
+@pytest.mark.parametrize("temperature", [1.0, 3.0, 0.5])
+def test_the_binary_form_equals_the_loop(shape, temperature):
+    student, teacher = logits(*shape).requires_grad_(), logits(*shape)
+    loss = binary_kd_loss(student, teacher, temperature)
+    assert loss.item() == pytest.approx(slow_binary(student.detach(), teacher, temperature), rel=1e-11)
+    assert BinaryKDLoss(temperature)(student, teacher).item() == loss.item() and binary_kd_loss(teacher, teacher) == 0
+    gradient, = torch.autograd.grad(loss, student)
+    difference = (student / temperature).sigmoid() - (teacher / temperature).sigmoid()
+    torch.testing.assert_close(gradient, temperature / shape[0] * difference, rtol=1e-10, atol=1e-14)
+
+
+def test_one_logit_is_the_softmax_of_two():
+    """σ(z) is the softmax of (0, z): so a head of one logit learns what kd_loss would teach two."""
+    student, teacher = logits(6, 1), logits(6, 1)
+    two = [torch.cat([torch.zeros_like(z), z], 1) for z in (student, teacher)]
+    torch.testing.assert_close(binary_kd_loss(student, teacher, 2.0), kd_loss(*two, 2.0), rtol=1e-11, atol=0)
+
+
+def test_its_edges():
+    empty = torch.zeros(0, 4, requires_grad=True)
+    binary_kd_loss(empty, torch.zeros(0, 4)).backward()
+    assert empty.grad.shape == (0, 4) and repr(BinaryKDLoss(2.0)) == "BinaryKDLoss(temperature=2.0)"
+    saturated = torch.tensor([[1e4, -1e4]], dtype=torch.float16, requires_grad=True)
+    loss = binary_kd_loss(saturated, -saturated.detach())
+    loss.backward()
+    assert loss.dtype is torch.float32 and loss.item() == pytest.approx(2e4, rel=1e-3) and saturated.grad.isfinite().all()
+    for call in (lambda: binary_kd_loss(torch.zeros(2, 3), torch.zeros(2, 4)), lambda: binary_kd_loss(torch.zeros(3), torch.zeros(3))):
+        with pytest.raises(ValueError, match="expected two equal shapes"):
+            call()
+    with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
+        BinaryKDLoss(0)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (0, 1), (2, 1, 3, 3)])
+def test_one_class_has_no_softmax_and_the_error_names_the_form_that_has(shape):
+    with pytest.raises(ValueError, match="expected at least two classes, .* binary_kd_loss"):
+        kd_loss(torch.zeros(shape), torch.ones(shape))

@@ -60,6 +60,8 @@ def slow_q(p, c):
 def slow_losses(student, previous, current, target, labelled, temperature=2.0, weights=None, terms="PCQ"):
     """``weights``: those of the classes of cls, of p and of c."""
     weights = weights or {}
+    if "C" not in terms:                                                   # untrained: Q shares out the new classes evenly
+        current = torch.zeros_like(current)
     l, m, rows = previous.shape[1], current.shape[1], len(student)
     r, cls, q, p, c = l + m, [], [], [], []
     for z, zp, zc, y, known in zip(*(x.tolist() for x in (student, previous, current, target, labelled))):
@@ -234,6 +236,20 @@ def test_the_module_with_its_teachers_and_weights(terms, balanced):
     loss = GlobalDistillationLoss(1.5, balanced, terms)
     same(loss(student, previous, current, target, torch.tensor(counts)),
          slow_losses(student, previous, current, target, labelled, 1.5, weights, terms))
+
+
+@pytest.mark.parametrize("terms", ["Q", "PQ"])
+def test_without_c_the_new_classes_share_q_evenly_and_nobody_looks_at_current(terms):
+    student, previous, current, target, labelled = batch()
+    target = torch.where(labelled, target, -100)
+    loss = GlobalDistillationLoss(terms=terms)
+    found = loss(student, previous, None, target)
+    assert found == loss(student, previous, current, target) == loss(student, previous, 1e6 * current, target)
+    same(found, slow_losses(student, previous, torch.zeros_like(current), target, labelled, terms=terms))
+    new = ensemble_probabilities(previous, torch.zeros_like(current))[:, 3:]
+    torch.testing.assert_close(new[:, 0], new[:, 1])
+    with pytest.raises(ValueError, match=r"terms='PCQ' needs current \(B, r - l\), got None"):
+        GlobalDistillationLoss()(student, previous, None, target)
 
 
 def test_p_alone_looks_at_no_current_teacher_and_may_know_all_classes():
