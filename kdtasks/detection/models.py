@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
@@ -115,9 +116,10 @@ class FPN(nn.Module):
         self.levels = len(self.body.channels) - first + {"pool": 1, "p6p7": 2, None: 0}[extra]
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Maps in float32 under autocast too: torchvision makes anchors in their dtype, and bfloat16 rounds 257 to 256."""
+        """Maps in at least float32 under autocast too: torchvision makes anchors in their dtype; bfloat16 rounds 257 to 256."""
         maps = list(self.body(image).items())[self.first:]
-        return OrderedDict((name, level.float()) for name, level in self.fpn(OrderedDict(maps)).items())
+        levels = self.fpn(OrderedDict(maps)).items()
+        return OrderedDict((name, level if level.dtype == torch.float64 else level.float()) for name, level in levels)
 
 
 def _body(backbone: Backbone, weights: str | None, norm_layer) -> nn.Module:

@@ -11,7 +11,10 @@ from kdtasks.core.weights import load_weights
 from kdtasks.detection.adl import ADLLoss
 from kdtasks.detection.coco_metrics import coco_metrics, detections_of
 from kdtasks.detection.distiller import DetectionDistiller
+from kdtasks.detection.export import onnx_form
 from kdtasks.engine import builder
+
+__all__ = ["HIGHER_IS_BETTER", "PRIMARY", "evaluate", "example", "onnx_form", "pictures"]
 
 PRIMARY = "map"
 HIGHER_IS_BETTER = True

@@ -108,11 +108,12 @@ def train(arguments: Sequence[str] | None = None) -> None:
 @pipe_may_close()
 def test(arguments: Sequence[str] | None = None) -> None:
     """tools/test.py."""
-    parser = argparse.ArgumentParser(prog="test.py", description="Evaluate a student's weights on the config's test data, or "
-                                                                 "use them on a folder of images.")
-    parser.add_argument("config")
-    parser.add_argument("checkpoint", help="student.pth (with student.json beside it), a stage's last.pth or best.pth, "
-                                           "or any file of plain weights")
+    parser = argparse.ArgumentParser(prog="test.py", add_help=False, description="Evaluate a student's weights on the config's "
+                                     "test data, or use them on a folder of images.")
+    parser.add_argument("-h", "--help", action="store_true", help="this text; after a config, with what its task adds")
+    parser.add_argument("config", nargs="?")
+    parser.add_argument("checkpoint", nargs="?", help="student.pth (with student.json beside it), a stage's last.pth or "
+                                                      "best.pth, or any file of plain weights")
     parser.add_argument("--model", default="student", help="which model of the config the weights are for: student, teacher …")
     parser.add_argument("--seed", type=int, help="of what the config draws, such as the order of classes; default: that of the "
                                                  "run which wrote the checkpoint, where it says so, else 0")
@@ -121,29 +122,36 @@ def test(arguments: Sequence[str] | None = None) -> None:
                                                             "training, restored, and compared")
     folders.add_argument("--inputs", metavar="FOLDER", help="images for the model as they are; nothing is compared")
     parser.add_argument("--out", help="a new folder, for what the model makes of these")
-    parser.add_argument("--tile", type=int, help="of these: compute in tiles of so many pixels, where memory is short")
-    parser.add_argument("--ensemble", action="store_true", help="of these: the mean over the 8 turned and mirrored images")
     common_arguments(parser)
-    args = parser.parse_args(arguments)
-    folder = args.images or args.inputs
-    if bool(folder) != bool(args.out) or (not folder and (args.tile is not None or args.ensemble)):
-        parser.error("--images and --inputs need --out; --out, --tile and --ensemble need --images or --inputs")
+    known, _ = parser.parse_known_args(arguments)
+    if known.help and not known.config:
+        return parser.print_help()
+    if not known.config or not (known.checkpoint or known.help):
+        parser.error("expected a config and a checkpoint")
     with plain_errors():
         import torch
 
         from kdtasks.core.weights import load_weights, read_weights
         from kdtasks.engine import config as configs
-        from kdtasks.engine.run import Run
+        from kdtasks.engine.run import Run, task_module
 
-        path = find_config(args.config)
-        config = configs.load(path, dict(args.cfg_options))
+        path = find_config(known.config)
+        config = configs.load(path, dict(known.cfg_options))
+        own = _add_task_arguments(parser, task_module(config["task"]))
+        if known.help:
+            return parser.print_help()
+        args = parser.parse_args(arguments)
+        folder, given = args.images or args.inputs, [name for name in own if getattr(args, name) != parser.get_default(name)]
+        if bool(folder) != bool(args.out) or (given and not folder):
+            also = "".join(f", --{name.replace('_', '-')}" for name in own)
+            parser.error(f"--images and --inputs need --out; --out{also} need --images or --inputs")
         seed = read_weights(args.checkpoint)[1].get("seed", 0) if args.seed is None else args.seed
         run = Run(config, "unused", seed, args.device, config_name(path))
         model = run.model(args.model)
         meta = load_weights(model, args.checkpoint)
         model.eval()
         if folder:
-            return _predict(run, model, args)
+            return _predict(run, model, args, meta.get("classes"), {name: getattr(args, name) for name in own})
         loader = run.test_loader(run.final or run.stages[-1])
         if run.data_is_drawn and args.seed is None and "seed" not in meta:
             print(f"warning: {args.checkpoint!r} does not say of which seed it is (no .json of a run is beside it), "
@@ -228,11 +236,20 @@ def _check_classes(checkpoint: str, known, tested) -> None:
                           "the same order; --seed may draw it")
 
 
-def _predict(run, model, args: argparse.Namespace) -> None:
+def _add_task_arguments(parser: argparse.ArgumentParser, task) -> list[str]:
+    """The names of what the task's ``predict_arguments(parser)`` adds: further keyword arguments of its ``predict``."""
+    if not hasattr(task, "predict_arguments"):
+        return []
+    before = set(vars(parser.parse_known_args([])[0]))
+    task.predict_arguments(parser.add_argument_group(f"of {task.__name__}, for a folder of images"))
+    return [name for name in vars(parser.parse_known_args([])[0]) if name not in before]
+
+
+def _predict(run, model, args: argparse.Namespace, classes, own: dict) -> None:
     if not hasattr(run.task, "predict"):
         raise ConfigError(f"the task {run.config['task']!r} takes no folder of images: it has no predict()")
     folder, measured = args.images or args.inputs, bool(args.images)
-    failed = run.task.predict(model, run.config, folder, args.out, measured, args.tile, args.ensemble)
+    failed = run.task.predict(model, run.config, folder, args.out, measured, classes=classes, **own)
     if failed:
         print(f"error: left out {', '.join(failed)}", file=sys.stderr)
         raise SystemExit(1)

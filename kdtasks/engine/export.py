@@ -41,8 +41,8 @@ class OnnxForm:
         dynamic: the axes that are left open, ``{name of an input or output: {axis: name of the size}}``.
         traced: torch's older exporter, which records one run; the other one reads the code, and refuses models whose
             sizes depend on what is in the image.
-        compare: ``(example, expected, outputs, tolerance) -> (difference, allowed)``, ConfigError where they are not the same;
-            None: number by number.
+        compare: ``(expected, outputs, tolerance) -> (difference, allowed)``, both of all examples, each a list of tensors;
+            raises :class:`Differs` where they are not the same. None: :func:`compare`, number by number.
     """
 
     model: nn.Module
@@ -96,23 +96,20 @@ def export(work_dir: str | Path, format: str, output: str | Path | None = None, 
     form = _onnx_form(run, student, images) if format == "onnx" else OnnxForm(student, [(images,)])
     with tried(student):                                               # observers move in eval too; the file has them as loaded
         expected = [_leaves(form.model(*example)) for example in form.examples]
-    found: list[tuple[float, float]] = []
+    found: dict = {}
 
     def write_and_check(path: Path) -> None:
         WRITERS[format](form, meta, path, opset)
         outputs = RUNNERS[format](run, form, path)
-        for example, wanted, got in zip(form.examples, expected, outputs):
-            try:
-                found.append((form.compare or compare)(example, wanted, got, TOLERANCE[format]))
-            except Differs as error:
-                raise ConfigError(f"{str(output)!r} was not kept: {error}") from error
+        try:
+            found["difference"], found["allowed"] = (form.compare or compare)(expected, outputs, TOLERANCE[format])
+        except Differs as error:
+            raise ConfigError(f"{str(output)!r} was not kept: {error}") from error
         if format == "pth":                                            # the others hold their facts
             checkpoint.save_meta(meta, path, output)
 
     write_atomically(output, write_and_check)
-    difference, allowed = _nearest_to_limit(found)
-    return {"output": str(output), "bytes": output.stat().st_size, "images": len(images), "difference": difference,
-            "allowed": allowed}
+    return {"output": str(output), "bytes": output.stat().st_size, "images": len(images), **found}
 
 
 def _images(run: Run):
@@ -239,28 +236,25 @@ class Differs(ConfigError):
     """The outputs of a file are not the student's."""
 
 
-def compare(example, expected: Sequence[Tensor], outputs: Sequence[Tensor], tolerance: float) -> tuple[float, float]:
-    """``(difference, allowed)`` of the output that comes nearest to its limit.
+def compare(expected: Sequence[Sequence[Tensor]], outputs: Sequence[Sequence[Tensor]],
+            tolerance: float) -> tuple[float, float]:
+    """``(difference, allowed)`` of the output of any example that comes nearest to its limit.
 
     Raises:
         Differs: an output differs by more than ``tolerance`` times its greatest value, or in shape.
     """
-    shapes = [[tuple(t.shape) for t in tensors] for tensors in (expected, outputs)]
-    if shapes[0] != shapes[1]:
-        raise Differs(f"its outputs have the shapes {shapes[1]}, the student's {shapes[0]}")
+    shapes = [[[tuple(t.shape) for t in tensors] for tensors in examples] for examples in (expected, outputs)]
+    for want, got in zip(*shapes):
+        if want != got:
+            raise Differs(f"its outputs have the shapes {got}, the student's {want}")
     pairs = []
-    for want, got in zip(expected, outputs):
-        want, got = want.cpu().double(), got.cpu().double()
+    for want, got in ((want.cpu().double(), got.cpu().double()) for pair in zip(expected, outputs) for want, got in zip(*pair)):
         difference = float((want - got).abs().max()) if want.numel() else 0.0
         allowed = tolerance * float(want.abs().max()) if want.numel() else 0.0
         if not difference <= allowed:
             raise Differs(f"on real test images its outputs differ from the student's by {difference:.3g}, "
                           f"more than {allowed:.3g}")
         pairs.append((difference, allowed))
-    return _nearest_to_limit(pairs)
-
-
-def _nearest_to_limit(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return max(pairs, key=lambda pair: pair[0] / pair[1] if pair[1] else 0.0)
 
 

@@ -54,7 +54,7 @@ class Run:
         if not grouped and int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise ConfigError(f"this is one of {os.environ['WORLD_SIZE']} processes: add --launcher pytorch")
         self.device, self.quiet = torch.device(device_type(device)), quiet or self.rank > 0
-        self.task = _task(self.config["task"])
+        self.task = task_module(self.config["task"])
         if self.config["amp"] == "float16" and self.device.type != "cuda":
             raise ConfigError("amp='float16' needs a CUDA device (its gradients need a scaler); use amp='bfloat16' here")
         if self.config["sync_bn"] and self.device.type != "cuda":
@@ -484,7 +484,7 @@ def _loss(where: str, entry: Mapping) -> tuple:
     return loss, entry["of"], builder.build(weight, f"{where}.weight") if isinstance(weight, Mapping) else weight
 
 
-def _task(path: str):
+def task_module(path: str):
     try:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:

@@ -121,9 +121,15 @@ def importance_of(run, stages: list, shown: list) -> dict[str, list[Tensor]]:
 
 
 # A folder of images -----------------------------------------------------------------------------------------------------
+def predict_arguments(parser) -> None:
+    """The flags of tools/test.py that :func:`predict` takes as keyword arguments."""
+    parser.add_argument("--tile", type=int, help="compute in tiles of so many pixels, where memory is short")
+    parser.add_argument("--ensemble", action="store_true", help="the mean over the 8 turned and mirrored images")
+
+
 @torch.no_grad()
 def predict(model: nn.Module, config: dict, folder: str | Path, out: str | Path, measured: bool, tile: int | None = None,
-            ensemble: bool = False) -> list[str]:
+            ensemble: bool = False, classes: list | None = None) -> list[str]:
     """Enlarges the images at any depth below a folder in colour, and writes each to its place below ``out`` as PNG.
 
     Two that differ in their ending only keep it: ``a.jpg.png`` and ``a.png.png``.
@@ -144,6 +150,7 @@ def predict(model: nn.Module, config: dict, folder: str | Path, out: str | Path,
             enlarged as they are.
         tile: pixels of the network's input along a side of the tiles that it computes; None: the whole image at once.
         ensemble: the mean over the 8 symmetries of a square; both are in :mod:`~kdtasks.super_resolution.inference`.
+        classes: there are none.
 
     Returns:
         The files that are left out.

@@ -160,12 +160,16 @@ def test_the_student_of_a_run_exports_and_gives_the_same_boxes(tmp_path):
     pytest.importorskip("safetensors")
     from kdtasks.engine.export import export
 
-    run = Run(config(), tmp_path / "run", device="cpu", quiet=True)
-    run.train()
-    done = export(tmp_path / "run", "safetensors")
+    run = Run(config({**RETINANET, "score_thresh": 0.0}), tmp_path / "run", device="cpu", quiet=True)
+    run.train(only=["alone"])
+    weights = "stages/1_alone/last.pth"
+    done = export(tmp_path / "run", "safetensors", weights=weights)
     assert done["difference"] <= done["allowed"]
-    with pytest.raises(ConfigError, match="ONNX needs a model of one tensor"):
-        export(tmp_path / "run", "onnx")
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'kdtasks[export]'")
+    done = export(tmp_path / "run", "onnx", weights=weights)
+    assert 0 < done["difference"] <= done["allowed"] and done["images"] == 4
+    with pytest.raises(ConfigError, match="student.onnx' was not kept: .*finds nothing .*student.score_thresh"):
+        export(tmp_path / "run", "onnx", weights=weights, options={"student.score_thresh": 0.9})
 
 
 def test_a_step_in_bfloat16(tmp_path):

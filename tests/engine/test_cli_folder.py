@@ -18,11 +18,15 @@ def task(monkeypatch):
         setattr(module, name, getattr(trainer, name))
     module.given, module.failed = [], []
 
-    def predict(model, config, *rest):
-        module.given.append((model.training, config["task"], *rest))
+    def predict(model, config, *rest, **own):
+        module.given.append((model.training, config["task"], *rest, own))
         return module.failed
 
-    module.predict = predict
+    def predict_arguments(parser):
+        parser.add_argument("--tile", type=int, help="so many pixels")
+        parser.add_argument("--all-sides", action="store_true")
+
+    module.predict, module.predict_arguments = predict, predict_arguments
     monkeypatch.setitem(sys.modules, "task_with_predict", module)
     return module
 
@@ -33,9 +37,11 @@ def call(run, *arguments, options=("task=task_with_predict",)):
 
 def test_the_task_predicts(undisturbed, task, capsys):
     call(undisturbed, "--images", "here", "--out", "there")
-    call(undisturbed, "--inputs", "here", "--out", "there", "--tile", "64", "--ensemble")
-    assert task.given == [(False, "task_with_predict", "here", "there", True, None, False),
-                          (False, "task_with_predict", "here", "there", False, 64, True)]
+    call(undisturbed, "--inputs", "here", "--out", "there", "--tile", "64", "--all-sides")
+    classes = [str(k) for k in range(10)]
+    assert task.given == [
+        (False, "task_with_predict", "here", "there", True, {"classes": classes, "tile": None, "all_sides": False}),
+        (False, "task_with_predict", "here", "there", False, {"classes": classes, "tile": 64, "all_sides": True})]
     assert "accuracy" not in capsys.readouterr().out
 
 
@@ -53,9 +59,26 @@ def test_a_task_that_takes_no_folder(undisturbed, capsys):
 
 
 @pytest.mark.parametrize("arguments, said", [(["--images", "here"], "need --out"), (["--out", "there"], "need --images or --inputs"),
-                                             (["--tile", "0"], "need --images or --inputs"), (["--ensemble"], "need --images"),
+                                             (["--tile", "0"], "need --images or --inputs"), (["--all-sides"], "--out, --tile, --all-sides need --images"),
                                              (["--images", "here", "--inputs", "here", "--out", "there"], "not allowed with")])
 def test_flags_that_do_not_go_together(undisturbed, task, capsys, arguments, said):
     with pytest.raises(SystemExit) as stopped:
         call(undisturbed, *arguments)
     assert stopped.value.code == 2 and said in capsys.readouterr().err and not task.given
+
+
+def test_help_shows_the_flags_of_the_task(task, capsys):
+    cli.test(["--help"])
+    said = capsys.readouterr().out
+    assert "--inputs" in said and "--tile" not in said
+    cli.test([str(SMALL), "--help", "--cfg-options", "task=task_with_predict"])
+    said = capsys.readouterr().out
+    assert "of task_with_predict" in said and "--tile TILE" in said and "so many pixels" in said
+
+
+@pytest.mark.parametrize("arguments, said", [([], "expected a config and a checkpoint"), ([str(SMALL)], "expected a config and a checkpoint"),
+                                             ([str(SMALL), "student.pth", "--tile", "3"], "unrecognized arguments: --tile 3")])
+def test_what_is_missing_or_unknown(capsys, arguments, said):
+    with pytest.raises(SystemExit) as stopped:
+        cli.test(arguments)
+    assert stopped.value.code == 2 and said in capsys.readouterr().err

@@ -151,13 +151,13 @@ def test_spoilt_weights_are_found_and_the_former_file_stands(run, tmp_path, monk
 ])
 def test_outputs_that_differ(expected, outputs, message):
     with pytest.raises(ConfigError, match=message):
-        exporting.compare(None, expected, outputs, 1e-6)
+        exporting.compare([expected], [outputs], 1e-6)
 
 
 def test_outputs_that_agree():
     expected, nested = [torch.ones(3), torch.zeros(0, 4)], [{"boxes": torch.zeros(0, 4), "scores": (torch.ones(3), None)}]
     assert [tuple(t.shape) for t in exporting._leaves(nested)] == [(0, 4), (3,)]
-    assert exporting.compare(None, expected, [torch.ones(3), torch.zeros(0, 4)], 1e-6) == (0.0, 1e-6)
+    assert exporting.compare([expected], [[torch.ones(3), torch.zeros(0, 4)]], 1e-6) == (0.0, 1e-6)
 
 
 def test_truncated_weights(run, tmp_path):
