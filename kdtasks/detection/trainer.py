@@ -12,9 +12,10 @@ from kdtasks.detection.adl import ADLLoss
 from kdtasks.detection.coco_metrics import coco_metrics, detections_of
 from kdtasks.detection.distiller import DetectionDistiller
 from kdtasks.detection.export import onnx_form
+from kdtasks.detection.predictions import predict, predict_arguments
 from kdtasks.engine import builder
 
-__all__ = ["HIGHER_IS_BETTER", "PRIMARY", "evaluate", "example", "onnx_form", "pictures"]
+__all__ = ["HIGHER_IS_BETTER", "PRIMARY", "evaluate", "example", "onnx_form", "pictures", "predict", "predict_arguments"]
 
 PRIMARY = "map"
 HIGHER_IS_BETTER = True

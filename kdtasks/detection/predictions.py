@@ -1,0 +1,117 @@
+"""A folder of images: what a detector finds in them, as COCO's json and as pictures."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdtasks.detection.coco_metrics import detections_of
+from kdtasks.detection.pictures import CLASS_COLORS
+from kdtasks.images.files import read_image, results_of
+
+
+def predict_arguments(parser) -> None:
+    """The flags of tools/test.py that :func:`predict` takes as keyword arguments."""
+    parser.add_argument("--score", type=float, default=0.3, help="of the least sure detection that is written (default: "
+                                                                 "%(default)s)")
+
+
+def predict(model: nn.Module, config: dict, folder: str | Path, out: str | Path, measured: bool, score: float = 0.3,
+            classes: Sequence[str] | None = None) -> list[str]:
+    """Writes ``<out>/detections.json``, and each image at any depth below ``folder`` with its boxes to its place below ``out``.
+
+    The json has COCO's ``images`` (``id``, ``file_name`` below ``folder``, ``height``, ``width``), ``categories`` (``id`` from
+    1 on, ``name``) and ``annotations`` (``image_id``, ``category_id``, ``bbox`` as x, y, width, height in pixels of the upright
+    image, ``score``, ``area``, ``iscrowd`` 0): pycocotools reads it as a data set, and its ``annotations`` as results.
+
+    Args:
+        model: in eval; list of images (3,H,W) in [0,1] -> list of ``dict(boxes, labels, scores)``.
+        config: of the run that trained it; images are resized to ``data.test``'s ``size`` where it has one, as in the test.
+        folder: where the images lie.
+        out: a folder that is new or empty, and not inside the other.
+        measured: False; a folder of images has no ground truth.
+        score: of the least sure detection that is written.
+        classes: names; label k is ``classes[k - 1]``. None: ``class_<label>``.
+
+    Returns:
+        The files that are left out.
+
+    Raises:
+        FileNotFoundError: no such folder, or no image in it.
+        ValueError: ``measured``; ``out`` holds files or lies inside ``folder``; a ``score`` outside of [0, 1].
+
+    Warns:
+        UserWarning: a file cannot be read; it is left out.
+    """
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    from kdtasks.engine.checkpoint import save_json
+
+    if measured:
+        raise ValueError("--images compares restored images with what they were, and a detector restores none; expected "
+                         "--inputs for its detections (without it the config's test data is evaluated)")
+    if not 0 <= score <= 1:
+        raise ValueError(f"score={score} is no probability: expected 0 to 1")
+    names, out, size = results_of(folder, out), Path(out), config["data"]["test"].get("size")
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    images, annotations, failed, most = [], [], [], 0
+    for path, name in names.items():
+        try:
+            picture = read_image(path)
+        except Exception as error:                                                    # whatever a broken file raises
+            warnings.warn(f"left out: {path}: {error}", stacklevel=2)
+            failed.append(str(path))
+            continue
+        found = _found(model, pil_to_tensor(picture), size, device)
+        found = {key: value[found["scores"] >= score] for key, value in found.items()}
+        most = max(most, *found["labels"].tolist(), 0)
+        image = {"id": len(images) + 1, "file_name": path.relative_to(folder).as_posix(), "height": picture.height,
+                 "width": picture.width}
+        images.append(image)
+        for box, label, sure in zip(found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist()):
+            x, y, width, height = box[0], box[1], box[2] - box[0], box[3] - box[1]
+            annotations.append({"id": len(annotations) + 1, "image_id": image["id"], "category_id": label,
+                                "bbox": [x, y, width, height], "score": sure, "area": width * height, "iscrowd": 0})
+        name.parent.mkdir(parents=True, exist_ok=True)
+        _draw(picture, found, classes)
+        picture.save(name)
+    known = [_name(classes, label) for label in range(1, max(most, len(classes or ())) + 1)]
+    categories = [{"id": label, "name": name} for label, name in enumerate(known, 1)]
+    out.mkdir(parents=True, exist_ok=True)
+    save_json({"images": images, "categories": categories, "annotations": annotations}, out / "detections.json")
+    print(f"{len(annotations)} detections with a score of at least {score:g} in {len(images)} images: "
+          f"{out / 'detections.json'}")
+    return failed
+
+
+def _found(model: nn.Module, pixels: Tensor, size, device: torch.device) -> dict[str, Tensor]:
+    """Boxes in pixels of the image, labels and scores, on the CPU; ``pixels`` uint8 (3,H,W)."""
+    image, across = pixels.to(device).float() / 255, torch.ones(4)
+    if size is not None:
+        height, width = (size, size) if isinstance(size, int) else size
+        across = torch.tensor([pixels.shape[2] / width, pixels.shape[1] / height] * 2)
+        image = F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
+    found = detections_of(model, [{"input": [image]}])[0][0]
+    return {"boxes": found["boxes"] * across, "labels": found["labels"], "scores": found["scores"]}
+
+
+def _name(classes: Sequence[str] | None, label: int) -> str:
+    return str(classes[label - 1]) if classes and label <= len(classes) else f"class_{label}"
+
+
+def _draw(picture, found: dict[str, Tensor], classes: Sequence[str] | None) -> None:
+    """Boxes and what they say into a PIL image, the surest on top."""
+    from PIL import ImageDraw, ImageFont
+
+    draw, side = ImageDraw.Draw(picture), min(picture.size)
+    line, font = max(1, round(side / 250)), ImageFont.load_default(max(10, round(side / 40)))
+    for n in found["scores"].argsort(stable=True).tolist():
+        box, label = found["boxes"][n].tolist(), int(found["labels"][n])
+        color, text = CLASS_COLORS[(label - 1) % len(CLASS_COLORS)], f"{_name(classes, label)} {float(found['scores'][n]):.2f}"
+        draw.rectangle(box, outline=color, width=line)
+        area = draw.textbbox((box[0], box[1]), text, font=font)
+        draw.rectangle(area, fill=color)
+        draw.text((box[0], box[1]), text, fill="white", font=font)
