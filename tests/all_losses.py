@@ -178,7 +178,7 @@ CALLS = {
 def public_losses() -> dict[str, Callable]:
     """``{name: loss}`` of all tasks."""
     modules = [importlib.import_module(f"kdtasks.{task}") for task in TASKS]
-    return {name: getattr(module, name) for module in modules for name in module.__all__ if name not in OTHER}
+    return {name: getattr(module, name) for module in modules for name in getattr(module, "__all__", ()) if name not in OTHER}
 
 
 def cases() -> list[Case]:
