@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdtasks.core.classes import UNLABELLED, class_numbers, counted
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.views import view_hash
 from kdtasks.general.data import data_root
 from kdtasks.general.data import digits as digit_images
-from kdtasks.images.arrays import UNLABELLED
 from kdtasks.images.files import SUFFIXES, image_size, images_below, is_hidden, is_image, read_image
 
 _FEW, _SCATTER = 0x2A, 0x2B                                                     # salts of view_hash; _SCATTER + 1: test
@@ -70,20 +70,23 @@ class DetectionData:
             are cut at the edges, those under 1 pixel left out, ``area`` is the boxes', and ``scale`` still that of ``size``.
         keep_empty: False leaves out labelled images that have no box.
         images: (N,) decoded images, uint8 (3,H,W), instead of files.
+        skip_bad: leave out files whose size has to be asked and cannot be read, with a warning; the Loader does so with the
+            others (``data.skip_bad``).
 
     Attributes:
         classes, paths, size, augment: as given; ``augment`` None in the test.
         target: int64 (N,), 0 = labelled, -100 = unlabelled.
 
     Raises:
-        ValueError: numbers of things that do not fit, a label outside 1..K, an unknown ``augment``, a wrong ``size``.
+        ValueError: numbers of things that do not fit, labelled images of which none has a box, a label outside 1..K, an unknown
+            ``augment``, a wrong ``size``.
         RuntimeError: (the size of) an image cannot be read.
     """
 
     def __init__(self, paths: Sequence, targets: Sequence[dict | None], classes: Sequence[str],
                  sizes: Sequence | None = None, train: bool = True, size: Sequence[int] | None = None,
                  in_memory: bool | None = None, augment: str | Sequence[Callable] | None = "flip", keep_empty: bool = True,
-                 images: Sequence[Tensor] | None = None):
+                 images: Sequence[Tensor] | None = None, skip_bad: bool = False):
         self.size = None if size is None else _checked_size(size)
         self.in_memory = size is not None if in_memory is None else in_memory
         self.augment = _checked_augment(augment) if train else None
@@ -94,12 +97,35 @@ class DetectionData:
                 raise ValueError(f"{n} paths, but {len(values)} {what}")
         self.memory = [None] * n if images is None else list(images)
         sizes = [None if image is None else image.shape[-2:] for image in self.memory] if sizes is None else sizes
-        self.sizes = [_file_size(path) if size is None and target is not None else size and tuple(map(int, size))
+        self.unreadable: dict[str, str] = {}
+        self.sizes = [self._file_size(path, skip_bad) if size is None and target is not None else size and tuple(map(int, size))
                       for path, target, size in zip(self.paths, targets, sizes)]
+        if self.unreadable:
+            targets = self._without_unreadable(targets)
         self.target = torch.tensor([UNLABELLED if target is None else 0 for target in targets], dtype=torch.int64)
         self._take_boxes(targets, train)
+        labelled = int((self.target != UNLABELLED).sum())
+        if labelled and not len(self.boxes):
+            raise ValueError(f"none of the {labelled} labelled images has a box that counts: nothing to learn or to test")
         if train and not keep_empty:
             self._leave_out_empty()
+
+    def _file_size(self, path: str, skip_bad: bool) -> tuple[int, int] | None:
+        try:
+            return _file_size(path)
+        except RuntimeError as error:
+            if not skip_bad:
+                raise
+            self.unreadable[path] = str(error.__cause__)
+            return None
+
+    def _without_unreadable(self, targets: Sequence[dict | None]) -> list[dict | None]:
+        path, why = next(iter(self.unreadable.items()))
+        warnings.warn(f"left out {len(self.unreadable)} unreadable of {len(self.paths)} images: {path}: {why}", stacklevel=3)
+        kept = [i for i, path in enumerate(self.paths) if path not in self.unreadable]
+        self.paths, self.sizes, self.memory, targets = ([values[i] for i in kept] for values in (
+            self.paths, self.sizes, self.memory, targets))
+        return targets
 
     def _take_boxes(self, targets: Sequence[dict | None], train: bool) -> None:
         """All boxes in one tensor each: of 100,000 images, that many small ones would cost every worker their memory."""
@@ -143,6 +169,20 @@ class DetectionData:
 
     def path(self, index: int) -> str:
         return self.paths[index]
+
+    def with_classes(self, names: Sequence[str], drop: bool = False) -> "DetectionData":
+        """The same images, their classes numbered as in ``names``; boxes of others are left out where ``drop`` says so.
+
+        See :func:`kdtasks.core.classes.class_numbers`.
+        """
+        numbers = class_numbers(self.classes, names, counted(self.labels - 1, len(self.classes)), drop)
+        other, labels = copy.copy(self), numbers[self.labels - 1] + 1
+        kept = labels > 0
+        before = [0, *kept.cumsum(0).tolist()]                                      # boxes that stay, before each
+        other.start = [before[at] for at in self.start]
+        other.boxes, other.area, other.crowd = self.boxes[kept], self.area[kept], self.crowd[kept]
+        other.classes, other.labels = list(names), labels[kept]
+        return other
 
     def __getitem__(self, index: int) -> dict:
         image = self._image(index)
@@ -281,7 +321,7 @@ def _there(path, argument: str, layout: str) -> Path:
 # COCO -----------------------------------------------------------------------------------------------------------------
 
 def coco(images, annotations, train: bool = True, size: Sequence[int] | None = None, in_memory: bool | None = None,
-         augment: str | Sequence[Callable] | None = "flip", keep_empty: bool = True) -> DetectionData:
+         augment: str | Sequence[Callable] | None = "flip", keep_empty: bool = True, skip_bad: bool = False) -> DetectionData:
     """A folder of images with a json file of COCO's "object detection" format; pycocotools is not needed.
 
     The categories become the labels 1..K in the order of their ids, gaps closed. A json file without ``annotations`` (COCO's
@@ -291,7 +331,7 @@ def coco(images, annotations, train: bool = True, size: Sequence[int] | None = N
         images: the folder that the file names in the json are relative to.
         annotations: the json file.
         train: whether crowd boxes (``iscrowd=1``) are left out, and ``augment`` and ``keep_empty`` apply.
-        size, in_memory, augment, keep_empty: see :class:`DetectionData`.
+        size, in_memory, augment, keep_empty, skip_bad: see :class:`DetectionData`.
 
     Raises:
         FileNotFoundError: no such folder or file, or the folder lacks the first image.
@@ -300,17 +340,21 @@ def coco(images, annotations, train: bool = True, size: Sequence[int] | None = N
     folder = _there(images, "images", "the folder of the images that the json names")
     file = _there(annotations, "annotations", "a json file with images, annotations and categories, as COCO's instances_*.json")
     content = _parsed(file)
-    categories = sorted(content["categories"], key=lambda category: category["id"])
+    try:
+        categories = sorted(content["categories"], key=lambda category: category["id"])
+    except TypeError as error:
+        ids = [category["id"] for category in content["categories"]]
+        raise ValueError(f"{file}: some ids of its categories are numbers, others texts: {ids!r:.200}") from error
     targets = {image["id"]: None for image in content["images"]}
     if "annotations" in content:
         _sort_in(content["annotations"], targets, {c["id"]: label for label, c in enumerate(categories, 1)}, file)
     paths = [os.path.join(folder, image["file_name"]) for image in content["images"]]
-    if paths and not os.path.exists(paths[0]):
+    if paths and not os.path.exists(paths[0]) and not skip_bad:
         raise FileNotFoundError(f"{file} names the image {paths[0]}, which is not there; pass images=<its folder>")
     sizes = [(image["height"], image["width"]) if image.get("height") and image.get("width") else None
              for image in content["images"]]
     return DetectionData(paths, list(targets.values()), [c["name"] for c in categories], sizes, train, size, in_memory,
-                         augment, keep_empty)
+                         augment, keep_empty, skip_bad=skip_bad)
 
 
 def _parsed(file: Path) -> dict:
@@ -328,6 +372,12 @@ def _parsed(file: Path) -> dict:
                 raise ValueError(f"{file}: one of its {name} has no {lacks[0]!r}: {entry}")
         if len({entry["id"] for entry in content[name]}) < len(content[name]):
             raise ValueError(f"{file}: two {name} have the same id")
+    names = [category["name"] for category in content["categories"]]
+    for k, name in enumerate(names):
+        if name in names[:k]:
+            ids = [category["id"] for category in content["categories"] if category["name"] == name]
+            raise ValueError(f"{file}: the categories {ids[0]!r} and {ids[1]!r} are both called {name!r}: rename one, or merge "
+                             "them")
     return content
 
 
@@ -336,11 +386,13 @@ def _sort_in(annotations: Sequence[dict], targets: dict, number: dict, file: Pat
     for image in targets:
         targets[image] = {"boxes": [], "labels": [], "iscrowd": [], "area": []}
     for annotation in annotations:
-        where = f"{file}: annotation {annotation.get('id')}"
+        where = f"{file}: annotation {annotation.get('id')!r}"
         if annotation.get("image_id") not in targets:
-            raise ValueError(f"{where} belongs to image {annotation.get('image_id')}, which the file does not list")
+            raise ValueError(f"{where} belongs to image {annotation.get('image_id')!r}, which the file does not list"
+                             + _other_type(annotation.get("image_id"), targets))
         if annotation.get("category_id") not in number:
-            raise ValueError(f"{where} has category {annotation.get('category_id')}; there are {sorted(number)}")
+            raise ValueError(f"{where} has category {annotation.get('category_id')!r}; there are {list(number)}"
+                             + _other_type(annotation.get("category_id"), number))
         box = annotation.get("bbox")
         if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
             raise ValueError(f"{where}: bbox must be [left, top, width, height], got {box!r}")
@@ -352,14 +404,21 @@ def _sort_in(annotations: Sequence[dict], targets: dict, number: dict, file: Pat
         target["area"].append(annotation.get("area", float("nan")))
 
 
+def _other_type(value, known) -> str:
+    """What to say where an id is a text here and a number there."""
+    same = next((one for one in known if str(one) == str(value)), None)
+    return "" if same is None else f": it has {same!r}, a {type(same).__name__}, not a {type(value).__name__}"
+
+
 def coco2017(train: bool = True, root="coco", size: Sequence[int] | None = None, in_memory: bool | None = None,
-             augment: str | Sequence[Callable] | None = "flip", keep_empty: bool = True) -> DetectionData:
+             augment: str | Sequence[Callable] | None = "flip", keep_empty: bool = True,
+             skip_bad: bool = False) -> DetectionData:
     """COCO 2017: the training images, or those of the validation set, which is what everyone tests on; 80 classes.
 
     Args:
         train: ``train2017`` or ``val2017``.
         root: the folder of ``train2017/``, ``val2017/`` and ``annotations/instances_{train,val}2017.json``.
-        size, in_memory, augment, keep_empty: see :class:`DetectionData`.
+        size, in_memory, augment, keep_empty, skip_bad: see :class:`DetectionData`.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -367,14 +426,14 @@ def coco2017(train: bool = True, root="coco", size: Sequence[int] | None = None,
     split = "train2017" if train else "val2017"
     layout = f"<root>/{split}/*.jpg and <root>/annotations/instances_{split}.json"
     images, annotations = (_there(Path(root) / part, "root", layout) for part in (split, f"annotations/instances_{split}.json"))
-    return coco(images, annotations, train, size, in_memory, augment, keep_empty)
+    return coco(images, annotations, train, size, in_memory, augment, keep_empty, skip_bad)
 
 
 # Pascal VOC -----------------------------------------------------------------------------------------------------------
 
 def voc(root, split: str, classes: Sequence[str] | None = None, train: bool | None = None, inclusive: bool | None = None,
         size: Sequence[int] | None = None, in_memory: bool | None = None, augment: str | Sequence[Callable] | None = "flip",
-        keep_empty: bool = True) -> DetectionData:
+        keep_empty: bool = True, skip_bad: bool = False) -> DetectionData:
     """Pascal VOC's folders: ``JPEGImages/``, ``Annotations/*.xml`` and ``ImageSets/Main/<split>.txt``.
 
     An object with ``difficult`` = 1 is left out in training and has ``iscrowd=1`` in the test: COCO's evaluation then counts
@@ -386,18 +445,20 @@ def voc(root, split: str, classes: Sequence[str] | None = None, train: bool | No
         split: name of the list of images, without ``.txt``.
         classes: their order numbers the labels from 1 on; None: VOC's twenty if the folder is called VOC…, or else all names in
             ``Annotations``, sorted.
-        train: None: whether ``split`` begins with 'train'.
+        train: as for :func:`coco`, whatever ``split`` is called; a config says it by itself. None: whether ``split`` begins
+            with 'train'.
         inclusive: the numbers in the file are the first and the last pixel, counted from 1, as VOC's own are, so the box is
             [xmin - 1, ymin - 1, xmax, ymax]; or (False) edges, which most drawing tools write, and the box is as it stands.
             None: whether the folder is called VOC….
-        size, in_memory, augment, keep_empty: see :class:`DetectionData`.
+        size, in_memory, augment, keep_empty, skip_bad: see :class:`DetectionData`.
 
     Raises:
         FileNotFoundError: no such folder, list of images, image or annotation.
         ValueError: an annotation names an unknown class or cannot be read; says which.
     """
     train = split.startswith("train") if train is None else train
-    return _voc([(_there(root, "root", _VOC_LAYOUT), split)], classes, inclusive, train, size, in_memory, augment, keep_empty)
+    parts = [(_there(root, "root", _VOC_LAYOUT), split)]
+    return _voc(parts, classes, inclusive, train, size, in_memory, augment, keep_empty, None, skip_bad)
 
 
 def _voc(parts: Sequence[tuple[Path, str]], classes: Sequence[str] | None, inclusive: bool | None, *settings) -> DetectionData:
@@ -470,7 +531,7 @@ def _annotation(file: Path, classes: Sequence[str], inclusive: bool) -> tuple[di
 
 def bccd(train: bool = True, split: str | None = None, root="bccd", size: Sequence[int] | None = None,
          in_memory: bool | None = None, augment: str | Sequence[Callable] | None = "flip",
-         keep_empty: bool = True) -> DetectionData:
+         keep_empty: bool = True, skip_bad: bool = False) -> DetectionData:
     """BCCD: 364 photos of blood cells, 480x640, with 4,888 boxes in 3 classes; 205 for training, 87 for validation, 72 for the
     test. One box of the training and one of the validation images have no area, which a warning tells.
 
@@ -478,23 +539,24 @@ def bccd(train: bool = True, split: str | None = None, root="bccd", size: Sequen
         train: whether ``augment`` and ``keep_empty`` apply.
         split: ``'train'``, ``'val'``, ``'trainval'`` or ``'test'``; None: ``'train'`` or ``'test'``.
         root: the folder, in Pascal VOC's layout.
-        size, in_memory, augment, keep_empty: see :class:`DetectionData`.
+        size, in_memory, augment, keep_empty, skip_bad: see :class:`DetectionData`.
 
     Raises:
         FileNotFoundError: it is not there, or has no such split.
     """
     split = split or ("train" if train else "test")
-    return voc(root, split, BCCD_CLASSES, train, False, size, in_memory, augment, keep_empty)
+    return voc(root, split, BCCD_CLASSES, train, False, size, in_memory, augment, keep_empty, skip_bad)
 
 
 def voc0712(train: bool = True, root="VOCdevkit", size: Sequence[int] | None = None, in_memory: bool | None = None,
-            augment: str | Sequence[Callable] | None = "flip", keep_empty: bool = True) -> DetectionData:
+            augment: str | Sequence[Callable] | None = "flip", keep_empty: bool = True,
+            skip_bad: bool = False) -> DetectionData:
     """Pascal VOC, 20 classes: the training and validation images of 2007 and 2012 together, or 2007's test.
 
     Args:
         train: which of the two.
         root: the folder of ``VOC2007/`` and ``VOC2012/``.
-        size, in_memory, augment, keep_empty: see :class:`DetectionData`.
+        size, in_memory, augment, keep_empty, skip_bad: see :class:`DetectionData`.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -502,14 +564,15 @@ def voc0712(train: bool = True, root="VOCdevkit", size: Sequence[int] | None = N
     years = {"VOC2007": "trainval", "VOC2012": "trainval"} if train else {"VOC2007": "test"}
     parts = [(_there(Path(root) / year, "root", f"<root>/{' and <root>/'.join(years)}, each with {_VOC_LAYOUT}"), split)
              for year, split in years.items()]
-    return _voc(parts, VOC_CLASSES, True, train, size, in_memory, augment, keep_empty)
+    return _voc(parts, VOC_CLASSES, True, train, size, in_memory, augment, keep_empty, None, skip_bad)
 
 
 # Unlabelled -----------------------------------------------------------------------------------------------------------
 
 def unlabelled(folder, like: DetectionData | None = None, classes: Sequence[str] | None = None,
                size: Sequence[int] | None = None, in_memory: bool | None = None,
-               augment: str | Sequence[Callable] | None = "flip", limit: int | None = None) -> DetectionData:
+               augment: str | Sequence[Callable] | None = "flip", limit: int | None = None,
+               train: bool = True) -> DetectionData:
     """All images at any depth below a folder, without labels, in the order of their paths.
 
     Args:
@@ -517,6 +580,7 @@ def unlabelled(folder, like: DetectionData | None = None, classes: Sequence[str]
         like: a data set whose classes, size, augmentation and use of memory these images take.
         classes, size, in_memory, augment: without ``like``; see :class:`DetectionData`.
         limit: only the first so many.
+        train: whether ``augment`` applies.
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
@@ -532,7 +596,7 @@ def unlabelled(folder, like: DetectionData | None = None, classes: Sequence[str]
     paths = images_below(folder)[:limit]
     if not paths:
         raise FileNotFoundError(f"no image below {folder}; known are {', '.join(sorted(SUFFIXES))}")
-    return DetectionData(paths, [None] * len(paths), classes, size=size, in_memory=in_memory, augment=augment)
+    return DetectionData(paths, [None] * len(paths), classes, None, train, size, in_memory, augment)
 
 
 def few_labels(dataset: DetectionData, images: int, seed: int = 0) -> DetectionData:

@@ -14,6 +14,7 @@ from kdtasks.detection.distiller import DetectionDistiller
 from kdtasks.detection.export import onnx_form
 from kdtasks.detection.predictions import predict, predict_arguments
 from kdtasks.engine import builder
+from kdtasks.engine.loader import readable
 
 __all__ = ["HIGHER_IS_BETTER", "PRIMARY", "evaluate", "example", "onnx_form", "pictures", "predict", "predict_arguments"]
 
@@ -82,7 +83,7 @@ def pictures(run) -> list[tuple]:
             models, metrics = {name: model, **models}, {name: evaluate(model, loader), **metrics}
     labelled = getattr(loader.dataset, "target", [0] * len(loader.dataset))
     known = [None if int(one) < 0 else 0 for one in labelled]
-    samples = [loader.dataset[i] for i in draw.evenly(known, 64)]                         # thresholds are chosen on these
+    samples = list(readable(loader.dataset, draw.evenly(known, 64)).values())             # thresholds are chosen on these
     images, targets = [[s[key] for s in samples] for key in ("input", "target")]
     found = {name: _found(model, images, run.device) for name, model in models.items()}
     least = {name: draw.best_threshold(answers, targets) for name, answers in found.items()}

@@ -1,5 +1,6 @@
 """What is wrong with a run is said before its first step."""
 
+import itertools
 import warnings
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,22 @@ from kdtasks.engine.config import iterations
 
 if TYPE_CHECKING:
     from kdtasks.engine.run import Run
+
+
+class _First:
+    """A loader of its first batch only."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __iter__(self):
+        return itertools.islice(iter(self.loader), 1)
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getattr__(self, name: str):
+        return getattr(self.loader, name)
 
 
 def check(run: "Run") -> None:
@@ -39,7 +56,7 @@ def check(run: "Run") -> None:
             build_schedulers(run.schedule(stage), optimizer, length, len(loader))
             with torch.no_grad():
                 distiller.student.eval()
-                run.task.evaluate(distiller.student, [next(iter(run.test_loader(stage, workers=0)))])
+                run.task.evaluate(distiller.student, _First(run.test_loader(stage, workers=0)))
         except ValueError as error:
             raise ConfigError(f"stage {stage.name!r}: {error}") from error
         if max(stage.keep, default=0) * len(loader) > length:

@@ -152,15 +152,16 @@ def test(arguments: Sequence[str] | None = None) -> None:
         model.eval()
         if folder:
             return _predict(run, model, args, meta.get("classes"), {name: getattr(args, name) for name in own})
-        loader = run.test_loader(run.final or run.stages[-1])
+        loader = _test_loader(run, meta.get("classes"))
         if run.data_is_drawn and args.seed is None and "seed" not in meta:
             print(f"warning: {args.checkpoint!r} does not say of which seed it is (no .json of a run is beside it), "
                   "and the test data depends on that: 0 is taken; --seed says another", file=sys.stderr)
-        _check_classes(args.checkpoint, meta.get("classes"), getattr(loader.dataset, "classes", None))
         with torch.no_grad():
             metrics = run.task.evaluate(model, loader)
         for metric, value in metrics.items():
             print(f"{metric} {value:.3f}")
+        for path, why in loader.unreadable.items():
+            print(f"warning: left out: {path}: {why}", file=sys.stderr)
 
 
 @pipe_may_close()
@@ -227,13 +228,17 @@ def benchmark(arguments: Sequence[str] | None = None) -> None:
     raise SystemExit(importlib.import_module("benchmarks.table").main(arguments))
 
 
-def _check_classes(checkpoint: str, known, tested) -> None:
-    """The same classes, where they are the same, stand in the same order; a test may also be of classes never seen."""
-    known, tested = [str(name) for name in known or ()], [str(name) for name in tested or ()]
-    if known != tested and sorted(known) == sorted(tested):
-        raise ConfigError(f"{checkpoint!r} has learned the classes {known[:8]}, the test data has them as "
-                          f"{tested[:8]}: expected "
-                          "the same order; --seed may draw it")
+def _test_loader(run, known: Sequence[str] | None):
+    """The test data in the classes that the checkpoint knows; where it does not say them, in those of the training data."""
+    if known:
+        return run.test_loader(run.final or run.stages[-1], classes=known)
+    try:
+        return run.test_loader(run.final or run.stages[-1])
+    except FileNotFoundError as error:
+        loader = run.test_loader(run.final or run.stages[-1], classes=None)
+        print(f"warning: neither the checkpoint nor the training data says which classes there are ({error}): the numbers of "
+              "the test data's own are taken", file=sys.stderr)
+        return loader
 
 
 def _add_task_arguments(parser: argparse.ArgumentParser, task) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdtasks.core.names import did_you_mean
-from kdtasks.engine import builder
+from kdtasks.engine import builder, data_sets
 from kdtasks.engine.builder import ConfigError
 
 # Every key of a config, what it means, and its default. There are no others.
@@ -57,6 +57,8 @@ DATA_KEYS = {
     "collate": ("dotted path of a function from a list of samples to a batch; None: the data's own, or stacking", None),
     "own": ("names beside the target that the data supplies and no teacher has a part in: losses of them are also the "
             "control's", ()),
+    "unknown_classes": ("'error', or 'drop': what a test set has of classes that the training data lacks is left out, with a "
+                        "warning that counts it", "error"),
     "skip_bad": ("whether to go on without the samples that cannot be read, which are noted, instead of stopping", False),
 }
 MODEL_KEYS = {                                                              # beside `type` and the model's arguments
@@ -209,6 +211,9 @@ def _check(config: dict) -> None:
         if not config["data"][key]:
             raise ConfigError(f"the config has no data.{key}: dict(type=…) of the {key} data")
         builder.check(config["data"][key], f"data.{key}")
+    data_sets.check_test(config["data"]["test"], "data.test")
+    _want(config["data"]["unknown_classes"] in ("error", "drop"), "data.unknown_classes", "'error' or 'drop'",
+          config["data"]["unknown_classes"])
     builder.check(config["optimizer"], "optimizer", supplied=("params",))
     for key in config["teacher_training"]:
         if key not in TRAINING_KEYS:
@@ -234,6 +239,8 @@ def _check(config: dict) -> None:
             for key in ("train", "test"):
                 if part["data"].get(key) and "type" in part["data"][key]:
                     builder.check(part["data"][key], f"{where}data.{key}")
+            if part["data"].get("test"):
+                data_sets.check_test(part["data"]["test"], f"{where}data.test")
         if where and part.get("optimizer") and "type" in part["optimizer"]:
             builder.check(part["optimizer"], where + "optimizer", supplied=("params",))
     for key in ("val_interval", "checkpoint_interval"):

@@ -114,7 +114,7 @@ def export(work_dir: str | Path, format: str, output: str | Path | None = None, 
 
 def _images(run: Run):
     """The first test batch, of at least three samples: 1 and 2 could be sizes that an export has made fixed."""
-    loader = run.test_loader(run.final or run.stages[-1])
+    loader = run.test_loader(run.final or run.stages[-1], classes=None)
     images = next(iter(loader))["input"]
     while len(images) < 3:
         images = torch.cat([images, images]) if isinstance(images, Tensor) else [*images, *images]

@@ -7,8 +7,8 @@ the same samples and the same views, bit for bit.
 
 import random
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,12 +80,15 @@ class Loader:
         rank, world: this process and their number.
         collate: map-style only; list of samples as the data set gave them -> dict or ``(input, target)``; None: the data set's
             own ``collate``, or stacking.
-        skip_bad: put the next readable sample of the same pool in the place of an unreadable one, warn once, and note it
-            in :attr:`bad`; at most 100 in a row. In evaluation the next sample then counts twice.
+        skip_bad: go on without the samples that cannot be read: warn once, and note them in :attr:`bad`. In training the next
+            readable sample of the same pool stands in the place of an unreadable one, at most 100 in a row. In evaluation it is
+            left out, so that a batch has fewer rows; one that would have none does not come.
         channels_last: memory format of a 4-D ``input``.
 
     Attributes:
         bad: ``{index: 'path: error'}`` of the unreadable samples met so far by this process.
+        unreadable: ``{path: error}`` of the same, and of what the data set has left out when it was made, where it says so by
+            an ``unreadable`` of its own.
 
     Raises:
         ValueError: an empty data set or pool, a number out of its range, or rows that the ranks cannot share equally.
@@ -126,7 +129,7 @@ class Loader:
                f"unlabelled_per_batch={unlabelled_per_batch}, but all {len(known)} samples are labelled: pass labelled=")
         take = batch_size - unlabelled_per_batch
         if not training:                             # this rank's samples, in batches of its share of the size
-            own, take, rank, world = own[rank::world], -(-batch_size // world), 0, 1
+            own, take, rank, world = own[rank::world].contiguous(), -(-batch_size // world), 0, 1
         n = len(own)
         pool = _Pool(own, seed, _LABELLED, shuffle)
         if per_class is not None:
@@ -141,7 +144,7 @@ class Loader:
         self.dataset, self.seed, self.device, self.channels_last = dataset, seed, torch.device(device), channels_last
         self.bad: dict[int, str] = {}
         collate = collate or getattr(dataset, "collate", None) or stack
-        self.reader = None if self.batched else _Reader(self, workers, collate, skip_bad)
+        self.reader = None if self.batched else _Reader(self, workers, collate, skip_bad, training)
 
     def __len__(self) -> int:
         """Iterations of an epoch, on this rank."""
@@ -149,6 +152,14 @@ class Loader:
 
     def __iter__(self) -> Iterator[dict]:
         return self.epoch(0)
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        met = {}
+        for i, why in self.bad.items():
+            path = _path(self.dataset, i)
+            met[f"sample {i} {path}" if path.startswith("of ") else path] = why.removeprefix(f"{path}: ")
+        return {**(getattr(self.dataset, "unreadable", None) or {}), **met}
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[dict]:
         """The batches ``start, start + 1, …`` of epoch ``epoch``; the earlier ones are not read.
@@ -330,8 +341,8 @@ class _Plan:
 class _Samples:
     """A map-style data set whose samples are asked for by ``(index, view, whether of the plan's pool)``."""
 
-    def __init__(self, dataset, seed: int, plan: _Plan, skip_bad: bool):
-        self.dataset, self.seed, self.plan, self.skip_bad = dataset, seed, plan, skip_bad
+    def __init__(self, dataset, seed: int, plan: _Plan, skip_bad: bool, replace: bool):
+        self.dataset, self.seed, self.plan, self.skip_bad, self.replace = dataset, seed, plan, skip_bad, replace
 
     def __getitem__(self, key: tuple[int, int, bool]) -> tuple[int, int, object, dict[int, str]]:
         index, view, known = key
@@ -345,6 +356,8 @@ class _Samples:
                 bad[i] = f"{_path(self.dataset, i)}: {type(error).__name__}: {error}"
                 if not self.skip_bad:
                     raise RuntimeError(f"cannot read sample {i}, {bad[i]} (skip_bad=True goes on without it)") from error
+                if not self.replace:
+                    return i, view, None, bad
                 if len(bad) == min(_TRIES, len(pool)):
                     raise RuntimeError(f"cannot read sample {index} nor the {len(bad) - 1} after it; "
                                        f"the last is {bad[i]}") from error
@@ -356,23 +369,27 @@ class _Collate:
     def __init__(self, collate: Callable, seed: int):
         self.collate, self.seed = collate, seed
 
-    def __call__(self, items: list) -> tuple[dict, Tensor, Tensor, dict[int, str]]:
-        index, view, samples, bad = zip(*items)
+    def __call__(self, items: list) -> tuple[dict | None, Tensor, Tensor, dict[int, str]]:
+        found = {i: why for *_, some in items for i, why in some.items()}
+        items = [item for item in items if item[0] not in item[3]]              # in evaluation nothing stands in its place
+        if not items:
+            return None, torch.empty(0), torch.empty(0), found
+        index, view, samples, _ = zip(*items)
         with _seeded(self.seed, index[0], view[0], _COLLATE):
             batch = self.collate(list(samples))
         if not isinstance(batch, dict):
             batch = dict(zip(("input", "target"), batch, strict=True))
-        return batch, torch.tensor(index), torch.tensor(view), {i: why for some in bad for i, why in some.items()}
+        return batch, torch.tensor(index), torch.tensor(view), found
 
 
 class _Reader:
     """A map-style data set through torch's DataLoader."""
 
-    def __init__(self, loader: Loader, workers: int, collate: Callable, skip_bad: bool):
-        self.plan, self.bad = loader.plan, loader.bad
+    def __init__(self, loader: Loader, workers: int, collate: Callable, skip_bad: bool, training: bool):
+        self.plan, self.bad, self.left_out = loader.plan, loader.bad, not training
         self.workers, self.begun = workers, 0
         self.data = torch.utils.data.DataLoader(
-            _Samples(loader.dataset, loader.seed, loader.plan, skip_bad), batch_sampler=loader.plan,
+            _Samples(loader.dataset, loader.seed, loader.plan, skip_bad, training), batch_sampler=loader.plan,
             collate_fn=_Collate(collate, loader.seed), num_workers=workers, persistent_workers=workers > 0,
             pin_memory=loader.device.type == "cuda", generator=torch.Generator(device="cpu"))
 
@@ -387,6 +404,9 @@ class _Reader:
             try:
                 batch, index, view, bad = next(batches)
             except StopIteration:
+                if self.left_out and len(self.bad) == len(self.plan.pool):
+                    raise RuntimeError(f"none of the {len(self.bad)} samples can be read; the first: "
+                                       f"{next(iter(self.bad.values()))}") from None
                 return
             except Exception as error:
                 if not self.workers:
@@ -394,10 +414,11 @@ class _Reader:
                 # The frames of torch hold error and workers in a cycle; the collector then waits 5 s for each worker.
                 raise error.with_traceback(None)  # noqa: B904
             if bad and not self.bad:
-                warnings.warn(f"skipped an unreadable sample: {next(iter(bad.values()))} (said once; Loader.bad has all)",
-                              stacklevel=3)
+                how = "left out an unreadable sample" if self.left_out else "skipped an unreadable sample"
+                warnings.warn(f"{how}: {next(iter(bad.values()))} (said once; Loader.bad has all)", stacklevel=3)
             self.bad.update(bad)
-            yield batch, index, view
+            if batch is not None:
+                yield batch, index, view
 
 
 def stack(samples: list) -> dict:
@@ -465,6 +486,15 @@ def _class_numbers(dataset) -> Tensor:
     _check(target.shape == (len(dataset),) and not target.is_floating_point(),
            f"per_class needs dataset.target, one class number a sample; {type(dataset).__name__} has none")
     return target.long()
+
+
+def readable(dataset, index: Sequence[int]) -> dict[int, object]:
+    """Those of the samples ``index`` of a map-style data set that can be read: for pictures, since who evaluates is told."""
+    found = {}
+    for i in index:
+        with suppress(Exception):
+            found[i] = dataset[i]
+    return found
 
 
 def moved(value, device: torch.device):

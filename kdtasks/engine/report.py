@@ -411,7 +411,7 @@ def _page(run, charts: list, curves: list, pictures: list, note: str) -> str:
         f'<p class="result">{escape(_sentence(run))}</p>',
         '<p class="note">One seed: <code>tools/compare.py</code> gives the interval over seeds.</p>',
         _cards(run, parameters), _unfinished(run),
-        "<h2>Result</h2>", _table(run, parameters), *map(_figure, charts),
+        "<h2>Result</h2>", _table(run, parameters), _unreadable(run), *map(_figure, charts),
         "<h2>The control</h2>", _control(run),
     ]
     if curves:
@@ -459,6 +459,21 @@ def _unfinished(run) -> str:
     text = [f"{name} (iteration {reached[name]})" if reached.get(name) else f"{name} (not begun)" for name in missing]
     text = ", ".join(text if len(text) <= LISTED else [*text[:LISTED], f"and {len(text) - LISTED} more"])
     return f'<p class="warn">Not finished: {escape(text)}. <code>--resume</code> goes on.</p>'
+
+
+def _unreadable(run) -> str:
+    """The files that could not be read, and why; the figures are of the others."""
+    found: dict[str, dict[str, str]] = {}
+    for values in run.results["stages"].values():
+        for part, paths in values.get("unreadable", {}).items():
+            found.setdefault(part, {}).update(paths)
+    if not found:
+        return ""
+    rows = "".join(f"<tr><td>{escape(part)}</td><td>{_code(path)}</td><td>{escape(why)}</td></tr>"
+                   for part, paths in found.items() for path, why in sorted(paths.items()))
+    counts = ", ".join(f"{len(paths)} of the {part} data" for part, paths in found.items())
+    return (f'<p class="warn">Could not be read: {escape(counts)}. A figure of the test data is of the other samples.</p>'
+            f"<details><summary>Which, and why</summary><table><tbody>{rows}</tbody></table></details>")
 
 
 def _table(run, parameters: Mapping[str, int]) -> str:

@@ -5,6 +5,7 @@ import gc
 import importlib
 import json
 import os
+import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -18,7 +19,7 @@ from kdtasks.core import Distiller, Stage, Teacher
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.stages import OWN, check_stages, final_stage, stage_reference, standard_stages, with_control
 from kdtasks.core.weights import load_weights
-from kdtasks.engine import builder, checkpoint
+from kdtasks.engine import builder, checkpoint, data_sets
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.caching import cached_outputs
 from kdtasks.engine.check import check
@@ -62,6 +63,7 @@ class Run:
         if self.config["threads"]:
             torch.set_num_threads(self.config["threads"])
         self._sets: dict[str, object] = {}
+        self._told: set[str] = set()                                 # unreadable files that the screen has named
         self.data_is_drawn = False                                        # whether a data set that was read has drawn numbers
         self.specs = {"student": self.config["student"], **self.config["teachers"], **self.config["models"]}
         self.stages: list[Stage] = []
@@ -229,8 +231,7 @@ class Run:
         return teacher
 
     def _classes(self, stage: Stage) -> list[str] | None:
-        classes = getattr(self.data_set(self.setting(stage, "data"), "train"), "classes", None)
-        return None if classes is None else [str(name) for name in classes]
+        return data_sets.class_names(self.data_set(self.setting(stage, "data"), "train"))
 
     def _check_classes(self, stage: Stage, teachers: Mapping[str, Teacher]) -> None:
         """A teacher whose output is compared knows the classes of the data, in their order."""
@@ -283,21 +284,65 @@ class Run:
     def data_set(self, data: Mapping, part: str):
         """The train or test set of a data setting; the same description, inside another one too, is read once.
 
-        What it draws from torch's random stream depends on the run's seed alone.
+        Its classes are numbered as in the data that the final student trains on (another stage's training data: where the
+        classes are the same), those of a test set as in the training data of the same setting. A test set is told that it does
+        not train. What a set draws from torch's random stream depends on the run's seed alone.
+
+        Raises:
+            ConfigError: a test set has samples of a class that the training data lacks, or augments.
         """
-        return self._read_once(data[part], f"data.{part}")
+        if part == "test":
+            return self._test_set(data, self._class_names(data))
+        made, names = self._read(data, "train"), self._final_names()
+        own = data_sets.class_names(made)
+        same = names is not None and own is not None and sorted(own) == sorted(names)
+        return self._with_classes(made, names if same else None, False, "data.train")
+
+    def _read(self, data: Mapping, part: str):
+        return self._read_once(data_sets.told(data[part], part == "train", data["skip_bad"]), f"data.{part}")
+
+    def _test_set(self, data: Mapping, names: Sequence[str] | None):
+        made = self._read(data, "test")
+        data_sets.check_plain(made, "data.test")
+        return self._with_classes(made, names, data["unknown_classes"] == "drop", "data.test")
+
+    def _class_names(self, data: Mapping) -> list[str] | None:
+        """The classes that the training data of a setting brings; None where the test is of classes never seen."""
+        return None if self._unseen else data_sets.class_names(self.data_set(data, "train"))
+
+    @property
+    def _unseen(self) -> bool:
+        """Whether the test is of classes that nobody trained on, as the task says."""
+        return getattr(self.task, "UNSEEN_CLASSES", False)
+
+    def _final_names(self) -> list[str] | None:
+        if self.final is None or self._unseen:
+            return None
+        return data_sets.class_names(self._read(self.setting(self.final, "data"), "train"))
+
+    def _with_classes(self, made, names: Sequence[str] | None, drop: bool, where: str):
+        key = ("classes", id(made), tuple(names or ()), drop)
+        if key not in self._sets:
+            self._sets[key] = data_sets.with_classes(made, names, drop, where)
+        return self._sets[key]
 
     def _read_once(self, spec: Mapping, where: str):
         key = json.dumps(plain(spec), sort_keys=True, default=str)
         if key not in self._sets:
-            inner = {name: self._read_once(value, f"{where}.{name}") for name, value in spec.items()
-                     if isinstance(value, Mapping) and "type" in value}
+            inner = {name: self._read_inner(value, f"{where}.{name}") for name, value in spec.items()}
             with self.seeded("data"):
                 before = torch.get_rng_state()
-                made = builder.build({**spec, **inner}, where)
+                made = builder.build(inner, where)
                 self.data_is_drawn |= not torch.equal(before, torch.get_rng_state())
             self._sets[key] = made.to(self.device) if hasattr(made, "to") else made
         return self._sets[key]
+
+    def _read_inner(self, value, where: str):
+        if isinstance(value, Mapping) and "type" in value:
+            return self._read_once(value, where)
+        if isinstance(value, list):
+            return [self._read_inner(item, f"{where}[{k}]") for k, item in enumerate(value)]
+        return value
 
     def _training_set(self, stage: Stage, load: str = "everything"):
         """The data that a stage learns from: what the config describes, and what the task makes of it after earlier stages."""
@@ -343,10 +388,19 @@ class Run:
         length = iterations(self.setting(earlier, "length"), per_epoch, f"{earlier.name}.length")
         return self._first_epoch(earlier) + -(-length // per_epoch)
 
-    def test_loader(self, stage: Stage, **changes) -> Loader:
-        """All test samples, in order."""
+    def test_loader(self, stage: Stage, classes: Sequence[str] | str | None = "train", **changes) -> Loader:
+        """All test samples, in order.
+
+        Args:
+            stage: which.
+            classes: whose numbers count: ``'train'``, the training data's; a list, as a model knows them, and the training
+                data is not read; None: the test set's own.
+            changes: of the stage's ``data``.
+        """
         data = {**self.setting(stage, "data"), **changes}
-        return Loader(self.data_set(data, "test"), data["test_batch_size"], shuffle=False, **self._reading(data))
+        names = self._class_names(data) if classes == "train" else None if self._unseen else classes
+        tested = self._test_set(data, None if names is None else [str(name) for name in names])
+        return Loader(tested, data["test_batch_size"], shuffle=False, **self._reading(data))
 
     def _reading(self, data: Mapping) -> dict:
         return {"seed": self.seed, "workers": data["workers"], "device": self.device, "skip_bad": data["skip_bad"],
@@ -449,9 +503,20 @@ class Run:
         if self.rank == 0:
             found = {**runner.metrics, "seconds": round(runner.seconds, 3)}
             further = self.task.summary(self, stage, found) if hasattr(self.task, "summary") else {}
-            self.files.finish(stage.name, {**found, **further})
+            unreadable = {part: paths for part, paths in runner.unreadable.items() if paths}
+            self._say_unreadable(unreadable)
+            self.files.finish(stage.name, {**found, **further, **({"unreadable": unreadable} if unreadable else {})})
             checkpoint.save_json(self.results, self.work_dir / "results.json")
         self._wait()
+
+    def _say_unreadable(self, unreadable: Mapping[str, Mapping[str, str]]) -> None:
+        """Once a run, on the screen: how many samples could not be read."""
+        for part, paths in unreadable.items():
+            new = [path for path in paths if path not in self._told]
+            self._told.update(new)
+            if new and not self.quiet:
+                more = f" and {len(new) - 1} more (results.json names them)" if len(new) > 1 else ""
+                print(f"warning: left out of the {part} data: {new[0]}: {paths[new[0]]}{more}", file=sys.stderr)
 
     def _meta(self, stage: Stage) -> dict:
         spec = {**self.specs[stage.model], **self._arguments(stage)}

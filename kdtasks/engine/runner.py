@@ -198,6 +198,7 @@ class StageRunner(Runner):
         self.folder, self.log_file, self.meta, self.show = Path(folder), log_file, dict(meta or {}), show
         self.find_unused_parameters = find_unused_parameters
         self.metrics: dict[str, float] = {}
+        self.unreadable: dict[str, dict[str, str]] = {}        # 'train' and 'test': path and why, of all processes
         self.history: list[dict] = []
         self.best: float | None = None
         self.seconds, self._since = 0.0, time.perf_counter()
@@ -328,22 +329,37 @@ class StageRunner(Runner):
         self._check_finite()
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
-        states = [checkpoint.random_state()]
+        states = [(checkpoint.random_state(), self._met())]
         if self.world_size > 1:
-            states = [None] * self.world_size
-            torch.distributed.all_gather_object(states, checkpoint.random_state())
+            own, states = states[0], [None] * self.world_size
+            torch.distributed.all_gather_object(states, own)
+        self._note_unreadable([met for _, met in states])
         if self.rank == 0:
-            state = {**self._weights(), "resume": self._resume_state(states)}
+            state = {**self._weights(), "resume": self._resume_state([random for random, _ in states])}
             self.call_hook("before_save_checkpoint", checkpoint=state)
             checkpoint.save(state, self.folder / "last.pth")
             checkpoint.save_json(self.history, self.folder / "history.json")
         if self.world_size > 1:
             barrier()
 
+    def _met(self) -> dict[str, dict[str, str]]:
+        """``{'train' or 'test': {path: why}}`` of what this process could not read in the stage so far."""
+        loaders = {"train": self._train_loop.dataloader, "test": self.test_loader}
+        return {part: dict(getattr(loader, "unreadable", None) or {}) for part, loader in loaders.items()}
+
+    def _note_unreadable(self, met: list[dict]) -> None:
+        """Add what the processes have met to :attr:`unreadable`, and log what is new."""
+        for part, found in ((part, found) for one in met for part, found in one.items()):
+            known = self.unreadable.setdefault(part, {})
+            for path in sorted(found.keys() - known.keys()):
+                self.logger.warning(f"unreadable, left out of the {part} data: {path}: {found[path]}")
+            known.update(found)
+
     def _resume_state(self, random_states: list[dict]) -> dict:
         return {
             "iteration": self._train_loop.iter, "length": self._train_loop.max_iters, "seconds": self.seconds,
             "best": self.best, "metrics": self.metrics, "history": self.history, "random": random_states,
+            "unreadable": self.unreadable,
             "learners": [self.distiller.model(role).state_dict() for role in self.distiller.learners],
             "losses": self.distiller.losses.state_dict(), "optimizer": self.optim_wrapper.state_dict(),
             "schedulers": [{k: v for k, v in s.state_dict().items() if not callable(v)} for s in self.param_schedulers],
@@ -373,6 +389,7 @@ class StageRunner(Runner):
             scheduler.load_state_dict(scheduler_state)
         self._train_loop._iter = resume["iteration"]
         self.metrics, self.history = resume["metrics"], resume["history"]
+        self.unreadable = resume.get("unreadable", {})
         self.best, self.seconds = resume["best"], resume["seconds"]
         checkpoint.set_random_state(resume["random"][self.rank])
 

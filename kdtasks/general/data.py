@@ -185,7 +185,8 @@ def image_folder(root, train: bool = True, size: int | None = None, small: bool 
         per_class: only the first images of each class, by file name.
         augment: see :class:`ImageArrays`; small only.
         mean, std: per channel, for values in [0,1]; by default ImageNet's.
-        skip_bad: leave unreadable images out and warn once; small only, for files say it to the Loader.
+        skip_bad: leave unreadable images out and warn once; of files (``small=False``) the Loader does that. A config says it
+            by ``data.skip_bad``.
         cache_dir: keep the decoded images there in a file named for the list of files, their sizes and times; None: nowhere.
 
     Raises:
@@ -195,11 +196,13 @@ def image_folder(root, train: bool = True, size: int | None = None, small: bool 
     """
     paths, target, names = _listed(_found([root], _FOLDER_LAYOUT), classes, subset, per_class)
     if not small:
-        if skip_bad or augment or cache_dir:
-            raise ValueError("skip_bad (say it to the Loader), augment and cache_dir belong to small=True")
+        if augment or cache_dir:
+            raise ValueError("augment and cache_dir belong to small=True")
         return ImageFiles(paths, target, names, size or 224, train, mean, std)
-    images, good = decoded(paths, None if size is None else (size, size), 3, skip_bad, cache_dir)
-    return ImageArrays(images, target[good], names, mean, std, augment if train else None, [paths[i] for i in good.tolist()])
+    bad: dict[str, str] = {}
+    images, good = decoded(paths, None if size is None else (size, size), 3, skip_bad, cache_dir, bad)
+    paths = [paths[i] for i in good.tolist()]
+    return ImageArrays(images, target[good], names, mean, std, augment if train else None, paths, bad)
 
 
 def cifar100(train: bool = True, root=None, per_class: int | None = None, classes: Sequence[str] | None = None,
@@ -230,14 +233,15 @@ def cifar100(train: bool = True, root=None, per_class: int | None = None, classe
     names = every if classes is None else [_known(name, every) for name in classes]
     kept = [name for name in CIFAR100_CLASSES if group[name] in names]
     number = torch.tensor([names.index(group[name]) for name in kept])                  # place in `kept` -> target
+    bad: dict[str, str] = {}
     if (root / split).is_dir():
         paths, target, _ = _listed(root / split, CIFAR100_CLASSES, kept, per_class)
-        images, good = decoded(paths, None, 3, skip_bad, cache_dir)
+        images, good = decoded(paths, None, 3, skip_bad, cache_dir, bad)
         target, paths = target[good], [paths[i] for i in good.tolist()]
     else:
         (images, target), paths = _pickled_cifar100(root, train, kept, per_class), None
     augment = {"crop": 4, "flip": True} if augment == "standard" else augment
-    return ImageArrays(images, number[target], names, *_CIFAR100, augment if train else None, paths)
+    return ImageArrays(images, number[target], names, *_CIFAR100, augment if train else None, paths, bad)
 
 
 def _pickled_cifar100(root: Path, train: bool, kept: Sequence[str], per_class: int | None) -> tuple[Tensor, Tensor]:
@@ -279,8 +283,9 @@ def unlabelled_folder(root, like: ImageArrays | None = None, size: int | None = 
     paths = images_below(root)[:limit]
     if not paths:
         raise FileNotFoundError(f"no image below {root}; known are {', '.join(sorted(SUFFIXES))}")
-    images, good = decoded(paths, shape, channels, skip_bad, cache_dir)
-    return ImageArrays(images, mean=mean, std=std, augment=augment, paths=[paths[i] for i in good.tolist()])
+    bad: dict[str, str] = {}
+    images, good = decoded(paths, shape, channels, skip_bad, cache_dir, bad)
+    return ImageArrays(images, mean=mean, std=std, augment=augment, paths=[paths[i] for i in good.tolist()], unreadable=bad)
 
 
 def concat(*parts: ImageArrays, sets: Sequence[ImageArrays] = ()) -> ImageArrays:
@@ -305,11 +310,12 @@ def concat(*parts: ImageArrays, sets: Sequence[ImageArrays] = ()) -> ImageArrays
     images = torch.cat([part.images.to(device) for part in parts])
     target = torch.cat([part.target.to(device) for part in parts])
     paths = [part.path(i) for part in parts for i in range(len(part))]
-    return ImageArrays(images, target, first.classes, first.mean, first.std, first.augment, paths)
+    bad = {path: why for part in parts for path, why in part.unreadable.items()}
+    return ImageArrays(images, target, first.classes, first.mean, first.std, first.augment, paths, bad)
 
 
 def torchvision_set(dataset, augment: dict | None = None, size: int | None = None, mean: Sequence[float] | None = None,
-                    std: Sequence[float] | None = None, **kwargs):
+                    std: Sequence[float] | None = None, train: bool | None = None, **kwargs):
     """Any data set of torchvision: :class:`ImageArrays` if it holds its images in one array, itself if it reads files.
 
     Args:
@@ -317,7 +323,8 @@ def torchvision_set(dataset, augment: dict | None = None, size: int | None = Non
         augment: see :class:`ImageArrays`. For a set of files anything but None means the random crop of :class:`ImageFiles`.
         size: of the images of a set of files; None: 224.
         mean, std: per channel, for values in [0,1]; None: 0 and 1, for files ImageNet's.
-        kwargs: go to the class: ``train=True``, ``split='test'``, ``root`` (as it stands or below :func:`data_root`, which
+        train: goes to the class, if it has that; False: ``augment`` does not apply. None: as the class has it.
+        kwargs: go to the class: ``split='test'``, ``root`` (as it stands or below :func:`data_root`, which
             is its default), ``download=True``. With ``transform`` a set of files is left as it is.
 
     Raises:
@@ -333,6 +340,9 @@ def torchvision_set(dataset, augment: dict | None = None, size: int | None = Non
             raise ValueError(f"{module.__name__} has no {name!r}: {did_you_mean(name, dir(module))}")
         dataset = getattr(module, name)
     accepts = inspect.signature(dataset).parameters
+    augment = None if train is False else augment
+    if train is not None and "train" in accepts:
+        kwargs["train"] = train
     if "root" in accepts:
         root = kwargs.get("root", "")
         kwargs["root"] = str(root if root and Path(root).exists() else data_root() / root)

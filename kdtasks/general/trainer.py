@@ -14,16 +14,37 @@ def evaluate(model: nn.Module, loader) -> dict[str, float]:
     """``accuracy`` (top-1) and, with more than 5 classes, ``accuracy_top5``, in percent of the labelled samples.
 
     Counts stay on the device until the end.
+
+    Raises:
+        ValueError: a target is a class for which the model has no output.
     """
-    right = right5 = count = 0
-    top5 = False
+    right = right5 = count = highest = 0
+    top5, outputs = False, None
     for batch in loader:
         logits, target = model(batch["input"]), batch["target"]
-        top5 = logits.shape[1] > 5
+        if outputs is None:
+            outputs = logits.shape[1]
+            _check_highest(_highest_known(loader), outputs)
+        top5, highest = outputs > 5, torch.clamp(target.max(), min=highest)
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]           # (B, 5)
         right, right5, count = right + ranked[:, 0].sum(), right5 + ranked.sum(), count + (target >= 0).sum()
+    if outputs is not None:
+        _check_highest(int(highest), outputs)
     share = {"accuracy": right} | ({"accuracy_top5": right5} if top5 else {})
     return {name: 100 * float(value) / max(int(count), 1) for name, value in share.items()}
+
+
+def _highest_known(loader) -> int:
+    """The highest class number of the whole data set, where it lists them: what is wrong is then said before the first step."""
+    target = getattr(getattr(loader, "dataset", None), "target", None)
+    plain = isinstance(target, Tensor) and target.ndim == 1 and len(target) and not target.is_floating_point()
+    return int(target.max()) if plain else -1
+
+
+def _check_highest(highest: int, outputs: int) -> None:
+    if highest >= outputs:
+        raise ValueError(f"the test data has the class number {highest}, but the model has {outputs} outputs, for classes from "
+                         "0 on: the student's num_classes, or the data's classes, are wrong")
 
 
 def example(config: dict, batch_size: int) -> dict[str, Tensor]:

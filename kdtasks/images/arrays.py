@@ -1,14 +1,15 @@
 """A whole data set of images in one uint8 tensor: a batch, augmentation included, is a few tensor operations on its device."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from kdtasks.core.classes import UNLABELLED, class_numbers, counted, renumbered
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.views import view_hash
 
-UNLABELLED = -100                   # the target that torch's cross-entropy ignores
 AUGMENT = 0x1A                      # salt of view_hash
 
 
@@ -29,6 +30,7 @@ class ImageArrays:
         mean, std: per channel, for values in [0,1]; None: 0 and 1. See :meth:`statistics`.
         augment: see above; None: none.
         paths: (N,) files that the images come from, for messages and reports; None: unknown.
+        unreadable: ``{path: why}`` of the files that were to be among them and cannot be read, for reports.
 
     Raises:
         TypeError: images are not uint8.
@@ -37,7 +39,7 @@ class ImageArrays:
 
     def __init__(self, images: Tensor, target: Tensor | None = None, classes: Sequence[str] = (),
                  mean: Sequence[float] | None = None, std: Sequence[float] | None = None, augment: dict | None = None,
-                 paths: Sequence[str] | None = None):
+                 paths: Sequence[str] | None = None, unreadable: Mapping[str, str] | None = None):
         if images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8, got {images.dtype}; from floats in [0,1]: (x * 255).round().byte()")
         if images.ndim != 4:
@@ -57,7 +59,7 @@ class ImageArrays:
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
         self.classes, self.paths, self.augment = list(classes), paths, checked_augment(augment, images.shape[-2:])
-        self.images, self.target = images, target
+        self.images, self.target, self.unreadable = images, target, dict(unreadable or {})
         self.to(images.device)
 
     def to(self, device) -> "ImageArrays":
@@ -85,7 +87,15 @@ class ImageArrays:
         index = torch.arange(len(self))[torch.as_tensor(index).cpu()]
         paths = None if self.paths is None else [self.paths[i] for i in index.tolist()]
         at = index.to(self.images.device)
-        return ImageArrays(self.images[at], self.target[at], self.classes, self.mean, self.std, self.augment, paths)
+        return ImageArrays(self.images[at], self.target[at], self.classes, self.mean, self.std, self.augment, paths,
+                           self.unreadable)
+
+    def with_classes(self, names: Sequence[str], drop: bool = False) -> "ImageArrays":
+        """The same images, their classes numbered as in ``names``; see :func:`kdtasks.core.classes.class_numbers`."""
+        numbers = class_numbers(self.classes, names, counted(self.target, len(self.classes)), drop)
+        other = copy.copy(self)
+        other.classes, other.target = list(names), renumbered(self.target, numbers)
+        return other
 
     def statistics(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation per channel over all pixels, for values in [0,1]: what ``mean`` and ``std`` can be."""

@@ -3,6 +3,7 @@
 :func:`read_image` says what becomes of each kind of file. Every task reads its images with it.
 """
 
+import copy
 import hashlib
 import math
 import os
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdtasks.core.classes import class_numbers, counted, renumbered
 from kdtasks.images.cache import load_arrays, save_arrays
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
@@ -263,6 +265,13 @@ class ImageFiles:
     def path(self, index: int) -> str:
         return str(self.paths[index])
 
+    def with_classes(self, names: Sequence[str], drop: bool = False) -> "ImageFiles":
+        """The same files, their classes numbered as in ``names``; see :func:`kdtasks.core.classes.class_numbers`."""
+        numbers = class_numbers(self.classes, names, counted(self.target, len(self.classes)), drop)
+        other = copy.copy(self)
+        other.classes, other.target = list(names), renumbered(self.target, numbers)
+        return other
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.transform(read_image(self.paths[index])), int(self.target[index])
 
@@ -277,8 +286,11 @@ def transform(size: int, train: bool, mean: Sequence[float], std: Sequence[float
 
 
 def decoded(paths: Sequence[str], size: Sequence[int] | None, channels: int, skip_bad: bool,
-             cache_dir) -> tuple[Tensor, Tensor]:
-    """The images, uint8 (n,C,H,W), and which of ``paths`` they are, (n,); read by as many threads as there are processors."""
+             cache_dir, unreadable: dict[str, str] | None = None) -> tuple[Tensor, Tensor]:
+    """The images, uint8 (n,C,H,W), and which of ``paths`` they are, (n,); read by as many threads as there are processors.
+
+    Those that ``skip_bad`` leaves out are noted in ``unreadable``, path and why.
+    """
     cache = None
     if cache_dir is not None:
         listing = [(path, (stat := os.stat(path)).st_size, stat.st_mtime_ns) for path in paths]
@@ -314,6 +326,8 @@ def decoded(paths: Sequence[str], size: Sequence[int] | None, channels: int, ski
         step = max(1, math.ceil(len(paths) / 64))
         list(pool.map(fill, (range(at, min(at + step, len(paths))) for at in range(0, len(paths), step))))
     if bad:
+        if unreadable is not None:
+            unreadable.update((paths[i], bad[i].removeprefix(f"{paths[i]}: ")) for i in sorted(bad))
         some = "; ".join(bad[i] for i in sorted(bad)[:3])
         warnings.warn(f"left out {len(bad)} unreadable of {len(paths)} images: {some}", stacklevel=3)
         good = torch.tensor([i for i in range(len(paths)) if i not in bad])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kdtasks.core.classes import class_numbers, counted, renumbered
 from kdtasks.core.names import did_you_mean
 from kdtasks.engine.loader import stack
 from kdtasks.incremental.distiller import UNLABELLED
@@ -131,15 +132,17 @@ def experiences(stream: Sequence, experience: int | None = None, test: bool = Fa
     return kind(parts, names, pool, sampling or {}, seed)
 
 
-def avalanche_stream(benchmark, part: str = "train") -> list:
+def avalanche_stream(benchmark, part: str | None = None, train: bool = True) -> list:
     """The experiences of an avalanche benchmark, checked (:func:`kdtasks.incremental.plugin.checked_benchmark`).
 
     Args:
         benchmark: from avalanche, or ``dict(type='avalanche.benchmarks.SplitMNIST', n_experiences=5)`` in a config.
-        part: ``'train'`` or ``'test'``.
+        part: ``'train'`` or ``'test'``; None: as ``train`` says.
+        train: whether it is the training stream.
     """
     from kdtasks.incremental.plugin import checked_benchmark  # avalanche is slow to import
 
+    part = part or ("train" if train else "test")
     if part not in ("train", "test"):
         raise ValueError(f"part must be 'train' or 'test', got {part!r}")
     return list(getattr(checked_benchmark(benchmark), f"{part}_stream"))
@@ -221,6 +224,25 @@ class IncrementalSet:
 
     def __len__(self) -> int:
         return len(self.target)
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """``{path: why}`` of what the data sets have left out when they were made."""
+        made = [*self.sources, *([] if self.pool is None else [self.pool])]
+        return {path: why for one in made for path, why in (getattr(one, "unreadable", None) or {}).items()}
+
+    def path(self, index: int) -> str:
+        """The file of a sample, where its data set tells it."""
+        return self.sources[int(self._source[index])].path(int(self._place[index]))
+
+    def with_classes(self, names: Sequence[str], drop: bool = False) -> "IncrementalSet":
+        """The same samples, their columns those of ``names``; see :func:`kdtasks.core.classes.class_numbers`."""
+        numbers = class_numbers(self.classes, names, counted(self.target, len(self.classes)), drop)
+        other = copy.copy(self)
+        other.parts = [_Part(part.dataset, part.index, renumbered(part.target, numbers)) for part in self.parts]
+        other.classes, other.target = list(names), renumbered(self.target, numbers)
+        other.class_counts = torch.bincount(other.target[other.target >= 0], minlength=len(names))
+        return other
 
     def with_external(self, index: Tensor) -> "IncrementalSet":
         """The same and, unlabelled, the pool's samples ``index``.

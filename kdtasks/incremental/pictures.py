@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdtasks.core.stages import Stage, final_stage
+from kdtasks.engine.loader import readable
 from kdtasks.general.pictures import pictures_of
 from kdtasks.incremental.data import IncrementalSet, unaugmented
 from kdtasks.incremental.lwm import LwMDistiller, lwm_attention_loss
@@ -180,6 +181,8 @@ def attention_of(run, arms: Mapping[str, Stage], path: str) -> tuple:
         models = run.trained(before), run.trained(own.name)
         old = (dataset.target < sum(counts[:-1])).nonzero()[:, 0]
         index = old[evenly(len(old), MEASURED)]
+        if not callable(getattr(dataset, "batch", None)):
+            index = torch.tensor(list(readable(dataset, index.tolist())), dtype=torch.int64)
         parts = [looks(*models, path, inputs_of(dataset, part, run.seed).to(run.device)) for part in index.split(CHUNK)]
         attended, *maps = (torch.cat(column).cpu() for column in zip(*parts))
         maps = tuple(F.normalize(one.flatten(1)).view_as(one) for one in maps)

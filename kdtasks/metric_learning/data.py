@@ -79,22 +79,23 @@ def _only(data: ImageArrays, names: Sequence[str], augment: dict | None) -> Imag
 
 
 def cifar100(train: bool = True, root=None, test_classes: float | int | Sequence[str] = 20, per_class: int | None = None,
-             augment: dict | str | None = "standard", cache_dir=None) -> ImageArrays:
+             augment: dict | str | None = "standard", cache_dir=None, skip_bad: bool = False) -> ImageArrays:
     """CIFAR-100 with unseen classes: the training images of some classes, or the test images of the others.
 
     Args:
         train: 40,000 images of the 80 training classes, or 2,000 of the 20 test classes.
         test_classes: see :func:`split_classes`; by default the last 20 in the order of the names.
-        root, per_class, augment, cache_dir: as for :func:`kdtasks.general.data.cifar100`.
+        root, per_class, augment, cache_dir, skip_bad: as for :func:`kdtasks.general.data.cifar100`.
     """
     names = split_classes(images.CIFAR100_CLASSES, test_classes, train)
-    return images.cifar100(train, root, per_class, classes=names, augment=augment, cache_dir=cache_dir)
+    return images.cifar100(train, root, per_class, classes=names, augment=augment, skip_bad=skip_bad,
+                           cache_dir=cache_dir)
 
 
 def image_folder(root, train: bool = True, test_classes: float | int | Sequence[str] = 0.5, size: int | None = None,
                  small: bool = True, per_class: int | None = None, augment: dict | None = None,
                  mean: Sequence[float] = IMAGENET[0], std: Sequence[float] = IMAGENET[1], resize: int | None = None,
-                 cache_dir=None):
+                 cache_dir=None, skip_bad: bool = False):
     """``<root>/<class>/…`` with some of the classes for training and the others for the test.
 
     Args:
@@ -102,7 +103,7 @@ def image_folder(root, train: bool = True, test_classes: float | int | Sequence[
         test_classes: see :func:`split_classes`; by default the second half of the names.
         small: all images in one array; False: files that are read when their turn comes, cropped as :func:`pml_set` does.
         resize: small=False only; see :func:`pml_set`.
-        root, size, per_class, augment, mean, std, cache_dir: as for :func:`kdtasks.general.data.image_folder`.
+        root, size, per_class, augment, mean, std, cache_dir, skip_bad: as for :func:`kdtasks.general.data.image_folder`.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -118,7 +119,7 @@ def image_folder(root, train: bool = True, test_classes: float | int | Sequence[
     names = split_classes(every, test_classes, train)
     if small:
         return images.image_folder(folder, train, size, True, every, names, per_class, augment if train else None, mean, std,
-                                   cache_dir=cache_dir)
+                                   skip_bad, cache_dir)
     found = images.image_folder(folder, train, size, False, every, names, per_class, augment, mean, std, cache_dir=cache_dir)
     return _Files(found.paths, found.target, found.classes, size or 224, train, mean, std, resize)
 

@@ -10,6 +10,7 @@ from kdtasks.metric_learning.retrieval import k_means, nmi, recall_and_map
 
 PRIMARY = "recall_at_1"
 HIGHER_IS_BETTER = True
+UNSEEN_CLASSES = True                   # the test is of classes that nobody trained on, with numbers of their own
 NMI_CLASSES = 1000
 
 

@@ -54,7 +54,7 @@ class Patches:
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         self.pairs, self.patch, self.repeat, self.augment = pairs, patch, repeat, augment
-        self.kept = torch.tensor(_large_enough(pairs, patch))
+        self.kept, self.unreadable = torch.tensor(_large_enough(pairs, patch)), pairs.unreadable
         self.factor = 1 if pairs.enlarged else pairs.scale
 
     def __len__(self) -> int:
@@ -111,7 +111,7 @@ class Images:
     """Whole images for the test, a map-style data set: ``input`` (C,h,w), ``target`` (C,H,W), float32 in [0,1], ``scale``."""
 
     def __init__(self, pairs: Pairs):
-        self.pairs = pairs
+        self.pairs, self.unreadable = pairs, pairs.unreadable
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -164,30 +164,30 @@ def _package(name: str) -> str:
 
 def bsds(train: bool = True, scale: int | Sequence[int] = 2, root="bsds", patch: int = 48, color: str = "rgb",
          enlarged: bool = False, repeat: int = 16, augment: bool = True, downsizes: Sequence[float] = (1.0,),
-         limit: int | None = None, cache_dir=None) -> Patches | Images:
+         limit: int | None = None, cache_dir=None, skip_bad: bool = False) -> Patches | Images:
     """Photos of 481x321 pixels from the Berkeley Segmentation Dataset: training photos, and B100, the 100 test photos.
 
     Args:
         train: the photos of ``<root>/train`` in patches, or those of ``<root>/b100``.
         root: the folder of the two.
-        scale, patch, color, enlarged, repeat, augment, downsizes, limit, cache_dir: as for :func:`image_folder`.
+        scale, patch, color, enlarged, repeat, augment, downsizes, limit, cache_dir, skip_bad: as for :func:`image_folder`.
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
     """
     folder = _folder(root, "<root>/train/<any name>.jpg and <root>/b100/<any name>.jpg") / ("train" if train else "b100")
-    return image_folder(folder, train, scale, patch, color, enlarged, repeat, augment, downsizes, limit, cache_dir)
+    return image_folder(folder, train, scale, patch, color, enlarged, repeat, augment, downsizes, limit, cache_dir, skip_bad)
 
 
 def image_folder(root, train: bool = True, scale: int | Sequence[int] = 2, patch: int = 48, color: str = "rgb",
                  enlarged: bool = False, repeat: int = 16, augment: bool = True, downsizes: Sequence[float] = (1.0,),
-                 limit: int | None = None, cache_dir=None) -> Patches | Images:
+                 limit: int | None = None, cache_dir=None, skip_bad: bool = False) -> Patches | Images:
     """All images at any depth below a folder as HR, in the order of their paths; LR is made from them.
 
     Args:
         root: as it stands or below :func:`~kdtasks.general.data.data_root`.
         train: patches to train on, or whole images.
-        scale, color, enlarged, cache_dir: see :class:`Pairs`.
+        scale, color, enlarged, cache_dir, skip_bad: see :class:`Pairs`.
         patch, repeat, augment: in training only, see :class:`Patches`.
         downsizes: in training only, see :class:`Pairs`.
         limit: the first so many images only; None: all.
@@ -199,17 +199,18 @@ def image_folder(root, train: bool = True, scale: int | Sequence[int] = 2, patch
     if limit is not None and not limit >= 1:
         raise ValueError(f"limit must be at least 1 or None, got {limit!r}")
     hr = _images(root)[:limit]
-    return _data_set(hr, None, train, scale, patch, color, enlarged, repeat, augment, downsizes, cache_dir)
+    return _data_set(hr, None, train, scale, patch, color, enlarged, repeat, augment, downsizes, cache_dir, skip_bad)
 
 
 def paired_folders(hr, lr, train: bool = True, scale: int = 2, patch: int = 48, color: str = "rgb", enlarged: bool = False,
-                   repeat: int = 16, augment: bool = True, suffix: str | None = None, cache_dir=None) -> Patches | Images:
+                   repeat: int = 16, augment: bool = True, suffix: str | None = None, cache_dir=None,
+                   skip_bad: bool = False) -> Patches | Images:
     """HR images and the LR images that belong to them, ``<hr>/0001.png`` and ``<lr>/0001x2.png``, as DIV2K has them.
 
     Args:
         hr, lr: folders, as they stand or below :func:`~kdtasks.general.data.data_root`; pairs lie at the same place below them.
         suffix: what the name of an LR image has more than that of its HR image; None: ``'x<scale>'`` or nothing.
-        train, scale, patch, color, enlarged, repeat, augment, cache_dir: as for :func:`image_folder`.
+        train, scale, patch, color, enlarged, repeat, augment, cache_dir, skip_bad: as for :func:`image_folder`.
 
     Raises:
         FileNotFoundError: no such folder, no image in it, or an image without its partner.
@@ -231,7 +232,7 @@ def paired_folders(hr, lr, train: bool = True, scale: int = 2, patch: int = 48, 
         raise FileNotFoundError(f"{len(alone)} images have no partner: {some}. The LR image of <hr>/<name>.png is "
                                 f"<lr>/{' or <lr>/'.join(f'<name>{ending}.png' for ending in suffixes)}")
     return _data_set(list(large.values()), [small[partner[name]] for name in large], train, scale, patch, color, enlarged,
-                     repeat, augment, (1.0,), cache_dir)
+                     repeat, augment, (1.0,), cache_dir, skip_bad)
 
 
 def patch_shapes(scale: int = 2, patch: int = 48, color: str = "rgb", enlarged: bool = False, **others) -> tuple[tuple, tuple]:
@@ -244,8 +245,8 @@ def patch_shapes(scale: int = 2, patch: int = 48, color: str = "rgb", enlarged: 
 
 
 def _data_set(hr: Sequence, lr: Sequence | None, train: bool, scale, patch: int, color: str, enlarged: bool, repeat: int,
-              augment: bool, downsizes: Sequence[float], cache_dir=None) -> Patches | Images:
-    pairs = Pairs(hr, lr, scale, color, enlarged, downsizes if train else (1.0,), cache_dir)
+              augment: bool, downsizes: Sequence[float], cache_dir=None, skip_bad: bool = False) -> Patches | Images:
+    pairs = Pairs(hr, lr, scale, color, enlarged, downsizes if train else (1.0,), cache_dir, skip_bad)
     return Patches(pairs, patch, repeat, augment) if train else Images(pairs)
 
 

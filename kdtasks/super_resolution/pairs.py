@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,8 +46,10 @@ class Pairs:
             (1.0, 0.7, 0.5). Without ``lr`` only.
         cache_dir: keep the decoded pixels there, in a file named for the files, their sizes and times, and the settings; for
             files only. None: nowhere.
+        skip_bad: leave out a file that cannot be read, and its partner, with a warning; all are then decoded once more.
 
     Attributes:
+        unreadable: ``{path: why}`` of what is left out.
         input, target: the images, see :class:`FlatImages`.
         paths: (n,) the file that each is from; of an array its number.
         scale, color, enlarged: as given.
@@ -57,7 +60,10 @@ class Pairs:
     """
 
     def __init__(self, hr: Sequence, lr: Sequence | None = None, scale: int | Sequence[int] = 2, color: str = "rgb",
-                 enlarged: bool = False, downsizes: Sequence[float] = (1.0,), cache_dir=None):
+                 enlarged: bool = False, downsizes: Sequence[float] = (1.0,), cache_dir=None, skip_bad: bool = False):
+        self.unreadable: dict[str, str] = {}
+        if skip_bad:
+            hr, lr, self.unreadable = _readable(hr, lr)
         self.scale, self.color, self.enlarged = scale, color, enlarged
         scales, downsizes = _checked(hr, lr, scale, color, enlarged, downsizes)
         names = [str(image) if _is_file(image) else f"image {i}" for i, image in enumerate(hr)]
@@ -212,6 +218,32 @@ def _named(read, path):
         return read(path)
     except Exception as error:
         raise RuntimeError(f"cannot read image {path}: {error}") from error
+
+
+def _readable(hr: Sequence, lr: Sequence | None) -> tuple[Sequence, Sequence | None, dict[str, str]]:
+    """The images whose files can be read, with their LR images, and why the others cannot."""
+    def why(image) -> str | None:
+        try:
+            _read(image)
+        except RuntimeError as error:
+            return str(error.__cause__)
+        return None
+
+    bad: dict[str, str] = {}
+    kept = set(range(len(hr)))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for images in (hr, lr or ()):
+            for i, reason in enumerate(pool.map(why, images)):
+                if reason is not None:
+                    kept.discard(i)
+                    bad[str(images[i])] = reason
+    if not kept:
+        raise RuntimeError(f"none of {len(hr)} images can be read; the first: {next(f'{k}: {v}' for k, v in bad.items())}")
+    if bad:
+        path, reason = next(iter(bad.items()))
+        warnings.warn(f"left out {len(hr) - len(kept)} unreadable of {len(hr)} images: {path}: {reason}", stacklevel=4)
+    order = sorted(kept)
+    return [hr[i] for i in order], lr and [lr[i] for i in order], bad
 
 
 def _rounded(levels: Tensor) -> Tensor:

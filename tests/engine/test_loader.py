@@ -465,6 +465,25 @@ def test_skip_bad_takes_the_next_one_of_the_same_pool(workers):
         assert a["target"][:3].tolist() == [i % 10 for i in expected[:3]]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_in_evaluation_an_unreadable_sample_is_left_out(workers):
+    """Nothing stands in its place; a batch that would be empty (samples 5 to 9) does not come; ranks miss their own."""
+    bad = [1, 5, 6, 7, 8, 9, 22]
+    loader = Loader(Broken(bad=bad), 5, shuffle=False, skip_bad=True, workers=workers)
+    with pytest.warns(UserWarning, match="left out an unreadable sample: folder/1.png: OSError") as seen:
+        got = list(loader)
+    assert len(seen) == 1 and [len(batch["target"]) for batch in got] == [4, 5, 5, 2]
+    kept = [i for i in range(23) if i not in bad]
+    assert torch.cat([batch["index"] for batch in got]).tolist() == kept == torch.cat([batch["input"][:, 0] for batch in got]).tolist()
+    assert loader.unreadable == {f"folder/{i}.png": "OSError: image file is truncated" for i in bad}
+    assert [batch["index"].tolist() for batch in loader] == [batch["index"].tolist() for batch in got]                 # again
+    parts = [[i for batch in Loader(Broken(bad=bad), 6, shuffle=False, skip_bad=True, rank=rank, world=2) for i in batch["index"].tolist()]
+             for rank in range(2)]
+    assert parts == [[i for i in kept if i % 2 == rank] for rank in range(2)]
+    with pytest.raises(RuntimeError, match="none of the 23 samples can be read; the first: folder/0.png: OSError"):
+        list(Loader(Broken(bad=range(23)), 5, shuffle=False, skip_bad=True))
+
+
 def test_skip_bad_gives_up_when_nothing_can_be_read():
     with pytest.raises(RuntimeError, match=r"cannot read sample \d+ nor the 22 after it; the last is folder/\d+\.png"):
         list(Loader(Broken(bad=range(23)), 5, skip_bad=True))

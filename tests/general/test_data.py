@@ -322,7 +322,7 @@ def test_files_read_one_by_one(folder):
     batch = next(iter(Loader(data.image_folder(folder, small=False, size=6), 12)))
     assert batch["input"].shape == (12, 3, 6, 6) and batch["target"].tolist() == [i // 4 for i in batch["index"].tolist()]
     with pytest.raises(ValueError, match="belong to small=True"):
-        data.image_folder(folder, small=False, skip_bad=True)
+        data.image_folder(folder, small=False, cache_dir="x")
 
 
 def test_unlabelled_images_join_a_labelled_set(folder):

@@ -45,6 +45,38 @@ class Digits:
         return {"input": images, "target": self.target[index]}
 
 
+class Reversed(Digits):
+    """Digits up to ``most``, whose classes stand in the opposite order."""
+
+    def __init__(self, first, count, most=9):
+        super().__init__(first, count)
+        kept = self.target <= most
+        self.images, self.target = self.images[kept], most - self.target[kept]
+        self.classes = [str(k) for k in range(most, -1, -1)]
+
+
+class Unreadable:
+    """Digits one by one, as from files, some of which cannot be read."""
+
+    image_shape = (1, 8, 8)
+
+    def __init__(self, first, count, bad=(), left_out=()):
+        self.digits, self.classes = Digits(first, count), [str(k) for k in range(10)]
+        self.places = [i for i in range(count) if i not in left_out]
+        self.bad = bad
+
+    def __len__(self):
+        return len(self.places)
+
+    def path(self, i):
+        return f"digits/{self.places[i]}.png"
+
+    def __getitem__(self, i):
+        if self.places[i] in self.bad:
+            raise OSError(f"image file {self.places[i]} is truncated")
+        return self.digits.images[self.places[i]], int(self.digits.target[self.places[i]])
+
+
 class AgreeLoss(nn.Module):
     """A loss of a user's own: mean squared difference of probabilities."""
 

@@ -1,0 +1,66 @@
+"""One list of classes for every split of the data: by name, never by number."""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+UNLABELLED = -100                                   # the target that torch's cross-entropy ignores
+
+
+def class_numbers(own: Sequence[str], names: Sequence[str], counts: Sequence[int] | None = None, drop: bool = False) -> Tensor:
+    """The number in ``names`` of each class of a data set.
+
+    Args:
+        own: names of the data set's classes, in the order of its numbers.
+        names: those that count, the training data's.
+        counts: how many samples (or boxes) the data set has of each; None: unknown.
+        drop: what is of a class that ``names`` lacks becomes unlabelled, with a warning that counts it, instead of an error.
+
+    Returns:
+        int64 (len(own),): a place in ``names``, or -100 for a class that it lacks.
+
+    Raises:
+        ValueError: a name stands twice in one of the lists; or the data set has samples of a class that ``names`` lacks.
+
+    Warns:
+        UserWarning: what ``drop`` leaves out.
+    """
+    own, names = [str(name) for name in own], [str(name) for name in names]
+    for which in (own, names):
+        twice = next((name for k, name in enumerate(which) if name in which[:k]), None)
+        if twice is not None:
+            raise ValueError(f"two classes are called {twice!r}: {_some(which)}")
+    place = {name: k for k, name in enumerate(names)}
+    unknown = {name: None if counts is None else counts[k] for k, name in enumerate(own)
+               if name not in place and (counts is None or counts[k])}
+    if unknown:
+        of = ", ".join(repr(name) if count is None else f"{name!r} ({count})" for name, count in unknown.items())
+        if not drop:
+            raise ValueError(f"it has {len(unknown)} classes that the training data lacks: {of}. The training data has "
+                             f"{len(names)}: {_some(names)}; this has {len(own)}: {_some(own)}. "
+                             "data.unknown_classes='drop' leaves out what is of them")
+        warnings.warn(f"left out what is of the {len(unknown)} classes that the training data lacks: {of}", stacklevel=3)
+    return torch.tensor([place.get(name, UNLABELLED) for name in own], dtype=torch.int64)
+
+
+def renumbered(target: Tensor, numbers: Tensor) -> Tensor:
+    """``numbers`` of each class number in ``target``, (n,) or any shape; negative ones (unlabelled) stay."""
+    return torch.where(target < 0, target, numbers.to(target.device)[target.clamp(min=0)])
+
+
+def counted(target: Tensor, classes: int) -> list[int]:
+    """How often each class number occurs in ``target``, int64; negative ones do not count.
+
+    Raises:
+        ValueError: a number without a class.
+    """
+    known = target[target >= 0].flatten()
+    if len(known) and int(known.max()) >= classes:
+        raise ValueError(f"a target is {int(known.max())}, but there are {classes} classes")
+    return torch.bincount(known, minlength=classes).tolist()
+
+
+def _some(names: Sequence[str], most: int = 12) -> str:
+    return f"[{', '.join(map(repr, names[:most]))}{', …' if len(names) > most else ''}]"

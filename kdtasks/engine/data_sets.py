@@ -1,0 +1,185 @@
+"""What the engine tells the data sets of a config: whether they train, and which classes there are."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from kdtasks.core.classes import class_numbers, counted, renumbered
+from kdtasks.engine import builder
+from kdtasks.engine.builder import ConfigError
+
+TOLD = ("train", "skip_bad")                # arguments of a data function that the engine gives where the config does not
+_LOOKED_AT = 10                             # samples, to see what a target is
+
+
+def told(spec: Mapping, train: bool, skip_bad: bool = False) -> dict:
+    """A description of data in which every function that accepts ``train`` is told it, those inside it too.
+
+    ``skip_bad`` likewise, where it is True. What the config says itself stays.
+    """
+    found = {name: _told(value, train, skip_bad) for name, value in spec.items()}
+    accepts = _parameters(spec["type"])
+    values = {"train": train, **({"skip_bad": True} if skip_bad else {})}
+    return {**found, **{name: values[name] for name in values if name in accepts and name not in spec}}
+
+
+def _told(value, train: bool, skip_bad: bool):
+    if isinstance(value, Mapping) and "type" in value:
+        return told(value, train, skip_bad)
+    if isinstance(value, list | tuple) and any(isinstance(item, Mapping) and "type" in item for item in value):
+        return [_told(item, train, skip_bad) for item in value]
+    return value
+
+
+def _parameters(function) -> Sequence[str]:
+    try:
+        return tuple(inspect.signature(builder.resolve(function, "data")).parameters)
+    except (TypeError, ValueError):                                             # a builtin without a signature
+        return ()
+
+
+def check_test(spec: Mapping, where: str) -> None:
+    """A description of test data says nowhere that it trains or augments.
+
+    Raises:
+        ConfigError: the key that says so.
+    """
+    if spec.get("train") is True:
+        raise ConfigError(f"{where}.train=True: test data does not train; expected False, which is the default here")
+    if spec.get("augment") not in (None, False):
+        raise ConfigError(f"{where}.augment={spec['augment']!r}: test data is never augmented; leave it out")
+    for name, value in spec.items():
+        items = enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
+        for k, item in items:
+            if isinstance(item, Mapping) and "type" in item:
+                check_test(item, f"{where}.{name}" if k is None else f"{where}.{name}[{k}]")
+
+
+def check_plain(dataset, where: str) -> None:
+    """A test set that has been made does not augment.
+
+    Raises:
+        ConfigError: it has an ``augment``.
+    """
+    augment = getattr(dataset, "augment", None)
+    if augment is not None and augment is not False and not inspect.ismethod(augment):
+        raise ConfigError(f"{where}: the {type(dataset).__name__} has augment={augment!r}, but test data is never augmented: "
+                          "expected augment=None, as where train=False")
+
+
+def class_names(dataset) -> list[str] | None:
+    """The names of a data set's classes, where it knows them."""
+    classes = getattr(dataset, "classes", None)
+    listed = hasattr(classes, "__len__") and hasattr(classes, "__getitem__") and not isinstance(classes, str | Mapping)
+    return [str(name) for name in classes] if listed and len(classes) else None
+
+
+def with_classes(dataset, names: Sequence[str] | None, drop: bool, where: str):
+    """The data set with the numbers that its classes have in ``names``; itself where nothing changes or nothing is known.
+
+    A data set may do it by a method of its own, ``with_classes(names, drop)``; any other one that has ``classes`` is wrapped.
+
+    Raises:
+        ConfigError: it has samples of a class that ``names`` lacks, and not ``drop``.
+    """
+    own = class_names(dataset)
+    try:
+        if names is None or own == list(names):
+            return dataset
+        if own is None:
+            targets = _targets(dataset)
+            if targets is not None:
+                counted(targets, len(names))
+            return dataset
+        made = getattr(dataset, "with_classes", None)
+        return made(names, drop) if made else Renumbered(dataset, names, drop)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _targets(dataset) -> Tensor | None:
+    """(n,) class numbers of all samples, where the data set lists them as ``target`` or ``targets``."""
+    for name in ("target", "targets"):
+        try:
+            found = torch.as_tensor(getattr(dataset, name))
+        except (AttributeError, TypeError, ValueError, RuntimeError):
+            continue
+        if found.ndim == 1 and not found.is_floating_point() and found.dtype != torch.bool:
+            return found.long()
+    return None
+
+
+class Renumbered:
+    """A data set of one's own whose classes have the numbers of another list; everything else is as it was.
+
+    Class numbers are targets counted from 0, or, in a target that is a dict, ``labels`` counted from 1.
+
+    Args:
+        dataset: of either of the loader's kinds, with ``classes``.
+        names: the list.
+        drop: see :func:`kdtasks.core.classes.class_numbers`; what is dropped becomes unlabelled (-100), a box is left out.
+    """
+
+    def __init__(self, dataset, names: Sequence[str], drop: bool = False):
+        self.dataset, self.classes = dataset, list(names)
+        own, self._boxes = class_names(dataset), _has_boxes(dataset)
+        targets = None if self._boxes else _targets(dataset)
+        self._numbers = class_numbers(own, names, None if targets is None else counted(targets, len(own)), drop)
+        if targets is not None:
+            self.target = self.targets = renumbered(targets, self._numbers)
+        if callable(getattr(dataset, "batch", None)):
+            self.batch = self._batch
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str):
+        if name.startswith("__") or name in ("dataset", "batch", "to", "with_classes"):
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __getitem__(self, index: int):
+        sample = self.dataset[index]
+        if isinstance(sample, Mapping):
+            return {**sample, "target": self._renumbered(sample["target"])} if "target" in sample else sample
+        input, target = sample
+        return input, self._renumbered(target)
+
+    def _batch(self, index: Tensor, view: Tensor, seed: int) -> dict:
+        batch = self.dataset.batch(index, view, seed)
+        return {**batch, "target": self._renumbered(batch["target"])}
+
+    def _renumbered(self, target):
+        if target is None:
+            return None
+        if isinstance(target, Mapping):
+            labels = torch.as_tensor(target["labels"])
+            new = torch.where(labels > 0, renumbered(labels - 1, self._numbers) + 1, labels)
+            kept = new >= 0
+            tensors = {k: v for k, v in target.items() if isinstance(v, Tensor) and v.ndim and k != "scale"}
+            of_boxes = [k for k, v in tensors.items() if len(v) == len(labels)]
+            return {**target, **{k: target[k][kept] for k in of_boxes}, "labels": new[kept]}
+        if isinstance(target, Tensor) and target.is_floating_point():
+            raise ValueError("its classes have another order than the training data's, and its targets are not class numbers: "
+                             "expected the same order")
+        if isinstance(target, Tensor):
+            return renumbered(target.long(), self._numbers)
+        return int(self._numbers[int(target)]) if int(target) >= 0 else target
+
+
+def _has_boxes(dataset) -> bool:
+    """Whether a sample's target is a dict, by the first one that can be read and has one."""
+    if callable(getattr(dataset, "batch", None)):
+        return False
+    with torch.random.fork_rng(devices=[]):
+        for i in range(min(len(dataset), _LOOKED_AT)):
+            try:
+                sample = dataset[i]
+            except Exception:                                                   # the Loader says so when its turn comes
+                continue
+            target = sample.get("target") if isinstance(sample, Mapping) else sample[1]
+            if target is not None:
+                return isinstance(target, Mapping)
+    return False

@@ -1,0 +1,201 @@
+"""What the engine tells data sets: that a test set does not train, and which number each class has."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_runs import ROOT, small
+
+from kdtasks.engine import cli
+from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.data_sets import told
+from kdtasks.engine.run import Run
+from kdtasks.general.data import arrays
+
+SHADES = {"ant": 10, "bee": 60, "cat": 110, "dog": 160, "eel": 210}                 # a class is a grey level: it can be read back
+
+
+def folder(root, names, each=3):
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for k in range(each):
+            Image.fromarray(np.full((8, 8, 3), SHADES[name] + k, np.uint8)).save(root / name / f"{k}.png")
+    return str(root)
+
+
+def own_set(root, size=8):
+    """A user's own map-style data set, by torchvision."""
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+    return ImageFolder(root, v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]))
+
+
+class OwnBatches:
+    """A user's own batched data set: ``classes`` and ``target``, in an order of its own."""
+
+    def __init__(self, root):
+        files = own_set(root)
+        self.classes = files.classes[::-1]
+        self.images = torch.stack([image for image, _ in files])
+        self.target = torch.tensor([len(self.classes) - 1 - y for y in files.targets])
+
+    def __len__(self):
+        return len(self.target)
+
+    def batch(self, index, view, seed):
+        return {"input": self.images[index], "target": self.target[index]}
+
+
+class OwnDicts:
+    """A user's own map-style data set that lists no targets."""
+
+    def __init__(self, root):
+        self.files = own_set(root)
+        self.classes = np.array(self.files.classes[::-1])
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, i):
+        image, y = self.files[i]
+        return {"input": image, "target": self.classes.tolist().index(self.files.classes[y])}
+
+
+KINDS = {
+    "arrays": {"type": "kdtasks.general.data.image_folder", "mean": (0, 0, 0), "std": (1, 1, 1)},
+    "files": {"type": "kdtasks.general.data.image_folder", "mean": (0, 0, 0), "std": (1, 1, 1), "small": False, "size": 8},
+    "torchvision": {"type": "kdtasks.general.data.torchvision_set", "dataset": "ImageFolder", "size": 8, "mean": (0, 0, 0), "std": (1, 1, 1)},
+    "own": {"type": own_set}, "batches": {"type": OwnBatches}, "dicts": {"type": OwnDicts},
+}
+
+
+def run_of(tmp_path, kind, train, test, **changes):
+    spec = KINDS[kind]
+    changes = {"data.train": {**spec, "root": folder(tmp_path / "train", train)}, "student.num_classes": len(train),
+               "data.test": {**spec, "root": folder(tmp_path / "test", test)}, "task": "kdtasks.general.trainer", **changes}
+    return Run(small(**changes), tmp_path / "run", quiet=True)
+
+
+def seen(loader):
+    """{class by its grey level: the target that it comes with}"""
+    levels = list(SHADES.values())
+    found = {}
+    for batch in loader:
+        for image, y in zip(batch["input"], batch["target"]):
+            level = float(image.mean() * 255)
+            name = list(SHADES)[int(np.argmin([abs(level - shade - 1) for shade in levels]))]
+            assert found.setdefault(name, int(y)) == int(y)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_classes_have_the_training_datas_numbers_in_every_split(tmp_path, kind):
+    """Fewer of them, so that all would have shifted; and, in the sets of one's own, in another order."""
+    run = run_of(tmp_path, kind, list(SHADES), ["bee", "dog", "eel"])
+    loader, names = run.test_loader(run.stages[-1]), list(run.data_set(run.config["data"], "train").classes)
+    assert seen(loader) == {name: names.index(name) for name in ("bee", "dog", "eel")}
+    assert loader.dataset.classes == names and loader.dataset is run.test_loader(run.stages[0]).dataset
+    assert [loader.dataset.path(i) if hasattr(loader.dataset, "path") else i for i in range(2)]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "dicts"])
+def test_a_class_that_the_training_data_lacks(tmp_path, kind):
+    run = run_of(tmp_path, kind, ["ant", "cat", "dog"], ["ant", "bee", "cat", "dog"])
+    with pytest.raises(ConfigError, match=r"data.test: it has 1 classes that the training data lacks: 'bee' \(3\).*3: \[.*'cat'.*4: \[.*'bee'.*'drop'"):
+        run.test_loader(run.stages[-1])
+    run = Run({**run.config, "data": {**run.config["data"], "unknown_classes": "drop"}}, tmp_path / "run", quiet=True)
+    names = list(run.data_set(run.config["data"], "train").classes)
+    with pytest.warns(UserWarning, match=r"left out what is of the 1 classes that the training data lacks: 'bee' \(3\)"):
+        loader = run.test_loader(run.stages[-1])
+    assert seen(loader) == {"bee": -100, **{name: names.index(name) for name in names}}
+
+
+def test_numbers_without_names_must_have_an_output(tmp_path):
+    """Data sets that tell no classes: by the training data's, or else by what the model gives."""
+    images = np.zeros((30, 8, 8), np.uint8)
+    for train, message in ((list("abcdefghij"), "a target is 10, but there are 10 classes"), ([], "class number 10, but the model has 10 outputs")):
+        made = {part: {"type": arrays, "images": images, "target": [top] * 30, "classes": names}
+                for part, top, names in (("train", 9, train), ("test", 10, []))}
+        with pytest.raises(ConfigError, match=message):
+            Run(small(**{"data.train": made["train"], "data.test": made["test"]}), tmp_path / "run", quiet=True).train()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_trained_on_other_data_learns_the_same_numbers(tmp_path):
+    """Its training data list the same classes in another order: the student's order counts."""
+    run = run_of(tmp_path, "arrays", ["ant", "bee", "cat"], ["bee", "cat"], teacher_training={"data": {
+        "train": {**KINDS["arrays"], "root": folder(tmp_path / "more", ["ant", "bee", "cat"]), "classes": ["cat", "bee", "ant"]}}})
+    names = ["ant", "bee", "cat"]
+    for stage in run.stages:
+        assert run._classes(stage) == names
+        assert seen(run.train_loader(stage, batch_size=9)) == {name: names.index(name) for name in names}
+        assert seen(run.test_loader(stage)) == {"bee": 1, "cat": 2}
+
+
+def test_the_same_test_in_another_order_gives_the_same_accuracy(undisturbed, tmp_path, capsys):
+    """In a whole run, and by tools/test.py with a checkpoint that says its classes; one class more is an error in both."""
+    other = {"type": "small_parts.Reversed", "first": 1000, "count": 200}
+    run = Run(small(**{"data.test": other, "length": 1}), tmp_path / "run", quiet=True)
+    plain = Run(small(length=1), tmp_path / "plain", quiet=True)
+    assert [v["accuracy"] for v in run.train()["stages"].values()] == [v["accuracy"] for v in plain.train()["stages"].values()]
+    config = ROOT / "tests" / "engine" / "small" / "small.py"
+    wanted = [f"accuracy {undisturbed.results['stages']['distilled']['accuracy']:.3f}"]
+    spec = "data.test={'type': 'small_parts.Reversed', 'first': 1000, 'count': 200}"
+    cli.test([str(config), str(undisturbed.work_dir / "student.pth"), "--device", "cpu", "--cfg-options", spec])
+    assert capsys.readouterr().out.splitlines()[:1] == wanted
+    nine = Run(small(**{"data.train": {"type": "small_parts.Reversed", "first": 0, "count": 200, "most": 8}, "data.test": other}), tmp_path / "nine", quiet=True)
+    with pytest.raises(ConfigError, match=r"the training data lacks: '9' \(\d+\)"):
+        nine.train()
+    assert not (tmp_path / "nine").exists()
+
+
+# What trains --------------------------------------------------------------------------------------------------------------
+def test_a_function_that_accepts_it_is_told_whether_it_trains_at_any_depth():
+    inner = {"type": "kdtasks.general.data.digits", "part": "student"}
+    spec = {"type": "kdtasks.general.data.concat", "sets": [inner, {"type": arrays, "images": 1}], "size": (1, 2)}
+    found = told({"type": "kdtasks.general.data.few_labels", "dataset": spec, "per_class": 2}, True)
+    assert found["dataset"]["sets"] == [{**inner, "train": True}, {"type": arrays, "images": 1}]
+    assert "train" not in found and found["dataset"]["size"] == (1, 2)
+    assert told({**inner, "train": False}, True)["train"] is False                    # what is said stays
+
+
+@pytest.mark.parametrize("spec, train, test", [
+    ({"type": "kdtasks.general.data.digits", "augment": {"crop": 1}}, 1258, 539),
+    ({"type": "kdtasks.general.data.few_labels", "per_class": 5, "dataset": {"type": "kdtasks.general.data.digits", "augment": {"crop": 1}}}, 1258, 539),
+    ({"type": "kdtasks.general.data.concat", "sets": [{"type": "kdtasks.general.data.digits", "augment": {"crop": 1}}] * 2}, 2516, 1078),
+])
+def test_the_same_words_under_train_and_test(tmp_path, spec, train, test):
+    plain_test = json.loads(json.dumps(spec).replace(', "augment": {"crop": 1}', ""))
+    run = Run(small(**{"data.train": spec, "data.test": plain_test}), tmp_path, quiet=True)
+    sets = {part: run.data_set(run.config["data"], part) for part in ("train", "test")}
+    assert (len(sets["train"]), len(sets["test"])) == (train, test)
+    assert sets["train"].augment and sets["test"].augment is None
+    at = torch.arange(9)
+    views = [[made.batch(at, torch.full_like(at, view), 0)["input"] for view in (0, 1)] for made in sets.values()]
+    assert not torch.equal(*views[0]) and torch.equal(*views[1])
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"data.test.train": True}, r"data\.test\.train=True: test data does not train"),
+    ({"data.test.augment": {"crop": 1}}, r"data\.test\.augment={'crop': 1}: test data is never augmented"),
+    ({"data.test": {"type": "kdtasks.general.data.concat", "sets": [{"type": "kdtasks.general.data.digits", "train": True}]}},
+     r"data\.test\.sets\[0\]\.train=True"),
+    ({"teacher_training": {"data": {"test": {"type": "kdtasks.general.data.digits", "augment": {"crop": 1}}}}},
+     r"teacher_training\.data\.test\.augment"),
+])
+def test_a_test_set_that_says_it_trains(options, message):
+    with pytest.raises(ConfigError, match=message):
+        small(**{"data.test": {"type": "kdtasks.general.data.digits"}, **options})
+
+
+def augmented_in_secret():
+    from kdtasks.general.data import digits
+    return digits(augment={"crop": 1})
+
+
+def test_a_test_set_that_augments_whatever_it_is_called(tmp_path):
+    run = Run(small(**{"data.test": {"type": augmented_in_secret}}), tmp_path, quiet=True)
+    with pytest.raises(ConfigError, match=r"data.test: the ImageArrays has augment=\{'crop': 1"):
+        run.test_loader(run.stages[-1])
