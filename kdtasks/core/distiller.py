@@ -343,6 +343,10 @@ class Distiller(nn.Module):
 
     def _try(self, name: str, tensors: list) -> None:
         loss, of, _ = self._terms[name]
+        if isinstance(loss, nn.CrossEntropyLoss) and getattr(tensors[0], "shape", ())[1:2] == (1,):
+            raise ValueError(f"{name}: {of[0]} {tuple(tensors[0].shape)} has one class, whose softmax is 1 whatever the logit: "
+                             "cross-entropy would be 0 and train nothing. Expected two classes or more, or "
+                             "torch.nn.BCEWithLogitsLoss for one logit")
         shapes = ", ".join(f"{n} {tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__}" for n, t in zip(of, tensors))
         try:
             with warnings.catch_warnings():

@@ -214,9 +214,10 @@ class CurrentTeacherLoss(nn.Module):
             target: ``(B,)`` integers below m; negative, such as -100, where a row shows no new class: coreset, external images.
 
         Raises:
-            ValueError: shapes that do not fit, or a target that is no integer.
+            ValueError: shapes that do not fit, one class only, or a target that is no integer.
         """
         _check_rows(logits, target)
+        _check_several(logits)
         logits, = raised(logits)
         new = target >= 0
         return {"cls": _mean_over(new, _cross_entropy(logits.log_softmax(1), target, new)),
@@ -246,9 +247,10 @@ class BalancedCrossEntropy(nn.Module):
             counts: as in :class:`GlobalDistillationLoss`.
 
         Raises:
-            ValueError: shapes that do not fit, a target that is no integer, or counts that are missing.
+            ValueError: shapes that do not fit, one class only, a target that is no integer, or counts that are missing.
         """
         _check_rows(student, target)
+        _check_several(student)
         student, = raised(student)
         labelled = target >= 0
         costs = _cross_entropy(student.log_softmax(1), target, labelled)
@@ -337,6 +339,12 @@ def _check_rows(logits: Tensor, target: Tensor, labelled: Tensor | None = None) 
     if target.is_floating_point() or (labelled is not None and labelled.dtype != torch.bool):
         raise ValueError("expected a target of integers and labelled of bool, got "
                          + ", ".join(f"{name} {tensor.dtype}" for name, tensor in beside.items()))
+
+
+def _check_several(logits: Tensor) -> None:
+    if logits.shape[1] == 1:
+        raise ValueError(f"expected at least two classes, got {tuple(logits.shape)}: the softmax of one logit is 1 whatever "
+                         "the logit, so that nothing would be learned; lwf_mc_loss, with sigmoids, learns one class at a time")
 
 
 def _check_teachers(student: Tensor, teachers: list[Tensor]) -> None:

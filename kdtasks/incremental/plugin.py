@@ -132,7 +132,7 @@ class LwFPlugin(_Plugin):
 
     Raises:
         ValueError: another ``ce_over``, a temperature that is not positive; (at the experience) a list of weights that has no
-            entry for it.
+            entry for it; a softmax over one class, of an old head, the only old class, or the new one (``ce_over='new'``).
     """
 
     def __init__(self, weight: float | Sequence[float] = 1.0, temperature: float = 2.0, scale_t2: bool = False,
@@ -146,8 +146,22 @@ class LwFPlugin(_Plugin):
     def before_training_exp(self, strategy, **kwargs):
         super().before_training_exp(strategy, **kwargs)
         self.place = _places(torch.cat([self.old, self.new]), self.new)
+        self._check_classes(strategy.model)
         if isinstance(self.weight, Sequence) and self.experience >= len(self.weight):
             raise ValueError(f"weight has {len(self.weight)} entries, and this is experience {self.experience + 1}")
+
+    def _check_classes(self, model: nn.Module) -> None:
+        """No softmax over one class: it is 1 whatever the logit."""
+        if self.teacher is None:
+            return
+        learns = "LwFMCPlugin, with a sigmoid for each class, learns and keeps one class at a time"
+        parts = list(self.columns.values()) if _has_tasks(model) else [self.old]
+        if any(len(columns) == 1 for columns in parts):
+            raise ValueError(f"experience {self.experience + 1}: LwF's softmax of an old head would be over one class, seen so "
+                             f"far: {self.seen}, and keep nothing of it. {learns}")
+        if self.ce_over == "new" and len(self.new) == 1 and not _has_tasks(model):
+            raise ValueError(f"experience {self.experience + 1} has one class, {self.new.tolist()}: with ce_over='new' its "
+                             f"cross-entropy is 0 whatever the logit. Expected ce_over='seen', over all columns; or {learns}")
 
     def listen(self, model: nn.Module) -> AbstractContextManager:
         heads = _heads(model)
@@ -283,7 +297,7 @@ class GlobalDistillationPlugin(_Plugin):
         temperature, confidence: of the losses.
 
     Raises:
-        ValueError: (at the experience) a head for each task, no submodule ``head``, or no new class.
+        ValueError: (at the experience) a head for each task, no submodule ``head``, no new class, or one only.
     """
 
     def __init__(self, optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer], head: str, teacher_epochs: int,
@@ -311,6 +325,10 @@ class GlobalDistillationPlugin(_Plugin):
         self.new = self.new[~torch.isin(self.new, self.old)]
         if len(self.new) == 0:
             raise ValueError(f"experience {self.experience + 1} has no new class: all of {self.arrived} were seen before")
+        if len(self.new) == 1:
+            raise ValueError(f"experience {self.experience + 1} has one new class, {self.new.tolist()}: the current teacher's "
+                             "softmax over it is 1 whatever the logit, and learns nothing. Expected two or more; LwFMCPlugin, "
+                             "with a sigmoid for each class, learns one class at a time")
         self.all = torch.cat([self.old, self.new])
         self.place, self.new_place = _places(self.all, self.all), _places(self.all, self.new)
         parts = [*self.kept, (strategy.adapted_dataset, list(range(len(strategy.adapted_dataset))))]

@@ -2,12 +2,20 @@
 
 Each experience goes on with the student of the one before, whose head grows by the new classes, and is tested on all classes
 seen so far. The number of classes of each experience is the student's ``sizes``.
+
+**Experiences of one class.** A softmax over one column is 1 whatever its logit: its cross-entropy and its divergence are 0, and
+train nothing. Every list of stages here refuses such a loss before anything is trained, and says which form learns: all seen
+columns in one softmax (``of=('student', 'target')``), or a sigmoid for each class (``lwf_losses('lwf_mc')``). What such a loss
+is of decides: the new columns of an experience of one class; an old head of one class, or the only old class; and all columns
+of a first experience of one class. The task-incremental accuracy of an experience of one class is always 100.
 """
 
 from collections.abc import Mapping, Sequence
 
 from kdtasks.core.stages import control
 
+_SOFTMAX = {"CrossEntropyLoss", "cross_entropy", "KDLoss", "kd_loss", "LwFLoss", "lwf_loss", "CurrentTeacherLoss",
+            "BalancedCrossEntropy", "GlobalDistillationLoss"}             # losses that take a softmax of their first tensor
 _ALL = {"student.new": "student", "target.new": "target"}
 _FREE = {"fixed_norm": False, "train_old_heads": True}                    # where nothing has been learned before
 
@@ -29,9 +37,11 @@ def chain(config: Mapping, warm_up: Mapping | None = None, first: Mapping | None
         joint: whether ``joint`` is there: fresh weights, the labelled samples of all experiences.
 
     Raises:
-        ValueError: the student has no ``sizes``, or only one; there are exemplars, but a loss of ``target.new``.
+        ValueError: the student has no ``sizes``, or only one; there are exemplars, but a loss of ``target.new``; a loss is a
+            softmax over one class.
     """
     sizes = sizes_of(config)
+    _check_softmax(config["losses"], sizes)
     only_new = [name for name, entry in config["losses"].items() if "target.new" in entry["of"]]
     if config["data"]["train"].get("memory") and only_new:
         raise ValueError(f"{only_new[0]} is of target.new, in which exemplars (data.train.memory="
@@ -58,8 +68,9 @@ def global_distillation(config: Mapping, finetune: Mapping, current: Mapping | N
                         joint: bool = True) -> list[dict]:
     """Global Distillation (Lee et al., arXiv 1903.12648): three stages an experience; see :mod:`kdtasks.incremental.gd`.
 
-    ``current<k>`` is the teacher C of the new classes, ``main<k>`` learns from C and from the student P of the experience
-    before, ``taught<k>`` (the last one ``distilled``) fine-tunes the head with classes in balance. The control,
+    ``current<k>`` is the teacher C of the new classes (not there, and not trained, where ``terms`` have no C), ``main<k>``
+    learns from C and from the student P of the experience before,
+    ``taught<k>`` (the last one ``distilled``) fine-tunes the head with classes in balance. The control,
     ``alone<k>_main`` and ``alone<k>``, has the same exemplars and steps of the last two, by cross-entropy. The first experience
     has no teacher and no unlabelled samples, and is both arms' beginning.
 
@@ -74,12 +85,14 @@ def global_distillation(config: Mapping, finetune: Mapping, current: Mapping | N
         joint: as for :func:`chain`; with the config's ``losses``.
 
     Raises:
-        ValueError: as :func:`chain`; or there is a pool, but no row of it in a batch.
+        ValueError: as :func:`chain`; or there is a pool, but no row of it in a batch; an experience of one class, where C, or
+            the first experience, has a softmax over its classes.
     """
     sizes, package = sizes_of(config), "kdtasks.incremental.gd"
     unlabelled = config["data"]["unlabelled_per_batch"]
     if config["data"]["train"].get("pool") and not unlabelled:
         raise ValueError("data.train has a pool, and data.unlabelled_per_batch=0 leaves it unused")
+    current_columns = ["current.new"] if "C" in terms else ["previous"]        # in C's place, and not looked at
     only_head = {"train": [f"student.{head}", "losses"]}
 
     def plain(balanced: bool) -> dict:
@@ -89,20 +102,22 @@ def global_distillation(config: Mapping, finetune: Mapping, current: Mapping | N
     def distilled(balanced: bool) -> dict:
         return {"loss_gd": {"type": f"{package}.GlobalDistillationLoss", "balanced": balanced, "terms": terms,
                             "temperature": temperature,
-                            "of": ["student", "previous", "current.new", "target.all", "class_counts"]}}
+                            "of": ["student", "previous", *current_columns, "target.all", "class_counts"]}}
 
     teacher_of_new = {"loss_new": {"type": f"{package}.CurrentTeacherLoss", "confidence": confidence,
                                    "of": ["student.new", "target.new"]}}
+    with_c = "C" in terms
+    _check_softmax({"loss_cls": plain(False)["loss_cls"], **(teacher_of_new if with_c else {})}, sizes)
     alone, taught, control, before = [], [], "experience1", "experience1"
     for t in range(1, len(sizes)):
         name, other = ("distilled", "alone") if t == len(sizes) - 1 else (f"taught{t + 1}", f"alone{t + 1}")
-        teachers = {"previous": before, "current": f"current{t + 1}"}
+        teachers = {"previous": before, **({"current": f"current{t + 1}"} if with_c else {})}
         own, labelled = at(config, t), at(_without_pool(config), t)
         alone += [{**labelled, "name": f"alone{t + 1}_main", "student": control, "losses": plain(False)},
                   {**labelled, **finetune, **only_head, "name": other, "student": f"alone{t + 1}_main", "losses": plain(True)}]
         data = {**own["data"], "unlabelled_per_batch": unlabelled}
-        taught += [{**own, **(current or {}), "data": data, "name": f"current{t + 1}", "student": before,
-                    "losses": teacher_of_new},
+        taught += [*([{**own, **(current or {}), "data": data, "name": f"current{t + 1}", "student": before,
+                       "losses": teacher_of_new}] if with_c else []),
                    {**own, "name": f"main{t + 1}", "student": before, "teachers": teachers, "losses": distilled(False)},
                    {**own, **finetune, **only_head, "name": name, "student": f"main{t + 1}", "teachers": teachers,
                     "losses": distilled(True)}]
@@ -124,6 +139,23 @@ def sizes_of(config: Mapping) -> tuple[int, ...]:
         raise ValueError(f"expected a student with the sizes of at least two experiences, got {config['student']}: "
                          "dict(type='kdtasks.incremental.models.growing', network=dict(type=…), sizes=(5, 5))")
     return sizes
+
+
+def _check_softmax(losses: Mapping[str, Mapping], sizes: Sequence[int]) -> None:
+    """No loss is a softmax over one class, in any experience."""
+    for t in range(len(sizes)):
+        columns = {"student": sum(sizes[:t + 1]), "student.new": sizes[t]}
+        if t:
+            columns |= {"student.old": sum(sizes[:t]), "student.old_heads": min(sizes[:t])}
+        for name, entry in losses.items():
+            of = entry["of"] if isinstance(entry["of"], str) else entry["of"][0]
+            kind = entry.get("type", "")
+            kind = kind.rpartition(".")[2] if isinstance(kind, str) else getattr(kind, "__name__", "")
+            if kind in _SOFTMAX and columns.get(of) == 1 and entry.get("weight", 1) != 0:
+                raise ValueError(f"{name}: {kind} of {of!r} is a softmax over one class in experience {t + 1} of sizes "
+                                 f"{tuple(sizes)}: it is 0 whatever the logit, and trains nothing. Expected two classes or "
+                                 "more in each softmax: experiences of several classes, of=('student', 'target') for all seen "
+                                 "columns in one; or a sigmoid for each class, lwf_losses('lwf_mc'), which learns one by one")
 
 
 def at(config: Mapping, t: int, **arguments) -> dict:

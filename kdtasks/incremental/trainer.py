@@ -1,6 +1,7 @@
 """Continual learning: what the engine needs to know of the task."""
 
 import math
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -27,6 +28,9 @@ def evaluate(model: nn.Module, loader) -> dict[str, float]:
     - ``accuracy``: of all samples, class-incremental; the two agree where experiences have equally many samples.
     - ``accuracy_on_<k>`` and ``task_il_on_<k>``: of experience k, from 1. Experiences without a sample are left out.
 
+    Warns:
+        UserWarning: an experience has one class, whose task-incremental accuracy is 100 whatever the model says.
+
     Counts stay on the device until the end.
     """
     sizes = head_of(model)[1].sizes
@@ -42,6 +46,10 @@ def evaluate(model: nn.Module, loader) -> dict[str, float]:
         counts = found if counts is None else counts + found
     count, seen, masked = counts.tolist()
     known = [k for k, n in enumerate(count) if n]
+    single = [k + 1 for k in known if sizes[k] == 1]
+    if single:
+        warnings.warn(f"experiences {single} have one class each: their task-incremental accuracy is 100 whatever the model "
+                      "says, and raises average_accuracy_task_il", stacklevel=2)
     class_il = {k: 100 * seen[k] / count[k] for k in known}
     task_il = {k: 100 * masked[k] / count[k] for k in known}
     return {"average_accuracy": sum(class_il.values()) / len(known),

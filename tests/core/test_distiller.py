@@ -935,3 +935,13 @@ def test_teachers_run_before_the_student():
         model.register_forward_hook(lambda *_, name=name: order.append(name))
     Distiller(student, {"teacher": teacher}, {"loss_kd": (kd_loss, ("student", "teacher"))})(torch.randn(5, 3))
     assert order == ["teacher", "student"]
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4, 1, 3, 3)])
+def test_cross_entropy_of_one_class_is_refused_in_build(shape):
+    """It would be 0 for ever; a sigmoid's loss of one logit is not."""
+    model = nn.Identity()
+    target = torch.zeros(shape[:1] + shape[2:], dtype=torch.long)
+    with pytest.raises(ValueError, match=r"loss_cls: student \(4, 1.* has one class, .*BCEWithLogitsLoss"):
+        Distiller(model, losses={"loss_cls": (nn.CrossEntropyLoss(), ("student", "target"))}).build(torch.zeros(shape), target)
+    Distiller(model, losses={"loss_cls": (nn.BCEWithLogitsLoss(), ("student", "target"))}).build(torch.zeros(shape), torch.zeros(shape))

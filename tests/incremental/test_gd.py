@@ -464,3 +464,9 @@ def test_a_student_learns_from_labels_and_teachers():
     assert set(totals[0]) == {"loss_gd_cls", "loss_gd_q", "loss_gd_p", "loss_gd_c"}
     assert sum(totals[-1].values()) < 0.7 * sum(totals[0].values())
     assert all(torch.equal(a, b) for a, b in zip(before, (*previous.parameters(), *current.parameters())))
+
+
+def test_one_class_is_refused_by_the_losses_that_would_learn_nothing_of_it():
+    for loss in (CurrentTeacherLoss(), BalancedCrossEntropy()):
+        with pytest.raises(ValueError, match=r"expected at least two classes, got \(4, 1\).* lwf_mc_loss"):
+            loss(torch.zeros(4, 1), torch.zeros(4, dtype=torch.long))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -568,3 +569,28 @@ def test_errors_of_resume():
         resume(strategy_of(Net(nn.Linear(8, 10)), []), checkpoint(strategy))
     with pytest.raises(RuntimeError, match="Missing key"):
         resume(strategy_of(Net(nn.Linear(8, 10), norm=False), [LwFPlugin()]), {**checkpoint(strategy), "model": {"tensors": {}, "tasks": {}}})
+
+
+# One class at a time -----------------------------------------------------------------------------------------------------
+
+def test_a_softmax_over_one_class_is_refused_before_its_first_step():
+    """The first experience is the strategy's own, over all ten columns of the head; the second has nothing that a softmax keeps."""
+    stream = benchmark(experiences=10).train_stream
+    for plugin in (LwFPlugin(), LwFPlugin(ce_over="seen")):
+        with pytest.raises(ValueError, match="experience 2: LwF's softmax of an old head would be over one class, .* LwFMCPlugin"):
+            trained(Net(nn.Linear(8, 10)), plugin, stream, 2)
+    plugin = LwFPlugin()
+    plugin.seen, plugin.teacher, plugin.experience = {0: [1, 2]}, object(), 1
+    with pytest.raises(ValueError, match="experience 2 has one class, .* Expected ce_over='seen'"):
+        plugin.before_training_exp(SimpleNamespace(device="cpu", experience=next(iter(stream)), model=Net(nn.Linear(8, 10))))
+    with pytest.raises(ValueError, match="experience 1 has one new class, .* LwFMCPlugin"):
+        trained(Net(nn.Linear(8, 10)), GlobalDistillationPlugin(lambda p: torch.optim.SGD(p, lr=0.1), "head", 1, 1), stream, 1)
+
+
+def test_sigmoids_learn_one_class_at_a_time():
+    stream = benchmark(experiences=10).train_stream
+    strategy, before, steps = trained(Net(nn.Linear(8, 10)), LwFMCPlugin(), stream, 2)
+    new, = list(stream)[1].classes_in_this_experience
+    input = steps[-1]["x"]
+    strategy.model.eval()
+    assert (strategy.model(input)[:, new] > before(input)[:, new]).all()

@@ -5,6 +5,7 @@ from small_incremental import small
 
 from kdtasks.core.stages import Stage, check_stages, final_stage, with_control
 from kdtasks.engine.builder import ConfigError
+from kdtasks.incremental.lwf import lwf_losses
 from kdtasks.incremental.stages import at, chain, global_distillation
 
 GD = "kdtasks.incremental.gd."
@@ -190,3 +191,49 @@ def test_the_config_is_left_as_it_is(gd):
     chain(gd)
     at(gd, 1)
     assert repr(gd) == before and gd["stages"]["type"].endswith("global_distillation")
+
+
+# One class, no softmax ----------------------------------------------------------------------------------------------------
+def sized(config, *sizes, losses=None):
+    return {**config, "student": {**config["student"], "sizes": list(sizes)}, "losses": losses or config["losses"]}
+
+
+@pytest.mark.parametrize("preset, sizes, said", [
+    ("paper", (2, 1, 2), r"loss_cls: CrossEntropyLoss of 'student.new' is a softmax over one class in experience 2 of sizes \(2, 1, 2\)"),
+    ("pycil", (2, 2, 1), "loss_cls: CrossEntropyLoss of 'student.new' .* in experience 3"),
+    ("avalanche", (1, 2, 2), "loss_cls: CrossEntropyLoss of 'student' .* in experience 1"),
+    ("mammoth", (1, 1, 1), "experience 1")])
+def test_an_experience_of_one_class_is_refused_where_a_softmax_would_not_learn_it(config, preset, sizes, said):
+    with pytest.raises(ValueError, match=f"(?s){said}.*lwf_losses\\('lwf_mc'\\), which learns one by one"):
+        chain(sized(config, *sizes, losses=lwf_losses(preset)))
+
+
+def test_old_heads_and_the_only_old_class(config):
+    only_old = {**lwf_losses("paper"), "loss_cls": dict(type="user.sigmoid", of=("student.new", "target.new"))}
+    with pytest.raises(ValueError, match="loss_lwf: LwFLoss of 'student.old_heads' is a softmax over one class in experience 3"):
+        chain(sized(config, 2, 1, 2, losses=only_old))
+    with pytest.raises(ValueError, match="loss_lwf: LwFLoss of 'student.old' is a softmax over one class in experience 2"):
+        chain(sized(config, 1, 2, 2, losses={**only_old, "loss_lwf": lwf_losses("facil")["loss_lwf"]}))
+
+
+def test_the_forms_that_learn_one_class_are_not_refused(config):
+    for preset, sizes in (("lwf_mc", (1, 1, 1)), ("avalanche", (2, 1, 1)), ("mammoth", (2, 1, 2))):
+        assert by_name(chain(sized(config, *sizes, losses=lwf_losses(preset))))
+
+
+def test_global_distillation_of_one_class(gd):
+    with pytest.raises(ValueError, match="loss_new: CurrentTeacherLoss of 'student.new' is a softmax over one class in experience 2"):
+        global_distillation(sized(gd, 2, 1, 2), {"length": 1})
+    with pytest.raises(ValueError, match="loss_cls: BalancedCrossEntropy of 'student' .* in experience 1"):
+        global_distillation(sized(gd, 1, 2, 2), {"length": 1}, terms="P")
+    assert global_distillation(sized(gd, 2, 1, 2), {"length": 1}, terms="PQ")                  # labels teach M the one class
+
+
+@pytest.mark.parametrize("terms", ["Q", "P", "PQ"])
+def test_without_its_term_no_current_teacher_is_trained(gd, terms):
+    stages = by_name(global_distillation(gd, {"length": 1}, terms=terms))
+    assert not any(name.startswith("current") for name in stages) and {"main2", "main3", "distilled"} <= stages.keys()
+    assert all(stage["teachers"].keys() == {"previous"} for stage in stages.values() if stage.get("teachers"))
+    entry = stages["main2"]["losses"]["loss_gd"]
+    assert entry["terms"] == terms and entry["of"] == ["student", "previous", "previous", "target.all", "class_counts"]
+    check_stages([Stage(**stage) for stage in stages.values()], ["student"])

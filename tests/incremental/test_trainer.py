@@ -560,3 +560,10 @@ def test_a_cache_of_what_is_no_tensor_is_refused_before_the_first_step(tmp_path)
     with pytest.raises(ConfigError, match="the cache keeps tensors, and 'teacher.heads' is none: cache=None, or a loss of one tensor"):
         run.train()
     assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_the_task_incremental_accuracy_of_one_class_is_said_to_mean_nothing():
+    network = growing(nn.Sequential(nn.Linear(2, 1)), (2, 1))
+    batch = {"input": torch.randn(6, 2), "target": torch.tensor([0, 1, 2, 2, 0, 1])}
+    with pytest.warns(UserWarning, match=r"experiences \[2\] have one class each: their task-incremental accuracy is 100"):
+        assert trainer.evaluate(network, [batch])["task_il_on_2"] == 100
