@@ -295,10 +295,24 @@ class plain_errors:
         if kind is not None and issubclass(kind, EXPECTED_ERRORS) and _is_ours(error, trace):
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
+        if kind is not None and issubclass(kind, ImportError) and _is_of_opencv(trace):
+            print(f"error: mmengine needs OpenCV, which cannot be imported here: {error}; on a machine without a screen: "
+                  "pip uninstall -y opencv-python; pip install opencv-python-headless", file=sys.stderr)
+            raise SystemExit(1) from None
         if kind is KeyboardInterrupt:
             print("stopped; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
             raise SystemExit(130) from None
         return False
+
+
+def _is_of_opencv(trace) -> bool:
+    """Whether an ``import cv2`` failed: its wheel for desktops needs libGL, which servers lack."""
+    while trace:
+        line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()
+        if line.startswith(("import cv2", "from cv2")):
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def _is_ours(error: BaseException, trace) -> bool:
