@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from kdtasks.core.finite import not_finite
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.trial import state_kept
 
@@ -227,12 +228,13 @@ def load_weights(model: nn.Module, path: str | Path, grown: bool = False, prefix
 
     Raises:
         FileNotFoundError, ValueError: as :func:`read_weights`; or names or shapes differ (the first few are listed), or
-            several parts of the file fit. The model is then as it was.
+            several parts of the file fit; or a value is NaN or infinite where the model as it was built has another. The
+            model is then as it was.
     """
     state, meta = read_weights(path)
     state = _part(state, prefix) if prefix else state
     if _fits(model, state, grown):
-        model.load_state_dict(_completed(model, state, grown), strict=True)
+        _load(model, _completed(model, state, grown), path)
         return meta
     readings = [(state, ""), *_readings(model, state)]
     for fits in (_fits, _loads):
@@ -243,7 +245,7 @@ def load_weights(model: nn.Module, path: str | Path, grown: bool = False, prefix
                              + "; ".join(parts) + ". Save the one that is meant by itself")
         if found:
             reading, said = found[0]
-            model.load_state_dict(_completed(model, reading, grown), strict=True)
+            _load(model, _completed(model, reading, grown), path)
             if said:
                 warnings.warn(f"{str(path)!r}: {said}", stacklevel=2)
             return meta
@@ -323,6 +325,21 @@ def _differences(model: nn.Module, state: dict) -> str:
     found = [f"{what}: {', '.join(names[:4])}" + (f" (+{len(names) - 4} more)" if len(names) > 4 else "")
              for what, names in (("missing", missing), ("unexpected", extra), ("other shape", other)) if names]
     return "; ".join(found)
+
+
+def _load(model: nn.Module, state: dict, path: str | Path) -> None:
+    """What is not finite is so in the model as it was built too (-inf in a mask, the first range of an observer)."""
+    own = model.state_dict()
+    for name in not_finite({name: value for name, value in state.items() if isinstance(value, torch.Tensor)}):
+        given, built = state[name], own.get(name)
+        wrong = ~given.isfinite()
+        if isinstance(built, torch.Tensor) and not is_lazy(built) and built.shape == given.shape:
+            built = built.to(given.device)
+            wrong &= ~((given == built) | (given.isnan() & built.isnan()))
+        if bool(wrong.any()):
+            raise ValueError(f"{str(path)!r} holds {float(given[wrong][0])} in {name!r} ({int(wrong.sum())} of its "
+                             f"{wrong.numel()} values): a model with such weights computes nothing")
+    model.load_state_dict(state, strict=True)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:

@@ -12,11 +12,12 @@ from kdtasks.core import Distiller
 from kdtasks.core.cache import TeacherCache, model_hash
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.loader import Loader
+from kdtasks.engine.processes import beating, led
 
 
 def cached_outputs(distiller: Distiller, sweep: Loader, views: int, folder: Path, facts: dict,
-                   precision: Callable[[], AbstractContextManager], probe: dict, write: bool = True) -> Callable[[dict], dict]:
-    """What adds the teachers' tensors to a batch; fills the cache first where it is missing or of something else.
+                   precision: Callable[[], AbstractContextManager], probe: dict) -> Callable[[dict], dict]:
+    """What adds the teachers' tensors to a batch; rank 0 fills the cache first where it is missing or of something else.
 
     Args:
         distiller: a built Distiller; every tensor that its losses want of a teacher is kept.
@@ -26,7 +27,6 @@ def cached_outputs(distiller: Distiller, sweep: Loader, views: int, folder: Path
         facts: whatever else the outputs depend on: teachers' options, the description of the data, the seed.
         precision: the autocast context of the run's steps.
         probe: a training batch; what is kept of its samples must be what the teachers say about it.
-        write: whether this process fills the cache (rank 0), or waits for the one that does.
 
     Returns:
         ``batch -> batch`` with the tensors added, which has the same effect on a step as running the teachers.
@@ -54,13 +54,14 @@ def cached_outputs(distiller: Distiller, sweep: Loader, views: int, folder: Path
             found |= {name: given[name] for name in names}
         return found
 
-    if write and TeacherCache.open(folder, key) is None:
-        distiller.eval()
-        with torch.no_grad():
-            batches = (batch for view in range(views) for batch in sweep.epoch(view))
-            TeacherCache.write(folder, key, len(sweep.dataset), views, batches, outputs)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+    def fill(beat: Callable[[], None]) -> None:
+        if TeacherCache.open(folder, key) is None:
+            distiller.eval()
+            batches = (batch for view in range(views) for batch in beating(beat, sweep.epoch(view)))
+            with torch.no_grad():
+                TeacherCache.write(folder, key, len(sweep.dataset), views, batches, outputs)
+
+    led(fill)
     cache = TeacherCache.open(folder, key)
     cache.to(device)
     distiller.eval()

@@ -4,11 +4,12 @@ import itertools
 import warnings
 from typing import TYPE_CHECKING
 
-import torch
-
+from kdtasks.core import Distiller
+from kdtasks.core.finite import not_finite
 from kdtasks.engine import builder
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.config import iterations
+from kdtasks.engine.evaluation import evaluate
 
 if TYPE_CHECKING:
     from kdtasks.engine.run import Run
@@ -54,9 +55,8 @@ def check(run: "Run") -> None:
             optimizer = builder.build(run.setting(stage, "optimizer"), "optimizer", params=trained)
             optimizers[stage.name] = optimizer
             build_schedulers(run.schedule(stage), optimizer, length, len(loader))
-            with torch.no_grad():
-                distiller.student.eval()
-                run.task.evaluate(distiller.student, _First(run.test_loader(stage, workers=0)))
+            _check_teachers(distiller)
+            evaluate(run.task, distiller.student, _First(run.test_loader(stage, workers=0)))
         except ValueError as error:
             raise ConfigError(f"stage {stage.name!r}: {error}") from error
         if max(stage.keep, default=0) * len(loader) > length:
@@ -70,3 +70,11 @@ def check(run: "Run") -> None:
                 raise ConfigError(f"stage {stage.name!r}: optimizer_state='keep' needs the optimizer and the parameters of "
                                   f"stage {source!r}: it has {kinds[0][0]} of {sum(kinds[0][1])} parameters, this one "
                                   f"{kinds[1][0]} of {sum(kinds[1][1])}")
+
+
+def _check_teachers(distiller: Distiller) -> None:
+    """A teacher whose weights are not finite teaches nothing, and would be noticed only when its own stage comes."""
+    for role in distiller.teachers:
+        bad = not_finite(dict(distiller.model(role).named_parameters()))
+        if bad:
+            raise ConfigError(f"the weights {bad[0]!r} of {role!r} are not finite")

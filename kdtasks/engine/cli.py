@@ -2,13 +2,14 @@
 
 import argparse
 import ast
+import hashlib
 import importlib
 import linecache
 import os
 import re
 import select
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from kdtasks.engine.config_files import config_titles, find_config, shared_folde
 from kdtasks.engine.errors import ConfigError
 
 EXPECTED_ERRORS = (ConfigError, FileNotFoundError, ValueError, RuntimeError, OSError)
+
+LONGEST_OPTIONS = 60                         # characters of a folder's name
 
 
 def option(text: str) -> tuple[str, object]:
@@ -29,6 +32,12 @@ def option(text: str) -> tuple[str, object]:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return key, value
+
+
+def _minutes(text: str) -> float:
+    if not 0 < (value := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected minutes > 0, got {text!r}")
+    return value
 
 
 def common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,11 +80,14 @@ def train(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="train.py", description="Train every stage of a config.")
     parser.add_argument("config", nargs="?", help="a config file, or the name of one that comes with the "
                         "package; with --list it may be left out")
-    parser.add_argument("--work-dir", help="default: work_dirs/<config>/seed<N>")
+    parser.add_argument("--work-dir", help="default: work_dirs/<config>/seed<N>, "
+                                           "with --cfg-options work_dirs/<config>-<options>/seed<N>")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on where a run in the work_dir stopped")
     parser.add_argument("--amp", action="store_true", help="mixed precision in bfloat16")
     parser.add_argument("--launcher", choices=["none", "pytorch"], default="none")
+    parser.add_argument("--wait-limit", type=_minutes, default=10, metavar="MINUTES", help="how long one of several processes "
+                        "waits for another in a step before the run ends with an error (default: %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="two steps of each stage on random tensors, then stop")
     parser.add_argument("--list", action="store_true", help="list the configs; with a config, its stages and tensor names")
     common_arguments(parser)
@@ -93,8 +105,9 @@ def train(arguments: Sequence[str] | None = None) -> None:
         options = dict(args.cfg_options) | ({"amp": "bfloat16"} if args.amp else {})
         path = find_config(args.config)
         config, name = configs.load(path, options), config_name(path)
-        start_processes(args.launcher, args.device)
-        run = Run(config, args.work_dir or Path("work_dirs") / name / f"seed{args.seed}", args.seed, args.device, name)
+        start_processes(args.launcher, args.device, args.wait_limit)
+        work_dir = args.work_dir or Path("work_dirs") / folder_name(name, options) / f"seed{args.seed}"
+        run = Run(config, work_dir, args.seed, args.device, name)
         if args.list:
             return _list_stages(run)
         if args.dry_run:
@@ -129,10 +142,9 @@ def test(arguments: Sequence[str] | None = None) -> None:
     if not known.config or not (known.checkpoint or known.help):
         parser.error("expected a config and a checkpoint")
     with plain_errors():
-        import torch
-
         from kdtasks.core.weights import load_weights, read_weights
         from kdtasks.engine import config as configs
+        from kdtasks.engine.evaluation import evaluate
         from kdtasks.engine.run import Run, task_module
 
         path = find_config(known.config)
@@ -156,8 +168,7 @@ def test(arguments: Sequence[str] | None = None) -> None:
         if run.data_is_drawn and args.seed is None and "seed" not in meta:
             print(f"warning: {args.checkpoint!r} does not say of which seed it is (no .json of a run is beside it), "
                   "and the test data depends on that: 0 is taken; --seed says another", file=sys.stderr)
-        with torch.no_grad():
-            metrics = run.task.evaluate(model, loader)
+        metrics = evaluate(run.task, model, loader)
         for metric, value in metrics.items():
             print(f"{metric} {value:.3f}")
         for path, why in loader.unreadable.items():
@@ -285,6 +296,19 @@ def config_names(paths: Sequence[str | Path]) -> list[str]:
     return names
 
 
+def folder_name(name: str, options: Mapping[str, object]) -> str:
+    """A config's name and the options that it runs with, so that each has a folder of its own.
+
+    ``('general_default', {'length': 2})`` -> ``general_default-length=2``. What is long, or no letter, figure or plain sign,
+    is cut or replaced, and a hash of all options then tells such folders apart.
+    """
+    said = ",".join(f"{key}={value}" for key, value in sorted(options.items()))
+    safe = re.sub(r"[^\w.,=+-]", "_", said, flags=re.ASCII)
+    if safe != said or len(said) > LONGEST_OPTIONS:
+        safe = f"{safe[:LONGEST_OPTIONS]}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
+    return f"{name}-{safe}" if said else name
+
+
 class plain_errors:
     """A wrong input ends in one clear line, not in a traceback; anything else is a bug and shows where it happened."""
 
@@ -299,6 +323,12 @@ class plain_errors:
             print(f"error: mmengine needs OpenCV, which cannot be imported here: {error}; on a machine without a screen: "
                   "pip uninstall -y opencv-python; pip install opencv-python-headless", file=sys.stderr)
             raise SystemExit(1) from None
+        if kind is not None and "torch" in sys.modules:
+            from kdtasks.engine.processes import lost_peer
+
+            if why := lost_peer(error):
+                print(f"error: {why}", file=sys.stderr)
+                raise SystemExit(1) from None
         if kind is KeyboardInterrupt:
             print("stopped; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
             raise SystemExit(130) from None

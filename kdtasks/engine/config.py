@@ -60,6 +60,7 @@ DATA_KEYS = {
     "unknown_classes": ("'error', or 'drop': what a test set has of classes that the training data lacks is left out, with a "
                         "warning that counts it", "error"),
     "skip_bad": ("whether to go on without the samples that cannot be read, which are noted, instead of stopping", False),
+    "timeout": ("seconds that the workers may take for a batch before the run ends with an error; 0: no limit", 600),
 }
 MODEL_KEYS = {                                                              # beside `type` and the model's arguments
     "checkpoint": "a file with the weights that the model starts from",
@@ -184,6 +185,7 @@ def complete(config: Mapping) -> dict:
         if name in ("student", *full["teachers"]):
             raise ConfigError(f"models.{name}: the config has a model of that name already")
     full["data"] = _data(full["data"], "data")
+    _check_numbers(full, "")
     _check(full)
     return full
 
@@ -251,7 +253,7 @@ def _check(config: dict) -> None:
     _want(isinstance(compiled, bool | dict), "compile", "True, False or a dict of torch.compile's arguments", compiled)
     _want(clip is None or (_number(clip) and clip > 0), "clip_grad", "None or a number > 0", clip)
     _want(threads is None or _count(threads, 1), "threads", "None or a whole number > 0", threads)
-    for key, least in (("batch_size", 1), ("test_batch_size", 1), ("workers", 0), ("unlabelled_per_batch", 0)):
+    for key, least in (("batch_size", 1), ("test_batch_size", 1), ("workers", 0), ("unlabelled_per_batch", 0), ("timeout", 0)):
         _want(_count(config["data"][key], least), f"data.{key}", f"a whole number >= {least}", config["data"][key])
     own = config["data"]["own"]
     _want(isinstance(own, list | tuple) and all(isinstance(name, str) for name in own), "data.own", "a list of names", own)
@@ -300,6 +302,15 @@ def check_losses(losses: Mapping, where: str) -> None:
             weight = entry.get("weight", 1)
             _want(_number(weight), f"{where}.{name}.weight", "a number or a dict(type=…) of a schedule", weight)
         _want(_number(entry.get("alone", 1)), f"{where}.{name}.alone", "a number", entry.get("alone"))
+
+
+def _check_numbers(value, where: str) -> None:
+    """No NaN and no infinity anywhere: a learning rate of NaN would cost the whole run."""
+    if isinstance(value, float):
+        _want(math.isfinite(value), where, "a finite number", value)
+    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, part in parts:
+        _check_numbers(part, f"{where}.{key}" if where else f"{key}")
 
 
 def _want(right: bool, where: str, what: str, value) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.core.files import write_atomically
+from kdtasks.core.finite import not_finite
 from kdtasks.core.trial import tried
 from kdtasks.core.weights import load_weights
 from kdtasks.engine import checkpoint
@@ -96,6 +97,8 @@ def export(work_dir: str | Path, format: str, output: str | Path | None = None, 
     form = _onnx_form(run, student, images) if format == "onnx" else OnnxForm(student, [(images,)])
     with tried(student):                                               # observers move in eval too; the file has them as loaded
         expected = [_leaves(form.model(*example)) for example in form.examples]
+    if any(not_finite({str(k): leaf for k, leaf in enumerate(leaves)}) for leaves in expected):
+        raise ConfigError(f"{str(source)!r} was not exported: on real test images its outputs are not finite")
     found: dict = {}
 
     def write_and_check(path: Path) -> None:

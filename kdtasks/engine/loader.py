@@ -84,6 +84,7 @@ class Loader:
             readable sample of the same pool stands in the place of an unreadable one, at most 100 in a row. In evaluation it is
             left out, so that a batch has fewer rows; one that would have none does not come.
         channels_last: memory format of a 4-D ``input``.
+        timeout: seconds that the workers may take for a batch; 0: no limit.
 
     Attributes:
         bad: ``{index: 'path: error'}`` of the unreadable samples met so far by this process.
@@ -95,13 +96,14 @@ class Loader:
         TypeError: the data set is of neither kind.
         IndexError: ``labelled`` names a sample that does not exist.
         RuntimeError: (while iterating) a sample cannot be read; says its index, its path where the data set has
-            ``path(i)`` or ``samples[i][0]``, and the cause.
+            ``path(i)`` or ``samples[i][0]``, and the cause. Or the workers gave no batch within ``timeout``.
     """
 
     def __init__(self, dataset, batch_size: int, *, seed: int = 0, shuffle: bool = True, drop_last: bool | None = None,
                  views: int = 0, labelled=None, unlabelled_per_batch: int = 0, per_class: int | None = None,
                  length: int | None = None, workers: int = 0, device="cpu", rank: int = 0, world: int = 1,
-                 collate: Callable | None = None, skip_bad: bool = False, channels_last: bool = False):
+                 collate: Callable | None = None, skip_bad: bool = False, channels_last: bool = False,
+                 timeout: float = 0):
         self.batched = callable(getattr(dataset, "batch", None))
         if not hasattr(dataset, "__len__") or not (self.batched or hasattr(dataset, "__getitem__")):
             raise TypeError(f"expected a data set with __len__ and either batch(index, view, seed) or __getitem__(i), "
@@ -144,7 +146,7 @@ class Loader:
         self.dataset, self.seed, self.device, self.channels_last = dataset, seed, torch.device(device), channels_last
         self.bad: dict[int, str] = {}
         collate = collate or getattr(dataset, "collate", None) or stack
-        self.reader = None if self.batched else _Reader(self, workers, collate, skip_bad, training)
+        self.reader = None if self.batched else _Reader(self, workers, collate, skip_bad, training, timeout)
 
     def __len__(self) -> int:
         """Iterations of an epoch, on this rank."""
@@ -385,12 +387,13 @@ class _Collate:
 class _Reader:
     """A map-style data set through torch's DataLoader."""
 
-    def __init__(self, loader: Loader, workers: int, collate: Callable, skip_bad: bool, training: bool):
+    def __init__(self, loader: Loader, workers: int, collate: Callable, skip_bad: bool, training: bool, timeout: float):
         self.plan, self.bad, self.left_out = loader.plan, loader.bad, not training
-        self.workers, self.begun = workers, 0
+        self.workers, self.begun, self.timeout = workers, 0, timeout
         self.data = torch.utils.data.DataLoader(
             _Samples(loader.dataset, loader.seed, loader.plan, skip_bad, training), batch_sampler=loader.plan,
             collate_fn=_Collate(collate, loader.seed), num_workers=workers, persistent_workers=workers > 0,
+            timeout=timeout if workers else 0,
             pin_memory=loader.device.type == "cuda", generator=torch.Generator(device="cpu"))
 
     def read(self, epoch: int, start: int) -> Iterator[tuple[dict, Tensor, Tensor]]:
@@ -411,6 +414,10 @@ class _Reader:
             except Exception as error:
                 if not self.workers:
                     raise
+                if "timed out after" in str(error):
+                    raise RuntimeError(f"the {self.workers} workers of the loader gave no batch within {self.timeout:g} s: "
+                                       "they hang, or the data is on a disk that does not answer; data.timeout=<seconds> "
+                                       "gives them longer, data.workers=0 shows where they hang") from None
                 # The frames of torch hold error and workers in a cycle; the collector then waits 5 s for each worker.
                 raise error.with_traceback(None)  # noqa: B904
             if bad and not self.bad:

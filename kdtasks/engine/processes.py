@@ -1,15 +1,30 @@
 """On which device, and in how many processes."""
 
 import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 
 import torch
 
 from kdtasks.engine.builder import ConfigError
 
+WAIT_LIMIT = 10                              # minutes, as torch's own for nccl
+BEAT = 5.0                                   # seconds between two signs of life of the rank that works while others wait
+_OF_AN_EXCHANGE = re.compile("gloo|nccl|connection (closed|reset)|tcpstore|timed out waiting|broken pipe|pair closure",
+                             re.IGNORECASE)
 
-def start_processes(launcher: str, device: str | None) -> None:
-    """Join the process group that torchrun describes: nccl on CUDA, gloo on a CPU."""
+
+def start_processes(launcher: str, device: str | None, minutes: float = WAIT_LIMIT) -> None:
+    """Join the process group that torchrun describes: nccl on CUDA, gloo on a CPU.
+
+    Args:
+        launcher: ``'none'`` (nothing is done) or ``'pytorch'``.
+        device: as in :func:`device_type`.
+        minutes: how long a rank waits for another in one exchange; then it stops with an error. Work that takes longer on
+            one rank goes through :func:`led`, which is not limited.
+    """
     if launcher == "none":
         return
     if "RANK" not in os.environ:
@@ -18,7 +33,69 @@ def start_processes(launcher: str, device: str | None) -> None:
     if device_type(device) == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "nccl" if device_type(device) == "cuda" else "gloo"
-    torch.distributed.init_process_group(backend, timeout=timedelta(days=1))       # the others wait while one fills a cache
+    torch.distributed.init_process_group(backend, timeout=timedelta(minutes=minutes))
+
+
+class PeerError(RuntimeError):
+    """Another process of this run has failed; the message says what it said."""
+
+
+def led(work: Callable[[Callable[[], None]], object]) -> None:
+    """Rank 0 runs ``work(beat)``, and the other ranks wait; what fails there ends them too.
+
+    However long the work takes: ``beat()``, called now and then, tells the others that it goes on, so that a rank which
+    has stalled or died is noticed within the limit of one exchange.
+
+    Raises:
+        PeerError: on the other ranks, where the work has failed.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        work(lambda: None)
+        return
+    if torch.distributed.get_rank() > 0:
+        while (told := _exchanged("")) == "going on":
+            pass
+        if told:
+            raise PeerError(f"rank 0 has stopped: {told}")
+        return
+    last = time.monotonic()
+
+    def beat() -> None:
+        nonlocal last
+        if time.monotonic() - last > BEAT:
+            _exchanged("going on")
+            last = time.monotonic()
+
+    try:
+        work(beat)
+    except Exception as error:
+        _exchanged(f"{error}" or type(error).__name__)
+        raise
+    _exchanged("")
+
+
+def lost_peer(error: BaseException) -> str:
+    """What to say of an exchange with a process that has died or does not answer; '' for any other error."""
+    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not grouped or not isinstance(error, RuntimeError) or not _OF_AN_EXCHANGE.search(str(error)):
+        return ""
+    what = "does not answer within --wait-limit" if "imed out" in str(error) or "imeout" in str(error) else "has ended"
+    return (f"rank {torch.distributed.get_rank()} stops: another process of this run {what}; see what that one says. "
+            "The same command with --resume goes on from the last checkpoint")
+
+
+def beating(beat: Callable[[], None], items: Iterable) -> Iterator:
+    """The items, with a ``beat()`` before each."""
+    for item in items:
+        beat()
+        yield item
+
+
+def _exchanged(word: str) -> str:
+    """What rank 0 says."""
+    said = [word]
+    torch.distributed.broadcast_object_list(said, src=0)
+    return said[0]
 
 
 def device_type(device: str | None) -> str:

@@ -25,7 +25,7 @@ from kdtasks.engine.caching import cached_outputs
 from kdtasks.engine.check import check
 from kdtasks.engine.config import LOSS_KEYS, MODEL_KEYS, TEACHER_KEYS, iterations, plain, stages_of
 from kdtasks.engine.loader import Loader
-from kdtasks.engine.processes import device_name, device_type
+from kdtasks.engine.processes import device_name, device_type, led
 from kdtasks.engine.show import Bar
 from kdtasks.engine.work_dir import WorkDir
 
@@ -64,6 +64,7 @@ class Run:
             torch.set_num_threads(self.config["threads"])
         self._sets: dict[str, object] = {}
         self._told: set[str] = set()                                 # unreadable files that the screen has named
+        self._said: set[str] = set()
         self.data_is_drawn = False                                        # whether a data set that was read has drawn numbers
         self.specs = {"student": self.config["student"], **self.config["teachers"], **self.config["models"]}
         self.stages: list[Stage] = []
@@ -403,7 +404,8 @@ class Run:
         return Loader(tested, data["test_batch_size"], shuffle=False, **self._reading(data))
 
     def _reading(self, data: Mapping) -> dict:
-        return {"seed": self.seed, "workers": data["workers"], "device": self.device, "skip_bad": data["skip_bad"],
+        return {"seed": self.seed, "workers": data["workers"], "timeout": data["timeout"], "device": self.device,
+                "skip_bad": data["skip_bad"],
                 "collate": builder.resolve(data["collate"], "data.collate") if data["collate"] else None,
                 "channels_last": self.config["channels_last"]}
 
@@ -421,7 +423,7 @@ class Run:
         facts = {"options": plain({name: self.specs.get(name) for name in stage.teachers}), "data": plain(data["train"]),
                  "seed": self.seed, "amp": self.config["amp"], "channels_last": self.config["channels_last"]}
         probe = next(iter(self.train_loader(stage, workers=0).epoch(0)))
-        return cached_outputs(distiller, sweep, views, self.work_dir / "cache", facts, self.precision, probe, self.rank == 0)
+        return cached_outputs(distiller, sweep, views, self.work_dir / "cache", facts, self.precision, probe)
 
     # Running ------------------------------------------------------------------------------------------------------
     @property
@@ -436,12 +438,18 @@ class Run:
         return schedule if isinstance(schedule, list) else [schedule]
 
     def open(self, resume: bool = False) -> None:
-        """Make the work_dir ready; see :meth:`WorkDir.open`. Other processes wait for the first."""
+        """Make the work_dir ready, for this run alone; see :meth:`WorkDir.open`. Other ranks wait for the first."""
+        led(lambda beat: self._open(resume))
+
+    def _open(self, resume: bool) -> None:
+        aside = self.files.open(self.config, self.seed, resume)
+        if aside and not self.quiet:
+            print(f"the former run is now in {aside}")
+
+    def close(self) -> None:
+        """Let others work in the work_dir; :meth:`train` does so when it ends."""
         if self.rank == 0:
-            aside = self.files.open(self.config, self.seed, resume)
-            if aside and not self.quiet:
-                print(f"the former run is now in {aside}")
-        self._wait()
+            self.files.close()
 
     def train(self, resume: bool = False, only: list[str] | None = None) -> dict:
         """Run the stages that are not done yet, and write results.json, student.pth with student.json, and report.html.
@@ -457,19 +465,18 @@ class Run:
             if name not in self.files.stages:
                 raise ConfigError(f"no stage is called {name!r}; {did_you_mean(name, self.files.stages)}")
         check(self)
-        self.open(resume)
         gc.freeze()                              # what is there now need not be gone through after each stage
         try:
+            self.open(resume)
             for stage in self.stages:
                 if stage.name not in self.done and (only is None or stage.name in only):
                     self._train_stage(stage, resume)
                     gc.collect()                 # runners, hooks and loops hold each other, and with them a whole stage
+            led(lambda beat: self._finish())
+            return self.results
         finally:
             gc.unfreeze()
-        if self.rank == 0:
-            self._finish()
-        self._wait()
-        return self.results
+            self.close()
 
     def _train_stage(self, stage: Stage, resume: bool) -> None:
         from kdtasks.engine.runner import StageRunner, leaves_parameters_out  # mmengine's Runner is slow to import
@@ -479,6 +486,7 @@ class Run:
         with self.seeded(f"{stage.name}:build"):
             distiller.build(first)
         unused = self.world > 1 and leaves_parameters_out(distiller, first)
+        differs = self._ranks_differ(distiller)
         prepare = self.cache(stage, distiller) or self.anchors(stage, distiller)
         length = iterations(self.setting(stage, "length"), len(loader), f"{stage.name}.length")
         config = self.config
@@ -494,20 +502,35 @@ class Run:
                 first_epoch=self._first_epoch(stage), meta=self._meta(stage), show=bar, options=config,
                 custom_hooks=copy.deepcopy(config["custom_hooks"]),
                 tensorboard=self.work_dir / "tensorboard" / stage.name if config["tensorboard"] and self.rank == 0 else None)
+            if differs:
+                runner.logger.warning(differs)
             last = self.folder(stage) / "last.pth"
             if resume and last.exists():
                 runner.resume_from(last)
             elif stage.optimizer_state == "keep":
                 runner.take_optimizer_state(self.files.folder(self.source(stage)) / "last.pth")
             runner.train()
-        if self.rank == 0:
-            found = {**runner.metrics, "seconds": round(runner.seconds, 3)}
-            further = self.task.summary(self, stage, found) if hasattr(self.task, "summary") else {}
-            unreadable = {part: paths for part, paths in runner.unreadable.items() if paths}
-            self._say_unreadable(unreadable)
-            self.files.finish(stage.name, {**found, **further, **({"unreadable": unreadable} if unreadable else {})})
-            checkpoint.save_json(self.results, self.work_dir / "results.json")
-        self._wait()
+        unreadable = {part: paths for part, paths in runner.unreadable.items() if paths}
+        led(lambda beat: self._note(stage, {**runner.metrics, "seconds": round(runner.seconds, 3)}, unreadable))
+
+    def _ranks_differ(self, distiller: Distiller) -> str:
+        """Why several processes do not give what one would; said once on the screen."""
+        normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for role in distiller.learners
+                     for module in distiller.model(role).modules())
+        if self.world == 1 or self.config["sync_bn"] or not normed:
+            return ""
+        why = (f"BatchNorm sees the rows of its own process only: {self.world} processes do not train as one would, and what "
+               "is saved has the statistics of the first; sync_bn=True shares them (on CUDA)")
+        if not self.quiet and why not in self._said:
+            print(f"note: {why}")
+            self._said.add(why)
+        return why
+
+    def _note(self, stage: Stage, found: dict, unreadable: dict) -> None:
+        further = self.task.summary(self, stage, found) if hasattr(self.task, "summary") else {}
+        self._say_unreadable(unreadable)
+        self.files.finish(stage.name, {**found, **further, **({"unreadable": unreadable} if unreadable else {})})
+        checkpoint.save_json(self.results, self.work_dir / "results.json")
 
     def _say_unreadable(self, unreadable: Mapping[str, Mapping[str, str]]) -> None:
         """Once a run, on the screen: how many samples could not be read."""
@@ -533,10 +556,6 @@ class Run:
             checkpoint.save_weights(state["state_dict"], state["meta"], self.work_dir / "student.pth")
         checkpoint.save_json(self.results, self.work_dir / "results.json")
         write_report(self)
-
-    def _wait(self) -> None:
-        if self.world > 1:
-            torch.distributed.barrier()
 
 
 def _tuple(of) -> tuple[str, ...]:

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdtasks.core import Distiller
+from kdtasks.core.finite import not_finite
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.trial import state_kept
 from kdtasks.engine import checkpoint
+from kdtasks.engine.evaluation import evaluate
 from kdtasks.engine.optim import MovingAverage, StepWrapper, build_schedulers
 from kdtasks.engine.show import METRICS
 
@@ -148,24 +150,6 @@ class StageLoop(BaseLoop):
             self.runner.fail(str(error))
 
 
-class Watched:
-    """A loader that says how far it has been read, and is the loader otherwise."""
-
-    def __init__(self, loader, tell: Callable[[float], None]):
-        self.loader, self.tell = loader, tell
-
-    def __iter__(self):
-        for count, batch in enumerate(self.loader):
-            self.tell(count / len(self.loader))
-            yield batch
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __getattr__(self, name: str):
-        return getattr(self.loader, name)
-
-
 class StageRunner(Runner):
     """mmengine's Runner, with what breaks on a current torch put right in one place.
 
@@ -203,7 +187,7 @@ class StageRunner(Runner):
         self.best: float | None = None
         self.seconds, self._since = 0.0, time.perf_counter()
         trained = select_parameters(distiller, train)
-        unique = f"{name}_{next(_numbers)}"                    # mmengine keeps loggers and visualizers by name, for ever
+        unique = f"{name}_{next(_numbers)}"                    # mmengine keeps loggers and visualizers by name
         super().__init__(
             model=distiller, work_dir=str(self.folder), train_dataloader=loader, train_cfg={}, optim_wrapper={},
             default_hooks={"runtime_info": None, "timer": None, "sampler_seed": None, "logger": None, "checkpoint": None},
@@ -219,6 +203,7 @@ class StageRunner(Runner):
                                      first_epoch)
         self.param_schedulers = build_schedulers(schedule, self.optim_wrapper, length, len(loader))
         self.average = MovingAverage(distiller.student, options["ema"]) if options["ema"] else None
+        self._never_finite = set(not_finite(self._buffers()))            # masks of -inf, the first range of an observer
 
     # What mmengine's Runner does otherwise ---------------------------------------------------------------------
     def build_logger(self, *args, **kwargs) -> MMLogger:
@@ -261,6 +246,8 @@ class StageRunner(Runner):
             self.visualizer.close()
             for handler in self.logger.handlers:
                 handler.close()
+            for kept in (self.logger, self.message_hub, self.visualizer, self.default_scope):  # by name, for ever
+                type(kept)._instance_dict.pop(kept.instance_name, None)
 
     # Reading, evaluating, saving -----------------------------------------------------------------------------
     @property
@@ -284,15 +271,12 @@ class StageRunner(Runner):
     def evaluate_now(self) -> None:
         """Evaluate, note the metrics, and keep the best weights."""
         self.call_hook("before_val")
-        model = self.evaluated
-        model.eval()
-        with torch.no_grad():
-            try:
-                found = self.task.evaluate(model, Watched(self.test_loader, self._evaluating))
-            except ValueError as error:                                          # embeddings that are not finite, say
-                raise ValueError(f"evaluation after iteration {self._train_loop.iter} of stage {self.meta.get('stage')!r}: "
-                                 f"{error}") from error
-        self.metrics = {name: float(value) for name, value in found.items()}
+        try:
+            self.metrics = evaluate(self.task, self.evaluated, self.test_loader, self._evaluating)
+        except ValueError as error:                                              # an answer that is not finite, say
+            self._check_finite()
+            raise ValueError(f"evaluation after iteration {self._train_loop.iter} of stage {self.meta.get('stage')!r}: "
+                             f"{error}") from error
         self.distiller.train()
         self.history.append({"iteration": self._train_loop.iter, **self.metrics})
         self.logger.info("%d/%d  %s", self._train_loop.iter, self._train_loop.max_iters,
@@ -392,6 +376,8 @@ class StageRunner(Runner):
         self.unreadable = resume.get("unreadable", {})
         self.best, self.seconds = resume["best"], resume["seconds"]
         checkpoint.set_random_state(resume["random"][self.rank])
+        if self.rank == 0:                                                  # a kill between the two files
+            checkpoint.save_json(self.history, self.folder / "history.json")
 
     def take_optimizer_state(self, path: Path) -> None:
         """Go on with the momentum in another stage's ``last.pth``; the learning rate stays this stage's own."""
@@ -399,13 +385,16 @@ class StageRunner(Runner):
         former = checkpoint.load(path)["resume"]["optimizer"]["state"]
         optimizer.load_state_dict({**optimizer.state_dict(), "state": former})
 
+    def _buffers(self) -> dict[str, Tensor]:
+        average = {f"average.{name}": b for name, b in self.average.model.named_buffers()} if self.average else {}
+        return {**dict(self.distiller.named_buffers()), **average}
+
     def _check_finite(self) -> None:
-        tensors = [p for p in self.distiller.parameters() if p.is_floating_point()]
-        norms = torch.stack([n.double() for n in torch._foreach_norm([p.detach() for p in tensors])])
-        if not bool(norms.isfinite().all()):
-            names = {id(p): n for n, p in self.distiller.named_parameters()}
-            bad = next(names[id(p)] for p, n in zip(tensors, norms.tolist()) if not abs(n) < float("inf"))
-            self.fail(f"the weights {bad!r} are not finite after iteration {self._train_loop.iter - 1}")
+        weights = dict(self.distiller.named_parameters())
+        bad = [name for name in not_finite({**weights, **self._buffers()}) if name not in self._never_finite]
+        if bad:
+            what = "weights" if bad[0] in weights else "statistics"
+            self.fail(f"the {what} {bad[0]!r} are not finite after iteration {self._train_loop.iter - 1}")
 
     def fail(self, what: str) -> None:
         """Save what there is beside the last good checkpoint, and stop.

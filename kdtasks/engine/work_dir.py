@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from kdtasks.core.files import write_atomically
-from kdtasks.engine import checkpoint
+from kdtasks.engine import checkpoint, lock
 from kdtasks.engine.builder import ConfigError
-from kdtasks.engine.config import IMPORT_FROM, difference, plain
+from kdtasks.engine.config import DATA_KEYS, IMPORT_FROM, difference, plain
+
+_TEMPORARY = re.compile(r"\..+\.(?:(\d{1,10})|[0-9a-f]{32}(?:\.old)?)\.tmp")    # a file of a process, or a cache half written
 
 
 class WorkDir:
@@ -40,37 +43,72 @@ class WorkDir:
         checkpoint.save_json({**self.done, stage: dict(results)}, self._done)
 
     def open(self, config: Mapping, seed: int, resume: bool) -> Path | None:
-        """Start in an empty folder, or go on in one of the same config.
+        """Start in an empty folder, or go on in one of the same config; nobody else works in it until :meth:`close`.
+
+        What holds nothing but temporary files of a run that was killed before it had begun is empty.
 
         Returns:
             Where a former run has been moved, if one was there and ``resume`` was not asked for.
 
         Raises:
-            ConfigError: ``resume`` where another config or seed has run (the message lists the differences); or something
-                that is no run lies there.
+            ConfigError: another process works there; or ``resume`` where another config or seed has run (the message
+                lists the differences); or something that is no run lies there.
         """
-        stamp, now, aside = self.path / "stages" / "config.json", plain({**config, "seed": seed}), None
-        if resume and stamp.exists():
-            for left in self.path.rglob(".*.tmp"):                        # of a run that was killed while it wrote
-                left.unlink()
-            differences = difference(json.loads(stamp.read_text()), now)
-            if differences:
-                raise ConfigError(f"--resume: {str(self.path)!r} holds a run of another configuration:\n  "
-                                  + "\n  ".join(differences) + "\nUse that configuration, or another --work-dir")
-            return None
-        if self.path.exists() and any(self.path.iterdir()):
-            if not stamp.exists():
-                raise ConfigError(f"--work-dir {str(self.path)!r} is not empty, and what is in it is no run; use another")
-            aside = _free_name(self.path)
-            self.path.rename(aside)
-        checkpoint.save_json(now, stamp)
-        self._write_config(config)
+        aside = None
+        lock.acquire(self.path)
+        try:
+            if not self._goes_on(config, seed, resume):
+                if not self._is_empty():
+                    if not self._stamp.exists():
+                        raise ConfigError(f"--work-dir {str(self.path)!r} is not empty, and what is in it is no run; "
+                                          "use another")
+                    aside = _free_name(self.path)
+                    lock.move(self.path, aside)
+                self._remove_temporaries()
+                checkpoint.save_json(_facts(config, seed), self._stamp)
+            if not (self.path / "config.py").exists():                    # a kill between the two
+                self._write_config(config)
+        except BaseException:
+            self.close()
+            raise
         return aside
+
+    def close(self) -> None:
+        """Let others work in the folder."""
+        lock.release(self.path)
+
+    @property
+    def _stamp(self) -> Path:
+        return self.path / "stages" / "config.json"
+
+    def _goes_on(self, config: Mapping, seed: int, resume: bool) -> bool:
+        if not (resume and self._stamp.exists()):
+            return False
+        former = json.loads(self._stamp.read_text(encoding="utf-8"))
+        former["data"] = {**{key: default for key, (_, default) in DATA_KEYS.items()}, **former["data"],
+                          "timeout": config["data"]["timeout"]}           # it changes no weight
+        differences = difference(former, _facts(config, seed))
+        if differences:
+            raise ConfigError(f"--resume: {str(self.path)!r} holds a run of another configuration:\n  "
+                              + "\n  ".join(differences) + "\nUse that configuration, or another --work-dir")
+        self._remove_temporaries()
+        return True
+
+    def _is_empty(self) -> bool:
+        return all(entry.is_dir() or entry.name == lock.NAME or _is_temporary(entry) for entry in self.path.rglob("*"))
+
+    def _remove_temporaries(self) -> None:
+        """What a process that is gone had begun to write; a living one, which exports a student say, keeps its own."""
+        for left in [entry for entry in self.path.rglob(".*.tmp") if _is_temporary(entry)]:
+            writer = _TEMPORARY.fullmatch(left.name)[1]
+            if writer and int(writer) != os.getpid() and lock.alive(int(writer)):
+                continue
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
     def _write_config(self, config: Mapping) -> None:
         from mmengine.config import Config
         text = Config({**{k: v for k, v in config.items() if v is not None}, "_import_from": list(IMPORT_FROM)}).pretty_text
-        write_atomically(self.path / "config.py", lambda file: file.write_text(text))
+        write_atomically(self.path / "config.py", lambda file: file.write_text(text, encoding="utf-8"))
 
     def adopt(self, stage: str, folder: Path) -> None:
         """Take over a stage that another run has finished: its results and its files (hard links where the disk can).
@@ -83,6 +121,14 @@ class WorkDir:
         shutil.rmtree(own, ignore_errors=True)
         shutil.copytree(folder, own, copy_function=_link)
         self.finish(stage, json.loads((folder.parent / "done.json").read_text())[stage])
+
+
+def _facts(config: Mapping, seed: int) -> dict:
+    return plain({**config, "seed": seed})
+
+
+def _is_temporary(path: Path) -> bool:
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def _free_name(path: Path) -> Path:

@@ -2,13 +2,14 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from kdtasks.core.stages import Stage
 from kdtasks.engine import checkpoint
+from kdtasks.engine.processes import beating, led
 from kdtasks.general.trainer import example as classification_example
 from kdtasks.incremental.data import IncrementalSet
 from kdtasks.incremental.metrics import average_incremental_accuracy, forgetting
@@ -119,15 +120,13 @@ def training_set(run, stage: Stage, made, load: str = "everything"):
         return made.with_external(sample_external(len(made.pool), len(made), seed=run.seed).random)
     if key not in run._sets:
         path = run.work_dir / "sampled" / f"{before}.pth"
-        if run.rank == 0 and not path.exists():
-            checkpoint.save(_sampled(run, before, made)._asdict(), path)
-        run._wait()
+        led(lambda beat: path.exists() or checkpoint.save(_sampled(run, before, made, beat)._asdict(), path))
         saved = torch.load(path, weights_only=True)
         run._sets[key] = torch.cat([saved["confident"], saved["random"]]).sort().values
     return made.with_external(run._sets[key])
 
 
-def _sampled(run, before: str, made: IncrementalSet) -> ExternalSample:
+def _sampled(run, before: str, made: IncrementalSet, beat: Callable[[], None]) -> ExternalSample:
     from kdtasks.engine.loader import Loader
 
     data = run.config["data"]
@@ -135,7 +134,7 @@ def _sampled(run, before: str, made: IncrementalSet) -> ExternalSample:
                     device=run.device, channels_last=run.config["channels_last"], skip_bad=data["skip_bad"])
     options = {**made.sampling}
     model = run.trained(before)
-    scores = scores_of(model, loader, score=options.pop("score", "logit"))
+    scores = beating(beat, scores_of(model, loader, score=options.pop("score", "logit")))
     found = sample_external(scores, len(made), seed=run.seed, draw=len(head_of(model)[1].sizes), **options)
     if not loader.bad:
         return found

@@ -157,3 +157,29 @@ def test_a_checkpoint_that_could_not_be_read_again_is_not_written(tmp_path):
     with pytest.raises(TypeError, match=r"state\['a'\]\[1\] is a float64"):
         checkpoint.save({"a": [1, __import__("numpy").float64(2)]}, tmp_path / "x.pth")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("option", "value"), [("optimizer.lr", float("nan")), ("optimizer.momentum", float("inf")),
+                                               ("student.width", float("nan")), ("schedule", [{"type": "LinearLR", "end": float("inf")}]),
+                                               ("losses.loss_kd.temperature", -float("inf"))])
+def test_numbers_that_are_not_finite(option, value):
+    with pytest.raises(ConfigError, match=rf"{option}.* must be a finite number, got (nan|-?inf)"):
+        small(**{option: value})
+
+
+def test_a_teachers_file_with_nan_is_refused_before_the_first_step(undisturbed, tmp_path):
+    state = weights(undisturbed, "teacher")["state_dict"]
+    state["1.running_var"][2] = float("nan")
+    torch.save(state, tmp_path / "teacher.pth")
+    run = Run(small(teacher__checkpoint=str(tmp_path / "teacher.pth")), tmp_path / "run", quiet=True)
+    with pytest.raises(ValueError, match=r"teacher.pth' holds nan in '1.running_var' \(1 of its 8 values\)"):
+        run.train()
+    assert not (tmp_path / "run").exists()
+
+
+def test_statistics_that_are_not_finite_are_not_saved(tmp_path):
+    run = Run(small(custom_hooks=[{"type": "small_parts.BreakStatistics"}]), tmp_path, quiet=True)
+    with pytest.raises(RuntimeError, match=r"the statistics 'student.1.running_mean' are not finite after iteration"):
+        run.train()
+    assert all(t.isfinite().all() for file in ("last.pth", "best.pth") for t in weights(run, "distilled", file)["state_dict"].values())
+    assert not (tmp_path / "student.pth").exists()

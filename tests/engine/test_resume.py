@@ -92,7 +92,8 @@ def test_kill_9_at_random_moments(undisturbed, tmp_path, attempt):
 
 def test_two_gloo_processes_equal_one(tmp_path):
     """Losses, gradients (through the weights they lead to), metrics: one process against two on the same global batch."""
-    options = ["student.norm=False", "teacher.norm=False", "student.width=4", "schedule=[]", "length={'iterations': 8}"]
+    options = ["student.norm=False", "teacher.norm=False", "student.width=4", "schedule=[]", "length={'iterations': 8}",
+               "data.test_batch_size=33"]
     script = [str(ROOT / "tools" / "train.py"), str(SMALL), "--cfg-options", *options]
     subprocess.run([sys.executable, *script, "--work-dir", str(tmp_path / "one")], cwd=tmp_path, check=True, capture_output=True)
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend",
@@ -103,6 +104,10 @@ def test_two_gloo_processes_equal_one(tmp_path):
         one, two = (torch.load(tmp_path / n / "stages" / stage / "last.pth", weights_only=True) for n in ("one", "two"))
         for name, value in one["state_dict"].items():
             assert torch.allclose(value, two["state_dict"][name], rtol=1e-4, atol=1e-6), (stage, name)
+    one, two = (json.loads((tmp_path / n / "results.json").read_text())["stages"] for n in ("one", "two"))
+    for stage, found in one.items():                            # 200 images in batches of 33: the last has two
+        assert {k: v for k, v in found.items() if k != "seconds"} == {k: v for k, v in two[stage].items() if k != "seconds"}
+    assert "BatchNorm" not in done.stdout + (tmp_path / "two" / "train.log").read_text()
 
 
 def test_resume_refuses_another_config_and_says_in_what(undisturbed):
@@ -197,3 +202,6 @@ def test_two_processes_with_parameters_that_get_no_gradient(tmp_path):
                            "--work-dir", str(tmp_path / "run"), "--cfg-options", *options], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "distilled" in json.loads((tmp_path / "run" / "results.json").read_text())["stages"]
+    said = "note: BatchNorm sees the rows of its own process only: 2 processes do not train as one would"
+    assert done.stdout.count(said) == 1                          # these networks have it
+    assert (tmp_path / "run" / "train.log").read_text().count(said.removeprefix("note: ")) == 3

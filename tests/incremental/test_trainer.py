@@ -531,7 +531,7 @@ def test_a_newcomers_first_run_and_what_can_be_done_with_it(tmp_path, capsys, mo
     config = ROOT / "configs" / "incremental" / "default.py"
     monkeypatch.chdir(tmp_path)
     cli.train([str(config), "--seed", "3", "--device", "cpu", "--cfg-options", "length=1"])
-    folder = tmp_path / "work_dirs" / "incremental_default" / "seed3"
+    folder = tmp_path / "work_dirs" / "incremental_default-length=1" / "seed3"
     results = json.loads((folder / "results.json").read_text())
     for name, rows in (("alone", 5), ("joint", 1), ("distilled", 5)):
         found = results["stages"][name]

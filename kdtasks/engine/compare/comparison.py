@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdtasks.core.files import write_atomically
-from kdtasks.engine import checkpoint
+from kdtasks.engine import checkpoint, lock
 from kdtasks.engine.check import check
 from kdtasks.engine.compare.jobs import run_jobs
 from kdtasks.engine.compare.plan import plan_jobs
@@ -30,11 +30,14 @@ def compare(configs: Mapping[str, Mapping], seeds: Sequence[int], work_dir: str 
         The content of ``compare.json``.
 
     Raises:
-        ConfigError: what cannot be compared, or what is wrong in a config; before the first step of any.
+        ConfigError: what cannot be compared, what is wrong in a config, or a folder in which another process works;
+            before the first step of any.
     """
     work_dir = Path(work_dir)
     arms, jobs = plan_jobs(configs, seeds, work_dir, device, teacher_per_seed)
     todo = [job for job in jobs if job.results is None]
+    for job in todo:
+        lock.check_free(job.folder)
     for arm in arms:
         if any(job in todo for job in arm.jobs.values()):
             check(arm.run)

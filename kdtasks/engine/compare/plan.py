@@ -63,10 +63,13 @@ class TrainingJob:
         """Train what is not trained yet."""
         run = Run(self.config, self.folder, self.seed, device, self.name, quiet)
         run.open(resume=True)
-        for stage, other in self.given.items():
-            if stage not in run.done:
-                run.files.adopt(stage, other.folder / "stages" / f"{other.stages.index(stage)}_{stage}")
-        run.train(resume=True)
+        try:
+            for stage, other in self.given.items():
+                if stage not in run.done:
+                    run.files.adopt(stage, other.folder / "stages" / f"{other.stages.index(stage)}_{stage}")
+            run.train(resume=True)
+        finally:
+            run.close()
 
 
 class ConfigArm:

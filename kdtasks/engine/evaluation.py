@@ -1,0 +1,114 @@
+"""A task's evaluation, in which nothing that is not finite passes for an answer."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def evaluate(task, model: nn.Module, loader, tell: Callable[[float], None] | None = None) -> dict[str, float]:
+    """``task.evaluate(model, loader)`` in eval mode and without gradients, with the model's inputs and outputs watched.
+
+    The argmax of NaN is class 0 and a box with a score of NaN is no box: a number would come out of either. So what is not
+    finite is noted on the device, and read once at the end. In rows of scores (B, C) -inf may stand for classes that are
+    masked, as long as one is left.
+
+    Args:
+        task: a trainer module. Where its ``deciding(model)`` lists modules, their outputs are watched instead of the
+            model's, which may have left out by then what is not finite.
+        model: in any mode; it stays in eval.
+        loader: gives the batches.
+        tell: called with the share that has been read.
+
+    Raises:
+        ValueError: an input or an output is not finite; names the first such sample.
+    """
+    watch = _Watch(loader, tell)
+    modules = task.deciding(model) if hasattr(task, "deciding") else [model]
+    hooks = [module.register_forward_hook(watch.note_output) for module in modules]
+    try:
+        with torch.no_grad():
+            model.eval()                                                  # which some models do not return
+            found = task.evaluate(model, watch)
+    except Exception:
+        watch.check()                                                     # what went wrong then is what it led to
+        raise
+    finally:
+        for hook in hooks:
+            hook.remove()
+    watch.check()
+    return {name: float(value) for name, value in found.items()}
+
+
+class _Watch:
+    """A loader that notes which samples are not finite, and is the loader otherwise."""
+
+    def __init__(self, loader, tell: Callable[[float], None] | None):
+        self.loader, self.tell = loader, tell
+        self.batches: list[dict] = []                                     # of each: how many samples, and which they are
+        self.notes: list[tuple[int, str, Tensor]] = []                    # batch, what, (B,) or (1,) bool on the device
+
+    def __iter__(self) -> Iterator[dict]:
+        for count, batch in enumerate(self.loader):
+            if self.tell:
+                self.tell(count / len(self.loader))
+            self.batches.append({"index": batch.get("index"), "size": len(batch["input"])})
+            self._note("input", batch["input"])
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __getattr__(self, name: str):
+        return getattr(self.loader, name)
+
+    def note_output(self, module: nn.Module, inputs: tuple, output) -> None:
+        if self.batches:
+            self._note("output", output)
+
+    def _note(self, what: str, value) -> None:
+        size = self.batches[-1]["size"]
+        for bad in _rows_not_finite(value, size):
+            self.notes.append((len(self.batches) - 1, what, bad))
+
+    def check(self) -> None:
+        """Raise ValueError if anything was not finite, inputs first."""
+        self.notes.sort(key=lambda note: note[1])                         # 'input' before 'output'; stable
+        device = next((bad.device for _, what, bad in self.notes if what == "output"), "cpu")
+        wrong = [bad.any().to(device, non_blocking=True) for _, _, bad in self.notes]
+        first = torch.stack(wrong).nonzero().flatten().tolist() if wrong else []              # the one wait
+        if not first:
+            return
+        number, what, bad = self.notes[first[0]]
+        batch, rows = self.batches[number], bad.nonzero().flatten().tolist()
+        where = f"batch {number}" if len(bad) != batch["size"] else self._sample(batch, rows[0])
+        raise ValueError(f"the model's {what} is not finite (NaN or infinite) for {where} of the test data"
+                         + ("; expected an image without such values" if what == "input" else
+                            ", though the image is; no metric can be computed of it"))
+
+    def _sample(self, batch: Mapping, row: int) -> str:
+        index = row if batch["index"] is None else int(batch["index"][row])
+        data = getattr(self.loader, "dataset", None)
+        try:
+            path = data.path(index) if hasattr(data, "path") else data.samples[index][0]
+        except Exception:                                                 # a data set that tells no path
+            return f"sample {index}"
+        return f"sample {index} ({path})"
+
+
+def _rows_not_finite(value, size: int) -> list[Tensor]:
+    """Of every tensor of floats in ``value``: (size,) bool where its rows are samples, else (1,)."""
+    if isinstance(value, Mapping):
+        return [bad for part in value.values() for bad in _rows_not_finite(part, size)]
+    if isinstance(value, list | tuple):
+        parts = [_rows_not_finite(part, size) for part in value]
+        if len(value) == size and not any(isinstance(part, Tensor) and part.shape[:1] == (size,) for part in value):
+            each = [torch.stack([bad.any() for bad in part]).any() for part in parts if part]
+            return [torch.stack(each)] if len(each) == size else [bad for part in parts for bad in part]
+        return [bad for part in parts for bad in part]
+    if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
+        return []
+    rows = value if value.ndim and len(value) == size else value[None]
+    if rows.ndim == 2:
+        rows = rows.amax(1, keepdim=True)                                 # a class that is masked has -inf
+    return [~rows.isfinite().reshape(len(rows), -1).all(1)]
