@@ -4,7 +4,7 @@
 mmengine finds a full dotted path by itself. :mod:`kdtasks.detection.mmdet_distiller` says what losses can be called with. mmdet
 and mmcv are imported when a detector is built.
 
-Tested with RetinaNet, GFL, FCOS, Faster R-CNN and Cascade R-CNN (its RPN and its features). Others usually work: the student
+Tested with the families that tests/detection/test_plugin_families.py lists. Others usually work: the student
 is tried when it is built, on one image, and what it cannot do is said then.
 """
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from kdtasks.core import Teacher
 from kdtasks.core.weights import load_weights
+from kdtasks.detection.detectors import replaced
 from kdtasks.detection.mmdet_distiller import MMDetDistiller, example_batch, kind_of
 from kdtasks.engine import builder
 
@@ -72,8 +73,9 @@ class DistillDetector(BaseModel):
             taught_by = _taught(_detector(teacher, "teacher"), teacher_checkpoint)
             terms = {name: _term(name, entry) for name, entry in losses.items()}
             device = get_device()                          # the Runner's: some heads average over its processes
-            self.distiller = MMDetDistiller(model.to(device), {"teacher": taught_by.to(device)}, terms, class_map=class_map)
-            self.distiller.build(example_batch(model))     # an adapter has its weights before the optimizer is made
+            with _as_initialized(model.to(device)):
+                self.distiller = MMDetDistiller(model, {"teacher": taught_by.to(device)}, terms, class_map=class_map)
+                self.distiller.build(example_batch(model))  # an adapter has its weights before the optimizer is made
             self.to("cpu")
         self.register_state_dict_post_hook(_to_student_names)
         self.register_load_state_dict_pre_hook(_from_student_names)
@@ -171,7 +173,7 @@ def _pretrained(model: nn.Module) -> tuple[str | None, str]:
     """The file of a ``Pretrained`` in the detector's own init_cfg, and the prefix of its names there."""
     entries = [model.init_cfg] if isinstance(model.init_cfg, Mapping) else model.init_cfg or []
     for entry in entries:
-        if getattr(entry["type"], "__name__", entry["type"]) in ("Pretrained", "PretrainedInit"):
+        if _is_file(entry):
             prefix = entry.get("prefix")
             return entry["checkpoint"], f"{prefix.rstrip('.')}." if prefix else ""
     return None, ""
@@ -204,6 +206,38 @@ def _epoch_known() -> Iterator[None]:
     finally:
         if unknown:
             hub.runtime_info.pop("epoch", None)
+
+
+@contextmanager
+def _as_initialized(model: nn.Module) -> Iterator[None]:
+    """With weights as ``init_weights`` draws them, but from no file; afterwards with those it had, and not yet initialized.
+
+    Without them a model may not run: before, the proposals of Sparse R-CNN and QueryInst are no boxes.
+    """
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    given = [(part, part.init_cfg) for part in model.modules() if getattr(part, "init_cfg", None)]
+    try:
+        for part, entries in given:
+            entries = [entries] if isinstance(entries, Mapping) else entries
+            part.init_cfg = [entry for entry in entries if not _is_file(entry)] or None
+        with _random_streams_kept(), replaced(model, "_dump_init_info", _unsaid):
+            model.init_weights()
+        yield
+    finally:
+        for part, entries in given:
+            part.init_cfg = entries
+        for part in model.modules():
+            if hasattr(part, "is_init"):
+                part.is_init = False
+        model.load_state_dict(before)
+
+
+def _is_file(entry: Mapping) -> bool:
+    return getattr(entry["type"], "__name__", entry["type"]) in ("Pretrained", "PretrainedInit")
+
+
+def _unsaid() -> None:
+    """mmengine logs how each parameter was drawn; the Runner's own call will say it."""
 
 
 def _random_streams_kept():
