@@ -139,7 +139,8 @@ PUBLIC = {
     "detection": {
         "chen2017": ["weighted_soft_cross_entropy(student, teacher, class_weight, temperature=1.0)",
                      "bounded_regression_loss(student, teacher, target, margin=0.0, normalizer=None)",
-                     "hint_loss(student, teacher, p=2)", "HintLoss(student_channels=None, teacher_channels=None, p=2)"],
+                     "hint_loss(student, teacher, p=2)", "HintLoss(student_channels=None, teacher_channels=None, p=2, layout=None, prefix_tokens=0, "
+                     "grid=None)"],
         "adl": ["adl_loss(student, teacher, gamma=1.0, beta=1.5, power=1.8, base='kl', alpha=None, valid=None, "
                 "normalizer=None)"],
     },

@@ -1,6 +1,7 @@
 """One student, its teachers, and the named losses that pull on it in one step. Imports torch and nothing else."""
 
 import copy
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,10 @@ class Distiller(nn.Module):
     - Where the batch has a bool tensor ``labelled`` (B,), losses of ``'target'`` see the labelled rows only, and
       give a zero that still backpropagates when there are none. Keep it on the CPU: then selecting costs no sync.
 
+    A model or a loss may be replaced: ``distiller.student = …``, ``distiller.teachers['teacher'] = …``, where a plain model
+    becomes a frozen :class:`Teacher`, ``distiller.losses['loss_hint'] = …``. The optimizer is not the Distiller's: it goes on
+    with the parameters that it was given.
+
     A subclass may override :meth:`names` and :meth:`outputs`, to supply names of its own; nothing else.
 
     Args:
@@ -61,15 +66,13 @@ class Distiller(nn.Module):
         self.peers = nn.ModuleList(peers)
         self.learners = ["student", *(f"peer{k + 1}" for k in range(len(self.peers)))]
         self._check_teachers(teachers or {})
-        self.teachers = nn.ModuleDict({name: model if isinstance(model, Teacher) else Teacher(model)
-                                       for name, model in (teachers or {}).items()})
+        self.teachers = _Teachers(teachers)
         self.roles = [*self.learners, *self.teachers]
-        self._turns = [*self.teachers, *self.learners]
         self.progress: tuple[int, int] | None = None
         self._compile = compile
-        self._taps: dict[tuple[str, tuple[str, ...]], Taps] = {}
+        self._facts: dict[tuple[str, ...], tuple[list, dict]] = {}
         self._terms: dict[str, tuple[Loss, tuple[str, ...], Weight]] = {}
-        self._built: set[str] = set()
+        self._built: dict[str, Loss] = {}
         self.losses = nn.ModuleDict()
         for name, entry in (losses or {}).items():
             self._add_term(name, *entry)
@@ -84,6 +87,50 @@ class Distiller(nn.Module):
             raise ValueError(f"no loss trains the student: the losses are {list(losses or {})}; a name that contains "
                              "'loss', with a weight other than 0, does")
         self.wanted = self._resolve(supplied)
+        self._followed = self._parts()
+
+    def __setattr__(self, name: str, value) -> None:
+        super().__setattr__(name, _Teachers(value) if name == "teachers" and not isinstance(value, _Teachers) else value)
+
+    def _parts(self) -> list[nn.Module]:
+        models = [(teacher, teacher.model) for teacher in self.teachers.values()]
+        return [self.student, *self.peers, *itertools.chain(*models), *self.losses.values()]
+
+    def _follow(self) -> None:
+        """Where a model or a loss was replaced since the last run, what was known of it is found out anew.
+
+        Raises:
+            ValueError: the names that the losses want are not the new model's; or it has losses of its own that the former had
+                not, or a loss came that the Distiller was not made with: those would not train.
+        """
+        parts = self._parts()
+        if len(parts) == len(self._followed) and all(a is b for a, b in zip(parts, self._followed)):
+            return
+        self._check_teachers(self.teachers)
+        unknown = [name for name in self.losses if name not in self._terms]
+        if unknown:
+            raise ValueError(f"losses[{unknown[0]!r}] came after the Distiller was made, which does not know of what it is: "
+                             "give it to Distiller(losses={name: (loss, of, weight)})")
+        for name, loss in self.losses.items():
+            self._terms[name] = (loss, *self._terms[name][1:])
+        self.roles = [*self.learners, *self.teachers]
+        supplied = {role: dict.fromkeys(self.names(role)) for role in self.roles}
+        for role in self.learners:
+            new = [name for name in supplied[role] if name.startswith(f"{role}.loss_") and name not in self._supplied[role]
+                   and name not in Distiller.names(self, role)]
+            if new:
+                raise ValueError(f"the new model of {role} has losses of its own, {new}, which the former had not: make a new "
+                                 "Distiller of it")
+        self._supplied, self.wanted = supplied, self._resolve(supplied)
+        self._followed = parts
+
+    def facts(self, *roles: str) -> dict:
+        """What has been found out about the models of some roles, to be kept; empty again when one of them was replaced."""
+        owners = [self.model(role) for role in roles] + [self.teachers[role] for role in roles if role in self.teachers]
+        known = self._facts.get(roles)
+        if known is None or any(a is not b for a, b in zip(known[0], owners)):
+            known = self._facts[roles] = (owners, {})
+        return known[1]
 
     def _check_teachers(self, teachers: Mapping[str, nn.Module]) -> None:
         frozen = {}
@@ -159,12 +206,13 @@ class Distiller(nn.Module):
 
         An entry that the output lacks is left out.
         """
-        taps = self._taps.get((role, tuple(wanted)))
+        known, key = self.facts(role), ("taps", *wanted)
+        taps = known.get(key)
         if taps is None:
             call = self.teachers[role] if role in self.teachers else self.model(role)
             modules = set(Distiller.names(self, role))
             paths = [name.split(".", 1)[1] for name in wanted if name != role and split_call(name)[0] in modules]
-            taps = self._taps[role, tuple(wanted)] = Taps(self.model(role), paths, call, self._compile)
+            taps = known[key] = Taps(self.model(role), paths, call, self._compile)
         output, values = taps(input)
         found = {role: output, **{f"{role}.{path}": value for path, value in values.items()}}
         others = [name for name in wanted if name not in found]
@@ -174,6 +222,7 @@ class Distiller(nn.Module):
     def forward(self, input, target=None) -> dict[str, Tensor]:
         """The weighted losses of a batch: a dict with ``'input'``, ``'target'`` and more, or the two as arguments."""
         batch = _batch(input, target)
+        self._follow()
         weights = self._weights()
         known = self._known(batch, self._resting(weights))
         rows = _labelled_rows(batch.get("labelled"))
@@ -252,7 +301,7 @@ class Distiller(nn.Module):
             run(role, [name])
 
         known = _Known(batch, supply)
-        for role in self._turns:
+        for role in (*self.teachers, *self.learners):
             if role not in resting:
                 run(role)
         found = dict(known)
@@ -330,6 +379,7 @@ class Distiller(nn.Module):
     @contextmanager
     def at_rest(self, training: bool = False):
         """Without gradient, in eval, or learners in training mode; afterwards all is as it was, but for what losses built."""
+        self._follow()
         models = [self.model(role) for role in self.roles]
         parts = [part for model in models for part in model.modules()]
         with modes_kept(self), random_streams_kept([*self.modules(), *parts]), state_kept(parts), torch.no_grad():
@@ -351,9 +401,9 @@ class Distiller(nn.Module):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("error", message="Using a target size")      # torch would broadcast, and warn
-                if hasattr(loss, "build") and name not in self._built:
+                if hasattr(loss, "build") and self._built.get(name) is not loss:
                     loss.build(*tensors)
-                    self._built.add(name)
+                    self._built[name] = loss
                     if isinstance(loss, nn.Module):                                  # what it made is new
                         loss.eval()
                         loss.to(next((t.device for t in tensors if isinstance(t, Tensor)), None))
@@ -374,8 +424,18 @@ class Distiller(nn.Module):
         other = self.__class__.__new__(self.__class__)
         memo[id(self)] = other
         for key, value in self.__dict__.items():
-            other.__dict__[key] = {} if key == "_taps" else copy.deepcopy(value, memo)
+            other.__dict__[key] = type(value)() if key in ("_facts", "_followed") else copy.deepcopy(value, memo)
         return other
+
+
+class _Teachers(nn.ModuleDict):
+    """Each is a :class:`Teacher`; a plain model that is put here is frozen as one."""
+
+    def add_module(self, name: str, module: nn.Module) -> None:
+        super().add_module(name, module if isinstance(module, Teacher) else Teacher(module))
+
+    def __setattr__(self, name: str, value) -> None:
+        super().__setattr__(name, Teacher(value) if isinstance(value, nn.Module) and not isinstance(value, Teacher) else value)
 
 
 class _Known(dict):

@@ -43,9 +43,7 @@ class Teacher(nn.Module):
         if any(n is not None for n in norms) and any(n is None for n in norms):
             raise ValueError("mean, std, student_mean and student_std go together; got "
                              f"mean={mean}, std={std}, student_mean={student_mean}, student_std={student_std}")
-        model.eval()                                                       # some models' eval() returns None
-        model.requires_grad_(False)
-        self.__dict__["model"] = model                                     # past nn.Module: not a submodule
+        self.model = model
         self.precision = PRECISIONS.get(precision)
         self.input_size = size
         scale = shift = None
@@ -55,6 +53,13 @@ class Teacher(nn.Module):
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
         self.training = False
+
+    def __setattr__(self, name: str, value) -> None:
+        if name != "model":
+            return super().__setattr__(name, value)
+        value.eval()                                                       # some models' eval() returns None
+        value.requires_grad_(False)
+        self.__dict__["model"] = value                                     # past nn.Module: not a submodule
 
     def forward(self, input):
         if self.scale is not None or self.input_size is not None:

@@ -45,6 +45,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdtasks.core.layouts import pair_to_nchw
 from kdtasks.core.precision import raised
 from kdtasks.general.divergences import times
 
@@ -199,10 +200,18 @@ class HintLoss(nn.Module):
         student_channels: None: found by :meth:`build`.
         teacher_channels: None: found by :meth:`build`.
         p: 2 or 1.
+        layout: ``'nchw'``, ``'nhwc'`` (Swin) or ``'tokens'`` (ViT), of both, or a pair: the student's, the teacher's. None:
+            ``'nchw'``, and an error where only the last axes can be channels.
+        prefix_tokens: of ``'tokens'``: how many come before those of the places (the class's, registers) and are dropped; or a
+            pair.
+        grid: (H, W) of ``'tokens'``, or a pair of such; None: a square.
     """
 
-    def __init__(self, student_channels: int | None = None, teacher_channels: int | None = None, p: float = 2):
+    def __init__(self, student_channels: int | None = None, teacher_channels: int | None = None, p: float = 2,
+                 layout: str | Sequence[str] | None = None, prefix_tokens: int | Sequence[int] = 0,
+                 grid: Sequence | None = None):
         super().__init__()
+        self.layout = {"layout": layout, "prefix_tokens": prefix_tokens, "grid": grid}
         if not p >= 1:
             raise ValueError(f"p must be >= 1, got {p}")
         self.student_channels, self.teacher_channels, self.p = student_channels, teacher_channels, p
@@ -210,6 +219,7 @@ class HintLoss(nn.Module):
 
     def build(self, student: Tensor, teacher: Tensor) -> None:
         """Makes the adapter that these two need, if it is not there; the Distiller calls it before the optimizer is made."""
+        student, teacher = pair_to_nchw(student, teacher, **self.layout)
         self._check(student, teacher)
         if self.adapter is None:
             self.student_channels, self.teacher_channels = student.shape[1], teacher.shape[1]
@@ -220,6 +230,7 @@ class HintLoss(nn.Module):
         if self.adapter is None:
             raise RuntimeError("the adapter does not know its channels: give student_channels and teacher_channels, or call "
                                "build(student, teacher) before the optimizer is made")
+        student, teacher = pair_to_nchw(student, teacher, **self.layout)
         self._check(student, teacher)
         student, teacher = raised(student, teacher.detach())
         dtype = self.adapter.weight.dtype                                       # of its own: it trains with the student
@@ -234,11 +245,13 @@ class HintLoss(nn.Module):
     def _check(self, student: Tensor, teacher: Tensor) -> None:
         shapes = f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
         if student.dim() not in (2, 4) or teacher.dim() != student.dim() or len(student) != len(teacher):
-            raise ValueError(f"expected two maps (B, C, H, W) or two tensors of rows (N, C) of equal length, got {shapes}")
+            raise ValueError(f"expected two maps (B, C, H, W) or two tensors of rows (N, C) of equal length, got {shapes}"
+                             + ("; layout='tokens' is for (B, N, C)" if 3 in (student.dim(), teacher.dim()) else ""))
         known = (("student", student, self.student_channels), ("teacher", teacher, self.teacher_channels))
         for name, tensor, channels in known:
             if channels is not None and tensor.shape[1] != channels:
                 raise ValueError(f"expected {channels} channels of the {name}, got {shapes}")
 
     def extra_repr(self) -> str:
-        return f"student_channels={self.student_channels}, teacher_channels={self.teacher_channels}, p={self.p}"
+        return f"student_channels={self.student_channels}, teacher_channels={self.teacher_channels}, p={self.p}" + (
+            f", layout={self.layout}" if self.layout["layout"] else "")

@@ -75,10 +75,7 @@ class DetectionDistiller(Distiller):
                              "compiles the part that pays)")
         self.resolution, self.unlabelled, self.pseudo_score = resolution, unlabelled, pseudo_score
         self.classes: list[str] | None = None                           # names of the data's classes, where known
-        self._checked: set[tuple[str, str]] = set()
-        self._levels: dict[str, list[str]] = {}
-        self._scales: dict[tuple[str, str | None], Tensor | float] = {}
-        self.kind = detectors.kind_of(student, "student")
+        detectors.kind_of(student, "student")
         for name in teachers or {}:
             if name in ("rpn", "rois", "anchors", "features"):
                 raise ValueError(f"a teacher cannot be called {name!r}: '{name}.*' are names of tensors")
@@ -88,6 +85,11 @@ class DetectionDistiller(Distiller):
                 raise ValueError(f"{name}: a detector resizes and normalises by itself; instead of input_size, mean and std "
                                  "use its own min_size, image_mean and image_std, and resolution='own'")
         self.register_buffer("class_map", None if class_map is None else torch.tensor(class_map), persistent=False)
+
+    @property
+    def kind(self) -> str:
+        """Of the student: ``'dense'`` or ``'two-stage'``."""
+        return detectors.kind_of(self.student, "student")
 
     # Names -----------------------------------------------------------------------------------------------------------
     def names(self, role: str) -> list[str]:
@@ -108,9 +110,10 @@ class DetectionDistiller(Distiller):
 
     def _keys(self, role: str) -> list[str]:
         """The keys of the backbone's output; found by running it once."""
-        if role not in self._levels:
-            self._levels[role] = detectors.feature_keys(self.model(role))
-        return self._levels[role]
+        facts = self.facts(role)
+        if "levels" not in facts:
+            facts["levels"] = detectors.feature_keys(self.model(role))
+        return facts["levels"]
 
     def outputs(self, role: str, batch: Mapping[str, object], wanted: list[str]) -> dict[str, object]:
         """The wanted names of one role; a teacher has the student run first, and follows it."""
@@ -189,19 +192,19 @@ class DetectionDistiller(Distiller):
             ValueError: a label that the student has no class for.
         """
         classes = detectors.classes_of(self.student)
-        if ("labels", "student") in self._checked or classes is None:
+        if "labels checked" in self.facts("student") or classes is None:
             return
         highest = max([int(t["labels"].max()) for t in targets if len(t["labels"])] + [len(self.classes or ())])
         if highest >= classes:
             raise ValueError(f"the data has labels up to {highest}, the student has num_classes={classes}: num_classes counts "
                              f"the background, so expected {highest + 1}")
-        self._checked.add(("labels", "student"))
+        self.facts("student")["labels checked"] = True
 
     @torch.no_grad()
     def detections(self, role: str, images: list[Tensor]) -> list[dict]:
         """What a teacher, in eval, finds in images: ``boxes``, ``labels`` and ``scores`` of each, in the student's classes."""
         theirs, ours = detectors.classes_of(self.model(role)), detectors.classes_of(self.student)
-        if ("classes", role) not in self._checked and theirs is not None and ours is not None:
+        if "classes checked" not in self.facts("student", role) and theirs is not None and ours is not None:
             self._check_classes(role, theirs, ours)
         found = []
         for one in self.teachers[role](images):
@@ -271,7 +274,7 @@ class DetectionDistiller(Distiller):
 
     def _classes_of(self, role: str, logits: Tensor, like: Tensor) -> Tensor:
         """The columns of the student's classes."""
-        if ("classes", role) not in self._checked:
+        if "classes checked" not in self.facts("student", role):
             self._check_classes(role, logits.shape[-1], like.shape[-1])
         return logits if self.class_map is None else logits.index_select(-1, self.class_map)
 
@@ -295,7 +298,7 @@ class DetectionDistiller(Distiller):
                 raise ValueError(f"{role} knows the classes {list(known)[:8]}, the data has {list(self.classes)[:8]}: "
                                  "expected the "
                                  f"same in the same order, or {hint}")
-        self._checked.add(("classes", role))
+        self.facts("student", role)["classes checked"] = True
 
     def _check_anchors(self, role: str, generator: Callable, images, levels: list[Tensor], seen: detectors.Seen,
                        rows: int) -> None:
@@ -309,7 +312,7 @@ class DetectionDistiller(Distiller):
                              "take 'features.*' and 'rois.*' of it, which do not depend on anchors")
         expected = sum(len(anchors) for anchors in seen.anchors)
         same = rows == expected
-        if same and ("anchors", role) not in self._checked:
+        if same and "anchors checked" not in self.facts("student", role):
             ours = torch.cat(seen.anchors)
             theirs = torch.cat(generator(images, [level.to(ours.dtype) for level in levels]))     # made in the maps' dtype
             same = torch.allclose(theirs, ours)
@@ -317,29 +320,30 @@ class DetectionDistiller(Distiller):
             sizes = [[tuple(v.shape[-2:]) for v in maps] for maps in (levels, seen.features.values())]
             raise ValueError(f"{role} has {rows} anchors in this batch, on feature maps {sizes[0]}, the student {expected} on "
                              f"{sizes[1]}; or they differ in size: give both the same strides and the same anchor_generator")
-        self._checked.add(("anchors", role))
+        self.facts("student", role)["anchors checked"] = True
 
     def _units(self, role: str, part: str | None = None) -> Tensor | float:
         """What turns the teacher's deltas into the units of the student's box coder."""
-        if (role, part) not in self._scales:
+        facts, key = self.facts("student", role), ("units", part)
+        if key not in facts:
             ours, theirs = ((getattr(m, part) if part else m).box_coder for m in (self.student, self.model(role)))
             if type(ours) is not type(theirs):
                 raise ValueError(f"{role} encodes boxes with {type(theirs).__name__}, the student with {type(ours).__name__}: "
                                  "their deltas cannot be compared")
             weights = [getattr(coder, "weights", None) for coder in (ours, theirs)]
             equal = weights[0] == weights[1]
-            self._scales[role, part] = 1.0 if equal else torch.tensor(weights[0]).div(torch.tensor(weights[1])).to(
+            facts[key] = 1.0 if equal else torch.tensor(weights[0]).div(torch.tensor(weights[1])).to(
                 next(self.student.parameters()).device)
-        return self._scales[role, part]
+        return facts[key]
 
     def _taps_of(self, role: str, needed: Sequence[str], wanted: Sequence[str], call: Callable) -> Taps:
         """A forward that records the submodules that are needed here or wanted; made once."""
-        key = (role, tuple(wanted))
-        if key not in self._taps:
+        facts, key = self.facts(role), ("taps", *wanted)
+        if key not in facts:
             modules = set(super().names(role))
             paths = [name.removeprefix(f"{role}.") for name in wanted if name.split("@")[0] in modules]
-            self._taps[key] = Taps(self.model(role), [*needed, *paths], call)
-        return self._taps[key]
+            facts[key] = Taps(self.model(role), [*needed, *paths], call)
+        return facts[key]
 
 
 def _heads(role: str, wanted: Sequence[str]) -> set[str]:

@@ -58,27 +58,54 @@ class MMDetDistiller(Distiller):
     def __init__(self, student: nn.Module, teachers: Mapping[str, nn.Module] | None = None,
                  losses: Mapping[str, tuple] | None = None, *, class_map: Sequence[int] | None = None):
         models = {"student": student, **{n: m.model if isinstance(m, Teacher) else m for n, m in (teachers or {}).items()}}
-        self._kinds = {role: kind_of(model, role) for role, model in models.items()}
+        for role, model in models.items():
+            kind_of(model, role)
         if not _NO_TEACHERS.isdisjoint(models):
             raise ValueError(f"a teacher cannot be called {min(_NO_TEACHERS & models.keys())!r}: other names begin with it")
-        self._levels = {role: _levels(model) for role, model in models.items() if role != "student"}
-        self._levels["student"], self._own = _tried(student)
-        self._renormalized = {role for role, model in models.items()          # once: on a GPU it waits
-                              if _plain(_norm(model.data_preprocessor)) != _plain(_norm(student.data_preprocessor))}
-        self._checked: set[tuple[str, str]] = set()
+        self._first_trial = (student, _tried(student))
+        own = self._first_trial[1][1]
         listed = {of for entry in (losses or {}).values() for of in ([entry[1]] if isinstance(entry[1], str) else entry[1])}
-        others = {name: (None, f"student.{name}", 1.0) for name in self._own          # accuracies; a cascade's 's0.loss_cls'
+        others = {name: (None, f"student.{name}", 1.0) for name in own          # accuracies; a cascade's 's0.loss_cls'
                   if not name.startswith("loss_") and f"student.{name}" not in listed}
         if not others.keys().isdisjoint(losses or {}):
             raise ValueError(f"the student's own {min(others.keys() & losses.keys())!r} has this name; rename your entry")
         super().__init__(student, teachers, {**others, **(losses or {})})
+        self._first_trial = None
         self.register_buffer("class_map", None if class_map is None else torch.tensor(list(class_map)), persistent=False)
 
     # Names -----------------------------------------------------------------------------------------------------------
+    @property
+    def _own(self) -> list[str]:
+        """What the student gives in mode='loss'."""
+        return self._trial()[1]
+
+    def _trial(self) -> tuple[int, list[str]]:
+        facts = self.facts("student")
+        if "trial" not in facts:
+            known = self._first_trial and self._first_trial[0] is self.student
+            facts["trial"] = self._first_trial[1] if known else _tried(self.student)
+        return facts["trial"]
+
+    def _level_count(self, role: str) -> int:
+        if role == "student":
+            return self._trial()[0]
+        facts = self.facts(role)
+        if "levels" not in facts:
+            facts["levels"] = _levels(self.model(role))
+        return facts["levels"]
+
+    def _is_renormalized(self, role: str) -> bool:
+        """Whether a teacher wants other means and deviations; asked once, since on a GPU it waits."""
+        facts = self.facts("student", role)
+        if "renormalized" not in facts:
+            norms = [_plain(_norm(model.data_preprocessor)) for model in (self.student, self.model(role))]
+            facts["renormalized"] = norms[0] != norms[1]
+        return facts["renormalized"]
+
     def names(self, role: str) -> list[str]:
         """Everything in the table above that this role computes."""
-        found = [f"features.{role}.{level}" for level in range(self._levels[role])]
-        if self._kinds[role] == "one-stage":
+        found = [f"features.{role}.{level}" for level in range(self._level_count(role))]
+        if kind_of(self.model(role), role) == "one-stage":
             found += [f"{role}.cls_logits", f"{role}.box_deltas"]
             found += ["anchors.valid"] if role == "student" else []
         for part in _parts(self.student) & _parts(self.model(role)):
@@ -119,12 +146,12 @@ class MMDetDistiller(Distiller):
 
     def _run(self, role: str, wanted: Sequence[str], images: Tensor, also, call: Callable) -> tuple[object, dict]:
         """One call with taps on the wanted submodules: its output, and their values by name."""
-        key = (role, tuple(wanted))
-        if key not in self._taps:
+        facts, key = self.facts(role), ("taps", *wanted)
+        if key not in facts:
             modules = set(super().names(role))
             paths = [name.removeprefix(f"{role}.") for name in wanted if name.split("@")[0] in modules]
-            self._taps[key] = Taps(self.model(role), paths, call)
-        output, values = self._taps[key](images, also)
+            facts[key] = Taps(self.model(role), paths, call)
+        output, values = facts[key](images, also)
         return output, {f"{role}.{path}": value for path, value in values.items()}
 
     # A teacher -------------------------------------------------------------------------------------------------------
@@ -135,7 +162,7 @@ class MMDetDistiller(Distiller):
         seen = batch["student.seen"] if heads & {"rpn", "rois"} else None       # the student runs here, before the teacher
         rois = seen.get("rois.boxes") if "rois" in heads else None
         images = batch["input"]
-        if role in self._renormalized:
+        if self._is_renormalized(role):
             images = _renormalized(self.student.data_preprocessor, model.data_preprocessor, images, batch["target"])
         with self.teachers[role].ready():
             parts, found = self._run(role, wanted, images, rois,
@@ -181,7 +208,8 @@ class MMDetDistiller(Distiller):
 
     def _check(self, role: str, part: str, wanted: Sequence[str]) -> None:
         """Once: the teacher's head corresponds to the student's."""
-        if (role, part) in self._checked or not _compared(role, part, wanted):
+        checked = self.facts("student", role).setdefault("checked", set())
+        if part in checked or not _compared(role, part, wanted):
             return
         ours, theirs = _head(self.student, part), _head(self.model(role), part)
         if ours is None:
@@ -195,7 +223,7 @@ class MMDetDistiller(Distiller):
             if units[0] != units[1]:
                 raise ValueError(f"{part}: the student encodes its boxes as {units[0]}, {role} as {units[1]}; their deltas "
                                  "cannot be compared")
-        self._checked.add((role, part))
+        checked.add(part)
 
     def _check_classes(self, role: str, part: str, ours: nn.Module, theirs: nn.Module) -> None:
         known = None if self.class_map is None else self.class_map.tolist()

@@ -106,7 +106,7 @@ class MovingAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
+        self.decay, self.followed = decay, model
         self.model = copy.deepcopy(model)
         self.model.eval()
         self.model.requires_grad_(False)

@@ -252,7 +252,14 @@ class StageRunner(Runner):
     # Reading, evaluating, saving -----------------------------------------------------------------------------
     @property
     def evaluated(self) -> nn.Module:
-        """The model that counts: the student, or its moving average."""
+        """The model that counts: the student, or its moving average.
+
+        Raises:
+            RuntimeError: the average is of a student that was replaced since.
+        """
+        if self.average and self.average.followed is not self.distiller.student:
+            raise RuntimeError("the student was replaced in the course of the stage, and ema averages the former one: expected "
+                               "ema=None, or runner.average = MovingAverage(student, decay) of the new one")
         return self.average.model if self.average else self.distiller.student
 
     def note(self, losses: dict[str, float]) -> None:

@@ -68,10 +68,10 @@ class IncrementalDistiller(Distiller):
 
     def head(self, role: str) -> GrowingHead:
         """The growing head of a role's model; looked for once."""
-        paths = self.__dict__.setdefault("_head_paths", {})
-        if role not in paths:
-            paths[role] = head_of(self.model(role))[0]
-        return self.model(role).get_submodule(paths[role])
+        facts = self.facts(role)
+        if "head" not in facts:
+            facts["head"] = head_of(self.model(role))[0]
+        return self.model(role).get_submodule(facts["head"])
 
 
 def _of_target(name: str) -> bool:

@@ -51,6 +51,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdtasks.core.features import Taps, map_tensors, module_paths
+from kdtasks.core.layouts import check_channels_first, to_nchw
 from kdtasks.core.names import did_you_mean, split_call
 from kdtasks.core.precision import raised
 from kdtasks.core.trial import tried
@@ -184,6 +185,9 @@ class LwMDistiller(IncrementalDistiller):
         second_order: the student's gradient goes through alpha too; False: alpha is a constant.
         fast: None: the short cut where it is exact. False: never. True: an error where it is not.
         compile: with the short cut only: within what is compiled nothing can be differentiated.
+        layout: of A: ``'nchw'``, ``'nhwc'`` (Swin) or ``'tokens'`` (ViT); None: ``'nchw'``, and an error where only the last
+            axis can be channels.
+        prefix_tokens: of ``'tokens'``: how many come before those of the places (the class's, registers) and are dropped.
 
     Raises:
         ValueError: a model has no such submodule; compile without the short cut. On the first batch: the submodule's output is
@@ -193,11 +197,12 @@ class LwMDistiller(IncrementalDistiller):
 
     def __init__(self, student: nn.Module, teachers: Mapping[str, nn.Module] | None = None,
                  losses: Mapping[str, tuple] | None = None, *, attention: str, second_order: bool = True,
-                 fast: bool | None = None, peers: Sequence[nn.Module] = (), compile: bool | dict = False):
+                 fast: bool | None = None, peers: Sequence[nn.Module] = (), compile: bool | dict = False,
+                 layout: str | None = None, prefix_tokens: int = 0):
         super().__init__(student, teachers, losses, peers=peers, compile=compile)
+        self.layout, self.prefix_tokens = layout, prefix_tokens
         self.attention, self.second_order, self.fast = attention, second_order, fast
         self.path, self.call = split_call(attention)
-        self._short: dict[str, bool] = {}                                # role -> whether the short cut is exact
         for role in ("student", *self.teachers):
             paths = module_paths(self.model(role))
             if self.path not in paths:
@@ -255,23 +260,28 @@ class LwMDistiller(IncrementalDistiller):
         with torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
             score = raised(logits)[0].gather(1, attended[:, None]).sum()
             slope, = torch.autograd.grad(score, activation, retain_graph=gradients, create_graph=order)
-        return grad_cam(activation if gradients else activation.detach(), slope)
+        return grad_cam(self._maps(activation if gradients else activation.detach()), self._maps(slope))
+
+    def _maps(self, activation: Tensor) -> Tensor:
+        return to_nchw(activation, self.layout, self.prefix_tokens)
 
     def _short_map(self, role: str, activation: Tensor, attended: Tensor) -> Tensor:
         """Of the head's weights, since alpha = W_b / hw."""
         weight = torch.cat(raised(*(block.weight for block in self.head(role).blocks)))                    # (columns, K)
+        activation = self._maps(activation)
         alpha = weight[attended] / activation.shape[2:].numel()
         return _cam(activation, alpha if self.second_order else alpha.detach())
 
     def _is_short(self, role: str, batch: Mapping[str, object]) -> bool:
-        if role not in self._short:
+        facts = self.facts(role)
+        if "short" not in facts:
             short = self._find_short(role, self._value(batch, "input", role))
             if not short and (self.fast or self._compile):
                 given = f"fast={self.fast}" if self.fast else f"compile={self._compile}"
                 raise ValueError(f"{given}: the logits of {role} are not its growing head on the mean over the pixels of "
                                  f"{self.attention!r}, in training; {_NOT_COMPILED if self._compile else 'expected fast=None'}")
-            self._short[role] = short
-        return self._short[role]
+            facts["short"] = short                                       # whether the short cut is exact
+        return facts["short"]
 
     def _find_short(self, role: str, input: object) -> bool:
         """Whether the logits are the head of the pooled activation, in the mode in which the model trains or teaches."""
@@ -282,6 +292,10 @@ class LwMDistiller(IncrementalDistiller):
         with tried(model, training=role == "student"):
             logits, values = taps(input)
             activation = values[self.attention]
+            if isinstance(activation, Tensor):
+                if self.layout is None:
+                    check_channels_first(activation)
+                activation = self._maps(activation)
             if not isinstance(activation, Tensor) or activation.dim() != 4 or activation.shape[2:].numel() < 2:
                 given = tuple(activation.shape) if isinstance(activation, Tensor) else type(activation).__name__
                 raise ValueError(f"attention={self.attention!r} of {role} gives {given}; expected maps (B, K, h, w) "

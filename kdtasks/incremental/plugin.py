@@ -24,6 +24,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from kdtasks.core import Teacher
 from kdtasks.core.features import check_gradient, module_paths
+from kdtasks.core.layouts import check_channels_first, to_nchw
 from kdtasks.core.names import did_you_mean
 from kdtasks.incremental.gd import CurrentTeacherLoss, GlobalDistillationLoss
 from kdtasks.incremental.lwf import LwFLoss, lwf_mc_loss
@@ -234,14 +235,17 @@ class LwMPlugin(_Plugin):
             ReLU (a value that a later ReLU changes in place is taken as it was before). Nothing after it may mix samples.
         gamma, beta: weights; the paper gives none, 1 and 1 are the public codes'.
         second_order: the student's gradient goes through the map's weights alpha too; False: alpha is a constant.
+        layout, prefix_tokens: of the output, as in :class:`~kdtasks.incremental.lwm.LwMDistiller`.
 
     Raises:
         ValueError: (at the experience) the model has no such submodule, or a head for each task; (at a batch) the submodule ran
             not once, or gave no (B, K, h, w).
     """
 
-    def __init__(self, attention: str = "layer3", gamma: float = 1.0, beta: float = 1.0, second_order: bool = True):
+    def __init__(self, attention: str = "layer3", gamma: float = 1.0, beta: float = 1.0, second_order: bool = True,
+                 layout: str | None = None, prefix_tokens: int = 0):
         super().__init__()
+        self.layout, self.prefix_tokens = layout, prefix_tokens
         self.attention, self.gamma, self.beta, self.second_order = attention, gamma, beta, second_order
 
     def before_training_exp(self, strategy, **kwargs):
@@ -276,7 +280,9 @@ class LwMPlugin(_Plugin):
             raise ValueError(f"attention={self.attention!r} ran {len(taken)} times in one forward, expected once")
         score = logits.gather(1, attended[:, None]).sum()
         gradient, = torch.autograd.grad(score, taken, retain_graph=True, create_graph=second_order)
-        return grad_cam(taken[0], gradient)
+        if self.layout is None:
+            check_channels_first(taken[0])
+        return grad_cam(*(to_nchw(one, self.layout, self.prefix_tokens) for one in (taken[0], gradient)))
 
 
 class GlobalDistillationPlugin(_Plugin):

@@ -21,22 +21,29 @@ The affinities are never in memory at once: loss and gradient come out of one pa
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdtasks.core.layouts import pair_to_nchw
+
 BLOCK = 2**22                                  # affinities at a time, 16 MiB in float32; or one row of each image's
 LIMIT = 128 * 128                              # places: 268 M affinities an image
 
 
-def affinity_loss(student: Tensor, teacher: Tensor, pool: int | None = None) -> Tensor:
+def affinity_loss(student: Tensor, teacher: Tensor, pool: int | None = None, layout: str | Sequence[str] | None = None,
+                  prefix_tokens: int | Sequence[int] = 0, grid: Sequence | None = None) -> Tensor:
     """Mean absolute difference of the affinities of all pairs of places.
 
     Args:
         student: (N, Cs, H, W) features; carries the gradient.
         teacher: (N, Ct, H, W) features of the same places; never receives a gradient.
         pool: mean features over squares of this side first; time falls with its fourth power. None: every place.
+        layout: ``'nchw'``, ``'nhwc'`` (Swin) or ``'tokens'`` (ViT) of both, or a pair; None: ``'nchw'``, and an error where
+            only the last axes can be channels.
+        prefix_tokens, grid: of ``'tokens'``, see :func:`kdtasks.core.layouts.to_nchw`.
 
     Returns:
         A scalar in [0, 2]. Half precision is raised to float32, float64 stays. An empty batch gives a zero that still
@@ -46,6 +53,7 @@ def affinity_loss(student: Tensor, teacher: Tensor, pool: int | None = None) -> 
     Raises:
         ValueError: the shapes do not fit, ``pool < 1``, or more than 128 · 128 places are left.
     """
+    student, teacher = pair_to_nchw(student, teacher, layout, prefix_tokens, grid)
     if student.dim() != 4 or teacher.dim() != 4 or student[:, :0].shape != teacher[:, :0].shape:
         raise ValueError(f"expected (N, Cs, H, W) and (N, Ct, H, W) of the same N, H and W, got student "
                          f"{tuple(student.shape)} and "
@@ -66,14 +74,16 @@ def affinity_loss(student: Tensor, teacher: Tensor, pool: int | None = None) -> 
 class AffinityLoss(nn.Module):
     """Module form of :func:`affinity_loss`."""
 
-    def __init__(self, pool: int | None = None):
+    def __init__(self, pool: int | None = None, layout: str | Sequence[str] | None = None,
+                 prefix_tokens: int | Sequence[int] = 0, grid: Sequence | None = None):
         super().__init__()
+        self.layout = {"layout": layout, "prefix_tokens": prefix_tokens, "grid": grid}
         if pool is not None and pool < 1:
             raise ValueError(f"pool must be at least 1 or None, got {pool}")
         self.pool = pool
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return affinity_loss(student, teacher, self.pool)
+        return affinity_loss(student, teacher, self.pool, **self.layout)
 
     def extra_repr(self) -> str:
         return f"pool={self.pool}"

@@ -574,6 +574,77 @@ def test_build_finds_a_tap_inside_of_reentrant_checkpointing_that_is_only_there_
     Distiller(Net(), {"teacher": WithCp()}, {"loss_hint": (F.mse_loss, HINT_OF)}).build(batch())
 
 
+# -------------------------------------------------------------------------------------------------- what is replaced
+def test_a_replaced_student_teacher_or_loss_takes_the_place_of_the_former_at_once():
+    data, losses = batch(), {"loss_cls": CLS, "loss_hint": (Hint(), HINT_OF), "loss_kd": (KDLoss(), ("student", "teacher"))}
+    distiller = Distiller(Net(), {"teacher": Net()}, losses)
+    distiller.build(data)
+    distiller(data)
+    old = distiller.student, distiller.teachers["teacher"].model
+    student, teacher, loss = Net(), Net(), KDLoss(temperature=1.0)
+    distiller.student = student
+    distiller.teachers["teacher"] = teacher
+    distiller.losses["loss_kd"] = loss
+    forwards = [model.forwards for model in old]
+    assert isinstance(distiller.teachers["teacher"], Teacher) and not any(p.requires_grad for p in teacher.parameters())
+    quiet(student)
+    found = distiller(data)
+    with torch.no_grad():
+        torch.testing.assert_close(found["loss_cls"].detach(), F.cross_entropy(student(data["input"]), data["target"]))
+        torch.testing.assert_close(found["loss_kd"].detach(), loss(student(data["input"]), teacher(data["input"])))
+    total(found).backward()
+    assert student.head.weight.grad.any() and [model.forwards for model in old] == forwards
+    for name in ("student", "teachers", "losses"):
+        assert not any(p is q for p in distiller.parameters() for model in old for q in model.parameters()), name
+    distiller.teachers.teacher = Net(9)                                                     # by every way of writing it
+    with pytest.raises(RuntimeError):
+        distiller(data)                                                                     # its hint is of another width
+    distiller.teachers["teacher"].model = third = Net().train()
+    distiller(data)
+    assert third.forwards == 1 and not third.training and not any(p.requires_grad for p in third.parameters())
+    distiller.teachers = {"teacher": (fourth := Net())}
+    distiller(data)
+    assert fourth.forwards == 1 and not any(p is q for p in distiller.parameters() for q in fourth.parameters())
+
+
+def test_a_new_adapter_is_built_and_a_loss_of_no_known_tensors_is_an_error():
+    distiller = Distiller(Net(), {"teacher": Net()}, {"loss_hint": (Hint(), HINT_OF)})
+    distiller.build(batch())
+    distiller.losses["loss_hint"] = hint = Hint()
+    distiller.build(batch())
+    assert hint.adapter is not None and distiller(batch())["loss_hint"] > 0
+    distiller.losses["loss_more"] = nn.MSELoss()
+    with pytest.raises(ValueError, match=r"losses\['loss_more'\] came after the Distiller was made"):
+        distiller(batch())
+
+
+def test_what_does_not_fit_a_replaced_model_is_an_error():
+    distiller = Distiller(Net(), {"teacher": Net()}, {"loss_hint": (F.mse_loss, HINT_OF)})
+    distiller(batch())
+    distiller.student = distiller.teachers["teacher"].model
+    with pytest.raises(ValueError, match="student and teacher share"):
+        distiller(batch())
+    distiller.student = nn.Linear(4, 3)
+    with pytest.raises(ValueError, match=r"'student.layer1' is no submodule"):
+        distiller(batch())
+    plain = Detector(Net(), losses={"loss_cls": CLS})
+    plain.student = Net()
+    plain(batch())
+
+
+def test_a_student_made_ready_for_quantization_learns_under_its_own_taps():
+    distiller = Distiller(Net(), {"teacher": Net()}, {"loss_hint": (F.mse_loss, HINT_OF)})
+    distiller(batch())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prepared = copy.deepcopy(distiller.student)
+        prepared.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+        distiller.student = torch.ao.quantization.prepare_qat(prepared.train())
+    distiller(batch())["loss_hint"].backward()
+    assert distiller.student.layer1[0].weight.grad.any() and "layer1.0.weight_fake_quant.scale" in distiller.student.state_dict()
+    assert distiller.student.forwards == 2
+
+
 # -------------------------------------------------------------------------------------------------- entries of an output
 Named = collections.namedtuple("Named", ["logits", "aux"])
 SHAPES = {"tuple": ("0", "1", lambda a, b: (a, b)), "list": ("0", "-1", lambda a, b: [a, b]),

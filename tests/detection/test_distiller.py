@@ -567,3 +567,26 @@ def test_on_cuda(make):
     distiller.build(data)
     sum(distiller.train()(data).values()).backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in student.parameters())
+
+
+def test_a_replaced_detector_is_asked_anew_for_all_that_was_known_of_the_former():
+    student, teacher = pair(retinanet)
+    losses = {"loss_adl": (ADLLoss(), ("student.cls_logits", "teacher.cls_logits"))}
+    distiller = DetectionDistiller(student, {"teacher": teacher}, losses)
+    data = batch()
+    distiller.build(data)
+    distiller(data)
+    distiller.teachers["teacher"] = other = retinanet(8)
+    fresh = DetectionDistiller(copy.deepcopy(student), {"teacher": other}, losses)
+    found, expected = (one.eval()(batch())["loss_adl"] for one in (distiller, fresh))
+    assert torch.equal(found, expected)
+    distiller.teachers["teacher"] = retinanet(8, num_classes=7)
+    with pytest.raises(ValueError, match="teacher has 7 classes"):
+        distiller(batch())
+    distiller.teachers["teacher"] = retinanet(8, anchor_sizes=[16, 32, 64])
+    with pytest.raises(ValueError, match="teacher has .* anchors"):
+        distiller(batch())
+    distiller.teachers["teacher"] = other
+    distiller.student = fcos(4)
+    with pytest.raises(ValueError, match="has losses of its own"):
+        distiller(batch())

@@ -15,6 +15,12 @@ from kdtasks.incremental.lwm import LwMDistiller, dead_share, grad_cam, lwm_atte
 from kdtasks.incremental.models import growing, head_of
 
 
+def shorts(distiller):
+    """Of which roles it is known whether the short cut is exact, and whether it is."""
+    found = {role: distiller.facts(role).get("short") for role in ("student", *distiller.teachers)}
+    return {role: short for role, short in found.items() if short is not None}
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
@@ -240,7 +246,7 @@ def test_maps_are_those_of_each_sample_by_itself(name, fast):
     head_of(student)[1].blocks[-1].bias.data.fill_(100.0)                                     # new classes are always likelier
     distiller.build(x)
     short = NETWORKS[name][2] and fast is None
-    assert distiller._short == {"student": short, "teacher": short or (fast is None and name in ("dropout", "norm"))}
+    assert shorts(distiller) == {"student": short, "teacher": short or (fast is None and name in ("dropout", "norm"))}
     found = distiller.tensors(x)
     path, old = NETWORKS[name][1], sum(SIZES[:-1])
     expected, classes = slow_map(student.eval(), path, x, old)
@@ -291,7 +297,7 @@ def test_second_order_is_the_derivative_of_the_loss(name):
     """Central differences along random directions of the weights, below A and above; the first order is not that."""
     distiller, x = lwm(name), rows(5, 1, 8, 8)
     distiller.build(x)
-    assert not any(distiller._short.values())
+    assert not any(shorts(distiller).values())
     parameters = [p for p in distiller.student.parameters() if p.dim() > 1]
     def pull(second_order):
         distiller.second_order = second_order
@@ -373,7 +379,7 @@ def test_no_map_costs_no_map():
     distiller.model("teacher").forward = None
     loss = distiller({"input": x, "teacher": cached})["loss_old"]
     torch.testing.assert_close(loss, lwm_distill_bce(distiller.student(x)[:, :5], cached))
-    assert not distiller._short
+    assert not shorts(distiller)
 
 
 @pytest.mark.parametrize("name", ["digits_cnn", "two_layers"])
@@ -406,7 +412,7 @@ def test_half_precision_is_near_and_the_loss_is_float32(name, way):
     with torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"):
         distiller.build(x)
         loss = distiller.train()(batch)["loss_ad"]
-    assert distiller._short == exact._short
+    assert shorts(distiller) == shorts(exact)
     loss.backward()
     expected = exact(batch | {"input": x.float()})["loss_ad"].item()
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected, rel=0.05)
@@ -459,13 +465,13 @@ def test_an_empty_batch(name):
     distiller = lwm(name).eval()
     for fast in (None, False):
         distiller.fast = fast
-        distiller._short.clear()
+        distiller._facts.clear()
         loss = distiller(rows(0, 1, 8, 8))["loss_ad"]
         loss.backward()
-        assert loss == 0 and distiller._short["student"] == (name == "digits_cnn" and fast is None)
+        assert loss == 0 and shorts(distiller)["student"] == (name == "digits_cnn" and fast is None)
     one = lwm(name)
     one.build(rows(1, 1, 8, 8))
-    assert one._short["student"] == (name == "digits_cnn")
+    assert shorts(one)["student"] == (name == "digits_cnn")
 
 
 def test_a_network_that_gave_nothing_at_first_is_not_taken_for_a_linear_one():
@@ -474,7 +480,7 @@ def test_a_network_that_gave_nothing_at_first_is_not_taken_for_a_linear_one():
         model[1].bias.data.fill_(-100.0)
     distiller = lwm("two_layers", models=models)
     distiller.build(rows(4, 1, 8, 8))
-    assert distiller._short == {"student": False, "teacher": False}
+    assert shorts(distiller) == {"student": False, "teacher": False}
 
 
 def test_a_copy_finds_its_own_maps():
@@ -490,7 +496,7 @@ def test_a_teacher_without_a_growing_head():
     teacher.fc = nn.Linear(8, 5).double()
     distiller, x = lwm("digits_cnn", models=(student, teacher)), rows(4, 1, 8, 8)
     distiller.build(x)
-    assert distiller._short == {"student": True, "teacher": False}
+    assert shorts(distiller) == {"student": True, "teacher": False}
     found = distiller.tensors(x)
     torch.testing.assert_close(found["teacher.attention"], slow_map(teacher, "layer3", x, 5, found["student.attended"])[0])
 
@@ -512,3 +518,18 @@ def test_errors_say_what_to_do(number):
     options, models, message = list(errors())[number]
     with pytest.raises(ValueError, match=message):
         LwMDistiller(models[0], {"teacher": models[1]}, PULL, **options).build(rows(4, 1, 8, 8))
+
+
+def test_the_short_cut_is_found_out_anew_of_a_replaced_student():
+    student, teacher = pair("digits_cnn")
+    distiller, x = lwm("digits_cnn", models=(student, teacher)), rows(4, 1, 8, 8)
+    distiller.build(x)
+    assert shorts(distiller)["student"]
+    other = growing(TwoLayers([nn.Dropout(0.5)]), SIZES).double()
+    distiller.student = other
+    with pytest.raises(ValueError, match="no submodule .layer3."):
+        distiller(x)                                                          # has no such layer
+    same = growing(digits_cnn(width=4), (3, 2, 5)).double()
+    distiller.student = same
+    distiller(x)
+    assert distiller.head("student") is head_of(same)[1] and shorts(distiller)["student"]
