@@ -11,6 +11,7 @@ A cache is a folder: ``0.bin``, ``1.bin``, ... hold one name each, a plain littl
 is complete, so under its own name it is never half there.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdtasks.core.files import sync_folder
+from kdtasks.core.files import DiskError, disk_error, room, sync_folder
 
 FORMAT = 1                                     # of the folder; another number is not read
 HALF_MAX = 65504.0                             # the largest float16
@@ -158,6 +159,7 @@ class TeacherCache:
                 cache in ``folder`` has.
             TypeError: an output is no tensor, or of a dtype that cannot be stored; ``key`` is not JSON.
             FileExistsError: ``folder`` holds other files; none is touched.
+            OSError: the disk is full (said after the first batch, where it is so then), or cannot be written.
             After an error or an interrupt ``folder`` is as it was before.
         """
         folder = Path(folder).resolve()
@@ -170,10 +172,9 @@ class TeacherCache:
         if samples < 1 or views < 1:
             raise ValueError(f"samples and views must be at least 1, got {samples} and {views}")
         _refuse_other_files(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
         built = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-        built.mkdir()
         try:
+            built.mkdir(parents=True)
             arrays = _write_arrays(built, samples, views, batches, outputs, half)
             meta = {"format": FORMAT, "key": key, "samples": samples, "views": views, "arrays": arrays}
             with (built / "meta.json").open("w", encoding="utf-8") as file:
@@ -181,6 +182,11 @@ class TeacherCache:
                 _sync(file)
             sync_folder(built)
             return _publish(built, folder, key)
+        except OSError as error:
+            explained = disk_error(error, folder)
+            if explained is None:
+                raise
+            raise explained from error
         finally:
             shutil.rmtree(built, ignore_errors=True)                        # gone already, unless something went wrong
 
@@ -272,6 +278,7 @@ def _write_arrays(folder: Path, samples: int, views: int, batches: Iterable[Mapp
                 if not found:
                     raise ValueError("outputs returned an empty dict; there is nothing to keep")
                 arrays = found
+                _check_room(folder, sum(value[:1].nbytes for value in values.values()) * samples * views)
                 for i, name in enumerate(arrays):
                     files[name] = stack.enter_context((folder / f"{i}.bin").open("w+b"))
             if found != arrays:
@@ -294,6 +301,13 @@ def _write_arrays(folder: Path, samples: int, views: int, batches: Iterable[Mapp
                 arrays[name]["dtype"] = "float16"
             _sync(file)
     return [{"name": name, **array, "bytes": _size(samples, views, array)} for name, array in arrays.items()]
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """A disk that is too small is said after the first batch, not after hours."""
+    if shutil.disk_usage(folder).free < size:
+        raise DiskError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: a cache in {str(folder.parent)!r} cannot be written: "
+                                      f"{room(folder, size)}")
 
 
 def _storable(name: str, value: Tensor, batch: Mapping) -> np.ndarray:

@@ -1,29 +1,82 @@
 """Files that are there whole or not at all, and are one's own."""
 
+import errno
 import os
 import shutil
 import stat
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+ALMOST_NOTHING = 2**16                       # bytes free on a disk that a failed write has filled
 
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+
+def write_atomically(path: str | Path, write: Callable[[Path], None], size: int = 0) -> None:
     """Let ``write`` fill a temporary file beside ``path``, flush it to the disk, then move it into place.
 
     Whatever happens before the move (a full disk, a kill), a former file at ``path`` stays as it was.
+
+    Args:
+        path: of the file; its folder is made.
+        write: is given the path of the temporary file.
+        size: bytes that it will need about, for the message of a full disk; 0: not known.
+
+    Raises:
+        DiskError: as :func:`disk_error` says it.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:                              # torch writes with a RuntimeError, without errno
+        explained = disk_error(error, path, size)                         # before the space is given back
+        if explained is None:
+            raise
+        try:
+            raise explained from error
+        finally:
+            del explained                                                 # its frames, in a cycle, would hold the open file
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+class DiskError(OSError):
+    """A disk that is full or cannot be written; the message says what was needed."""
+
+
+def disk_error(error: Exception, path: Path, size: int = 0) -> "DiskError | None":
+    """The error of a disk in plain words, with its errno; None where it is none: then the error itself says it better.
+
+    Args:
+        error: what has been raised while ``path`` was written, and not cleaned up yet.
+        path: of a file or folder, perhaps not there yet.
+        size: bytes that were needed; 0: not known.
+    """
+    if isinstance(error, DiskError):
+        return error
+    code = getattr(error, "errno", None)
+    if code in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return DiskError(code, f"{os.strerror(code)}: {str(path)!r} cannot be written; use a folder that can")
+    if code not in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or not hasattr(os, "statvfs"):
+        return None
+    there = next(folder for folder in [path, *path.absolute().parents] if folder.exists())
+    disk = os.statvfs(there)
+    free = disk.f_bavail * disk.f_frsize
+    if code is None and free > ALMOST_NOTHING:
+        return None
+    code = code or errno.ENOSPC
+    if disk.f_files and not disk.f_favail:
+        why = "no inode is left for another file"
+    else:
+        why = room(path, size) if size else f"{free:,} bytes are free"
+    return DiskError(code, f"{os.strerror(code)}: {str(path)!r} cannot be written: {why}")
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints, weights and results as files, and the state a run needs to go on exactly."""
 
 import json
+import os
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,15 +22,24 @@ def save(state: Mapping, path: str | Path) -> None:
         TypeError: something in ``state`` would need code to be unpickled; the message says where it is.
     """
     _check_plain(state, "state")
-    _save(path, lambda temporary: torch.save(dict(state), temporary))
+    _save(path, lambda temporary: torch.save(dict(state), temporary), _bytes(state))
 
 
-def _save(path: str | Path, write: Callable[[Path], None]) -> None:
+def _save(path: str | Path, write: Callable[[Path], None], size: int) -> None:
     try:
-        write_atomically(path, write)
+        write_atomically(path, write, size)
     except (OSError, RuntimeError) as error:
-        former = "the former one there still loads" if Path(path).exists() else "no file was left there"
-        raise OSError(f"could not save {str(path)!r} ({error}); {former}") from error
+        former = "the former one there still loads" if os.path.exists(path) else "no file was left there"
+        code, text = getattr(error, "errno", None), getattr(error, "strerror", None) or error
+        raise OSError(*[code] * (code is not None), f"could not save {str(path)!r} ({text}); {former}") from error
+
+
+def _bytes(value) -> int:
+    """Of all tensors in a state."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_bytes, parts))
 
 
 def save_weights(state_dict: Mapping, meta: Mapping, path: str | Path) -> None:
@@ -48,7 +58,7 @@ def save_weights(state_dict: Mapping, meta: Mapping, path: str | Path) -> None:
         torch.save(state_dict, temporary)                                 # as it is: its _metadata has modules' versions
         save_meta(meta, temporary, path)
 
-    _save(path, write)
+    _save(path, write, _bytes(state_dict))
 
 
 def save_meta(meta: Mapping, weights: str | Path, path: str | Path) -> None:

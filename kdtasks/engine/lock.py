@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from kdtasks.core.files import disk_error
 from kdtasks.engine.builder import ConfigError
 
 try:
@@ -33,8 +34,14 @@ def acquire(folder: Path) -> None:
     """
     if _key(folder) in _held:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = _locked_file(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _locked_file(folder)
+    except OSError as error:
+        explained = disk_error(error, folder)
+        if explained is None:
+            raise
+        raise explained from error
     me = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(me).encode(), 0)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdtasks.core.files import check_own, room, write_atomically
+from kdtasks.core.files import check_own, write_atomically
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
@@ -26,12 +26,12 @@ def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Keeps ``arrays``; where that is not possible, as on a full disk, a warning says why, and nothing is left."""
+    size = sum(array.nbytes for array in arrays.values())
     try:
-        write_atomically(path, lambda temporary: _write(temporary, arrays))
+        write_atomically(path, lambda temporary: _write(temporary, arrays), size)
     except OSError as error:
-        size = sum(array.nbytes for array in arrays.values())
         warnings.warn(f"the cache {path} was not written, the images are decoded again next time: "
-                      f"{error.strerror or error}; {room(path, size)}", stacklevel=4)
+                      f"{error.strerror or error}", stacklevel=4)
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:

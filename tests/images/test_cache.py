@@ -79,7 +79,7 @@ def test_a_full_disk_costs_the_cache_and_no_more(readers, tmp_path, kind):
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-        with pytest.warns(UserWarning, match=r"cache .* was not written.*: File too large; [\d,]+ bytes were needed, [\d,]+ are free"):
+        with pytest.warns(UserWarning, match=r"cache .* was not written.*: File too large: .*: [\d,]+ bytes were needed, [\d,]+ are free"):
             read = readers[kind]()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
