@@ -533,3 +533,40 @@ def test_the_short_cut_is_found_out_anew_of_a_replaced_student():
     distiller.student = same
     distiller(x)
     assert distiller.head("student") is head_of(same)[1] and shorts(distiller)["student"]
+
+
+class Moved(nn.Module):
+    """Channels last, tokens behind a prefix, or back to maps."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x):
+        if self.kind == "nhwc":
+            return x.permute(0, 2, 3, 1)
+        if self.kind == "tokens":
+            return F.pad(x.flatten(2).transpose(1, 2), (0, 0, 2, 0), value=5.0)
+        return x.permute(0, 3, 1, 2) if x.dim() == 4 else x[:, 2:].transpose(1, 2).unflatten(2, (4, 4))
+
+
+@pytest.mark.parametrize("layout, prefix", [("nhwc", 0), ("tokens", 2)])
+@pytest.mark.parametrize("fast", [None, False])
+def test_activations_in_other_layouts_give_the_same_maps(layout, prefix, fast):
+    def network(sizes):
+        body = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 20, 3), nn.ReLU(), Moved(layout), Moved("back"),
+                             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 1))
+        return growing(body, sizes).double()
+
+    student, teacher, x = network(SIZES), network(SIZES[:-1]), rows(5, 1, 8, 8)
+    maps, kept = [], {**PULL, "kept": (lambda a: a.sum(), "teacher.attention")}
+    for path, options in (("3", {}), ("4", {"layout": layout, "prefix_tokens": prefix})):
+        distiller = LwMDistiller(student, {"teacher": teacher}, kept, attention=path, fast=fast, **options)
+        distiller.build(x)
+        assert shorts(distiller) == {"student": fast is None, "teacher": fast is None}
+        maps.append(distiller.tensors(x))
+    for name in ("student.attention", "teacher.attention"):
+        torch.testing.assert_close(maps[0][name], maps[1][name])
+        assert maps[0][name].shape == (5, 4, 4) and maps[0][name].any()
+    with pytest.raises(ValueError, match="look like|expected maps"):
+        LwMDistiller(student, {"teacher": teacher}, PULL, attention="4").build(x)
