@@ -31,7 +31,7 @@ def machine(o) -> dict:
     """What the figures were taken on."""
     import torch
 
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     cpu = next((row.split(": ", 1)[1] for row in text.splitlines() if row.startswith("model name")), platform.machine())
     return {"machine": torch.cuda.get_device_name() if o.device == "cuda" else cpu, "threads": torch.get_num_threads(),
             "python": platform.python_version()} | {
@@ -68,5 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table.add_row(x.what, *figures, f"≤ {x.bar:g}" if x.bar else "", {True: "ok", False: "FAILS", None: ""}[x.ok], x.note)
     Console(width=None if sys.stdout.isatty() else 128).print(table)
     if o.json:
-        o.json.write_text(json.dumps({**about, "lines": [vars(x) for x in lines]}, indent=2) + "\n")
+        o.json.write_text(json.dumps({**about, "lines": [vars(x) for x in lines]}, indent=2) + "\n",
+                          encoding="utf-8")
     return int(any(x.ok is False for x in lines))

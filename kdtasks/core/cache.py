@@ -7,7 +7,8 @@ The teacher runs once over ``samples x views`` inputs; from then on a batch simp
     batch.update(cache.fetch(batch["index"], batch["view"], device))
 
 A cache is a folder: ``0.bin``, ``1.bin``, ... hold one name each, a plain little-endian array (views, samples, *shape);
-``meta.json`` holds the key, the names, shapes, dtypes and sizes. The folder is built under another name and renamed when it
+``meta.json`` holds the key, the names, shapes, dtypes, sizes and checksums; a process compares the bytes of a file with its
+checksum once, when it first opens the cache. The folder is built under another name and renamed when it
 is complete, so under its own name it is never half there.
 """
 
@@ -20,6 +21,7 @@ import re
 import shutil
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -29,9 +31,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdtasks.core.files import DiskError, disk_error, room, sync_folder
+from kdtasks.core.files import DiskError, check_own, disk_error, room, sync_folder
 
-FORMAT = 1                                     # of the folder; another number is not read
+FORMAT = 2                                     # of the folder; another number is not read
 HALF_MAX = 65504.0                             # the largest float16
 DTYPES = ("float16", "float32", "bool", "uint8", "int8", "int16", "int32", "int64")
 CHUNK = 2**22                                  # values converted to float16 at a time: 16 MiB of float32
@@ -115,10 +117,16 @@ class TeacherCache:
 
         Raises:
             TypeError, ValueError: ``key`` is not a dict of JSON values.
+            PermissionError: a file in it is a link, or it is somebody else's.
+            RuntimeError: a file's bytes are not those that were written.
         """
         meta, reason = _inspect(Path(folder), key)
+        if reason:
+            return None
+        folder = Path(folder).resolve()
         try:
-            return None if reason else cls(Path(folder).resolve(), meta)
+            _check_files(folder, meta)
+            return cls(folder, meta)
         except FileNotFoundError:                                           # replaced by another process at this moment
             return None
 
@@ -160,6 +168,7 @@ class TeacherCache:
             TypeError: an output is no tensor, or of a dtype that cannot be stored; ``key`` is not JSON.
             FileExistsError: ``folder`` holds other files; none is touched.
             OSError: the disk is full (said after the first batch, where it is so then), or cannot be written.
+            PermissionError, RuntimeError: see :meth:`open`.
             After an error or an interrupt ``folder`` is as it was before.
         """
         folder = Path(folder).resolve()
@@ -300,7 +309,9 @@ def _write_arrays(folder: Path, samples: int, views: int, batches: Iterable[Mapp
                 _halve(file, samples * views * math.prod(arrays[name]["shape"]))
                 arrays[name]["dtype"] = "float16"
             _sync(file)
-    return [{"name": name, **array, "bytes": _size(samples, views, array)} for name, array in arrays.items()]
+            arrays[name] |= {"bytes": _size(samples, views, arrays[name]), "crc32": _checksum(file)}
+            _checked.add(_identity(file))
+    return [{"name": name, **array} for name, array in arrays.items()]
 
 
 def _check_room(folder: Path, size: int) -> None:
@@ -409,6 +420,39 @@ def _inspect(folder: Path, key: dict) -> tuple[dict, str]:
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         return {}, f"{folder}/meta.json is damaged: {type(e).__name__}: {e}"
     return meta, ""
+
+
+def _check_files(folder: Path, meta: Mapping) -> None:
+    """An error unless the files are this user's, and hold what was written; their bytes are read once a process."""
+    for path in (folder, folder / "meta.json"):
+        check_own(path)
+    for i, array in enumerate(meta["arrays"]):
+        path = folder / f"{i}.bin"
+        check_own(path)
+        with path.open("rb") as file:
+            if (identity := _identity(file)) in _checked:
+                continue
+            if _checksum(file) != array["crc32"]:
+                raise RuntimeError(f"{path} is damaged: its bytes do not have the checksum that was written "
+                                   f"with them; delete {folder}, and it is made again")
+        _checked.add(identity)
+
+
+_checked: set[tuple[int, int, int, int]] = set()                            # files whose bytes are known to be right
+
+
+def _identity(file: BinaryIO) -> tuple[int, int, int, int]:
+    found = os.fstat(file.fileno())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _checksum(file: BinaryIO) -> int:
+    """CRC-32 of a whole file, about 1 GB/s."""
+    file.seek(0)
+    checksum = 0
+    while part := file.read(2**24):
+        checksum = zlib.crc32(part, checksum)
+    return checksum
 
 
 def _json(key: dict) -> dict[str, str]:

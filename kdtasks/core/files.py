@@ -79,6 +79,11 @@ def disk_error(error: Exception, path: Path, size: int = 0) -> "DiskError | None
     return DiskError(code, f"{os.strerror(code)}: {str(path)!r} cannot be written: {why}")
 
 
+def write_text(path: Path, text: str) -> None:
+    """UTF-8 whatever the locale; file names that the locale cannot decode come out as they are on the disk."""
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder survive a power cut; Windows has no such call."""
     if os.name == "posix":

@@ -348,13 +348,18 @@ def coco(images, annotations, train: bool = True, size: Sequence[int] | None = N
     targets = {image["id"]: None for image in content["images"]}
     if "annotations" in content:
         _sort_in(content["annotations"], targets, {c["id"]: label for label, c in enumerate(categories, 1)}, file)
-    paths = [os.path.join(folder, image["file_name"]) for image in content["images"]]
+    paths = [os.path.join(folder, _file_name(image["file_name"])) for image in content["images"]]
     if paths and not os.path.exists(paths[0]) and not skip_bad:
         raise FileNotFoundError(f"{file} names the image {paths[0]}, which is not there; pass images=<its folder>")
     sizes = [(image["height"], image["width"]) if image.get("height") and image.get("width") else None
              for image in content["images"]]
     return DetectionData(paths, list(targets.values()), [c["name"] for c in categories], sizes, train, size, in_memory,
                          augment, keep_empty, skip_bad=skip_bad)
+
+
+def _file_name(name: str) -> str:
+    """A name that is UTF-8 on the disk, as it must be written where the locale is another."""
+    return os.fsdecode(name.encode("utf-8", "surrogateescape"))
 
 
 def _parsed(file: Path) -> dict:
@@ -489,7 +494,8 @@ def _listed(root: Path, split: str) -> list[str]:
     if not file.is_file():
         splits = sorted(path.stem for path in file.parent.glob("*.txt"))
         raise FileNotFoundError(f"no list of images {file}: {did_you_mean(split, splits)}")
-    rows = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    names = os.fsdecode(file.read_bytes())                                  # of files, decoded as theirs are
+    rows = [line.strip() for line in names.splitlines() if line.strip()]
     flags = [row.rpartition(" ")[2] in ("-1", "0", "1") and " " in row for row in rows]
     if rows and all(flags):
         raise ValueError(f"{file} lists one class, with 1 and -1 behind the names: expected a list of all images, as "

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import kdtasks
-from kdtasks.core.files import write_atomically
+from kdtasks.core.files import write_atomically, write_text
 from kdtasks.core.weights import checksum, is_meta
 
 
@@ -87,7 +87,7 @@ def _check_plain(value, where: str) -> None:
 
 def save_json(content, path: str | Path) -> None:
     """Indented JSON, atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
+    write_atomically(path, lambda temporary: write_text(temporary, json.dumps(content, indent=2) + "\n"))
 
 
 def load(path: str | Path) -> dict:

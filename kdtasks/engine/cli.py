@@ -164,13 +164,15 @@ def test(arguments: Sequence[str] | None = None) -> None:
         model.eval()
         if folder:
             return _predict(run, model, args, meta.get("classes"), {name: getattr(args, name) for name in own})
+        from kdtasks.engine.show import decimals
+
         loader = _test_loader(run, meta.get("classes"))
         if run.data_is_drawn and args.seed is None and "seed" not in meta:
             print(f"warning: {args.checkpoint!r} does not say of which seed it is (no .json of a run is beside it), "
                   "and the test data depends on that: 0 is taken; --seed says another", file=sys.stderr)
         metrics = evaluate(run.task, model, loader)
         for metric, value in metrics.items():
-            print(f"{metric} {value:.3f}")
+            print(f"{metric} {value:.{decimals(metric, 3)}f}")
         for path, why in loader.unreadable.items():
             print(f"warning: left out: {path}: {why}", file=sys.stderr)
 

@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 import kdtasks
-from kdtasks.core.files import write_atomically
+from kdtasks.core.files import write_atomically, write_text
 from kdtasks.core.stages import final_stage, stage_reference
 from kdtasks.engine.config import plain
+from kdtasks.engine.show import decimals
 
 # Okabe and Ito's palette, which colour-blind eyes can tell apart too; yellow is left out, it is too pale for lines.
 TEACHER, ALONE, DISTILLED = "#5A6472", "#E69F00", "#0072B2"
@@ -57,7 +58,7 @@ def write_report(run) -> None:
         images = _embedded([*charts, *curves, *pictures])
     cut, end = len(charts), len(charts) + len(curves)
     page = _page(run, images[:cut], images[cut:end], images[end:], note)
-    write_atomically(run.work_dir / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
+    write_atomically(run.work_dir / "report.html", lambda path: write_text(path, page))
 
 
 def stage_colors(run) -> dict[str, str]:
@@ -98,7 +99,7 @@ def _shown(run, found: Mapping[str, object]) -> dict:
 def _history(run) -> dict[str, list[dict]]:
     """``{stage: history}`` of the stages that have begun, finished or not."""
     paths = {stage.name: run.folder(stage) / "history.json" for stage in run.stages}
-    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
 
 
 def _curve(history: Sequence[Mapping], name: str) -> tuple[list[int], list[float]]:
@@ -133,10 +134,10 @@ def _unit(metric: str) -> str:
     return " %" if metric.startswith(shares) else ""
 
 
-def _number(value, signed: bool = False) -> str:
+def _number(value, signed: bool = False, least: int = 2) -> str:
     if not _is_number(value):
         return "–"
-    digits = 2 if abs(value) >= 0.1 or value == 0 else 4
+    digits = least if abs(value) >= 0.1 or value == 0 else 4
     return f"{value:+,.{digits}f}".replace("-", "−") if signed else f"{value:,.{digits}f}".replace("-", "−")
 
 
@@ -489,7 +490,8 @@ def _table(run, parameters: Mapping[str, int]) -> str:
     for name in dict.fromkeys([*stages, *results["stages"]]):
         values, stage = results["stages"].get(name, {}), stages.get(name)
         cells = [f'<td><i class="dot" style="background:{colors[name]}"></i>{escape(name)}</td>']
-        cells += [f'<td class="n{" first" if n == primary else ""}">{_number(values.get(n))}</td>' for n in _metrics(results)]
+        cells += [f'<td class="n{" first" if n == primary else ""}">{_number(values.get(n), least=decimals(n))}</td>'
+                  for n in _metrics(results)]
         if compared:
             own = _is_number(values.get(primary)) and name not in ("alone", *run.config["teachers"], *way)
             cells.append(f'<td class="n first">{_number(values[primary] - control, signed=True) if own else ""}</td>')
@@ -519,5 +521,5 @@ def _figure(image: tuple[str, str, int]) -> str:
 
 def _config(run) -> str:
     path = run.work_dir / "config.py"
-    text = path.read_text() if path.exists() else pprint.pformat(run.config, width=110, sort_dicts=False)
+    text = path.read_text(encoding="utf-8") if path.exists() else pprint.pformat(run.config, width=110, sort_dicts=False)
     return textwrap.dedent(text).strip()

@@ -23,7 +23,7 @@ from kdtasks.core.trial import state_kept
 from kdtasks.engine import checkpoint
 from kdtasks.engine.evaluation import evaluate
 from kdtasks.engine.optim import MovingAverage, StepWrapper, build_schedulers
-from kdtasks.engine.show import METRICS
+from kdtasks.engine.show import METRICS, decimals
 
 _numbers = itertools.count()
 
@@ -209,6 +209,8 @@ class StageRunner(Runner):
     def build_logger(self, *args, **kwargs) -> MMLogger:
         logger = MMLogger.get_instance(self._experiment_name, log_file=str(self.log_file), log_level="INFO", file_mode="a")
         logger.handlers = [h for h in logger.handlers if isinstance(h, logging.FileHandler)]  # the screen has the bar
+        for handler in logger.handlers:                                                       # whatever the locale
+            handler.stream.reconfigure(encoding="utf-8", errors="surrogateescape")
         with suppress(OSError):
             Path(self._log_dir).rmdir()                                                       # made, and not needed
         return logger
@@ -287,7 +289,7 @@ class StageRunner(Runner):
         self.distiller.train()
         self.history.append({"iteration": self._train_loop.iter, **self.metrics})
         self.logger.info("%d/%d  %s", self._train_loop.iter, self._train_loop.max_iters,
-                         "  ".join(f"{k} {v:.3f}" for k, v in self.metrics.items()))
+                         "  ".join(f"{k} {v:.{decimals(k, 3)}f}" for k, v in self.metrics.items()))
         self.visualizer.add_scalars(self.metrics, step=self._train_loop.iter)
         if self.show:
             self.show(self._train_loop.iter, self._train_loop.max_iters, dict(itertools.islice(self.metrics.items(), METRICS)))

@@ -73,6 +73,11 @@ def print_table(table: Table, labels: int = 1, console: Console | None = None) -
         print(table.caption, file=console.file)
 
 
+def decimals(metric: str, least: int = 2) -> int:
+    """How many a number of this name is shown with: SSIM lies so near to 1 that two say nothing."""
+    return max(4, least) if metric.startswith("ssim") else least
+
+
 def table(results: Mapping, console: Console | None = None) -> None:
     """One row a stage: the primary metric, its difference to the control, the first other metrics, seconds.
 
@@ -92,6 +97,8 @@ def table(results: Mapping, console: Console | None = None) -> None:
         out.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     control = stages.get("alone", {}).get(primary)
     for stage, values in shown.items():
-        against = f"{values[primary] - control:+.2f}" if control is not None and stage not in ("alone", "teacher") else ""
-        out.add_row(stage, *(f"{values[n]:.2f}" if n in values else "" for n in names), against, f"{values['seconds']:.0f}")
+        compared = control is not None and stage not in ("alone", "teacher")
+        against = f"{values[primary] - control:+.{decimals(primary)}f}" if compared else ""
+        cells = (f"{values[n]:.{decimals(n)}f}" if n in values else "" for n in names)
+        out.add_row(stage, *cells, against, f"{values['seconds']:.0f}")
     print_table(out, 1, console)

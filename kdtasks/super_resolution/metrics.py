@@ -64,7 +64,7 @@ def _taps(size: int, scale: float, dtype: torch.dtype, device: torch.device) -> 
         first = (centre - 2 / shrink).floor().long() + 1                   # the kernel is 0 at both of its ends
         index = first + torch.arange(math.ceil(4 / shrink), device="cpu")[:, None]                          # (taps, out)
         weight = _cubic(shrink * (centre - index))
-        index = index % (2 * size)
+        index = index % (2 * size * torch.ones_like(index[:1, :1]))        # a tensor: ONNX exports no size here
         index = torch.minimum(index, 2 * size - 1 - index)                 # mirrored, the edge repeated
         return (weight / weight.sum(0)).to(device, dtype), index.to(device)
 

@@ -81,6 +81,14 @@ def example(config: dict, batch_size: int) -> dict[str, Tensor]:
     return {"input": input, "target": target, "index": torch.arange(batch_size)}
 
 
+def onnx_form(student: nn.Module, images: Tensor):
+    """For export: batch, height and width are left open, and a second size is compared too."""
+    from kdtasks.engine.export import OnnxForm
+
+    other = images[:1, :, :images.shape[2] - 5, :images.shape[3] * 2 // 3].contiguous()
+    return OnnxForm(student, [(images,), (other,)], dynamic={"input": {0: "batch", 2: "height", 3: "width"}})
+
+
 # Pictures of a run ------------------------------------------------------------------------------------------------------
 def pictures(run) -> list[tuple]:
     """``[(title, figure)]`` on the test data: details as each model enlarges them, errors, the gain of each image, and of AIL

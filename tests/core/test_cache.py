@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -89,7 +90,8 @@ def test_file_is_plain_little_endian_views_first(tmp_path):
     array = np.fromfile(tmp_path / "c" / "0.bin", "<f2").reshape(VIEWS, SAMPLES, 3)
     assert array[2, 5].tolist() == [5, 2, np.float16(0.1)]
     meta = json.loads((tmp_path / "c" / "meta.json").read_text())
-    assert meta["arrays"] == [{"name": "teacher", "shape": [3], "dtype": "float16", "bytes": 126}]
+    checksum = zlib.crc32((tmp_path / "c" / "0.bin").read_bytes())
+    assert meta["arrays"] == [{"name": "teacher", "shape": [3], "dtype": "float16", "bytes": 126, "crc32": checksum}]
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["0.bin", "meta.json"]
 
 
@@ -285,7 +287,7 @@ def break_folder(folder, how):
 @pytest.mark.parametrize("how, why", [
     ("truncated", "1.bin .* has 83 bytes, expected 84"), ("longer", "0.bin .* has 85 bytes"), ("no array", "has no 0.bin"),
     ("no meta", "has no meta.json"), ("half a meta", "damaged"), ("meta is a list", "damaged"),
-    ("other format", "format 0, expected 1"), ("other dtype", "damaged.*'object'"),
+    ("other format", "format 0, expected 2"), ("other dtype", "damaged.*'object'"),
     ("other samples", "has 84 bytes, expected 96")])
 def test_broken_is_refused_and_replaced(tmp_path, how, why):
     folder, slow = tmp_path / "c", Slow(teacher=noise(2), other=noise(2))
@@ -298,6 +300,48 @@ def test_broken_is_refused_and_replaced(tmp_path, how, why):
     assert slow.calls > calls and TeacherCache.open(folder, KEY) and leftovers(folder) == []
     index, view = torch.arange(7), torch.tensor([0, 1, 2, 0, 1, 2, 0])
     assert torch.equal(cache.fetch(index, view)["other"], slow.of(index, view)["other"].half())
+
+
+def test_one_damaged_bit_is_an_error_that_names_the_file_and_costs_nothing_again(tmp_path, monkeypatch):
+    folder = tmp_path / "c"
+    write(folder, Slow(teacher=noise(5), other=noise(70)))
+    read = []
+    real = module._checksum
+    monkeypatch.setattr(module, "_checksum", lambda file: read.append(file.name) or real(file))
+    cache = TeacherCache.open(folder, KEY)
+    assert cache is not None and not read                                    # this process has just written it
+    monkeypatch.setattr(module, "_checked", set())
+    assert TeacherCache.open(folder, KEY) is not None and TeacherCache.open(folder, KEY) is not None
+    cache.fetch(torch.tensor([0, 1]), torch.tensor([0, 0]))
+    assert read == [str(folder / "0.bin"), str(folder / "1.bin")]
+    content = bytearray((folder / "1.bin").read_bytes())
+    content[77] ^= 4
+    (folder / "1.bin").write_bytes(content)
+    for again in (lambda: TeacherCache.open(folder, KEY), lambda: write(folder, Slow(teacher=noise(5)))):
+        with pytest.raises(RuntimeError, match=r"1\.bin is damaged.*checksum.*delete .*/c, and it is made again"):
+            again()
+
+
+def test_a_link_or_somebody_elses_cache_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "c"
+    write(folder, Slow(teacher=noise(5)))
+    (folder / "0.bin").rename(tmp_path / "away.bin")
+    (folder / "0.bin").symlink_to(tmp_path / "away.bin")
+    with pytest.raises(PermissionError, match=r"0\.bin is a link"):
+        TeacherCache.open(folder, KEY)
+    (folder / "0.bin").unlink()
+    (tmp_path / "away.bin").rename(folder / "0.bin")
+    (tmp_path / "linked").symlink_to(tmp_path)                               # the user's own way to a folder
+    assert TeacherCache.open(tmp_path / "linked" / "c", KEY) is not None
+    real = os.lstat
+
+    def lstat(path):
+        found = real(path)
+        return os.stat_result((*found[:4], found.st_uid + 1, *found[5:])) if path == folder else found
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    with pytest.raises(PermissionError, match="belongs to user"):
+        TeacherCache.open(folder, KEY)
 
 
 def test_a_folder_with_other_files_is_never_deleted(tmp_path):

@@ -16,7 +16,7 @@ from kdtasks.engine import config as configs
 from kdtasks.engine.run import Run
 from kdtasks.super_resolution import data, imresize, trainer
 from kdtasks.super_resolution.ail import importance, teacher_importance
-from kdtasks.super_resolution.models import ESPCN, VDSR
+from kdtasks.super_resolution.models import EDSR, ESPCN, FSRCNN, VDSR, SRResNet
 
 PICTURES = trainer.pictures                                               # also where the report has none
 FOLDER = "kdtasks.super_resolution.data.image_folder"
@@ -411,3 +411,26 @@ def test_predict_endangers_no_file(photos, album, tmp_path):
     with pytest.raises(ValueError, match=r"scale=\[2, 3\], expected one"):
         trainer.predict(model, full, taken, tmp_path / "out", measured=False)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("student, large", [(ESPCN(2, 3, [4]), False), (ESPCN(2, 3, [4], residual=False), False), (FSRCNN(2, 3), False),
+                                            (EDSR(2, blocks=1, width=4), False), (SRResNet(2, blocks=1, width=4), False), (VDSR(4, 3), True)],
+                         ids=["residual", "espcn", "fsrcnn", "edsr", "srresnet", "vdsr"])
+def test_onnx_enlarges_images_of_any_size(tmp_path, student, large):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from kdtasks.engine.export import RUNNERS, WRITERS
+
+    student = student.eval()
+    channels = 1 if large else 3
+    form = trainer.onnx_form(student, torch.rand(3, channels, 24, 30))
+    assert len({example[0].shape for example in form.examples}) == 2
+    WRITERS["onnx"](form, {}, tmp_path / "s.onnx", None)
+    session = onnxruntime.InferenceSession(str(tmp_path / "s.onnx"), providers=["CPUExecutionProvider"])
+    assert [str(size) for size in session.get_inputs()[0].shape] == ["batch", str(channels), "height", "width"]
+    for example, outputs in zip(form.examples, RUNNERS["onnx"](None, form, tmp_path / "s.onnx")):
+        with torch.no_grad():
+            assert torch.allclose(outputs[0], student(*example), atol=1e-5)
+    for size in ((1, channels, 7, 50), (2, channels, 41, 13)):
+        image = torch.rand(size)
+        with torch.no_grad():
+            assert np.allclose(session.run(None, {"input": image.numpy()})[0], student(image), atol=1e-5)

@@ -56,7 +56,7 @@ class TrainingJob:
         path = self.folder / "results.json"
         if not path.exists() or not (self.shared or (self.folder / "student.pth").exists()):
             return None
-        results = json.loads(path.read_text())
+        results = json.loads(path.read_text(encoding="utf-8"))
         return results if all(stage in results["stages"] for stage in self.stages) else None
 
     def finish(self, device: str | None, quiet: bool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from kdtasks.engine.show import print_table
+from kdtasks.engine.show import decimals, print_table
 
 
 def show(result: Mapping, console: Console | None = None) -> None:
@@ -19,16 +19,18 @@ def show(result: Mapping, console: Console | None = None) -> None:
     out.add_column("config")
     for title in ("seeds", "teacher", "alone", "distilled", f"difference [{result['confidence']:.0%}]", "verdict", "s per run"):
         out.add_column(title, justify="right")
+    digits = decimals(result["primary"])
     for name, row in result["configs"].items():
-        out.add_row(name, str(len(result["seeds"])), _teachers(row), _spread(row["alone"]), _spread(row["distilled"]),
-                    _difference(row), row["verdict"] or row["why"], f"{statistics.fmean(row['seconds']):.3g}")
+        out.add_row(name, str(len(result["seeds"])), _teachers(row, digits), _spread(row["alone"], digits),
+                    _spread(row["distilled"], digits), _difference(row, digits),
+                    row["verdict"] or row["why"], f"{statistics.fmean(row['seconds']):.3g}")
     print_table(out, 1, console)
     every = Table(title="every number")
     for title in ("config", "seed", "alone", "distilled", "difference"):
         every.add_column(title, justify="left" if title == "config" else "right")
     for name, row in result["configs"].items():
         for seed, a, b, d in zip(result["seeds"], row["alone"], row["distilled"], row["differences"]):
-            every.add_row(name, str(seed), f"{a:.3f}", f"{b:.3f}", f"{d:+.3f}")
+            every.add_row(name, str(seed), *(f"{x:.{max(3, digits)}f}" for x in (a, b)), f"{d:+.{max(3, digits)}f}")
     print_table(every, 2, console)
     further = Table(title="further metrics")
     for title in ("config", "metric", "alone", "distilled", f"difference [{result['confidence']:.0%}]"):
@@ -36,7 +38,9 @@ def show(result: Mapping, console: Console | None = None) -> None:
     for name, row in result["configs"].items():
         for metric, found in row["metrics"].items():
             if metric != result["primary"] and not re.search(r"_on_\d+$", metric):         # those are in the JSON
-                further.add_row(name, metric, _spread(found["alone"]), _spread(found["distilled"]), _difference(found))
+                digits = decimals(metric)
+                further.add_row(name, metric, _spread(found["alone"], digits), _spread(found["distilled"], digits),
+                                _difference(found, digits))
     if further.row_count:
         print_table(further, 2, console)
     file = console.file if console else sys.stdout
@@ -47,16 +51,17 @@ def show(result: Mapping, console: Console | None = None) -> None:
         print(f"note: {note}", file=file)
 
 
-def _teachers(row: Mapping) -> str:
-    return ", ".join(Path(t).name if isinstance(t, str) else _spread(t) for t in row["teachers"].values()) or "none"
+def _teachers(row: Mapping, digits: int) -> str:
+    return ", ".join(Path(t).name if isinstance(t, str) else _spread(t, digits) for t in row["teachers"].values()) or "none"
 
 
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+def _spread(values: Sequence[float], digits: int) -> str:
+    return f"{statistics.fmean(values):.{digits}f}" + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
-def _difference(row: Mapping) -> str:
-    return f"{row['mean']:+.2f}" + (f" [{row['low']:+.2f}, {row['high']:+.2f}]" if row["low"] is not None else "")
+def _difference(row: Mapping, digits: int) -> str:
+    mean, *ends = ("" if row[key] is None else f"{row[key]:+.{digits}f}" for key in ("mean", "low", "high"))
+    return mean + (f" [{', '.join(ends)}]" if all(ends) else "")
 
 
 def plot(result: Mapping, path: str | Path) -> None:
@@ -84,7 +89,8 @@ def plot(result: Mapping, path: str | Path) -> None:
                 axes.plot([control + row["low"], control + row["high"]], [bottom] * 2, color=DISTILLED, linewidth=4, alpha=0.35,
                           solid_capstyle="butt", label=None if k else f"mean difference, {result['confidence']:.0%} interval")
             axes.plot([control + row["mean"]], [bottom], "D", color=DISTILLED, markersize=7)
-            axes.annotate(f"{_difference(row)}\n{row['verdict'] or row['why']}", (1.01, bottom), va="center", fontsize=9,
+            difference = _difference(row, decimals(result["primary"]))
+            axes.annotate(f"{difference}\n{row['verdict'] or row['why']}", (1.01, bottom), va="center", fontsize=9,
                           xycoords=("axes fraction", "data"), annotation_clip=False)
             labels |= {y: f"seed {seed}" for y, seed in zip(rows, seeds)} | {bottom: name}
         axes.set_yticks(list(labels), labels.values())
