@@ -1,5 +1,6 @@
 """One list of classes for every split of the data: by name, never by number."""
 
+import os
 import warnings
 from collections.abc import Sequence
 
@@ -7,6 +8,19 @@ import torch
 from torch import Tensor
 
 UNLABELLED = -100                                   # the target that torch's cross-entropy ignores
+
+
+def class_name(name) -> str:
+    r"""The name of a class as text that can be shown and stored.
+
+    A folder's name that the locale cannot decode is taken as UTF-8, whatever the locale; bytes that are not UTF-8 either are
+    written ``\xe4``.
+    """
+    try:
+        str(name).encode()
+    except UnicodeEncodeError:                      # os.fsdecode's stand-ins for bytes
+        return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
+    return str(name)
 
 
 def class_numbers(own: Sequence[str], names: Sequence[str], counts: Sequence[int] | None = None, drop: bool = False) -> Tensor:
@@ -27,7 +41,7 @@ def class_numbers(own: Sequence[str], names: Sequence[str], counts: Sequence[int
     Warns:
         UserWarning: what ``drop`` leaves out.
     """
-    own, names = [str(name) for name in own], [str(name) for name in names]
+    own, names = [class_name(name) for name in own], [class_name(name) for name in names]
     for which in (own, names):
         twice = next((name for k, name in enumerate(which) if name in which[:k]), None)
         if twice is not None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from kdtasks.core.classes import class_numbers, counted, renumbered
+from kdtasks.core.classes import class_name, class_numbers, counted, renumbered
 from kdtasks.engine import builder
 from kdtasks.engine.builder import ConfigError
 
@@ -73,7 +73,7 @@ def class_names(dataset) -> list[str] | None:
     """The names of a data set's classes, where it knows them."""
     classes = getattr(dataset, "classes", None)
     listed = hasattr(classes, "__len__") and hasattr(classes, "__getitem__") and not isinstance(classes, str | Mapping)
-    return [str(name) for name in classes] if listed and len(classes) else None
+    return [class_name(name) for name in classes] if listed and len(classes) else None
 
 
 def with_classes(dataset, names: Sequence[str] | None, drop: bool, where: str):
@@ -86,7 +86,7 @@ def with_classes(dataset, names: Sequence[str] | None, drop: bool, where: str):
     """
     own = class_names(dataset)
     try:
-        if names is None or own == list(names):
+        if names is None or own == list(names) == [str(name) for name in dataset.classes]:
             return dataset
         if own is None:
             targets = _targets(dataset)

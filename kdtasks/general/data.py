@@ -421,10 +421,10 @@ def _listed(root: Path, classes: Sequence[str] | None, subset: Sequence[str] | N
     names = list(classes or found)
     if subset is not None:
         names = [_known(name, names) for name in subset]
-    files = [images_below(root / name) for name in names]
+    files = [images_below(found[name]) for name in names]
     for name, of_class in zip(names, files):
         if not of_class:
-            raise FileNotFoundError(f"no image in {root / name}; known are {', '.join(sorted(SUFFIXES))}")
+            raise FileNotFoundError(f"no image in {found[name]}; known are {', '.join(sorted(SUFFIXES))}")
     target = torch.arange(len(names)).repeat_interleave(torch.tensor([len(of_class) for of_class in files]))
     index = _first(target, per_class, names)
     paths = [path for of_class in files for path in of_class]

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdtasks.core.classes import class_numbers, counted, renumbered
+from kdtasks.core.classes import class_name, class_numbers, counted, renumbered
 from kdtasks.images.cache import load_arrays, save_arrays
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
@@ -240,9 +240,11 @@ def results_of(folder: str | Path, out: str | Path, suffix: str = ".png") -> dic
     return names
 
 
-def class_folders(root: Path) -> list[str]:
-    """The names of the folders in ``root``, sorted."""
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not is_hidden(entry.name))
+def class_folders(root: Path) -> dict[str, Path]:
+    """``{name of the class: folder}`` of the folders in ``root``, sorted by name."""
+    found = {class_name(entry.name): root / entry.name for entry in os.scandir(root)
+             if entry.is_dir() and not is_hidden(entry.name)}
+    return dict(sorted(found.items()))
 
 
 # Sets of files --------------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def image_folder(root, train: bool = True, test_classes: float | int | Sequence[
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {root} nor {folder}; set KDTASKS_DATA to the folder that holds it, or pass its "
                                 "path")
-    every = class_folders(folder)
+    every = list(class_folders(folder))
     names = split_classes(every, test_classes, train)
     if small:
         return images.image_folder(folder, train, size, True, every, names, per_class, augment if train else None, mean, std,

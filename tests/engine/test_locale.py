@@ -42,3 +42,44 @@ def test_annotations_are_read_as_utf_8(place):
             "    print(ascii(found.classes), found[0]['target']['labels'].tolist(), tuple(found[0]['input'].shape))\n")
     lines = python("-c", code, cwd=place).stdout.decode().splitlines()
     assert lines == [f"{['Käse']!a} [1] (3, 8, 8)"] * 2
+
+
+RUNS = """
+import json, sys
+sys.path.insert(0, {here!r})
+import torch
+from small_runs import small
+from torch import nn
+from kdtasks.engine.run import Run
+
+def net(**options):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3))
+
+kinds = {{"folder": {{"type": "kdtasks.general.data.image_folder"}},
+          "torchvision": {{"type": "kdtasks.general.data.torchvision_set", "dataset": "ImageFolder", "size": 8}}}}
+losses = {{"loss_cls": {{"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}}}}
+for train, test in (("folder", "torchvision"), ("torchvision", "folder")):
+    data = {{"train": {{**kinds[train], "root": "photos"}}, "test": {{**kinds[test], "root": "photos"}}, "batch_size": 6, "skip_bad": True}}
+    config = small(length={{"iterations": 1}}, student={{"type": "__main__.net"}}, losses=losses, teacher=None, stages=[{{"name": "plain"}}], schedule=[],
+                   **{{f"data.{{key}}": value for key, value in data.items()}})
+    run = Run(config, f"{{train}}-{{test}}", quiet=True)
+    run.train()
+    print(ascii(json.loads((run.work_dir / "student.json").read_text())["classes"]))
+"""
+
+
+def test_a_run_on_class_folders_with_other_letters(place):
+    """Classes are UTF-8 text in the report and beside the weights; the files keep the names that they have on the disk."""
+    names = ["Käse", "b\udce4d", "Öl"]                                       # one is not UTF-8
+    for k, name in enumerate(names):
+        folder = os.fsencode(place / "photos") + b"/" + name.encode("utf-8", "surrogateescape")
+        os.makedirs(folder)
+        for i in range(2):
+            with open(folder + f"/ü{i}.png".encode(), "wb") as file:
+                Image.new("RGB", (8, 8), (80 * k, i, 0)).save(file, "PNG")
+    with open(folder + "/ß.png".encode(), "wb") as file:
+        file.write(b"no image")
+    done = python("-c", RUNS.format(here=str(ROOT / "tests" / "engine")), cwd=place)
+    assert done.stdout.decode().splitlines() == [ascii(["Käse", "b\\xe4d", "Öl"])] * 2
+    for run in ("folder-torchvision", "torchvision-folder"):
+        assert "Öl/ß.png" in (place / run / "train.log").read_bytes().decode("utf-8", "replace")
