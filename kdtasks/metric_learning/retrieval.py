@@ -6,7 +6,8 @@ r"""Figures of retrieval: each sample in turn is the query, all others are the g
 
 R is the number of other samples of q's class, P(i) the share of its class among the i nearest (Musgrave, Belongie and Lim,
 2003.08505). A query is out of its own ranking by its number, not by its distance, so that a copy of it in the gallery counts. A
-sample that is alone in its class is in the gallery, but no query. NMI compares the classes with a k-means clustering:
+sample that is alone in its class is in the gallery, but no query. Of equal distances the smaller number comes first.
+NMI compares the classes with a k-means clustering:
 
 .. math:: \text{NMI} = \frac{2 I(\text{class}; \text{cluster})}{H(\text{class}) + H(\text{cluster})}
 """
@@ -20,7 +21,7 @@ ENTRIES = 2**24                                # of a block of distances: 128 MB
 
 
 def nearest(embeddings: Tensor, count: int, rows: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """The ``count`` nearest others of each row, nearest first, block by block.
+    """The ``count`` nearest others of each row, nearest first, of equal ones the smaller number, block by block.
 
     Distances are computed in float64 about the mean, so that samples close together keep their order.
 
@@ -45,7 +46,22 @@ def nearest(embeddings: Tensor, count: int, rows: Tensor | None = None) -> Itera
     for block in rows.split(max(1, ENTRIES // max(len(x), 1))):
         distance = torch.addmm(squared, x[block], x.T, alpha=-2).add_(squared[block, None])               # (b, N)
         distance[torch.arange(len(block), device=x.device), block] = torch.inf
-        yield block, distance.topk(count, largest=False).indices
+        yield block, _smallest(distance, count)
+
+
+def _smallest(distance: Tensor, count: int) -> Tensor:
+    """Where the ``count`` smallest of each row (b, N) are, smallest first, of equal ones the smaller place first.
+
+    That is a stable sort of the row, cut; ``topk`` takes any of equal ones, and gives them in any order.
+    """
+    values, index = distance.topk(min(count + 1, distance.shape[1]), largest=False)
+    index, order = index[:, :count].sort(1)
+    order = values[:, :count].gather(1, order).argsort(dim=1, stable=True)
+    index = index.gather(1, order)
+    if values.shape[1] > count:
+        rows = (values[:, count - 1] == values[:, count]).nonzero()[:, 0]       # an equal one was left out
+        index[rows] = distance[rows].argsort(dim=1, stable=True)[:, :count]
+    return index
 
 
 def recall_and_map(embeddings: Tensor, target: Tensor, ks: Sequence[int] = (1, 2, 4, 8)) -> dict[str, float]:

@@ -68,6 +68,44 @@ def test_equal_to_the_calculator_of_pytorch_metric_learning():
     assert list(accuracy_calculator(include=("NMI",), kmeans_func=lambda x, k: target).get_accuracy(rows, target).values()) == [1]
 
 
+def on_a_grid(n=96, classes=5, seed=0):
+    """Points of which many coincide or are equally far, with distances that are exact."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(3, (n, 2), generator=generator).double()
+    rows[-1] += n * 2 - rows.sum(0) % (n * 2)                             # the mean is a whole number
+    return rows, torch.randint(classes, (n,), generator=generator)
+
+
+def ties_by_index(query, k, reference, ref_includes_query):
+    """What pytorch-metric-learning asks of a search: (distances, indices) of the k nearest; a stable sort of whole rows."""
+    apart = (query[:, None] - reference[None]).double().square().sum(2).fill_diagonal_(torch.inf)
+    values, index = apart.sort(dim=1, stable=True)
+    return values[:, :k], index[:, :k]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_equal_distances_the_smaller_number_comes_first(seed):
+    rows, target = on_a_grid(seed=seed)
+    apart = (rows[:, None] - rows[None]).square().sum(2).fill_diagonal_(torch.inf)
+    for count in (1, 2, 7, 40, 95):
+        exact = [sorted((i for i in range(96) if i != q), key=lambda i: (float(apart[q, i]), i))[:count] for q in range(96)]
+        assert torch.cat([near for _, near in nearest(rows, count)]).tolist() == exact
+    assert any(len(row.unique()) < 95 for row in apart)                     # there are ties
+    found = [recall_and_map(rows, target, ks) for ks in ((1,), (1, 16), (1, 90))]
+    assert len({f["map_at_r"] for f in found}) == 1 == len({f["recall_at_1"] for f in found})
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_equal_to_pytorch_metric_learning_where_distances_are_equal(seed):
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+    rows, target = on_a_grid(seed=seed)
+    theirs = AccuracyCalculator(include=("precision_at_1", "mean_average_precision_at_r"), k="max_bin_count",
+                                knn_func=ties_by_index, device=torch.device("cpu")).get_accuracy(rows, target)
+    ours = recall_and_map(rows, target)
+    assert ours["map_at_r"] == pytest.approx(100 * theirs["mean_average_precision_at_r"])
+    assert ours["recall_at_1"] == pytest.approx(100 * theirs["precision_at_1"])
+
+
 def test_neighbours_far_from_the_origin_and_close_together_keep_their_order():
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(80, 6, generator=generator, dtype=torch.float64)
