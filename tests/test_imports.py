@@ -53,7 +53,7 @@ def allowed(file: str) -> tuple[set[str], set[str], set[str]]:
         return {"core", "images"}, {"torch", "numpy"}, {"PIL", "torchvision"}
     if folder.split("/")[0] == "engine":
         libraries = {"torch", "mmengine", "numpy", "rich"}
-        return {"core", "engine"}, libraries, libraries | SLOW | {"safetensors"}
+        return {"core", "engine"}, libraries, libraries | SLOW | {"safetensors", "jinja2"}
     if Path(name).stem in FRAMEWORK_FILES:
         libraries = {"torch", "torchvision", "numpy", "PIL"} | ({"mmengine"} if Path(name).stem in ("plugin", "mmdet_distiller") else set())
         return {"core", "general", "images", "engine", folder.split("/")[0]}, libraries, libraries | SLOW

@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from kdtasks.engine import config as configs
-from kdtasks.engine import report
+from kdtasks.engine.report import facts, figures, stage_colors, write_report
 from kdtasks.engine.run import Run
 from kdtasks.engine.show import table
 
@@ -74,6 +74,12 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
 
+def html(run):
+    """The report as it is written, its white space as a browser takes it."""
+    write_report(run)
+    return " ".join((run.work_dir / "report.html").read_text(encoding="utf-8").split())
+
+
 def read(run):
     """The report, checked for what holds of every one of them."""
     path = run.work_dir / "report.html"
@@ -116,7 +122,7 @@ def test_each_stage_and_each_number_of_the_results_is_in_the_table(whole):
 def test_the_same_results_give_the_same_report(whole):
     before = (whole.work_dir / "report.html").read_bytes()
     state = torch.random.get_rng_state()
-    report.write_report(Run(small(), whole.work_dir, name="general_small"))
+    write_report(Run(small(), whole.work_dir, name="general_small"))
     assert (whole.work_dir / "report.html").read_bytes() == before
     assert torch.equal(torch.random.get_rng_state(), state)
 
@@ -126,7 +132,7 @@ def test_no_global_state_of_matplotlib_is_changed(whole):
     from matplotlib._pylab_helpers import Gcf
 
     before = dict(matplotlib.rcParams)
-    report.write_report(whole)
+    write_report(whole)
     assert dict(matplotlib.rcParams) == before and not Gcf.figs
 
 
@@ -135,20 +141,20 @@ def test_stages_that_are_not_finished_are_said(tmp_path):
     run = Run(small(length=3, custom_hooks=[stop]), tmp_path / "run", quiet=True)
     with pytest.raises(KeyboardInterrupt):
         run.train()
-    report.write_report(run)
+    write_report(run)
     page = read(run)
     assert "Not finished: alone (iteration 6), distilled (not begun)" in page.text
     found = f"{run.done['teacher']['accuracy']:.2f}"
     assert [row[:2] for row in page.rows[1:]] == [["teacher", found], ["alone", "–"], ["distilled", "–"]]
     assert "No distilled student yet; accuracy so far: teacher" in page.text
     (run.work_dir / "stages" / "done.json").unlink()
-    report.write_report(run)
+    write_report(run)
     assert "No distilled student yet." in read(run).text
 
 
 def test_nothing_begun(tmp_path):
     run = Run(small(), tmp_path, quiet=True)
-    report.write_report(run)
+    write_report(run)
     page = read(run)
     assert not page.images and "teacher (not begun), alone (not begun), distilled (not begun)" in page.text
     assert "small_parts.Net" in page.text                                            # the config, without a config.py
@@ -168,7 +174,7 @@ def test_a_chain(tmp_path):
     page = read(run)
     assert [row[0] for row in page.rows[1:]] == ["teacher", "assistant1", "alone", "distilled", "tuned"]
     assert "against alone" in page.rows[0]
-    colors = report.stage_colors(run)
+    colors = stage_colors(run)
     assert len({colors[name] for name in run.done}) == 5 and set(colors) >= {name for s in run.stages for name in s.teachers}
 
 
@@ -198,7 +204,7 @@ def test_pictures_that_fail_are_said_and_warned_of(whole, monkeypatch):
         raise ZeroDivisionError("no <images>")
     monkeypatch.setattr(whole.task, "pictures", broken)
     with pytest.warns(UserWarning, match="ZeroDivisionError: no <images>"):
-        report.write_report(whole)
+        write_report(whole)
     assert "could not be made: ZeroDivisionError: no <images>" in read(whole).text
 
 
@@ -219,7 +225,7 @@ def test_the_sentence_says_what_happened(tmp_path, primary, higher, alone, disti
     stages = {"alone": {primary: alone, "seconds": 3700.0, "cost": 100},
               "distilled": {primary: distilled, "seconds": 75.2, "matrix": [[1]]}}
     (tmp_path / "stages" / "done.json").write_text(json.dumps(stages))
-    report.write_report(run)
+    write_report(run)
     page = read(run)
     assert "distilled: " + want in page.text
     assert page.rows[2][-5:-3] == ["1 h 01 min", "1 min 40 s"] and page.rows[3][-5:-3] == ["1 min 15 s", "–"]
@@ -237,7 +243,7 @@ def test_losses_that_are_not_finite_and_a_control_that_differs(tmp_path):
         history = [{"iteration": 1, "lr": 0.1, "loss_cls": 2.0}, {"iteration": 2, "lr": 0.1, "loss_cls": float("nan")},
                    {"iteration": 3, "lr": 0.1, "loss_cls": 1e-3}, {"iteration": 3, "accuracy": float("inf")}]
         (run.folder(stage) / "history.json").write_text(json.dumps(history))
-    report.write_report(run)
+    write_report(run)
     page = read(run)
     assert len(page.images) == 2
     assert "distilled also differs from it in length" in page.text and "distilled starts from alone" in page.text
@@ -250,7 +256,7 @@ def test_rounds_with_the_steps_of_the_control_are_said_to_be_so(tmp_path):
     for length in (3, 2):
         stages = [{**rounds[0], "length": length}, *rounds[1:]]
         run = Run({**small(), "stages": stages}, tmp_path, quiet=True)
-        said.append(report._control(run))
+        said.append(html(run))
     assert "is the last of 2 stages" in said[0] and "as many steps as <code>alone</code>" in said[0]
     assert "as many steps as" not in said[1] and "so it has had more steps in all" in said[1]
 
@@ -278,8 +284,8 @@ MANY = ["first", "alone2", "alone", "joint", "taught2", "other", "before", "dist
 
 def test_stages_on_the_way_are_apart_and_not_compared(tmp_path):
     run = growing(tmp_path, MANY)
-    assert report._on_the_way(run) == {"first", "alone2", "taught2"}                 # "other" is smaller too, but leads nowhere
-    report.write_report(run)
+    assert facts.stages_on_the_way(run) == {"first", "alone2", "taught2"}                 # "other" is smaller too, but leads nowhere
+    write_report(run)
     page = read(run)
     cut = page.rows.index(page.rows[0], 1)
     assert [row[0] for row in page.rows[1:cut]] == ["alone", "joint", "other", "before", "distilled"]
@@ -291,17 +297,17 @@ def test_stages_on_the_way_are_apart_and_not_compared(tmp_path):
     assert [row[parameters] for row in page.rows[cut + 1:]] == [f"{sizes[width]:,}" for width in (2, 3, 3)]
     assert "The 3 stages on the way there" in page.text and "accuracy_on_1" not in page.text
     assert "accuracy of each stage that has the whole network" in page.text
-    (_, figure), = report._drawn(run)[0]
+    (_, figure), = figures.draw(run)[0]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["alone", "joint", "other", "before", "distilled"]
-    colors = report.stage_colors(run)
-    assert len({colors[name] for name in run.done if name not in report._on_the_way(run)}) == 5
+    colors = stage_colors(run)
+    assert len({colors[name] for name in run.done if name not in facts.stages_on_the_way(run)}) == 5
 
 
 def test_before_any_stage_is_there_that_can_be_compared_all_are_drawn(tmp_path):
     run = growing(tmp_path, ["first", "alone2"])
-    (title, figure), = report._drawn(run)[0]
+    (title, figure), = figures.draw(run)[0]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["first", "alone2"] and title == "accuracy of each stage"
-    report.write_report(run)
+    write_report(run)
     page = read(run)
     assert "against alone" not in page.rows[0] and "accuracy so far: alone2 80.00 %." in page.text
 
@@ -309,15 +315,15 @@ def test_before_any_stage_is_there_that_can_be_compared_all_are_drawn(tmp_path):
 def test_arms_with_equally_many_steps_are_said_to_be_so(tmp_path):
     run = growing(tmp_path, [])
     assert ("<code>distilled</code> is the last of 3 stages that go on with one student, from <code>taught2</code> on; together "
-            "they have as many steps as those from <code>alone2</code> to <code>alone</code>.") in report._control(run)
+            "they have as many steps as those from <code>alone2</code> to <code>alone</code>.") in html(run)
     run.stages[1].length = 3
-    assert "as many steps as" not in report._control(run)
+    assert "as many steps as" not in html(run)
 
 
 def test_many_stages_that_are_not_finished_are_counted(tmp_path):
     rows = [{"name": f"s{k}", "losses": {"loss_cls": CE}} for k in range(31)]
     run = Run({**small(), "stages": rows}, tmp_path, quiet=True)
-    assert report._unfinished(run).count("(not begun)") == 20 and "s19 (not begun), and 11 more." in report._unfinished(run)
+    assert html(run).count("(not begun)") == 20 and "s19 (not begun), and 11 more." in html(run)
 
 
 def shown(results, width=120):
@@ -340,7 +346,7 @@ def test_running_mean_equals_a_loop():
     for i in range(len(values)):
         near = [values[j] for j in range(len(values)) if abs(i - j) <= window]
         slow.append(sum(near) / len(near))
-    assert report._running_mean(values, window) == pytest.approx(slow)
+    assert facts.running_mean(values, window) == pytest.approx(slow)
 
 
 def test_large_pictures_are_stored_less_finely():
@@ -349,6 +355,6 @@ def test_large_pictures_are_stored_less_finely():
     figure = Figure(figsize=(5, 5))
     noise = torch.rand(800, 800, 3, generator=torch.Generator().manual_seed(0)).numpy()
     figure.add_axes((0, 0, 1, 1)).imshow(noise, interpolation="nearest")
-    (_, uri, width), = report._embedded([("noise", figure)])
-    assert width == 500 and len(uri) < 1.4 * report.LARGEST
+    (_, uri, width), = figures.embed([("noise", figure)])
+    assert width == 500 and len(uri) < 1.4 * figures.LARGEST
     assert Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).size == (600, 600)

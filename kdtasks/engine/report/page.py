@@ -1,0 +1,49 @@
+"""The page of a report: facts and figures put into template.html, in one file that needs nothing else."""
+
+import warnings
+from pathlib import Path
+
+import torch
+
+import kdtasks
+from kdtasks.core.files import write_atomically, write_text
+from kdtasks.engine.report import facts, figures
+
+
+def write_report(run) -> None:
+    """Write ``<work_dir>/report.html`` from what the run has so far.
+
+    The task's pictures are an extra: if they cannot be made, the report says why, and a warning does.
+
+    Args:
+        run: a :class:`kdtasks.engine.run.Run`; stages may be missing or unfinished.
+    """
+    import matplotlib.style  # slow to import; pyplot and its global state are not touched
+
+    with matplotlib.style.context(figures.STYLE, after_reset=True):
+        (charts, curves), pictures, note = figures.draw(run), [], ""
+        try:
+            pictures = [(str(title), figure) for title, figure in run.task.pictures(run)]
+        except Exception as error:
+            note = f"The task's pictures could not be made: {type(error).__name__}: {error}"
+            warnings.warn(note, stacklevel=2)
+        images = figures.embed([*charts, *curves, *pictures])
+    cut, end = len(charts), len(charts) + len(curves)
+    page = render(run, images[:cut], images[cut:end], images[end:], note)
+    write_atomically(run.work_dir / "report.html", lambda path: write_text(path, page))
+
+
+def render(run, charts: list, curves: list, pictures: list, note: str) -> str:
+    """The page as text; ``charts``, ``curves`` and ``pictures`` as :func:`~kdtasks.engine.report.figures.embed` gives them."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    parameters = facts.parameter_counts(run)
+    return environment.get_template("template.html").render(
+        name=run.name, seed=run.seed, colors=figures.stage_colors(run), unit=facts.unit(run.task.PRIMARY),
+        about=[f"seed {run.seed}", run.results["device"], f"kdtasks {kdtasks.__version__}", f"torch {torch.__version__}"],
+        sentence=facts.sentence(run), cards=facts.cards(run, parameters), unfinished=facts.unfinished(run),
+        table=facts.stage_table(run, parameters), unreadable=facts.unreadable(run), control=facts.control(run),
+        config=facts.config_text(run), charts=charts, curves=curves, pictures=pictures, note=note)
