@@ -1,5 +1,6 @@
 """What is wrong with a run is said before its first step."""
 
+import copy
 import itertools
 import warnings
 from typing import TYPE_CHECKING
@@ -37,9 +38,11 @@ def check(run: "Run") -> None:
     Raises:
         ConfigError, ValueError, FileNotFoundError, RuntimeError: what is wrong, and where.
     """
+    from kdtasks.engine.hooks import build_hooks  # these import mmengine's Runner, which is slow
     from kdtasks.engine.optim import build_schedulers
     from kdtasks.engine.runner import select_parameters
 
+    build_hooks(copy.deepcopy(run.config["custom_hooks"]))
     optimizers = {}
     for stage in sorted(run.stages, key=lambda s: not s.taught):             # first where most names are known
         loader = run.train_loader(stage, "files", workers=0)
@@ -54,7 +57,7 @@ def check(run: "Run") -> None:
             trained = select_parameters(distiller, stage.train)
             optimizer = builder.build(run.setting(stage, "optimizer"), "optimizer", params=trained)
             optimizers[stage.name] = optimizer
-            build_schedulers(run.schedule(stage), optimizer, length, len(loader))
+            build_schedulers(run.schedule(stage), optimizer, length, len(loader), run.task)
             _check_teachers(distiller)
             evaluate(run.task, distiller.student, _First(run.test_loader(stage, workers=0)))
         except ValueError as error:

@@ -22,16 +22,33 @@ LONGEST_OPTIONS = 60                         # characters of a folder's name
 
 
 def option(text: str) -> tuple[str, object]:
-    """``'losses.loss_kd.weight=0.5'`` -> ``('losses.loss_kd.weight', 0.5)``; a value that is no Python literal is text."""
+    """``'losses.loss_kd.weight=0.5'`` -> ``('losses.loss_kd.weight', 0.5)``; a value that is no Python literal is text.
+
+    A dict may be written as in a config: ``dict(type='…')``. What begins as a list or dict must be one.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise argparse.ArgumentTypeError(f"expected key=value, got {text!r}")
     if value in ("true", "false"):
         return key, value == "true"
     try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+        return key, ast.literal_eval(_DictCalls().visit(ast.parse(value.strip(), mode="eval")))
+    except (ValueError, SyntaxError) as error:
+        if value.lstrip().startswith(("[", "{", "dict(")):
+            raise argparse.ArgumentTypeError(f"{key}: {value!r} is no list or dict of plain values ({error}); texts in it need "
+                                             "quotes, and the whole argument quotes for the shell") from None
         return key, value
+
+
+class _DictCalls(ast.NodeTransformer):
+    """``dict(a=1)`` -> ``{'a': 1}``."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        called = getattr(node.func, "id", None)
+        if called != "dict" or node.args or any(keyword.arg is None for keyword in node.keywords):
+            return node
+        return ast.Dict([ast.Constant(k.arg) for k in node.keywords], [k.value for k in node.keywords])
 
 
 def _minutes(text: str) -> float:
@@ -88,7 +105,8 @@ def train(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--launcher", choices=["none", "pytorch"], default="none")
     parser.add_argument("--wait-limit", type=_minutes, default=10, metavar="MINUTES", help="how long one of several processes "
                         "waits for another in a step before the run ends with an error (default: %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="two steps of each stage on random tensors, then stop")
+    parser.add_argument("--dry-run", action="store_true", help="two steps of each stage on random tensors; then the files that "
+                        "the run needs and one batch of each data set are read; then stop")
     parser.add_argument("--list", action="store_true", help="list the configs; with a config, its stages and tensor names")
     common_arguments(parser)
     args = parser.parse_args(arguments)
@@ -370,6 +388,7 @@ def _list_stages(run) -> None:
 
 
 def _print_dry_run(run) -> None:
+    from kdtasks.engine.check import check
     from kdtasks.engine.dry_run import dry_run
 
     for row in dry_run(run):
@@ -378,3 +397,5 @@ def _print_dry_run(run) -> None:
               f"{row['step_ms']:.1f} ms a step{memory}; loss {row['loss']:.4f}")
         for name, shape in row["shapes"].items():
             print(f"    {name} {shape}")
+    check(run)
+    print("what the run reads is there, and a batch of each data set goes through every stage")

@@ -97,6 +97,7 @@ STAGE_KEYS = {
     "keep": "epochs whose checkpoints are kept, for stages that start from them",
 }
 TRAINING_KEYS = ("optimizer", "schedule", "length", "data")
+LISTS = ("custom_hooks", "schedule", "peers")                               # to which --cfg-options may add an entry
 
 
 IMPORT_FROM: dict[str, None] = {}           # folders that a config of this process may import from; config.py notes them
@@ -143,7 +144,9 @@ def set_option(config: dict, option: str, value) -> None:
         raise ConfigError(f"--cfg-options {option}: a config has no key {first!r}; {did_you_mean(first, KEYS)}")
     for depth, key in enumerate(way):
         if isinstance(place, dict) and depth == 0 and place.get(key) is None:
-            place[key] = {}
+            place[key] = [] if key in LISTS else {}
+        if isinstance(place, list) and depth == 1 and first in LISTS and key == str(len(place)):
+            place.append({})
         place = _step(place, key, option)
     if isinstance(place, list):
         _step(place, last, option)

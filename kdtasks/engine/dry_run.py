@@ -13,7 +13,8 @@ from kdtasks.engine.run import Run
 
 
 def dry_run(run: Run, steps: int = 2) -> list[dict]:
-    """Build each stage and take ``steps`` steps on what the task's ``example`` gives; no data and no stage files are read.
+    """Build each stage and take ``steps`` steps on what the task's ``example`` gives; no data and no files are read
+    (:func:`kdtasks.engine.check.check` does that).
 
     Returns:
         A row a stage: ``stage``, ``parameters`` that train, ``teacher_parameters``, ``step_ms`` of the last step, ``loss``,

@@ -5,29 +5,33 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from kdtasks.core.trial import state_kept
 
-def evaluate(task, model: nn.Module, loader, tell: Callable[[float], None] | None = None) -> dict[str, float]:
+
+def evaluate(task, model: nn.Module, loader, before: Callable[[int, dict], None] | None = None,
+             after: Callable[[int, dict], None] | None = None) -> dict[str, float]:
     """``task.evaluate(model, loader)`` in eval mode and without gradients, with the model's inputs and outputs watched.
 
     The argmax of NaN is class 0 and a box with a score of NaN is no box: a number would come out of either. So what is not
     finite is noted on the device, and read once at the end. In rows of scores (B, C) -inf may stand for classes that are
-    masked, as long as one is left.
+    masked, as long as one is left. What test images move in the model, as the observers of a quantization-aware one do in
+    eval too, is put back.
 
     Args:
         task: a trainer module. Where its ``deciding(model)`` lists modules, their outputs are watched instead of the
             model's, which may have left out by then what is not finite.
         model: in any mode; it stays in eval.
         loader: gives the batches.
-        tell: called with the share that has been read.
+        before, after: called with each batch and its number, before the task gets it and when it asks for the next.
 
     Raises:
         ValueError: an input or an output is not finite; names the first such sample.
     """
-    watch = _Watch(loader, tell)
+    watch = _Watch(loader, before, after)
     modules = task.deciding(model) if hasattr(task, "deciding") else [model]
     hooks = [module.register_forward_hook(watch.note_output) for module in modules]
     try:
-        with torch.no_grad():
+        with state_kept(model.modules()), torch.no_grad():
             model.eval()                                                  # which some models do not return
             found = task.evaluate(model, watch)
     except Exception:
@@ -43,18 +47,20 @@ def evaluate(task, model: nn.Module, loader, tell: Callable[[float], None] | Non
 class _Watch:
     """A loader that notes which samples are not finite, and is the loader otherwise."""
 
-    def __init__(self, loader, tell: Callable[[float], None] | None):
-        self.loader, self.tell = loader, tell
+    def __init__(self, loader, before: Callable[[int, dict], None] | None, after: Callable[[int, dict], None] | None):
+        self.loader, self.before, self.after = loader, before, after
         self.batches: list[dict] = []                                     # of each: how many samples, and which they are
         self.notes: list[tuple[int, str, Tensor]] = []                    # batch, what, (B,) or (1,) bool on the device
 
     def __iter__(self) -> Iterator[dict]:
         for count, batch in enumerate(self.loader):
-            if self.tell:
-                self.tell(count / len(self.loader))
+            if self.before:
+                self.before(count, batch)
             self.batches.append({"index": batch.get("index"), "size": len(batch["input"])})
             self._note("input", batch["input"])
             yield batch
+            if self.after:
+                self.after(count, batch)
 
     def __len__(self) -> int:
         return len(self.loader)

@@ -1,16 +1,18 @@
 """The optimizer step: mixed precision on any device, accumulation, clipping a peer at a time, a moving average."""
 
 import copy
+import inspect
 from collections.abc import Mapping
 from contextlib import contextmanager
 
 import torch
 from mmengine.optim import OptimWrapper
+from mmengine.optim.scheduler.param_scheduler import ReduceOnPlateauParamScheduler, _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 
 from kdtasks.core.names import did_you_mean
-from kdtasks.engine.builder import ConfigError, check_arguments
+from kdtasks.engine.builder import ConfigError, check_arguments, resolve
 
 
 class StepWrapper(OptimWrapper):
@@ -67,13 +69,61 @@ class StepWrapper(OptimWrapper):
         super().load_state_dict(state_dict)
 
 
-def build_schedulers(schedule: list[dict], optimizer, length: int, per_epoch: int) -> list:
-    """mmengine's parameter schedulers, stepped every iteration; those by epoch are turned into iterations.
+class ForeignScheduler:
+    """A scheduler of torch's, or of the same form, among mmengine's: stepped after every ``every`` iterations.
+
+    Its state, in attributes, is saved and put back by :mod:`kdtasks.core.attributes`, so that functions in it do no harm.
 
     Args:
-        schedule: ``dict(type='MultiStepLR', …)`` each; ``by_epoch=False`` for one that counts in iterations.
+        scheduler: with a method ``step``.
+        every: iterations between two of its steps.
+        metric: for ``ReduceLROnPlateau``: it steps at each evaluation, on this metric.
+    """
+
+    by_epoch = False                                                        # mmengine's hook then steps it every iteration
+
+    def __init__(self, scheduler, every: int, metric: str | None = None):
+        self.scheduler, self.every, self.metric, self.count = scheduler, every, metric, 0
+
+    def step(self) -> None:
+        """Count an iteration."""
+        self.count += 1
+        if self.metric is None and self.count % self.every == 0:
+            self.scheduler.step()
+
+    def evaluated(self, metrics: Mapping[str, float]) -> None:
+        """Step on what an evaluation found.
+
+        Raises:
+            ValueError: it has not found the metric.
+        """
+        if self.metric is None:
+            return
+        if self.metric not in metrics:
+            raise ValueError(f"schedule: an evaluation gives no {self.metric!r}; {did_you_mean(self.metric, metrics)}")
+        self.scheduler.step(metrics[self.metric])
+
+    def state_dict(self) -> dict:
+        """Empty: see above."""
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping) -> None:
+        """Nothing: see above."""
+
+
+def build_schedulers(schedule: list[dict], optimizer, length: int, per_epoch: int, task=None) -> list:
+    """Parameter schedulers: mmengine's by their names, torch's or others of that form by their dotted paths.
+
+    mmengine's are stepped every iteration; those by epoch are turned into iterations. Others are stepped after each epoch, or
+    each iteration with ``by_epoch=False``; ``ReduceLROnPlateau`` at each evaluation, on the primary metric or ``metric``.
+
+    Args:
+        schedule: ``dict(type='MultiStepLR', …)`` or ``dict(type='torch.optim.lr_scheduler.StepLR', …)`` each;
+            ``by_epoch=False`` for one that counts in iterations.
         optimizer: an optimizer or its wrapper.
-        length, per_epoch: iterations of the stage and of an epoch; a scheduler without ``end`` runs to the end.
+        length, per_epoch: iterations of the stage and of an epoch; a scheduler without ``end`` (OneCycleLR: ``total_steps``)
+            runs to the end.
+        task: the task's module, which says what the primary metric is.
 
     Raises:
         ConfigError: an unknown scheduler or argument, or one that cannot be built.
@@ -82,9 +132,17 @@ def build_schedulers(schedule: list[dict], optimizer, length: int, per_epoch: in
     for entry in schedule:
         if not isinstance(entry, Mapping) or "type" not in entry:
             raise ConfigError(f"schedule must be a dict(type='MultiStepLR', …) or a list of them, got {entry!r}")
-        kind = PARAM_SCHEDULERS.get(entry["type"]) if isinstance(entry["type"], str) else entry["type"]
+        dotted = isinstance(entry["type"], str) and "." in entry["type"]
+        kind = resolve(entry["type"], "schedule") if dotted or callable(entry["type"]) else PARAM_SCHEDULERS.get(entry["type"])
         if kind is None:
-            raise ConfigError(f"schedule.type={entry['type']!r}: {did_you_mean(entry['type'], PARAM_SCHEDULERS.module_dict)}")
+            raise ConfigError(f"schedule.type={entry['type']!r}: {did_you_mean(entry['type'], PARAM_SCHEDULERS.module_dict)}; "
+                              "torch's have dotted paths, as 'torch.optim.lr_scheduler.StepLR'")
+        if not (isinstance(kind, type) and issubclass(kind, _ParamScheduler)):
+            built.append(_foreign_scheduler(kind, entry, optimizer, length, per_epoch, task))
+            continue
+        if issubclass(kind, ReduceOnPlateauParamScheduler):
+            raise ConfigError(f"schedule: mmengine's {kind.__name__} steps with its own loop only; "
+                              "expected dict(type='torch.optim.lr_scheduler.ReduceLROnPlateau')")
         by_epoch = entry.get("by_epoch", True)
         arguments = {"end": -(-length // per_epoch) if by_epoch else length, **entry, "by_epoch": by_epoch}
         check_arguments(kind, {k: v for k, v in arguments.items() if k != "type"}, "schedule", ("optimizer",))
@@ -95,6 +153,42 @@ def build_schedulers(schedule: list[dict], optimizer, length: int, per_epoch: in
         except Exception as error:
             raise ConfigError(f"schedule {entry}: {type(error).__name__}: {error}") from error
     return built
+
+
+def _foreign_scheduler(kind, entry: Mapping, optimizer, length: int, per_epoch: int, task) -> ForeignScheduler:
+    arguments = {name: value for name, value in entry.items() if name not in ("type", "by_epoch", "metric")}
+    known, where = inspect.signature(kind).parameters, f"schedule ({kind.__name__})"
+    every, metric = per_epoch if entry.get("by_epoch", True) else 1, entry.get("metric")
+    if "schedulers" in known:
+        raise ConfigError(f"{where}: it takes schedulers that are built; expected them one by one, in the list 'schedule'")
+    if isinstance(kind, type) and issubclass(kind, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        if "by_epoch" in entry:
+            raise ConfigError(f"{where}: it steps at each evaluation (val_interval), not by_epoch={entry['by_epoch']}")
+        metric = metric or getattr(task, "PRIMARY", None)
+        if metric == getattr(task, "PRIMARY", None):
+            arguments.setdefault("mode", "max" if task.HIGHER_IS_BETTER else "min")
+        elif "mode" not in arguments:
+            raise ConfigError(f"{where}: expected mode='min' or 'max' for the metric {metric!r}")
+    elif metric is not None:
+        raise ConfigError(f"{where}: metric={metric!r} belongs to ReduceLROnPlateau")
+    if "total_steps" in known and not {"total_steps", "epochs", "steps_per_epoch"} & arguments.keys():
+        arguments["total_steps"] = -(-length // every)
+    if "lr_lambda" in arguments:
+        given = arguments["lr_lambda"]
+        one = [resolve(item, f"{where}.lr_lambda") for item in (given if isinstance(given, list | tuple) else [given])]
+        arguments["lr_lambda"] = one if isinstance(given, list | tuple) else one[0]
+    check_arguments(kind, arguments, where, ("optimizer",))
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    counted = optimizer.__dict__.pop("step", None)       # mmengine's counter of steps does not fit inside torch's; both only
+    try:                                                 # serve a warning
+        scheduler = kind(optimizer, **arguments)
+    except Exception as error:
+        raise ConfigError(f"schedule {dict(entry)}: {type(error).__name__}: {error}") from error
+    optimizer.__dict__.pop("step", None)
+    optimizer.__dict__ |= {"_opt_called": True, **({"step": counted} if counted else {})}
+    if not callable(getattr(scheduler, "step", None)):
+        raise ConfigError(f"{where}: it has no step(), so it is no scheduler")
+    return ForeignScheduler(scheduler, every, metric)
 
 
 class MovingAverage:

@@ -70,6 +70,9 @@ class Run:
         self.stages: list[Stage] = []
         self.stages = self._stages()
         self._check_stages()
+        if self.config["custom_hooks"]:
+            from kdtasks.engine.hooks import check_hooks  # slow to import
+            check_hooks(self.config["custom_hooks"])
         self.files = WorkDir(work_dir, [stage.name for stage in self.stages])
 
     @property

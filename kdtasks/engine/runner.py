@@ -4,6 +4,7 @@ import fnmatch
 import itertools
 import logging
 import time
+import types
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdtasks.core import Distiller
+from kdtasks.core.attributes import attributes_of, changed, set_attributes
 from kdtasks.core.finite import not_finite
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.trial import state_kept
 from kdtasks.engine import checkpoint
 from kdtasks.engine.evaluation import evaluate
-from kdtasks.engine.optim import MovingAverage, StepWrapper, build_schedulers
+from kdtasks.engine.hooks import build_hooks
+from kdtasks.engine.optim import ForeignScheduler, MovingAverage, StepWrapper, build_schedulers
 from kdtasks.engine.show import METRICS, decimals
 
 _numbers = itertools.count()
@@ -84,6 +87,7 @@ class StageLoop(BaseLoop):
         self._max_iters, self._iter, self.first_epoch = length, 0, first_epoch
         self.log_interval, self.val_interval, self.checkpoint_interval = log_interval, val_interval, checkpoint_interval
         self.prepare = prepare
+        self.stop_training = False                                      # a hook may set it: EarlyStoppingHook does
         self.buffer = LossBuffer()
 
     iter = property(lambda self: self._iter)
@@ -95,12 +99,12 @@ class StageLoop(BaseLoop):
         """Train to the end and return the model."""
         runner = self.runner
         runner.call_hook("before_train")
-        while self._iter < self._max_iters:
+        while self._iter < self._max_iters and not self.stop_training:
             runner.distiller.train()
             runner.call_hook("before_train_epoch")
             for batch in self.dataloader.epoch(self.first_epoch + self.epoch, start=self._iter % len(self.dataloader)):
                 self._step(batch)
-                if self._iter == self._max_iters:
+                if self._iter == self._max_iters or self.stop_training:
                     break
             runner.call_hook("after_train_epoch")
         runner.call_hook("after_train")
@@ -119,14 +123,16 @@ class StageLoop(BaseLoop):
         runner.optim_wrapper.update_params(total)
         if runner.average and runner.optim_wrapper.should_update():
             runner.average.update()
-        self.buffer.add(iteration, losses if len(losses) == 1 or "loss" in losses else {**losses, "loss": total})
-        runner.call_hook("after_train_iter", batch_idx=iteration, data_batch=batch, outputs=None)
+        losses = losses if len(losses) == 1 or "loss" in losses else {**losses, "loss": total}
+        losses = {name: value.detach() for name, value in losses.items()}
+        self.buffer.add(iteration, losses)
+        runner.call_hook("after_train_iter", batch_idx=iteration, data_batch=batch, outputs=losses)
         self._iter += 1
         self._after()
 
     def _after(self) -> None:
         done, runner = self._iter, self.runner
-        last = done == self._max_iters
+        last = done == self._max_iters or self.stop_training
         validate = last or done % self.val_interval == 0
         keep = self._ends_kept_epoch()
         save = last or done % self.checkpoint_interval == 0
@@ -135,6 +141,7 @@ class StageLoop(BaseLoop):
             runner.note(self._read())
         if validate:
             runner.evaluate_now()
+            save = save or self.stop_training
         if keep:
             runner.keep_now(done // len(self.dataloader))       # before last.pth: a kill in between then loses none
         if save:
@@ -155,7 +162,8 @@ class StageRunner(Runner):
 
     Hooks, message hub, visualizer, optimizer wrapper and parameter schedulers are mmengine's; the process group
     (gloo on a CPU), DDP, checkpoints and the log file are ours. ``custom_hooks`` of a config get the usual calls;
-    ``after_train_iter`` gets no losses, since reading them would stop the device.
+    ``outputs`` of ``after_train_iter`` are the losses as detached tensors on the device, which has to wait for whoever reads
+    them; what a batch of an evaluation came to stays with the task, so ``after_val_iter`` gets None.
 
     Args:
         folder: where the stage's checkpoints go.
@@ -187,11 +195,12 @@ class StageRunner(Runner):
         self.best: float | None = None
         self.seconds, self._since = 0.0, time.perf_counter()
         trained = select_parameters(distiller, train)
+        hooks = build_hooks(custom_hooks or [])
         unique = f"{name}_{next(_numbers)}"                    # mmengine keeps loggers and visualizers by name
         super().__init__(
             model=distiller, work_dir=str(self.folder), train_dataloader=loader, train_cfg={}, optim_wrapper={},
             default_hooks={"runtime_info": None, "timer": None, "sampler_seed": None, "logger": None, "checkpoint": None},
-            custom_hooks=custom_hooks, launcher="none" if get_dist_info()[1] == 1 else "pytorch",
+            custom_hooks=hooks, launcher="none" if get_dist_info()[1] == 1 else "pytorch",
             visualizer={"type": "Visualizer", "name": unique, "vis_backends": [
                 {"type": "TensorboardVisBackend", "save_dir": str(tensorboard)}] if tensorboard else []},
             randomness={"seed": seed}, experiment_name=unique, default_scope="mmengine")
@@ -201,9 +210,20 @@ class StageRunner(Runner):
                                          groups, options["clip_grad"])
         self._train_loop = StageLoop(self, loader, length, log_interval, val_interval, checkpoint_interval, prepare,
                                      first_epoch)
-        self.param_schedulers = build_schedulers(schedule, self.optim_wrapper, length, len(loader))
+        self.param_schedulers = build_schedulers(schedule, self.optim_wrapper, length, len(loader), task)
         self.average = MovingAverage(distiller.student, options["ema"]) if options["ema"] else None
         self._never_finite = set(not_finite(self._buffers()))            # masks of -inf, the first range of an observer
+        self._owners = self._with_attributes(hooks)
+        self._as_made = {name: attributes_of(owner, inside) for name, (owner, inside) in self._owners.items()}
+
+    def _with_attributes(self, hooks: list) -> dict[str, tuple[object, bool]]:
+        """What may keep a state in attributes, and whether in objects inside them too."""
+        foreign = {f"schedule {k}": s for k, s in enumerate(self.param_schedulers) if isinstance(s, ForeignScheduler)}
+        learners = {f"{role}.{path}": part for role in self.distiller.learners
+                    for path, part in self.distiller.model(role).named_modules()}
+        flat = {**{f"hook {k} {type(hook).__name__}": hook for k, hook in enumerate(hooks)}, **learners}
+        deep = {**foreign, **losses_with_state(self.distiller)}
+        return {name: (owner, inside) for owners, inside in ((flat, False), (deep, True)) for name, owner in owners.items()}
 
     # What mmengine's Runner does otherwise ---------------------------------------------------------------------
     def build_logger(self, *args, **kwargs) -> MMLogger:
@@ -240,7 +260,7 @@ class StageRunner(Runner):
         self._since = time.perf_counter()
         try:
             with warnings.catch_warnings():                     # accumulation: schedulers step before the first update
-                warnings.filterwarnings("ignore", message="Detected call of `scheduler.step")
+                warnings.filterwarnings("ignore", message="Detected call of `(lr_)?scheduler.step|Seems like `optimizer.step")
                 model = loop.run()
             self.call_hook("after_run")
             return model
@@ -280,8 +300,9 @@ class StageRunner(Runner):
     def evaluate_now(self) -> None:
         """Evaluate, note the metrics, and keep the best weights."""
         self.call_hook("before_val")
+        self.call_hook("before_val_epoch")
         try:
-            self.metrics = evaluate(self.task, self.evaluated, self.test_loader, self._evaluating)
+            self.metrics = evaluate(self.task, self.evaluated, self.test_loader, self._before_batch, self._after_batch)
         except ValueError as error:                                              # an answer that is not finite, say
             self._check_finite()
             raise ValueError(f"evaluation after iteration {self._train_loop.iter} of stage {self.meta.get('stage')!r}: "
@@ -293,6 +314,7 @@ class StageRunner(Runner):
         self.visualizer.add_scalars(self.metrics, step=self._train_loop.iter)
         if self.show:
             self.show(self._train_loop.iter, self._train_loop.max_iters, dict(itertools.islice(self.metrics.items(), METRICS)))
+        self._step_on_metrics()
         self.call_hook("after_val_epoch", metrics=self.metrics)
         self.call_hook("after_val")
         value = self.metrics[self.task.PRIMARY]
@@ -303,9 +325,19 @@ class StageRunner(Runner):
             if self.rank == 0:
                 checkpoint.save(self._weights(), self.folder / "best.pth")
 
-    def _evaluating(self, share: float) -> None:
-        if self.show and share < 1:
-            self.show(self._train_loop.iter, self._train_loop.max_iters, {}, note=f"evaluating, {share:.0%}")
+    def _step_on_metrics(self) -> None:
+        for scheduler in self.param_schedulers:
+            if isinstance(scheduler, ForeignScheduler):
+                scheduler.evaluated(self.metrics)
+
+    def _before_batch(self, count: int, batch: dict) -> None:
+        if self.show:
+            self.show(self._train_loop.iter, self._train_loop.max_iters, {},
+                      note=f"evaluating, {count / len(self.test_loader):.0%}")
+        self.call_hook("before_val_iter", batch_idx=count, data_batch=batch)
+
+    def _after_batch(self, count: int, batch: dict) -> None:
+        self.call_hook("after_val_iter", batch_idx=count, data_batch=batch, outputs=None)
 
     def _weights(self) -> dict:
         meta = {**self.meta, "iteration": self._train_loop.iter, "metrics": self.metrics}
@@ -322,18 +354,24 @@ class StageRunner(Runner):
         self._check_finite()
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
-        states = [(checkpoint.random_state(), self._met())]
+        states = [(checkpoint.random_state(), self._met(), self._attributes())]
         if self.world_size > 1:
             own, states = states[0], [None] * self.world_size
             torch.distributed.all_gather_object(states, own)
-        self._note_unreadable([met for _, met in states])
+        self._note_unreadable([met for _, met, _ in states])
         if self.rank == 0:
-            state = {**self._weights(), "resume": self._resume_state([random for random, _ in states])}
+            state = {**self._weights(), "resume": self._resume_state([s[0] for s in states], [s[2] for s in states])}
             self.call_hook("before_save_checkpoint", checkpoint=state)
             checkpoint.save(state, self.folder / "last.pth")
             checkpoint.save_json(self.history, self.folder / "history.json")
         if self.world_size > 1:
             barrier()
+
+    def _attributes(self) -> dict[str, dict]:
+        """What is held in attributes, and has changed since it was made."""
+        found = {name: changed(attributes_of(owner, inside), self._as_made[name])
+                 for name, (owner, inside) in self._owners.items()}
+        return {name: attributes for name, attributes in found.items() if attributes}
 
     def _met(self) -> dict[str, dict[str, str]]:
         """``{'train' or 'test': {path: why}}`` of what this process could not read in the stage so far."""
@@ -348,8 +386,9 @@ class StageRunner(Runner):
                 self.logger.warning(f"unreadable, left out of the {part} data: {path}: {found[path]}")
             known.update(found)
 
-    def _resume_state(self, random_states: list[dict]) -> dict:
+    def _resume_state(self, random_states: list[dict], attributes: list[dict]) -> dict:
         return {
+            "stopped": self._train_loop.stop_training, "attributes": attributes,
             "iteration": self._train_loop.iter, "length": self._train_loop.max_iters, "seconds": self.seconds,
             "best": self.best, "metrics": self.metrics, "history": self.history, "random": random_states,
             "unreadable": self.unreadable,
@@ -380,10 +419,14 @@ class StageRunner(Runner):
         self.optim_wrapper.load_state_dict(resume["optimizer"])
         for scheduler, scheduler_state in zip(self.param_schedulers, resume["schedulers"], strict=True):
             scheduler.load_state_dict(scheduler_state)
-        self._train_loop._iter = resume["iteration"]
+        for name, attributes in resume.get("attributes", [{}] * self.world_size)[self.rank].items():
+            if name in self._owners:
+                set_attributes(self._owners[name][0], attributes, self.device)
+        self._train_loop._iter, self._train_loop.stop_training = resume["iteration"], resume.get("stopped", False)
         self.metrics, self.history = resume["metrics"], resume["history"]
         self.unreadable = resume.get("unreadable", {})
         self.best, self.seconds = resume["best"], resume["seconds"]
+        self.call_hook("after_load_checkpoint", checkpoint=state)
         checkpoint.set_random_state(resume["random"][self.rank])
         if self.rank == 0:                                                  # a kill between the two files
             checkpoint.save_json(self.history, self.folder / "history.json")
@@ -418,6 +461,17 @@ class StageRunner(Runner):
                              + (f"the last good ones are in {str(good)!r}" if good.exists() else "there are no earlier ones")
                              + ". --resume would repeat the same steps: use another --work-dir with a lower learning rate, "
                                "clip_grad, or amp=None; teacher.checkpoint=<its stage's last.pth> keeps a finished teacher")
+
+
+def losses_with_state(distiller: Distiller) -> dict[str, object]:
+    """The losses that are no functions, by name, and every module inside them."""
+    found: dict[str, object] = {}
+    for name, (loss, _, _) in distiller._terms.items():
+        if isinstance(loss, nn.Module):
+            found |= {f"losses.{name}.{path}": part for path, part in loss.named_modules()}
+        elif not isinstance(loss, types.FunctionType):
+            found[f"losses.{name}"] = loss
+    return found
 
 
 def leaves_parameters_out(distiller: Distiller, batch: dict) -> bool:
