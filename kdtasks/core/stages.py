@@ -4,7 +4,6 @@ A method that changes the course of training is a list of these, not a trainer o
 are as in a config: ``{name: dict(type=…, of=…, weight=…, alone=…)}``.
 """
 
-import warnings
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -113,10 +112,6 @@ def control(losses: Mapping[str, dict], teachers: Container[str], own: Container
 
     Raises:
         ValueError: every loss names a teacher, so that nothing is left to learn from; unless the student has ``own_losses``.
-
-    Warns:
-        UserWarning: a loss is left out for a name that belongs to none of the teachers: what a data set brings beside the
-            target may be a teacher's, and here may not.
     """
     plain = {}
     for name, entry in losses.items():
@@ -125,17 +120,28 @@ def control(losses: Mapping[str, dict], teachers: Container[str], own: Container
         if taught and weight:
             raise ValueError(f"{name} is of {entry['of']}, which needs a teacher, so it cannot have alone={weight}; a name "
                              "that the data supplies and no teacher has a part in stands in data.own")
-        unknown = [one for one in taught if not (_of_role(one, teachers) or _of_role(one, ("teacher",)) or _of_peers(one))]
-        if unknown and "alone" not in entry:
-            warnings.warn(f"{name} is of {unknown[0]!r}, which is not the student's, so it counts as a teacher's, and the "
-                          f"control, 'alone', goes without {name}. If no teacher has a part in it: data.own=[{unknown[0]!r}]; "
-                          f"else losses.{name}.alone=0 says that this is right", UserWarning, stacklevel=2)
         if weight or (own_losses and not taught):                         # an own loss that is not listed would have weight 1
             plain[name] = {**{k: v for k, v in entry.items() if k != "alone"}, "weight": weight}
     if not own_losses and not any("loss" in name for name in plain):
-        raise ValueError(f"the losses {list(losses)} all need a teacher, so there is no control: add one that does not, "
+        unknown = next(iter(unmarked(losses, teachers, own).values()), "")
+        hint = f" ({unknown!r} counts as a teacher's; {did_you_mean(unknown, ('student', 'target'))})" if unknown else ""
+        raise ValueError(f"the losses {list(losses)} all need a teacher{hint}, so there is no control: add one that does not, "
                          "with weight=0 if it must not pull when taught (it still trains the control)")
     return plain
+
+
+def unmarked(losses: Mapping[str, dict], teachers: Container[str], own: Container[str] = ()) -> dict[str, str]:
+    """``{loss: name}`` of the losses that :func:`control` leaves out for a name that belongs to none of the teachers.
+
+    What a data set brings beside the target may be a teacher's, computed beforehand, and here may not. An entry that says
+    ``alone`` is not among them.
+    """
+    def unknown(name: str) -> bool:
+        return not (_of_role(name, teachers) or _of_role(name, ("teacher",)) or _of_peers(name))
+
+    found = {name: next(filter(unknown, taught_names(entry["of"], own, teachers)), None)
+             for name, entry in losses.items() if "alone" not in entry}
+    return {name: one for name, one in found.items() if one}
 
 
 def final_stage(stages: Sequence[Stage]) -> Stage | None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from kdtasks.core import Distiller
 from kdtasks.core.finite import not_finite
+from kdtasks.core.stages import unmarked
 from kdtasks.engine import builder
 from kdtasks.engine.builder import ConfigError
-from kdtasks.engine.config import iterations
+from kdtasks.engine.config import iterations, stages_of
 from kdtasks.engine.evaluation import evaluate
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def check(run: "Run") -> None:
         if max(stage.keep, default=0) * len(loader) > length:
             raise ConfigError(f"stage {stage.name!r} keeps epoch {max(stage.keep)}, but ends after "
                               f"{length / len(loader):g}")
+    _say_what_the_control_lacks(run)
     for stage in run.stages:
         if stage.optimizer_state == "keep":
             source, own = run.source(stage), optimizers[stage.name]
@@ -73,6 +75,18 @@ def check(run: "Run") -> None:
                 raise ConfigError(f"stage {stage.name!r}: optimizer_state='keep' needs the optimizer and the parameters of "
                                   f"stage {source!r}: it has {kinds[0][0]} of {sum(kinds[0][1])} parameters, this one "
                                   f"{kinds[1][0]} of {sum(kinds[1][1])}")
+
+
+def _say_what_the_control_lacks(run: "Run") -> None:
+    """Warn of losses that "alone" goes without for a name that the data supplies, and nobody has said is a teacher's."""
+    listed = any(stage["name"] == "alone" and stage.get("losses") for stage in stages_of(run.config))
+    if run.final is None or listed:
+        return
+    teachers = {*run.config["teachers"], *(name for stage in run.stages for name in stage.teachers)}
+    for name, unknown in unmarked(run.final.losses, teachers, run.final.own).items():
+        warnings.warn(f"{name} is of {unknown!r}, which is not the student's, so it counts as a teacher's, and the control, "
+                      f"'alone', goes without {name}. If no teacher has a part in it: data.own=[{unknown!r}]; else "
+                      f"losses.{name}.alone=0 says that this is right", UserWarning, stacklevel=3)
 
 
 def _check_teachers(distiller: Distiller) -> None:

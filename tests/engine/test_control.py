@@ -7,6 +7,7 @@ import torch
 from small_runs import same, small, weights
 
 from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.check import check
 from kdtasks.engine.compare.plan import ConfigArm
 from kdtasks.engine.run import Run
 
@@ -27,8 +28,10 @@ def test_teachers_logits_in_the_data_without_a_configured_teacher_leave_the_cont
 def test_a_name_of_the_data_is_the_controls_only_where_it_is_marked(tmp_path):
     losses = {"losses.loss_kd": {"type": "torch.nn.MSELoss", "of": ("student", "masks")}}
     options = {**SUPPLIED, "data.train.logits": "masks", **losses}
+    run = Run(small(**options), tmp_path)
+    assert list(run.stages[0].losses) == ["loss_cls"]
     with pytest.warns(UserWarning, match=r"loss_kd is of 'masks'.*data.own=\['masks'\]"):
-        assert list(Run(small(**options), tmp_path).stages[0].losses) == ["loss_cls"]
+        check(run)
     assert list(Run(small(**options, **{"data.own": ["masks"]}), tmp_path).stages[0].losses) == ["loss_cls", "loss_kd"]
     with pytest.raises(ConfigError, match="data.own must be a list of names"):
         small(**options, **{"data.own": "masks"})
