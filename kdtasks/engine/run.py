@@ -194,6 +194,8 @@ class Run:
         """
         student = self.learner(stage)
         self._load(student, self._origin(stage), load, grown=True)
+        if load != "nothing":
+            self._check_source(stage)
         teachers = {name: self._teacher(name, origin, load) for name, origin in stage.teachers.items()}
         self._check_classes(stage, teachers)
         peers = []
@@ -236,6 +238,19 @@ class Run:
 
     def _classes(self, stage: Stage) -> list[str] | None:
         return data_sets.class_names(self.data_set(self.setting(stage, "data"), "train"))
+
+    def _check_source(self, stage: Stage) -> None:
+        """A stage that goes on with another one's student gives its outputs the same classes; new ones come behind."""
+        source = next((s for s in self.stages if s.name == self.source(stage)), None)
+        if source is None or self._unseen:
+            return
+        known, classes = self._classes(source) or [], self._classes(stage) or []
+        number = next((k for k, (before, now) in enumerate(zip(known, classes)) if before != now), None)
+        if number is not None:
+            raise ConfigError(f"stage {stage.name!r} goes on with the student of stage {source.name!r}, where class {number} "
+                              f"is {known[number]!r}, and here {classes[number]!r}: expected the same classes in the same "
+                              f"order, new ones behind. There are {len(known)}: {known[:12]}; here {len(classes)}: "
+                              f"{classes[:12]}")
 
     def _check_classes(self, stage: Stage, teachers: Mapping[str, Teacher]) -> None:
         """A teacher whose output is compared knows the classes of the data, in their order."""

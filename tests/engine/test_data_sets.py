@@ -134,6 +134,50 @@ def test_a_teacher_trained_on_other_data_learns_the_same_numbers(tmp_path):
         assert seen(run.test_loader(stage)) == {"bee": 1, "cat": 2}
 
 
+PLAIN = {"loss_cls": {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}}
+
+
+def chain_of(tmp_path, first, then, goes_on):
+    """A run of two stages, the second of which goes on with what the first has trained on other data."""
+    data = {"train": {**KINDS["arrays"], "root": folder(tmp_path / "first", first)}}
+    stages = [{"name": "first", "losses": PLAIN, "data": {**data, "test": data["train"]}}, {"name": "second", "student": goes_on, "losses": PLAIN}]
+    return run_of(tmp_path, "arrays", then, then, **{
+        "stages": stages})
+
+
+@pytest.mark.parametrize("goes_on", ["keep", "first", "first.best"])
+@pytest.mark.parametrize("first, then, number, before, now", [
+    (["ant", "bee", "cat"], ["ant", "cat", "dog"], 1, "bee", "cat"),                     # as many
+    (["bee", "cat"], ["ant", "bee", "cat"], 0, "bee", "ant"),                            # one more, in front
+    (["ant", "bee", "cat", "dog"], ["bee", "dog"], 0, "ant", "bee"),
+])
+def test_a_student_that_goes_on_with_other_classes(tmp_path, goes_on, first, then, number, before, now):
+    run = chain_of(tmp_path, first, then, goes_on)
+    message = (f"stage 'second' goes on with the student of stage 'first', where class {number} is '{before}', and here '{now}'.*"
+               rf"There are {len(first)}: \[.*'{first[-1]}'\]; here {len(then)}: \[.*'{then[-1]}'\]")
+    with pytest.raises(ConfigError, match=message):
+        run._check_source(run.stages[1])
+    run._check_source(run.stages[0])
+
+
+def test_a_student_whose_classes_are_mapped_or_grow_goes_on(tmp_path):
+    for k, (first, order, then) in enumerate([(["ant", "bee"], None, ["ant", "bee", "cat"]), (["ant", "bee"], ["bee", "ant"], ["ant", "bee"])]):
+        run = chain_of(tmp_path / str(k), first, then, "keep")
+        run.stages[0].data["train"]["classes"] = order
+        run._check_source(run.stages[1])
+        names = list(run._classes(run.stages[0]))
+        assert names == then[:len(first)]
+        assert seen(run.train_loader(run.stages[0], batch_size=6)) == {name: names.index(name) for name in first}
+
+
+def test_a_student_that_goes_on_with_other_classes_is_refused_before_the_first_step(tmp_path):
+    other = {"type": "small_parts.Digits", "first": 0, "count": 200, "classes": list("abcdefghij")}
+    stages = [{"name": "first", "losses": PLAIN, "data": {"train": other, "test": other}}, {"name": "second", "student": "keep", "losses": PLAIN}]
+    with pytest.raises(ConfigError, match="stage 'second' goes on with the student of stage 'first', where class 0 is 'a', and here '0'"):
+        Run(small(stages=stages, length=1), tmp_path / "run", quiet=True).train()
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_same_test_in_another_order_gives_the_same_accuracy(undisturbed, tmp_path, capsys):
     """In a whole run, and by tools/test.py with a checkpoint that says its classes; one class more is an error in both."""
     other = {"type": "small_parts.Reversed", "first": 1000, "count": 200}

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -63,6 +65,33 @@ def test_a_resumed_stage_still_names_it(finished, tmp_path):
         (run.work_dir / "stages" / "done.json").unlink()
         again = run_of(tmp_path / "run", BAD).train(resume=True, only=["alone"])
     assert again["stages"]["alone"]["unreadable"] == before == finished.results["stages"]["alone"]["unreadable"]
+
+
+def test_two_processes_name_what_either_has_met_and_give_the_same_score(tmp_path):
+    """Each process reads its own rows of a training batch, and all of the test data."""
+    train = [5, 30, 77, 120, 161, 190]
+    plain = {"loss_cls": {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}}
+    options = {"data.test": {"type": "small_parts.Unreadable", "first": 1000, "count": 200, "bad": BAD}, "data.skip_bad": True,
+               "data.train": {"type": "small_parts.Unreadable", "first": 0, "count": 200, "bad": train}, "length": 2,
+               "student.norm": False, "stages": [{"name": "plain", "losses": plain}]}
+    script = [str(ROOT / "tools" / "train.py"), str(ROOT / "tests/engine/small/small.py"), "--device", "cpu", "--work-dir", str(tmp_path / "two"),
+              "--launcher", "pytorch", "--cfg-options", *(f"{key}={value!r}" for key, value in options.items())]
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
+                           "--rdzv-endpoint", "localhost:0", *script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((tmp_path / "two" / "results.json").read_text())["stages"]["plain"]
+    run = Run(small(**options), tmp_path / "one", quiet=True)
+    with warnings.catch_warnings(action="ignore"):
+        one = run.train()["stages"]["plain"]
+        met = []
+        for run.rank in range(2):
+            run.world = 2
+            loader = run.train_loader(run.stages[0])
+            list(loader.epoch(0))
+            met.append(set(loader.unreadable))
+    assert all(met) and met[0] != met[1]                                       # neither process has met all of them
+    assert {k: v for k, v in two.items() if k != "seconds"} == {k: v for k, v in one.items() if k != "seconds"}
+    assert len(two["unreadable"]["train"]) == len(train) and len(two["unreadable"]["test"]) == len(BAD)
 
 
 def test_test_py_names_it(finished, capsys):

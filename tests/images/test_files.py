@@ -3,6 +3,7 @@
 import os
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -224,6 +225,19 @@ def test_an_empty_file_says_so_in_every_task(tmp_path):
             read()
     with pytest.raises(ValueError, match="empty, 0 bytes"):
         general.image_folder(tmp_path, small=False)[0]
+
+
+@pytest.mark.skipif(not os.environ.get("KDTASKS_DATA"), reason="KDTASKS_DATA is not set: no real photos here")
+@pytest.mark.parametrize("folder", ["bsds", "bccd/JPEGImages", "cifar100/test"])
+def test_plain_photos_and_pngs_have_pils_pixels(folder):
+    root = Path(os.environ["KDTASKS_DATA"], folder)
+    if not root.is_dir():
+        pytest.skip(f"KDTASKS_DATA has no {folder}")
+    paths = images_below(root)
+    for path in paths[::len(paths) // 15]:
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(np.asarray(read_image(path)), np.asarray(image.convert("RGB")), err_msg=path)
+            assert image_size(path) == (image.height, image.width)
 
 
 # Bombs ----------------------------------------------------------------------------------------------------------------

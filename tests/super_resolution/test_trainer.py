@@ -12,8 +12,10 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 
+from kdtasks.engine import cli
 from kdtasks.engine import config as configs
 from kdtasks.engine.run import Run
+from kdtasks.engine.show import table
 from kdtasks.super_resolution import data, imresize, trainer
 from kdtasks.super_resolution.ail import importance, teacher_importance
 from kdtasks.super_resolution.models import EDSR, ESPCN, FSRCNN, VDSR, SRResNet
@@ -153,6 +155,23 @@ def test_a_whole_run_and_its_pictures(finished):
     gain = stages["distilled"]["psnr_y"] - stages["alone"]["psnr_y"]
     assert f"from alone to distilled: mean {gain:+.3f} dB" in titles[3]
     assert (finished.work_dir / "report.html").read_text().count("data:image/") >= 6
+
+
+def test_ssim_has_four_digits_wherever_it_is_shown(finished, photos, tmp_path, capsys):
+    """In the table at the end, in train.log and by tools/test.py; PSNR keeps the digits that it had."""
+    found = finished.results["stages"]["distilled"]
+    psnr, ssim = found["psnr_y"], found["ssim_y"]
+    table(finished.results)
+    rows = [row.split() for row in capsys.readouterr().out.replace("│", " ").splitlines()]
+    row = next(row for row in rows if row[:1] == ["distilled"])
+    assert f"{psnr:.2f}" in row and f"{ssim:.4f}" in row
+    table({**finished.results, "primary": "ssim_y"})
+    difference = ssim - finished.results["stages"]["alone"]["ssim_y"]
+    assert f"{difference:+.4f}" in capsys.readouterr().out
+    assert f"psnr_y {psnr:.3f}  ssim_y {ssim:.4f}" in (finished.work_dir / "train.log").read_text().splitlines()[-1]
+    (tmp_path / "c.py").write_text("\n".join(f"{key} = {value!r}" for key, value in config(photos).items()))
+    cli.test([str(tmp_path / "c.py"), str(finished.work_dir / "student.pth"), "--device", "cpu"])
+    assert capsys.readouterr().out.splitlines() == [f"psnr_y {psnr:.3f}", f"ssim_y {ssim:.4f}"]
 
 
 def test_the_importance_drawn_is_that_of_the_rounds(finished):
