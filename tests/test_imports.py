@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "kdtasks"
 TASKS = [name for name in ("general", "detection", "metric_learning", "super_resolution", "incremental", "quantization")
          if (PACKAGE / name).is_dir()]
-FRAMEWORK_FILES = ("trainer", "data", "pairs", "models", "plugin", "pictures", "coco_metrics", "distiller", "mmdet_distiller", "export", "predictions", "plugin_benchmarks", "plugin_models", "perceptual")  # of a task; all others need torch and no more
+FRAMEWORK_FILES = ("trainer", "data", "pairs", "models", "plugin", "pictures", "coco_metrics", "distiller", "mmdet_distiller", "export", "predictions", "perceptual")  # of a task; all others need torch and no more
 SLOW = {"avalanche", "kornia", "pytorch_metric_learning", "sklearn", "scipy", "matplotlib", "onnx", "onnxruntime", "faster_coco_eval", "timm", "mmdet", "spandrel", "skimage", "lpips"}
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
