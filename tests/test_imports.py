@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "kdtasks"
 TASKS = [name for name in ("general", "detection", "metric_learning", "super_resolution", "incremental", "quantization")
          if (PACKAGE / name).is_dir()]
-FRAMEWORK_FILES = ("trainer", "data", "pairs", "models", "plugin", "pictures", "coco_metrics", "distiller", "mmdet_distiller", "export", "predictions", "plugin_benchmarks", "plugin_models", "perceptual")  # of a task; all others need torch and no more
+FRAMEWORK_FILES = ("trainer", "data", "pairs", "models", "plugin", "pictures", "coco_metrics", "distiller", "mmdet_distiller", "export", "predictions", "perceptual")  # of a task; all others need torch and no more
 SLOW = {"avalanche", "kornia", "pytorch_metric_learning", "sklearn", "scipy", "matplotlib", "onnx", "onnxruntime", "faster_coco_eval", "timm", "mmdet", "spandrel", "skimage", "lpips"}
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
@@ -43,6 +43,11 @@ def foreign(names) -> set[str]:
     return {name.split(".")[0] for name in names} - {"kdtasks"} - set(sys.stdlib_module_names)
 
 
+def is_framework(file: str) -> bool:
+    """Whether a task's file, or the package that it is in, may need more than torch."""
+    return file.split("/")[1].removesuffix(".py") in FRAMEWORK_FILES
+
+
 def allowed(file: str) -> tuple[set[str], set[str], set[str]]:
     """For a file: the parts of kdtasks, the libraries at its top, and those inside of its functions."""
     folder, _, name = file.rpartition("/")
@@ -54,7 +59,7 @@ def allowed(file: str) -> tuple[set[str], set[str], set[str]]:
     if folder.split("/")[0] == "engine":
         libraries = {"torch", "mmengine", "numpy", "rich"}
         return {"core", "engine"}, libraries, libraries | SLOW | {"safetensors", "jinja2"}
-    if Path(name).stem in FRAMEWORK_FILES:
+    if is_framework(file):
         libraries = {"torch", "torchvision", "numpy", "PIL"} | ({"mmengine"} if Path(name).stem in ("plugin", "mmdet_distiller") else set())
         return {"core", "general", "images", "engine", folder.split("/")[0]}, libraries, libraries | SLOW
     return {"core", "general", folder.split("/")[0]}, {"torch"}, set()
@@ -74,7 +79,7 @@ def test_imports_go_in_one_direction(file):
     assert foreign(top) <= libraries and foreign(inside) <= libraries | later
     if file.startswith("engine/") or file.startswith("core/"):
         assert not any(f"kdtasks.{task}" in (PACKAGE / file).read_text() for task in TASKS), "names a task"
-    elif Path(file).stem not in FRAMEWORK_FILES:
+    elif not is_framework(file):
         task = file.split("/")[0]
         torch_only = {"models", "distiller"} if task == "incremental" else {"models"}
         behind = {f"kdtasks.{task}.{name}" for name in FRAMEWORK_FILES if name not in torch_only} | {"kdtasks.general.trainer"}

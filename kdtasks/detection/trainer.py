@@ -14,7 +14,7 @@ from kdtasks.detection.distiller import DetectionDistiller
 from kdtasks.detection.export import onnx_form
 from kdtasks.detection.predictions import predict, predict_arguments
 from kdtasks.engine import builder
-from kdtasks.engine.loader import readable
+from kdtasks.engine.reader import readable
 
 __all__ = ["HIGHER_IS_BETTER", "PRIMARY", "evaluate", "example", "onnx_form", "pictures", "predict", "predict_arguments"]
 

@@ -8,7 +8,7 @@ import torch
 
 from kdtasks.engine import builder
 from kdtasks.engine.builder import ConfigError
-from kdtasks.engine.loader import moved
+from kdtasks.engine.loader import to_device
 from kdtasks.engine.run import Run
 
 
@@ -30,7 +30,7 @@ def dry_run(run: Run, steps: int = 2) -> list[dict]:
         if stage.model == "student":
             config["student"] = {**config["student"], **stage.arguments}
         batch = run.task.example(config, data["batch_size"] + share)
-        batch = {name: moved(value, run.device) for name, value in batch.items()}
+        batch = {name: to_device(value, run.device) for name, value in batch.items()}
         if share:
             batch["labelled"] = torch.arange(len(batch["input"])) < data["batch_size"]
         distiller = run.distiller(stage, load="nothing")

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from kdtasks.core.classes import class_numbers, counted, renumbered
 from kdtasks.core.names import did_you_mean
-from kdtasks.engine.loader import stack
+from kdtasks.engine.reader import stack
+from kdtasks.incremental.avalanche_benchmarks import checked_benchmark
 from kdtasks.incremental.distiller import UNLABELLED
 from kdtasks.incremental.sampling import coreset_indices, coreset_quota
 
@@ -133,14 +134,13 @@ def experiences(stream: Sequence, experience: int | None = None, test: bool = Fa
 
 
 def avalanche_stream(benchmark, part: str | None = None, train: bool = True) -> list:
-    """The experiences of an avalanche benchmark, checked (:func:`kdtasks.incremental.plugin.checked_benchmark`).
+    """The experiences of an avalanche benchmark, checked (:func:`kdtasks.incremental.avalanche_benchmarks.checked_benchmark`).
 
     Args:
         benchmark: from avalanche, or ``dict(type='avalanche.benchmarks.SplitMNIST', n_experiences=5)`` in a config.
         part: ``'train'`` or ``'test'``; None: as ``train`` says.
         train: whether it is the training stream.
     """
-    from kdtasks.incremental.plugin import checked_benchmark  # avalanche is slow to import
 
     part = part or ("train" if train else "test")
     if part not in ("train", "test"):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdtasks.core.stages import Stage, final_stage
-from kdtasks.engine.loader import readable
+from kdtasks.engine.reader import readable
 from kdtasks.general.pictures import pictures_of
 from kdtasks.incremental.data import IncrementalSet, unaugmented
 from kdtasks.incremental.lwm import LwMDistiller, lwm_attention_loss

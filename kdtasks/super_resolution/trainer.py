@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kdtasks.core.stages import final_stage
 from kdtasks.images.files import results_of
 from kdtasks.super_resolution.ail import AILLoss
+from kdtasks.super_resolution.batches import enlarged, scale_of
 from kdtasks.super_resolution.data import patch_shapes
 from kdtasks.super_resolution.inference import self_ensemble, tiled, upscale_rgb
 from kdtasks.super_resolution.metrics import WINDOW, imresize, psnr_rgb, psnr_y, ssim_rgb, ssim_y
@@ -25,7 +26,8 @@ def evaluate(model: nn.Module, loader) -> dict[str, float]:
     """``psnr_y`` (dB) and ``ssim_y`` (at most 1), each the mean over the images; of RGB also ``psnr_rgb`` and ``ssim_rgb``.
 
     As papers give them: uint8-rounded, without a border as wide as the scale; see :mod:`kdtasks.super_resolution.metrics`. A
-    batch is of images of one size; see :func:`scale_of`. The PSNR of an image without error is inf: it is left out of the mean,
+    batch is of images of one size; see
+    :func:`~kdtasks.super_resolution.batches.scale_of`. The PSNR of an image without error is inf: it is left out of the mean,
     which is inf if all are so, and NaN if one is.
 
     Warns:
@@ -50,28 +52,6 @@ def _mean(values: list[float]) -> float:
     """Over what is not inf, if anything."""
     kept = [value for value in values if value != math.inf] or values
     return sum(kept) / len(kept)
-
-
-def scale_of(batch: dict) -> int:
-    """By what a batch's images are to be enlarged: its ``scale``, or else what its sizes say.
-
-    Raises:
-        ValueError: the images have several scales, or a batch without ``scale`` has inputs that are enlarged already.
-    """
-    if "scale" in batch:
-        scales = torch.as_tensor(batch["scale"]).unique().tolist()
-    else:
-        scales = [round(batch["target"].shape[-1] / batch["input"].shape[-1])]
-    if len(scales) > 1 or scales == [1]:
-        raise ValueError(f"expected one scale of at least 2 for a batch, got {scales} for inputs "
-                         f"{tuple(batch['input'].shape)} and "
-                         f"targets {tuple(batch['target'].shape)}; give the batch its 'scale', and take test_batch_size=1")
-    return int(scales[0])
-
-
-def enlarged(input: Tensor, target: Tensor) -> Tensor:
-    """The input at the target's size, by bicubic interpolation where it is not so already."""
-    return input.float() if input.shape == target.shape else imresize(input.float(), target.shape[-1] // input.shape[-1])
 
 
 def example(config: dict, batch_size: int) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from kdtasks.detection import data
-from kdtasks.detection.data import DetectionData
+from kdtasks.detection.data import DetectionData, synthetic
 from kdtasks.engine.loader import Loader
 from kdtasks.general.data import digits as digit_images
 
@@ -438,15 +438,15 @@ def test_digits_on_photos_follow_from_seed_and_index():
         assert torch.equal(a["input"], b["input"]) and all(torch.equal(a["target"][k], b["target"][k]) for k in a["target"])
     for other in (data.digits_on_photos(images=30, size=64, seed=1), data.digits_on_photos(False, images=30, size=64)):
         assert not any(torch.equal(first[i]["input"], other[i]["input"]) for i in range(30))
-    assert not np.intersect1d(data._numbers(0, 30, 9, True), data._numbers(0, 30, 9, False)).size
+    assert not np.intersect1d(synthetic._numbers(0, 30, 9, True), synthetic._numbers(0, 30, 9, False)).size
     assert first[0]["input"].shape == (3, 64, 64) and data.digits_on_photos.image_shape == (3, 96, 96)
 
 
 def test_boxes_hold_exactly_what_a_digit_changes():
     dataset = data.digits_on_photos(images=40, objects=(1, 1))
-    numbers = data._numbers(0, 40, 5 + 7 + 2 * data._TRIES, True)
+    numbers = synthetic._numbers(0, 40, 5 + 7 + 2 * synthetic._TRIES, True)
     for i in range(40):
-        before = torch.from_numpy(data._window(numbers[i, :4], 96, True).copy()).permute(2, 0, 1)
+        before = torch.from_numpy(synthetic._window(numbers[i, :4], 96, True).copy()).permute(2, 0, 1)
         down, across = (dataset.memory[i] != before).any(0).nonzero().T
         changed = torch.tensor([across.min(), down.min(), across.max() + 1, down.max() + 1])
         assert (changed - dataset[i]["target"]["boxes"][0]).abs().max() <= 1         # a faint edge may round to no change
@@ -455,7 +455,7 @@ def test_boxes_hold_exactly_what_a_digit_changes():
 
 def test_the_edge_of_a_digit_can_be_seen():
     for image in digit_images().images[:50, 0]:
-        ink = data._enlarged(image.numpy().astype(np.float32) / 255, 40, 33)
+        ink = synthetic._enlarged(image.numpy().astype(np.float32) / 255, 40, 33)
         assert ink[ink > 0].min() >= 0.1 and ink.max() == 1
         assert all(edge.any() for edge in (ink[0], ink[-1], ink[:, 0], ink[:, -1]))
 
@@ -466,7 +466,7 @@ def test_digits_do_not_hide_each_other_and_all_classes_come():
     for i in range(100):
         target = dataset[i]["target"]
         boxes = target["boxes"].tolist()
-        assert all(data._shared(a, b) <= 0.1 for n, a in enumerate(boxes) for b in boxes[:n])
+        assert all(synthetic._shared(a, b) <= 0.1 for n, a in enumerate(boxes) for b in boxes[:n])
         assert all(0 <= left < right <= 96 and 0 <= upper < lower <= 96 for left, upper, right, lower in boxes)
         counts.append(len(boxes))
     assert torch.bincount(dataset.labels, minlength=5)[1:].min() > 20 and dataset.labels.max() == 4
@@ -478,7 +478,7 @@ def test_test_digits_and_test_photos_are_none_of_the_trainings():
     assert (len(train), len(test)) == (1258, 539) and not train & test
     from sklearn.datasets import load_sample_images
 
-    for photo_, left, right in zip(load_sample_images().images, data._photos(True), data._photos(False)):
+    for photo_, left, right in zip(load_sample_images().images, synthetic._photos(True), synthetic._photos(False)):
         assert left.shape[1] + right.shape[1] == photo_.shape[1] == 640
         assert np.array_equal(np.concatenate([left, right], 1), photo_)
 
