@@ -529,7 +529,9 @@ class Run:
                 runner.take_optimizer_state(self.files.folder(self.source(stage)) / "last.pth")
             runner.train()
         unreadable = {part: paths for part, paths in runner.unreadable.items() if paths}
-        led(lambda beat: self._note(stage, {**runner.metrics, "seconds": round(runner.seconds, 3)}, unreadable))
+        steps = runner.train_loop.iter
+        ended = {"ended_early": {"iterations": steps, "of": length}} if steps < length else {}
+        led(lambda beat: self._note(stage, {**runner.metrics, "seconds": round(runner.seconds, 3)}, unreadable, ended))
 
     def _ranks_differ(self, distiller: Distiller) -> str:
         """Why several processes do not give what one would; said once on the screen."""
@@ -544,11 +546,30 @@ class Run:
             self._said.add(why)
         return why
 
-    def _note(self, stage: Stage, found: dict, unreadable: dict) -> None:
+    def _note(self, stage: Stage, found: dict, unreadable: dict, ended: dict) -> None:
         further = self.task.summary(self, stage, found) if hasattr(self.task, "summary") else {}
         self._say_unreadable(unreadable)
-        self.files.finish(stage.name, {**found, **further, **({"unreadable": unreadable} if unreadable else {})})
+        self.files.finish(stage.name, {**found, **further, **ended, **({"unreadable": unreadable} if unreadable else {})})
         checkpoint.save_json(self.results, self.work_dir / "results.json")
+
+    @property
+    def ended_early(self) -> dict[str, str]:
+        """``{stage: 'after 8 of 36 iterations'}`` where a hook's end makes the budgets of "alone" and of its rival differ."""
+        alone = next((stage for stage in self.stages if stage.name == "alone"), None)
+        if alone is None or self.final is None:
+            return {}
+        names = {stage.name for end in (alone, self.final) for stage in self.chain(end)}
+        found = {name: values["ended_early"] for name, values in self.done.items()
+                 if name in names and "ended_early" in values}
+        if found.keys() == {"alone", self.final.name} and found["alone"] == found[self.final.name]:
+            return {}
+        return {name: f"after {end['iterations']} of {end['of']} iterations" for name, end in found.items()}
+
+    def _say_ended_early(self) -> None:
+        ended = ", ".join(f"{name} {where}" for name, where in self.ended_early.items())
+        if ended and not self.quiet:
+            print(f"warning: a hook has ended {ended}: alone and {self.final.name} have not had the same budget, so their "
+                  "difference is not the teacher's alone", file=sys.stderr)
 
     def _say_unreadable(self, unreadable: Mapping[str, Mapping[str, str]]) -> None:
         """Once a run, on the screen: how many samples could not be read."""
@@ -572,6 +593,7 @@ class Run:
         if final and final.name in self.done:
             state = checkpoint.load(self.folder(final) / "last.pth")
             checkpoint.save_weights(state["state_dict"], state["meta"], self.work_dir / "student.pth")
+            self._say_ended_early()
         checkpoint.save_json(self.results, self.work_dir / "results.json")
         write_report(self)
 

@@ -10,6 +10,7 @@ from kdtasks.core.weights import load_weights
 from kdtasks.detection import trainer
 from kdtasks.engine import config as configs
 from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.check import check
 from kdtasks.engine.dry_run import dry_run
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.run import Run
@@ -175,3 +176,13 @@ def test_the_student_of_a_run_exports_and_gives_the_same_boxes(tmp_path):
 def test_a_step_in_bfloat16(tmp_path):
     run = Run(config(FASTER_RCNN, CHEN, amp="bfloat16", length={"iterations": 2}), tmp_path / "run", device="cpu", quiet=True)
     assert set(run.train()["stages"]) == {"teacher", "alone", "distilled"}
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_an_annotation_file_that_is_missing_is_said_before_the_first_step(part, tmp_path):
+    missing = {"type": "kdtasks.detection.data.coco", "images": str(tmp_path), "annotations": str(tmp_path / "instances.json")}
+    full = config()
+    full["data"][part] = missing
+    with pytest.raises(FileNotFoundError, match=r"instances\.json"):
+        check(Run(full, tmp_path / "run", device="cpu", quiet=True))
+    assert not (tmp_path / "run").exists()

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from small_runs import ROOT, SMALL
+from small_runs import ROOT, SMALL, small
 
 from kdtasks.engine import cli
 from kdtasks.engine.builder import ConfigError
@@ -80,3 +80,30 @@ def test_a_configs_name_does_not_depend_on_how_its_path_is_written(tmp_path, mon
     assert cli.config_names(["a/task/x.py", "configs/../b/task/x.py"]) == ["a_task_x", "b_task_x"]
     with pytest.raises(ConfigError, match="a config is given twice"):
         cli.config_names(["a/task/x.py", "a/../a/task/x.py"])
+
+
+NOWHERE = {"type": "kdtasks.general.data.image_folder", "root": "nowhere"}
+
+
+@pytest.mark.parametrize("given, message, told", [
+    ("teacher.checkpoint='nowhere.pth'", "no checkpoint 'nowhere.pth'", True),
+    ("teacher.checkpoint='notes.txt'", "notes.txt", True),
+    (f"data.train={NOWHERE}", "no data set at nowhere", False), (f"data.test={NOWHERE}", "no data set at nowhere", True),
+    ("custom_hooks=[dict(type='EMAHook')]", "custom_hooks[0]: mmengine's EMAHook cannot work here", False),
+    ("custom_hooks.0.type=EarlyStoppingHook", "custom_hooks[0]: EarlyStoppingHook needs 'monitor'", False)])
+def test_dry_run_reads_what_the_run_will_read(given, message, told, capsys, tmp_path, monkeypatch):
+    """What is told without the data is told; then the missing file is an error."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("no weights")
+    with pytest.raises(SystemExit) as stopped:
+        cli.train([str(SMALL), "--dry-run", "--device", "cpu", "--cfg-options", given])
+    said = capsys.readouterr()
+    assert stopped.value.code == 1 and said.err.startswith("error: ") and message in said.err and said.err.count("\n") == 1
+    assert ("distilled:" in said.out) == told
+
+
+def test_hooks_given_on_the_command_line_are_dicts():
+    written = [cli.option("custom_hooks=[dict(type='EarlyStoppingHook', monitor='accuracy')]")]
+    by_key = [cli.option("custom_hooks.0.type=EarlyStoppingHook"), cli.option("custom_hooks.0.monitor=accuracy")]
+    for options in (written, by_key):
+        assert small(**dict(options))["custom_hooks"] == [{"type": "EarlyStoppingHook", "monitor": "accuracy"}]

@@ -126,3 +126,21 @@ def test_what_fails_on_account_of_it_is_said_by_its_cause():
 
     with pytest.raises(ValueError, match="output is not finite"):
         evaluate(Task, Answers(rows([NAN, 0.0], [0.0, 1.0], [1.0, 0.0])), batches())
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:Please use quant_min")
+def test_what_test_images_move_in_a_model_is_put_back():
+    """torch's observers follow the range of what they see in eval too; a counter of a model's own is an attribute."""
+    from torch.ao import quantization
+
+    model = nn.Sequential(quantization.QuantStub(), nn.Flatten(), nn.Linear(16, 2))
+    model.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+    model = quantization.prepare_qat(model.train())
+    model(torch.randn(8, 1, 4, 4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    evaluate(CLASSIFICATION, model, batches(image=100.0))
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    counting = Answers(GOOD)
+    evaluate(CLASSIFICATION, counting, batches())
+    assert counting.calls == 0

@@ -97,3 +97,17 @@ def test_the_others_that_are_allowed_run(kind, options, tmp_path):
     plain.train(only=["alone"])
     assert same(weights(run, "alone")["state_dict"], weights(plain, "alone")["state_dict"])
     assert kind != "ProfilerHook" or "traceEvents" in (tmp_path / "trace.json").read_text()
+
+
+def test_budgets_that_a_hook_has_made_unequal_are_said_in_results_report_and_on_screen(tmp_path, capsys):
+    ends = [{"type": "small_parts.EndAt", "stage": "distilled", "iterations": 4}]
+    run = Run({**small(length={"iterations": 6}), "custom_hooks": ends}, tmp_path / "run")
+    stages = run.train()["stages"]
+    assert stages["distilled"]["ended_early"] == {"iterations": 4, "of": 6} and "ended_early" not in stages["alone"]
+    assert "warning: a hook has ended distilled after 4 of 6 iterations: alone and distilled have not had the same budget" in (
+        capsys.readouterr().err)
+    page = " ".join((run.work_dir / "report.html").read_text().split())
+    assert "the two have not had the same budget, since a hook has ended distilled after 4 of 6 iterations" in page
+    assert "and the same number of steps" not in page and "so the two have not had the same number of steps" in page
+    run.files.done["alone"]["ended_early"] = stages["distilled"]["ended_early"]
+    assert not run.ended_early                                              # both, after as many steps

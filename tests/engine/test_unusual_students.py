@@ -5,6 +5,7 @@ import torch
 from small_runs import SMALL, small
 
 from kdtasks.engine import cli
+from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.export import export
 from kdtasks.engine.optim import MovingAverage
 from kdtasks.engine.run import Run
@@ -47,3 +48,23 @@ def test_an_average_follows_buffers_that_grow_and_those_that_are_replaced():
         average.update()
         assert torch.equal(average.model.grown, model.grown) and torch.equal(average.model.replaced, model.replaced)
     assert average.model.grown.data_ptr() != model.grown.data_ptr()
+
+
+@pytest.mark.parametrize("name, entries", [("googlenet", ("logits", "aux_logits2")), ("deit", ("0", "1"))])
+def test_a_student_with_more_outputs_in_training_names_one(name, entries, tmp_path, undisturbed, monkeypatch, capsys):
+    """Refused before the teacher is trained, with the entries there are; a config that names them trains."""
+    monkeypatch.setattr("kdtasks.engine.report.write_report", lambda run: None)
+    options = {"student": {"type": f"small_parts.{name}"}, "length": {"iterations": 2}, "data__train__count": 32,
+               "data__test__count": 16, "data__batch_size": 8}
+    message = rf"student in training is a \w+ of 'student.{entries[0]}' \(8, 10\), "
+    with pytest.raises(ConfigError, match=rf"stage 'distilled': loss_\w+ cannot be computed .*{message}"):
+        Run(small(**options), tmp_path / "run", quiet=True).train()
+    assert not (tmp_path / "run").exists()
+    given = [f"{key.replace('__', '.')}={value!r}" for key, value in options.items()]
+    with pytest.raises(SystemExit):
+        cli.train([str(SMALL), "--dry-run", "--device", "cpu", "--cfg-options", *given])
+    assert f"'student.{entries[0]}' (" in capsys.readouterr().err
+    teacher = str(undisturbed.folder(undisturbed.stages[0]) / "last.pth")
+    of = {"losses__loss_cls__of": (f"student.{entries[0]}", "target"), "losses__loss_kd__of": (f"student.{entries[1]}", "teacher")}
+    run = Run(small(**options, **of, teacher__checkpoint=teacher), tmp_path / "run", quiet=True)
+    assert set(run.train()["stages"]) == {"alone", "distilled"}

@@ -173,3 +173,39 @@ def test_dry_run_and_example():
         trainer.example(with_rows, 4)
     files = {"data": {"train": {"type": "kdtasks.metric_learning.data.pml_set", "name": "CUB", "size": 96}}}
     assert trainer.example(files, 4)["input"].shape == (4, 3, 96, 96)
+
+
+PML = "kdtasks.metric_learning.plugin.PMLLoss"
+
+
+def test_a_memory_and_centres_of_a_third_party_loss_resume_to_the_same_bits(tmp_path):
+    """The memory is in buffers, how far it is filled in attributes; the centres are parameters that train with the student."""
+    memory = {"type": "pytorch_metric_learning.losses.CrossBatchMemory", "embedding_size": 6, "memory_size": 70,
+              "loss": {"type": "pytorch_metric_learning.losses.ContrastiveLoss"}}
+    centres = {"type": "pytorch_metric_learning.losses.SoftTripleLoss", "num_classes": 10, "embedding_size": 6}
+    losses = {"loss_memory": {"type": PML, "loss": memory, "of": ("student", "target")},
+              "loss_centres": {"type": PML, "loss": centres, "of": ("student", "target")}}
+    options = {"losses": losses, "length": {"iterations": 6}, "checkpoint_interval": {"iterations": 2}}
+    whole, stopped, again = (Run(config(**options), tmp_path / name, device="cpu", quiet=True) for name in ("whole", "cut", "cut"))
+    whole.train(only=["alone"])
+
+    from kdtasks.engine.runner import StageRunner
+    save = StageRunner.save_now
+
+    def save_and_stop(self):
+        save(self)
+        raise KeyboardInterrupt                                            # after 2 steps: the memory is not full yet
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageRunner, "save_now", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            stopped.train(only=["alone"])
+    assert state(stopped, "alone")["resume"]["iteration"] == 2
+    again.train(resume=True, only=["alone"])
+    for part in ("student", "losses"):
+        one, two = ({"student": found["state_dict"], "losses": found["resume"]["losses"]}[part]
+                    for found in (state(run, "alone") for run in (whole, again)))
+        assert one and one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    kept = state(again, "alone")["resume"]
+    assert kept["losses"]["loss_memory.loss.embedding_memory"].any(1).all()                       # full by now
+    assert any("queue_idx" in found for found in kept["attributes"][0].values())

@@ -21,7 +21,8 @@ def collect(arms: Sequence[ConfigArm], jobs: Sequence[TrainingJob], seeds: list[
     return {"primary": task.PRIMARY, "higher_is_better": task.HIGHER_IS_BETTER, "confidence": CONFIDENCE, "seeds": seeds,
             "devices": sorted({job.results["device"] for job in jobs}),
             "configs": {arm.name: _row(arm, seeds, task, work_dir, teacher_per_seed) for arm in arms},
-            "shared": list(shared.values()), "notes": _notes(arms, list(shared.values()), seeds, teacher_per_seed)}
+            "shared": list(shared.values()), "notes": _notes(arms, list(shared.values()), seeds, teacher_per_seed)
+            + _ended_early(arms, seeds)}
 
 
 def _row(arm: ConfigArm, seeds: list[int], task, work_dir: Path, teacher_per_seed: bool) -> dict:
@@ -49,6 +50,20 @@ def _metrics(alone: Sequence[Mapping], distilled: Sequence[Mapping]) -> dict[str
         if name not in ("seconds", "cost") and all(isinstance(value, int | float) for value in [*a, *b]):
             found[name] = summary(a, b)
     return found
+
+
+def _ended_early(arms: Sequence[ConfigArm], seeds: list[int]) -> list[str]:
+    """What a hook has ended before its length: then a pair may not have had the same budget."""
+    notes = []
+    for arm in arms:
+        for seed in seeds:
+            stages = {"alone": arm.controls[seed].results["stages"]["alone"],
+                      arm.final: arm.jobs[seed].results["stages"][arm.final]}
+            ends = {name: values["ended_early"] for name, values in stages.items() if "ended_early" in values}
+            if ends and not (len(ends) == 2 and ends["alone"] == ends[arm.final]):
+                where = ", ".join(f"{name} after {end['iterations']} of {end['of']} iterations" for name, end in ends.items())
+                notes.append(f"{arm.name}, seed {seed}: a hook has ended {where}, so the two have not had the same budget")
+    return notes
 
 
 def _notes(arms: Sequence[ConfigArm], shared: list[dict], seeds: list[int], teacher_per_seed: bool) -> list[str]:

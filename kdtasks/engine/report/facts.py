@@ -148,6 +148,9 @@ def sentence(run) -> str:
         text += f", {number(gain, signed=True)} against the same student alone ({number(values['alone'])}{suffix})"
         if (gain < 0) == run.task.HIGHER_IS_BETTER or gain == 0:
             text += "; here the teacher did not help" if gain else "; no difference"
+        if run.ended_early:
+            text += "; the two have not had the same budget, since a hook has ended " + ", ".join(
+                f"{stage} {where}" for stage, where in run.ended_early.items())
     else:
         state = "the control is not finished" if any(s.name == "alone" for s in run.stages) else "the run has no control"
         text += f"; {state}, so what the teacher brought is not known"
@@ -162,7 +165,7 @@ def control(run) -> dict | None:
 
     ``losses`` ``[(name, weight)]``; ``changed``, what ``control`` changes of its network. Of the distilled stage: its ``name``,
     the settings in which it is ``differing``, the ``rounds`` that it ends, what it ``starts_from``, and how many samples
-    ``unlabelled`` it sees a step besides. What there is none of is empty.
+    ``unlabelled`` it sees a step besides. ``ended``, which stages a hook has ended, and where. What there is none of is empty.
     """
     alone = next((stage for stage in run.stages if stage.name == "alone"), None)
     if alone is None:
@@ -170,7 +173,7 @@ def control(run) -> dict | None:
     changed = ", ".join(f"{key}={value!r}" for key, value in run.config["control"].items())
     taught = next((stage for stage in run.stages if stage.name == distilled_stage(run)), None)
     found = {"losses": loss_weights(alone), "changed": changed, "name": "", "differing": [], "rounds": None,
-             "starts_from": "", "unlabelled": 0}
+             "starts_from": "", "unlabelled": 0, "ended": run.ended_early}
     return found | (_differences(run, alone, taught) if taught else {})
 
 

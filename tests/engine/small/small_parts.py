@@ -96,6 +96,17 @@ class StopAt(Hook):
             raise KeyboardInterrupt
 
 
+class EndAt(Hook):
+    """End one stage after some iterations, as early stopping would."""
+
+    def __init__(self, stage: str, iterations: int):
+        self.stage, self.iterations = stage, iterations
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.meta["stage"] == self.stage and batch_idx + 1 == self.iterations:
+            runner.train_loop.stop_training = True
+
+
 class Slow(Hook):
     """Give whoever wants to kill the run time to do so."""
 
@@ -265,3 +276,28 @@ class Halve:
 def rate_of(step):
     """A factor for LambdaLR."""
     return 0.9 ** step
+
+
+class Enlarged(nn.Module):
+    """Digits in three channels, at the size that a torchvision or timm model is made for."""
+
+    def __init__(self, model, side: int):
+        super().__init__()
+        self.model, self.side = model, side
+
+    def forward(self, images):
+        return self.model(nn.functional.interpolate(images, (self.side, self.side)).expand(-1, 3, -1, -1))
+
+
+def googlenet() -> nn.Module:
+    """Three heads in training, one in eval."""
+    from torchvision.models import googlenet
+    return Enlarged(googlenet(aux_logits=True, init_weights=False, num_classes=10), 64)
+
+
+def deit() -> nn.Module:
+    """Two heads in training, their mean in eval."""
+    import timm
+    model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=10, img_size=32, depth=1)
+    model.set_distilled_training(True)
+    return Enlarged(model, 32)
