@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdtasks.super_resolution.batches import enlarged, scale_of
 from kdtasks.super_resolution.metrics import imresize, luma, psnr_y
-from kdtasks.super_resolution.trainer import enlarged, scale_of
 
 SHOWN, DETAIL, WINDOW = 4, 72, 7        # images; pixels along the sides of a detail, and of the windows of its local variance
 SQUARES, TONES = 80, 13                 # of a map, along the longer side: in every pixel and tone it would fill the report
