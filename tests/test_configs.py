@@ -46,22 +46,22 @@ class Marked:
 
 def watch_untaught(run) -> dict[str, list]:
     """Have the stages without teachers note what their losses are called with, on batches that also hold a teacher's words."""
-    called, build = {}, run.distiller
-    untaught = {name for stage in run.stages for entry in stage.losses.values() for name in taught_names(entry["of"], stage.own)}
+    called, build = {}, run.experiment.distiller
+    untaught = {name for stage in run.experiment.stages for entry in stage.losses.values() for name in taught_names(entry["of"], stage.own)}
 
     def noting(loss, seen):
         return lambda *tensors: (seen.append(tensors), loss(*tensors))[1]
 
-    def watched(stage, load="everything"):
-        distiller = build(stage, load)
+    def watched(stage, files=None, load=True):
+        distiller = build(stage, files, load)
         if not stage.teachers:
             seen, known = called.setdefault(stage.name, []), distiller._known
-            names = {"teacher", *run.config["teachers"], *untaught} - {"peers"}
+            names = {"teacher", *run.experiment.config["teachers"], *untaught} - {"peers"}
             distiller._known = lambda batch, *args, **kwargs: known({**batch, **{n: Marked() for n in names}}, *args, **kwargs)
             distiller._terms = {name: (noting(loss, seen), *rest) for name, (loss, *rest) in distiller._terms.items()}
         return distiller
 
-    run.distiller = watched
+    run.experiment.distiller = watched
     return called
 
 
@@ -71,10 +71,10 @@ def test_config_builds_and_steps(path, tmp_path):
     try:
         run = Run(configs.load(path, SMALLER.get(path.stem)), tmp_path, device="cpu")
         called = watch_untaught(run)
-        rows = dry_run(run)
+        rows = dry_run(run.experiment)
     finally:
         torch.set_num_threads(threads)
-    assert [row["stage"] for row in rows] == [stage.name for stage in run.stages]
+    assert [row["stage"] for row in rows] == [stage.name for stage in run.experiment.stages]
     assert called["alone"] and not any(isinstance(t, Marked) for calls in called.values() for call in calls for t in call)
     assert all(row["parameters"] > 0 for row in rows)
     if path.parent.name == "incremental":                                   # the student of the experience before

@@ -86,6 +86,68 @@ def test_imports_go_in_one_direction(file):
         assert not any(name == b or name.startswith(f"{b}.") for name in own(top | inside) for b in behind)
 
 
+# ------------------------------------------------------------------------------------------------ cycles, private names
+def imported_modules(source: str, module: str, modules) -> set[str]:
+    """The modules of the package that a file imports, at its top or later, but for type checkers."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            node.body = [ast.Pass()]
+    names = set().union(*imports(ast.unparse(tree), module))
+    return {name if name in modules else name.rpartition(".")[0] for name in own(names)} & modules
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """The nodes of some cycle, in turn; [] without one."""
+    done: set[str] = set()
+
+    def search(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return path[path.index(node):]
+        found = next(filter(None, (search(n, [*path, node]) for n in sorted(graph[node] - done))), [])
+        done.add(node)
+        return found
+
+    return next(filter(None, (search(node, []) for node in sorted(graph))), [])
+
+
+def test_no_module_imports_itself_over_others():
+    assert cycle({"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}) == ["b", "d"]
+    assert cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    names = {"kdtasks." + file.removesuffix(".py").removesuffix("/__init__").replace("/", "."): file
+             for file in FILES if "/" in file}
+    graph = {name: imported_modules((PACKAGE / file).read_text(), name + ".x" * file.endswith("__init__.py"), names.keys())
+             for name, file in names.items()}
+    assert not cycle(graph)
+
+
+# Private by their names, but of Python or of a library that gives nothing else for the purpose.
+PRIVATE_ELSEWHERE = {
+    "_asdict", "_replace", "_getframe", "_processes",                                      # the standard library
+    "_apply", "_buffers", "_metadata", "_modules", "_parameters", "_version", "_BatchNorm", "_NormBase", "_foreach_lerp_",
+    "_foreach_norm", "_shape_as_tensor", "_dynamo",                                         # torch
+    "_bbox_forward", "_instance_dict", "_ParamScheduler",                                   # mmdet, mmengine
+}
+
+
+def private_names(source: str) -> set[str]:
+    """Private names of other objects and modules that a file uses."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            found.update(alias.name for alias in node.names)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls", "super()"):
+            found.add(node.attr)
+    return {name for name in found if name.startswith("_") and not name.startswith("__")}
+
+
+def test_private_names_stay_where_they_are():
+    assert private_names("from a import _b, c\nself._d = self.e._f\nsuper()._g(h()._i, j[0]._k, l.__class__)") == {
+        "_b", "_f", "_i", "_k"}
+    for file in FILES:
+        assert not private_names((PACKAGE / file).read_text()) - PRIVATE_ELSEWHERE, file
+
+
 def test_the_package_itself_imports_nothing():
     assert imports((PACKAGE / "__init__.py").read_text()) == (set(), set())
 

@@ -5,6 +5,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,11 @@ class Distiller(nn.Module):
                              "'loss', with a weight other than 0, does")
         self.wanted = self._resolve(supplied)
         self._followed = self._parts()
+
+    @property
+    def terms(self) -> Mapping[str, tuple[Loss, tuple[str, ...], Weight]]:
+        """``{name: (loss, tensor names, weight)}`` of the losses and of what only is reported."""
+        return MappingProxyType(self._terms)
 
     def __setattr__(self, name: str, value) -> None:
         super().__setattr__(name, _Teachers(value) if name == "teachers" and not isinstance(value, _Teachers) else value)
@@ -433,6 +439,11 @@ class _Teachers(nn.ModuleDict):
 
     def add_module(self, name: str, module: nn.Module) -> None:
         super().add_module(name, module if isinstance(module, Teacher) else Teacher(module))
+
+    @property
+    def terms(self) -> Mapping[str, tuple[Loss, tuple[str, ...], Weight]]:
+        """``{name: (loss, tensor names, weight)}`` of the losses and of what only is reported."""
+        return MappingProxyType(self._terms)
 
     def __setattr__(self, name: str, value) -> None:
         super().__setattr__(name, Teacher(value) if isinstance(value, nn.Module) and not isinstance(value, Teacher) else value)

@@ -72,14 +72,14 @@ def pictures(run) -> list[tuple]:
     from kdtasks.detection import pictures as draw  # what draws is imported only here
     from kdtasks.engine.report import stage_colors
 
-    finished = [stage for stage in run.stages if stage.name in run.done]
+    experiment, finished = run.experiment, run.finished
     if not finished:
         return []
-    loader = run.test_loader(finished[-1])
+    loader = experiment.test_loader(finished[-1])
     final = final_stage(finished)
     students = [final.name] if final else []
     taught = next((stage for stage in reversed(finished) if stage.teachers), None)
-    names = [s.name for s in finished if s.name in run.config["teachers"]]
+    names = [s.name for s in finished if s.name in experiment.config["teachers"]]
     names += [name for name in ("alone", *students) if name in run.done]
     models, metrics = {name: run.trained(name) for name in names}, {name: run.done[name] for name in names}
     distiller = _as_trained(run, taught) if taught else None
@@ -91,7 +91,7 @@ def pictures(run) -> list[tuple]:
     known = [None if int(one) < 0 else 0 for one in labelled]
     samples = list(readable(loader.dataset, draw.evenly(known, 64)).values())             # thresholds are chosen on these
     images, targets = [[s[key] for s in samples] for key in ("input", "target")]
-    found = {name: _found(model, images, run.device) for name, model in models.items()}
+    found = {name: _found(model, images, experiment.device) for name, model in models.items()}
     least = {name: draw.best_threshold(answers, targets) for name, answers in found.items()}
     few = draw.evenly(targets)
     images, targets = [images[i] for i in few], [targets[i] for i in few]
@@ -103,7 +103,7 @@ def pictures(run) -> list[tuple]:
 
 def _as_trained(run, stage):
     """The stage's distiller with the student that it ended with."""
-    distiller = run.distiller(stage)
+    distiller = run.experiment.distiller(stage, run.files)
     load_weights(distiller.student, run.folder(stage) / "last.pth")
     distiller.eval()
     return distiller
@@ -144,4 +144,4 @@ def _inside(distiller: DetectionDistiller, loader, batches: int = 4) -> tuple[di
 
 
 def _margin(distiller: DetectionDistiller, head: str) -> float:
-    return next((getattr(loss, "margin", 0.0) for loss, of, _ in distiller._terms.values() if f"{head}.target" in of), 0.0)
+    return next((getattr(loss, "margin", 0.0) for loss, of, _ in distiller.terms.values() if f"{head}.target" in of), 0.0)

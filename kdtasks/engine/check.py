@@ -1,4 +1,4 @@
-"""What is wrong with a run is said before its first step."""
+"""The check before the first step: every stage is built and tried on one real batch."""
 
 import copy
 import itertools
@@ -14,7 +14,7 @@ from kdtasks.engine.config import iterations, stages_of
 from kdtasks.engine.evaluation import evaluate
 
 if TYPE_CHECKING:
-    from kdtasks.engine.run import Run
+    from kdtasks.engine.experiment import Experiment
 
 
 class _First:
@@ -33,7 +33,7 @@ class _First:
         return getattr(self.loader, name)
 
 
-def check(run: "Run") -> None:
+def check(experiment: "Experiment") -> None:
     """Build every stage on one real batch, so that what is wrong is said before the first step.
 
     Raises:
@@ -43,33 +43,34 @@ def check(run: "Run") -> None:
     from kdtasks.engine.optim import build_schedulers
     from kdtasks.engine.runner import select_parameters
 
-    build_hooks(copy.deepcopy(run.config["custom_hooks"]))
+    build_hooks(copy.deepcopy(experiment.config["custom_hooks"]))
     optimizers = {}
-    for stage in sorted(run.stages, key=lambda s: not s.taught):             # first where most names are known
-        loader = run.train_loader(stage, "files", workers=0)
-        distiller, batch = run.distiller(stage, "files"), next(iter(loader.epoch(0)))
-        length = iterations(run.setting(stage, "length"), len(loader), f"{stage.name}.length")
+    for stage in sorted(experiment.stages, key=lambda s: not s.taught):             # first where most names are known
+        loader = experiment.train_loader(stage, workers=0)
+        distiller, batch = experiment.distiller(stage), next(iter(loader.epoch(0)))
+        length = iterations(experiment.setting(stage, "length"), len(loader), f"{stage.name}.length")
         try:
             with warnings.catch_warnings(action="ignore", category=RuntimeWarning):        # of teachers not trained yet
                 shapes = distiller.build(batch)
             lists = [name for role in distiller.teachers for name in distiller.wanted[role] if shapes.get(name, ()) is None]
-            if run.config["cache"] and lists:
+            if experiment.config["cache"] and lists:
                 raise ValueError(f"the cache keeps tensors, and {lists[0]!r} is none: cache=None, or a loss of one tensor")
             trained = select_parameters(distiller, stage.train)
-            optimizer = builder.build(run.setting(stage, "optimizer"), "optimizer", params=trained)
+            optimizer = builder.build(experiment.setting(stage, "optimizer"), "optimizer", params=trained)
             optimizers[stage.name] = optimizer
-            build_schedulers(run.schedule(stage), optimizer, length, len(loader), run.task)
+            build_schedulers(experiment.schedule(stage), optimizer, length, len(loader),
+                             experiment.task)
             _check_teachers(distiller)
-            evaluate(run.task, distiller.student, _First(run.test_loader(stage, workers=0)))
+            evaluate(experiment.task, distiller.student, _First(experiment.test_loader(stage, workers=0)))
         except ValueError as error:
             raise ConfigError(f"stage {stage.name!r}: {error}") from error
         if max(stage.keep, default=0) * len(loader) > length:
             raise ConfigError(f"stage {stage.name!r} keeps epoch {max(stage.keep)}, but ends after "
                               f"{length / len(loader):g}")
-    _say_what_the_control_lacks(run)
-    for stage in run.stages:
+    _say_what_the_control_lacks(experiment)
+    for stage in experiment.stages:
         if stage.optimizer_state == "keep":
-            source, own = run.source(stage), optimizers[stage.name]
+            source, own = experiment.source(stage), optimizers[stage.name]
             kinds = [(type(o).__name__, [len(group["params"]) for group in o.param_groups]) for o in (optimizers[source], own)]
             if kinds[0] != kinds[1]:
                 raise ConfigError(f"stage {stage.name!r}: optimizer_state='keep' needs the optimizer and the parameters of "
@@ -77,13 +78,15 @@ def check(run: "Run") -> None:
                                   f"{kinds[1][0]} of {sum(kinds[1][1])}")
 
 
-def _say_what_the_control_lacks(run: "Run") -> None:
+def _say_what_the_control_lacks(experiment: "Experiment") -> None:
     """Warn of losses that "alone" goes without for a name that the data supplies, and nobody has said is a teacher's."""
-    listed = any(stage["name"] == "alone" and stage.get("losses") for stage in stages_of(run.config))
-    if run.final is None or listed:
+    listed = any(stage["name"] == "alone" and stage.get("losses")
+                 for stage in stages_of(experiment.config))
+    if experiment.final is None or listed:
         return
-    teachers = {*run.config["teachers"], *(name for stage in run.stages for name in stage.teachers)}
-    for name, unknown in unmarked(run.final.losses, teachers, run.final.own).items():
+    teachers = {*experiment.config["teachers"],
+                *(name for stage in experiment.stages for name in stage.teachers)}
+    for name, unknown in unmarked(experiment.final.losses, teachers, experiment.final.own).items():
         warnings.warn(f"{name} is of {unknown!r}, which is not the student's, so it counts as a teacher's, and the control, "
                       f"'alone', goes without {name}. If no teacher has a part in it: data.own=[{unknown!r}]; else "
                       f"losses.{name}.alone=0 says that this is right", UserWarning, stacklevel=3)

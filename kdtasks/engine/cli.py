@@ -127,11 +127,11 @@ def train(arguments: Sequence[str] | None = None) -> None:
         work_dir = args.work_dir or Path("work_dirs") / folder_name(name, options) / f"seed{args.seed}"
         run = Run(config, work_dir, args.seed, args.device, name)
         if args.list:
-            return _list_stages(run)
+            return _list_stages(run.experiment)
         if args.dry_run:
-            return _print_dry_run(run)
+            return _print_dry_run(run.experiment)
         results = run.train(args.resume)
-        if run.rank == 0:
+        if run.experiment.rank == 0:
             table(results)
             print(f"{run.work_dir}: results.json student.pth student.json report.html")
 
@@ -163,7 +163,7 @@ def test(arguments: Sequence[str] | None = None) -> None:
         from kdtasks.core.weights import load_weights, read_weights
         from kdtasks.engine import config as configs
         from kdtasks.engine.evaluation import evaluate
-        from kdtasks.engine.run import Run, task_module
+        from kdtasks.engine.experiment import Experiment, task_module
 
         path = find_config(known.config)
         config = configs.load(path, dict(known.cfg_options))
@@ -176,19 +176,20 @@ def test(arguments: Sequence[str] | None = None) -> None:
             also = "".join(f", --{name.replace('_', '-')}" for name in own)
             parser.error(f"--images and --inputs need --out; --out{also} need --images or --inputs")
         seed = read_weights(args.checkpoint)[1].get("seed", 0) if args.seed is None else args.seed
-        run = Run(config, "unused", seed, args.device, config_name(path))
-        model = run.model(args.model)
+        experiment = Experiment(config, seed, args.device, config_name(path))
+        experiment.set_threads()
+        model = experiment.model(args.model)
         meta = load_weights(model, args.checkpoint)
         model.eval()
         if folder:
-            return _predict(run, model, args, meta.get("classes"), {name: getattr(args, name) for name in own})
+            return _predict(experiment, model, args, meta.get("classes"), {name: getattr(args, name) for name in own})
         from kdtasks.engine.show import decimals
 
-        loader = _test_loader(run, meta.get("classes"))
-        if run.data_is_drawn and args.seed is None and "seed" not in meta:
+        loader = _test_loader(experiment, meta.get("classes"))
+        if experiment.data.is_drawn and args.seed is None and "seed" not in meta:
             print(f"warning: {args.checkpoint!r} does not say of which seed it is (no .json of a run is beside it), "
                   "and the test data depends on that: 0 is taken; --seed says another", file=sys.stderr)
-        metrics = evaluate(run.task, model, loader)
+        metrics = evaluate(experiment.task, model, loader)
         for metric, value in metrics.items():
             print(f"{metric} {value:.{decimals(metric, 3)}f}")
         for path, why in loader.unreadable.items():
@@ -259,14 +260,14 @@ def benchmark(arguments: Sequence[str] | None = None) -> None:
     raise SystemExit(importlib.import_module("benchmarks.table").main(arguments))
 
 
-def _test_loader(run, known: Sequence[str] | None):
+def _test_loader(experiment, known: Sequence[str] | None):
     """The test data in the classes that the checkpoint knows; where it does not say them, in those of the training data."""
     if known:
-        return run.test_loader(run.final or run.stages[-1], classes=known)
+        return experiment.test_loader(experiment.final or experiment.stages[-1], classes=known)
     try:
-        return run.test_loader(run.final or run.stages[-1])
+        return experiment.test_loader(experiment.final or experiment.stages[-1])
     except FileNotFoundError as error:
-        loader = run.test_loader(run.final or run.stages[-1], classes=None)
+        loader = experiment.test_loader(experiment.final or experiment.stages[-1], classes=None)
         print(f"warning: neither the checkpoint nor the training data says which classes there are ({error}): the numbers of "
               "the test data's own are taken", file=sys.stderr)
         return loader
@@ -281,11 +282,11 @@ def _add_task_arguments(parser: argparse.ArgumentParser, task) -> list[str]:
     return [name for name in vars(parser.parse_known_args([])[0]) if name not in before]
 
 
-def _predict(run, model, args: argparse.Namespace, classes, own: dict) -> None:
-    if not hasattr(run.task, "predict"):
-        raise ConfigError(f"the task {run.config['task']!r} takes no folder of images: it has no predict()")
+def _predict(experiment, model, args: argparse.Namespace, classes, own: dict) -> None:
+    if not hasattr(experiment.task, "predict"):
+        raise ConfigError(f"the task {experiment.config['task']!r} takes no folder of images: it has no predict()")
     folder, measured = args.images or args.inputs, bool(args.images)
-    failed = run.task.predict(model, run.config, folder, args.out, measured, classes=classes, **own)
+    failed = experiment.task.predict(model, experiment.config, folder, args.out, measured, classes=classes, **own)
     if failed:
         print(f"error: left out {', '.join(failed)}", file=sys.stderr)
         raise SystemExit(1)
@@ -378,24 +379,24 @@ def _list_configs() -> None:
         print(f"configs/{name}.py\n    {title}")
 
 
-def _list_stages(run) -> None:
-    for stage in run.stages:
+def _list_stages(experiment) -> None:
+    for stage in experiment.stages:
         print(f"{stage.name}: trains {stage.model}" + (f", taught by {', '.join(stage.teachers)}" if stage.teachers else "")
               + f"; losses {', '.join(stage.losses)}")
-    distiller = run.distiller(run.stages[-1], load="nothing")
+    distiller = experiment.distiller(experiment.stages[-1], load=False)
     for role in distiller.roles:
         print(f"\nnames of {role}:\n  " + "\n  ".join(distiller.names(role)))
 
 
-def _print_dry_run(run) -> None:
+def _print_dry_run(experiment) -> None:
     from kdtasks.engine.check import check
     from kdtasks.engine.dry_run import dry_run
 
-    for row in dry_run(run):
+    for row in dry_run(experiment):
         memory = f", {row['memory_mb']:.0f} MiB" if row["memory_mb"] is not None else ""
         print(f"{row['stage']}: {row['parameters']:,} parameters train, {row['teacher_parameters']:,} teach; "
               f"{row['step_ms']:.1f} ms a step{memory}; loss {row['loss']:.4f}")
         for name, shape in row["shapes"].items():
             print(f"    {name} {shape}")
-    check(run)
+    check(experiment)
     print("what the run reads is there, and a batch of each data set goes through every stage")

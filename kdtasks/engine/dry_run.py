@@ -8,11 +8,11 @@ import torch
 
 from kdtasks.engine import builder
 from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.loader import to_device
-from kdtasks.engine.run import Run
 
 
-def dry_run(run: Run, steps: int = 2) -> list[dict]:
+def dry_run(experiment: Experiment, steps: int = 2) -> list[dict]:
     """Build each stage and take ``steps`` steps on what the task's ``example`` gives; no data and no files are read
     (:func:`kdtasks.engine.check.check` does that).
 
@@ -24,31 +24,31 @@ def dry_run(run: Run, steps: int = 2) -> list[dict]:
         ConfigError: a loss is not finite after the steps.
     """
     rows = []
-    for stage in run.stages:
-        data, share = run.setting(stage, "data"), run.unlabelled(stage)
-        config = {**run.config, "data": data}
+    for stage in experiment.stages:
+        data, share = experiment.setting(stage, "data"), experiment.unlabelled(stage)
+        config = {**experiment.config, "data": data}
         if stage.model == "student":
             config["student"] = {**config["student"], **stage.arguments}
-        batch = run.task.example(config, data["batch_size"] + share)
-        batch = {name: to_device(value, run.device) for name, value in batch.items()}
+        batch = experiment.task.example(config, data["batch_size"] + share)
+        batch = {name: to_device(value, experiment.device) for name, value in batch.items()}
         if share:
             batch["labelled"] = torch.arange(len(batch["input"])) < data["batch_size"]
-        distiller = run.distiller(stage, load="nothing")
+        distiller = experiment.distiller(stage, load=False)
         with warnings.catch_warnings(action="ignore", category=RuntimeWarning):            # of teachers not trained yet
             shapes = distiller.build(batch)
         trained = [p for p in distiller.parameters() if p.requires_grad]
-        optimizer = builder.build(run.setting(stage, "optimizer"), "optimizer", params=trained)
-        if run.device.type == "cuda":
+        optimizer = builder.build(experiment.setting(stage, "optimizer"), "optimizer", params=trained)
+        if experiment.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         for step in range(steps):
             started = time.perf_counter()
             distiller.progress = (step, steps)
-            with run.precision():
+            with experiment.precision():
                 losses = distiller(batch)
             total = sum(value for name, value in losses.items() if "loss" in name)
             total.backward()
-            if run.config["clip_grad"]:
-                torch.nn.utils.clip_grad_norm_(trained, run.config["clip_grad"])
+            if experiment.config["clip_grad"]:
+                torch.nn.utils.clip_grad_norm_(trained, experiment.config["clip_grad"])
             optimizer.step()
             optimizer.zero_grad()
             loss = float(total.detach())
@@ -58,6 +58,6 @@ def dry_run(run: Run, steps: int = 2) -> list[dict]:
             "stage": stage.name, "parameters": sum(p.numel() for p in trained), "shapes": shapes, "loss": loss,
             "teacher_parameters": sum(p.numel() for role in distiller.teachers for p in distiller.model(role).parameters()),
             "step_ms": 1000 * (time.perf_counter() - started),
-            "memory_mb": torch.cuda.max_memory_allocated() / 2**20 if run.device.type == "cuda" else None,
+            "memory_mb": torch.cuda.max_memory_allocated() / 2**20 if experiment.device.type == "cuda" else None,
         })
     return rows

@@ -20,7 +20,7 @@ from kdtasks.core.weights import load_weights
 from kdtasks.engine import checkpoint
 from kdtasks.engine import config as configurations
 from kdtasks.engine.builder import ConfigError
-from kdtasks.engine.run import Run
+from kdtasks.engine.experiment import Experiment
 
 TOLERANCE = {"pth": 1e-6, "safetensors": 1e-6, "onnx": 1e-4}       # of the greatest output; the first two compute the same
 NEEDS = {"pth": (), "safetensors": ("safetensors",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
@@ -89,12 +89,13 @@ def export(work_dir: str | Path, format: str, output: str | Path | None = None, 
         raise ConfigError(f"the output {str(output)!r} is the file that is exported; expected another --output")
 
     config = configurations.load(work_dir / "config.py", {**(options or {}), "amp": None})       # outputs in full precision
-    run = Run(config, work_dir, 0, device, work_dir.name, quiet=True)
-    student = run.model("student")
+    experiment = Experiment(config, 0, device, work_dir.name)
+    experiment.set_threads()
+    student = experiment.model("student")
     meta = load_weights(student, source)
     student.eval()
-    images = _images(run)
-    form = _onnx_form(run, student, images) if format == "onnx" else OnnxForm(student, [(images,)])
+    images = _images(experiment)
+    form = _onnx_form(experiment, student, images) if format == "onnx" else OnnxForm(student, [(images,)])
     with tried(student):                                               # observers move in eval too; the file has them as loaded
         expected = [_leaves(form.model(*example)) for example in form.examples]
     if any(not_finite({str(k): leaf for k, leaf in enumerate(leaves)}) for leaves in expected):
@@ -103,7 +104,7 @@ def export(work_dir: str | Path, format: str, output: str | Path | None = None, 
 
     def write_and_check(path: Path) -> None:
         WRITERS[format](form, meta, path, opset)
-        outputs = RUNNERS[format](run, form, path)
+        outputs = RUNNERS[format](experiment, form, path)
         try:
             found["difference"], found["allowed"] = (form.compare or compare)(expected, outputs, TOLERANCE[format])
         except Differs as error:
@@ -115,21 +116,21 @@ def export(work_dir: str | Path, format: str, output: str | Path | None = None, 
     return {"output": str(output), "bytes": output.stat().st_size, "images": len(images), **found}
 
 
-def _images(run: Run):
+def _images(experiment: Experiment):
     """The first test batch, of at least three samples: 1 and 2 could be sizes that an export has made fixed."""
-    loader = run.test_loader(run.final or run.stages[-1], classes=None)
+    loader = experiment.test_loader(experiment.final or experiment.stages[-1], classes=None)
     images = next(iter(loader))["input"]
     while len(images) < 3:
         images = torch.cat([images, images]) if isinstance(images, Tensor) else [*images, *images]
     return images
 
 
-def _onnx_form(run: Run, student: nn.Module, images) -> OnnxForm:
+def _onnx_form(experiment: Experiment, student: nn.Module, images) -> OnnxForm:
     """As the task says, or one tensor with the batch size left open; on the CPU."""
     student = student.cpu().to(memory_format=torch.contiguous_format)
     images = images.cpu().contiguous() if isinstance(images, Tensor) else images
-    if hasattr(run.task, "onnx_form"):
-        return run.task.onnx_form(student, images)
+    if hasattr(experiment.task, "onnx_form"):
+        return experiment.task.onnx_form(student, images)
     if not isinstance(images, Tensor):
         raise ConfigError(f"ONNX needs a model of one tensor, and this task's test images are a {type(images).__name__}; "
                           "use --format safetensors")
@@ -178,25 +179,25 @@ def _trace(form: OnnxForm, path: Path, opset: int | None) -> None:
                       dynamic_axes={name: dict(axes) for name, axes in form.dynamic.items()})
 
 
-def _run_pth(run: Run, form: OnnxForm, path: Path) -> list[list[Tensor]]:
-    return _run_state(run, form, torch.load(path, map_location="cpu", weights_only=True))
+def _run_pth(experiment: Experiment, form: OnnxForm, path: Path) -> list[list[Tensor]]:
+    return _run_state(experiment, form, torch.load(path, map_location="cpu", weights_only=True))
 
 
-def _run_safetensors(run: Run, form: OnnxForm, path: Path) -> list[list[Tensor]]:
+def _run_safetensors(experiment: Experiment, form: OnnxForm, path: Path) -> list[list[Tensor]]:
     from safetensors.torch import load_file
 
-    return _run_state(run, form, load_file(path))
+    return _run_state(experiment, form, load_file(path))
 
 
-def _run_state(run: Run, form: OnnxForm, state: Mapping[str, Tensor]) -> list[list[Tensor]]:
-    model = run.model("student")
+def _run_state(experiment: Experiment, form: OnnxForm, state: Mapping[str, Tensor]) -> list[list[Tensor]]:
+    model = experiment.model("student")
     model.load_state_dict(state, strict=True)
     model.eval()
     with torch.no_grad():
         return [_leaves(model(*example)) for example in form.examples]
 
 
-def _run_onnx(run: Run, form: OnnxForm, path: Path) -> list[list[Tensor]]:
+def _run_onnx(experiment: Experiment, form: OnnxForm, path: Path) -> list[list[Tensor]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -32,6 +32,7 @@ class StepWrapper(OptimWrapper):
     def __init__(self, optimizer, precision: str | None = None, device: str = "cpu", accumulate: int = 1,
                  clip: list[list[nn.Parameter]] | None = None, max_norm: float | None = None):
         super().__init__(optimizer, accumulative_counts=accumulate)
+        self.accumulate = accumulate
         self.precision = getattr(torch, precision) if precision else None
         self.device = device
         self.scaler = torch.amp.GradScaler(device) if precision == "float16" else None

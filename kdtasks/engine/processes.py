@@ -98,6 +98,13 @@ def _exchanged(word: str) -> str:
     return said[0]
 
 
+def rank_and_world() -> tuple[int, int]:
+    """The number of this process and how many there are; (0, 1) without a process group."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
 def device_type(device: str | None) -> str:
     """The device asked for, or CUDA where there is one.
 

@@ -110,6 +110,10 @@ class StageLoop(BaseLoop):
         runner.call_hook("after_train")
         return runner.model
 
+    def move_to(self, iteration: int) -> None:
+        """Go on from an iteration."""
+        self._iter = iteration
+
     def _step(self, batch: dict) -> None:
         runner, iteration = self.runner, self._iter
         runner.message_hub.update_info("iter", iteration)
@@ -136,7 +140,7 @@ class StageLoop(BaseLoop):
         validate = last or done % self.val_interval == 0
         keep = self._ends_kept_epoch()
         save = last or done % self.checkpoint_interval == 0
-        save = save and (last or done % runner.optim_wrapper._accumulative_counts == 0)
+        save = save and (last or done % runner.optim_wrapper.accumulate == 0)
         if validate or save or keep or done % self.log_interval == 0:
             runner.note(self._read())
         if validate:
@@ -422,7 +426,8 @@ class StageRunner(Runner):
         for name, attributes in resume.get("attributes", [{}] * self.world_size)[self.rank].items():
             if name in self._owners:
                 set_attributes(self._owners[name][0], attributes, self.device)
-        self._train_loop._iter, self._train_loop.stop_training = resume["iteration"], resume.get("stopped", False)
+        self._train_loop.move_to(resume["iteration"])
+        self._train_loop.stop_training = resume.get("stopped", False)
         self.metrics, self.history = resume["metrics"], resume["history"]
         self.unreadable = resume.get("unreadable", {})
         self.best, self.seconds = resume["best"], resume["seconds"]
@@ -466,7 +471,7 @@ class StageRunner(Runner):
 def losses_with_state(distiller: Distiller) -> dict[str, object]:
     """The losses that are no functions, by name, and every module inside them."""
     found: dict[str, object] = {}
-    for name, (loss, _, _) in distiller._terms.items():
+    for name, (loss, _, _) in distiller.terms.items():
         if isinstance(loss, nn.Module):
             found |= {f"losses.{name}.{path}": part for path, part in loss.named_modules()}
         elif not isinstance(loss, types.FunctionType):
@@ -485,7 +490,7 @@ def leaves_parameters_out(distiller: Distiller, batch: dict) -> bool:
         trained = [p for p in distiller.parameters() if p.requires_grad]
         total = sum(value for name, value in losses.items() if "loss" in name)
         found = torch.autograd.grad(total, trained, allow_unused=True)
-    return any(g is None for g in found) or any(callable(weight) for _, _, weight in distiller._terms.values())
+    return any(g is None for g in found) or any(callable(weight) for _, _, weight in distiller.terms.values())
 
 
 def select_parameters(distiller: Distiller, patterns) -> list[nn.Parameter]:

@@ -32,6 +32,10 @@ class WorkDir:
         """Where a stage keeps ``last.pth``, ``best.pth``, ``epoch_<e>.pth`` and ``history.json``."""
         return self.path / "stages" / f"{self.stages.index(stage)}_{stage}"
 
+    def weights(self, stage: str, which: str = "last") -> Path:
+        """The file of a stage's weights: ``'last'``, ``'best'`` or ``'epoch_<e>'``."""
+        return self.folder(stage) / f"{which}.pth"
+
     @property
     def done(self) -> dict[str, dict]:
         """``{stage: {metric: value, 'seconds': …}}`` of the finished stages, in their order."""

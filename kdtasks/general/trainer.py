@@ -72,17 +72,18 @@ def pictures(run) -> list[tuple]:
     from kdtasks.engine.report import stage_colors  # what draws is imported only here
     from kdtasks.general import pictures as draw
 
-    finished = [stage for stage in run.stages if stage.name in run.done]
+    experiment, finished = run.experiment, run.finished
     if not finished:
         return []
-    teachers = [s.name for s in finished if s.name in run.config["teachers"]]
+    teachers = [s.name for s in finished if s.name in experiment.config["teachers"]]
     final = final_stage(finished)
-    students = [s for s in finished if s.model == "student" and s.name not in ("alone", *run.config["teachers"])]
-    loader = run.test_loader(finished[-1])
+    students = [s for s in finished if s.model == "student" and s.name not in ("alone", *experiment.config["teachers"])]
+    loader = experiment.test_loader(finished[-1])
     found = {}
     if students and not teachers:
         taught = next((stage for stage in reversed(students) if stage.teachers), students[-1])
-        found = {name: draw.answers(teacher, loader) for name, teacher in run.distiller(taught).teachers.items()}
+        used = experiment.distiller(taught, run.files).teachers
+        found = {name: draw.answers(teacher, loader) for name, teacher in used.items()}
     pair = [name for name in ("alone", final and final.name) if name in run.done]
     found |= {name: draw.answers(run.trained(name), loader) for name in (*teachers, *pair)}
     return draw.draw(found, pair, loader, stage_colors(run))

@@ -207,6 +207,7 @@ class IncrementalSet:
 
     Attributes:
         target: (n,) columns; -100 of unlabelled samples, which :meth:`with_external` adds.
+        source_index, places: (n,) which of the data sets a sample is of, and its index in that one.
         classes: names of the columns.
         class_counts: int64 (r,).
         pool: unlabelled samples to draw from, or None.
@@ -217,8 +218,8 @@ class IncrementalSet:
         self.parts, self.classes, self.pool, self.sampling, self.seed = list(parts), list(classes), pool, sampling, seed
         self.sources = list({id(part.dataset): part.dataset for part in parts}.values())
         number = {id(source): k for k, source in enumerate(self.sources)}
-        self._source = torch.cat([torch.full_like(part.index, number[id(part.dataset)]) for part in parts])
-        self._place = torch.cat([part.index for part in parts])
+        self.source_index = torch.cat([torch.full_like(part.index, number[id(part.dataset)]) for part in parts])
+        self.places = torch.cat([part.index for part in parts])
         self.target = torch.cat([part.target for part in parts])
         self.class_counts = torch.bincount(self.target[self.target >= 0], minlength=len(classes))
 
@@ -233,7 +234,7 @@ class IncrementalSet:
 
     def path(self, index: int) -> str:
         """The file of a sample, where its data set tells it."""
-        return self.sources[int(self._source[index])].path(int(self._place[index]))
+        return self.sources[int(self.source_index[index])].path(int(self.places[index]))
 
     def with_classes(self, names: Sequence[str], drop: bool = False) -> "IncrementalSet":
         """The same samples, their columns those of ``names``; see :func:`kdtasks.core.classes.class_numbers`."""
@@ -265,7 +266,7 @@ class IncrementalSet:
         return type(self)([*parts, _Part(pool, index, torch.full_like(index, UNLABELLED))], self.classes, None, {}, self.seed)
 
     def __getitem__(self, i: int) -> dict:
-        sample = self.sources[int(self._source[i])][int(self._place[i])]
+        sample = self.sources[int(self.source_index[i])][int(self.places[i])]
         image = sample["input"] if isinstance(sample, dict) else sample[0] if isinstance(sample, list | tuple) else sample
         return {"input": image, "target": int(self.target[i])}
 
@@ -286,7 +287,7 @@ class BatchedSet(IncrementalSet):
 
     def batch(self, index: Tensor, view: Tensor, seed: int) -> dict[str, Tensor]:
         """``input``, ``target`` (b,) and ``class_counts`` (r,) of the samples ``index`` (b,) in their views ``view`` (b,)."""
-        source, place = self._source[index], self._place[index]
+        source, place = self.source_index[index], self.places[index]
         order = source.argsort(stable=True)
         numbers, counts = source[order].unique_consecutive(return_counts=True)
         batches = [self.sources[k].batch(place[rows], view[rows], seed)["input"]

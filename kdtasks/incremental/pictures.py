@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdtasks.core.stages import Stage, final_stage
+from kdtasks.core.stages import Stage
 from kdtasks.engine.reader import readable
 from kdtasks.general.pictures import pictures_of
 from kdtasks.incremental.data import IncrementalSet, unaugmented
@@ -42,7 +42,7 @@ def draw(run, colors: Mapping[str, str]) -> list[tuple]:
         for matrices, meaning in ((class_il, CLASS_IL), (task_il, TASK_IL)):
             drawn.append(draw_matrices({arms[goal].name: matrix for goal, matrix in matrices.items()}, meaning))
         drawn.append(draw_course(class_il, task_il, colors, joint))
-        path = run.config["distiller"].get("attention")
+        path = run.experiment.config["distiller"].get("attention")
         drawn += [draw_attention(*attention_of(run, arms, path))] if path else []
     picked = picked_of(run)
     return [*drawn, draw_picked(picked)] if picked else drawn
@@ -51,11 +51,13 @@ def draw(run, colors: Mapping[str, str]) -> list[tuple]:
 def arms_of(run) -> dict[str, Stage]:
     """For "alone" and for the distilled student: the last finished stage on the way to it, where this has a whole matrix of at
     least two experiences."""
-    goals, final, arms = [stage for stage in run.stages if stage.name == "alone"], final_stage(run.stages), {}
-    if final and not any(final in run.chain(goal) for goal in goals):
+    experiment, arms = run.experiment, {}
+    goals, final = [s for s in experiment.stages if s.name == "alone"], experiment.final
+    if final and not any(final in experiment.chain(goal) for goal in goals):
         goals.append(final)
     for goal in goals:
-        found = [stage for stage in run.chain(goal) if _is_whole(run.done.get(stage.name, {}).get("matrix", []))]
+        found = [stage for stage in experiment.chain(goal)
+                 if _is_whole(run.done.get(stage.name, {}).get("matrix", []))]
         arms |= {goal.name: found[-1]} if found else {}
     return arms
 
@@ -173,17 +175,20 @@ def looks(before: nn.Module, after: nn.Module, attention: str, inputs: Tensor) -
 
 def attention_of(run, arms: Mapping[str, Stage], path: str) -> tuple:
     """What :func:`draw_attention` wants, of test images of the old classes that are spread evenly over the test set."""
+    experiment = run.experiment
     stage = list(arms.values())[-1]
-    dataset, found = run.test_loader(stage).dataset, []
+    dataset, found = experiment.test_loader(stage).dataset, []
     for own in arms.values():
         counts = run.done[own.name]["class_counts"]
-        before = next(one.name for one in reversed(run.chain(own)) if run.done[one.name]["class_counts"] == counts[:-1])
+        before = next(one.name for one in reversed(experiment.chain(own))
+                      if run.done[one.name]["class_counts"] == counts[:-1])
         models = run.trained(before), run.trained(own.name)
         old = (dataset.target < sum(counts[:-1])).nonzero()[:, 0]
         index = old[evenly(len(old), MEASURED)]
         if not callable(getattr(dataset, "batch", None)):
             index = torch.tensor(list(readable(dataset, index.tolist())), dtype=torch.int64)
-        parts = [looks(*models, path, inputs_of(dataset, part, run.seed).to(run.device)) for part in index.split(CHUNK)]
+        inputs = (inputs_of(dataset, part, experiment.seed) for part in index.split(CHUNK))
+        parts = [looks(*models, path, part.to(experiment.device)) for part in inputs]
         attended, *maps = (torch.cat(column).cpu() for column in zip(*parts))
         maps = tuple(F.normalize(one.flatten(1)).view_as(one) for one in maps)
         found.append(Looks(before, own.name, attended, maps, (maps[0] - maps[1]).abs().sum((1, 2))))
@@ -248,12 +253,13 @@ class Picked:
 
 def picked_of(run) -> Picked | None:
     """The last choice that ``<work_dir>/sampled`` has; None where there is none, or nothing was taken."""
-    files = {stage.name: run.work_dir / "sampled" / f"{stage.name}.pth" for stage in run.stages if stage.name in run.done}
-    saved = [stage for stage in run.stages if stage.name in files and files[stage.name].exists()]
+    experiment = run.experiment
+    files = {stage.name: run.work_dir / "sampled" / f"{stage.name}.pth" for stage in run.finished}
+    saved = [stage for stage in run.finished if files[stage.name].exists()]
     if not saved:
         return None
     stage = saved[-1]
-    made = run.data_set(run.setting(stage, "data"), "train")
+    made = experiment.data_set(experiment.setting(stage, "data"), "train")
     if not isinstance(made, IncrementalSet) or made.pool is None:
         return None
     chosen = torch.load(files[stage.name], weights_only=True)
@@ -263,15 +269,15 @@ def picked_of(run) -> Picked | None:
 
     def scored(index: Tensor) -> Tensor:
         return torch.cat([part.cpu() for part in scores_of(
-            model, (inputs_of(pool, part, run.seed) for part in index.split(CHUNK)), score=score)])
+            model, (inputs_of(pool, part, experiment.seed) for part in index.split(CHUNK)), score=score)])
 
-    test, classes = run.test_loader(stage).dataset, {}
+    test, classes = experiment.test_loader(stage).dataset, {}
     if len(chosen["confident"]):
         scores = scored(chosen["confident"])                                                                # (n, l)
         for column in evenly(scores.shape[1], CLASSES).tolist():
             best = scores[:, column].argsort(descending=True, stable=True)[:BEST]
             example = (test.target == column).nonzero()[:1, 0]
-            pictures = pictures_of(_readable(pool, run.seed), chosen["confident"][best])
+            pictures = pictures_of(_readable(pool, experiment.seed), chosen["confident"][best])
             classes[test.classes[column]] = ((images_of(test, example) or [None])[0],
                                              list(zip(pictures, scores[best, column].tolist())))
     index = chosen["random"][evenly(len(chosen["random"]), BEST)]
@@ -279,7 +285,7 @@ def picked_of(run) -> Picked | None:
     if len(index):
         value, column = scored(index).max(1)
         others = [(picture, test.classes[c], v) for picture, c, v in
-                  zip(pictures_of(_readable(pool, run.seed), index), column.tolist(), value.tolist())]
+                  zip(pictures_of(_readable(pool, experiment.seed), index), column.tolist(), value.tolist())]
     return Picked(stage.name, len(pool), len(chosen["confident"]), len(chosen["random"]), score, classes, others)
 
 
@@ -309,7 +315,7 @@ def inputs_of(dataset, index: Tensor, seed: int) -> Tensor:
 
 def images_of(dataset: IncrementalSet, index: Tensor) -> list:
     """Arrays (H,W) or (H,W,3) in [0,1] of the samples ``index``, as their own data set has them."""
-    return [pictures_of(_readable(dataset.sources[int(dataset._source[i])], dataset.seed), dataset._place[i:i + 1])[0]
+    return [pictures_of(_readable(dataset.sources[int(dataset.source_index[i])], dataset.seed), dataset.places[i:i + 1])[0]
             for i in index.tolist()]
 
 

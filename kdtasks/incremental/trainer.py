@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,10 @@ from kdtasks.incremental.data import IncrementalSet
 from kdtasks.incremental.metrics import average_incremental_accuracy, forgetting
 from kdtasks.incremental.models import head_of
 from kdtasks.incremental.sampling import ExternalSample, sample_external, scores_of
+
+if TYPE_CHECKING:
+    from kdtasks.engine.experiment import Experiment
+    from kdtasks.engine.work_dir import WorkDir
 
 PRIMARY = "average_accuracy"
 HIGHER_IS_BETTER = True
@@ -69,8 +74,8 @@ def summary(run, stage: Stage, found: Mapping[str, float]) -> dict:
     """
     if stage.model != "student":
         return {}
-    rows = {experience: found if name == stage.name else run.done[name] for name, experience in _ends(run, stage)}
-    sizes = list(head_sizes(run, stage))
+    rows = {experience: found if name == stage.name else run.done[name] for name, experience in _ends(run.experiment, stage)}
+    sizes = list(head_sizes(run.experiment, stage))
     result: dict = {"class_counts": sizes}
     for name, key in (("", "accuracy_on_"), ("_task_il", "task_il_on_")):
         matrix = [_row(rows[experience], key, len(sizes)) for experience in sorted(rows)]
@@ -81,14 +86,14 @@ def summary(run, stage: Stage, found: Mapping[str, float]) -> dict:
     return result
 
 
-def head_sizes(run, stage: Stage) -> tuple[int, ...]:
+def head_sizes(experiment: "Experiment", stage: Stage) -> tuple[int, ...]:
     """Classes of each experience that a stage's student knows."""
-    return tuple(stage.arguments.get("sizes", run.specs["student"]["sizes"]))
+    return tuple(stage.arguments.get("sizes", experiment.specs["student"]["sizes"]))
 
 
-def _ends(run, stage: Stage) -> list[tuple[str, int]]:
+def _ends(experiment: "Experiment", stage: Stage) -> list[tuple[str, int]]:
     """The stages that ended an experience on the way to this one, itself included, and the number of each experience."""
-    found = {len(head_sizes(run, one)) - 1: one.name for one in run.chain(stage)}
+    found = {len(head_sizes(experiment, one)) - 1: one.name for one in experiment.chain(stage)}
     return [(name, experience) for experience, name in found.items()]
 
 
@@ -97,55 +102,61 @@ def _row(values: Mapping[str, float], key: str, experiences: int) -> list[float]
 
 
 # Unlabelled samples -----------------------------------------------------------------------------------------------------
-def training_set(run, stage: Stage, made, load: str = "everything"):
+def training_set(experiment: "Experiment", stage: Stage, made, files: "WorkDir | None" = None):
     """A stage's samples and, where it wants unlabelled ones, those that the student of the experience before picks.
 
     They are chosen once an experience, before its first stage that wants some, and kept in
     ``<work_dir>/sampled/<stage before>.pth``: ``confident`` and ``random``, int64 places in the pool. Before that student is
-    trained, and where ``load`` is not ``'everything'`` (checks), they are drawn at random and not kept.
+    trained, and without ``files`` (checks), they are drawn at random and not kept.
 
     Raises:
         ValueError: the student's head is not what the stream brings.
     """
     if not isinstance(made, IncrementalSet):
         return made
-    if stage.model == "student" and len(made.classes) != sum(head_sizes(run, stage)):
-        raise ValueError(f"stage {stage.name!r}: the student's head has {sum(head_sizes(run, stage))} columns "
-                         f"{head_sizes(run, stage)}, the stream has brought {len(made.classes)} classes: {made.classes}")
-    if made.pool is None or not run.unlabelled(stage):
+    if stage.model == "student" and len(made.classes) != sum(head_sizes(experiment, stage)):
+        raise ValueError(f"stage {stage.name!r}: the student's head has {sum(head_sizes(experiment, stage))} columns "
+                         f"{head_sizes(experiment, stage)}, the stream has brought {len(made.classes)} classes: {made.classes}")
+    if made.pool is None or not experiment.unlabelled(stage):
         return made
-    before = _before(run, stage)
-    key = f"external of {before}"
-    if load != "everything" or before not in run.done:
-        return made.with_external(sample_external(len(made.pool), len(made), seed=run.seed).random)
-    if key not in run._sets:
-        path = run.work_dir / "sampled" / f"{before}.pth"
-        led(lambda beat: path.exists() or checkpoint.save(_sampled(run, before, made, beat)._asdict(), path))
+    before = _before(experiment, stage)
+    if files is None or before not in files.done:
+        return made.with_external(
+            sample_external(len(made.pool), len(made), seed=experiment.seed).random)
+    path = files.path / "sampled" / f"{before}.pth"
+
+    def sampled() -> Tensor:
+        led(lambda beat: path.exists() or checkpoint.save(
+            _sampled(experiment, before, made, files, beat)._asdict(), path))
         saved = torch.load(path, weights_only=True)
-        run._sets[key] = torch.cat([saved["confident"], saved["random"]]).sort().values
-    return made.with_external(run._sets[key])
+        return torch.cat([saved["confident"], saved["random"]]).sort().values
+
+    return made.with_external(experiment.data.keep(("sampled", path), sampled))
 
 
-def _sampled(run, before: str, made: IncrementalSet, beat: Callable[[], None]) -> ExternalSample:
+def _sampled(experiment: "Experiment", before: str, made: IncrementalSet, files: "WorkDir",
+             beat: Callable[[], None]) -> ExternalSample:
     from kdtasks.engine.loader import Loader
 
-    data = run.config["data"]
-    loader = Loader(made.whole_pool(), data["test_batch_size"], shuffle=False, workers=data["workers"], seed=run.seed,
-                    device=run.device, channels_last=run.config["channels_last"], skip_bad=data["skip_bad"])
+    data = experiment.config["data"]
+    loader = Loader(made.whole_pool(), data["test_batch_size"], shuffle=False,
+                    workers=data["workers"], seed=experiment.seed, device=experiment.device,
+                    channels_last=experiment.config["channels_last"], skip_bad=data["skip_bad"])
     options = {**made.sampling}
-    model = run.trained(before)
+    model = experiment.trained(experiment.stage(before), files)
     scores = beating(beat, scores_of(model, loader, score=options.pop("score", "logit")))
-    found = sample_external(scores, len(made), seed=run.seed, draw=len(head_of(model)[1].sizes), **options)
+    found = sample_external(scores, len(made), seed=experiment.seed,
+                            draw=len(head_of(model)[1].sizes), **options)
     if not loader.bad:
         return found
     place = torch.tensor([i for i in range(len(made.pool)) if i not in loader.bad])            # of the rows that were scored
     return found._replace(confident=place[found.confident], random=place[found.random])
 
 
-def _before(run, stage: Stage) -> str | None:
+def _before(experiment: "Experiment", stage: Stage) -> str | None:
     """The stage that ended the experience before a stage's."""
-    earlier = len(head_sizes(run, stage)) - 2
-    return next((name for name, experience in _ends(run, stage) if experience == earlier), None)
+    earlier = len(head_sizes(experiment, stage)) - 2
+    return next((name for name, experience in _ends(experiment, stage) if experience == earlier), None)
 
 
 def example(config: dict, batch_size: int) -> dict[str, Tensor]:

@@ -191,15 +191,20 @@ def with_teacher(dataset, embeddings):
         FileNotFoundError: no such file.
         ValueError: not one row a sample.
     """
-    rows = _loaded(embeddings)
+    rows = load_embeddings(embeddings)
     if len(rows) != len(dataset):
         raise ValueError(f"expected one row a sample, ({len(dataset)}, D), got embeddings of shape {tuple(rows.shape)}")
     kind = _BatchedWithTeacher if callable(getattr(dataset, "batch", None)) else _WithTeacher
     return kind(dataset, rows)
 
 
-def _loaded(embeddings) -> Tensor:
-    """(N, D) float32."""
+def load_embeddings(embeddings) -> Tensor:
+    """(N, D) float32, from a tensor or array, or a file ``.npy``, ``.pt`` or ``.safetensors``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not one row a sample.
+    """
     rows = embeddings
     if isinstance(embeddings, str | os.PathLike):
         path = Path(embeddings) if Path(embeddings).exists() else images.data_root() / embeddings

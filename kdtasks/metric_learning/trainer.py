@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from kdtasks.core.stages import final_stage
 from kdtasks.engine import builder
-from kdtasks.metric_learning.data import _loaded
+from kdtasks.metric_learning.data import load_embeddings
 from kdtasks.metric_learning.retrieval import k_means, nmi, recall_and_map
 
 PRIMARY = "recall_at_1"
@@ -67,7 +67,7 @@ def _teacher_width(spec: dict) -> int | None:
     if embeddings is None:
         return _teacher_width(spec["dataset"]) if isinstance(spec.get("dataset"), dict) else None
     try:
-        return _loaded(embeddings).shape[1]
+        return load_embeddings(embeddings).shape[1]
     except FileNotFoundError:
         return 128
 
@@ -81,17 +81,17 @@ def pictures(run) -> list[tuple]:
     from kdtasks.engine.report import stage_colors  # what draws is imported only here
     from kdtasks.metric_learning import pictures as draw
 
-    finished = [stage for stage in run.stages if stage.name in run.done]
+    experiment, finished = run.experiment, run.finished
     if not finished:
         return []
-    loader = run.test_loader(finished[-1])
-    teachers = [s.name for s in finished if s.name in run.config["teachers"]]
+    loader = experiment.test_loader(finished[-1])
+    teachers = [s.name for s in finished if s.name in experiment.config["teachers"]]
     final = final_stage(finished)
-    students = [s for s in finished if s.model == "student" and s.name not in ("alone", *run.config["teachers"])]
+    students = [s for s in finished if s.model == "student" and s.name not in ("alone", *experiment.config["teachers"])]
     models = {}
     if students and not teachers:
         taught = next((stage for stage in reversed(students) if stage.teachers), students[-1])
-        models = dict(run.distiller(taught).teachers)
+        models = dict(experiment.distiller(taught, run.files).teachers)
         teachers = list(models)
     pair = [name for name in ("alone", final and final.name) if name in run.done]
     models |= {name: run.trained(name) for name in (*teachers, *pair) if name not in models}

@@ -200,12 +200,12 @@ def _decoded(images: Sequence) -> Iterator[Tensor]:
     """Levels 0..255, float64 (1,3,H,W); a few images are read ahead, by as many threads as there are processors."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for at in range(0, len(images), _AHEAD):
-            for pixels in pool.map(_read, images[at:at + _AHEAD]):
+            for pixels in pool.map(read_levels, images[at:at + _AHEAD]):
                 yield torch.from_numpy(pixels).permute(2, 0, 1)[None].double()
 
 
-def _read(image) -> np.ndarray:
-    """uint8 (H,W,3)"""
+def read_levels(image) -> np.ndarray:
+    """uint8 (H,W,3) of a file or an array; an error names the file."""
     if _is_file(image):
         return np.array(_named(read_image, image))
     image = np.asarray(image)
@@ -224,7 +224,7 @@ def _readable(hr: Sequence, lr: Sequence | None) -> tuple[Sequence, Sequence | N
     """The images whose files can be read, with their LR images, and why the others cannot."""
     def why(image) -> str | None:
         try:
-            _read(image)
+            read_levels(image)
         except RuntimeError as error:
             return str(error.__cause__)
         return None

@@ -15,7 +15,7 @@ from kdtasks.super_resolution.batches import enlarged, scale_of
 from kdtasks.super_resolution.data import patch_shapes
 from kdtasks.super_resolution.inference import self_ensemble, tiled, upscale_rgb
 from kdtasks.super_resolution.metrics import WINDOW, imresize, psnr_rgb, psnr_y, ssim_rgb, ssim_y
-from kdtasks.super_resolution.pairs import Pairs, _read
+from kdtasks.super_resolution.pairs import Pairs, read_levels
 
 PRIMARY = "psnr_y"
 HIGHER_IS_BETTER = True
@@ -79,30 +79,32 @@ def pictures(run) -> list[tuple]:
     from kdtasks.engine.report import stage_colors  # what draws is imported only here
     from kdtasks.super_resolution import pictures as draw
 
-    finished = [stage for stage in run.stages if stage.name in run.done]
+    experiment, finished = run.experiment, run.finished
     if not finished:
         return []
-    final, configured = final_stage(finished), run.config["teachers"]
+    final, configured = final_stage(finished), experiment.config["teachers"]
     pair = [name for name in ("alone", final and final.name) if name in run.done]
     models = {name: run.trained(name) for name in (*pair, *(s.name for s in finished if s.name in configured))}
     taught = next((s for s in reversed(finished) if s.model == "student" and s.teachers), None)
     if taught and not any(name in models for name in configured):
-        models |= {name: model for name, model in run.distiller(taught).teachers.items() if name in configured}
-    psnr, shown = draw.look(models, run.test_loader(finished[-1]))
+        teachers = experiment.distiller(taught, run.files).teachers
+        models |= {name: model for name, model in teachers.items() if name in configured}
+    psnr, shown = draw.look(models, experiment.test_loader(finished[-1]))
     return draw.draw(psnr, shown, pair, stage_colors(run), importance_of(run, finished, shown))
 
 
 def importance_of(run, stages: list, shown: list) -> dict[str, list[Tensor]]:
     """``{stage: importance of each image}``, (1,1,H,W) or (1,C,H,W) on the CPU, of those stages that have AIL's loss."""
     maps: dict[str, list[Tensor]] = {}
+    device = run.experiment.device
     for stage in stages:
         if stage.model != "student" or stage.name == "alone":
             continue
-        distiller = run.distiller(stage)
+        distiller = run.experiment.distiller(stage, run.files)
         entries = [(n, loss) for n, loss in distiller.losses.items() if isinstance(loss, AILLoss) and loss.variant != "uniform"]
         for name, loss in entries[:1]:
             for one in shown:
-                known = distiller.tensors({"input": one.input.to(run.device), "target": one.target.to(run.device)})
+                known = distiller.tensors({"input": one.input.to(device), "target": one.target.to(device)})
                 _, *others = (known[tensor] for tensor in stage.losses[name]["of"])
                 maps.setdefault(stage.name, []).append(loss.weight(*others).cpu())
     return maps
@@ -222,7 +224,7 @@ def _fewer(columns: dict[str, list[float]], images: int) -> str:
 def _small_and_target(path: Path, scale: int, large: bool, measured: bool) -> tuple[Tensor, Tensor | None]:
     """A file as RGB to be enlarged, (1,3,h,w), and what should come out, (1,3,H,W), both in [0,1]."""
     if not measured:
-        return torch.from_numpy(_read(str(path))).movedim(2, 0)[None] / 255, None
+        return torch.from_numpy(read_levels(str(path))).movedim(2, 0)[None] / 255, None
     pairs = Pairs([str(path)], scale=scale)
     target = pairs.target.image(0)[None]
     return imresize(target, 1 / scale) if large else pairs.input.image(0)[None], target

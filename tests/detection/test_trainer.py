@@ -54,7 +54,7 @@ def test_a_whole_run(full, tmp_path):
     assert list(results["stages"]) == ["teacher", "alone", "distilled"] and results["primary"] == "map"
     assert {"map", "map_50", "mar_100", "map_0", "map_1", "seconds"} <= set(results["stages"]["distilled"])
     taught = {name.removeprefix("student.") for name in weights(run, "distilled")["state_dict"]}
-    plain = run.model("student")
+    plain = run.experiment.model("student")
     assert taught == set(plain.state_dict()) and not any("hint" in name or "teacher" in name for name in taught)
     load_weights(plain, tmp_path / "run" / "student.pth")
     report = (tmp_path / "run" / "report.html").read_text()
@@ -62,20 +62,20 @@ def test_a_whole_run(full, tmp_path):
     titles = [title for title, _ in trainer.pictures(run)]
     assert any("gate is open" in title for title in titles) == ("loss_bounded" in full["losses"])
     assert any("Adaptive weight" in title for title in titles) == ("loss_adl" in full["losses"])
-    history = json.loads((run.folder(run.stages[1]) / "history.json").read_text())
+    history = json.loads((run.folder(run.experiment.stages[1]) / "history.json").read_text())
     assert not any("adl" in key or "soft" in key or "hint" in key for entry in history for key in entry)      # alone
 
 
 def test_the_control_has_the_detectors_own_losses_at_weight_one_and_labelled_images_only():
     run = Run(config(FASTER_RCNN, CHEN), "unused", device="cpu")
-    alone = next(stage for stage in run.stages if stage.name == "alone")
+    alone = next(stage for stage in run.experiment.stages if stage.name == "alone")
     assert alone.losses == {"loss_mu": {"of": "student.loss_classifier", "weight": 1}} and not alone.teachers
     run = Run(config(data=FEW), "unused", device="cpu")
-    alone = next(stage for stage in run.stages if stage.name == "alone")
-    assert alone.losses == {} and len(next(iter(run.train_loader(alone)))["input"]) == 4
-    taught = next(iter(run.train_loader(run.stages[-1])))
+    alone = next(stage for stage in run.experiment.stages if stage.name == "alone")
+    assert alone.losses == {} and len(next(iter(run.experiment.train_loader(alone)))["input"]) == 4
+    taught = next(iter(run.experiment.train_loader(run.experiment.stages[-1])))
     assert taught["labelled"].tolist() == [True] * 4 + [False] * 4 and taught["target"][4:] == [None] * 4
-    control = next(iter(run.train_loader(alone)))
+    control = next(iter(run.experiment.train_loader(alone)))
     assert all(torch.equal(a, b) for a, b in zip(control["input"], taught["input"]))
 
 
@@ -108,7 +108,7 @@ def test_resume_equals_no_stop(full, tmp_path):
 
 
 def test_dry_run_takes_random_images_of_the_size_that_the_data_has():
-    rows = dry_run(Run(config(data=FEW), "unused", device="cpu"))
+    rows = dry_run(Run(config(data=FEW), "unused", device="cpu").experiment)
     assert [row["stage"] for row in rows] == ["teacher", "alone", "distilled"]
     assert rows[-1]["shapes"]["student.cls_logits"] == (8, 64 + 16 + 4, 3)
     batch = trainer.example(config(), 3)
@@ -117,7 +117,7 @@ def test_dry_run_takes_random_images_of_the_size_that_the_data_has():
 
 
 def test_evaluate_gives_hundred_for_a_detector_that_knows():
-    data = Loader(Run(config(), "unused", device="cpu").data_set(config()["data"], "test"), 4, shuffle=False)
+    data = Loader(Run(config(), "unused", device="cpu").experiment.data_set(config()["data"], "test"), 4, shuffle=False)
 
     class Oracle(torch.nn.Module):
         def forward(self, images):
@@ -138,7 +138,7 @@ def test_label_zero_is_no_class_and_does_not_stop_an_evaluation():
         def forward(self, images):
             return [{"boxes": torch.tensor([[1.0, 1, 9, 9]]), "labels": torch.tensor([0]), "scores": torch.tensor([0.9])} for _ in images]
 
-    loader = Loader(Run(config(), "unused", device="cpu").data_set(config()["data"], "test"), 4, shuffle=False)
+    loader = Loader(Run(config(), "unused", device="cpu").experiment.data_set(config()["data"], "test"), 4, shuffle=False)
     assert trainer.evaluate(Confused(), loader)["map"] == 0
 
 
@@ -147,7 +147,7 @@ def test_a_cache_and_classes_in_another_order_are_refused_before_the_first_step(
         Run(config(cache={"views": 1}), tmp_path / "cache", device="cpu", quiet=True).train()
     run = Run(config(), tmp_path / "first", device="cpu", quiet=True)
     run.train(only=["teacher"])
-    path = run.folder(run.stages[0]) / "last.pth"
+    path = run.folder(run.experiment.stages[0]) / "last.pth"
     state = torch.load(path, weights_only=True)
     state["meta"]["classes"] = ["1", "0"]
     torch.save(state, path)

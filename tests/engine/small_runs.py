@@ -16,7 +16,7 @@ def small(**options):
 
 
 def weights(run, stage, file="last.pth"):
-    folder = run.folder(next(s for s in run.stages if s.name == stage))
+    folder = run.folder(next(s for s in run.experiment.stages if s.name == stage))
     return torch.load(folder / file, weights_only=True)
 
 

@@ -68,7 +68,7 @@ def test_listed_models_and_weights_that_do_exist(model):
 
 
 def test_a_teacher_that_knows_other_classes(undisturbed, tmp_path):
-    file = str(undisturbed.folder(undisturbed.stages[0]) / "last.pth")
+    file = str(undisturbed.folder(undisturbed.experiment.stages[0]) / "last.pth")
     names = [str(k) for k in range(9)] + ["ten"]
     with pytest.raises(ConfigError, match=r"lacks \['9'\] and adds \['ten'\]"):
         Run(small(teacher__checkpoint=file, data__train__classes=names), tmp_path / "run", quiet=True).train()
@@ -82,7 +82,7 @@ def test_infinite_loss_names_term_and_step_and_saves(tmp_path):
     state = weights(run, "distilled")
     assert state["resume"]["iteration"] == 9                               # written after 9 good steps, before the bad one
     assert all(value.isfinite().all() for value in state["state_dict"].values())
-    assert "state_dict" in torch.load(run.folder(run.stages[2]) / "failed.pth", weights_only=True)
+    assert "state_dict" in torch.load(run.folder(run.experiment.stages[2]) / "failed.pth", weights_only=True)
 
 
 def test_a_wrong_input_ends_in_one_line(tmp_path):

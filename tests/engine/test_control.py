@@ -16,7 +16,7 @@ SUPPLIED = {"teacher": None, "data.train.type": "small_parts.Embedded", "data.tr
 
 def test_teachers_logits_in_the_data_without_a_configured_teacher_leave_the_control_alone(tmp_path):
     run = Run(small(**SUPPLIED), tmp_path / "run", quiet=True)
-    assert [(s.name, s.taught, list(s.losses)) for s in run.stages] == [
+    assert [(s.name, s.taught, list(s.losses)) for s in run.experiment.stages] == [
         ("alone", False, ["loss_cls"]), ("distilled", True, ["loss_cls", "loss_kd"])]
     run.train()
     other = Run(small(length=1), tmp_path / "other", quiet=True)              # the control of the same config with its teacher
@@ -29,10 +29,10 @@ def test_a_name_of_the_data_is_the_controls_only_where_it_is_marked(tmp_path):
     losses = {"losses.loss_kd": {"type": "torch.nn.MSELoss", "of": ("student", "masks")}}
     options = {**SUPPLIED, "data.train.logits": "masks", **losses}
     run = Run(small(**options), tmp_path)
-    assert list(run.stages[0].losses) == ["loss_cls"]
+    assert list(run.experiment.stages[0].losses) == ["loss_cls"]
     with pytest.warns(UserWarning, match=r"loss_kd is of 'masks'.*data.own=\['masks'\]"):
-        check(run)
-    assert list(Run(small(**options, **{"data.own": ["masks"]}), tmp_path).stages[0].losses) == ["loss_cls", "loss_kd"]
+        check(run.experiment)
+    assert list(Run(small(**options, **{"data.own": ["masks"]}), tmp_path).experiment.stages[0].losses) == ["loss_cls", "loss_kd"]
     with pytest.raises(ConfigError, match="data.own must be a list of names"):
         small(**options, **{"data.own": "masks"})
 
@@ -55,6 +55,6 @@ def tuned(tmp_path_factory):
 def test_after_a_fine_tuning_every_part_means_the_same_stage(tuned):
     assert same(torch.load(tuned.work_dir / "student.pth", weights_only=True), weights(tuned, "finetune")["state_dict"])
     assert json.loads((tuned.work_dir / "student.json").read_text())["stage"] == "finetune"
-    assert ConfigArm("tuned", tuned.config, "cpu").final == "finetune" == tuned.final.name
+    assert ConfigArm("tuned", tuned.experiment.config, "cpu").final == "finetune" == tuned.experiment.final.name
     page = (tuned.work_dir / "report.html").read_text()
     assert "finetune: " in page and "taught: " not in page                   # the sentence on top

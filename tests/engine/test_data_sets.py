@@ -94,9 +94,9 @@ def seen(loader):
 def test_classes_have_the_training_datas_numbers_in_every_split(tmp_path, kind):
     """Fewer of them, so that all would have shifted; and, in the sets of one's own, in another order."""
     run = run_of(tmp_path, kind, list(SHADES), ["bee", "dog", "eel"])
-    loader, names = run.test_loader(run.stages[-1]), list(run.data_set(run.config["data"], "train").classes)
+    loader, names = run.experiment.test_loader(run.experiment.stages[-1]), list(run.experiment.data_set(run.experiment.config["data"], "train").classes)
     assert seen(loader) == {name: names.index(name) for name in ("bee", "dog", "eel")}
-    assert loader.dataset.classes == names and loader.dataset is run.test_loader(run.stages[0]).dataset
+    assert loader.dataset.classes == names and loader.dataset is run.experiment.test_loader(run.experiment.stages[0]).dataset
     assert [loader.dataset.path(i) if hasattr(loader.dataset, "path") else i for i in range(2)]
 
 
@@ -104,11 +104,11 @@ def test_classes_have_the_training_datas_numbers_in_every_split(tmp_path, kind):
 def test_a_class_that_the_training_data_lacks(tmp_path, kind):
     run = run_of(tmp_path, kind, ["ant", "cat", "dog"], ["ant", "bee", "cat", "dog"])
     with pytest.raises(ConfigError, match=r"data.test: it has 1 classes that the training data lacks: 'bee' \(3\).*3: \[.*'cat'.*4: \[.*'bee'.*'drop'"):
-        run.test_loader(run.stages[-1])
-    run = Run({**run.config, "data": {**run.config["data"], "unknown_classes": "drop"}}, tmp_path / "run", quiet=True)
-    names = list(run.data_set(run.config["data"], "train").classes)
+        run.experiment.test_loader(run.experiment.stages[-1])
+    run = Run({**run.experiment.config, "data": {**run.experiment.config["data"], "unknown_classes": "drop"}}, tmp_path / "run", quiet=True)
+    names = list(run.experiment.data_set(run.experiment.config["data"], "train").classes)
     with pytest.warns(UserWarning, match=r"left out what is of the 1 classes that the training data lacks: 'bee' \(3\)"):
-        loader = run.test_loader(run.stages[-1])
+        loader = run.experiment.test_loader(run.experiment.stages[-1])
     assert seen(loader) == {"bee": -100, **{name: names.index(name) for name in names}}
 
 
@@ -128,10 +128,10 @@ def test_a_teacher_trained_on_other_data_learns_the_same_numbers(tmp_path):
     run = run_of(tmp_path, "arrays", ["ant", "bee", "cat"], ["bee", "cat"], teacher_training={"data": {
         "train": {**KINDS["arrays"], "root": folder(tmp_path / "more", ["ant", "bee", "cat"]), "classes": ["cat", "bee", "ant"]}}})
     names = ["ant", "bee", "cat"]
-    for stage in run.stages:
-        assert run._classes(stage) == names
-        assert seen(run.train_loader(stage, batch_size=9)) == {name: names.index(name) for name in names}
-        assert seen(run.test_loader(stage)) == {"bee": 1, "cat": 2}
+    for stage in run.experiment.stages:
+        assert run.experiment.classes(stage) == names
+        assert seen(run.experiment.train_loader(stage, batch_size=9)) == {name: names.index(name) for name in names}
+        assert seen(run.experiment.test_loader(stage)) == {"bee": 1, "cat": 2}
 
 
 PLAIN = {"loss_cls": {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}}
@@ -156,18 +156,18 @@ def test_a_student_that_goes_on_with_other_classes(tmp_path, goes_on, first, the
     message = (f"stage 'second' goes on with the student of stage 'first', where class {number} is '{before}', and here '{now}'.*"
                rf"There are {len(first)}: \[.*'{first[-1]}'\]; here {len(then)}: \[.*'{then[-1]}'\]")
     with pytest.raises(ConfigError, match=message):
-        run._check_source(run.stages[1])
-    run._check_source(run.stages[0])
+        run.experiment.check_source(run.experiment.stages[1])
+    run.experiment.check_source(run.experiment.stages[0])
 
 
 def test_a_student_whose_classes_are_mapped_or_grow_goes_on(tmp_path):
     for k, (first, order, then) in enumerate([(["ant", "bee"], None, ["ant", "bee", "cat"]), (["ant", "bee"], ["bee", "ant"], ["ant", "bee"])]):
         run = chain_of(tmp_path / str(k), first, then, "keep")
-        run.stages[0].data["train"]["classes"] = order
-        run._check_source(run.stages[1])
-        names = list(run._classes(run.stages[0]))
+        run.experiment.stages[0].data["train"]["classes"] = order
+        run.experiment.check_source(run.experiment.stages[1])
+        names = list(run.experiment.classes(run.experiment.stages[0]))
         assert names == then[:len(first)]
-        assert seen(run.train_loader(run.stages[0], batch_size=6)) == {name: names.index(name) for name in first}
+        assert seen(run.experiment.train_loader(run.experiment.stages[0], batch_size=6)) == {name: names.index(name) for name in first}
 
 
 def test_a_student_that_goes_on_with_other_classes_is_refused_before_the_first_step(tmp_path):
@@ -213,7 +213,7 @@ def test_a_function_that_accepts_it_is_told_whether_it_trains_at_any_depth():
 def test_the_same_words_under_train_and_test(tmp_path, spec, train, test):
     plain_test = json.loads(json.dumps(spec).replace(', "augment": {"crop": 1}', ""))
     run = Run(small(**{"data.train": spec, "data.test": plain_test}), tmp_path, quiet=True)
-    sets = {part: run.data_set(run.config["data"], part) for part in ("train", "test")}
+    sets = {part: run.experiment.data_set(run.experiment.config["data"], part) for part in ("train", "test")}
     assert (len(sets["train"]), len(sets["test"])) == (train, test)
     assert sets["train"].augment and sets["test"].augment is None
     at = torch.arange(9)
@@ -242,4 +242,4 @@ def augmented_in_secret():
 def test_a_test_set_that_augments_whatever_it_is_called(tmp_path):
     run = Run(small(**{"data.test": {"type": augmented_in_secret}}), tmp_path, quiet=True)
     with pytest.raises(ConfigError, match=r"data.test: the ImageArrays has augment=\{'crop': 1"):
-        run.test_loader(run.stages[-1])
+        run.experiment.test_loader(run.experiment.stages[-1])

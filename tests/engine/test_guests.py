@@ -62,7 +62,7 @@ def test_networks_of_torchvision_and_timm(tmp_path):
     config = small(student={"type": "torchvision.models.mobilenet_v3_small", "num_classes": 10},
                    teacher={"type": "timm.create_model", "model_name": "resnet10t", "num_classes": 10},
                    data__train={"type": "torchvision.datasets.ImageFolder", "root": "nowhere"}, data__batch_size=4)
-    rows = dry_run(Run(config, tmp_path / "unused", quiet=True))
+    rows = dry_run(Run(config, tmp_path / "unused", quiet=True).experiment)
     assert [row["stage"] for row in rows] == ["teacher", "alone", "distilled"]
     assert rows[2]["shapes"]["teacher"] == (4, 10) and rows[2]["teacher_parameters"] == rows[0]["parameters"] > 10**6
 
@@ -71,10 +71,10 @@ def test_teacher_with_its_own_input_size_and_precision(tmp_path):
     """Its options are the Teacher's, not the network's; the network sees 16x16 images in bfloat16."""
     run = Run(small(teacher__input_size=16, teacher__precision="bfloat16"), tmp_path / "run", quiet=True)
     run.train(only=["teacher"])
-    distiller = run.distiller(run.stages[2])
+    distiller = run.experiment.distiller(run.experiment.stages[2], run.files)
     seen = []
     distiller.model("teacher")[0].register_forward_hook(lambda module, args, out: seen.append((args[0].shape[-1], out.dtype)))
-    distiller(next(iter(run.train_loader(run.stages[2]))))
+    distiller(next(iter(run.experiment.train_loader(run.experiment.stages[2]))))
     assert seen == [(16, torch.bfloat16)]
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from small_runs import ROOT, SMALL, small
 
+from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.run import Run
 
@@ -67,9 +68,10 @@ def test_workers_that_hang_have_a_limit():
     assert time.time() - began < 20
 
 
-def test_a_config_sets_the_limit(tmp_path):
-    run = Run(small(data__timeout=7), tmp_path, quiet=True)
-    assert run.train_loader(run.stages[0]).reader is None and run._reading(run.config["data"])["timeout"] == 7
+def test_a_config_sets_the_limit():
+    experiment = Experiment(small(data__timeout=7))
+    assert experiment.train_loader(experiment.stages[0]).reader is None
+    assert experiment.loader_options(experiment.config["data"])["timeout"] == 7
 
 
 def test_nothing_of_a_stage_stays_when_it_has_ended(tmp_path):

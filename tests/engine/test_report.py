@@ -107,7 +107,7 @@ def test_each_stage_and_each_number_of_the_results_is_in_the_table(whole):
     for row, values in zip(rows, results["stages"].values()):
         assert row[1] == f"{values['accuracy']:.2f}" and row[2] == f"{values['accuracy_top5']:.2f}"
         assert row[4] == f"{values['seconds']:.1f} s"
-        model = whole.model("teacher" if row[0] == "teacher" else "student")
+        model = whole.experiment.model("teacher" if row[0] == "teacher" else "student")
         assert row[5] == f"{sum(p.numel() for p in model.parameters()):,}"
     gain = results["stages"]["distilled"]["accuracy"] - results["stages"]["alone"]["accuracy"]
     assert [row[3] for row in rows] == ["", "", f"{gain:+.2f}".replace("-", "−")]
@@ -175,7 +175,7 @@ def test_a_chain(tmp_path):
     assert [row[0] for row in page.rows[1:]] == ["teacher", "assistant1", "alone", "distilled", "tuned"]
     assert "against alone" in page.rows[0]
     colors = stage_colors(run)
-    assert len({colors[name] for name in run.done}) == 5 and set(colors) >= {name for s in run.stages for name in s.teachers}
+    assert len({colors[name] for name in run.done}) == 5 and set(colors) >= {name for s in run.experiment.stages for name in s.teachers}
 
 
 def test_a_run_without_a_control(tmp_path):
@@ -189,9 +189,9 @@ def test_a_run_without_a_control(tmp_path):
 
 
 def test_a_teacher_from_a_file_and_a_task_without_pictures(whole, tmp_path, monkeypatch):
-    file = whole.folder(whole.stages[0]) / "best.pth"
+    file = whole.folder(whole.experiment.stages[0]) / "best.pth"
     run = Run(small(teacher__checkpoint=str(file)), tmp_path / "run", quiet=True)
-    monkeypatch.setattr(run.task, "pictures", lambda run: [])
+    monkeypatch.setattr(run.experiment.task, "pictures", lambda run: [])
     run.train()
     page = read(run)
     assert [row[0] for row in page.rows[1:]] == ["alone", "distilled"] and page.rows[-1][6] == "teacher (best.pth)"
@@ -202,7 +202,7 @@ def test_a_teacher_from_a_file_and_a_task_without_pictures(whole, tmp_path, monk
 def test_pictures_that_fail_are_said_and_warned_of(whole, monkeypatch):
     def broken(run):
         raise ZeroDivisionError("no <images>")
-    monkeypatch.setattr(whole.task, "pictures", broken)
+    monkeypatch.setattr(whole.experiment.task, "pictures", broken)
     with pytest.warns(UserWarning, match="ZeroDivisionError: no <images>"):
         write_report(whole)
     assert "could not be made: ZeroDivisionError: no <images>" in read(whole).text
@@ -220,7 +220,7 @@ def test_pictures_that_fail_are_said_and_warned_of(whole, monkeypatch):
 ])
 def test_the_sentence_says_what_happened(tmp_path, primary, higher, alone, distilled, want):
     run = Run(small(), tmp_path)
-    run.task = SimpleNamespace(PRIMARY=primary, HIGHER_IS_BETTER=higher, pictures=lambda run: [])
+    run.experiment.task = SimpleNamespace(PRIMARY=primary, HIGHER_IS_BETTER=higher, pictures=lambda run: [])
     (tmp_path / "stages").mkdir()
     stages = {"alone": {primary: alone, "seconds": 3700.0, "cost": 100},
               "distilled": {primary: distilled, "seconds": 75.2, "matrix": [[1]]}}
@@ -238,7 +238,7 @@ def test_losses_that_are_not_finite_and_a_control_that_differs(tmp_path):
         {"name": "distilled", "student": "alone", "teachers": {"teacher": "teacher.pth"}, "losses": BOTH},
     ]
     run = Run(config, tmp_path, quiet=True)
-    for stage in run.stages:
+    for stage in run.experiment.stages:
         run.folder(stage).mkdir(parents=True)
         history = [{"iteration": 1, "lr": 0.1, "loss_cls": 2.0}, {"iteration": 2, "lr": 0.1, "loss_cls": float("nan")},
                    {"iteration": 3, "lr": 0.1, "loss_cls": 1e-3}, {"iteration": 3, "accuracy": float("inf")}]
@@ -271,7 +271,7 @@ def growing(folder, finished):
             stage("taught2", 3, "first", "first"), stage("other", 3), stage("before", 4, "taught2", "taught2"),
             stage("distilled", 4, "before", "taught2", length=2)]
     run = Run({**small(), "stages": rows, "teachers": {}}, folder, quiet=True)
-    run.task = SimpleNamespace(PRIMARY="accuracy", HIGHER_IS_BETTER=True, pictures=lambda run: [])
+    run.experiment.task = SimpleNamespace(PRIMARY="accuracy", HIGHER_IS_BETTER=True, pictures=lambda run: [])
     (folder / "stages").mkdir(exist_ok=True)
     values = {row["name"]: {"accuracy": 90.0 - 10 * k, "accuracy_on_1": 1.25, "seconds": 2.0,
                             "class_counts": [2] * row["arguments"]["width"]} for k, row in enumerate(rows)}
@@ -293,7 +293,7 @@ def test_stages_on_the_way_are_apart_and_not_compared(tmp_path):
     against, parameters = page.rows[0].index("against alone"), page.rows[0].index("parameters")
     assert [row[against] for row in page.rows[1:cut]] == ["", "−10.00", "−30.00", "−40.00", "−50.00"]
     assert [row[against] for row in page.rows[cut + 1:]] == [""] * 3
-    sizes = {width: sum(p.numel() for p in run.model("student", width=width).parameters()) for width in (2, 3, 4)}
+    sizes = {width: sum(p.numel() for p in run.experiment.model("student", width=width).parameters()) for width in (2, 3, 4)}
     assert [row[parameters] for row in page.rows[cut + 1:]] == [f"{sizes[width]:,}" for width in (2, 3, 3)]
     assert "The 3 stages on the way there" in page.text and "accuracy_on_1" not in page.text
     assert "accuracy of each stage that has the whole network" in page.text
@@ -316,7 +316,7 @@ def test_arms_with_equally_many_steps_are_said_to_be_so(tmp_path):
     run = growing(tmp_path, [])
     assert ("<code>distilled</code> is the last of 3 stages that go on with one student, from <code>taught2</code> on; together "
             "they have as many steps as those from <code>alone2</code> to <code>alone</code>.") in html(run)
-    run.stages[1].length = 3
+    run.experiment.stages[1].length = 3
     assert "as many steps as" not in html(run)
 
 

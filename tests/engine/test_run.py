@@ -11,6 +11,7 @@ from small_runs import same, small, walk, weights
 from kdtasks.core.weights import read_weights
 from kdtasks.engine import config as configs
 from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.preparation import preparation
 from kdtasks.engine.run import Run
 
 
@@ -27,7 +28,7 @@ def test_a_run_leaves_its_files(undisturbed):
 
 def test_results_are_what_an_evaluation_by_hand_gives(undisturbed):
     model = undisturbed.trained("distilled")
-    test = undisturbed.data_set(undisturbed.config["data"], "test")
+    test = undisturbed.experiment.data_set(undisturbed.experiment.config["data"], "test")
     with torch.no_grad():
         right = sum(int(model(test.images[i:i + 1]).argmax()) == int(test.target[i]) for i in range(len(test)))
     assert undisturbed.results["stages"]["distilled"]["accuracy"] == pytest.approx(100 * right / len(test))
@@ -35,7 +36,7 @@ def test_results_are_what_an_evaluation_by_hand_gives(undisturbed):
 
 def test_student_file_loads_strictly_and_holds_no_teacher(undisturbed):
     file, last = torch.load(undisturbed.work_dir / "student.pth", weights_only=True), weights(undisturbed, "distilled")
-    student = undisturbed.model("student")
+    student = undisturbed.experiment.model("student")
     student.load_state_dict(file)
     assert same(file, last["state_dict"]) and len(file) == len(student.state_dict())
     known = json.loads((undisturbed.work_dir / "student.json").read_text())
@@ -43,7 +44,7 @@ def test_student_file_loads_strictly_and_holds_no_teacher(undisturbed):
     assert (known["stage"], known["seed"], known["classes"]) == ("distilled", 0, [str(k) for k in range(10)])
     assert read_weights(undisturbed.work_dir / "student.pth")[1] == last["meta"]
     text = str({**weights(undisturbed, "distilled"), "state_dict": 0})
-    teacher_shape = undisturbed.model("teacher")[-1].weight.shape
+    teacher_shape = undisturbed.experiment.model("teacher")[-1].weight.shape
     assert "teacher." not in text and str(tuple(teacher_shape)) not in text
     sizes = {t.shape for t in walk(weights(undisturbed, "distilled")) if t.dim() == 2}
     assert teacher_shape not in sizes
@@ -51,11 +52,11 @@ def test_student_file_loads_strictly_and_holds_no_teacher(undisturbed):
 
 def test_teacher_is_bit_for_bit_what_its_stage_left(undisturbed):
     """The teacher has BatchNorm and dropout; its stage's file was written before the student learned from it."""
-    stage = undisturbed.stages[2]
-    distiller = undisturbed.distiller(stage)
+    stage = undisturbed.experiment.stages[2]
+    distiller = undisturbed.experiment.distiller(stage, undisturbed.files)
     before = copy.deepcopy(distiller.model("teacher").state_dict())
     assert same(before, weights(undisturbed, "teacher")["state_dict"])
-    loader = undisturbed.train_loader(stage)
+    loader = undisturbed.experiment.train_loader(stage)
     optimizer = torch.optim.SGD(distiller.parameters(), lr=0.1)
     distiller.train()
     for batch in loader.epoch(0):
@@ -70,8 +71,8 @@ def test_alone_is_plain_cross_entropy_on_the_same_labelled_samples(tmp_path):
                    data__batch_size=16, data__unlabelled_per_batch=8, data__iterations_per_epoch=5, schedule=[])
     run = Run(config, tmp_path / "run", quiet=True)
     run.train()
-    distilled_loader = run.train_loader(run.stages[2])
-    student = run.model("student").train()
+    distilled_loader = run.experiment.train_loader(run.experiment.stages[2])
+    student = run.experiment.model("student").train()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
     torch.manual_seed(0)                                                   # dropout's stream, as the run seeds it
     for epoch in range(3):
@@ -86,9 +87,9 @@ def test_alone_is_plain_cross_entropy_on_the_same_labelled_samples(tmp_path):
 
 
 def test_alone_and_distilled_start_from_the_same_weights(undisturbed):
-    alone, distilled = (undisturbed.distiller(s).student.state_dict() for s in undisturbed.stages[1:])
+    alone, distilled = (undisturbed.experiment.distiller(s, undisturbed.files).student.state_dict() for s in undisturbed.experiment.stages[1:])
     assert same(alone, distilled)
-    other = Run(small(), "unused", seed=1, quiet=True).model("student").state_dict()
+    other = Run(small(), "unused", seed=1, quiet=True).experiment.model("student").state_dict()
     assert not same(alone, other)
 
 
@@ -103,8 +104,8 @@ def test_a_users_own_loss_trains_through_one_line(tmp_path):
 def test_a_function_is_a_loss_too(tmp_path):
     entry = {"type": "kdtasks.general.kd_loss", "temperature": 2.0, "of": ("student", "teacher")}
     run = Run(small(losses__loss_kd=entry), tmp_path / "run", quiet=True)
-    distiller = run.distiller(run.stages[2], load="nothing").eval()
-    batch = next(iter(run.train_loader(run.stages[2])))
+    distiller = run.experiment.distiller(run.experiment.stages[2], load=False).eval()
+    batch = next(iter(run.experiment.train_loader(run.experiment.stages[2])))
     s, t = distiller.student(batch["input"]), distiller.teachers["teacher"](batch["input"])
     expected = 4 * F.kl_div(F.log_softmax(s / 2, 1), F.log_softmax(t / 2, 1), reduction="batchmean", log_target=True)
     assert torch.allclose(distiller(batch)["loss_kd"], expected)
@@ -124,10 +125,10 @@ def test_cached_teacher_trains_to_the_same_student(tmp_path):
 def test_a_cached_step_never_runs_the_teacher(tmp_path, monkeypatch):
     run = Run(small(cache={"views": 2}), tmp_path / "run", quiet=True)
     run.train(only=["teacher"])
-    stage = run.stages[2]
-    loader = run.train_loader(stage)
-    distiller = run.distiller(stage)
-    prepare = run.cache(stage, distiller)
+    stage = run.experiment.stages[2]
+    loader = run.experiment.train_loader(stage)
+    distiller = run.experiment.distiller(stage, run.files)
+    prepare = preparation(run.experiment, stage, distiller, run.files, next(iter(loader)))
     expected = {}
     for view in range(2):
         index = torch.arange(200)
@@ -150,7 +151,7 @@ def test_a_former_run_is_moved_aside(tmp_path):
 
 def test_the_written_config_trains_again(undisturbed):
     again = configs.load(undisturbed.work_dir / "config.py")
-    assert configs.difference(configs.plain(undisturbed.config), configs.plain(again)) == []
+    assert configs.difference(configs.plain(undisturbed.experiment.config), configs.plain(again)) == []
 
 
 def test_epochs_to_keep_and_best(tmp_path):
@@ -159,19 +160,19 @@ def test_epochs_to_keep_and_best(tmp_path):
               {"name": "distilled", "teachers": {"teacher": "teacher.1"}, "losses": small()["losses"], "length": 1}]
     run = Run({**small(), "stages": stages}, tmp_path / "run", quiet=True)
     run.train()
-    files = {p.name for p in run.folder(run.stages[0]).iterdir()}
+    files = {p.name for p in run.folder(run.experiment.stages[0]).iterdir()}
     assert {"epoch_1.pth", "epoch_2.pth", "last.pth", "best.pth", "history.json"} == files
-    assert same(run.distiller(run.stages[-1]).model("teacher").state_dict(), weights(run, "teacher", "epoch_1.pth")["state_dict"])
+    assert same(run.experiment.distiller(run.experiment.stages[-1], run.files).model("teacher").state_dict(), weights(run, "teacher", "epoch_1.pth")["state_dict"])
     accuracies = [e["accuracy"] for e in weights(run, "teacher")["resume"]["history"] if "accuracy" in e]
     assert weights(run, "teacher", "best.pth")["meta"]["metrics"]["accuracy"] == max(accuracies)
 
 
 def test_parts_of_the_student_train(undisturbed, tmp_path):
-    file = str(undisturbed.folder(undisturbed.stages[0]) / "last.pth")
+    file = str(undisturbed.folder(undisturbed.experiment.stages[0]) / "last.pth")
     stage = {"name": "distilled", "teachers": {"teacher": file}, "losses": small()["losses"], "train": ["student.10"], "length": 1}
     run = Run({**small(), "stages": [stage]}, tmp_path / "run", quiet=True)
     run.train()
-    before, after = run.model("student").state_dict(), weights(run, "distilled")["state_dict"]
+    before, after = run.experiment.model("student").state_dict(), weights(run, "distilled")["state_dict"]
     moved = {k for k in before if not torch.equal(before[k], after[k]) and "running" not in k and "num_batches" not in k}
     assert moved == {k for k in before if k.startswith("10.")} and moved
     with pytest.raises(ValueError, match=r"nothing that can train is called 'student.100'"):
@@ -207,8 +208,8 @@ def test_a_route_of_anchors_teaches_share_by_share(tmp_path, monkeypatch):
               {"name": "distilled", "teachers": {"teacher": ["teacher.1", "teacher.2", "teacher"]}, "length": {"iterations": 12}}]
     run = Run({**small(), "stages": stages}, tmp_path / "run", quiet=True)
     run.train(only=["teacher"])
-    distiller = run.distiller(run.stages[-1])
-    follow, files = run.anchors(run.stages[-1], distiller), ("epoch_1.pth", "epoch_2.pth", "last.pth")
+    distiller = run.experiment.distiller(run.experiment.stages[-1], run.files)
+    follow, files = preparation(run.experiment, run.experiment.stages[-1], distiller, run.files, {}), ("epoch_1.pth", "epoch_2.pth", "last.pth")
     for iteration in [*range(12), 5]:                                        # 5: where a resume may begin
         distiller.progress = (iteration, 12)
         follow({})
@@ -222,15 +223,15 @@ def test_a_teacher_with_weights_of_its_own_is_not_trained(tmp_path):
     run = Run(small(teacher__checkpoint="own"), tmp_path / "run", quiet=True)
     run.train()
     assert list(run.done) == ["alone", "distilled"]
-    assert same(run.distiller(run.stages[-1]).model("teacher").state_dict(), run.model("teacher").state_dict())
+    assert same(run.experiment.distiller(run.experiment.stages[-1], run.files).model("teacher").state_dict(), run.experiment.model("teacher").state_dict())
 
 
 def test_the_controls_own_arguments(tmp_path):
     """It starts from the same first weights as the student, and is read back as it was trained."""
     run = Run(small(control={"norm": False}), tmp_path / "run", quiet=True)
-    alone, distilled = (next(s for s in run.stages if s.name == name) for name in ("alone", "distilled"))
-    assert [any(isinstance(m, torch.nn.BatchNorm2d) for m in run.learner(stage).modules()) for stage in (alone, distilled)] == [False, True]
-    assert torch.equal(run.learner(alone).state_dict()["0.weight"], run.learner(distilled).state_dict()["0.weight"])
+    alone, distilled = (next(s for s in run.experiment.stages if s.name == name) for name in ("alone", "distilled"))
+    assert [any(isinstance(m, torch.nn.BatchNorm2d) for m in run.experiment.learner(stage).modules()) for stage in (alone, distilled)] == [False, True]
+    assert torch.equal(run.experiment.learner(alone).state_dict()["0.weight"], run.experiment.learner(distilled).state_dict()["0.weight"])
     run.train()
     assert same(run.trained("alone").state_dict(), weights(run, "alone")["state_dict"])
     with pytest.raises(ConfigError, match="control: Net has no argument 'nrom'"):
@@ -248,8 +249,8 @@ def test_a_chain_of_assistants(tmp_path):
     config = {**small(), "stages": stages, "models": {"assistant": {"type": "small_parts.Net", "width": 6}}}
     run = Run(config, tmp_path / "run", quiet=True)
     assert list(run.train()["stages"]) == ["teacher", "alone", "assistant1", "distilled"]
-    assert same(run.distiller(run.stages[3]).model("assistant").state_dict(), weights(run, "assistant1")["state_dict"])
-    assert same(run.distiller(run.stages[2]).model("teacher").state_dict(), weights(run, "teacher", "best.pth")["state_dict"])
+    assert same(run.experiment.distiller(run.experiment.stages[3], run.files).model("assistant").state_dict(), weights(run, "assistant1")["state_dict"])
+    assert same(run.experiment.distiller(run.experiment.stages[2], run.files).model("teacher").state_dict(), weights(run, "teacher", "best.pth")["state_dict"])
 
 
 def test_peers_of_a_config_train_beside_the_student(tmp_path):
@@ -260,8 +261,8 @@ def test_peers_of_a_config_train_beside_the_student(tmp_path):
     config = {**small(clip_grad=1.0), "stages": stages, "peers": [{"type": "small_parts.Net", "width": 6}]}
     run = Run(config, tmp_path / "run", quiet=True)
     run.train()
-    assert list(run.done) == ["alone", "distilled"] and list(run.stages[0].losses) == ["loss_cls"]
-    first = run.distiller(run.stages[-1]).model("peer1").state_dict()
+    assert list(run.done) == ["alone", "distilled"] and list(run.experiment.stages[0].losses) == ["loss_cls"]
+    first = run.experiment.distiller(run.experiment.stages[-1], run.files).model("peer1").state_dict()
     resume = weights(run, "distilled")["resume"]
     assert len(resume["learners"]) == 2 and not torch.equal(resume["learners"][1]["0.weight"], first["0.weight"])
     assert {"loss_mutual_0", "loss_mutual_1"} <= set(resume["history"][0])
@@ -274,13 +275,13 @@ OWN = {"task": "small_task", "stages": {"type": "small_task.two_rounds", "length
 def test_stages_made_by_a_function_stay_described_by_it(tmp_path):
     config = small(**OWN, teacher__checkpoint=None)
     run = Run(config, tmp_path / "run", quiet=True)
-    assert [stage.name for stage in run.stages] == ["teacher", "alone", "distilled"] and run.stages[2].student == "alone"
+    assert [stage.name for stage in run.experiment.stages] == ["teacher", "alone", "distilled"] and run.experiment.stages[2].student == "alone"
     assert config["stages"] == OWN["stages"]
-    run.files.open(run.config, 0, resume=False)
+    run.files.open(run.experiment.config, 0, resume=False)
     assert len((tmp_path / "run" / "config.py").read_text()) < 3000
     again = configs.load(tmp_path / "run" / "config.py")
-    assert configs.difference(configs.plain(run.config), configs.plain(again)) == []
-    assert [vars(s) for s in Run(again, tmp_path / "other").stages] == [vars(s) for s in run.stages]
+    assert configs.difference(configs.plain(run.experiment.config), configs.plain(again)) == []
+    assert [vars(s) for s in Run(again, tmp_path / "other").experiment.stages] == [vars(s) for s in run.experiment.stages]
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -303,9 +304,9 @@ def test_a_stage_changes_its_models_arguments_where_it_learns_teaches_and_is_rea
     wide = weights(run, "wide")
     assert wide["state_dict"]["0.weight"].shape[0] == 6 and wide["meta"]["spec"]["width"] == 6 and weights(run, "alone")["meta"]["spec"]["width"] == 4
     assert same(run.trained("wide").state_dict(), wide["state_dict"])
-    assert same(run.distiller(run.stages[2]).model("teacher").state_dict(), wide["state_dict"])
-    assert run.distiller(run.stages[2]).student[0].weight.shape[0] == 4
-    assert [one.name for one in run.chain(run.stages[2])] == ["distilled"]
+    assert same(run.experiment.distiller(run.experiment.stages[2], run.files).model("teacher").state_dict(), wide["state_dict"])
+    assert run.experiment.distiller(run.experiment.stages[2], run.files).student[0].weight.shape[0] == 4
+    assert [one.name for one in run.experiment.chain(run.experiment.stages[2])] == ["distilled"]
 
 
 def test_a_task_may_choose_the_samples_of_a_stage_and_add_to_its_results(tmp_path):
@@ -314,14 +315,14 @@ def test_a_task_may_choose_the_samples_of_a_stage_and_add_to_its_results(tmp_pat
     small_task.CALLS.clear()
     run = Run(small(**OWN), tmp_path / "run", quiet=True)
     results = run.train()["stages"]
-    assert {(name, load) for name, load in small_task.CALLS[:3]} == {(name, "files") for name in ("teacher", "alone", "distilled")}
-    assert {load for _, load in small_task.CALLS[3:]} == {"everything"}
-    assert [len(run.train_loader(stage)) for stage in run.stages] == [6, 6, 2]
-    assert weights(run, "distilled")["resume"]["length"] == 2 and run._first_epoch(run.stages[2]) == 1
+    assert set(small_task.CALLS[:3]) == {(name, None) for name in ("teacher", "alone", "distilled")}
+    assert {files for _, files in small_task.CALLS[3:]} == {run.files}
+    assert [len(run.experiment.train_loader(stage)) for stage in run.experiment.stages] == [6, 6, 2]
+    assert weights(run, "distilled")["resume"]["length"] == 2 and run.experiment.first_epoch(run.experiment.stages[2]) == 1
     assert results["distilled"]["so_far"] == [results["alone"]["accuracy"], results["distilled"]["accuracy"]]
     assert results["alone"]["so_far"] == [results["alone"]["accuracy"]]
     assert json.loads((tmp_path / "run" / "results.json").read_text())["stages"]["distilled"]["so_far"] == results["distilled"]["so_far"]
-    assert {int(i) for batch in run.train_loader(run.stages[2]).epoch(1) for i in batch["index"]} <= set(range(64))
+    assert {int(i) for batch in run.experiment.train_loader(run.experiment.stages[2]).epoch(1) for i in batch["index"]} <= set(range(64))
 
 
 def test_unlabelled_samples_are_for_taught_stages_and_those_that_ask(tmp_path):
@@ -331,9 +332,9 @@ def test_unlabelled_samples_are_for_taught_stages_and_those_that_ask(tmp_path):
               {"name": "distilled", "teachers": {"teacher": "teacher"}, "data": {"batch_size": 20}}]
     config = small(data__train={"type": "small_parts.Digits", "first": 0, "count": 200, "labelled": 60}, data__unlabelled_per_batch=8, data__batch_size=16)
     run = Run({**config, "stages": stages}, tmp_path, quiet=True)
-    found = {stage.name: next(iter(run.train_loader(stage))) for stage in run.stages}
+    found = {stage.name: next(iter(run.experiment.train_loader(stage))) for stage in run.experiment.stages}
     assert {name: len(batch["input"]) for name, batch in found.items()} == {"teacher": 16, "alone": 16, "asks": 20, "none": 16, "distilled": 28}
-    assert {stage.name: run.unlabelled(stage) for stage in run.stages} == {"teacher": 0, "alone": 0, "asks": 4, "none": 0, "distilled": 8}
+    assert {stage.name: run.experiment.unlabelled(stage) for stage in run.experiment.stages} == {"teacher": 0, "alone": 0, "asks": 4, "none": 0, "distilled": 8}
 
 
 def test_data_that_are_described_twice_are_read_once_and_drawn_by_the_seed(tmp_path):
@@ -346,9 +347,9 @@ def test_data_that_are_described_twice_are_read_once_and_drawn_by_the_seed(tmp_p
         torch.manual_seed(attempt)
         before, small_parts.Random.made = torch.get_rng_state(), 0
         run = Run(config, tmp_path, seed=seed, quiet=True)
-        sets = {part: run.data_set(run.config["data"], part) for part in parts}
+        sets = {part: run.experiment.data_set(run.experiment.config["data"], part) for part in parts}
         assert sets["train"].dataset is sets["test"].dataset and small_parts.Random.made == 1 and torch.equal(torch.get_rng_state(), before)
-        assert sets["train"] is run.data_set(run.config["data"], "train") is not sets["test"]
+        assert sets["train"] is run.experiment.data_set(run.experiment.config["data"], "train") is not sets["test"]
         drawn[attempt] = [sets["train"].order, sets["test"].order, sets["train"].dataset.images]
     assert all(torch.equal(a, b) for a, b in zip(drawn[0], drawn[1])) and torch.equal(drawn[0][0], drawn[0][1])
     assert not any(torch.equal(a, b) for a, b in zip(drawn[0], drawn[2]))
@@ -358,4 +359,4 @@ def test_data_that_are_described_twice_are_read_once_and_drawn_by_the_seed(tmp_p
 def test_an_error_inside_a_description_says_where(tmp_path):
     run = Run(small(**{"data.train": {"type": "small_parts.Shuffled", "dataset": {"type": "small_parts.Random", "count": -1}}}), tmp_path, quiet=True)
     with pytest.raises(ConfigError, match=r"data.train.dataset \(Random\): count must be positive, got -1"):
-        run.data_set(run.config["data"], "train")
+        run.experiment.data_set(run.experiment.config["data"], "train")

@@ -27,7 +27,7 @@ def test_clipping_bounds_the_step(tmp_path):
     options = {"clip_grad": 1e-4, "schedule": [], "length": {"iterations": 1}, "optimizer": {"type": "torch.optim.SGD", "lr": 1.0}}
     run = Run(small(**options), tmp_path / "run", quiet=True)
     run.train(only=["alone"])
-    before, after = run.model("student"), weights(run, "alone")["state_dict"]
+    before, after = run.experiment.model("student"), weights(run, "alone")["state_dict"]
     moved = math.sqrt(sum(float((after[n] - p).detach().square().sum()) for n, p in before.named_parameters()))
     assert 0.5e-4 < moved < 1.01e-4
 
@@ -47,7 +47,7 @@ def test_average_is_what_the_formula_says(tmp_path):
         run.train(only=["alone"])
     finally:
         StageRunner.save_now = original
-    average = {k: v.clone() for k, v in run.model("student").named_parameters()}
+    average = {k: v.clone() for k, v in run.experiment.model("student").named_parameters()}
     for step in seen:
         average = {k: 0.5 * average[k] + 0.5 * step[k] for k in average}
     exported = weights(run, "alone")["state_dict"]

@@ -84,9 +84,9 @@ def test_two_processes_name_what_either_has_met_and_give_the_same_score(tmp_path
     with warnings.catch_warnings(action="ignore"):
         one = run.train()["stages"]["plain"]
         met = []
-        for run.rank in range(2):
-            run.world = 2
-            loader = run.train_loader(run.stages[0])
+        for run.experiment.rank in range(2):
+            run.experiment.world = 2
+            loader = run.experiment.train_loader(run.experiment.stages[0])
             list(loader.epoch(0))
             met.append(set(loader.unreadable))
     assert all(met) and met[0] != met[1]                                       # neither process has met all of them
@@ -95,7 +95,7 @@ def test_two_processes_name_what_either_has_met_and_give_the_same_score(tmp_path
 
 
 def test_test_py_names_it(finished, capsys):
-    options = [f"data.{key}={value!r}" for key, value in finished.config["data"].items() if key in ("test", "train", "test_batch_size", "skip_bad")]
+    options = [f"data.{key}={value!r}" for key, value in finished.experiment.config["data"].items() if key in ("test", "train", "test_batch_size", "skip_bad")]
     with warnings.catch_warnings(action="ignore"):
         cli.test([str(ROOT / "tests/engine/small/small.py"), str(finished.work_dir / "student.pth"), "--device", "cpu", "--cfg-options", *options])
     said = capsys.readouterr()

@@ -49,7 +49,7 @@ def test_counts_of_a_run_equal_a_slow_recount(run):
     (_, classes), (title, gallery), (_, reliability) = trainer.pictures(run)
     fixed = broken = total = 0
     alone, distilled = run.trained("alone"), run.trained("distilled")
-    test = run.data_set(run.config["data"], "test")
+    test = run.experiment.data_set(run.experiment.config["data"], "test")
     for i in range(len(test)):
         x, y = test.images[i:i + 1], int(test.target[i])
         if y < 0:
@@ -65,7 +65,7 @@ def test_counts_of_a_run_equal_a_slow_recount(run):
 
 
 def test_answers_agree_with_the_evaluation(run):
-    loader = run.test_loader(run.stages[0])
+    loader = run.experiment.test_loader(run.experiment.stages[0])
     model = run.trained("alone")
     found = pictures.answers(model, loader)
     assert 100 * found.right.double().mean().item() == pytest.approx(run.done["alone"]["accuracy"])

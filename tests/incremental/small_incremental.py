@@ -20,11 +20,11 @@ def run_of(folder, name="lwf", seed=0, **options):
 
 
 def stage(run, name):
-    return next(s for s in run.stages if s.name == name)
+    return next(s for s in run.experiment.stages if s.name == name)
 
 
 def batches(run, name):
     """All training batches of a stage, in the order in which the run sees them."""
     one = stage(run, name)
-    loader, first = run.train_loader(one), run._first_epoch(one)
-    return [batch for epoch in range(run.setting(one, "length")) for batch in loader.epoch(first + epoch)]
+    loader, first = run.experiment.train_loader(one, run.files), run.experiment.first_epoch(one, run.files)
+    return [batch for epoch in range(run.experiment.setting(one, "length")) for batch in loader.epoch(first + epoch)]

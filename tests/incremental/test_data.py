@@ -165,14 +165,14 @@ def test_exemplars_are_of_earlier_classes_in_equal_shares(memory, quotas):
         assert made.class_counts.tolist() == [int((made.target == c).sum()) for c in range(sum(SIZES[:t + 1]))]
         assert made.target[:12 * SIZES[t]].min() >= sum(SIZES[:t])           # the experience's own come first
         own = data[t].index
-        assert made._place[:len(own)].tolist() == own.tolist()
-        classes = [ORDER.index(int(c)) for c in targets_of(data[0].dataset)[made._place]]
+        assert made.places[:len(own)].tolist() == own.tolist()
+        classes = [ORDER.index(int(c)) for c in targets_of(data[0].dataset)[made.places]]
         assert classes == made.target.tolist()
 
 
 def kept(t, memory, seed=0, kind=images):
     made = experiences(stream(kind), t, memory=memory, seed=seed)
-    return {int(i) for i in made._place[12 * SIZES[t]:]}
+    return {int(i) for i in made.places[12 * SIZES[t]:]}
 
 
 def test_what_is_kept_later_was_kept_before():
@@ -258,7 +258,7 @@ def test_views_and_seed_reach_the_data_set():
     source = images(augment={"crop": 2})
     made = experiences(class_incremental(source, SIZES, ORDER), 1)
     index, view = torch.arange(4), torch.tensor([0, 3, 1, 7])
-    assert torch.equal(made.batch(index, view, 5)["input"], source.batch(made._place[index], view, 5)["input"])
+    assert torch.equal(made.batch(index, view, 5)["input"], source.batch(made.places[index], view, 5)["input"])
 
 
 @pytest.mark.parametrize("kind, pool_kind", [(images, images), (Listed, only_inputs), (Dicts, only_inputs), (tensors, tensors)])

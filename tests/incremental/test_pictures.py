@@ -31,16 +31,16 @@ def tiny(folder, **options):
 
 def finish(run, names):
     """As if these stages had been trained: random weights, and what these are measured to be."""
-    for stage in run.stages:
+    for stage in run.experiment.stages:
         if stage.name in names:
             torch.manual_seed(len(run.done))
-            model = run.learner(stage)
+            model = run.experiment.learner(stage)
             for parameter in model.parameters():
                 nn.init.normal_(parameter, std=0.4)
             checkpoint.save({"meta": {}, "state_dict": model.state_dict()}, run.folder(stage) / "last.pth")
             with torch.no_grad():
-                found = {**run.task.evaluate(model.eval(), run.test_loader(stage)), "seconds": 1.0}
-            run.files.finish(stage.name, {**found, **run.task.summary(run, stage, found)})
+                found = {**run.experiment.task.evaluate(model.eval(), run.experiment.test_loader(stage)), "seconds": 1.0}
+            run.files.finish(stage.name, {**found, **run.experiment.task.summary(run, stage, found)})
 
 
 LWM = {"distiller__type": "kdtasks.incremental.LwMDistiller", "distiller__attention": "layer3"}
@@ -75,7 +75,7 @@ def said(figure):
 
 # What there is ----------------------------------------------------------------------------------------------------------
 def test_a_whole_run(whole):
-    drawn = whole.task.pictures(whole)
+    drawn = whole.experiment.task.pictures(whole)
     starts = ["Accuracy, %", "Accuracy, %", "Accuracy and forgetting", "Where the student looks", "What taught2 took"]
     assert all(title.startswith(start) and saved(figure) for (title, figure), start in zip(drawn, starts, strict=True))
     assert "class-incremental" in drawn[0][0] and "task-incremental" in drawn[1][0]
@@ -87,7 +87,7 @@ def test_what_is_not_finished_is_left_out(tmp_path, count, figures, shown):
     run = tiny(tmp_path, **LWM)
     sample(run, "taught2")
     finish(run, NAMES[:count])
-    drawn = run.task.pictures(run)
+    drawn = run.experiment.task.pictures(run)
     assert len(drawn) == figures
     if drawn:
         assert [axes.get_title(loc) for axes in drawn[0][1].axes for loc in ("left", "center") if axes.get_title(loc)] == shown
@@ -97,13 +97,13 @@ def test_what_is_not_finished_is_left_out(tmp_path, count, figures, shown):
 def test_without_attention_and_without_a_choice_there_are_three(tmp_path):
     run = tiny(tmp_path)
     finish(run, NAMES)
-    assert len(run.task.pictures(run)) == 3
+    assert len(run.experiment.task.pictures(run)) == 3
 
 
 def test_a_control_on_its_own_is_one_arm(tmp_path):
     """As tools/compare.py trains one that several configs share."""
     run = tiny(tmp_path)
-    run.stages = run.stages[:3]
+    run.experiment.stages = run.experiment.stages[:3]
     finish(run, NAMES[:3])
     assert {goal: stage.name for goal, stage in pictures.arms_of(run).items()} == {"alone": "alone"}
 
@@ -192,7 +192,7 @@ def slow_map(model, image, column):
 def test_the_maps_are_of_the_old_class_that_the_new_model_finds_likeliest(whole):
     found, images, target, classes = pictures.attention_of(whole, pictures.arms_of(whole), "layer3")
     assert [(pair.before, pair.after) for pair in found] == [("alone2", "alone"), ("taught2", "distilled")]
-    dataset = whole.test_loader(whole.stages[-1]).dataset
+    dataset = whole.experiment.test_loader(whole.experiment.stages[-1]).dataset
     old = (dataset.target < 4).nonzero()[:, 0]
     index = old[pictures.evenly(len(old), 256)]
     assert torch.equal(dataset.target[index], target) and classes == ["7", "3", "5", "0", "8", "1", "2", "4", "6", "9"]
@@ -209,7 +209,7 @@ def test_the_maps_are_of_the_old_class_that_the_new_model_finds_likeliest(whole)
             assert float(pair.distance[k]) == pytest.approx(float((slow[0] - slow[1]).abs().sum()), abs=1e-4)
     raw = dataset.sources[0]
     for image, k in zip(images, pictures.evenly(len(index), 8).tolist(), strict=True):
-        place = int(dataset._place[index[k]])
+        place = int(dataset.places[index[k]])
         np.testing.assert_allclose(image, raw.images[place, 0] / 255, atol=1e-6)
         assert raw.classes[int(raw.target[place])] == classes[int(target[k])]
 
@@ -253,12 +253,12 @@ def test_the_pool_s_images_are_those_of_the_largest_score_of_a_class(tmp_path, s
     sample(run, "distilled")                                                                     # not finished
     picked = pictures.picked_of(run)
     assert (picked.stage, picked.pool, picked.confident, picked.random) == ("taught2", 1258, 40, 71)
-    pool = unaugmented(run.data_set(run.setting(run.stages[-1], "data"), "train").pool)
+    pool = unaugmented(run.experiment.data_set(run.experiment.setting(run.experiment.stages[-1], "data"), "train").pool)
     with torch.no_grad():
         scores = run.trained("taught2")(pool.batch(torch.arange(1258), torch.zeros(1258), 0)["input"])
     scores = scores if score == "logit" else scores.log_softmax(1)
     assert list(picked.classes) == ["7", "3", "5", "0"]
-    test = run.test_loader(run.stages[-1]).dataset.sources[0]
+    test = run.experiment.test_loader(run.experiment.stages[-1]).dataset.sources[0]
     for column, (name, (example, best)) in enumerate(picked.classes.items()):
         rank = sorted(range(3, 1200, 30), key=lambda i, column=column: -float(scores[i, column]))[:9]
         for (image, value), i in zip(best, rank, strict=True):
@@ -280,7 +280,7 @@ def test_few_or_none_may_have_been_taken(tmp_path, confident, random):
     run = tiny(tmp_path)
     finish(run, ["experience1"])
     sample(run, "experience1", [*confident], [*random])
-    drawn = run.task.pictures(run)
+    drawn = run.experiment.task.pictures(run)
     assert len(drawn) == bool(len(confident) + len(random)) and all(saved(figure) for _, figure in drawn)
 
 

@@ -44,7 +44,7 @@ def cross_entropy(student, batch, start=0, weight=None):
 
 def trained_by_hand(run, name, loss, rate=0.1, parameters=lambda student: student.parameters()):
     """A stage as a loop: the student that it starts from, its batches in their order, SGD and the cosine written out."""
-    student = run.distiller(stage(run, name)).student.train()
+    student = run.experiment.distiller(stage(run, name), run.files).student.train()
     optimizer = torch.optim.SGD(parameters(student), lr=rate, momentum=0.9, weight_decay=5e-4)
     seen = batches(run, name)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(seen))
@@ -65,7 +65,7 @@ def close(a, b):
 def test_lwf_without_a_teacher_is_cross_entropy_of_the_new_columns_and_nothing_else(finished, name, start):
     run = finished("lwf")
     assert close(trained_by_hand(run, name, lambda student, batch: cross_entropy(student, batch, start)), state(run, name))
-    assert list(run.distiller(stage(run, name)).teachers) == []
+    assert list(run.experiment.distiller(stage(run, name), run.files).teachers) == []
 
 
 def test_lwf_with_its_teacher(finished):
@@ -83,7 +83,7 @@ def test_lwf_with_its_teacher(finished):
 def test_joint_is_cross_entropy_of_all_columns_from_the_first_weights(finished):
     run = finished("lwf")
     assert close(trained_by_hand(run, "joint", cross_entropy), state(run, "joint"))
-    assert same(run.distiller(stage(run, "joint")).student.state_dict(), run.model("student").state_dict())
+    assert same(run.experiment.distiller(stage(run, "joint"), run.files).student.state_dict(), run.experiment.model("student").state_dict())
     assert sorted({int(y) for batch in batches(run, "joint") for y in batch["target"]}) == list(range(7))
 
 
@@ -114,11 +114,11 @@ def test_the_current_teacher_knows_the_new_classes_and_is_unsure_of_all_else(fin
     ("gd", "experience1", [("alone2_main", "main2"), ("alone2", "taught2"), ("alone3_main", "main3"), ("alone", "distilled")])])
 def test_both_arms_see_the_same_labelled_samples_in_the_same_order(finished, config, first, pairs):
     run = finished(config)
-    assert same(run.distiller(stage(run, pairs[0][0])).student.state_dict(), run.distiller(stage(run, pairs[0][1])).student.state_dict())
+    assert same(run.experiment.distiller(stage(run, pairs[0][0]), run.files).student.state_dict(), run.experiment.distiller(stage(run, pairs[0][1]), run.files).student.state_dict())
     for a, b in pairs:
         ours, theirs = batches(run, a), batches(run, b)
-        share = run.unlabelled(stage(run, b))
-        assert run.unlabelled(stage(run, a)) == 0 and share == (3 if config == "gd" else 0)
+        share = run.experiment.unlabelled(stage(run, b))
+        assert run.experiment.unlabelled(stage(run, a)) == 0 and share == (3 if config == "gd" else 0)
         for one, other in zip(ours, theirs, strict=True):
             for key in ("input", "target", "index", "view"):
                 assert torch.equal(one[key], other[key][:6])
@@ -128,7 +128,7 @@ def test_both_arms_see_the_same_labelled_samples_in_the_same_order(finished, con
 def test_order_and_views_go_on_from_stage_to_stage(finished):
     """The second experience does not repeat the first one's views; a stage's own epochs differ too."""
     run = finished("lwf")
-    assert [run._first_epoch(stage(run, name)) for name in ("experience1", "alone2", "alone", "distilled", "joint")] == [0, 2, 4, 4, 0]
+    assert [run.experiment.first_epoch(stage(run, name)) for name in ("experience1", "alone2", "alone", "distilled", "joint")] == [0, 2, 4, 4, 0]
     assert {int(view) for batch in batches(run, "alone") for view in batch["view"]} == {4, 5}
 
 
@@ -136,7 +136,7 @@ def test_order_and_views_go_on_from_stage_to_stage(finished):
 def test_a_student_starts_as_the_one_before_with_fresh_rows_for_the_new_classes(finished, config, names):
     run = finished(config)
     for name in names:
-        before, start, fresh = state(run, run.source(stage(run, name))), run.distiller(stage(run, name)).student.state_dict(), run.learner(stage(run, name)).state_dict()
+        before, start, fresh = state(run, run.experiment.source(stage(run, name))), run.experiment.distiller(stage(run, name), run.files).student.state_dict(), run.experiment.learner(stage(run, name)).state_dict()
         t = len(stage(run, name).arguments["sizes"]) - 1
         assert set(start) - set(before) == {f"fc.blocks.{t}.weight", f"fc.blocks.{t}.bias"}
         assert same({key: start[key] for key in before}, before)
@@ -146,7 +146,7 @@ def test_a_student_starts_as_the_one_before_with_fresh_rows_for_the_new_classes(
 @pytest.mark.parametrize("config, name", [("lwf", "distilled"), ("gd", "main3")])
 def test_teachers_are_the_models_before_and_stay_so_bit_for_bit(finished, config, name):
     run = finished(config)
-    distiller = run.distiller(stage(run, name))
+    distiller = run.experiment.distiller(stage(run, name), run.files)
     origins = {role: state(run, origin) for role, origin in stage(run, name).teachers.items()}
     optimizer = torch.optim.SGD(distiller.parameters(), lr=0.1)
     distiller.train()
@@ -163,8 +163,8 @@ def test_a_warm_up_moves_the_new_head_and_nothing_else(tmp_path, no_report):
     run.train(only=["experience1", "warm_taught2", "taught2"])
     before, warm, after = (state(run, name) for name in ("experience1", "warm_taught2", "taught2"))
     assert same({key: warm[key] for key in before}, before) and set(warm) - set(before) == {"fc.blocks.1.weight", "fc.blocks.1.bias"}
-    assert not torch.equal(warm["fc.blocks.1.weight"], run.learner(stage(run, "taught2")).state_dict()["fc.blocks.1.weight"])
-    assert same(run.distiller(stage(run, "taught2")).student.state_dict(), warm)
+    assert not torch.equal(warm["fc.blocks.1.weight"], run.experiment.learner(stage(run, "taught2")).state_dict()["fc.blocks.1.weight"])
+    assert same(run.experiment.distiller(stage(run, "taught2"), run.files).student.state_dict(), warm)
     assert {"norm1.running_mean", "conv1.weight", "fc.blocks.0.weight"} <= {key for key in warm if not torch.equal(warm[key], after[key])}
     assert run.done["warm_taught2"]["matrix"][0] == run.done["taught2"]["matrix"][0] == [run.done["experience1"]["accuracy_on_1"]]
     assert [len(row) for row in run.done["taught2"]["matrix"]] == [1, 2]
@@ -179,7 +179,7 @@ def test_old_heads_that_do_not_train_stay_bit_for_bit(tmp_path, no_report):
     statistics = [[s[f"norm1.running_{kind}"] for kind in ("mean", "var")] for s in (first, third, joint)]
     assert all(torch.equal(a, b) for a, b in zip(*statistics[:2])) and statistics[0][0].abs().sum() > 0 < statistics[2][0].abs().sum()
     assert not torch.equal(second["conv1.weight"], third["conv1.weight"])
-    fresh = run.model("student").state_dict()
+    fresh = run.experiment.model("student").state_dict()
     assert not any(torch.equal(joint[key], fresh[key]) for key in joint if "blocks" in key)
 
 
@@ -227,7 +227,7 @@ def test_evaluate_against_a_loop(classes, sizes):
 def test_what_a_run_reports_is_what_its_models_do(finished):
     run = finished("lwf")
     for name, t in (("experience1", 0), ("taught2", 1), ("distilled", 2), ("joint", 2)):
-        test = run.data_set(run.setting(stage(run, name), "data"), "test")
+        test = run.experiment.data_set(run.experiment.setting(stage(run, name), "data"), "test")
         with torch.no_grad():
             logits = torch.cat([batch_of(run.trained(name), test, i) for i in range(len(test))])
         expected = slow_figures(logits, test.target, (2, 2, 3)[:t + 1])
@@ -249,7 +249,7 @@ def hand_made(rows):
 def test_the_summary_of_hand_made_numbers(tmp_path, config, options, names):
     """Other stages of the same experiences, before and beside, have other numbers and take no part."""
     run = run_of(tmp_path, config, **options)
-    for number, one in enumerate(run.stages):
+    for number, one in enumerate(run.experiment.stages):
         run.files.finish(one.name, hand_made([number] * 3))
     matrix = [[80.0], [50.0, 70.0], [30.0, 20.0, 90.0]]
     for name, row in zip(names[:2], matrix):
@@ -297,11 +297,11 @@ def test_columns_follow_the_order_in_training_test_and_file(finished):
     run = finished("lwf")
     for name, classes in (("experience1", ORDER[:2]), ("taught2", ORDER[:4]), ("distilled", ORDER)):
         assert weights(run, name)["meta"]["classes"] == [CLASSES[c] for c in classes]
-        data = run.setting(stage(run, name), "data")
+        data = run.experiment.setting(stage(run, name), "data")
         for part, own in (("train", classes[-(2, 2, 3)[len(stage(run, name).arguments["sizes"]) - 1]:]), ("test", classes)):
-            made = run.data_set(data, part)
+            made = run.experiment.data_set(data, part)
             source = made.sources[0]
-            assert {(CLASSES[int(source.target[i])], int(y)) for i, y in zip(made._place, made.target)} == {(CLASSES[c], ORDER.index(c)) for c in own}
+            assert {(CLASSES[int(source.target[i])], int(y)) for i, y in zip(made.places, made.target)} == {(CLASSES[c], ORDER.index(c)) for c in own}
     assert read_weights(run.work_dir / "student.pth")[1]["classes"] == [CLASSES[c] for c in ORDER]
 
 
@@ -310,7 +310,7 @@ def test_a_drawn_order_is_one_for_all_stages_of_a_seed(tmp_path):
     for seed in (0, 1):
         run = run_of(tmp_path, seed=seed, **{f"data.{part}.stream.order": None for part in ("train", "test")})
         torch.manual_seed(99 + seed)
-        found = [run.data_set(run.setting(one, "data"), part).classes for one in reversed(run.stages) for part in ("test", "train")]
+        found = [run.experiment.data_set(run.experiment.setting(one, "data"), part).classes for one in reversed(run.experiment.stages) for part in ("test", "train")]
         orders[seed] = max(found, key=len)
         assert all(classes == orders[seed][:len(classes)] for classes in found) and sorted(orders[seed]) == CLASSES
     assert orders[0] != orders[1]
@@ -321,26 +321,26 @@ def test_training_and_test_of_different_classes(tmp_path):
         run_of(tmp_path, data__test__stream__order=[0, 1, 5, 4, 3, 2, 6]).train()
     with pytest.raises(ValueError, match=r"'experience1': the student's head has 3 columns \(3,\), the stream has brought 2 classes: \['e', 'b'\]"):
         run = run_of(tmp_path, student__sizes=(3, 4))
-        run.train_loader(run.stages[0])
+        run.experiment.train_loader(run.experiment.stages[0])
     assert not list(tmp_path.iterdir())
 
 
 def test_a_test_stream_in_another_order_within_its_experiences(tmp_path):
     """By name: the columns are the training stream's."""
     run = run_of(tmp_path, data__test__stream__order=[1, 4, 0, 5, 6, 3, 2])
-    for one in run.stages:
-        data = run.setting(one, "data")
-        made = run.data_set(data, "test")
+    for one in run.experiment.stages:
+        data = run.experiment.setting(one, "data")
+        made = run.experiment.data_set(data, "test")
         assert made.classes == [CLASSES[c] for c in ORDER[:len(made.classes)]]
         source = made.sources[0]
-        assert {(int(source.target[i]), int(y)) for i, y in zip(made._place, made.target)} == {(c, ORDER.index(c)) for c in ORDER[:len(made.classes)]}
+        assert {(int(source.target[i]), int(y)) for i, y in zip(made.places, made.target)} == {(c, ORDER.index(c)) for c in ORDER[:len(made.classes)]}
         assert made.class_counts.tolist() == torch.bincount(made.target).tolist()
 
 
 # Exemplars and the pool -------------------------------------------------------------------------------------------------
 def test_the_training_sets_of_a_run_with_exemplars(finished):
     run = finished("gd")
-    sets = {name: run.train_loader(stage(run, name)).dataset for name in ("experience1", "main2", "alone2", "main3", "alone", "joint")}
+    sets = {name: run.experiment.train_loader(stage(run, name), run.files).dataset for name in ("experience1", "main2", "alone2", "main3", "alone", "joint")}
     assert {name: made.class_counts.tolist() for name, made in sets.items()} == {
         "experience1": [12, 12], "main2": [2, 3, 12, 12], "alone2": [2, 3, 12, 12], "main3": [1, 1, 1, 2, 12, 12, 12], "alone": [1, 1, 1, 2, 12, 12, 12], "joint": [12] * 7}
     assert {name: int((made.target == -100).sum()) > 0 for name, made in sets.items()} == {
@@ -351,14 +351,14 @@ def test_what_is_taken_from_the_pool_is_chosen_once_by_the_student_before(finish
     run = finished("gd")
     files = {path.stem: torch.load(path, weights_only=True) for path in (run.work_dir / "sampled").iterdir()}
     assert set(files) == {"experience1", "taught2"}
-    pool = run.data_set(run.config["data"], "train").pool
+    pool = run.experiment.data_set(run.experiment.config["data"], "train").pool
     for before, names, labelled in (("experience1", ("current2", "main2", "taught2"), 29), ("taught2", ("current3", "main3", "distilled"), 41)):
         found = files[before]
         index = torch.cat([found["confident"], found["random"]]).sort().values
         for name in names:
-            made = run.train_loader(stage(run, name)).dataset
-            assert torch.equal(made._place[made.target == -100], index) and int((made.target >= 0).sum()) == labelled
-            assert {int(i) for batch in batches(run, name) for i in made._place[batch["index"][6:]]} <= set(index.tolist())
+            made = run.experiment.train_loader(stage(run, name), run.files).dataset
+            assert torch.equal(made.places[made.target == -100], index) and int((made.target >= 0).sum()) == labelled
+            assert {int(i) for batch in batches(run, name) for i in made.places[batch["index"][6:]]} <= set(index.tolist())
         with torch.no_grad():
             scores = torch.cat([run.trained(before)(plain(pool, i)) for i in range(len(pool))])
         per_class = (labelled - round(0.7 * labelled)) // scores.shape[1]
@@ -372,10 +372,10 @@ def plain(pool, i):
 
 def test_before_the_model_is_there_the_choice_is_random_and_not_kept(tmp_path):
     run = run_of(tmp_path / "run", "gd")
-    made = run.train_loader(stage(run, "main2")).dataset
+    made = run.experiment.train_loader(stage(run, "main2"), run.files).dataset
     assert int((made.target == -100).sum()) == 29 and not (tmp_path / "run").exists()
-    rows = dry_run(run)
-    assert [row["stage"] for row in rows] == [one.name for one in run.stages] and not (tmp_path / "run").exists()
+    rows = dry_run(run.experiment)
+    assert [row["stage"] for row in rows] == [one.name for one in run.experiment.stages] and not (tmp_path / "run").exists()
 
 
 def test_a_former_run_in_the_folder_has_no_say(tmp_path, no_report):
@@ -386,8 +386,8 @@ def test_a_former_run_in_the_folder_has_no_say(tmp_path, no_report):
     run.train(only=["experience1", "current2"])
     ours, theirs = (torch.load(folder / "sampled" / "experience1.pth", weights_only=True) for folder in (tmp_path / "run", tmp_path / "run.1"))
     assert max(torch.cat([*theirs.values()]).tolist()) >= 60 > max(torch.cat([*ours.values()]).tolist())
-    made = run.train_loader(stage(run, "current2")).dataset
-    assert made._place[made.target == -100].tolist() == sorted(torch.cat([*ours.values()]).tolist())
+    made = run.experiment.train_loader(stage(run, "current2"), run.files).dataset
+    assert made.places[made.target == -100].tolist() == sorted(torch.cat([*ours.values()]).tolist())
 
 
 # Stopping and going on --------------------------------------------------------------------------------------------------
@@ -458,16 +458,16 @@ def test_map_style_data_sets_learn(tmp_path, no_report, kind):
 def test_global_distillation_with_a_map_style_pool(tmp_path, no_report):
     run = run_of(tmp_path / "run", "gd", **on("Listed"), **{"data.train.pool": {"type": "small_streams.only_inputs", "per_class": 10}})
     assert "main2" in run.train(only=["experience1", "current2", "main2"])["stages"]
-    made = run.train_loader(stage(run, "main2")).dataset
+    made = run.experiment.train_loader(stage(run, "main2"), run.files).dataset
     kept = torch.load(run.work_dir / "sampled" / "experience1.pth", weights_only=True)
-    assert sorted(made._place[made.target == -100].tolist()) == sorted(torch.cat([*kept.values()]).tolist())
+    assert sorted(made.places[made.target == -100].tolist()) == sorted(torch.cat([*kept.values()]).tolist())
 
 
 def test_a_seed_draws_one_order_for_samples_that_have_to_be_read(tmp_path):
     run = run_of(tmp_path, **on("Dicts"), **{f"data.{part}.stream.order": None for part in ("train", "test")})
-    sets = [run.data_set(run.config["data"], part) for part in ("train", "test")]
+    sets = [run.experiment.data_set(run.experiment.config["data"], part) for part in ("train", "test")]
     assert sets[0].classes == sets[1].classes and len(sets[0].classes) == 7
-    run.train_loader(run.stages[0])
+    run.experiment.train_loader(run.experiment.stages[0])
 
 
 @pytest.mark.parametrize("options", [{}, LWM], ids=["lwf", "lwm"])
@@ -509,16 +509,16 @@ def test_a_file_of_an_earlier_experience_may_begin_a_student_but_is_no_whole_tea
     file = str(finished("lwf").folder(stage(finished("lwf"), "taught2")) / "last.pth")
     config = {**small(), "stages": [{"name": "alone", "student": file}, {"name": "distilled", "student": file, "teachers": {"teacher": file}}]}
     run = Run(config, tmp_path, device="cpu", quiet=True)
-    before, start = state(finished("lwf"), "taught2"), run.distiller(stage(run, "alone")).student.state_dict()
+    before, start = state(finished("lwf"), "taught2"), run.experiment.distiller(stage(run, "alone"), run.files).student.state_dict()
     assert same({key: start[key] for key in before}, before) and len(start) == len(before) + 2
     with pytest.raises(ConfigError, match="the config has no model 'teacher'"):
-        run.distiller(stage(run, "distilled"))
+        run.experiment.distiller(stage(run, "distilled"), run.files)
     config["teachers"] = {"teacher": {**config["student"], "checkpoint": file}}
     with pytest.raises(ValueError, match="missing: fc.blocks.2.weight, fc.blocks.2.bias"):
-        (run := Run(config, tmp_path, device="cpu", quiet=True)).distiller(stage(run, "distilled"))
+        (run := Run(config, tmp_path, device="cpu", quiet=True)).experiment.distiller(stage(run, "distilled"), run.files)
     config["teachers"]["teacher"]["sizes"] = (2, 2)
     run = Run(config, tmp_path, device="cpu", quiet=True)
-    assert same(run.distiller(stage(run, "distilled")).model("teacher").state_dict(), before)
+    assert same(run.experiment.distiller(stage(run, "distilled"), run.files).model("teacher").state_dict(), before)
 
 
 def evaluated(capsys, *arguments):

@@ -8,6 +8,7 @@ from kdtasks.core.weights import load_weights
 from kdtasks.engine import config as configs
 from kdtasks.engine.dry_run import dry_run
 from kdtasks.engine.loader import Loader
+from kdtasks.engine.preparation import preparation
 from kdtasks.engine.run import Run
 from kdtasks.metric_learning import data, trainer
 from kdtasks.metric_learning.retrieval import recall_and_map
@@ -31,7 +32,7 @@ def config(**changes):
 
 
 def state(run, stage):
-    return torch.load(run.folder(next(s for s in run.stages if s.name == stage)) / "last.pth", weights_only=True)
+    return torch.load(run.folder(next(s for s in run.experiment.stages if s.name == stage)) / "last.pth", weights_only=True)
 
 
 @pytest.fixture
@@ -41,16 +42,16 @@ def no_pictures(monkeypatch):
 
 def test_a_whole_run(tmp_path):
     run = Run(config(length={"iterations": 40}), tmp_path / "run", device="cpu", quiet=True)
-    batch = next(iter(run.train_loader(run.stages[0])))
+    batch = next(iter(run.experiment.train_loader(run.experiment.stages[0])))
     assert batch["target"].view(5, 6).unique(dim=1).shape == (5, 1)
     results = run.train()
     assert list(results["stages"]) == ["teacher", "alone", "distilled"] and results["primary"] == "recall_at_1"
     assert {name for name in results["stages"]["distilled"] if name != "seconds"} == FIGURES
-    untrained = trainer.evaluate(run.model("teacher").eval(), run.test_loader(run.stages[-1]))
+    untrained = trainer.evaluate(run.experiment.model("teacher").eval(), run.experiment.test_loader(run.experiment.stages[-1]))
     assert results["stages"]["teacher"]["map_at_r"] > untrained["map_at_r"]
-    plain = run.model("student")
+    plain = run.experiment.model("student")
     load_weights(plain, tmp_path / "run" / "student.pth")
-    again = trainer.evaluate(plain.eval(), run.test_loader(run.stages[-1]))
+    again = trainer.evaluate(plain.eval(), run.experiment.test_loader(run.experiment.stages[-1]))
     assert {name: results["stages"]["distilled"][name] for name in FIGURES} == pytest.approx(again)
     assert (tmp_path / "run" / "report.html").read_text().count("data:image/") >= 5
     titles = [title for title, _ in trainer.pictures(run)]
@@ -93,13 +94,13 @@ def test_embeddings_in_the_data_need_no_teacher_and_the_control_does_not_see_the
     torch.save(trainer.embeddings_of(teacher, Loader(train, 100, shuffle=False))[0], kept)
     full = config(data={"train": {"type": "kdtasks.metric_learning.data.with_teacher", "embeddings": str(kept), "dataset": DIGITS},
                         "test": {**DIGITS, "train": False}, "batch_size": 30, "per_class": 6})
-    full["teachers"]["teacher"]["checkpoint"] = str(first.folder(first.stages[0]) / "last.pth")
+    full["teachers"]["teacher"]["checkpoint"] = str(first.folder(first.experiment.stages[0]) / "last.pth")
     run = Run(full, tmp_path / "second", device="cpu", quiet=True)
-    assert [stage.name for stage in run.stages] == ["alone", "distilled"]
-    distiller = run.distiller(run.stages[-1])
+    assert [stage.name for stage in run.experiment.stages] == ["alone", "distilled"]
+    distiller = run.experiment.distiller(run.experiment.stages[-1], run.files)
     calls = []
     distiller.teachers["teacher"].model.register_forward_hook(lambda *args: calls.append(1))
-    batch = next(iter(run.train_loader(run.stages[-1])))
+    batch = next(iter(run.experiment.train_loader(run.experiment.stages[-1])))
     distiller.build(batch)
     calls.clear()
     losses = distiller(batch)
@@ -114,10 +115,10 @@ def test_embeddings_in_the_data_need_no_teacher_and_the_control_does_not_see_the
 def test_the_cache_keeps_the_teachers_embeddings(tmp_path, no_pictures):
     run = Run(config(cache={"views": 2}), tmp_path, device="cpu", quiet=True)
     run.train(only=["teacher"])
-    stage = run.stages[-1]
-    distiller, loader = run.distiller(stage), run.train_loader(stage)
+    stage = run.experiment.stages[-1]
+    distiller, loader = run.experiment.distiller(stage, run.files), run.experiment.train_loader(stage)
     distiller.build(next(iter(loader)))
-    prepare, teacher = run.cache(stage, distiller), run.trained("teacher")
+    prepare, teacher = preparation(run.experiment, stage, distiller, run.files, next(iter(loader))), run.trained("teacher")
     for epoch in range(3):
         batch = next(iter(loader.epoch(epoch)))
         kept, live = prepare(batch)["teacher"].float(), teacher(batch["input"])
@@ -163,7 +164,7 @@ def test_an_embedder_that_knows_the_class_has_hundred_of_everything():
 
 
 def test_dry_run_and_example():
-    rows = dry_run(Run(config(), "unused", device="cpu"))
+    rows = dry_run(Run(config(), "unused", device="cpu").experiment)
     assert [row["stage"] for row in rows] == ["teacher", "alone", "distilled"]
     assert rows[-1]["shapes"]["student"] == (30, 6) and rows[-1]["shapes"]["teacher"] == (30, 6)
     batch = trainer.example(config(), 30)

@@ -138,9 +138,9 @@ def test_a_network_that_gives_the_bicubic_picture_is_reported(photos, enlarged):
 @pytest.mark.parametrize("settings", [{}, {"color": "rgb"}, {"enlarged": True}], ids=str)
 def test_example_has_the_shapes_of_the_data(photos, settings):
     run = Run(config(photos, **settings), "unused", device="cpu")
-    real, made = next(iter(run.train_loader(run.stages[0]))), trainer.example(run.config, 4)
+    real, made = next(iter(run.experiment.train_loader(run.experiment.stages[0]))), trainer.example(run.experiment.config, 4)
     assert all(made[name].shape == real[name].shape for name in ("input", "target", "index"))
-    assert run.distiller(run.stages[0], "nothing").build(made)
+    assert run.experiment.distiller(run.experiment.stages[0], load=False).build(made)
 
 
 # A run ------------------------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def test_a_whole_run_and_its_pictures(finished):
     stages = finished.results["stages"]
     assert list(stages) == ["teacher", "alone", "round0", "distilled"]
     assert {name for name in stages["distilled"] if name != "seconds"} == {"psnr_y", "ssim_y"}
-    loader = finished.test_loader(finished.stages[-1])
+    loader = finished.experiment.test_loader(finished.experiment.stages[-1])
     assert trainer.evaluate(finished.trained("distilled"), loader)["psnr_y"] == pytest.approx(stages["distilled"]["psnr_y"])
     titles = [title for title, _ in trainer.pictures(finished)]
     assert [title.split()[0] for title in titles] == ["4", "Errors", "AIL's", "Gain"] and "luma alone" in titles[0]
@@ -176,8 +176,8 @@ def test_ssim_has_four_digits_wherever_it_is_shown(finished, photos, tmp_path, c
 
 def test_the_importance_drawn_is_that_of_the_rounds(finished):
     from kdtasks.super_resolution.pictures import look
-    _, shown = look({}, finished.test_loader(finished.stages[0]), 2)
-    maps = trainer.importance_of(finished, finished.stages, shown)
+    _, shown = look({}, finished.experiment.test_loader(finished.experiment.stages[0]), 2)
+    maps = trainer.importance_of(finished, finished.experiment.stages, shown)
     assert list(maps) == ["round0", "distilled"]
     for k, one in enumerate(shown):
         with torch.no_grad():
@@ -196,7 +196,7 @@ def test_pictures_of_what_there_is(finished, tmp_path, without, titles, names):
     shutil.copytree(finished.work_dir, tmp_path / "run")
     done = {name: values for name, values in finished.done.items() if name not in without}
     (tmp_path / "run" / "stages" / "done.json").write_text(json.dumps(done))
-    drawn = trainer.pictures(Run(finished.config, tmp_path / "run", device="cpu", quiet=True))
+    drawn = trainer.pictures(Run(finished.experiment.config, tmp_path / "run", device="cpu", quiet=True))
     assert [title.split()[0] for title, _ in drawn] == titles
     if drawn:
         assert [text.get_text() for text in drawn[1][1].texts if text.get_weight() == "bold"][1:len(names) + 1] == names
@@ -208,7 +208,7 @@ def no_pictures(monkeypatch):
 
 
 def test_a_teacher_from_a_file_is_drawn_and_a_former_student_is_not(photos, finished, tmp_path, no_pictures):
-    file, full = str(finished.folder(finished.stages[0]) / "last.pth"), config(photos)
+    file, full = str(finished.folder(finished.experiment.stages[0]) / "last.pth"), config(photos)
     full["stages"] = full["stages"][1:]
     for stage in full["stages"][1:]:
         stage["teachers"] = {"previous": "round0.last", "teacher": file} if stage["name"] == "distilled" else {"teacher": file}
@@ -336,7 +336,7 @@ def test_predict_agrees_with_evaluate(photos, tmp_path, enlarged):
     trainer.predict(model, full, photos / "test", tmp_path / "out", measured=True)
     run = Run(full, "unused", device="cpu")
     with torch.no_grad():
-        found = trainer.evaluate(model, run.test_loader(run.stages[0]))
+        found = trainer.evaluate(model, run.experiment.test_loader(run.experiment.stages[0]))
     mean = json.loads((tmp_path / "out" / "figures.json").read_text())["mean"]
     assert (mean["psnr_y"], mean["ssim_y"]) == pytest.approx((found["psnr_y"], found["ssim_y"]))
 

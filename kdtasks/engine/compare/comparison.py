@@ -40,8 +40,8 @@ def compare(configs: Mapping[str, Mapping], seeds: Sequence[int], work_dir: str 
         lock.check_free(job.folder)
     for arm in arms:
         if any(job in todo for job in arm.jobs.values()):
-            check(arm.run)
-            arm.run._sets.clear()                                       # the data is read again by the runs that need it
+            check(arm.experiment)
+            arm.experiment.data.clear()          # the data is read again by the runs that need it
     run_jobs(todo, device, workers, devices, quiet)
     result = collect(arms, jobs, list(seeds), work_dir, teacher_per_seed)
     checkpoint.save_json(result, work_dir / "compare.json")

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdtasks.core.stages import Stage, final_stage
+from kdtasks.core.stages import Stage
 from kdtasks.engine import config as configurations
 from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.run import Run
 
 TEACHER_SEED = 0                               # of the one teacher that all seeds share
@@ -76,6 +77,7 @@ class ConfigArm:
     """One config of a comparison.
 
     Attributes:
+        experiment: what the config describes.
         final: the stage whose student is compared.
         teachers: the stages that train a teacher; none where checkpoints are given.
         shared: ``{stage: (its config on its own, the stages that lead to it and itself)}`` of those that no teacher led to:
@@ -85,19 +87,21 @@ class ConfigArm:
     """
 
     def __init__(self, name: str, config: Mapping, device: str | None):
-        self.name, self.run = name, Run(config, "unused", 0, device, name, quiet=True)
-        stages = {stage.name: stage for stage in self.run.stages}
-        final = final_stage(self.run.stages)
+        self.name = name
+        self.experiment = experiment = Experiment(config, 0, device, name)
+        stages = {stage.name: stage for stage in experiment.stages}
+        final = experiment.final
         if final is None or "alone" not in stages:
             raise ConfigError(f"{name}: there must be a stage 'alone' and another that trains the student, to compare them; "
                               f"there are {list(stages)}")
         self.final = final.name
-        chains = {name: self.run.chain(stage) for name, stage in stages.items()}
+        chains = {name: experiment.chain(stage) for name, stage in stages.items()}
         chains = {name: chain for name, chain in chains.items()
-                  if not any(s.taught or self.run.unlabelled(s) for s in chain)}
+                  if not any(s.taught or experiment.unlabelled(s) for s in chain)}
         self.teachers = [name for name, chain in chains.items() if stages[name].model != "student" and len(chain) == 1]
-        ends = {name for name, chain in chains.items() if len(chain) == 1} - {self.run.source(s) for s in stages.values()}
-        self.shared = {name: (on_its_own(self.run, chain), [stage.name for stage in chain]) for name, chain in chains.items()
+        ends = {name for name, chain in chains.items() if len(chain) == 1} - {experiment.source(s) for s in stages.values()}
+        self.shared = {name: (on_its_own(experiment, chain), [stage.name for stage in chain])
+                       for name, chain in chains.items()
                        if name in self.teachers or name == "alone" or name in ends}
         self.jobs: dict[int, TrainingJob] = {}
         self.controls: dict[int, TrainingJob] = {}
@@ -111,23 +115,23 @@ class ConfigArm:
             needs[stage] = jobs.setdefault(folder, TrainingJob(stage, config, folder, its_seed, chain, shared=True))
             if self.name not in needs[stage].used_by:
                 needs[stage].used_by.append(self.name)
-        names, config = [stage.name for stage in self.run.stages], self.run.config
+        names, config = [stage.name for stage in self.experiment.stages], self.experiment.config
         folder = work_dir / f"{self.name}_{_hash([config, bool(self.teachers) and teacher_per_seed])}" / f"seed{seed}"
         given = {stage: job for job in needs.values() for stage in job.stages if stage in names}
         self.jobs[seed] = jobs[folder] = TrainingJob(self.name, config, folder, seed, names, given, [self.name])
         self.controls[seed] = needs.get("alone", self.jobs[seed])
 
 
-def on_its_own(run: Run, chain: Sequence[Stage]) -> dict:
+def on_its_own(experiment: Experiment, chain: Sequence[Stage]) -> dict:
     """A config of the last of these stages and of those that lead to it, without all that cannot matter to them.
 
     Equal ones train equal weights. Without teachers, neither these matter, nor other models, nor unlabelled samples.
     """
-    config, stage = run.config, chain[-1]
+    config, stage = experiment.config, chain[-1]
     if len(chain) > 1:
-        own = [{**{key: getattr(s, key) for key in OWN_KEYS}, "student": run.source(s) or s.student,
-                "optimizer_state": s.optimizer_state, **_settings(run, s)} for s in chain]
-        return {**config, **_settings(run, stage), "teachers": {}, "models": {}, "peers": [], "teacher_training": {},
+        own = [{**{key: getattr(s, key) for key in OWN_KEYS}, "student": experiment.source(s) or s.student,
+                "optimizer_state": s.optimizer_state, **_settings(experiment, s)} for s in chain]
+        return {**config, **_settings(experiment, stage), "teachers": {}, "models": {}, "peers": [], "teacher_training": {},
                 "cache": None, "losses": stage.losses, "stages": own}
     spec = {"student": config["student"], **config["teachers"], **config["models"]}[stage.model]
     if stage.name == "alone" and stage.model == "student":
@@ -135,13 +139,13 @@ def on_its_own(run: Run, chain: Sequence[Stage]) -> dict:
     if stage.model != "student":                                        # how it teaches later does not matter here
         spec = {k: v for k, v in spec.items() if k not in configurations.TEACHER_KEYS}
     teachers = {} if stage.model == "student" else {stage.model: spec}
-    return {**config, **_settings(run, stage), "student": spec, "teachers": teachers, "control": {},
+    return {**config, **_settings(experiment, stage), "student": spec, "teachers": teachers, "control": {},
             "models": {}, "peers": [], "teacher_training": {}, "cache": None, "losses": stage.losses,
             "stages": [{key: getattr(stage, key) for key in OWN_KEYS}]}
 
 
-def _settings(run: Run, stage: Stage) -> dict:
-    settings = {key: run.setting(stage, key) for key in configurations.TRAINING_KEYS}
+def _settings(experiment: Experiment, stage: Stage) -> dict:
+    settings = {key: experiment.setting(stage, key) for key in configurations.TRAINING_KEYS}
     return {**settings, "data": {**settings["data"], "unlabelled_per_batch": 0}}
 
 
@@ -155,7 +159,7 @@ def plan_jobs(configs: Mapping[str, Mapping], seeds: Sequence[int], work_dir: Pa
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"expected different seeds, got {list(seeds)}")
     arms = [ConfigArm(name, config, device) for name, config in configs.items()]
-    metrics = {arm.run.task.PRIMARY: arm.name for arm in arms}
+    metrics = {arm.experiment.task.PRIMARY: arm.name for arm in arms}
     if len(metrics) > 1:
         raise ConfigError("the configs measure different things: " + ", ".join(f"{n} {m}" for m, n in metrics.items()))
     jobs: dict[Path, TrainingJob] = {}

@@ -10,7 +10,7 @@ from kdtasks.engine.compare.statistics import CONFIDENCE, summary, verdict
 def collect(arms: Sequence[ConfigArm], jobs: Sequence[TrainingJob], seeds: list[int], work_dir: Path,
             teacher_per_seed: bool) -> dict:
     """The content of ``compare.json``."""
-    task, shared = arms[0].run.task, {}
+    task, shared = arms[0].experiment.task, {}
     for job in jobs:
         if job.shared:
             folder = str(job.folder.parent.relative_to(work_dir))
@@ -33,7 +33,7 @@ def _row(arm: ConfigArm, seeds: list[int], task, work_dir: Path, teacher_per_see
     differences = [b - a for a, b in zip(alone, distilled)]
     word, why = verdict(differences, task.HIGHER_IS_BETTER)
     teachers = {name: [stages[name][task.PRIMARY] for stages in own[:None if teacher_per_seed else 1]] for name in arm.teachers}
-    given = {name: spec["checkpoint"] for name, spec in arm.run.config["teachers"].items() if spec.get("checkpoint")}
+    given = {name: spec["checkpoint"] for name, spec in arm.experiment.config["teachers"].items() if spec.get("checkpoint")}
     seconds = [sum(values["seconds"] for stage, values in stages.items() if stage not in arm.jobs[seed].given)
                for seed, stages in zip(seeds, own)]
     return {"stage": arm.final, "teachers": {**given, **teachers}, **paired, "differences": differences,

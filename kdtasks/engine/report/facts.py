@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from kdtasks.core.stages import final_stage, stage_reference
+from kdtasks.core.stages import stage_reference
 from kdtasks.engine.config import plain
 from kdtasks.engine.show import decimals
 
@@ -21,16 +21,18 @@ LISTED = 20                                                      # unfinished st
 
 def distilled_stage(run) -> str | None:
     """The name of the stage whose student counts."""
-    final = final_stage(run.stages)
+    final = run.experiment.final
     return final and final.name
 
 
 def stages_on_the_way(run) -> set[str]:
     """Stages that others go on with or learn from, and whose student is not yet the network of "alone": by its ``arguments`` it
     knows fewer classes, say, so that the two cannot be compared."""
-    students = {s.name: plain({**run.specs["student"], **s.arguments}) for s in run.stages if s.model == "student"}
-    used = {run.source(stage) for stage in run.stages}
-    for origin in (origin for stage in run.stages for origin in stage.teachers.values()):
+    experiment = run.experiment
+    students = {s.name: plain({**experiment.specs["student"], **s.arguments})
+                for s in experiment.stages if s.model == "student"}
+    used = {experiment.source(stage) for stage in experiment.stages}
+    for origin in (origin for stage in experiment.stages for origin in stage.teachers.values()):
         route = [origin] if isinstance(origin, str) else origin or []
         used |= {reference[0] for source in route if (reference := stage_reference(source, students))}
     return {name for name, network in students.items() if name in used and network != students.get("alone", network)}
@@ -44,7 +46,7 @@ def comparable(run, found: Mapping[str, object]) -> dict:
 
 def histories(run) -> dict[str, list[dict]]:
     """``{stage: history}`` of the stages that have begun, finished or not."""
-    paths = {stage.name: run.folder(stage) / "history.json" for stage in run.stages}
+    paths = {stage.name: run.folder(stage) / "history.json" for stage in run.experiment.stages}
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
 
 
@@ -101,8 +103,9 @@ def duration(seconds) -> str:
 
 def parameter_counts(run) -> dict[str, int]:
     """``{model: number of parameters}`` of the models that stages train."""
-    names = dict.fromkeys(stage.model for stage in run.stages)
-    return {name: parameter_count(run.model(name)) for name in names}
+    experiment = run.experiment
+    names = dict.fromkeys(stage.model for stage in experiment.stages)
+    return {name: parameter_count(experiment.model(name)) for name in names}
 
 
 def parameter_count(model: torch.nn.Module) -> int:
@@ -121,20 +124,22 @@ def weight_text(entry: Mapping) -> str:
 
 def teachers_of(run, stage) -> str:
     """Teachers, and where each comes from; of a file its name only."""
+    experiment = run.experiment
     known = []
     for name, origin in stage.teachers.items():
-        origin = origin or (run.config["teachers"] | run.config["models"]).get(name, {}).get("checkpoint")
+        origin = origin or (experiment.config["teachers"] | experiment.config["models"]).get(name, {}).get("checkpoint")
         origins = [Path(str(o)).name for o in (origin if isinstance(origin, list | tuple) else [origin]) if o]
         known.append(f"{name} ({', '.join(origins)})" if origins and origins != [name] else name)
     of = [n for e in stage.losses.values() for n in ([e["of"]] if isinstance(e["of"], str) else e["of"])]
     if any(name.startswith("peer") for name in of):
-        known.append(f"{len(run.config['peers'])} peer(s)")
+        known.append(f"{len(experiment.config['peers'])} peer(s)")
     return ", ".join(known)
 
 
 def sentence(run) -> str:
     """The result in one sentence, good or bad."""
-    results, name, primary = run.results["stages"], distilled_stage(run), run.task.PRIMARY
+    experiment = run.experiment
+    results, name, primary = run.results["stages"], distilled_stage(run), experiment.task.PRIMARY
     suffix, title = unit(primary), primary.replace("_", " ")
     values = {stage: found[primary] for stage, found in results.items() if is_number(found.get(primary))}
     if name not in values:
@@ -142,19 +147,21 @@ def sentence(run) -> str:
             values = dict([*values.items()][-1:])
         have = ", ".join(f"{stage} {number(value)}{suffix}" for stage, value in comparable(run, values).items())
         return "No distilled student yet" + (f"; {title} so far: {have}." if have else ".")
-    text = f"{name}: {number(values[name])}{suffix} {title}" + ("" if run.task.HIGHER_IS_BETTER else " (lower is better)")
+    text = f"{name}: {number(values[name])}{suffix} {title}"
+    text += "" if experiment.task.HIGHER_IS_BETTER else " (lower is better)"
     if "alone" in values:
         gain = values[name] - values["alone"]
         text += f", {number(gain, signed=True)} against the same student alone ({number(values['alone'])}{suffix})"
-        if (gain < 0) == run.task.HIGHER_IS_BETTER or gain == 0:
+        if (gain < 0) == experiment.task.HIGHER_IS_BETTER or gain == 0:
             text += "; here the teacher did not help" if gain else "; no difference"
         if run.ended_early:
             text += "; the two have not had the same budget, since a hook has ended " + ", ".join(
                 f"{stage} {where}" for stage, where in run.ended_early.items())
     else:
-        state = "the control is not finished" if any(s.name == "alone" for s in run.stages) else "the run has no control"
+        controlled = any(stage.name == "alone" for stage in experiment.stages)
+        state = "the control is not finished" if controlled else "the run has no control"
         text += f"; {state}, so what the teacher brought is not known"
-    teachers = {stage: values[stage] for stage in run.config["teachers"] if stage in values}
+    teachers = {stage: values[stage] for stage in experiment.config["teachers"] if stage in values}
     for stage, value in teachers.items():
         text += f"; {'the teacher' if len(teachers) == 1 else stage} has {number(value)}{suffix}"
     return text + "."
@@ -167,31 +174,33 @@ def control(run) -> dict | None:
     the settings in which it is ``differing``, the ``rounds`` that it ends, what it ``starts_from``, and how many samples
     ``unlabelled`` it sees a step besides. ``ended``, which stages a hook has ended, and where. What there is none of is empty.
     """
-    alone = next((stage for stage in run.stages if stage.name == "alone"), None)
+    experiment = run.experiment
+    alone = next((stage for stage in experiment.stages if stage.name == "alone"), None)
     if alone is None:
         return None
-    changed = ", ".join(f"{key}={value!r}" for key, value in run.config["control"].items())
-    taught = next((stage for stage in run.stages if stage.name == distilled_stage(run)), None)
+    changed = ", ".join(f"{key}={value!r}" for key, value in experiment.config["control"].items())
+    taught = next((stage for stage in experiment.stages if stage.name == distilled_stage(run)), None)
     found = {"losses": loss_weights(alone), "changed": changed, "name": "", "differing": [], "rounds": None,
              "starts_from": "", "unlabelled": 0, "ended": run.ended_early}
     return found | (_differences(run, alone, taught) if taught else {})
 
 
 def _differences(run, alone, taught) -> dict:
-    before, after = run.chain(alone), run.chain(taught)
+    experiment = run.experiment
+    before, after = experiment.chain(alone), experiment.chain(taught)
     of_alone = [stage for stage in before if stage not in after] or [alone]
     of_taught = [stage for stage in after if stage not in before]
     in_rounds = len(of_taught) > 1 and _steps(run, of_taught) == _steps(run, of_alone)
     keys = ("optimizer",) if in_rounds else ("optimizer", "schedule", "length")
     found = {"name": taught.name,
-             "differing": [key for key in keys if run.setting(alone, key) != run.setting(taught, key)]}
+             "differing": [key for key in keys if experiment.setting(alone, key) != experiment.setting(taught, key)]}
     if in_rounds:
         found["rounds"] = {"count": len(of_taught), "first": of_taught[0].name,
                            "alone_from": of_alone[0].name if len(of_alone) > 1 else ""}
     elif taught.student != "fresh":
         found["starts_from"] = taught.student if taught.student == "keep" else Path(taught.student).name
     if taught.taught:
-        found["unlabelled"] = run.setting(taught, "data")["unlabelled_per_batch"]
+        found["unlabelled"] = experiment.setting(taught, "data")["unlabelled_per_batch"]
     return found
 
 
@@ -199,16 +208,17 @@ def _steps(run, stages) -> Counter:
     """Their lengths together, by unit."""
     total = Counter()
     for stage in stages:
-        length = run.setting(stage, "length")
+        length = run.experiment.setting(stage, "length")
         total.update(length if isinstance(length, Mapping) else {"epochs": length})
     return total
 
 
 def cards(run, parameters: Mapping[str, int]) -> list[dict]:
     """The numbers that count: alone, distilled, teacher; ``name``, ``value`` and ``lines`` below it of each."""
-    results, primary, distilled = run.results["stages"], run.task.PRIMARY, distilled_stage(run)
-    models = {stage.name: stage.model for stage in run.stages}
-    teachers = [name for name in run.config["teachers"] if name in results]
+    experiment = run.experiment
+    results, primary, distilled = run.results["stages"], experiment.task.PRIMARY, distilled_stage(run)
+    models = {stage.name: stage.model for stage in experiment.stages}
+    teachers = [name for name in experiment.config["teachers"] if name in results]
     found = []
     for name in dict.fromkeys(["alone", distilled, *teachers[:1]]):
         if not is_number(results.get(name, {}).get(primary)):
@@ -225,7 +235,7 @@ def cards(run, parameters: Mapping[str, int]) -> list[dict]:
 
 def unfinished(run) -> list[str]:
     """The stages that are missing, each with how far it has come; of many the first ones."""
-    missing = [stage.name for stage in run.stages if stage.name not in run.done]
+    missing = [stage.name for stage in run.experiment.stages if stage.name not in run.done]
     reached = {name: max((e["iteration"] for e in h), default=0) for name, h in histories(run).items()}
     found = [f"{name} (iteration {reached[name]})" if reached.get(name) else f"{name} (not begun)" for name in missing]
     return found if len(found) <= LISTED else [*found[:LISTED], f"and {len(found) - LISTED} more"]
@@ -251,10 +261,11 @@ def stage_table(run, parameters: Mapping[str, int]) -> dict:
     ``metrics`` names them; ``compared`` and ``costs`` say whether there are such columns; ``rows``, and ``way``, the rows of
     stages that are on the way.
     """
-    stages = {stage.name: stage for stage in run.stages}
+    experiment = run.experiment
+    stages = {stage.name: stage for stage in experiment.stages}
     results, way, metrics = run.results["stages"], stages_on_the_way(run), metric_names(run.results)
     alone = results.get("alone", {}).get(run.results["primary"])
-    not_compared = {"alone", *run.config["teachers"], *way}
+    not_compared = {"alone", *experiment.config["teachers"], *way}
     rows = {False: [], True: []}
     for name in dict.fromkeys([*stages, *results]):
         values, stage = results.get(name, {}), stages.get(name)
@@ -273,11 +284,14 @@ def stage_table(run, parameters: Mapping[str, int]) -> dict:
 def _parameters(run, stage, on_the_way: bool, parameters: Mapping[str, int]) -> str:
     if stage is None:
         return "–"
-    return f"{parameter_count(run.learner(stage)) if on_the_way else parameters[stage.model]:,}"
+    return f"{parameter_count(run.experiment.learner(stage)) if on_the_way else parameters[stage.model]:,}"
 
 
 def config_text(run) -> str:
     """The whole config, defaults included: the run's config.py, where it has been written."""
     path = run.work_dir / "config.py"
-    text = path.read_text(encoding="utf-8") if path.exists() else pprint.pformat(run.config, width=110, sort_dicts=False)
+    if path.exists():
+        text = path.read_text(encoding="utf-8")
+    else:
+        text = pprint.pformat(run.experiment.config, width=110, sort_dicts=False)
     return textwrap.dedent(text).strip()

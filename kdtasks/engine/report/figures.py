@@ -24,10 +24,13 @@ LARGEST = 1_300_000                                              # bytes of all 
 def stage_colors(run) -> dict[str, str]:
     """One colour for each stage and each teacher of the config, the same in every picture of a report; six others are different
     ones, and those on the way come last."""
-    teachers = [name for name in run.config["teachers"] if name != "alone"]
+    experiment = run.experiment
+    teachers = [name for name in experiment.config["teachers"] if name != "alone"]
     fixed = {"teacher": TEACHER, "alone": ALONE, facts.distilled_stage(run) or "distilled": DISTILLED}
     fixed |= {teachers[0]: TEACHER} if teachers and "teacher" not in teachers else {}
-    known = [*teachers, *(s.name for s in run.stages), *(name for s in run.stages for name in s.teachers), *run.done]
+    stages = experiment.stages
+    known = [*teachers, *(s.name for s in stages), *(name for s in stages for name in s.teachers),
+             *run.done]
     others = sorted((name for name in dict.fromkeys(known) if name not in fixed), key=facts.stages_on_the_way(run).__contains__)
     return fixed | {name: OTHERS[k % len(OTHERS)] for k, name in enumerate(others)}
 
@@ -35,7 +38,7 @@ def stage_colors(run) -> dict[str, str]:
 def draw(run) -> tuple[list, list]:
     """``[(title, figure)]`` of the results, and of the curves."""
     results, history, colors = run.results, facts.histories(run), stage_colors(run)
-    primary, charts, curves = run.task.PRIMARY, [], []
+    primary, charts, curves = run.experiment.task.PRIMARY, [], []
     values = {name: v[primary] for name, v in results["stages"].items() if facts.is_number(v.get(primary))}
     if values:
         shown, way = facts.comparable(run, values), facts.stages_on_the_way(run)

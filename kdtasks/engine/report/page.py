@@ -23,7 +23,7 @@ def write_report(run) -> None:
     with matplotlib.style.context(figures.STYLE, after_reset=True):
         (charts, curves), pictures, note = figures.draw(run), [], ""
         try:
-            pictures = [(str(title), figure) for title, figure in run.task.pictures(run)]
+            pictures = [(str(title), figure) for title, figure in run.experiment.task.pictures(run)]
         except Exception as error:
             note = f"The task's pictures could not be made: {type(error).__name__}: {error}"
             warnings.warn(note, stacklevel=2)
@@ -35,6 +35,7 @@ def write_report(run) -> None:
 
 def render(run, charts: list, curves: list, pictures: list, note: str) -> str:
     """The page as text; ``charts``, ``curves`` and ``pictures`` as :func:`~kdtasks.engine.report.figures.embed` gives them."""
+    experiment = run.experiment
     import jinja2
 
     environment = jinja2.Environment(
@@ -42,8 +43,10 @@ def render(run, charts: list, curves: list, pictures: list, note: str) -> str:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     parameters = facts.parameter_counts(run)
     return environment.get_template("template.html").render(
-        name=run.name, seed=run.seed, colors=figures.stage_colors(run), unit=facts.unit(run.task.PRIMARY),
-        about=[f"seed {run.seed}", run.results["device"], f"kdtasks {kdtasks.__version__}", f"torch {torch.__version__}"],
+        name=experiment.name, seed=experiment.seed, colors=figures.stage_colors(run),
+        unit=facts.unit(experiment.task.PRIMARY),
+        about=[f"seed {experiment.seed}", run.results["device"],
+               f"kdtasks {kdtasks.__version__}", f"torch {torch.__version__}"],
         sentence=facts.sentence(run), cards=facts.cards(run, parameters), unfinished=facts.unfinished(run),
         table=facts.stage_table(run, parameters), unreadable=facts.unreadable(run), control=facts.control(run),
         config=facts.config_text(run), charts=charts, curves=curves, pictures=pictures, note=note)

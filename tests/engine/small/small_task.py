@@ -5,10 +5,10 @@ from kdtasks.general.trainer import HIGHER_IS_BETTER, PRIMARY, evaluate, example
 CALLS = []
 
 
-def training_set(run, stage, made, load="everything"):
+def training_set(experiment, stage, made, files=None):
     """In a stage that goes on with another one's student: the first 64 samples."""
-    CALLS.append((stage.name, load))
-    return Part(made) if run.source(stage) else made
+    CALLS.append((stage.name, files))
+    return Part(made) if experiment.source(stage) else made
 
 
 class Part:
@@ -24,7 +24,7 @@ class Part:
 
 def summary(run, stage, found):
     """The accuracy of every stage so far."""
-    return {"so_far": [run.done[one.name]["accuracy"] for one in run.chain(stage)[:-1]] + [found["accuracy"]]}
+    return {"so_far": [run.done[one.name]["accuracy"] for one in run.experiment.chain(stage)[:-1]] + [found["accuracy"]]}
 
 
 def pictures(run):

@@ -1,0 +1,459 @@
+"""An experiment: what a config and a seed describe, before anything is trained."""
+
+import copy
+import importlib
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import nn
+
+import kdtasks
+from kdtasks.core import Distiller, Stage, Teacher
+from kdtasks.core.names import did_you_mean
+from kdtasks.core.stages import OWN, final_stage, stage_reference
+from kdtasks.core.weights import load_weights
+from kdtasks.engine import builder, data_sets
+from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.config import LOSS_KEYS, MODEL_KEYS, TEACHER_KEYS, iterations, plain
+from kdtasks.engine.data_store import DataStore
+from kdtasks.engine.loader import Loader
+from kdtasks.engine.processes import device_type, rank_and_world
+from kdtasks.engine.stages import make_stages
+from kdtasks.engine.work_dir import WorkDir
+
+TASK_NAMES = ("PRIMARY", "HIGHER_IS_BETTER", "evaluate", "example", "pictures")
+
+
+class Experiment:
+    """The stages, models, data and distillers that a config describes, for one seed.
+
+    It writes nothing. What finished stages have left is read from a
+    :class:`~kdtasks.engine.work_dir.WorkDir` that is given to the functions which need it:
+
+        experiment = Experiment(config)
+        for stage in experiment.stages:
+            distiller = experiment.distiller(stage)
+
+    Args:
+        config: from :func:`kdtasks.engine.config.load` or :func:`~kdtasks.engine.config.complete`.
+        seed: of the weights, the order and the views.
+        device: ``'cpu'``, ``'cuda'``; None: CUDA where there is one.
+        name: what the results call the config.
+
+    Attributes:
+        stages: all stages, in order.
+        specs: ``{name: description}`` of the models: the student, teachers and further ones.
+        task: the trainer module of the task.
+        data: the :class:`~kdtasks.engine.data_store.DataStore`.
+
+    Raises:
+        ConfigError: something in the config that can be known before any data or weights are read.
+    """
+
+    def __init__(self, config: Mapping, seed: int = 0, device: str | None = None,
+                 name: str = "config"):
+        self.config, self.seed, self.name = copy.deepcopy(dict(config)), seed, name
+        self.rank, self.world = rank_and_world()
+        self.device = torch.device(device_type(device))
+        self._check_process()
+        self._check_hooks()
+        self.task = task_module(self.config["task"])
+        self.specs = {"student": self.config["student"], **self.config["teachers"],
+                      **self.config["models"]}
+        own = {*self._supplied_to_student(), *getattr(self.task, "OWN_NAMES", ())}
+        self.stages = make_stages(self.config, own)
+        final = self.setting(self.final, "data") if self.final else None
+        unseen = getattr(self.task, "UNSEEN_CLASSES", False)
+        self.data = DataStore(self.device, lambda: self.seeded("data"), final, unseen)
+
+    def _check_process(self) -> None:
+        if self.world == 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ConfigError(f"this is one of {os.environ['WORLD_SIZE']} processes: add "
+                              "--launcher pytorch")
+        if self.config["amp"] == "float16" and self.device.type != "cuda":
+            raise ConfigError("amp='float16' needs a CUDA device (its gradients need a scaler); "
+                              "use amp='bfloat16' here")
+        if self.config["sync_bn"] and self.device.type != "cuda":
+            raise ConfigError("sync_bn=True needs CUDA devices: torch shares BatchNorm statistics "
+                              "on no other")
+
+    def _check_hooks(self) -> None:
+        if self.config["custom_hooks"]:
+            from kdtasks.engine.hooks import check_hooks  # slow to import
+
+            check_hooks(self.config["custom_hooks"])
+
+    def set_threads(self) -> None:
+        """Give torch as many threads in this process as the config says."""
+        if self.config["threads"]:
+            torch.set_num_threads(self.config["threads"])
+
+    # Stages ---------------------------------------------------------------------------------------
+    def _supplied_to_student(self) -> list[str]:
+        """The tensor names of the student that a distiller of the config's own supplies."""
+        if self._has_plain_distiller:
+            return []
+        teachers = {name: self._as_teacher(name, self.model(name))
+                    for name in self.config["teachers"]}
+        losses = self.config["losses"]
+        distiller = self._assemble("probe", self.model("student"), teachers, losses,
+                                   self._peers(losses, None, load=False))
+        return list(distiller.names("student"))
+
+    @property
+    def _has_plain_distiller(self) -> bool:
+        return builder.resolve(self.config["distiller"]["type"], "distiller") is Distiller
+
+    @property
+    def final(self) -> Stage | None:
+        """The stage whose student counts: it is exported, compared with "alone" and reported."""
+        return final_stage(self.stages)
+
+    def stage(self, name: str) -> Stage:
+        """The stage of this name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def setting(self, stage: Stage, key: str):
+        """A stage's ``optimizer``, ``schedule``, ``length`` or ``data``: the config's, as changed."""
+        own, common = getattr(stage, key), self.config[key]
+        if own is None:
+            return common
+        merge = key in ("data", "optimizer") and "type" not in own
+        return {**common, **own} if merge else own
+
+    def schedule(self, stage: Stage) -> list[dict]:
+        """The parameter schedulers of a stage."""
+        schedule = self.setting(stage, "schedule") or []
+        return schedule if isinstance(schedule, list) else [schedule]
+
+    def source(self, stage: Stage) -> str | None:
+        """The name of the stage whose student this one goes on with."""
+        reference = self._reference(self._origin(stage))
+        return reference and reference[0]
+
+    def chain(self, stage: Stage) -> list[Stage]:
+        """The stages that, one after the other, trained what this one ends with; itself last."""
+        source = self.source(stage)
+        return [*(self.chain(self.stage(source)) if source else []), stage]
+
+    def _reference(self, origin: str | None) -> tuple[str, str] | None:
+        return stage_reference(origin or "", [stage.name for stage in self.stages])
+
+    def _origin(self, stage: Stage) -> str | None:
+        if stage.student == "fresh":
+            is_teacher = stage.model in self.config["teachers"]
+            return None if is_teacher else self.specs[stage.model].get("checkpoint")
+        if stage.student != "keep":
+            return stage.student
+        earlier = self.stages[:self.stages.index(stage)]
+        return next(s.name for s in reversed(earlier) if s.model == stage.model)
+
+    # Models ---------------------------------------------------------------------------------------
+    @contextmanager
+    def seeded(self, what: str) -> Iterator[None]:
+        """Random numbers that depend on the seed and ``what`` only; the stream around stays."""
+        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(zlib.crc32(f"{self.seed}:{what}".encode()))
+            yield
+
+    def precision(self) -> AbstractContextManager:
+        """The autocast context of a step."""
+        amp = self.config["amp"]
+        dtype = getattr(torch, amp or "bfloat16")
+        return torch.autocast(self.device.type, dtype, enabled=bool(amp))
+
+    def model(self, name: str, like: str | None = None, **arguments) -> nn.Module:
+        """A fresh model of the config on the device, built as ``like`` says but for ``arguments``.
+
+        Its weights depend on the seed and its name.
+
+        Raises:
+            ConfigError: the config has no such model, or it cannot be built.
+        """
+        owner = like or name
+        if owner not in self.specs:
+            raise ConfigError(f"the config has no model {owner!r}; "
+                              + did_you_mean(owner, self.specs))
+        reserved = TEACHER_KEYS if owner in self.config["teachers"] else MODEL_KEYS
+        spec = {**self.specs[owner], **arguments}
+        return self._built(name, {k: v for k, v in spec.items() if k not in reserved})
+
+    def learner(self, stage: Stage) -> nn.Module:
+        """The model that a stage trains, with fresh weights; in "alone", with ``control``."""
+        return self.model(stage.model, **self._arguments(stage))
+
+    def trained(self, stage: Stage, files: WorkDir) -> nn.Module:
+        """The model that a finished stage trained, in eval."""
+        model = self.learner(stage)
+        load_weights(model, files.weights(stage.name))
+        model.eval()
+        model.requires_grad_(False)
+        return model
+
+    def _arguments(self, stage: Stage) -> dict:
+        """In what the model of a stage differs from the config's."""
+        is_control = stage.name == "alone" and stage.model == "student"
+        return {**(self.config["control"] if is_control else {}), **stage.arguments}
+
+    def _built(self, name: str, spec: Mapping) -> nn.Module:
+        with self.seeded(name):
+            model = builder.build(spec, name)
+        layout = torch.channels_last if self.config["channels_last"] else torch.preserve_format
+        return model.to(self.device, memory_format=layout)
+
+    # Distillers -----------------------------------------------------------------------------------
+    def distiller(self, stage: Stage, files: WorkDir | None = None, load: bool = True) -> Distiller:
+        """The stage's student, teachers and losses, with the weights that they start from.
+
+        Args:
+            stage: which.
+            files: of finished stages; None: what these leave is not loaded.
+            load: whether the files are loaded that the config names.
+        """
+        student = self.learner(stage)
+        if load:
+            self.load(student, self._origin(stage), files, grown=True)
+            self.check_source(stage)
+        teachers = {name: self._teacher(name, origin, files, load)
+                    for name, origin in stage.teachers.items()}
+        self._check_classes(stage, teachers)
+        peers = self._peers(stage.losses, files, load)
+        distiller = self._assemble(stage.name, student, teachers, stage.losses, peers)
+        if load and hasattr(distiller, "classes"):
+            distiller.classes = self.classes(stage)
+        return distiller.to(self.device)
+
+    def _assemble(self, name: str, student: nn.Module, teachers: Mapping[str, Teacher],
+                  losses: Mapping[str, Mapping], peers: Sequence[nn.Module]) -> Distiller:
+        with self.seeded(f"{name}:losses"):
+            entries = {key: _loss(f"losses.{key}", entry) for key, entry in losses.items()}
+        return builder.build(self.config["distiller"], "distiller", student=student,
+                             teachers=teachers, losses=entries, peers=peers,
+                             compile=self.config["compile"])
+
+    def _teacher(self, name: str, origin: str | Sequence[str] | None, files: WorkDir | None,
+                 load: bool) -> Teacher:
+        origin = origin if isinstance(origin, str | None) else origin[0]
+        reference = self._reference(origin)
+        source = self.stage(reference[0]) if reference else None
+        owner = source.model if source else name
+        model = self.model(name, like=owner, **(self._arguments(source) if source else {}))
+        origin = origin or self.specs[owner].get("checkpoint")
+        meta = self.load(model, origin, files) if load else {}
+        teacher = self._as_teacher(owner, model, name)
+        of_source = self.classes(source) if source and load and not meta.get("classes") else None
+        teacher.classes = meta.get("classes") or of_source
+        return teacher
+
+    def _as_teacher(self, owner: str, model: nn.Module, name: str | None = None) -> Teacher:
+        spec = self.config["teachers"].get(owner, {})
+        options = {key: spec[key] for key in TEACHER_KEYS if key in spec and key not in MODEL_KEYS}
+        try:
+            return Teacher(model, **options)
+        except ValueError as error:
+            raise ConfigError(f"{name or owner}: {error}") from error
+
+    def _peers(self, losses: Mapping[str, Mapping], files: WorkDir | None,
+               load: bool) -> list[nn.Module]:
+        if not any(n.startswith("peer") for entry in losses.values() for n in _tuple(entry["of"])):
+            return []
+        peers = []
+        for k, spec in enumerate(self.config["peers"]):
+            own = {key: value for key, value in spec.items() if key not in MODEL_KEYS}
+            peers.append(self._built(f"peer{k + 1}", own))
+            if load:
+                self.load(peers[-1], spec.get("checkpoint"), files)
+        return peers
+
+    def load(self, model: nn.Module, origin: str | None, files: WorkDir | None,
+             grown: bool = False) -> dict:
+        """Load the weights of a stage or a file; returns what is known of them.
+
+        Args:
+            model: in place.
+            origin: ``'<stage>'``, ``'<stage>.best'``, ``'<stage>.<epoch>'``, a path; None: nothing.
+            files: of finished stages; None: what these leave is not loaded.
+            grown: the model may have more classes than the weights.
+        """
+        if origin in (None, OWN):
+            return {}
+        reference = self._reference(origin)
+        if reference is None:
+            return load_weights(model, origin, grown)
+        return load_weights(model, files.weights(*reference), grown) if files else {}
+
+    def check_source(self, stage: Stage) -> None:
+        """A stage that goes on with another one's student has its classes, new ones behind.
+
+        Raises:
+            ConfigError: they differ, or stand in another order.
+        """
+        source = self.source(stage)
+        if source is None or self.data.unseen:
+            return
+        known, classes = self.classes(self.stage(source)) or [], self.classes(stage) or []
+        for number, (before, now) in enumerate(zip(known, classes)):
+            if before != now:
+                raise ConfigError(
+                    f"stage {stage.name!r} goes on with the student of stage {source!r}, where class "
+                    f"{number} is {before!r}, and here {now!r}: expected the same classes in the same "
+                    f"order, new ones behind. There are {len(known)}: {known[:12]}; here "
+                    f"{len(classes)}: {classes[:12]}")
+
+    def _check_classes(self, stage: Stage, teachers: Mapping[str, Teacher]) -> None:
+        """A teacher whose output is compared knows the classes of the data, in their order."""
+        compared = {name for entry in stage.losses.values() for name in _tuple(entry["of"])}
+        for name, teacher in teachers.items():
+            known = teacher.classes
+            if not known or name not in compared or not self._has_plain_distiller:
+                continue
+            classes = self.classes(stage)
+            if classes and list(known) != classes:
+                lacks = [c for c in known if c not in classes]
+                adds = [c for c in classes if c not in known]
+                what = (f"it lacks {lacks[:5]} and adds {adds[:5]}" if lacks or adds
+                        else "they stand in another order")
+                raise ConfigError(f"the teacher {name!r} knows {len(known)} classes, the data has "
+                                  f"{len(classes)} others: {what}")
+
+    def is_cached(self, stage: Stage) -> bool:
+        """Whether teacher outputs are kept; not those of a route of anchors, which change."""
+        origins = stage.teachers.values()
+        return (bool(self.config["cache"] and origins)
+                and all(isinstance(origin, str | None) for origin in origins))
+
+    # Data -----------------------------------------------------------------------------------------
+    def data_set(self, data: Mapping, part: str):
+        """The ``'train'`` or ``'test'`` set of a data setting: see :class:`DataStore`."""
+        return self.data.train_set(data) if part == "train" else self.data.test_set(data)
+
+    def classes(self, stage: Stage) -> list[str] | None:
+        """The classes of a stage's training data."""
+        return data_sets.class_names(self.data.train_set(self.setting(stage, "data")))
+
+    def training_set(self, stage: Stage, files: WorkDir | None = None):
+        """What a stage learns from: the config's data, and what the task makes of it.
+
+        Args:
+            stage: which.
+            files: what earlier stages have left may decide on the samples; None: nothing yet.
+        """
+        made = self.data.train_set(self.setting(stage, "data"))
+        if hasattr(self.task, "training_set"):
+            return self.task.training_set(self, stage, made, files)
+        return made
+
+    def unlabelled(self, stage: Stage) -> int:
+        """Unlabelled samples in a batch of a stage.
+
+        Only teachers say something of them, or the stage asks for them itself.
+        """
+        own = "unlabelled_per_batch" in (stage.data or {})
+        return self.setting(stage, "data")["unlabelled_per_batch"] if own or stage.taught else 0
+
+    def train_loader(self, stage: Stage, files: WorkDir | None = None, **changes) -> Loader:
+        """The training batches of a stage.
+
+        Without teachers: the labelled samples only (see :meth:`unlabelled`).
+
+        Args:
+            stage: which.
+            files: as in :meth:`training_set`.
+            changes: of the stage's ``data``.
+        """
+        data = {**self.setting(stage, "data"), **changes}
+        train, share = self.training_set(stage, files), self.unlabelled(stage)
+        return Loader(train, data["batch_size"] + share,
+                      labelled="target" if _marks_unlabelled(train) else None,
+                      unlabelled_per_batch=share,
+                      views=self.config["cache"]["views"] if self.is_cached(stage) else 0,
+                      per_class=data["per_class"], length=data["iterations_per_epoch"],
+                      rank=self.rank, world=self.world, **self.loader_options(data))
+
+    def first_batch(self, stage: Stage, files: WorkDir | None = None) -> dict:
+        """The first training batch of a stage, read in this process."""
+        return next(iter(self.train_loader(stage, files, workers=0).epoch(0)))
+
+    def first_epoch(self, stage: Stage, files: WorkDir | None = None) -> int:
+        """The epoch whose order and views a stage begins with.
+
+        A stage that goes on with an earlier one's student goes on with the next epoch.
+        """
+        source = self.source(stage)
+        if source is None:
+            return 0
+        earlier = self.stage(source)
+        per_epoch = len(self.train_loader(earlier, files, workers=0))
+        length = iterations(self.setting(earlier, "length"), per_epoch, f"{earlier.name}.length")
+        return self.first_epoch(earlier, files) + -(-length // per_epoch)
+
+    def test_loader(self, stage: Stage, classes: Sequence[str] | str | None = "train",
+                    **changes) -> Loader:
+        """All test samples, in order.
+
+        Args:
+            stage: which.
+            classes: whose numbers count: ``'train'``, the training data's; a list, as a model knows
+                them, and the training data is not read; None: the test set's own.
+            changes: of the stage's ``data``.
+        """
+        data = {**self.setting(stage, "data"), **changes}
+        return Loader(self.data.test_set(data, classes), data["test_batch_size"], shuffle=False,
+                      **self.loader_options(data))
+
+    def loader_options(self, data: Mapping) -> dict:
+        """What every :class:`Loader` of a data setting is given."""
+        collate = builder.resolve(data["collate"], "data.collate") if data["collate"] else None
+        return {"seed": self.seed, "workers": data["workers"], "timeout": data["timeout"],
+                "device": self.device, "skip_bad": data["skip_bad"], "collate": collate,
+                "channels_last": self.config["channels_last"]}
+
+    def meta(self, stage: Stage) -> dict:
+        """What is written beside the weights of a stage."""
+        spec = {**self.specs[stage.model], **self._arguments(stage)}
+        described = plain({key: value for key, value in spec.items() if key != "checkpoint"})
+        return {"kdtasks": kdtasks.__version__, "config": self.name, "stage": stage.name,
+                "seed": self.seed, "model": str(spec["type"]), "spec": described,
+                "classes": self.classes(stage)}
+
+
+def _tuple(of: str | Sequence[str]) -> tuple[str, ...]:
+    return (of,) if isinstance(of, str) else tuple(of)
+
+
+def _loss(where: str, entry: Mapping) -> tuple:
+    arguments = {key: value for key, value in entry.items() if key not in LOSS_KEYS}
+    loss = builder.bind(arguments, where) if "type" in entry else None
+    weight = entry.get("weight", 1.0)
+    if isinstance(weight, Mapping):
+        weight = builder.build(weight, f"{where}.weight")
+    return loss, entry["of"], weight
+
+
+def task_module(path: str):
+    """The trainer module of a task.
+
+    Raises:
+        ConfigError: it cannot be imported, or lacks what a trainer module has.
+    """
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"task={path!r} cannot be imported: {error}") from error
+    missing = [name for name in TASK_NAMES if not hasattr(module, name)]
+    if missing:
+        raise ConfigError(f"task={path!r} is no trainer module: it lacks {missing}")
+    return module
+
+
+def _marks_unlabelled(dataset) -> bool:
+    """Whether ``target`` is one whole number a sample, of which -100 means unlabelled."""
+    try:
+        target = torch.as_tensor(dataset.target)
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return False
+    return target.ndim == 1 and not target.is_floating_point()

@@ -1,0 +1,66 @@
+"""What a config describes is there without a folder, and is made once."""
+
+import pytest
+import torch
+from small_runs import same, small, weights
+
+from kdtasks.engine.check import check
+from kdtasks.engine.dry_run import dry_run
+from kdtasks.engine.experiment import Experiment
+from kdtasks.engine.run import Run
+
+
+def test_an_experiment_writes_nothing_and_leaves_the_random_stream(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = torch.get_rng_state()
+    experiment = Experiment(small(), device="cpu")
+    for stage in experiment.stages:
+        assert experiment.distiller(stage).learners == ["student"]
+        assert len(experiment.first_batch(stage)["input"]) == 32
+        experiment.test_loader(stage)
+    assert torch.equal(before, torch.get_rng_state())
+    check(experiment)
+    dry_run(experiment)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_come_from_the_files_that_are_given(undisturbed):
+    experiment = Experiment(small(), device="cpu")
+    stage, fresh = experiment.stage("distilled"), experiment.model("teacher").state_dict()
+    trained = weights(undisturbed, "teacher")["state_dict"]
+    assert not same(fresh, trained)
+    loaded = experiment.distiller(stage, undisturbed.files).model("teacher")
+    assert same(loaded.state_dict(), trained)
+    assert same(experiment.distiller(stage).model("teacher").state_dict(), fresh)
+    assert same(experiment.trained(experiment.stage("teacher"), undisturbed.files).state_dict(), trained)
+    assert undisturbed.files.weights("teacher", "best").exists()
+
+
+@pytest.mark.parametrize("load", [True, False])
+def test_files_that_the_config_names_are_loaded_unless_nothing_is(undisturbed, load):
+    file = undisturbed.files.weights("teacher")
+    experiment = Experiment(small(teacher__checkpoint=str(file)), device="cpu")
+    teacher = experiment.distiller(experiment.stage("distilled"), load=load).model("teacher")
+    trained = weights(undisturbed, "teacher")["state_dict"]
+    assert same(teacher.state_dict(), trained) == load
+
+
+def test_data_is_read_once_until_it_is_forgotten():
+    experiment = Experiment(small(), device="cpu")
+    data = experiment.config["data"]
+    first = experiment.data_set(data, "train")
+    assert experiment.data_set(data, "train") is first
+    assert experiment.train_loader(experiment.stages[0]).dataset is first
+    assert experiment.data_set(data, "test") is not first
+    made = []
+    assert experiment.data.keep("mine", lambda: made.append(1) or "x") == "x"
+    assert experiment.data.keep("mine", lambda: made.append(2) or "y") == "x" and made == [1]
+    experiment.data.clear()
+    assert experiment.data_set(data, "train") is not first
+
+
+def test_a_run_has_the_experiment_of_its_config(undisturbed, tmp_path):
+    run = Run(small(), tmp_path / "run", seed=3, device="cpu", name="mine", quiet=True)
+    assert (run.experiment.seed, run.experiment.name, run.work_dir) == (3, "mine", tmp_path / "run")
+    assert run.finished == [] and not run.work_dir.exists()
+    assert [stage.name for stage in undisturbed.finished] == ["teacher", "alone", "distilled"]
