@@ -440,13 +440,9 @@ class _Teachers(nn.ModuleDict):
     def add_module(self, name: str, module: nn.Module) -> None:
         super().add_module(name, module if isinstance(module, Teacher) else Teacher(module))
 
-    @property
-    def terms(self) -> Mapping[str, tuple[Loss, tuple[str, ...], Weight]]:
-        """``{name: (loss, tensor names, weight)}`` of the losses and of what only is reported."""
-        return MappingProxyType(self._terms)
-
     def __setattr__(self, name: str, value) -> None:
-        super().__setattr__(name, Teacher(value) if isinstance(value, nn.Module) and not isinstance(value, Teacher) else value)
+        plain = isinstance(value, nn.Module) and not isinstance(value, Teacher)
+        super().__setattr__(name, Teacher(value) if plain else value)
 
 
 class _Known(dict):
