@@ -13,8 +13,8 @@ from torch import Tensor
 
 from benchmarks.distillation import terms
 from benchmarks.measure import SGD, Line, clock, rounds, update
+from kdtasks.classification import models
 from kdtasks.core import Distiller
-from kdtasks.general import models
 
 
 class Images(torch.utils.data.TensorDataset):

@@ -16,8 +16,8 @@ from torch import nn
 from benchmarks.distillation import pair
 from benchmarks.engine import Images
 from benchmarks.measure import SGD, Line, Mean, Step, clock, ratio, rounds, same_work, step_times, update
-from kdtasks.general import models
-from kdtasks.general.data import digits
+from kdtasks.classification import models
+from kdtasks.classification.data import digits
 from kdtasks.incremental import IncrementalDistiller, LwMDistiller, confident_indices, lwf_loss, lwm_attention_loss
 from kdtasks.incremental.models import growing
 

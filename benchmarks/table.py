@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--threads", type=int, default=1, help="of torch, on the CPU")
     parser.add_argument("--json", type=Path, help="write the figures, and every single number, here")
-    parser.add_argument("--models", nargs=2, default=("resnet56", "resnet20"), help="of kdtasks.general.models")
+    parser.add_argument("--models", nargs=2, default=("resnet56", "resnet20"), help="of kdtasks.classification.models")
     parser.add_argument("--batch", type=int, help="images in a step; 64 on a CPU, 1024 on CUDA")
     o = parser.parse_args(arguments)
     o.batch = o.batch or (1024 if o.device == "cuda" else 64)

@@ -1,8 +1,8 @@
 """The ``kdtasks`` command: what ``tools/*.py`` do, for whoever has installed the package.
 
     kdtasks list                               # the configs that come with the package
-    kdtasks train general/default              # or a config file of your own
-    kdtasks copy general/default               # to change it
+    kdtasks train classification/default              # or a config file of your own
+    kdtasks copy classification/default               # to change it
 """
 
 import argparse

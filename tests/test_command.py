@@ -18,24 +18,24 @@ def test_list_names_every_config_and_its_purpose(capsys):
     assert list(config_titles()) == NAMES
 
 
-@pytest.mark.parametrize("given", ["general/default", "general/default.py"])
+@pytest.mark.parametrize("given", ["classification/default", "classification/default.py"])
 def test_a_config_of_the_package_is_found_by_its_name(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert find_config(given) == CONFIGS / "general" / "default.py"
-    own = tmp_path / "general" / "default.py"
+    assert find_config(given) == CONFIGS / "classification" / "default.py"
+    own = tmp_path / "classification" / "default.py"
     own.parent.mkdir()
     own.write_text("length = 1\n")
-    assert find_config("general/default.py").resolve() == own       # a file that lies there comes first
+    assert find_config("classification/default.py").resolve() == own       # a file that lies there comes first
 
 
 def test_a_name_that_does_not_exist_comes_with_the_nearest(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for command in (["train", "general/defualt"], ["copy", "general/defualt"], ["test", "general/defualt", "x.pth"],
-                    ["compare", "general/defualt"]):
+    for command in (["train", "classification/defualt"], ["copy", "classification/defualt"], ["test", "classification/defualt", "x.pth"],
+                    ["compare", "classification/defualt"]):
         with pytest.raises(SystemExit) as end:
             cli.main(command)
         assert end.value.code == 1
-        assert "error: no config 'general/defualt'; did you mean 'general/default'" in capsys.readouterr().err
+        assert "error: no config 'classification/defualt'; did you mean 'classification/default'" in capsys.readouterr().err
 
 
 def test_a_command_that_does_not_exist(capsys):
@@ -55,22 +55,22 @@ def test_a_copy_means_what_the_original_means(name, tmp_path):
 
 def test_a_copy_overwrites_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    cli.main(["copy", "general/default"])
+    cli.main(["copy", "classification/default"])
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "configs/general/default.py" and printed[-1] == "kdtasks train configs/general/default.py"
-    cli.main(["copy", "general/default"])                           # equal files: nothing to lose
-    mine = tmp_path / "configs" / "general" / "default.py"
+    assert printed[0] == "configs/classification/default.py" and printed[-1] == "kdtasks train configs/classification/default.py"
+    cli.main(["copy", "classification/default"])                           # equal files: nothing to lose
+    mine = tmp_path / "configs" / "classification" / "default.py"
     mine.write_text(mine.read_text() + "length = 1\n")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.py")}
     with pytest.raises(SystemExit):
-        cli.main(["copy", "general/default"])                       # the name means the file that lies here, and it is one's own
+        cli.main(["copy", "classification/default"])                       # the name means the file that lies here, and it is one's own
     with pytest.raises(SystemExit):
-        cli.main(["copy", str(CONFIGS / "general" / "default.py")])
-    assert "'configs/general/default.py' is there already and differs" in capsys.readouterr().err
+        cli.main(["copy", str(CONFIGS / "classification" / "default.py")])
+    assert "'configs/classification/default.py' is there already and differs" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.py")} == before
 
 
 def test_a_short_run_by_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    cli.main(["train", "general/default", "--dry-run", "--device", "cpu"])
+    cli.main(["train", "classification/default", "--dry-run", "--device", "cpu"])
     assert "distilled" in capsys.readouterr().out and not list(tmp_path.iterdir())

@@ -70,13 +70,13 @@ class Net(nn.Module):
 '''
 
 CONFIG = '''
-task = 'kdtasks.general.trainer'
+task = 'kdtasks.classification.trainer'
 student = dict(type='outside_models.Net', width=8)
 teacher = dict(type='outside_models.Net', width=8)
 losses = dict(loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target'), weight=0.5), {loss})
 {more}
-data = dict(train=dict(type='kdtasks.general.data.digits', part='student'),
-            test=dict(type='kdtasks.general.data.digits', train=False), batch_size=64)
+data = dict(train=dict(type='kdtasks.classification.data.digits', part='student'),
+            test=dict(type='kdtasks.classification.data.digits', train=False), batch_size=64)
 optimizer = dict(type='torch.optim.SGD', lr=0.05, momentum=0.9)
 length = dict(iterations=12)
 threads = 1

@@ -1,6 +1,6 @@
 """Write a run's student for use elsewhere, checked on real test images: plain weights, safetensors or ONNX.
 
-    python tools/export.py work_dirs/general_default/seed0 --format onnx
+    python tools/export.py work_dirs/classification_default/seed0 --format onnx
 """
 
 from kdtasks.engine.cli import export

@@ -9,9 +9,9 @@ _order = [
 _stream = dict(type='kdtasks.incremental.data.class_incremental', sizes=(10,) * 10, order=_order)
 data = dict(
     train=dict(type='kdtasks.incremental.data.experiences',
-               stream=dict(_stream, dataset=dict(type='kdtasks.general.data.cifar100'))),
+               stream=dict(_stream, dataset=dict(type='kdtasks.classification.data.cifar100'))),
     test=dict(type='kdtasks.incremental.data.experiences', test=True,
-              stream=dict(_stream, dataset=dict(type='kdtasks.general.data.cifar100', train=False))),
+              stream=dict(_stream, dataset=dict(type='kdtasks.classification.data.cifar100', train=False))),
     batch_size=128,
     test_batch_size=500,
 )

@@ -7,7 +7,7 @@ _classes = [
     'bee', 'pine_tree', 'sweet_pepper', 'can', 'camel', 'lizard', 'trout', 'lawn_mower', 'seal', 'plain', 'spider',
     'oak_tree', 'chair', 'bowl', 'elephant', 'orchid',
 ]
-_train = dict(type='kdtasks.general.data.cifar100', classes=_classes)
+_train = dict(type='kdtasks.classification.data.cifar100', classes=_classes)
 _stream = dict(type='kdtasks.incremental.data.class_incremental', sizes=(10,) * 5)
 data = dict(
     train=dict(type='kdtasks.incremental.data.experiences', stream=dict(_stream, dataset=_train)),

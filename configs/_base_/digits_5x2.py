@@ -3,8 +3,8 @@
 _stream = dict(type='kdtasks.incremental.data.class_incremental', sizes=(2,) * 5)
 data = dict(
     train=dict(type='kdtasks.incremental.data.experiences', stream=dict(_stream, dataset=dict(
-        type='kdtasks.general.data.digits', augment=dict(crop=1)))),
+        type='kdtasks.classification.data.digits', augment=dict(crop=1)))),
     test=dict(type='kdtasks.incremental.data.experiences', test=True, stream=dict(_stream, dataset=dict(
-        type='kdtasks.general.data.digits', train=False))),
+        type='kdtasks.classification.data.digits', train=False))),
     batch_size=32,
 )

@@ -2,10 +2,11 @@
 # embeddings are normalised, as those of the teacher are; taught by RKD they are not (as in RKD's release).
 task = 'kdtasks.metric_learning.trainer'
 
-student = dict(type='kdtasks.metric_learning.models.embedder', backbone='kdtasks.general.models.resnet8', dim=64,
+student = dict(type='kdtasks.metric_learning.models.embedder', backbone='kdtasks.classification.models.resnet8', dim=64,
                normalize=False)
 control = dict(normalize=True)
-teacher = dict(type='kdtasks.metric_learning.models.embedder', backbone='kdtasks.general.models.resnet8', width=32, dim=128)
+teacher = dict(type='kdtasks.metric_learning.models.embedder', backbone='kdtasks.classification.models.resnet8', width=32,
+               dim=128)
 
 losses = dict(
     loss_triplet=dict(type='kdtasks.metric_learning.plugin.PMLLoss', of=('student', 'target'),

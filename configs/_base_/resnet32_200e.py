@@ -3,7 +3,7 @@
 task = 'kdtasks.incremental.trainer'
 
 student = dict(type='kdtasks.incremental.models.growing', sizes=(10,) * 10,
-               network=dict(type='kdtasks.general.models.resnet32'))
+               network=dict(type='kdtasks.classification.models.resnet32'))
 distiller = dict(type='kdtasks.incremental.LwMDistiller', attention='layer3')
 
 optimizer = dict(type='torch.optim.SGD', lr=0.1, momentum=0.9, weight_decay=5e-4)

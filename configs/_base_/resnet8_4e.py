@@ -2,7 +2,7 @@
 task = 'kdtasks.incremental.trainer'
 
 student = dict(type='kdtasks.incremental.models.growing', sizes=(10,) * 5,
-               network=dict(type='kdtasks.general.models.resnet8'))
+               network=dict(type='kdtasks.classification.models.resnet8'))
 
 optimizer = dict(type='torch.optim.SGD', lr=0.05, momentum=0.9, weight_decay=5e-4)
 schedule = dict(type='CosineAnnealingLR', by_epoch=False)

@@ -5,7 +5,7 @@ _base_ = ['../_base_/digits_5x2.py']
 task = 'kdtasks.incremental.trainer'
 
 student = dict(type='kdtasks.incremental.models.growing', sizes=(2,) * 5,
-               network=dict(type='kdtasks.general.models.digits_cnn', width=16))
+               network=dict(type='kdtasks.classification.models.digits_cnn', width=16))
 distiller = dict(type='kdtasks.incremental.IncrementalDistiller')
 losses = dict(
     loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student.new', 'target.new')),

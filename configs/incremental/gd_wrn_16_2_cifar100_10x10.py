@@ -5,10 +5,10 @@ _base_ = ['../_base_/cifar100_10x10.py']
 task = 'kdtasks.incremental.trainer'
 
 student = dict(type='kdtasks.incremental.models.growing', sizes=(10,) * 10,
-               network=dict(type='kdtasks.general.models.wrn_16_2', dropout=0.3))
+               network=dict(type='kdtasks.classification.models.wrn_16_2', dropout=0.3))
 distiller = dict(type='kdtasks.incremental.IncrementalDistiller')
-data = dict(train=dict(memory=2000, pool=dict(type='kdtasks.general.data.unlabelled_folder', root='wild', like=dict(
-                type='kdtasks.general.data.cifar100'))),
+data = dict(train=dict(memory=2000, pool=dict(type='kdtasks.classification.data.unlabelled_folder', root='wild', like=dict(
+                type='kdtasks.classification.data.cifar100'))),
             batch_size=64, unlabelled_per_batch=64)                     # there 128 of both, as they come
 
 losses = dict(loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target')))          # of "joint"

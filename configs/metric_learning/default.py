@@ -4,10 +4,10 @@
 _base_ = ['../_base_/digits_unseen.py']
 task = 'kdtasks.metric_learning.trainer'
 
-student = dict(type='kdtasks.metric_learning.models.embedder', backbone='kdtasks.general.models.digits_cnn', in_channels=1,
-               width=4, dim=16, normalize=False)
+student = dict(type='kdtasks.metric_learning.models.embedder', backbone='kdtasks.classification.models.digits_cnn',
+               in_channels=1, width=4, dim=16, normalize=False)
 control = dict(normalize=True)          # alone, as triplets want it; taught by RKD it is free, as in RKD's release
-teacher = dict(type='kdtasks.metric_learning.models.embedder', backbone='kdtasks.general.models.resnet8', in_channels=1,
+teacher = dict(type='kdtasks.metric_learning.models.embedder', backbone='kdtasks.classification.models.resnet8', in_channels=1,
                width=16, dim=64)
 
 losses = dict(

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kdtasks.core.names import did_you_mean
+
 UNLABELLED = -100                                   # the target that torch's cross-entropy ignores
 
 
@@ -21,6 +23,17 @@ def class_name(name) -> str:
     except UnicodeEncodeError:                      # os.fsdecode's stand-ins for bytes
         return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
     return str(name)
+
+
+def known_class(name: str, names: Sequence[str]) -> str:
+    """``name``, if it is one of ``names``.
+
+    Raises:
+        ValueError: it is not; with the nearest one.
+    """
+    if name not in names:
+        raise ValueError(f"no class {name!r}: {did_you_mean(name, names)}")
+    return name
 
 
 def class_numbers(own: Sequence[str], names: Sequence[str], counts: Sequence[int] | None = None, drop: bool = False) -> Tensor:

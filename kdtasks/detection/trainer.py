@@ -13,7 +13,7 @@ from kdtasks.detection.coco_metrics import coco_metrics, detections_of
 from kdtasks.detection.distiller import DetectionDistiller
 from kdtasks.detection.export import onnx_form
 from kdtasks.detection.predictions import predict, predict_arguments
-from kdtasks.engine import builder
+from kdtasks.engine.data_sets import image_shape
 from kdtasks.engine.reader import readable
 
 __all__ = ["HIGHER_IS_BETTER", "PRIMARY", "evaluate", "example", "onnx_form", "pictures", "predict", "predict_arguments"]
@@ -37,7 +37,7 @@ def deciding(model: nn.Module) -> list[nn.Module]:
 def example(config: dict, batch_size: int) -> dict:
     """Random images of the size that the data has, with two boxes each, without reading it."""
     generator = torch.Generator().manual_seed(0)
-    height, width = _image_size(config["data"]["train"])
+    _, height, width = image_shape(config["data"]["train"], (3, 480, 640))
     classes = config["student"].get("num_classes", 2)
     images = [torch.rand(3, height, width, generator=generator) for _ in range(batch_size)]
     return {"input": images, "target": [_boxes(height, width, classes, generator) for _ in images],
@@ -50,17 +50,6 @@ def _boxes(height: int, width: int, classes: int, generator: torch.Generator) ->
     labels = torch.randint(1, max(classes, 2), (2,), generator=generator)
     masks = torch.ones(2, height, width, dtype=torch.uint8)
     return {"boxes": torch.cat([corner, corner + size], 1), "labels": labels, "masks": masks}
-
-
-def _image_size(spec: dict) -> tuple[int, int]:
-    """(height, width) of the images that a description of a data set stands for."""
-    inner = spec.get("dataset")
-    if isinstance(inner, dict) and "type" in inner:
-        return _image_size(inner)
-    size = spec.get("size")
-    if size is not None:
-        return (size, size) if isinstance(size, int) else tuple(size)
-    return (getattr(builder.resolve(spec["type"], "data.train"), "image_shape", None) or (3, 480, 640))[1:]
 
 
 def pictures(run) -> list[tuple]:

@@ -293,7 +293,7 @@ def _predict(experiment, model, args: argparse.Namespace, classes, own: dict) ->
 
 
 def config_name(path: str | Path) -> str:
-    """``configs/general/default.py`` -> ``general_default``: the folder is part of the name, unless it is the current one.
+    """``configs/detection/default.py`` -> ``detection_default``: the folder is part of the name, unless it is the current one.
 
     It does not matter how the path is written: relative, absolute, with ``..`` or by a link to the folder.
     """
@@ -320,7 +320,7 @@ def config_names(paths: Sequence[str | Path]) -> list[str]:
 def folder_name(name: str, options: Mapping[str, object]) -> str:
     """A config's name and the options that it runs with, so that each has a folder of its own.
 
-    ``('general_default', {'length': 2})`` -> ``general_default-length=2``. What is long, or no letter, figure or plain sign,
+    ``('classification_default', {'length': 2})`` -> ``classification_default-length=2``. What is long, or no letter, figure or plain sign,
     is cut or replaced, and a hash of all options then tells such folders apart.
     """
     said = ",".join(f"{key}={value}" for key, value in sorted(options.items()))

@@ -17,7 +17,7 @@ def shared_folder(name: str) -> Path:
 
 
 def config_titles() -> dict[str, str]:
-    """``{'general/default': first line of its header}`` of every config that comes with the package."""
+    """``{'classification/default': first line of its header}`` of every config that comes with the package."""
     folder, titles = shared_folder("configs"), {}
     for path in sorted(p for p in folder.rglob("*.py") if "_base_" not in p.parts):
         with path.open(encoding="utf-8") as file:
@@ -27,7 +27,7 @@ def config_titles() -> dict[str, str]:
 
 
 def find_config(name: str | Path) -> Path:
-    """A file as it stands, or a config of the package: ``'general/default'``, with or without ``.py``.
+    """A file as it stands, or a config of the package: ``'classification/default'``, with or without ``.py``.
 
     Raises:
         FileNotFoundError: neither; the nearest names are listed.

@@ -40,6 +40,20 @@ def _parameters(function) -> Sequence[str]:
         return ()
 
 
+def image_shape(spec: Mapping, default: Sequence[int] = (3, 224, 224)) -> tuple[int, int, int]:
+    """(channels, height, width) of the images that a description of data stands for, without reading it.
+
+    Of a set made of others, the first one's. ``size`` as the description has it; otherwise what the function's attribute
+    ``image_shape`` says; otherwise ``default``.
+    """
+    inner = spec.get("dataset") or next(iter(spec.get("sets", [])), None)
+    if isinstance(inner, Mapping) and "type" in inner:
+        return image_shape(inner, default)
+    channels, *usual = getattr(builder.resolve(spec["type"], "data.train"), "image_shape", None) or default
+    size = spec.get("size")
+    return (channels, *((size, size) if isinstance(size, int) else tuple(size or usual)))
+
+
 def check_test(spec: Mapping, where: str) -> None:
     """A description of test data says nowhere that it trains or augments.
 

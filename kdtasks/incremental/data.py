@@ -51,7 +51,7 @@ def class_incremental(dataset, sizes: Sequence[int], order: Sequence[int | str] 
 
     Raises:
         ValueError: a class that the data lacks, twice in the order, or left without an experience. Fewer classes are for the
-            data set to choose, as ``kdtasks.general.data.cifar100(classes=…)`` does.
+            data set to choose, as ``kdtasks.classification.data.cifar100(classes=…)`` does.
     """
     target = targets_of(dataset)
     names = [str(name) for name in getattr(dataset, "classes", [])] or [str(c) for c in range(int(target.max()) + 1)]

@@ -67,7 +67,7 @@ def growing(network: nn.Module, sizes: Sequence[int], fixed_norm: bool = False, 
     """The network with its last linear layer replaced by a :class:`GrowingHead`.
 
     Args:
-        network: a classifier, such as those of ``kdtasks.general.models``, torchvision or timm; it is changed.
+        network: a classifier, such as those of ``kdtasks.classification.models``, torchvision or timm; it is changed.
         sizes: see :class:`GrowingHead`.
         fixed_norm: BatchNorm stays in eval: its statistics are those of the experiences before. They otherwise follow the
             newest experience, whatever the old outputs are held to.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdtasks.core.stages import Stage
 from kdtasks.engine.reader import readable
-from kdtasks.general.pictures import pictures_of
+from kdtasks.images.display import pictures_of
 from kdtasks.incremental.data import IncrementalSet, unaugmented
 from kdtasks.incremental.lwm import LwMDistiller, lwm_attention_loss
 from kdtasks.incremental.metrics import forgetting

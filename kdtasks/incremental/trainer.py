@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from kdtasks.core.stages import Stage
 from kdtasks.engine import checkpoint
+from kdtasks.engine.data_sets import image_shape
 from kdtasks.engine.processes import beating, led
-from kdtasks.general.trainer import example as classification_example
 from kdtasks.incremental.data import IncrementalSet
 from kdtasks.incremental.metrics import average_incremental_accuracy, forgetting
 from kdtasks.incremental.models import head_of
@@ -163,8 +163,10 @@ def example(config: dict, batch_size: int) -> dict[str, Tensor]:
     """Random images of the stream's shape, and classes of the newest experience."""
     sizes = config["student"]["sizes"]
     stream = config["data"]["train"]["stream"]
-    data = {**config["data"], "train": stream.get("dataset", {"size": config["data"]["train"].get("size", 32), **stream})}
-    batch = classification_example({**config, "student": {"num_classes": sizes[-1]}, "data": data}, batch_size)
+    shape = image_shape(stream.get("dataset") or {"size": config["data"]["train"].get("size", 32), **stream})
+    generator = torch.Generator().manual_seed(0)
+    batch = {"input": torch.randn(batch_size, *shape, generator=generator), "index": torch.arange(batch_size),
+             "target": torch.randint(sizes[-1], (batch_size,), generator=generator)}
     unlabelled = config["data"]["unlabelled_per_batch"]
     batch["target"] = batch["target"] + sum(sizes[:-1])
     batch["class_counts"] = torch.ones(sum(sizes), dtype=torch.long)

@@ -1,7 +1,7 @@
 """Images for retrieval: the classes of the test are none of those trained on.
 
 All functions return a data set of one of the engine's two kinds, with ``target`` (N,) and the names ``classes`` of its own
-classes, numbered from 0. A path is taken as it stands, or else below :func:`kdtasks.general.data.data_root`. A batch has
+classes, numbered from 0. A path is taken as it stands, or else below :func:`kdtasks.images.roots.data_root`. A batch has
 m samples of each of its classes where the config says ``data.per_class=m``.
 """
 
@@ -15,9 +15,14 @@ import torch
 from torch import Tensor
 
 from kdtasks.core.names import did_you_mean
-from kdtasks.general import data as images
 from kdtasks.images.arrays import ImageArrays
+from kdtasks.images.cifar import CIFAR100_CLASSES
+from kdtasks.images.cifar import cifar100 as cifar100_images
+from kdtasks.images.digits import digits as digit_images
 from kdtasks.images.files import IMAGENET, ImageFiles, class_folders
+from kdtasks.images.folders import image_folder as class_folder_images
+from kdtasks.images.roots import under_root
+from kdtasks.images.subsets import concat
 
 PML_SETS = {"CUB": "cub200", "Cars196": "cars196", "StanfordOnlineProducts": "sop"}    # pytorch-metric-learning's: our folder
 
@@ -64,7 +69,7 @@ def digits(train: bool = True, test_classes: float | int | Sequence[int] = (6, 7
             5 train, 714 of 6 to 9 test.
         augment: of the training images, see :class:`~kdtasks.images.arrays.ImageArrays`.
     """
-    every = images.concat(images.digits(train=True), images.digits(train=False))
+    every = concat(digit_images(train=True), digit_images(train=False))
     test_classes = test_classes if isinstance(test_classes, Real) else [str(digit) for digit in test_classes]
     return _only(every, split_classes(every.classes, test_classes, train), augment if train else None)
 
@@ -85,10 +90,10 @@ def cifar100(train: bool = True, root=None, test_classes: float | int | Sequence
     Args:
         train: 40,000 images of the 80 training classes, or 2,000 of the 20 test classes.
         test_classes: see :func:`split_classes`; by default the last 20 in the order of the names.
-        root, per_class, augment, cache_dir, skip_bad: as for :func:`kdtasks.general.data.cifar100`.
+        root, per_class, augment, cache_dir, skip_bad: as for :func:`kdtasks.classification.data.cifar100`.
     """
-    names = split_classes(images.CIFAR100_CLASSES, test_classes, train)
-    return images.cifar100(train, root, per_class, classes=names, augment=augment, skip_bad=skip_bad,
+    names = split_classes(CIFAR100_CLASSES, test_classes, train)
+    return cifar100_images(train, root, per_class, classes=names, augment=augment, skip_bad=skip_bad,
                            cache_dir=cache_dir)
 
 
@@ -103,7 +108,7 @@ def image_folder(root, train: bool = True, test_classes: float | int | Sequence[
         test_classes: see :func:`split_classes`; by default the second half of the names.
         small: all images in one array; False: files that are read when their turn comes, cropped as :func:`pml_set` does.
         resize: small=False only; see :func:`pml_set`.
-        root, size, per_class, augment, mean, std, cache_dir, skip_bad: as for :func:`kdtasks.general.data.image_folder`.
+        root, size, per_class, augment, mean, std, cache_dir, skip_bad: as for :func:`kdtasks.classification.data.image_folder`.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -111,16 +116,16 @@ def image_folder(root, train: bool = True, test_classes: float | int | Sequence[
     """
     if small and resize is not None:
         raise ValueError(f"resize={resize} belongs to small=False; small images are resized to size={size}")
-    folder = Path(root) if Path(root).is_dir() else images.data_root() / root
+    folder = under_root(root)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {root} nor {folder}; set KDTASKS_DATA to the folder that holds it, or pass its "
                                 "path")
     every = list(class_folders(folder))
     names = split_classes(every, test_classes, train)
     if small:
-        return images.image_folder(folder, train, size, True, every, names, per_class, augment if train else None, mean, std,
+        return class_folder_images(folder, train, size, True, every, names, per_class, augment if train else None, mean, std,
                                    skip_bad, cache_dir)
-    found = images.image_folder(folder, train, size, False, every, names, per_class, augment, mean, std, cache_dir=cache_dir)
+    found = class_folder_images(folder, train, size, False, every, names, per_class, augment, mean, std, cache_dir=cache_dir)
     return _Files(found.paths, found.target, found.classes, size or 224, train, mean, std, resize)
 
 
@@ -133,7 +138,7 @@ def pml_set(name: str, root=None, train: bool = True, size: int = 224, resize: i
 
     Args:
         name: ``'CUB'``, ``'Cars196'``, ``'StanfordOnlineProducts'`` or another class of ``pytorch_metric_learning.datasets``.
-        root: its folder; None: ``cub200``, ``cars196`` or ``sop`` below :func:`kdtasks.general.data.data_root`.
+        root: its folder; None: ``cub200``, ``cars196`` or ``sop`` below :func:`kdtasks.images.roots.data_root`.
         train: the first half of the classes, or else the second.
         size: side of the input.
         resize: side before cropping; None: ``size`` · 8/7, 256 for 224.
@@ -150,7 +155,7 @@ def pml_set(name: str, root=None, train: bool = True, size: int = 224, resize: i
     if name not in known:
         raise ValueError(f"pytorch-metric-learning has no data set {name!r}: {did_you_mean(name, known)}")
     root = PML_SETS.get(name, name) if root is None else root
-    root = Path(root) if Path(root).exists() else images.data_root() / root
+    root = under_root(root)
     try:
         found = getattr(datasets, name)(str(root), split="train" if train else "test", download=download)
     except (ValueError, FileNotFoundError) as error:
@@ -207,7 +212,7 @@ def load_embeddings(embeddings) -> Tensor:
     """
     rows = embeddings
     if isinstance(embeddings, str | os.PathLike):
-        path = Path(embeddings) if Path(embeddings).exists() else images.data_root() / embeddings
+        path = under_root(embeddings)
         if not path.is_file():
             raise FileNotFoundError(f"no file {embeddings} nor {path}; set KDTASKS_DATA to the folder that holds it, or pass "
                                     "its path")

@@ -54,7 +54,7 @@ def embedder(backbone: str | Callable | nn.Module, dim: int = 128, normalize: bo
 
     Args:
         backbone: ``'resnet50'`` or any other name of torchvision's; ``'timm/resnet18'``, any of timm's; the dotted path of a
-            function or class of yours, ``'kdtasks.general.models.resnet8'``, or the function itself; or a module.
+            function or class of yours, ``'kdtasks.classification.models.resnet8'``, or the function itself; or a module.
         dim: width of the embedding.
         normalize: see :class:`Embedder`. RKD's recipe normalises the teacher's embeddings, and not the student's.
         pretrained: torchvision: the name of its weights, ``'DEFAULT'`` for the newest; timm: True; None: none. They may be

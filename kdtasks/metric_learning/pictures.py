@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from kdtasks.general.pictures import pictures_of
+from kdtasks.images.display import pictures_of
 from kdtasks.metric_learning.retrieval import kendall_tau, nearest
 
 Found = tuple[Tensor, Tensor, Tensor]                      # embeddings (N,D), classes (N,), places in the data set (N,)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.core.stages import final_stage
-from kdtasks.engine import builder
+from kdtasks.engine.data_sets import image_shape
 from kdtasks.metric_learning.data import load_embeddings
 from kdtasks.metric_learning.retrieval import k_means, nmi, recall_and_map
 
@@ -46,19 +46,11 @@ def example(config: dict, batch_size: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     per_class = config["data"].get("per_class") or 2
     train = config["data"]["train"]
-    batch = {"input": torch.randn(batch_size, *_image_shape(train), generator=generator), "index": torch.arange(batch_size),
+    batch = {"input": torch.randn(batch_size, *image_shape(train), generator=generator), "index": torch.arange(batch_size),
              "target": torch.arange(batch_size) // per_class}
     if (width := _teacher_width(train)) is not None:
         batch["teacher"] = torch.randn(batch_size, width, generator=generator)
     return batch
-
-
-def _image_shape(spec: dict) -> tuple[int, int, int]:
-    """(channels, height, width) that a description of a data set stands for."""
-    if isinstance(spec.get("dataset"), dict):
-        return _image_shape(spec["dataset"])
-    shape = getattr(builder.resolve(spec["type"], "data.train"), "image_shape", None)
-    return shape or (3, *(spec.get("size") or 224,) * 2)
 
 
 def _teacher_width(spec: dict) -> int | None:

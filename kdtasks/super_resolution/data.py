@@ -3,7 +3,7 @@
 :class:`~kdtasks.super_resolution.pairs.Pairs` decodes all images once and makes what is missing: the low-resolution image, its
 luma, its enlargement. :class:`Patches` cuts batches out of them on their device, :class:`Images` gives one after the other. The
 functions build either from what lies on disk. A path is taken as it stands, or else below
-:func:`kdtasks.general.data.data_root`. Test images differ in size: a config says ``test_batch_size=1``.
+:func:`kdtasks.images.roots.data_root`. Test images differ in size: a config says ``test_batch_size=1``.
 """
 
 import importlib.util
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from kdtasks.core.views import view_hash
-from kdtasks.general.data import data_root
 from kdtasks.images.files import SUFFIXES, images_below
+from kdtasks.images.roots import under_root
 from kdtasks.super_resolution.pairs import Pairs
 
 _WINDOW = 0x4A                                                                  # salt of view_hash
@@ -185,7 +185,7 @@ def image_folder(root, train: bool = True, scale: int | Sequence[int] = 2, patch
     """All images at any depth below a folder as HR, in the order of their paths; LR is made from them.
 
     Args:
-        root: as it stands or below :func:`~kdtasks.general.data.data_root`.
+        root: as it stands or below :func:`~kdtasks.images.roots.data_root`.
         train: patches to train on, or whole images.
         scale, color, enlarged, cache_dir, skip_bad: see :class:`Pairs`.
         patch, repeat, augment: in training only, see :class:`Patches`.
@@ -208,7 +208,7 @@ def paired_folders(hr, lr, train: bool = True, scale: int = 2, patch: int = 48, 
     """HR images and the LR images that belong to them, ``<hr>/0001.png`` and ``<lr>/0001x2.png``, as DIV2K has them.
 
     Args:
-        hr, lr: folders, as they stand or below :func:`~kdtasks.general.data.data_root`; pairs lie at the same place below them.
+        hr, lr: folders, as they stand or below :func:`~kdtasks.images.roots.data_root`; pairs lie at the same place below them.
         suffix: what the name of an LR image has more than that of its HR image; None: ``'x<scale>'`` or nothing.
         train, scale, patch, color, enlarged, repeat, augment, cache_dir, skip_bad: as for :func:`image_folder`.
 
@@ -251,7 +251,7 @@ def _data_set(hr: Sequence, lr: Sequence | None, train: bool, scale, patch: int,
 
 
 def _folder(root, layout: str = "<root>/<any name>.png (or .jpg, .bmp, .webp, …), in folders or not") -> Path:
-    folder = Path(root) if Path(root).is_dir() else data_root() / root
+    folder = under_root(root)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {root} nor {folder}. Set the environment variable KDTASKS_DATA to the folder that "
                                 f"holds it, or pass its path. Expected layout: {layout}")

@@ -398,14 +398,14 @@ def test_a_mismatch_lists_names_and_shapes_and_changes_nothing(path):
     network = model()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     state = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), *(nn.Linear(1, 1) for _ in range(3))).state_dict()
-    torch.save({"state_dict": state, "meta": {"model": "kdtasks.general.models.resnet20"}}, path)
+    torch.save({"state_dict": state, "meta": {"model": "kdtasks.classification.models.resnet20"}}, path)
     with pytest.raises(ValueError) as caught:
         load_weights(network, path)
     message = str(caught.value)
     for part in ("net.pth' is not a checkpoint of this Sequential",
                  "missing: 1.weight, 1.bias, 1.running_mean, 1.running_var (+1 more)",
                  "unexpected: 2.weight, 2.bias, 3.weight, 3.bias (+2 more)", "0.weight (5, 3) instead of (4, 3)",
-                 "0.bias (5,) instead of (4,)", "It says it is kdtasks.general.models.resnet20"):
+                 "0.bias (5,) instead of (4,)", "It says it is kdtasks.classification.models.resnet20"):
         assert part in message, message
     assert same(before, network)
 

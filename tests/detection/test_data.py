@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from kdtasks.classification.data import digits as digit_images
 from kdtasks.detection import data
 from kdtasks.detection.data import DetectionData, synthetic
 from kdtasks.engine.loader import Loader
-from kdtasks.general.data import digits as digit_images
 
 BCCD = Path(os.environ.get("KDTASKS_DATA") or "data") / "bccd"
 real = pytest.mark.skipif(not BCCD.is_dir(), reason="KDTASKS_DATA has no bccd: python ../shared/data/unpack.py DATA_ROOT")

@@ -20,7 +20,7 @@ def test_dry_run_and_lists(capsys, tmp_path, monkeypatch):
     out = capsys.readouterr().out
     assert "distilled: trains student, taught by teacher" in out and "student.10" in out
     cli.train(["--list"])
-    assert "configs/general/default.py" in capsys.readouterr().out
+    assert "configs/classification/default.py" in capsys.readouterr().out
 
 
 def test_tools_test_gives_the_runs_figure(undisturbed, capsys):
@@ -82,7 +82,7 @@ def test_a_configs_name_does_not_depend_on_how_its_path_is_written(tmp_path, mon
         cli.config_names(["a/task/x.py", "a/../a/task/x.py"])
 
 
-NOWHERE = {"type": "kdtasks.general.data.image_folder", "root": "nowhere"}
+NOWHERE = {"type": "kdtasks.classification.data.image_folder", "root": "nowhere"}
 
 
 @pytest.mark.parametrize("given, message, told", [

@@ -6,8 +6,8 @@ import types
 import pytest
 from small_runs import SMALL
 
+from kdtasks.classification import trainer
 from kdtasks.engine import cli
-from kdtasks.general import trainer
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_what_is_left_out_is_named_and_the_command_fails(undisturbed, task, caps
 def test_a_task_that_takes_no_folder(undisturbed, capsys):
     with pytest.raises(SystemExit) as stopped:
         call(undisturbed, "--images", "here", "--out", "there", options=("threads=1",))
-    assert stopped.value.code == 1 and "'kdtasks.general.trainer' takes no folder of images" in capsys.readouterr().err
+    assert stopped.value.code == 1 and "'kdtasks.classification.trainer' takes no folder of images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments, said", [(["--images", "here"], "need --out"), (["--out", "there"], "need --images or --inputs"),

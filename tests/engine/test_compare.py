@@ -378,7 +378,7 @@ def test_all_configs_are_checked_before_the_first_step(tmp_path):
 
 
 def test_different_metrics_are_not_compared(tmp_path, monkeypatch):
-    from kdtasks.general import trainer
+    from kdtasks.classification import trainer
     monkeypatch.setitem(sys.modules, "other_trainer", types.SimpleNamespace(**{**vars(trainer), "PRIMARY": "psnr_y"}))
     with pytest.raises(ConfigError, match="measure different things: a accuracy, b psnr_y"):
         plan_jobs({"a": small(), "b": small(task="other_trainer")}, [0], tmp_path, "cpu")

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from small_runs import ROOT, small
 
+from kdtasks.classification.data import arrays
 from kdtasks.engine import cli
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.data_sets import told
 from kdtasks.engine.run import Run
-from kdtasks.general.data import arrays
 
 SHADES = {"ant": 10, "bee": 60, "cat": 110, "dog": 160, "eel": 210}                 # a class is a grey level: it can be read back
 
@@ -64,9 +64,9 @@ class OwnDicts:
 
 
 KINDS = {
-    "arrays": {"type": "kdtasks.general.data.image_folder", "mean": (0, 0, 0), "std": (1, 1, 1)},
-    "files": {"type": "kdtasks.general.data.image_folder", "mean": (0, 0, 0), "std": (1, 1, 1), "small": False, "size": 8},
-    "torchvision": {"type": "kdtasks.general.data.torchvision_set", "dataset": "ImageFolder", "size": 8, "mean": (0, 0, 0), "std": (1, 1, 1)},
+    "arrays": {"type": "kdtasks.classification.data.image_folder", "mean": (0, 0, 0), "std": (1, 1, 1)},
+    "files": {"type": "kdtasks.classification.data.image_folder", "mean": (0, 0, 0), "std": (1, 1, 1), "small": False, "size": 8},
+    "torchvision": {"type": "kdtasks.classification.data.torchvision_set", "dataset": "ImageFolder", "size": 8, "mean": (0, 0, 0), "std": (1, 1, 1)},
     "own": {"type": own_set}, "batches": {"type": OwnBatches}, "dicts": {"type": OwnDicts},
 }
 
@@ -74,7 +74,7 @@ KINDS = {
 def run_of(tmp_path, kind, train, test, **changes):
     spec = KINDS[kind]
     changes = {"data.train": {**spec, "root": folder(tmp_path / "train", train)}, "student.num_classes": len(train),
-               "data.test": {**spec, "root": folder(tmp_path / "test", test)}, "task": "kdtasks.general.trainer", **changes}
+               "data.test": {**spec, "root": folder(tmp_path / "test", test)}, "task": "kdtasks.classification.trainer", **changes}
     return Run(small(**changes), tmp_path / "run", quiet=True)
 
 
@@ -197,18 +197,18 @@ def test_the_same_test_in_another_order_gives_the_same_accuracy(undisturbed, tmp
 
 # What trains --------------------------------------------------------------------------------------------------------------
 def test_a_function_that_accepts_it_is_told_whether_it_trains_at_any_depth():
-    inner = {"type": "kdtasks.general.data.digits", "part": "student"}
-    spec = {"type": "kdtasks.general.data.concat", "sets": [inner, {"type": arrays, "images": 1}], "size": (1, 2)}
-    found = told({"type": "kdtasks.general.data.few_labels", "dataset": spec, "per_class": 2}, True)
+    inner = {"type": "kdtasks.classification.data.digits", "part": "student"}
+    spec = {"type": "kdtasks.classification.data.concat", "sets": [inner, {"type": arrays, "images": 1}], "size": (1, 2)}
+    found = told({"type": "kdtasks.classification.data.few_labels", "dataset": spec, "per_class": 2}, True)
     assert found["dataset"]["sets"] == [{**inner, "train": True}, {"type": arrays, "images": 1}]
     assert "train" not in found and found["dataset"]["size"] == (1, 2)
     assert told({**inner, "train": False}, True)["train"] is False                    # what is said stays
 
 
 @pytest.mark.parametrize("spec, train, test", [
-    ({"type": "kdtasks.general.data.digits", "augment": {"crop": 1}}, 1258, 539),
-    ({"type": "kdtasks.general.data.few_labels", "per_class": 5, "dataset": {"type": "kdtasks.general.data.digits", "augment": {"crop": 1}}}, 1258, 539),
-    ({"type": "kdtasks.general.data.concat", "sets": [{"type": "kdtasks.general.data.digits", "augment": {"crop": 1}}] * 2}, 2516, 1078),
+    ({"type": "kdtasks.classification.data.digits", "augment": {"crop": 1}}, 1258, 539),
+    ({"type": "kdtasks.classification.data.few_labels", "per_class": 5, "dataset": {"type": "kdtasks.classification.data.digits", "augment": {"crop": 1}}}, 1258, 539),
+    ({"type": "kdtasks.classification.data.concat", "sets": [{"type": "kdtasks.classification.data.digits", "augment": {"crop": 1}}] * 2}, 2516, 1078),
 ])
 def test_the_same_words_under_train_and_test(tmp_path, spec, train, test):
     plain_test = json.loads(json.dumps(spec).replace(', "augment": {"crop": 1}', ""))
@@ -224,18 +224,18 @@ def test_the_same_words_under_train_and_test(tmp_path, spec, train, test):
 @pytest.mark.parametrize("options, message", [
     ({"data.test.train": True}, r"data\.test\.train=True: test data does not train"),
     ({"data.test.augment": {"crop": 1}}, r"data\.test\.augment={'crop': 1}: test data is never augmented"),
-    ({"data.test": {"type": "kdtasks.general.data.concat", "sets": [{"type": "kdtasks.general.data.digits", "train": True}]}},
+    ({"data.test": {"type": "kdtasks.classification.data.concat", "sets": [{"type": "kdtasks.classification.data.digits", "train": True}]}},
      r"data\.test\.sets\[0\]\.train=True"),
-    ({"teacher_training": {"data": {"test": {"type": "kdtasks.general.data.digits", "augment": {"crop": 1}}}}},
+    ({"teacher_training": {"data": {"test": {"type": "kdtasks.classification.data.digits", "augment": {"crop": 1}}}}},
      r"teacher_training\.data\.test\.augment"),
 ])
 def test_a_test_set_that_says_it_trains(options, message):
     with pytest.raises(ConfigError, match=message):
-        small(**{"data.test": {"type": "kdtasks.general.data.digits"}, **options})
+        small(**{"data.test": {"type": "kdtasks.classification.data.digits"}, **options})
 
 
 def augmented_in_secret():
-    from kdtasks.general.data import digits
+    from kdtasks.classification.data import digits
     return digits(augment={"crop": 1})
 
 

@@ -45,7 +45,7 @@ def rows(*values):
 
 
 GOOD = rows([1.0, 0.0], [0.0, 1.0], [1.0, -INF])                            # a masked class is none of our business
-CLASSIFICATION = importlib.import_module("kdtasks.general.trainer")
+CLASSIFICATION = importlib.import_module("kdtasks.classification.trainer")
 
 
 def test_finite_answers_give_the_metrics_of_the_task():

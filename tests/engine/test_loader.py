@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from kdtasks.classification import data
 from kdtasks.engine.loader import Loader
-from kdtasks.general import data
 
 
 class Batched:

@@ -55,8 +55,8 @@ from kdtasks.engine.run import Run
 def net(**options):
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3))
 
-kinds = {{"folder": {{"type": "kdtasks.general.data.image_folder"}},
-          "torchvision": {{"type": "kdtasks.general.data.torchvision_set", "dataset": "ImageFolder", "size": 8}}}}
+kinds = {{"folder": {{"type": "kdtasks.classification.data.image_folder"}},
+          "torchvision": {{"type": "kdtasks.classification.data.torchvision_set", "dataset": "ImageFolder", "size": 8}}}}
 losses = {{"loss_cls": {{"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}}}}
 for train, test in (("folder", "torchvision"), ("torchvision", "folder")):
     data = {{"train": {{**kinds[train], "root": "photos"}}, "test": {{**kinds[test], "root": "photos"}}, "batch_size": 6, "skip_bad": True}}

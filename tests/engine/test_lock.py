@@ -157,8 +157,8 @@ def test_only_what_dead_processes_had_begun_is_removed(tmp_path):
 
 
 def test_other_options_have_another_folder():
-    assert folder_name("general_default", {}) == "general_default"
-    assert folder_name("general_default", {"length": 2}) == "general_default-length=2"
+    assert folder_name("classification_default", {}) == "classification_default"
+    assert folder_name("classification_default", {"length": 2}) == "classification_default-length=2"
     one, two = {"losses.loss_kd.weight": 0.5, "amp": "bfloat16"}, {"losses.loss_kd.weight": 0.25, "amp": "bfloat16"}
     assert folder_name("a", one) == "a-amp=bfloat16,losses.loss_kd.weight=0.5"
     options = [{}, one, two, {"data.train.root": "/a/b"}, {"data.train.root": "/a_b"}, {"data.train.root": "../a_b"},

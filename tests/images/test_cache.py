@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdtasks.classification import data
 from kdtasks.core import files
 from kdtasks.core.files import check_own
-from kdtasks.general import data as general
 from kdtasks.super_resolution.pairs import Pairs
 
 
@@ -21,7 +21,7 @@ def readers(tmp_path):
     path = tmp_path / "in" / "a" / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
     cache = tmp_path / "cache"
-    return {"arrays": lambda: general.image_folder(tmp_path / "in", cache_dir=cache).images,
+    return {"arrays": lambda: data.image_folder(tmp_path / "in", cache_dir=cache).images,
             "pairs": lambda: Pairs([str(path)], cache_dir=cache).target.pixels}
 
 

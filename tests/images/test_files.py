@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from kdtasks.classification import data
 from kdtasks.detection import data as detection
-from kdtasks.general import data as general
 from kdtasks.images import files
 from kdtasks.images.files import image_size, images_below, read_image
 from kdtasks.metric_learning import data as metric
@@ -39,10 +39,10 @@ def everyone(folder):
     name, = images_below(folder)
     kept = {"mean": (0, 0, 0), "std": (1, 1, 1)}
     found = {
-        "classification": general.image_folder(folder, **kept).images[0],
-        "unlabelled": general.unlabelled_folder(folder).images[0],
+        "classification": data.image_folder(folder, **kept).images[0],
+        "unlabelled": data.unlabelled_folder(folder).images[0],
         "metric_learning": untransformed(metric._Files([name], [0], ["a"], 8, False, **kept)),
-        "classification, file by file": untransformed(general.image_folder(folder, small=False, **kept)),
+        "classification, file by file": untransformed(data.image_folder(folder, small=False, **kept)),
         "detection": (detection.unlabelled(folder, classes=["a"], augment=None)[0]["input"] * 255).round().byte(),
         "super_resolution": (Pairs([name], scale=2).target.image(0) * 255).round().byte(),
     }
@@ -209,8 +209,8 @@ def test_hidden_files_and_folders_are_left_out_of_every_listing(tmp_path):
         (tmp_path / name).write_bytes(b"\0\5\26\7")
     expected = [str(tmp_path / "cat" / "a.png"), str(tmp_path / "dog" / "b.png")]
     assert images_below(tmp_path) == expected
-    assert general.image_folder(tmp_path).paths == expected and general.image_folder(tmp_path).classes == ["cat", "dog"]
-    assert general.unlabelled_folder(tmp_path).paths == expected
+    assert data.image_folder(tmp_path).paths == expected and data.image_folder(tmp_path).classes == ["cat", "dog"]
+    assert data.unlabelled_folder(tmp_path).paths == expected
     assert metric.image_folder(tmp_path, test_classes=1).classes == ["cat"]
     assert detection.unlabelled(tmp_path, classes=["a"]).paths == expected
 
@@ -219,12 +219,12 @@ def test_an_empty_file_says_so_in_every_task(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "none.png").touch()
     path = str(tmp_path / "a" / "none.png")
-    for read in (lambda: general.image_folder(tmp_path), lambda: general.unlabelled_folder(tmp_path), lambda: Pairs([path]),
+    for read in (lambda: data.image_folder(tmp_path), lambda: data.unlabelled_folder(tmp_path), lambda: Pairs([path]),
                  lambda: detection.DetectionData([path], [{"boxes": [], "labels": []}], ["a"])):
         with pytest.raises(RuntimeError, match=r"none\.png: the file is empty, 0 bytes"):
             read()
     with pytest.raises(ValueError, match="empty, 0 bytes"):
-        general.image_folder(tmp_path, small=False)[0]
+        data.image_folder(tmp_path, small=False)[0]
 
 
 @pytest.mark.skipif(not os.environ.get("KDTASKS_DATA"), reason="KDTASKS_DATA is not set: no real photos here")
@@ -260,7 +260,7 @@ def test_a_small_file_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_pat
     monkeypatch.setattr(Image.Image, "load", None)                       # nothing is decoded
     (tmp_path / "a").mkdir()
     path = bomb(tmp_path / "a" / "bomb.png", 100, int(share * 100))
-    reads = [lambda: general.image_folder(tmp_path), lambda: general.unlabelled_folder(tmp_path), lambda: Pairs([str(path)]),
+    reads = [lambda: data.image_folder(tmp_path), lambda: data.unlabelled_folder(tmp_path), lambda: Pairs([str(path)]),
              lambda: detection.DetectionData([path], [{"boxes": [], "labels": []}], ["a"])]
     for read in reads:
         with pytest.raises(RuntimeError, match=r"bomb\.png: .*more than the 10000 pixels allowed.*KDTASKS_MAX_PIXELS"):

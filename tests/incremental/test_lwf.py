@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
+from kdtasks.classification.models import digits_cnn
 from kdtasks.core.stages import control
 from kdtasks.engine import builder
 from kdtasks.general.kd import kd_loss
-from kdtasks.general.models import digits_cnn
 from kdtasks.incremental.distiller import IncrementalDistiller
 from kdtasks.incremental.lwf import PRESETS, LwFLoss, lwf_loss, lwf_losses, lwf_mc_loss, one_hot_bce
 from kdtasks.incremental.models import growing

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kdtasks.classification.models import digits_cnn, resnet8, wrn
 from kdtasks.core import Teacher
 from kdtasks.core.names import split_call
-from kdtasks.general.models import digits_cnn, resnet8, wrn
 from kdtasks.incremental.lwm import LwMDistiller, dead_share, grad_cam, lwm_attention_loss, lwm_distill, lwm_distill_bce
 from kdtasks.incremental.models import growing, head_of
 

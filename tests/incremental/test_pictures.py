@@ -17,7 +17,7 @@ from kdtasks.incremental import pictures
 from kdtasks.incremental.data import class_incremental, experiences, unaugmented
 
 DEFAULT = Path(__file__).parents[2] / "configs" / "incremental" / "default.py"
-POOL = {"type": "kdtasks.general.data.digits", "augment": {"crop": 3}}
+POOL = {"type": "kdtasks.classification.data.digits", "augment": {"crop": 3}}
 COLORS = {"alone": report.ALONE, "distilled": report.DISTILLED, "joint": report.OTHERS[0]}
 
 

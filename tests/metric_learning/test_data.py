@@ -78,7 +78,7 @@ def test_files_become_a_square_and_in_training_a_random_part_of_it_perhaps_mirro
 
 
 def test_cifar100_has_80_classes_and_20_others(tmp_path):
-    from kdtasks.general.data import CIFAR100_CLASSES
+    from kdtasks.classification.data import CIFAR100_CLASSES
 
     for split in ("train", "test"):
         for name in CIFAR100_CLASSES:

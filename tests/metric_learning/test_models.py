@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from kdtasks.general.models import resnet8
+from kdtasks.classification.models import resnet8
 from kdtasks.metric_learning.models import Embedder, embedder
 
 
 @pytest.mark.parametrize("backbone, size", [("resnet18", 32), ("vgg11", 32), ("squeezenet1_1", 32), ("mobilenet_v3_small", 32), ("convnext_tiny", 32),
-                                            ("timm/resnet10t", 32), ("kdtasks.general.models.resnet8", 16)])
+                                            ("timm/resnet10t", 32), ("kdtasks.classification.models.resnet8", 16)])
 def test_any_classifier_becomes_an_embedder(backbone, size):
     model = embedder(backbone, dim=7).eval()
     rows = model(torch.randn(3, 3, size, size))
@@ -31,7 +31,7 @@ def test_only_the_last_layer_is_new():
 
 
 def test_options_reach_the_backbone_and_width_and_normalize_do_what_they_say():
-    model = embedder("kdtasks.general.models.digits_cnn", dim=6, normalize=False, in_channels=1, width=3)
+    model = embedder("kdtasks.classification.models.digits_cnn", dim=6, normalize=False, in_channels=1, width=3)
     rows = model(torch.randn(4, 1, 8, 8))
     assert rows.shape == (4, 6) and (rows.norm(dim=1) - 1).abs().min() > 1e-3
     assert model.backbone.layer1.conv1.out_channels == 3
@@ -56,12 +56,12 @@ def test_rows_are_normalised_in_float32_or_more(given, got):
 @pytest.mark.parametrize("message, arguments", [
     ("torchvision has no 'resnet19': did you mean 'resnet1", {"backbone": "resnet19"}),
     ("dim must be at least 1, got 0", {"backbone": "resnet18", "dim": 0}),
-    ("kdtasks.general.models has no 'resnet9'", {"backbone": "kdtasks.general.models.resnet9"}),
+    ("kdtasks.classification.models has no 'resnet9'", {"backbone": "kdtasks.classification.models.resnet9"}),
     ("Sequential has no linear layer and no 1x1 convolution", {"backbone": nn.Sequential(nn.Conv2d(3, 4, 3))}),
     ("timm has no 'resnet18x'; did you mean 'resnet18'", {"backbone": "timm/resnet18x"}),
     ("timm's resnet18 has no weights 'a1_in1kk'; did you mean 'a1_in1k'", {"backbone": "timm/resnet18.a1_in1kk"}),
     ("resnet18 has no weights='IMAGENET1K_V9'; did you mean 'IMAGENET1K_V1'", {"backbone": "resnet18", "pretrained": "IMAGENET1K_V9"}),
-    ("belongs to torchvision's and timm's", {"backbone": "kdtasks.general.models.resnet8", "pretrained": True}),
+    ("belongs to torchvision's and timm's", {"backbone": "kdtasks.classification.models.resnet8", "pretrained": True}),
 ])
 def test_what_cannot_be_is_named(message, arguments):
     with pytest.raises(ValueError, match=message):

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from kdtasks.classification.data import digits
 from kdtasks.core import Distiller, Teacher
-from kdtasks.general.data import digits
 from kdtasks.metric_learning import DarkRankLoss, RKDLoss, plugin
 from kdtasks.metric_learning.models import embedder
 from kdtasks.metric_learning.plugin import DistillMetricTrainer, PMLDistillLoss, PMLLoss
@@ -194,7 +194,7 @@ def trainer(teacher, **changes):
     data = digits(train=False)
     images = data.batch(torch.arange(len(data)), torch.zeros(len(data), dtype=torch.int64), 0)["input"]
     torch.manual_seed(0)
-    student = embedder("kdtasks.general.models.digits_cnn", dim=4, in_channels=1, width=4)
+    student = embedder("kdtasks.classification.models.digits_cnn", dim=4, in_channels=1, width=4)
     arguments = {
         "models": {"trunk": student}, "optimizers": {"trunk_optimizer": torch.optim.Adam(student.parameters(), 1e-2)}, "batch_size": 32,
         "loss_funcs": {"metric_loss": TripletMarginLoss(), "distill_loss": PMLDistillLoss(relations)}, "dataset": TensorDataset(images, data.target),
@@ -300,7 +300,7 @@ def test_the_readmes_trainer_runs():
     code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "DistillMetricTrainer" in block)
     data = digits(train=False)
     images = data.batch(torch.arange(len(data)), torch.zeros(len(data), dtype=torch.int64), 0)["input"]
-    student = embedder("kdtasks.general.models.digits_cnn", dim=4, in_channels=1, width=4)
+    student = embedder("kdtasks.classification.models.digits_cnn", dim=4, in_channels=1, width=4)
     start = copy.deepcopy(student.state_dict())
     names = {"student": student, "teacher": network(), "optimizer": torch.optim.SGD(student.parameters(), 0.1), "TripletMarginLoss": TripletMarginLoss,
              "dataset": TensorDataset(images, data.target), "sampler": MPerClassSampler(data.target, 10, 40, 80)}

@@ -15,7 +15,7 @@ from kdtasks.metric_learning.retrieval import recall_and_map
 
 FIGURES = {"recall_at_1", "recall_at_2", "recall_at_4", "recall_at_8", "map_at_r", "nmi"}
 DIGITS = {"type": "kdtasks.metric_learning.data.digits"}
-EMBEDDER = {"type": "kdtasks.metric_learning.models.embedder", "backbone": "kdtasks.general.models.digits_cnn", "in_channels": 1}
+EMBEDDER = {"type": "kdtasks.metric_learning.models.embedder", "backbone": "kdtasks.classification.models.digits_cnn", "in_channels": 1}
 
 
 def config(**changes):

@@ -1,7 +1,7 @@
 """Images with boxes: COCO's json, Pascal VOC's folders, images without labels, and a set that needs no download.
 
 All functions return :class:`DetectionData`. A path is taken as it stands, or else below
-:func:`kdtasks.general.data.data_root` (the environment variable KDTASKS_DATA).
+:func:`kdtasks.images.roots.data_root` (the environment variable KDTASKS_DATA).
 """
 
 from kdtasks.detection.data.coco_json import coco, coco2017

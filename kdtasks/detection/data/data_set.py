@@ -12,8 +12,8 @@ from torch import Tensor
 
 from kdtasks.core.classes import UNLABELLED, class_numbers, counted
 from kdtasks.core.names import did_you_mean
-from kdtasks.general.data import data_root
 from kdtasks.images.files import image_size, read_image
+from kdtasks.images.roots import data_root
 
 _THIN = 0.01                                                                    # pixels; a thinner box has no area
 _NAMED = 5                                                                      # broken boxes that a warning names
@@ -293,7 +293,7 @@ def _transformed(image: Tensor, target: dict | None, transforms: Sequence[Callab
 
 
 def locate(path, argument: str, layout: str) -> Path:
-    """``path`` as it stands or below :func:`~kdtasks.general.data.data_root`, whichever exists."""
+    """``path`` as it stands or below :func:`~kdtasks.images.roots.data_root`, whichever exists."""
     looked = list(dict.fromkeys((Path(path), data_root() / path)))
     for place in looked:
         if place.exists():

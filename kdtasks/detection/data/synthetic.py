@@ -8,7 +8,7 @@ import torch
 
 from kdtasks.core.views import view_hash
 from kdtasks.detection.data.data_set import DetectionData
-from kdtasks.general.data import digits as digit_images
+from kdtasks.images.digits import digits as digit_images
 
 _SCATTER = 0x2B                                                                 # a salt of view_hash; + 1: test
 _TRIES, _OVERLAP = 10, 0.1                                                      # places tried; share of the smaller box

@@ -1,5 +1,5 @@
 # A whole run in a second: teacher, alone, distilled on a few digits.
-task = 'kdtasks.general.trainer'
+task = 'kdtasks.classification.trainer'
 student = dict(type='small_parts.Net', width=4)
 teacher = dict(type='small_parts.Net', width=8)
 losses = dict(

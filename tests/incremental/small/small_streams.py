@@ -7,7 +7,7 @@ from mmengine.hooks import Hook
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from kdtasks.general.data import ImageArrays
+from kdtasks.classification.data import ImageArrays
 
 CLASSES = list("abcdefg")
 ORDER = [4, 1, 5, 0, 3, 2, 6]                                              # of the small configs

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from kdtasks.classification import pictures, trainer
 from kdtasks.engine import config as configs
 from kdtasks.engine.run import Run
-from kdtasks.general import pictures, trainer
 
 SMALL = Path(__file__).parents[1] / "engine" / "small" / "small.py"
 COLORS = {"teacher": "#5A6472", "alone": "#E69F00", "distilled": "#0072B2"}

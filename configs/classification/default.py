@@ -1,11 +1,11 @@
 # A small network taught by a larger one on handwritten digits, with five labels a class: KD (arXiv 1503.02531). No download.
-# Run:     python tools/train.py configs/general/default.py
+# Run:     python tools/train.py configs/classification/default.py
 # Expect:  student alone 80.9 ± 2.2 %, taught 98.1 ± 0.2 % over 5 seeds, teacher 98.3 %; half a minute on two CPU cores
 _base_ = ['../_base_/digits.py']
-task = 'kdtasks.general.trainer'
+task = 'kdtasks.classification.trainer'
 
-student = dict(type='kdtasks.general.models.digits_cnn', width=16, num_classes=10)
-teacher = dict(type='kdtasks.general.models.resnet8', width=16, in_channels=1, num_classes=10)
+student = dict(type='kdtasks.classification.models.digits_cnn', width=16, num_classes=10)
+teacher = dict(type='kdtasks.classification.models.resnet8', width=16, in_channels=1, num_classes=10)
 
 losses = dict(
     loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target'), weight=0.1),       # alone: weight 1

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from kdtasks.classification import data
+from kdtasks.images import roots
+from kdtasks.classification.data import ImageArrays
 from kdtasks.core.views import view_hash
 from kdtasks.engine.loader import Loader
-from kdtasks.general import data
-from kdtasks.general.data import ImageArrays
 from kdtasks.images import files
 from kdtasks.images.arrays import AUGMENT, checked_augment
 
@@ -253,7 +254,7 @@ def test_missing_data_says_where_how_and_what(monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError, match="cifar100/train"):
         data.cifar100()
     monkeypatch.delenv("KDTASKS_DATA")
-    assert data.data_root() == Path("data")
+    assert roots.data_root() == Path("data")
     with pytest.raises(FileNotFoundError, match=r"no file x\.npy nor data/x\.npy"):
         data.arrays("x.npy")
 

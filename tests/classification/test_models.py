@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kdtasks.general import models
+from kdtasks.classification import models
 
 
 @pytest.fixture(autouse=True)

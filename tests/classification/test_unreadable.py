@@ -11,11 +11,11 @@ from kdtasks.engine.data_sets import told
 from kdtasks.engine.loader import Loader
 
 TASKS = {
-    "classes": {"type": "kdtasks.general.data.image_folder"},
-    "classes of files": {"type": "kdtasks.general.data.image_folder", "small": False, "size": 16},
-    "unlabelled": {"type": "kdtasks.general.data.unlabelled_folder"},
-    "concat": {"type": "kdtasks.general.data.concat", "sets": [{"type": "kdtasks.general.data.image_folder"}]},
-    "torchvision": {"type": "kdtasks.general.data.torchvision_set", "dataset": "ImageFolder", "size": 16},
+    "classes": {"type": "kdtasks.classification.data.image_folder"},
+    "classes of files": {"type": "kdtasks.classification.data.image_folder", "small": False, "size": 16},
+    "unlabelled": {"type": "kdtasks.classification.data.unlabelled_folder"},
+    "concat": {"type": "kdtasks.classification.data.concat", "sets": [{"type": "kdtasks.classification.data.image_folder"}]},
+    "torchvision": {"type": "kdtasks.classification.data.torchvision_set", "dataset": "ImageFolder", "size": 16},
     "retrieval": {"type": "kdtasks.metric_learning.data.image_folder", "test_classes": ["a", "b"]},
     "retrieval of files": {"type": "kdtasks.metric_learning.data.image_folder", "test_classes": ["a", "b"], "small": False, "size": 16},
     "super-resolution": {"type": "kdtasks.super_resolution.data.image_folder"},

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.core.stages import final_stage
-from kdtasks.engine import builder
+from kdtasks.engine.data_sets import image_shape
 
 PRIMARY = "accuracy"
 HIGHER_IS_BETTER = True
@@ -51,17 +51,8 @@ def example(config: dict, batch_size: int) -> dict[str, Tensor]:
     """Random images and labels of the shape that the data has, without reading it."""
     generator = torch.Generator().manual_seed(0)
     classes = config["student"].get("num_classes", 10)
-    return {"input": torch.randn(batch_size, *_image_shape(config["data"]["train"]), generator=generator),
+    return {"input": torch.randn(batch_size, *image_shape(config["data"]["train"]), generator=generator),
             "index": torch.arange(batch_size), "target": torch.randint(classes, (batch_size,), generator=generator)}
-
-
-def _image_shape(spec: dict) -> tuple[int, int, int]:
-    """(channels, height, width) that a description of a data set stands for."""
-    inner = spec.get("dataset") or next(iter(spec.get("sets", [])), None)
-    if isinstance(inner, dict) and "type" in inner:
-        return _image_shape(inner)
-    shape = getattr(builder.resolve(spec["type"], "data.train"), "image_shape", None)
-    return shape or (3, *(spec.get("size") or 224,) * 2)
 
 
 def pictures(run) -> list[tuple]:
@@ -69,8 +60,8 @@ def pictures(run) -> list[tuple]:
 
     Whatever of teacher, alone and distilled there is takes part; a teacher from a file as the last stage used it.
     """
+    from kdtasks.classification import pictures as draw
     from kdtasks.engine.report import stage_colors  # what draws is imported only here
-    from kdtasks.general import pictures as draw
 
     experiment, finished = run.experiment, run.finished
     if not finished:

@@ -1,11 +1,11 @@
 # ResNet-8 taught by a ResNet-8 of twice the width on CIFAR-100, short enough for two CPU cores: KD (arXiv 1503.02531).
-# Run:     python tools/train.py configs/general/kd_resnet8x2_resnet8_cifar100_short.py
+# Run:     python tools/train.py configs/classification/kd_resnet8x2_resnet8_cifar100_short.py
 # Expect:  student alone 38.4 ± 0.5 %, taught 44.1 ± 0.3 % over 5 seeds, teacher 52.0 %; 9 minutes on two CPU cores
 _base_ = ['../_base_/cifar100.py']
-task = 'kdtasks.general.trainer'
+task = 'kdtasks.classification.trainer'
 
-student = dict(type='kdtasks.general.models.resnet8', num_classes=100)
-teacher = dict(type='kdtasks.general.models.resnet8', width=32, num_classes=100)
+student = dict(type='kdtasks.classification.models.resnet8', num_classes=100)
+teacher = dict(type='kdtasks.classification.models.resnet8', width=32, num_classes=100)
 
 losses = dict(
     loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target'), weight=0.1),      # alone: weight 1
