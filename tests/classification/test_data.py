@@ -12,11 +12,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from kdtasks.classification import data
-from kdtasks.images import roots
 from kdtasks.classification.data import ImageArrays
 from kdtasks.core.views import view_hash
 from kdtasks.engine.loader import Loader
-from kdtasks.images import files
+from kdtasks.images import files, roots
 from kdtasks.images.arrays import AUGMENT, checked_augment
 
 real = pytest.mark.skipif(not os.environ.get("KDTASKS_DATA"), reason="KDTASKS_DATA is not set: no CIFAR-100 here")
