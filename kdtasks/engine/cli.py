@@ -320,7 +320,7 @@ def config_names(paths: Sequence[str | Path]) -> list[str]:
 def folder_name(name: str, options: Mapping[str, object]) -> str:
     """A config's name and the options that it runs with, so that each has a folder of its own.
 
-    ``('classification_default', {'length': 2})`` -> ``detection_default-length=2``. What is long, or no letter, figure or plain sign,
+    ``('detection_default', {'length': 2})`` -> ``detection_default-length=2``. What is long, or no letter, digit or plain sign,
     is cut or replaced, and a hash of all options then tells such folders apart.
     """
     said = ",".join(f"{key}={value}" for key, value in sorted(options.items()))
