@@ -23,18 +23,24 @@ class Images(torch.utils.data.TensorDataset):
 
 
 def runner(o) -> Iterator[Line]:
-    """200 steps of a tiny network by mmengine's Runner, with 4 reads and a checkpoint at the end, against the plain loop."""
+    """200 steps of a tiny network by mmengine's Runner, with 4 reads and a checkpoint at the end,
+    against the plain loop.
+    """
     from kdtasks.engine.loader import Loader
     from kdtasks.engine.runner import StageRunner
 
     steps, students, images = 200, {}, Images(torch.randn(256, 1, 8, 8), torch.arange(256) % 10)
-    task = SimpleNamespace(PRIMARY="accuracy", HIGHER_IS_BETTER=True, evaluate=lambda model, loader: {"accuracy": 0})
+    task = SimpleNamespace(
+        PRIMARY="accuracy", HIGHER_IS_BETTER=True, evaluate=lambda model, loader: {"accuracy": 0}
+    )
     options = {"amp": None, "accumulate": 1, "clip_grad": None, "ema": None, "sync_bn": False}
 
     def parts(name: str) -> tuple[Distiller, Loader]:
         torch.manual_seed(0)
         students[name], teacher = models.digits_cnn().to(o.device), models.digits_cnn().to(o.device)
-        return Distiller(students[name], {"teacher": teacher}, terms()), Loader(images, 8, length=steps, device=o.device)
+        return Distiller(students[name], {"teacher": teacher}, terms()), Loader(
+            images, 8, length=steps, device=o.device
+        )
 
     def plain() -> float:
         distiller, loader = parts("plain")
@@ -47,24 +53,52 @@ def runner(o) -> Iterator[Line]:
         distiller, loader = parts("engine")
         with tempfile.TemporaryDirectory() as folder:
             stage = StageRunner(
-                name="benchmark", folder=Path(folder), log_file=Path(folder) / "log", distiller=distiller, loader=loader,
-                task=task, test_loader=None, optimizer=functools.partial(torch.optim.SGD, **SGD), schedule=[], length=steps,
-                train=("student", "losses"), log_interval=50, val_interval=steps, checkpoint_interval=steps, options=options)
+                name="benchmark",
+                folder=Path(folder),
+                log_file=Path(folder) / "log",
+                distiller=distiller,
+                loader=loader,
+                task=task,
+                test_loader=None,
+                optimizer=functools.partial(torch.optim.SGD, **SGD),
+                schedule=[],
+                length=steps,
+                train=("student", "losses"),
+                log_interval=50,
+                val_interval=steps,
+                checkpoint_interval=steps,
+                options=options,
+            )
             start = clock(o)
             stage.train()
             return (clock(o) - start) / steps
 
     plain(), engine()
-    torch.testing.assert_close(*(student.state_dict() for student in students.values()))  # the same work
+    # the same work
+    torch.testing.assert_close(*(student.state_dict() for student in students.values()))
     times = rounds(o, {"plain": plain, "engine": engine})
     extra = [1000 * (e - p) for e, p in zip(times["engine"], times["plain"])]
-    yield Line("mmengine Runner beyond the plain loop", extra, 1.0, "ms", f"plain: {times['plain'][0] * 1000:.3g} ms a step")
+    yield Line(
+        "mmengine Runner beyond the plain loop",
+        extra,
+        1.0,
+        "ms",
+        f"plain: {times['plain'][0] * 1000:.3g} ms a step",
+    )
 
 
 def imports(o) -> Iterator[Line]:
-    """Seven times (fewer if there are fewer rounds), by the wall clock of a new process that has torch already."""
+    """Seven times (fewer if there are fewer rounds), by the wall clock of a new process that has
+    torch already.
+    """
     for task in ("general", "detection", "metric_learning", "incremental"):
         code = f"import time, torch; t = time.perf_counter(); import kdtasks.{task}; print(time.perf_counter() - t)"
-        seconds = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-                   for _ in range(min(7, o.rounds))]
+        seconds = [
+            float(
+                subprocess.run(
+                    [sys.executable, "-c", code], capture_output=True, text=True, check=True
+                ).stdout
+            )
+            for _ in range(min(7, o.rounds))
+        ]
         yield Line(f"import kdtasks.{task} beyond torch", seconds, 0.1, "s")

@@ -14,12 +14,15 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 SGD = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
-Step = Callable[[], Tensor]                                # trains once and returns its loss
+Step = Callable[[], Tensor]  # trains once and returns its loss
 
 
 @dataclass
 class Line:
-    """One line of the table: a ratio, or a figure with a unit; no samples where nothing could be measured."""
+    """One line of the table: a ratio, or a figure with a unit; no samples where nothing could be
+    measured.
+    """
+
     what: str
     samples: list[float]
     bar: float | None = None
@@ -37,21 +40,27 @@ class Mean(Line):
 
     def __post_init__(self):
         from kdtasks.engine.compare.statistics import interval
+
         self.value, *self.interval = interval(self.samples)
         self.ok = None
 
 
 def median_interval(values: list[float], level: float = 0.95) -> tuple[float, float]:
-    """The narrowest [k-th smallest, k-th largest] that covers the median with at least ``level``; k = 1 if none does."""
+    """The narrowest [k-th smallest, k-th largest] that covers the median with at least ``level``; k
+    = 1 if none does.
+    """
     ordered, n = sorted(values), len(values)
-    k, tail = 1, 1                                         # 2^n times the chance that fewer than k values lie below the median
+    # 2^n times the chance that fewer than k values lie below the median
+    k, tail = 1, 1
     while k < (n + 1) // 2 and 2 * (tail + math.comb(n, k)) / 2**n <= 1 - level:
         tail += math.comb(n, k)
         k += 1
     return ordered[k - 1], ordered[n - k]
 
 
-def ratio(what: str, times: dict[str, list[float]], a: str, b: str, bar: float | None = None) -> Line:
+def ratio(
+    what: str, times: dict[str, list[float]], a: str, b: str, bar: float | None = None
+) -> Line:
     """The time of ``a`` over the time of ``b``, round by round; ``what`` is put before their names."""
     what = f"{what}{a} / {b}"
     if "torchdistill" in (a, b) and "torchdistill" not in times:
@@ -83,12 +92,15 @@ def fewer(o, rounds: int) -> argparse.Namespace:
 
 def step_times(o, variants: dict[str, Step]) -> dict[str, list[float]]:
     """Seconds a step of each variant, one number a round."""
+
     def turn(step: Step, steps: int) -> float:
         start = clock(o)
         for _ in range(steps):
             step()
         return (clock(o) - start) / steps
-    fastest = min(turn(step, 1) for _ in range(3) for step in variants.values())            # this is the warm-up too
+
+    # this is the warm-up too
+    fastest = min(turn(step, 1) for _ in range(3) for step in variants.values())
     steps = math.ceil(0.05 / max(fastest, 1e-6))
     return rounds(o, {name: lambda step=step: turn(step, steps) for name, step in variants.items()})
 
@@ -101,20 +113,32 @@ def update(loss: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
 
 
 def same_work(variants: dict[str, Step]) -> None:
-    """Run the first step of each; RuntimeError where losses differ in 6 digits, or gradients by 1e-4 of their norm."""
+    """Run the first step of each; RuntimeError where losses differ in 6 digits, or gradients by
+    1e-4 of their norm.
+    """
     found = {}
     for name, step in variants.items():
         grads: list[Tensor] = []
-        handle = register_optimizer_step_pre_hook(lambda optimizer, *_, grads=grads: grads.extend(
-            p.grad.flatten().clone() for group in optimizer.param_groups for p in group["params"]))
+        handle = register_optimizer_step_pre_hook(
+            lambda optimizer, *_, grads=grads: grads.extend(
+                p.grad.flatten().clone()
+                for group in optimizer.param_groups
+                for p in group["params"]
+            )
+        )
         found[name] = (float(step()), torch.cat(grads))
         handle.remove()
     (first, (loss, grad)), *others = found.items()
     for name, (other_loss, other) in others:
-        apart = float((other - grad).norm() / grad.norm()) if other.shape == grad.shape else math.inf
+        apart = (
+            float((other - grad).norm() / grad.norm()) if other.shape == grad.shape else math.inf
+        )
         if not math.isclose(loss, other_loss, rel_tol=5e-6) or not apart <= 1e-4:
-            raise RuntimeError(f"{first} and {name} do different work: losses {loss:.8g} and {other_loss:.8g}, "
-                               f"gradients {apart:.1e} of their norm apart")
+            raise RuntimeError(
+                f"{first} and {name} do different work: losses {loss:.8g} and "
+                f"{other_loss:.8g}, "
+                f"gradients {apart:.1e} of their norm apart"
+            )
 
 
 def gradient(loss: Callable, student: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,13 +160,20 @@ def same_gradients(steps: dict[str, Callable[[], tuple[Tensor, Tensor]]]) -> Non
 
 
 def peak_bytes(o, work: Callable[[], object]) -> int:
-    """The most that ``work`` had allocated at once beyond what was there before, by torch's allocator."""
+    """The most that ``work`` had allocated at once beyond what was there before, by torch's
+    allocator.
+    """
     if o.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         work()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         work()
-    events = sorted((e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    events = sorted(
+        (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"),
+        key=lambda e: e.start_ns(),
+    )
     return max(itertools.accumulate(e.nbytes() for e in events))

@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import Line, apart, fewer, gradient, peak_bytes, ratio, same_gradients, step_times
+from benchmarks.measure import (
+    Line,
+    apart,
+    fewer,
+    gradient,
+    peak_bytes,
+    ratio,
+    same_gradients,
+    step_times,
+)
 from kdtasks.general import rkd_angle_loss
 from kdtasks.metric_learning import darkrank_hard_loss
 
@@ -22,40 +31,72 @@ def embeddings(o, n: int, *widths: int) -> list[Tensor]:
 
 
 def angles_one_by_one(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss and gradient of the angles by normalised differences, in float64, a few vertices at a time."""
+    """Loss and gradient of the angles by normalised differences, in float64, a few vertices at a
+    time.
+    """
     student, teacher, loss = student.detach().double().requires_grad_(), teacher.double(), 0.0
     for v in torch.arange(len(student), device=student.device).split(8):
-        arms, taught = (F.normalize(x[None] - x[v, None], dim=2) for x in (student, teacher))              # (v, N, D)
-        part = F.smooth_l1_loss(arms @ arms.mT, taught @ taught.mT, reduction="sum") / len(student) ** 3
+        # (v, N, D)
+        arms, taught = (F.normalize(x[None] - x[v, None], dim=2) for x in (student, teacher))
+        part = (
+            F.smooth_l1_loss(arms @ arms.mT, taught @ taught.mT, reduction="sum")
+            / len(student) ** 3
+        )
         part.backward()
         loss += part.detach()
     return loss, student.grad
 
 
 def rkd_angle(o) -> Iterator[Line]:
-    """512 columns. torchdistill's form has tensors of N² · 512, too many for a CPU at 1024 rows. The bars are for 256."""
+    """512 columns. torchdistill's form has tensors of N² · 512, too many for a CPU at 1024 rows.
+    The bars are for 256.
+    """
     largest, variants = 1024 if o.device == "cuda" else 256, {"RKD angle": rkd_angle_loss}
     if importlib.util.find_spec("torchdistill"):
         from torchdistill.losses.mid_level import RKDLoss
+
         usual = RKDLoss("", "", dist_factor=0, angle_factor=1, reduction="mean")
-        variants["torchdistill"] = lambda student, teacher: usual.compute_rkd_angle_loss(teacher, student)
-    for n in (64, 128, 256, 1024, 4096)[:3 if o.rounds < 5 else 5 if o.device == "cuda" else 4]:  # seconds a step beyond
+        variants["torchdistill"] = lambda student, teacher: usual.compute_rkd_angle_loss(
+            teacher, student
+        )
+    # seconds a step beyond
+    for n in (64, 128, 256, 1024, 4096)[: 3 if o.rounds < 5 else 5 if o.device == "cuda" else 4]:
         student, teacher = embeddings(o, n, 512, 512)
-        steps = {name: functools.partial(gradient, loss, student, teacher) for name, loss in variants.items()
-                 if name == "RKD angle" or n <= largest}
+        steps = {
+            name: functools.partial(gradient, loss, student, teacher)
+            for name, loss in variants.items()
+            if name == "RKD angle" or n <= largest
+        }
         same_gradients(steps)
         times = step_times(o if n == 256 else fewer(o, 7 if n < 256 else 3), steps)
         peaks = {name: peak_bytes(o, step) for name, step in steps.items()}
         if n > largest:
-            yield Line(f"{n} rows: RKD angle", times["RKD angle"], unit="s", note=f"{peaks['RKD angle'] / 2**20:.0f} MiB")
+            yield Line(
+                f"{n} rows: RKD angle",
+                times["RKD angle"],
+                unit="s",
+                note=f"{peaks['RKD angle'] / 2**20:.0f} MiB",
+            )
             continue
-        yield ratio(f"{n} rows: ", times, "RKD angle", "torchdistill", bar=1 / 4 if n == 256 else None)
+        yield ratio(
+            f"{n} rows: ", times, "RKD angle", "torchdistill", bar=1 / 4 if n == 256 else None
+        )
         if "torchdistill" in peaks:
-            yield Line(f"{n} rows: memory / torchdistill's", [peaks["RKD angle"] / peaks["torchdistill"]],
-                       1 / 20 if n == 256 else None, note=f"torchdistill: {peaks['torchdistill'] / 2**20:.0f} MiB")
+            yield Line(
+                f"{n} rows: memory / torchdistill's",
+                [peaks["RKD angle"] / peaks["torchdistill"]],
+                1 / 20 if n == 256 else None,
+                note=f"torchdistill: {peaks['torchdistill'] / 2**20:.0f} MiB",
+            )
         if n == 256:
             error = apart(steps["RKD angle"](), angles_one_by_one(student, teacher))
-            yield Line("256 rows: RKD angle off float64", [1e6 * error], 1.0, "e-6", "relative, loss and gradient")
+            yield Line(
+                "256 rows: RKD angle off float64",
+                [1e6 * error],
+                1.0,
+                "e-6",
+                "relative, loss and gradient",
+            )
 
 
 def darkrank_by_suffix(student: Tensor, teacher: Tensor) -> Tensor:
@@ -63,19 +104,31 @@ def darkrank_by_suffix(student: Tensor, teacher: Tensor) -> Tensor:
     student, teacher, places = F.normalize(student), F.normalize(teacher), range(len(student) - 1)
     order = torch.cdist(teacher, teacher).fill_diagonal_(math.inf).argsort(1)[:, :-1]
     scores = (-3 * torch.cdist(student, student) ** 3).gather(1, order)
-    return (torch.stack([torch.logsumexp(scores[:, i:], 1) for i in places], 1) - scores).sum(1).mean()
+    return (
+        (torch.stack([torch.logsumexp(scores[:, i:], 1) for i in places], 1) - scores).sum(1).mean()
+    )
 
 
 def darkrank(o) -> Iterator[Line]:
-    """Whole lists, 128 columns taught by 512; by suffix in float64, as the library computes, and in float32. The bar is for
-    256 rows in float64."""
-    variants = {"DarkRank hard": functools.partial(darkrank_hard_loss, list_length=None),
-                "by suffix": lambda student, teacher: darkrank_by_suffix(student.double(), teacher.double()),
-                "in float32": darkrank_by_suffix}
-    for n in (64, 128, 256, 1024)[:3 if o.rounds < 5 else 4]:  # seconds a step beyond
+    """Whole lists, 128 columns taught by 512; by suffix in float64, as the library computes, and in
+    float32. The bar is for 256 rows in float64.
+    """
+    variants = {
+        "DarkRank hard": functools.partial(darkrank_hard_loss, list_length=None),
+        "by suffix": lambda student, teacher: darkrank_by_suffix(
+            student.double(), teacher.double()
+        ),
+        "in float32": darkrank_by_suffix,
+    }
+    for n in (64, 128, 256, 1024)[: 3 if o.rounds < 5 else 4]:  # seconds a step beyond
         student, teacher = embeddings(o, n, 128, 512)
-        steps = {name: functools.partial(gradient, loss, student, teacher) for name, loss in variants.items()}
+        steps = {
+            name: functools.partial(gradient, loss, student, teacher)
+            for name, loss in variants.items()
+        }
         same_gradients(steps)
         times = step_times(o if n == 256 else fewer(o, 7 if n < 256 else 3), steps)
-        yield ratio(f"{n} rows: ", times, "DarkRank hard", "by suffix", bar=1 / 5 if n == 256 else None)
+        yield ratio(
+            f"{n} rows: ", times, "DarkRank hard", "by suffix", bar=1 / 5 if n == 256 else None
+        )
         yield ratio(f"{n} rows: ", times, "DarkRank hard", "in float32")

@@ -1,8 +1,8 @@
 """The ``kdtasks`` command: what ``tools/*.py`` do, for whoever has installed the package.
 
-    kdtasks list                               # the configs that come with the package
-    kdtasks train classification/default              # or a config file of your own
-    kdtasks copy classification/default               # to change it
+kdtasks list                               # the configs that come with the package
+kdtasks train classification/default              # or a config file of your own
+kdtasks copy classification/default               # to change it
 """
 
 import argparse
@@ -50,7 +50,9 @@ def list_configs(arguments: Sequence[str]) -> None:
     from kdtasks.engine.cli import pipe_may_close
     from kdtasks.engine.config_files import config_titles
 
-    argparse.ArgumentParser(prog="kdtasks list", description=list_configs.__doc__).parse_args(arguments)
+    argparse.ArgumentParser(prog="kdtasks list", description=list_configs.__doc__).parse_args(
+        arguments
+    )
     with pipe_may_close():
         for name, title in config_titles().items():
             print(f"{name}\n    {title}")
@@ -72,8 +74,13 @@ def copy(arguments: Sequence[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "train": train, "test": test, "compare": compare, "export": export, "benchmark": benchmark,
-    "list": list_configs, "copy": copy,
+    "train": train,
+    "test": test,
+    "compare": compare,
+    "export": export,
+    "benchmark": benchmark,
+    "list": list_configs,
+    "copy": copy,
 }
 
 
@@ -81,9 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command's entry point."""
     lines = [f"  {name:<10} {function.__doc__}" for name, function in COMMANDS.items()]
     parser = argparse.ArgumentParser(
-        prog="kdtasks", formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="kdtasks",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Knowledge distillation for vision, task by task.\n\n" + "\n".join(lines),
-        epilog="kdtasks <command> --help says more of one.")
+        epilog="kdtasks <command> --help says more of one.",
+    )
     parser.add_argument("command", choices=COMMANDS, metavar="command")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     given = list(sys.argv[1:] if arguments is None else arguments)

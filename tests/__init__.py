@@ -1,1 +1,3 @@
-"""A package of its own, so that processes which a test starts find it before any other that is called `tests`."""
+"""A package of its own, so that processes which a test starts find it before any other that is
+called `tests`.
+"""

@@ -1,7 +1,8 @@
-"""Every public loss with small arguments, found by walking what the tasks export: for tests of what all losses have in common.
+"""Every public loss with small arguments, found by walking what the tasks export: for tests of what
+all losses have in common.
 
-A name that a task exports is a loss here unless it is in ``OTHER``; one without an entry in ``CALLS`` fails every test that
-goes through :func:`cases`.
+A name that a task exports is a loss here unless it is in ``OTHER``; one without an entry in
+``CALLS`` fails every test that goes through :func:`cases`.
 """
 
 import importlib
@@ -14,19 +15,37 @@ import torch
 from torch import Tensor
 
 PACKAGE = Path(__file__).parents[1] / "kdtasks"
-TASKS = [path.parent.name for path in sorted(PACKAGE.glob("*/__init__.py")) if path.parent.name not in ("core", "engine")]
-OTHER = {                                                   # distillers, metrics, images, choices: no loss, nor a part of one
-    "IncrementalDistiller", "LwMDistiller", "average_accuracy", "average_incremental_accuracy", "confident_indices",
-    "coreset_indices", "forgetting", "forgetting_diag", "forgetting_gd", "imresize", "lwf_losses", "psnr_y", "sample_external",
+TASKS = [
+    path.parent.name
+    for path in sorted(PACKAGE.glob("*/__init__.py"))
+    if path.parent.name not in ("core", "engine")
+]
+# distillers, metrics, images, choices: no loss, nor a part of one
+OTHER = {
+    "IncrementalDistiller",
+    "LwMDistiller",
+    "average_accuracy",
+    "average_incremental_accuracy",
+    "confident_indices",
+    "coreset_indices",
+    "forgetting",
+    "forgetting_diag",
+    "forgetting_gd",
+    "imresize",
+    "lwf_losses",
+    "psnr_y",
+    "sample_external",
     "ssim_y",
 }
 
 
 @dataclass
 class Case:
-    """A loss with its settings, and the float64 tensors that it is called with: the student's first, unless it has none.
+    """A loss with its settings, and the float64 tensors that it is called with: the student's
+    first, unless it has none.
 
-    ``rest`` are the arguments after them; ``unread[k]`` the rows of the k-th tensor that the loss does not look at.
+    ``rest`` are the arguments after them; ``unread[k]`` the rows of the k-th tensor that the loss
+    does not look at.
     """
 
     name: str
@@ -36,7 +55,9 @@ class Case:
     unread: dict[int, slice] = field(default_factory=dict)
 
     def read(self, k: int) -> list[int]:
-        """Some places in the k-th tensor, flattened, that are read: the first, the last, and two between."""
+        """Some places in the k-th tensor, flattened, that are read: the first, the last, and two
+        between.
+        """
         mask = torch.ones_like(self.tensors[k], dtype=torch.bool)
         mask[self.unread.get(k, slice(0, 0))] = False
         places = mask.flatten().nonzero().squeeze(1).tolist()
@@ -51,7 +72,13 @@ class Case:
 
 
 def total(value) -> Tensor:
-    entries = list(value.values()) if isinstance(value, dict) else list(value) if isinstance(value, list | tuple) else [value]
+    entries = (
+        list(value.values())
+        if isinstance(value, dict)
+        else list(value)
+        if isinstance(value, list | tuple)
+        else [value]
+    )
     return sum(entry.sum() for entry in entries)
 
 
@@ -75,7 +102,11 @@ def _boxes() -> tuple:
     """The first three are better than the teacher's, and cost nothing."""
     target = _normal(6, 4)
     error = _normal(6, 4)
-    return target + error * torch.tensor([0.1, 0.1, 0.1, 3, 3, 3], dtype=torch.float64)[:, None], target + error, target
+    return (
+        target + error * torch.tensor([0.1, 0.1, 0.1, 3, 3, 3], dtype=torch.float64)[:, None],
+        target + error,
+        target,
+    )
 
 
 def _built(module, *tensors: Tensor):
@@ -85,17 +116,26 @@ def _built(module, *tensors: Tensor):
     return module
 
 
-TARGET = torch.tensor([0, 1, 2, 3, 4, 3, -100, -100])                                    # all classes, and two rows of none
+# all classes, and two rows of none
+TARGET = torch.tensor([0, 1, 2, 3, 4, 3, -100, -100])
 COUNTS = torch.tensor([20, 30, 5, 8, 90])
 
 
 def _plain(tensors: Callable[[], tuple], *settings: dict, rest: tuple = ()):
-    """A function with its arguments, or a module with its settings, called with ``tensors`` and ``rest``."""
+    """A function with its arguments, or a module with its settings, called with ``tensors`` and
+    ``rest``.
+    """
+
     def made(thing) -> Iterable[Case]:
         for setting in settings or ({},):
             given, name = tensors(), ", ".join(f"{key}={value}" for key, value in setting.items())
-            called = _built(thing(**setting), *given, *rest) if isinstance(thing, type) else partial(thing, **setting)
+            called = (
+                _built(thing(**setting), *given, *rest)
+                if isinstance(thing, type)
+                else partial(thing, **setting)
+            )
             yield Case(name, called, given, rest)
+
     return made
 
 
@@ -106,28 +146,55 @@ def _gd_tensors() -> tuple:
 def _gd_module(thing):
     for balanced, terms in ((False, "PCQ"), (True, "PCQ"), (False, "PC")):
         counted = (TARGET, COUNTS.double() if balanced else None)
-        yield Case(f"balanced={balanced}, terms={terms}", thing(balanced=balanced, terms=terms), _gd_tensors(), counted)
+        yield Case(
+            f"balanced={balanced}, terms={terms}",
+            thing(balanced=balanced, terms=terms),
+            _gd_tensors(),
+            counted,
+        )
     yield Case("terms=Q", thing(terms="Q"), _gd_tensors()[:2], (None, TARGET), {1: slice(0, 6)})
 
 
 def _gd_function(thing):
     labelled = TARGET >= 0
     yield Case("", thing, _gd_tensors(), (TARGET, labelled))
-    yield Case("class_weight", lambda s, p, c, weight: thing(s, p, c, TARGET, labelled, class_weight=weight),
-               (*_gd_tensors(), 1 + _image(5)))
+    yield Case(
+        "class_weight",
+        lambda s, p, c, weight: thing(s, p, c, TARGET, labelled, class_weight=weight),
+        (*_gd_tensors(), 1 + _image(5)),
+    )
 
 
 def _with_counts(thing):
     for balanced in (False, True):
-        yield Case(f"balanced={balanced}", thing(balanced=balanced), (_normal(8, 5),), (TARGET, COUNTS), {0: slice(6, 8)})
+        yield Case(
+            f"balanced={balanced}",
+            thing(balanced=balanced),
+            (_normal(8, 5),),
+            (TARGET, COUNTS),
+            {0: slice(6, 8)},
+        )
 
 
 def _ail(thing):
-    unread = {0: slice(0, 2)} if thing.__name__ == "Importance" else {}                    # the student is not looked at
-    for count, setting in ((3, dict(round=0)), (4, dict(round=2, normalize=True)), (4, dict(round=1, channels="max", base="l1")),
-                           (5, dict(round=2, monotone=True, reduction="mean")), (2, dict(round=1, variant="uniform"))):
-        if not (unread and count == 2):                                                    # a weight of 1 is of nothing
-            yield Case(str(setting), thing(**setting), tuple(_image(2, 3, 4, 4) for _ in range(count)), (), unread)
+    # the student is not looked at
+    unread = {0: slice(0, 2)} if thing.__name__ == "Importance" else {}
+    for count, setting in (
+        (3, dict(round=0)),
+        (4, dict(round=2, normalize=True)),
+        (4, dict(round=1, channels="max", base="l1")),
+        (5, dict(round=2, monotone=True, reduction="mean")),
+        (2, dict(round=1, variant="uniform")),
+    ):
+        # a weight of 1 is of nothing
+        if not (unread and count == 2):
+            yield Case(
+                str(setting),
+                thing(**setting),
+                tuple(_image(2, 3, 4, 4) for _ in range(count)),
+                (),
+                unread,
+            )
 
 
 def _heads(thing):
@@ -141,36 +208,59 @@ def _soft_cross_entropy(thing):
     yield Case("sigmoid", thing, (_normal(6, 1), _normal(6, 1), 1 + _image(2)))
 
 
-_IMAGES = lambda: (_image(2, 3, 4, 4), _image(2, 3, 4, 4))                                                           # noqa: E731
-_FEATURES = lambda: (_normal(2, 3, 4, 5), _normal(2, 4, 4, 5))                                                       # noqa: E731
-_MAPS = lambda: (_image(3, 2, 4), _image(3, 2, 4))                                                                   # noqa: E731
+_IMAGES = lambda: (_image(2, 3, 4, 4), _image(2, 3, 4, 4))  # noqa: E731
+_FEATURES = lambda: (_normal(2, 3, 4, 5), _normal(2, 4, 4, 5))  # noqa: E731
+_MAPS = lambda: (_image(3, 2, 4), _image(3, 2, 4))  # noqa: E731
 CALLS = {
-    "KDLoss": _plain(_logits), "kd_loss": _plain(_logits, {}, {"temperature": 1.0}),
-    "BinaryKDLoss": _plain(_logits), "binary_kd_loss": _plain(_logits, {}, {"temperature": 3.0}),
-    "RKDLoss": _plain(_rows), "rkd_distance_loss": _plain(_rows), "rkd_angle_loss": _plain(_rows, {}, {"divisor": "triplets"}),
+    "KDLoss": _plain(_logits),
+    "kd_loss": _plain(_logits, {}, {"temperature": 1.0}),
+    "BinaryKDLoss": _plain(_logits),
+    "binary_kd_loss": _plain(_logits, {}, {"temperature": 3.0}),
+    "RKDLoss": _plain(_rows),
+    "rkd_distance_loss": _plain(_rows),
+    "rkd_angle_loss": _plain(_rows, {}, {"divisor": "triplets"}),
     "ADLLoss": _plain(_logits, {}, {"preset": "released"}),
     "adl_loss": _plain(_logits, {}, {"gamma": 0.0}, {"gamma": 0.5, "base": "ce"}),
-    "BoundedRegressionLoss": _plain(_boxes), "bounded_regression_loss": _plain(_boxes, {}, {"margin": 0.3}),
-    "HintLoss": _plain(_FEATURES), "hint_loss": _plain(_logits, {}, {"p": 1}),
+    "BoundedRegressionLoss": _plain(_boxes),
+    "bounded_regression_loss": _plain(_boxes, {}, {"margin": 0.3}),
+    "HintLoss": _plain(_FEATURES),
+    "hint_loss": _plain(_logits, {}, {"p": 1}),
     "WeightedSoftCrossEntropy": _plain(_logits),
     "weighted_soft_cross_entropy": _soft_cross_entropy,
-    "AbsoluteTeacherLoss": _plain(_rows), "absolute_teacher_loss": _plain(_logits),
-    "RelativeTeacherLoss": _plain(_rows), "relative_teacher_loss": _plain(_rows, {}, {"form": "pairs"}),
-    "DarkRankLoss": _plain(_rows, {}, {"kind": "soft", "preset": "released"}, {"list_length": None, "places": 2}),
+    "AbsoluteTeacherLoss": _plain(_rows),
+    "absolute_teacher_loss": _plain(_logits),
+    "RelativeTeacherLoss": _plain(_rows),
+    "relative_teacher_loss": _plain(_rows, {}, {"form": "pairs"}),
+    "DarkRankLoss": _plain(
+        _rows, {}, {"kind": "soft", "preset": "released"}, {"list_length": None, "places": 2}
+    ),
     "darkrank_hard_loss": _plain(_rows, {}, {"list_length": None, "normalize": False}),
     "darkrank_soft_loss": _plain(_rows, {}, {"alpha": 1.0, "beta": 1.0}),
-    "SimilarityKLLoss": _plain(_rows), "similarity_kl_loss": _plain(_rows, {}, {"include_self": False}),
-    "PKTLoss": _plain(_rows), "pkt_loss": _plain(_rows),
-    "AILLoss": _ail, "Importance": _ail, "AffinityLoss": _plain(_FEATURES, {}, {"pool": 2}),
-    "affinity_loss": _plain(_FEATURES), "importance_loss": _plain(lambda: (*_IMAGES(), _image(2, 1, 4, 4)), {}, {"power": 1}),
-    "teacher_importance": _plain(_IMAGES), "importance": _plain(lambda: (*_IMAGES(), _image(2, 3, 4, 4)), rest=(2,)),
-    "BalancedCrossEntropy": _with_counts, "CurrentTeacherLoss": _plain(lambda: (_normal(8, 5),), rest=(TARGET,)),
-    "GlobalDistillationLoss": _gd_module, "global_distillation_losses": _gd_function,
-    "class_balance_weights": _plain(lambda: (COUNTS.double(),)), "confidence_loss": _plain(lambda: (_normal(6, 5),)),
-    "ensemble_probabilities": _plain(_logits), "LwFLoss": _heads, "lwf_loss": _plain(_logits),
+    "SimilarityKLLoss": _plain(_rows),
+    "similarity_kl_loss": _plain(_rows, {}, {"include_self": False}),
+    "PKTLoss": _plain(_rows),
+    "pkt_loss": _plain(_rows),
+    "AILLoss": _ail,
+    "Importance": _ail,
+    "AffinityLoss": _plain(_FEATURES, {}, {"pool": 2}),
+    "affinity_loss": _plain(_FEATURES),
+    "importance_loss": _plain(lambda: (*_IMAGES(), _image(2, 1, 4, 4)), {}, {"power": 1}),
+    "teacher_importance": _plain(_IMAGES),
+    "importance": _plain(lambda: (*_IMAGES(), _image(2, 3, 4, 4)), rest=(2,)),
+    "BalancedCrossEntropy": _with_counts,
+    "CurrentTeacherLoss": _plain(lambda: (_normal(8, 5),), rest=(TARGET,)),
+    "GlobalDistillationLoss": _gd_module,
+    "global_distillation_losses": _gd_function,
+    "class_balance_weights": _plain(lambda: (COUNTS.double(),)),
+    "confidence_loss": _plain(lambda: (_normal(6, 5),)),
+    "ensemble_probabilities": _plain(_logits),
+    "LwFLoss": _heads,
+    "lwf_loss": _plain(_logits),
     "lwf_mc_loss": _plain(lambda: (_normal(6, 5), _normal(6, 3)), rest=(TARGET[:6],)),
     "one_hot_bce": _plain(lambda: (_normal(6, 5),), rest=(TARGET[:6],)),
-    "lwm_attention_loss": _plain(_MAPS), "lwm_distill": _plain(_logits), "lwm_distill_bce": _plain(_logits, {}, {"reduction": "mean"}),
+    "lwm_attention_loss": _plain(_MAPS),
+    "lwm_distill": _plain(_logits),
+    "lwm_distill_bce": _plain(_logits, {}, {"reduction": "mean"}),
     "grad_cam": _plain(lambda: (_image(2, 3, 4, 4), _image(2, 3, 4, 4))),
 }
 
@@ -178,14 +268,22 @@ CALLS = {
 def public_losses() -> dict[str, Callable]:
     """``{name: loss}`` of all tasks."""
     modules = [importlib.import_module(f"kdtasks.{task}") for task in TASKS]
-    return {name: getattr(module, name) for module in modules for name in getattr(module, "__all__", ()) if name not in OTHER}
+    return {
+        name: getattr(module, name)
+        for module in modules
+        for name in getattr(module, "__all__", ())
+        if name not in OTHER
+    }
 
 
 def cases() -> list[Case]:
     """Each public loss with each of its arguments; the same ones at each call."""
     losses, made = public_losses(), []
     without = sorted(losses.keys() - CALLS.keys())
-    assert not without, f"tests/all_losses.py has no arguments for {without}: add them to CALLS, or to OTHER what is no loss"
+    assert not without, (
+        f"tests/all_losses.py has no arguments for {without}: add them to CALLS, or to OTHER what "
+        "is no loss"
+    )
     with torch.random.fork_rng(devices=[]):
         for seed, (name, loss) in enumerate(losses.items()):
             torch.manual_seed(seed)

@@ -1,4 +1,6 @@
-"""tools/benchmark.py: its interval, its bars, its check that variants do the same work, and one short run of all rows."""
+"""tools/benchmark.py: its interval, its bars, its check that variants do the same work, and one
+short run of all rows.
+"""
 
 import json
 import random
@@ -10,7 +12,8 @@ import torch
 
 from benchmarks import distillation, incremental, measure, table
 
-# Ranks of the two ends, from the tables of the sign test (critical values of Bin(n, 1/2), two-sided 5 %).
+# Ranks of the two ends, from the tables of the sign test (critical values of Bin(n, 1/2), two-sided
+# 5 %).
 RANKS = {1: 1, 5: 1, 6: 1, 8: 1, 9: 2, 12: 3, 15: 4, 20: 6, 25: 8, 30: 10, 40: 14, 50: 18, 100: 40}
 
 
@@ -31,19 +34,31 @@ def test_median_interval_has_the_ranks_of_the_sign_test(n):
 
 def test_median_interval_of_many_values_is_the_normal_one():
     low, high = measure.median_interval(list(range(1, 2001)))
-    assert abs(low - (1000 - 0.98 * 2000**0.5)) < 2 and high == 2001 - low       # n/2 - 1.96 · sqrt(n)/2
+    # n/2 - 1.96 · sqrt(n)/2
+    assert abs(low - (1000 - 0.98 * 2000**0.5)) < 2 and high == 2001 - low
 
 
 def test_median_interval_covers_the_median_of_skewed_noise():
     draw = random.Random(0)
-    intervals = [measure.median_interval([draw.expovariate(1.0) for _ in range(30)]) for _ in range(2000)]
+    intervals = [
+        measure.median_interval([draw.expovariate(1.0) for _ in range(30)]) for _ in range(2000)
+    ]
     covered = sum(low <= 0.6931 <= high for low, high in intervals) / 2000
-    assert 0.945 < covered < 0.97                                                # exactly 0.957 for ranks 10 and 21
+    # exactly 0.957 for ranks 10 and 21
+    assert 0.945 < covered < 0.97
 
 
-@pytest.mark.parametrize("samples, bar, ok", [
-    ([1.03] * 10, 1.02, False), ([1.01] + [1.05] * 9, 1.02, False), ([1.01, 1.01] + [1.05] * 8, 1.02, True),
-    ([1.0] * 10, 1.02, True), ([2.0] * 10, None, None), ([], 1.02, None)])
+@pytest.mark.parametrize(
+    "samples, bar, ok",
+    [
+        ([1.03] * 10, 1.02, False),
+        ([1.01] + [1.05] * 9, 1.02, False),
+        ([1.01, 1.01] + [1.05] * 8, 1.02, True),
+        ([1.0] * 10, 1.02, True),
+        ([2.0] * 10, None, None),
+        ([], 1.02, None),
+    ],
+)
 def test_a_bar_fails_only_if_the_whole_interval_lies_above_it(samples, bar, ok):
     assert measure.Line("x", samples, bar).ok is ok
 
@@ -57,29 +72,40 @@ def test_ratios_are_paired_within_a_round():
 
 def test_a_mean_of_seeds_has_students_interval():
     line = measure.Mean("x", [5.0, 1.0, 4.0, 2.0, 3.0])
-    assert (line.value, *line.interval) == pytest.approx((3.0, 3 - 1.9632, 3 + 1.9632), abs=1e-4)    # t(4) = 2.7764, sd = 1.5811
+    # t(4) = 2.7764, sd = 1.5811
+    assert (line.value, *line.interval) == pytest.approx((3.0, 3 - 1.9632, 3 + 1.9632), abs=1e-4)
     assert line.ok is None
 
 
 def test_memory_of_sampling_is_found_where_scores_are_kept():
-    kept = incremental.sampling(100_000, code=incremental.SAMPLING.replace("(chunks(), 23)", "([*chunks()], 23)"))
-    assert 34 < kept["MiB"] < 100                                                # 100 000 · 90 · 4 bytes are 34.3 MiB
+    kept = incremental.sampling(
+        100_000, code=incremental.SAMPLING.replace("(chunks(), 23)", "([*chunks()], 23)")
+    )
+    # 100 000 · 90 · 4 bytes are 34.3 MiB
+    assert 34 < kept["MiB"] < 100
 
 
 def test_accuracies_are_those_of_a_loop():
     pytest.importorskip("avalanche", reason="avalanche-lib is not installed")
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
-    pairs = [{int(sample[1]) for sample in experience.dataset} for experience in incremental.digit_stream(1).test_stream]
+    pairs = [
+        {int(sample[1]) for sample in experience.dataset}
+        for experience in incremental.digit_stream(1).test_stream
+    ]
     found = {what: [] for what in ("class", "task")}
     for pair in pairs:
         rows = [(x, int(y)) for x, y in incremental.digit_images(False) if int(y) in pair]
         scores = [(model(x[None])[0].tolist(), y) for x, y in rows]
-        found["class"].append(sum(max(range(10), key=z.__getitem__) == y for z, y in scores) / len(rows))
+        found["class"].append(
+            sum(max(range(10), key=z.__getitem__) == y for z, y in scores) / len(rows)
+        )
         found["task"].append(sum(max(pair, key=z.__getitem__) == y for z, y in scores) / len(rows))
     expected = [100 * sum(values) / 5 for values in found.values()]
     assert [len(pair) for pair in pairs] == [2] * 5 and len({*expected, 10, 50}) == 4
-    assert incremental.accuracies(SimpleNamespace(device="cpu"), model, 1) == pytest.approx(expected)
+    assert incremental.accuracies(SimpleNamespace(device="cpu"), model, 1) == pytest.approx(
+        expected
+    )
 
 
 def step(scale: float, shift: float):
@@ -90,7 +116,11 @@ def step(scale: float, shift: float):
 
 def test_variants_that_do_other_work_are_found():
     measure.same_work({"a": step(1.0, 0.0), "b": step(1.0, 1e-6)})
-    with pytest.raises(RuntimeError, match=r"a and c do different work: losses 3 and 3\.0000\d+, gradients 0"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"a and c do different work: losses 3 and 3\.0000\d+, "
+        r"gradients 0",
+    ):
         measure.same_work({"a": step(1.0, 0.0), "b": step(1.0, 0.0), "c": step(1.0, 3e-5)})
     with pytest.raises(RuntimeError, match=r"gradients 1\.0e-02 of their norm apart"):
         measure.same_work({"a": step(1.0, 0.0), "b": step(1.01, -0.03)})
@@ -98,9 +128,15 @@ def test_variants_that_do_other_work_are_found():
 
 @pytest.mark.parametrize("features", [(), distillation.FEATURES])
 def test_the_library_and_torchdistill_go_the_way_of_the_step_by_hand(features):
-    """Not the first step only: the optimizer, its momentum and the batch norm statistics are the same too."""
+    """Not the first step only: the optimizer, its momentum and the batch norm statistics are the
+    same too.
+    """
     o = SimpleNamespace(models=("resnet14", "resnet8"), batch=4, device="cpu")
-    variants = [distillation.by_hand(o, features), distillation.library(o, features), *distillation.torchdistill(o, features).values()]
+    variants = [
+        distillation.by_hand(o, features),
+        distillation.library(o, features),
+        *distillation.torchdistill(o, features).values(),
+    ]
     first, *others = [[float(step()) for _ in range(4)] for step in variants]
     assert len(set(first)) == 4
     for losses in others:
@@ -109,16 +145,35 @@ def test_the_library_and_torchdistill_go_the_way_of_the_step_by_hand(features):
 
 def test_one_round_of_every_row(tmp_path, capsys):
     file = tmp_path / "figures.json"
-    status = table.main(["--rounds", "1", "--models", "resnet8", "resnet8", "--batch", "2", "--json", str(file)])
+    status = table.main(
+        ["--rounds", "1", "--models", "resnet8", "resnet8", "--batch", "2", "--json", str(file)]
+    )
     figures = json.loads(file.read_text())
     lines, printed = figures["lines"], capsys.readouterr().out
-    assert figures["torch"] == torch.__version__.split("+")[0] and figures["machine"] in " ".join(printed.split())
+    assert figures["torch"] == torch.__version__.split("+")[0] and figures["machine"] in " ".join(
+        printed.split()
+    )
     assert status == int(any(line["ok"] is False for line in lines))
-    for part in ("KD step: library / by hand", "KD step: torchdistill / by hand", "KD step: library / torchdistill",
-                 "with 4 features: library / by hand", "with 4 features: torchdistill / by hand",
-                 "cached KD step / student alone", "mmengine Runner beyond the plain loop", "256 rows: RKD angle / torchdistill",
-                 "256 rows: DarkRank hard / by suffix", "LwM / LwF", "memory: 100000 rows beyond 10000", "our LwF (seen) / avalanche's LwF" if find_spec("avalanche") else "LwF in avalanche: ours / its own", "import kdtasks.general"):
+    for part in (
+        "KD step: library / by hand",
+        "KD step: torchdistill / by hand",
+        "KD step: library / torchdistill",
+        "with 4 features: library / by hand",
+        "with 4 features: torchdistill / by hand",
+        "cached KD step / student alone",
+        "mmengine Runner beyond the plain loop",
+        "256 rows: RKD angle / torchdistill",
+        "256 rows: DarkRank hard / by suffix",
+        "LwM / LwF",
+        "memory: 100000 rows beyond 10000",
+        "our LwF (seen) / avalanche's LwF"
+        if find_spec("avalanche")
+        else "LwF in avalanche: ours / its own",
+        "import kdtasks.general",
+    ):
         assert part in printed
     for line in lines:
         low, high = line["interval"] if line["samples"] else (0, 0)
-        assert line["what"] in printed and (low <= line["value"] <= high if line["samples"] else "not installed" in line["note"])
+        assert line["what"] in printed and (
+            low <= line["value"] <= high if line["samples"] else "not installed" in line["note"]
+        )

@@ -8,13 +8,19 @@ from kdtasks import cli
 from kdtasks.engine.config_files import config_titles, copy_config, find_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-NAMES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.py") if "_base_" not in path.parts)
+NAMES = sorted(
+    path.relative_to(CONFIGS).with_suffix("").as_posix()
+    for path in CONFIGS.rglob("*.py")
+    if "_base_" not in path.parts
+)
 
 
 def test_list_names_every_config_and_its_purpose(capsys):
     cli.main(["list"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[::2] == NAMES and all(line.startswith("    ") and len(line) > 14 for line in lines[1::2])
+    assert lines[::2] == NAMES and all(
+        line.startswith("    ") and len(line) > 14 for line in lines[1::2]
+    )
     assert list(config_titles()) == NAMES
 
 
@@ -25,17 +31,25 @@ def test_a_config_of_the_package_is_found_by_its_name(given, tmp_path, monkeypat
     own = tmp_path / "classification" / "default.py"
     own.parent.mkdir()
     own.write_text("length = 1\n")
-    assert find_config("classification/default.py").resolve() == own       # a file that lies there comes first
+    # a file that lies there comes first
+    assert find_config("classification/default.py").resolve() == own
 
 
 def test_a_name_that_does_not_exist_comes_with_the_nearest(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for command in (["train", "classification/defualt"], ["copy", "classification/defualt"], ["test", "classification/defualt", "x.pth"],
-                    ["compare", "classification/defualt"]):
+    for command in (
+        ["train", "classification/defualt"],
+        ["copy", "classification/defualt"],
+        ["test", "classification/defualt", "x.pth"],
+        ["compare", "classification/defualt"],
+    ):
         with pytest.raises(SystemExit) as end:
             cli.main(command)
         assert end.value.code == 1
-        assert "error: no config 'classification/defualt'; did you mean 'classification/default'" in capsys.readouterr().err
+        assert (
+            "error: no config 'classification/defualt'; did you mean 'classification/default'"
+            in capsys.readouterr().err
+        )
 
 
 def test_a_command_that_does_not_exist(capsys):
@@ -49,7 +63,10 @@ def test_a_copy_means_what_the_original_means(name, tmp_path):
     from mmengine.config import Config
 
     files = copy_config(name, tmp_path / "mine")
-    assert files[0] == tmp_path / "mine" / f"{name}.py" and files[0].read_bytes() == (CONFIGS / f"{name}.py").read_bytes()
+    assert (
+        files[0] == tmp_path / "mine" / f"{name}.py"
+        and files[0].read_bytes() == (CONFIGS / f"{name}.py").read_bytes()
+    )
     assert Config.fromfile(files[0]).to_dict() == Config.fromfile(CONFIGS / f"{name}.py").to_dict()
 
 
@@ -57,16 +74,24 @@ def test_a_copy_overwrites_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     cli.main(["copy", "classification/default"])
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "configs/classification/default.py" and printed[-1] == "kdtasks train configs/classification/default.py"
-    cli.main(["copy", "classification/default"])                           # equal files: nothing to lose
+    assert (
+        printed[0] == "configs/classification/default.py"
+        and printed[-1] == "kdtasks train configs/classification/default.py"
+    )
+    # equal files: nothing to lose
+    cli.main(["copy", "classification/default"])
     mine = tmp_path / "configs" / "classification" / "default.py"
     mine.write_text(mine.read_text() + "length = 1\n")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.py")}
     with pytest.raises(SystemExit):
-        cli.main(["copy", "classification/default"])                       # the name means the file that lies here, and it is one's own
+        # the name means the file that lies here, and it is one's own
+        cli.main(["copy", "classification/default"])
     with pytest.raises(SystemExit):
         cli.main(["copy", str(CONFIGS / "classification" / "default.py")])
-    assert "'configs/classification/default.py' is there already and differs" in capsys.readouterr().err
+    assert (
+        "'configs/classification/default.py' is there already and differs"
+        in capsys.readouterr().err
+    )
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.py")} == before
 
 

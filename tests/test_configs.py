@@ -13,41 +13,80 @@ from kdtasks.engine.run import Run
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.py") if "_base_" not in p.parts)
 
-# Detectors of full size, on images that two cores step in seconds and without the weights that would be fetched.
-TINY = {"student.weights": None, "teacher.weights": None, "student.min_size": 64, "student.max_size": 96, "teacher.min_size": 64,
-        "teacher.max_size": 96, "data.batch_size": 1}
+# Detectors of full size, on images that two cores step in seconds and without the weights that
+# would be fetched.
+TINY = {
+    "student.weights": None,
+    "teacher.weights": None,
+    "student.min_size": 64,
+    "student.max_size": 96,
+    "teacher.min_size": 64,
+    "teacher.max_size": 96,
+    "data.batch_size": 1,
+}
 LARGE = {"teacher.min_size": 128, "teacher.max_size": 192}
-EMBEDDERS = {"student.pretrained": None, "teacher.pretrained": None, "data.train.size": 64, "data.batch_size": 10}
+EMBEDDERS = {
+    "student.pretrained": None,
+    "teacher.pretrained": None,
+    "data.train.size": 64,
+    "data.batch_size": 10,
+}
 SMALLER = {
     "adl_retinanet_r101_r50_coco": TINY,
-    "adl_retinanet_r101_r50_coco_unlabelled": TINY | {"data.unlabelled_per_batch": 1, "teacher_training.data.batch_size": 1},
+    "adl_retinanet_r101_r50_coco_unlabelled": TINY
+    | {"data.unlabelled_per_batch": 1, "teacher_training.data.batch_size": 1},
     "adl_retinanet_r50_r18_bccd": TINY,
     "chen2017_faster_rcnn_r50_r18_bccd": TINY,
     "chen2017_faster_rcnn_r101_r18_coco": TINY,
     "chen2017_faster_rcnn_r101_r18_voc0712": TINY,
     "chen2017_faster_rcnn_688_to_334_voc0712": TINY | LARGE,
-    **{f"{method}_resnet50_resnet18_{data}": EMBEDDERS for method in ("rkd", "darkrank_hard") for data in ("cub200", "cars196", "sop")},
+    **{
+        f"{method}_resnet50_resnet18_{data}": EMBEDDERS
+        for method in ("rkd", "darkrank_hard")
+        for data in ("cub200", "cars196", "sop")
+    },
     "ail_edsr_edsr16_div2k_x2": {"data.train.patch": 12, "data.batch_size": 1},
     **{f"ail_vdsr64_vdsr13_{data}_x2": {"data.batch_size": 1} for data in ("291", "bsds")},
     "ail_vdsr32_vdsr13_bsds_x2_short": {"data.batch_size": 2},
-    **{f"{run}_cifar100_{stream}": {"student.sizes": (3, 2, 2), "data.batch_size": 2}
-       for run in ("lwf_resnet32", "lwm_resnet32", "lwf_heads_resnet32", "lwf_mc_resnet32") for stream in ("10x10", "5x20")},
-    **{f"gd_wrn_16_2_cifar100_{stream}": {"student.sizes": (3, 2, 2), "data.batch_size": 2, "data.unlabelled_per_batch": 2}
-       for stream in ("10x10", "5x20")},
-    **{f"{run}_resnet8_cifar100_5x10_short": {"student.sizes": (3, 2, 2), "data.batch_size": 4}
-       for run in ("lwf", "lwm", "lwf_heads", "lwm_no_attention", "lwf_mc", "gd", "gd_no_pool")},
-    "darkrank_soft_released_resnet50_resnet18_cub200": EMBEDDERS | {"data.batch_size": 8, "teacher_training.data.batch_size": 10},
+    **{
+        f"{run}_cifar100_{stream}": {"student.sizes": (3, 2, 2), "data.batch_size": 2}
+        for run in ("lwf_resnet32", "lwm_resnet32", "lwf_heads_resnet32", "lwf_mc_resnet32")
+        for stream in ("10x10", "5x20")
+    },
+    **{
+        f"gd_wrn_16_2_cifar100_{stream}": {
+            "student.sizes": (3, 2, 2),
+            "data.batch_size": 2,
+            "data.unlabelled_per_batch": 2,
+        }
+        for stream in ("10x10", "5x20")
+    },
+    **{
+        f"{run}_resnet8_cifar100_5x10_short": {"student.sizes": (3, 2, 2), "data.batch_size": 4}
+        for run in ("lwf", "lwm", "lwf_heads", "lwm_no_attention", "lwf_mc", "gd", "gd_no_pool")
+    },
+    "darkrank_soft_released_resnet50_resnet18_cub200": EMBEDDERS
+    | {"data.batch_size": 8, "teacher_training.data.batch_size": 10},
 }
 
 
 class Marked:
-    """What a teacher has said, put into the batches of an untaught stage: whoever is called with it is taught."""
+    """What a teacher has said, put into the batches of an untaught stage: whoever is called with it
+    is taught.
+    """
 
 
 def watch_untaught(run) -> dict[str, list]:
-    """Have the stages without teachers note what their losses are called with, on batches that also hold a teacher's words."""
+    """Have the stages without teachers note what their losses are called with, on batches that also
+    hold a teacher's words.
+    """
     called, build = {}, run.experiment.distiller
-    untaught = {name for stage in run.experiment.stages for entry in stage.losses.values() for name in taught_names(entry["of"], stage.own)}
+    untaught = {
+        name
+        for stage in run.experiment.stages
+        for entry in stage.losses.values()
+        for name in taught_names(entry["of"], stage.own)
+    }
 
     def noting(loss, seen):
         return lambda *tensors: (seen.append(tensors), loss(*tensors))[1]
@@ -57,8 +96,13 @@ def watch_untaught(run) -> dict[str, list]:
         if not stage.teachers:
             seen, known = called.setdefault(stage.name, []), distiller._known
             names = {"teacher", *run.experiment.config["teachers"], *untaught} - {"peers"}
-            distiller._known = lambda batch, *args, **kwargs: known({**batch, **{n: Marked() for n in names}}, *args, **kwargs)
-            distiller._terms = {name: (noting(loss, seen), *rest) for name, (loss, *rest) in distiller._terms.items()}
+            distiller._known = lambda batch, *args, **kwargs: known(
+                {**batch, **{n: Marked() for n in names}}, *args, **kwargs
+            )
+            distiller._terms = {
+                name: (noting(loss, seen), *rest)
+                for name, (loss, *rest) in distiller._terms.items()
+            }
         return distiller
 
     run.experiment.distiller = watched
@@ -75,11 +119,15 @@ def test_config_builds_and_steps(path, tmp_path):
     finally:
         torch.set_num_threads(threads)
     assert [row["stage"] for row in rows] == [stage.name for stage in run.experiment.stages]
-    assert called["alone"] and not any(isinstance(t, Marked) for calls in called.values() for call in calls for t in call)
+    assert called["alone"] and not any(
+        isinstance(t, Marked) for calls in called.values() for call in calls for t in call
+    )
     assert all(row["parameters"] > 0 for row in rows)
-    if path.parent.name == "incremental":                                   # the student of the experience before
+    # the student of the experience before
+    if path.parent.name == "incremental":
         assert rows[-1]["stage"] == "distilled" and rows[-1]["teacher_parameters"] > 0
-    elif "_to_" not in path.stem and "no_teacher" not in path.stem:         # the same network at another size; or none
+    # the same network at another size; or none
+    elif "_to_" not in path.stem and "no_teacher" not in path.stem:
         assert rows[-1]["teacher_parameters"] > rows[-1]["parameters"]
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,6 @@
-"""What the package imports is declared, and a machine that lacks what cannot be declared is told what to install."""
+"""What the package imports is declared, and a machine that lacks what cannot be declared is told
+what to install.
+"""
 
 import ast
 import os
@@ -12,8 +14,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-CALLED = {"PIL": "pillow", "sklearn": "scikit-learn", "skimage": "scikit-image", "avalanche": "avalanche-lib"}
-ELSEWHERE = {"mmdet"}                             # with mmcv in an environment of its own: README says how
+CALLED = {
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "skimage": "scikit-image",
+    "avalanche": "avalanche-lib",
+}
+# with mmcv in an environment of its own: README says how
+ELSEWHERE = {"mmdet"}
 
 
 def names(requirements) -> set[str]:
@@ -22,15 +30,28 @@ def names(requirements) -> set[str]:
 
 
 def imported(folder: str, everywhere: bool) -> dict[str, str]:
-    """The distributions that files import, with one of the files; at their top only, or in functions too."""
+    """The distributions that files import, with one of the files; at their top only, or in
+    functions too.
+    """
     found = {}
     for path in (ROOT / folder).rglob("*.py"):
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree) if everywhere else tree.body:
-            modules = ([alias.name for alias in node.names] if isinstance(node, ast.Import) else
-                       [node.module] if isinstance(node, ast.ImportFrom) and not node.level else [])
-            for name in {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names) - {"kdtasks", "benchmarks"}:
-                found[CALLED.get(name, name).replace("_", "-").lower()] = path.relative_to(ROOT).as_posix()
+            modules = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom) and not node.level
+                else []
+            )
+            for name in (
+                {module.split(".")[0] for module in modules}
+                - set(sys.stdlib_module_names)
+                - {"kdtasks", "benchmarks"}
+            ):
+                found[CALLED.get(name, name).replace("_", "-").lower()] = path.relative_to(
+                    ROOT
+                ).as_posix()
     return found
 
 
@@ -39,20 +60,33 @@ def test_everything_imported_is_declared(folder):
     extras = names(one for group in PROJECT["optional-dependencies"].values() for one in group)
     found = imported(folder, everywhere=True)
     assert folder in ("tools", "configs") or "torch" in found
-    missing = {name: path for name, path in found.items() if name not in names(PROJECT["dependencies"]) | extras | ELSEWHERE}
+    missing = {
+        name: path
+        for name, path in found.items()
+        if name not in names(PROJECT["dependencies"]) | extras | ELSEWHERE
+    }
     assert not missing
 
 
 def test_what_is_imported_at_the_top_needs_no_extra():
     assert {"torch", "numpy", "mmengine"} <= set(imported("kdtasks", everywhere=False))
-    assert not {name: path for name, path in imported("kdtasks", everywhere=False).items()
-                if name not in names(PROJECT["dependencies"])}
+    assert not {
+        name: path
+        for name, path in imported("kdtasks", everywhere=False).items()
+        if name not in names(PROJECT["dependencies"])
+    }
 
 
 def test_every_module_of_the_package_travels():
     """Hatch leaves out what git ignores."""
-    files = [path.relative_to(ROOT).as_posix() for folder in ("kdtasks", "configs", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
-    ignored = subprocess.run(["git", "check-ignore", "--no-index", *files], capture_output=True, text=True, cwd=ROOT)
+    files = [
+        path.relative_to(ROOT).as_posix()
+        for folder in ("kdtasks", "configs", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+    ignored = subprocess.run(
+        ["git", "check-ignore", "--no-index", *files], capture_output=True, text=True, cwd=ROOT
+    )
     if ignored.returncode > 1:
         pytest.skip(f"no git here: {ignored.stderr.strip()}")
     assert not ignored.stdout
@@ -60,14 +94,23 @@ def test_every_module_of_the_package_travels():
 
 def test_a_machine_without_the_libraries_of_opencv_is_told_what_to_install(tmp_path):
     small = ROOT / "tests" / "engine" / "small" / "small.py"
-    code = ("import sys\n"
-            "class Broken:\n"
-            "    def find_spec(self, name, path=None, target=None):\n"
-            "        if name == 'cv2': raise ImportError('libGL.so.1: cannot open shared object file')\n"
-            "sys.meta_path.insert(0, Broken())\n"
-            "from kdtasks.engine import cli\n"
-            f"cli.train([{str(small)!r}, '--device', 'cpu', '--work-dir', {str(tmp_path / 'run')!r}])\n")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
-                          env={**os.environ, "PYTHONPATH": f"{ROOT}:{small.parent}"})
+    code = (
+        "import sys\n"
+        "class Broken:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'cv2': raise ImportError('libGL.so.1: cannot open shared object "
+        "file')\n"
+        "sys.meta_path.insert(0, Broken())\n"
+        "from kdtasks.engine import cli\n"
+        f"cli.train([{str(small)!r}, '--device', 'cpu', '--work-dir', "
+        f"{str(tmp_path / 'run')!r}])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{small.parent}"},
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "libGL.so.1" in done.stderr and "pip install opencv-python-headless" in done.stderr

@@ -13,7 +13,9 @@ from kdtasks.engine.key_table import key_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = sorted(path for folder in (".", "docs", "configs/*") for path in ROOT.glob(f"{folder}/*.md"))
+PAGES = sorted(
+    path for folder in (".", "docs", "configs/*") for path in ROOT.glob(f"{folder}/*.md")
+)
 TASKS = sorted(path.parent.name for path in ROOT.glob("kdtasks/*/trainer.py"))
 
 
@@ -22,32 +24,55 @@ def test_the_page_of_keys_is_that_of_the_code():
     assert page == key_table(), "write it anew: python -m kdtasks.engine.key_table > docs/config.md"
     named = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
     assert len(named) == len(set(named)) and set(configs.KEYS) <= set(named)
-    for prefix, keys in (("data", configs.DATA_KEYS), ("student", configs.MODEL_KEYS), ("teacher", configs.TEACHER_KEYS),
-                         ("losses.<name>", configs.LOSS_KEYS), ("stages.<k>", configs.STAGE_KEYS)):
+    for prefix, keys in (
+        ("data", configs.DATA_KEYS),
+        ("student", configs.MODEL_KEYS),
+        ("teacher", configs.TEACHER_KEYS),
+        ("losses.<name>", configs.LOSS_KEYS),
+        ("stages.<k>", configs.STAGE_KEYS),
+    ):
         assert {f"{prefix}.{key}" for key in keys} <= set(named)
 
 
-# Tables and links ------------------------------------------------------------------------------------------------------
+# Tables and links ---------------------------------------------------------------------------------
 def broken_tables(text: str) -> list[str]:
-    """What keeps a table of a Markdown text from being shown whole: a row of other cells, or one with no head above it."""
+    """What keeps a table of a Markdown text from being shown whole: a row of other cells, or one
+    with no head above it.
+    """
     found, table = [], []
-    for number, line in enumerate([*re.sub(r"```.*?```", lambda code: "\n" * code[0].count("\n"), text, flags=re.DOTALL).splitlines(), ""], 1):
+    for number, line in enumerate(
+        [
+            *re.sub(
+                r"```.*?```", lambda code: "\n" * code[0].count("\n"), text, flags=re.DOTALL
+            ).splitlines(),
+            "",
+        ],
+        1,
+    ):
         if line.startswith("|"):
             table.append((number, len(re.findall(r"(?<!\\)\|", line)) - 1, line))
             continue
         if table and not (len(table) > 1 and re.fullmatch(r"(\| *:?-+:? *)+\|", table[1][2])):
             found.append(f"line {table[0][0]}: a table without a head: {table[0][2][:60]}")
-        found += [f"line {n}: {cells} cells, not {table[0][1]}" for n, cells, _ in table if cells != table[0][1]]
+        found += [
+            f"line {n}: {cells} cells, not {table[0][1]}"
+            for n, cells, _ in table
+            if cells != table[0][1]
+        ]
         table = []
     return found
 
 
 def test_broken_tables_are_found():
     head = "| a | b |\n|---|---|\n| 1 | 2 |\n"
-    assert not broken_tables(f"text\n\n{head}\ntext\n{head}") and not broken_tables("```\n| 1 | 2 |\n```\n")
+    assert not broken_tables(f"text\n\n{head}\ntext\n{head}") and not broken_tables(
+        "```\n| 1 | 2 |\n```\n"
+    )
     assert broken_tables(f"{head}\n| 3 | 4 |\n") == ["line 5: a table without a head: | 3 | 4 |"]
     assert broken_tables(f"{head}| 3 | 4 | 5 |\n") == ["line 4: 3 cells, not 2"]
-    assert broken_tables(f"{head}| `3|4` | 5 |\n") == ["line 4: 3 cells, not 2"] and not broken_tables(f"{head}| `3\\|4` | 5 |\n")
+    assert broken_tables(f"{head}| `3|4` | 5 |\n") == [
+        "line 4: 3 cells, not 2"
+    ] and not broken_tables(f"{head}| `3\\|4` | 5 |\n")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -55,19 +80,29 @@ def test_tables_are_whole_and_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
     assert not broken_tables(text)
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
-    assert [link for link in links if not re.match(r"https?:", link) and not (page.parent / link).exists()] == []
+    assert [
+        link
+        for link in links
+        if not re.match(r"https?:", link) and not (page.parent / link).exists()
+    ] == []
 
 
-# Names -----------------------------------------------------------------------------------------------------------------
+# Names --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("package", ["general", *TASKS])
 def test_every_public_name_of_a_package_stands_in_the_readme(package):
     names = importlib.import_module(f"kdtasks.{package}").__all__
-    assert names or package == "classification"                                    # its methods are those of general
+    # its methods are those of general
+    assert names or package == "classification"
     assert [name for name in names if f"`{name}`" not in README] == []
 
 
 def test_the_table_of_methods_names_what_its_files_have():
-    rows = re.findall(r"^\|[^|]*\|[^|]*\| \[[^|]*\]\(kdtasks/(\w+)/(\w+)\.py\) \|([^|]*)\|", README, re.MULTILINE)
+    rows = re.findall(
+        r"^\|[^|]*\|[^|]*\| \[[^|]*\]\(kdtasks/(\w+)/(\w+)\.py\) "
+        r"\|([^|]*)\|",
+        README,
+        re.MULTILINE,
+    )
     assert len(rows) >= 13
     for task, file, names in rows:
         for name in re.findall(r"`(\w+)`", names):
@@ -75,17 +110,38 @@ def test_the_table_of_methods_names_what_its_files_have():
             assert there.__module__ == f"kdtasks.{task}.{file}"
 
 
-NO_DATA_SETS = {"data_root", "labelled_subset", "split_classes", "patch_shapes", "targets_of", "unaugmented"}  # that help to make some
+# that help to make some
+NO_DATA_SETS = {
+    "data_root",
+    "labelled_subset",
+    "split_classes",
+    "patch_shapes",
+    "targets_of",
+    "unaugmented",
+}
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_own_data_names_every_function_that_makes_a_data_set(task):
     section = README.partition("## Own data\n")[2].partition("\n## ")[0]
     module = importlib.import_module(f"kdtasks.{task}.data")
-    made = [name for name, thing in vars(module).items() if inspect.isfunction(thing)
-            and (thing.__module__ == module.__name__ or name in getattr(module, "__all__", ()))
-            and not name.startswith("_") and name not in NO_DATA_SETS]
-    assert made and [name for name in made if f"{module.__name__}.{name}'" not in section and f"`{name}`" not in section] == []
+    made = [
+        name
+        for name, thing in vars(module).items()
+        if inspect.isfunction(thing)
+        and (thing.__module__ == module.__name__ or name in getattr(module, "__all__", ()))
+        and not name.startswith("_")
+        and name not in NO_DATA_SETS
+    ]
+    assert (
+        made
+        and [
+            name
+            for name in made
+            if f"{module.__name__}.{name}'" not in section and f"`{name}`" not in section
+        ]
+        == []
+    )
 
 
 def test_the_lines_of_config_under_own_data_are_right():
@@ -97,4 +153,8 @@ def test_the_lines_of_config_under_own_data_are_right():
 
 def test_the_readme_says_that_opening_a_config_runs_it():
     for page in (README, (ROOT / "docs" / "config.md").read_text(encoding="utf-8")):
-        assert re.search(r"A config is a Python program: opening one, with any tool, runs\s+it", page)
+        assert re.search(
+            r"A config is a Python program: opening one, with any tool, "
+            r"runs\s+it",
+            page,
+        )

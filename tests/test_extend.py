@@ -1,4 +1,6 @@
-"""A stranger's method: one file and one config outside of the package, and nothing in it has to know them."""
+"""A stranger's method: one file and one config outside of the package, and nothing in it has to
+know them.
+"""
 
 import json
 import subprocess
@@ -55,7 +57,7 @@ class AttendedDistiller(Distiller):
         return found
 '''
 
-MODELS = '''
+MODELS = """
 from torch import nn
 
 
@@ -67,9 +69,9 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.head(self.features(x).mean((2, 3)))
-'''
+"""
 
-CONFIG = '''
+CONFIG = """
 task = 'kdtasks.classification.trainer'
 student = dict(type='outside_models.Net', width=8)
 teacher = dict(type='outside_models.Net', width=8)
@@ -80,13 +82,17 @@ data = dict(train=dict(type='kdtasks.classification.data.digits', part='student'
 optimizer = dict(type='torch.optim.SGD', lr=0.05, momentum=0.9)
 length = dict(iterations=12)
 threads = 1
-'''
+"""
 
 
 @pytest.fixture
 def outside(tmp_path):
     """A folder of a stranger's, with the method in it."""
-    for name, text in (("outside_method", METHOD), ("outside_distiller", DISTILLER), ("outside_models", MODELS)):
+    for name, text in (
+        ("outside_method", METHOD),
+        ("outside_distiller", DISTILLER),
+        ("outside_models", MODELS),
+    ):
         (tmp_path / f"{name}.py").write_text(text)
     return tmp_path
 
@@ -94,17 +100,30 @@ def outside(tmp_path):
 def train(folder: Path, loss: str, more: str = "", *options: str) -> subprocess.CompletedProcess:
     (folder / "mine.py").write_text(CONFIG.format(loss=loss, more=more))
     command = [sys.executable, "-m", "kdtasks.cli", "train", "mine.py", "--device", "cpu", *options]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True,
-                          env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(folder), "OMP_NUM_THREADS": "1"})
+    return subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(folder), "OMP_NUM_THREADS": "1"},
+    )
 
 
 def test_a_loss_in_a_file_beside_the_config(outside):
-    done = train(outside, "loss_margin=dict(type='outside_method.ScaledMarginLoss', margin=2.0, of=('student', 'teacher')), "
-                          "loss_plain=dict(type='outside_method.margin_loss', margin=1.0, of=('student', 'teacher'))")
+    done = train(
+        outside,
+        "loss_margin=dict(type='outside_method.ScaledMarginLoss', margin=2.0, "
+        "of=('student', 'teacher')), "
+        "loss_plain=dict(type='outside_method.margin_loss', margin=1.0, "
+        "of=('student', 'teacher'))",
+    )
     assert done.returncode == 0, done.stderr
     results = json.loads((outside / "work_dirs/mine/seed0/results.json").read_text())
-    assert list(results["stages"]) == ["teacher", "alone", "distilled"]          # its control ran beside it
-    history = json.loads((outside / "work_dirs/mine/seed0/stages/2_distilled/history.json").read_text())
+    # its control ran beside it
+    assert list(results["stages"]) == ["teacher", "alone", "distilled"]
+    history = json.loads(
+        (outside / "work_dirs/mine/seed0/stages/2_distilled/history.json").read_text()
+    )
     assert {"loss_cls", "loss_margin", "loss_plain"} <= {name for row in history for name in row}
 
 
@@ -118,5 +137,8 @@ def test_a_tensor_name_of_its_own_in_a_second_file(outside):
 
 
 def test_a_wrong_argument_of_ones_own_loss_is_named(outside):
-    done = train(outside, "loss_plain=dict(type='outside_method.margin_loss', margn=1.0, of=('student', 'teacher'))")
+    done = train(
+        outside,
+        "loss_plain=dict(type='outside_method.margin_loss', margn=1.0, of=('student', 'teacher'))",
+    )
     assert done.returncode == 1 and "has no argument 'margn'; did you mean 'margin'" in done.stderr

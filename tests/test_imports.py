@@ -11,26 +11,79 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "kdtasks"
-TASKS = [name for name in ("general", "classification", "detection", "metric_learning", "super_resolution", "incremental", "quantization")
-         if (PACKAGE / name).is_dir()]
-FRAMEWORK_FILES = ("trainer", "data", "pairs", "models", "plugin", "pictures", "coco_metrics", "distiller", "mmdet_distiller", "export", "predictions", "perceptual")  # of a task; all others need torch and no more
-SLOW = {"avalanche", "kornia", "pytorch_metric_learning", "sklearn", "scipy", "matplotlib", "onnx", "onnxruntime", "faster_coco_eval", "timm", "mmdet", "spandrel", "skimage", "lpips"}
+TASKS = [
+    name
+    for name in (
+        "general",
+        "classification",
+        "detection",
+        "metric_learning",
+        "super_resolution",
+        "incremental",
+        "quantization",
+    )
+    if (PACKAGE / name).is_dir()
+]
+# of a task; all others need torch and no more
+FRAMEWORK_FILES = (
+    "trainer",
+    "data",
+    "pairs",
+    "models",
+    "plugin",
+    "pictures",
+    "coco_metrics",
+    "distiller",
+    "mmdet_distiller",
+    "export",
+    "predictions",
+    "perceptual",
+)
+SLOW = {
+    "avalanche",
+    "kornia",
+    "pytorch_metric_learning",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "faster_coco_eval",
+    "timm",
+    "mmdet",
+    "spandrel",
+    "skimage",
+    "lpips",
+}
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 
 def imports(source: str, module: str = "") -> tuple[set[str], set[str]]:
-    """What a file imports at its top, and inside of its functions: full names, ``kdtasks.core.names.did_you_mean``."""
+    """What a file imports at its top, and inside of its functions: full names,
+    ``kdtasks.core.names.did_you_mean``.
+    """
     tree, package = ast.parse(source), module.rpartition(".")[0]
     functions = ast.FunctionDef | ast.AsyncFunctionDef
-    inside = {id(node) for function in ast.walk(tree) if isinstance(function, functions) for node in ast.walk(function)}
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, functions)
+        for node in ast.walk(function)
+    }
     found = set(), set()
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         if isinstance(node, ast.ImportFrom):
-            parent = ".".join(package.split(".")[:len(package.split(".")) + 1 - node.level]) if node.level else ""
-            names = [".".join(filter(None, (parent, node.module, alias.name))) for alias in node.names]
+            parent = (
+                ".".join(package.split(".")[: len(package.split(".")) + 1 - node.level])
+                if node.level
+                else ""
+            )
+            names = [
+                ".".join(filter(None, (parent, node.module, alias.name))) for alias in node.names
+            ]
         found[id(node) in inside].update(names)
     return found
 
@@ -49,7 +102,9 @@ def is_framework(file: str) -> bool:
 
 
 def allowed(file: str) -> tuple[set[str], set[str], set[str]]:
-    """For a file: the parts of kdtasks, the libraries at its top, and those inside of its functions."""
+    """For a file: the parts of kdtasks, the libraries at its top, and those inside of its
+    functions.
+    """
     folder, _, name = file.rpartition("/")
     if folder == "core":
         more = {"cache.py": {"numpy"}, "weights.py": {"safetensors"}}.get(name, set())
@@ -62,33 +117,54 @@ def allowed(file: str) -> tuple[set[str], set[str], set[str]]:
         libraries = {"torch", "mmengine", "numpy", "rich"}
         return {"core", "engine"}, libraries, libraries | SLOW | {"safetensors", "jinja2"}
     if is_framework(file):
-        libraries = {"torch", "torchvision", "numpy", "PIL"} | ({"mmengine"} if Path(name).stem in ("plugin", "mmdet_distiller") else set())
-        return {"core", "general", "images", "engine", folder.split("/")[0]}, libraries, libraries | SLOW
+        libraries = {"torch", "torchvision", "numpy", "PIL"} | (
+            {"mmengine"} if Path(name).stem in ("plugin", "mmdet_distiller") else set()
+        )
+        return (
+            {"core", "general", "images", "engine", folder.split("/")[0]},
+            libraries,
+            libraries | SLOW,
+        )
     return {"core", "general", folder.split("/")[0]}, {"torch"}, set()
 
 
 def test_the_reader_of_imports_reads_all_kinds():
-    top, inside = imports("import a.b\nfrom .c import d\nfrom .. import e\nif x:\n    import f\ndef g():\n    import h\n"
-                          "class I:\n    import j\n    def k(self): from ..l.m import n\n", "kdtasks.task.file")
-    assert top == {"a.b", "kdtasks.task.c.d", "kdtasks.e", "f", "j"} and inside == {"h", "kdtasks.l.m.n"}
+    top, inside = imports(
+        "import a.b\nfrom .c import d\nfrom .. import e\nif x:\n    import "
+        "f\ndef g():\n    import h\n"
+        "class I:\n    import j\n    def k(self): from ..l.m import n\n",
+        "kdtasks.task.file",
+    )
+    assert top == {"a.b", "kdtasks.task.c.d", "kdtasks.e", "f", "j"} and inside == {
+        "h",
+        "kdtasks.l.m.n",
+    }
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if "/" in file])
 def test_imports_go_in_one_direction(file):
-    top, inside = imports((PACKAGE / file).read_text(), "kdtasks." + file.removesuffix(".py").replace("/", "."))
+    top, inside = imports(
+        (PACKAGE / file).read_text(), "kdtasks." + file.removesuffix(".py").replace("/", ".")
+    )
     parts, libraries, later = allowed(file)
-    assert {name.split(".")[1] for name in own(top | inside) if "." in name} <= parts | {"__version__"}
+    assert {name.split(".")[1] for name in own(top | inside) if "." in name} <= parts | {
+        "__version__"
+    }
     assert foreign(top) <= libraries and foreign(inside) <= libraries | later
     if file.startswith("engine/") or file.startswith("core/"):
-        assert not any(f"kdtasks.{task}" in (PACKAGE / file).read_text() for task in TASKS), "names a task"
+        assert not any(f"kdtasks.{task}" in (PACKAGE / file).read_text() for task in TASKS), (
+            "names a task"
+        )
     elif not is_framework(file):
         task = file.split("/")[0]
         torch_only = {"models", "distiller"} if task == "incremental" else {"models"}
         behind = {f"kdtasks.{task}.{name}" for name in FRAMEWORK_FILES if name not in torch_only}
-        assert not any(name == b or name.startswith(f"{b}.") for name in own(top | inside) for b in behind)
+        assert not any(
+            name == b or name.startswith(f"{b}.") for name in own(top | inside) for b in behind
+        )
 
 
-# ------------------------------------------------------------------------------------------------ cycles, private names
+# ---------------------------------------------------------------------------- cycles, private names
 def imported_modules(source: str, module: str, modules) -> set[str]:
     """The modules of the package that a file imports, at its top or later, but for type checkers."""
     tree = ast.parse(source)
@@ -105,8 +181,10 @@ def cycle(graph: dict[str, set[str]]) -> list[str]:
 
     def search(node: str, path: list[str]) -> list[str]:
         if node in path:
-            return path[path.index(node):]
-        found = next(filter(None, (search(n, [*path, node]) for n in sorted(graph[node] - done))), [])
+            return path[path.index(node) :]
+        found = next(
+            filter(None, (search(n, [*path, node]) for n in sorted(graph[node] - done))), []
+        )
         done.add(node)
         return found
 
@@ -116,19 +194,43 @@ def cycle(graph: dict[str, set[str]]) -> list[str]:
 def test_no_module_imports_itself_over_others():
     assert cycle({"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}) == ["b", "d"]
     assert cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
-    names = {"kdtasks." + file.removesuffix(".py").removesuffix("/__init__").replace("/", "."): file
-             for file in FILES if "/" in file}
-    graph = {name: imported_modules((PACKAGE / file).read_text(), name + ".x" * file.endswith("__init__.py"), names.keys())
-             for name, file in names.items()}
+    names = {
+        "kdtasks." + file.removesuffix(".py").removesuffix("/__init__").replace("/", "."): file
+        for file in FILES
+        if "/" in file
+    }
+    graph = {
+        name: imported_modules(
+            (PACKAGE / file).read_text(), name + ".x" * file.endswith("__init__.py"), names.keys()
+        )
+        for name, file in names.items()
+    }
     assert not cycle(graph)
 
 
 # Private by their names, but of Python or of a library that gives nothing else for the purpose.
 PRIVATE_ELSEWHERE = {
-    "_asdict", "_replace", "_getframe", "_processes",                                      # the standard library
-    "_apply", "_buffers", "_metadata", "_modules", "_parameters", "_version", "_BatchNorm", "_NormBase", "_foreach_lerp_",
-    "_foreach_norm", "_shape_as_tensor", "_dynamo",                                         # torch
-    "_bbox_forward", "_instance_dict", "_ParamScheduler",                                   # mmdet, mmengine
+    # the standard library
+    "_asdict",
+    "_replace",
+    "_getframe",
+    "_processes",
+    "_apply",
+    "_buffers",
+    "_metadata",
+    "_modules",
+    "_parameters",
+    "_version",
+    "_BatchNorm",
+    "_NormBase",
+    "_foreach_lerp_",
+    "_foreach_norm",
+    "_shape_as_tensor",
+    "_dynamo",  # torch
+    # mmdet, mmengine
+    "_bbox_forward",
+    "_instance_dict",
+    "_ParamScheduler",
 }
 
 
@@ -138,14 +240,19 @@ def private_names(source: str) -> set[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):
             found.update(alias.name for alias in node.names)
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls", "super()"):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in (
+            "self",
+            "cls",
+            "super()",
+        ):
             found.add(node.attr)
     return {name for name in found if name.startswith("_") and not name.startswith("__")}
 
 
 def test_private_names_stay_where_they_are():
-    assert private_names("from a import _b, c\nself._d = self.e._f\nsuper()._g(h()._i, j[0]._k, l.__class__)") == {
-        "_b", "_f", "_i", "_k"}
+    assert private_names(
+        "from a import _b, c\nself._d = self.e._f\nsuper()._g(h()._i, j[0]._k, l.__class__)"
+    ) == {"_b", "_f", "_i", "_k"}
     for file in FILES:
         assert not private_names((PACKAGE / file).read_text()) - PRIVATE_ELSEWHERE, file
 
@@ -156,90 +263,192 @@ def test_the_package_itself_imports_nothing():
 
 def test_nobody_imports_tools_configs_or_tests_and_tools_import_the_engine_only():
     for file in FILES:
-        names = set().union(*imports((PACKAGE / file).read_text(), "kdtasks." + file.removesuffix(".py").replace("/", ".")))
-        assert not {name.split(".")[0] for name in names} & {"tools", "configs", "tests", "benchmarks"}, file
+        names = set().union(
+            *imports(
+                (PACKAGE / file).read_text(),
+                "kdtasks." + file.removesuffix(".py").replace("/", "."),
+            )
+        )
+        assert not {name.split(".")[0] for name in names} & {
+            "tools",
+            "configs",
+            "tests",
+            "benchmarks",
+        }, file
     for path in (ROOT / "tools").glob("*.py"):
         names = set().union(*imports(path.read_text()))
-        if path.name != "benchmark.py":                                     # it measures the methods themselves
-            assert all(name.startswith("kdtasks.engine.") for name in own(names)) and not foreign(names), path.name
+        # it measures the methods themselves
+        if path.name != "benchmark.py":
+            assert all(name.startswith("kdtasks.engine.") for name in own(names)) and not foreign(
+                names
+            ), path.name
 
 
-@pytest.mark.parametrize("command", ["tools/train.py --help", "tools/train.py --list", "tools/test.py --help", "tools/compare.py --help",
-                                     "tools/export.py --help", "tools/benchmark.py --help", "-m kdtasks.cli --help",
-                                     "-m kdtasks.cli list", "-m kdtasks.cli copy --help"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "tools/train.py --help",
+        "tools/train.py --list",
+        "tools/test.py --help",
+        "tools/compare.py --help",
+        "tools/export.py --help",
+        "tools/benchmark.py --help",
+        "-m kdtasks.cli --help",
+        "-m kdtasks.cli list",
+        "-m kdtasks.cli copy --help",
+    ],
+)
 def test_what_only_informs_answers_without_torch(command):
-    code = ("import runpy, sys\nargs = sys.argv[1:]\nmodule = args[0] == '-m'\nsys.argv = args[1:] if module else args\n"
-            "try: runpy.run_module(args[1], run_name='__main__') if module else runpy.run_path(args[0], run_name='__main__')\n"
-            "except SystemExit as end: assert not end.code\n"
-            "print(sorted({name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)))")
-    done = subprocess.run([sys.executable, "-S", "-c", code, *command.split()], capture_output=True, text=True, cwd=ROOT,
-                          env={"PYTHONPATH": str(ROOT), "PATH": ""})
-    assert done.returncode == 0, done.stderr                        # -S: nothing that is installed can be imported at all
+    code = (
+        "import runpy, sys\nargs = sys.argv[1:]\nmodule = args[0] == '-m'\nsys.argv = args[1:] "
+        "if module else args\n"
+        "try: runpy.run_module(args[1], run_name='__main__') if module else "
+        "runpy.run_path(args[0], run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules} - "
+        "set(sys.stdlib_module_names)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code, *command.split()],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+    )
+    # -S: nothing that is installed can be imported at all
+    assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) > 3 and "torch" not in done.stdout.splitlines()[-1]
 
 
 def test_after_torch_a_task_costs_only_its_own_modules_and_the_standard_library():
     packages = ["kdtasks.core", "kdtasks.core.weights", *(f"kdtasks.{task}" for task in TASKS)]
-    code = ("import sys, torch\nfor name in sys.argv[1:]:\n    before = set(sys.modules)\n    __import__(name)\n"
-            "    print(name, *sorted(set(sys.modules) - before))")
-    lines = subprocess.run([sys.executable, "-c", code, *packages], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    code = (
+        "import sys, torch\nfor name in sys.argv[1:]:\n    before = set(sys.modules)\n    "
+        "__import__(name)\n"
+        "    print(name, *sorted(set(sys.modules) - before))"
+    )
+    lines = subprocess.run(
+        [sys.executable, "-c", code, *packages],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    ).stdout
     for line in lines.splitlines():
         name, *new = line.split()
         assert name in new
-        assert {module.split(".")[0] for module in new} - {"kdtasks"} <= set(sys.stdlib_module_names), name
+        assert {module.split(".")[0] for module in new} - {"kdtasks"} <= set(
+            sys.stdlib_module_names
+        ), name
         ours = [module for module in new if module.startswith("kdtasks.")]
-        assert all(module.startswith(("kdtasks.core", "kdtasks.general", name)) for module in ours), name
+        assert all(
+            module.startswith(("kdtasks.core", "kdtasks.general", name)) for module in ours
+        ), name
 
 
-# ------------------------------------------------------------------------------------------------------ public names
+# ------------------------------------------------------------------------------------- public names
 PUBLIC = {
     "general": {
-        "kd": ["kd_loss(student, teacher, temperature=4.0)", "KDLoss(temperature=4.0)",
-               "binary_kd_loss(student, teacher, temperature=1.0)", "BinaryKDLoss(temperature=1.0)"],
+        "kd": [
+            "kd_loss(student, teacher, temperature=4.0)",
+            "KDLoss(temperature=4.0)",
+            "binary_kd_loss(student, teacher, temperature=1.0)",
+            "BinaryKDLoss(temperature=1.0)",
+        ],
         "dml": ["mutual_losses(logits, target)"],
-        "bss": ["boundary_samples(score, input, base, target, step_size=0.3, max_steps=10, eps=0.0001, clip=(-2.5, 2.5))"],
-        "ban": ["cwtm_loss(student, teacher, target)", "dkpp_loss(student, teacher, permutation=None)", "CWTMLoss()",
-                "DKPPLoss()"],
+        "bss": [
+            "boundary_samples(score, input, base, target, step_size=0.3, max_steps=10, "
+            "eps=0.0001, clip=(-2.5, 2.5))"
+        ],
+        "ban": [
+            "cwtm_loss(student, teacher, target)",
+            "dkpp_loss(student, teacher, permutation=None)",
+            "CWTMLoss()",
+            "DKPPLoss()",
+        ],
         "ab": ["ab_loss(student, teacher, margin=1.0)", "ABLoss(margin=1.0)"],
-        "rkd": ["rkd_distance_loss(student, teacher, divisor='all')", "rkd_angle_loss(student, teacher, divisor='all')",
-                "RKDLoss(distance_weight=1.0, angle_weight=2.0, gather=False)"],
-        "rco": ["equal_interval_anchors(epochs, interval)", "next_anchor(hardness, current, threshold)"],
+        "rkd": [
+            "rkd_distance_loss(student, teacher, divisor='all')",
+            "rkd_angle_loss(student, teacher, divisor='all')",
+            "RKDLoss(distance_weight=1.0, angle_weight=2.0, gather=False)",
+        ],
+        "rco": [
+            "equal_interval_anchors(epochs, interval)",
+            "next_anchor(hardness, current, threshold)",
+        ],
     },
     "detection": {
-        "chen2017": ["weighted_soft_cross_entropy(student, teacher, class_weight, temperature=1.0)",
-                     "bounded_regression_loss(student, teacher, target, margin=0.0, normalizer=None)",
-                     "hint_loss(student, teacher, p=2)", "HintLoss(student_channels=None, teacher_channels=None, p=2, layout=None, prefix_tokens=0, "
-                     "grid=None)"],
-        "adl": ["adl_loss(student, teacher, gamma=1.0, beta=1.5, power=1.8, base='kl', alpha=None, valid=None, "
-                "normalizer=None)"],
+        "chen2017": [
+            "weighted_soft_cross_entropy(student, teacher, class_weight, temperature=1.0)",
+            "bounded_regression_loss(student, teacher, target, margin=0.0, normalizer=None)",
+            "hint_loss(student, teacher, p=2)",
+            "HintLoss(student_channels=None, "
+            "teacher_channels=None, p=2, layout=None, "
+            "prefix_tokens=0, "
+            "grid=None)",
+        ],
+        "adl": [
+            "adl_loss(student, teacher, gamma=1.0, beta=1.5, power=1.8, base='kl', alpha=None, "
+            "valid=None, "
+            "normalizer=None)"
+        ],
     },
     "metric_learning": {
-        "darkrank": [f"darkrank_{kind}_loss(student, teacher, alpha=3.0, beta=3.0, list_length=4, normalize=True)"
-                     for kind in ("hard", "soft")] + [
-                         "rkd_distance_loss(student, teacher, divisor='all')", "rkd_angle_loss(student, teacher, divisor='all')",
-                         "RKDLoss(distance_weight=1.0, angle_weight=2.0, gather=False)"],
+        "darkrank": [
+            f"darkrank_{kind}_loss(student, teacher, alpha=3.0, beta=3.0, list_length=4, "
+            "normalize=True)"
+            for kind in ("hard", "soft")
+        ]
+        + [
+            "rkd_distance_loss(student, teacher, divisor='all')",
+            "rkd_angle_loss(student, teacher, divisor='all')",
+            "RKDLoss(distance_weight=1.0, angle_weight=2.0, gather=False)",
+        ]
     },
     "super_resolution": {
-        "ail": ["teacher_importance(teacher, target, slope=100.0, threshold=0.01)",
-                "importance(initial, previous, target, round, decay=10.0, pace=0.15, growth=0.15)",
-                "importance_loss(student, target, weight, power=2, reduction='sum')"],
-        "metrics": ["imresize(image, scale)", "psnr_y(output, target, crop)", "ssim_y(output, target, crop)"],
+        "ail": [
+            "teacher_importance(teacher, target, slope=100.0, threshold=0.01)",
+            "importance(initial, previous, target, round, decay=10.0, pace=0.15, growth=0.15)",
+            "importance_loss(student, target, weight, power=2, reduction='sum')",
+        ],
+        "metrics": [
+            "imresize(image, scale)",
+            "psnr_y(output, target, crop)",
+            "ssim_y(output, target, crop)",
+        ],
     },
     "incremental": {
         "lwf": ["lwf_loss(student, teacher, temperature=2.0)"],
         "lwm": ["grad_cam(activation, gradient)", "lwm_attention_loss(student_map, teacher_map)"],
-        "gd": ["ensemble_probabilities(previous, current)", "confidence_loss(logits)", "class_balance_weights(counts)",
-               "global_distillation_losses(student, previous, current, target, labelled, temperature=2.0, class_weight=None)"],
+        "gd": [
+            "ensemble_probabilities(previous, current)",
+            "confidence_loss(logits)",
+            "class_balance_weights(counts)",
+            "global_distillation_losses(student, previous, current, target, labelled, "
+            "temperature=2.0, class_weight=None)",
+        ],
         "sampling": ["confident_indices(scores, per_class)"],
-        "metrics": ["average_accuracy(A, sizes=None)", "average_incremental_accuracy(A, skip_first=False, sizes=None)",
-                    "forgetting(A, sizes=None)"],
+        "metrics": [
+            "average_accuracy(A, sizes=None)",
+            "average_incremental_accuracy(A, skip_first=False, sizes=None)",
+            "forgetting(A, sizes=None)",
+        ],
     },
-    "quantization": {"quantizer": ["uniform_quantize(tensor, bits, bucket_size=256, stochastic=False)"]},
+    "quantization": {
+        "quantizer": ["uniform_quantize(tensor, bits, bucket_size=256, stochastic=False)"]
+    },
 }
 
 
-@pytest.mark.parametrize("task, file", [(task, file) for task in PUBLIC for file in PUBLIC[task]
-                                        if (PACKAGE / task / f"{file}.py").is_file()])
+@pytest.mark.parametrize(
+    "task, file",
+    [
+        (task, file)
+        for task in PUBLIC
+        for file in PUBLIC[task]
+        if (PACKAGE / task / f"{file}.py").is_file()
+    ],
+)
 def test_public_names_are_importable_from_their_task_as_written(task, file):
     module = importlib.import_module(f"kdtasks.{task}")
     for written in PUBLIC[task][file]:
@@ -249,18 +458,34 @@ def test_public_names_are_importable_from_their_task_as_written(task, file):
         parameters = inspect.signature(thing).parameters.values()
         found = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters]
         expected = list(inspect.signature(eval(f"lambda {arguments[:-1]}: 0")).parameters.values())
-        assert found == [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in expected], written
+        assert found == [
+            p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in expected
+        ], written
 
 
 @pytest.mark.parametrize("folder", ["kdtasks", "tools", "benchmarks"])
 def test_what_eval_returns_is_not_used(folder):
-    """A model whose ``train()`` returns None (mmdet's LD detector) can be put in eval, but not in a chain of calls."""
+    """A model whose ``train()`` returns None (mmdet's LD detector) can be put in eval, but not in a
+    chain of calls.
+    """
     for path in (ROOT / folder).rglob("*.py"):
         tree = ast.parse(path.read_text())
         alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-        alone |= {id(value) for node in ast.walk(tree) if isinstance(node, ast.IfExp) for value in (node.body, node.orelse)}
-        lines = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-                 and node.func.attr == "eval" and not node.args and id(node) not in alone]
+        alone |= {
+            id(value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.IfExp)
+            for value in (node.body, node.orelse)
+        }
+        lines = [
+            node.lineno
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr == "eval"
+            and not node.args
+            and id(node) not in alone
+        ]
         assert not lines, f"{path}:{lines}"
 
 
@@ -268,7 +493,9 @@ def test_public_names_of_the_core():
     core = importlib.import_module("kdtasks.core")
     for name in core.__all__:
         assert getattr(core, name).__module__.startswith("kdtasks.core."), name
-    assert {"Distiller", "Stage", "Teacher", "Taps", "Linear", "Cosine", "Steps"} <= set(core.__all__)
+    assert {"Distiller", "Stage", "Teacher", "Taps", "Linear", "Cosine", "Steps"} <= set(
+        core.__all__
+    )
     first = list(inspect.signature(core.Distiller).parameters)
     assert first[:3] == ["student", "teachers", "losses"]
     assert list(inspect.signature(core.Distiller.forward).parameters) == ["self", "input", "target"]
@@ -279,4 +506,6 @@ def test_all_lists_what_is_there_and_every_public_thing_says_what_it_is(package)
     module = importlib.import_module(package)
     assert sorted(module.__all__) == list(module.__all__)
     for name in module.__all__:
-        assert (inspect.getdoc(getattr(module, name)) or "").strip(), f"{package}.{name} has no docstring"
+        assert (inspect.getdoc(getattr(module, name)) or "").strip(), (
+            f"{package}.{name} has no docstring"
+        )

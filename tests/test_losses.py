@@ -1,5 +1,6 @@
-"""What all public losses have in common: a NaN stays one, float64 stays, masked classes are 0, second derivatives are right or
-refused, and which of them ``torch.compile`` takes whole."""
+"""What all public losses have in common: a NaN stays one, float64 stays, masked classes are 0,
+second derivatives are right or refused, and which of them ``torch.compile`` takes whole.
+"""
 
 import math
 import pkgutil
@@ -11,7 +12,12 @@ from torch import Tensor, distributed
 
 import kdtasks
 from kdtasks.core.gather import _GatherRows
-from kdtasks.detection import WeightedSoftCrossEntropy, adl_loss, bounded_regression_loss, weighted_soft_cross_entropy
+from kdtasks.detection import (
+    WeightedSoftCrossEntropy,
+    adl_loss,
+    bounded_regression_loss,
+    weighted_soft_cross_entropy,
+)
 from kdtasks.general import binary_kd_loss, kd_loss
 from kdtasks.incremental import (
     GlobalDistillationLoss,
@@ -34,9 +40,16 @@ def one_seed():
 
 
 def test_the_table_names_what_is_there():
-    exported = {name for task in ("general", "detection", "metric_learning", "super_resolution", "incremental")
-                for name in import_module(f"kdtasks.{task}").__all__}
-    assert exported <= CALLS.keys() | OTHER and public_losses().keys() <= CALLS.keys() and len(CASES) > 70
+    exported = {
+        name
+        for task in ("general", "detection", "metric_learning", "super_resolution", "incremental")
+        for name in import_module(f"kdtasks.{task}").__all__
+    }
+    assert (
+        exported <= CALLS.keys() | OTHER
+        and public_losses().keys() <= CALLS.keys()
+        and len(CASES) > 70
+    )
     assert CALLS.keys() <= exported
 
 
@@ -54,7 +67,11 @@ def test_one_nan_that_is_read_makes_the_loss_nan(case: Case):
 @pytest.mark.parametrize("half", ["student", "teacher", "target"])
 def test_a_box_that_costs_nothing_hides_no_nan_but_may_hold_an_infinity(half):
     """A diverged regressor: boxes that were better than the teacher's, until one entry is NaN."""
-    boxes = {"student": torch.zeros(3, 4), "teacher": torch.full((3, 4), 0.5), "target": torch.zeros(3, 4)}
+    boxes = {
+        "student": torch.zeros(3, 4),
+        "teacher": torch.full((3, 4), 0.5),
+        "target": torch.zeros(3, 4),
+    }
     assert bounded_regression_loss(**boxes) == 0
     boxes[half][1, 2] = math.nan
     assert bounded_regression_loss(**boxes).isnan()
@@ -65,22 +82,34 @@ def test_a_box_that_costs_nothing_hides_no_nan_but_may_hold_an_infinity(half):
 @pytest.mark.parametrize("case", [case for case in CASES if len(case.tensors) > 1], ids=str)
 @pytest.mark.parametrize("wide", ["student", "others"])
 def test_float64_stays_beside_float32(case: Case, wide):
-    """The result has the digits of float64 wherever one tensor has: as if the others had been raised first."""
-    tensors = [tensor if (k == 0) == (wide == "student") or 0 in case.unread else tensor.float()
-               for k, tensor in enumerate(case.tensors)]
+    """The result has the digits of float64 wherever one tensor has: as if the others had been
+    raised first.
+    """
+    tensors = [
+        tensor if (k == 0) == (wide == "student") or 0 in case.unread else tensor.float()
+        for k, tensor in enumerate(case.tensors)
+    ]
     found = case(*tensors)
     assert found.dtype is F64
-    torch.testing.assert_close(found, case(*(tensor.double() for tensor in tensors)), rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(
+        found, case(*(tensor.double() for tensor in tensors)), rtol=1e-11, atol=1e-13
+    )
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.name.startswith(("lwm_distill", "HintLoss", "grad_cam"))], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if case.name.startswith(("lwm_distill", "HintLoss", "grad_cam"))],
+    ids=str,
+)
 def test_half_precision_beside_float64(case: Case):
     for k in range(2):
         tensors = [tensor.half() if i == k else tensor for i, tensor in enumerate(case.tensors)]
-        torch.testing.assert_close(case(*tensors), case(*(tensor.double() for tensor in tensors)), rtol=1e-11, atol=1e-13)
+        torch.testing.assert_close(
+            case(*tensors), case(*(tensor.double() for tensor in tensors)), rtol=1e-11, atol=1e-13
+        )
 
 
-# ---------------------------------------------------------------------------------------------------------- masked classes
+# ----------------------------------------------------------------------------------- masked classes
 def masked(*shape: int, where: tuple[int, ...] = (1, 3)) -> Tensor:
     logits = 2 * torch.randn(*shape, dtype=F64)
     logits[:, list(where)] = -INF
@@ -91,15 +120,23 @@ def without(logits: Tensor) -> Tensor:
     return logits.detach()[:, [0, 2, 4]]
 
 
-LOGITS = {                                                       # a loss of (B, 5) logits, and what it is divided by besides B
-    "kd_loss": (kd_loss, 1), "kd_loss of maps": (lambda s, t: kd_loss(s[..., None], t[..., None]), 1), "lwf_loss": (lwf_loss, 1),
-    "binary_kd_loss": (binary_kd_loss, 1), "lwm_distill_bce": (lwm_distill_bce, 1), "lwm_distill": (lwm_distill, 1),
+# a loss of (B, 5) logits, and what it is divided by besides B
+LOGITS = {
+    "kd_loss": (kd_loss, 1),
+    "kd_loss of maps": (lambda s, t: kd_loss(s[..., None], t[..., None]), 1),
+    "lwf_loss": (lwf_loss, 1),
+    "binary_kd_loss": (binary_kd_loss, 1),
+    "lwm_distill_bce": (lwm_distill_bce, 1),
+    "lwm_distill": (lwm_distill, 1),
     "lwm_distill_bce, mean": (lambda s, t: lwm_distill_bce(s, t, "mean"), 5 / 3),
     "weighted": (lambda s, t: weighted_soft_cross_entropy(s, t, [1.0] * s.shape[1]), 1),
     "weighted, module": (lambda s, t: WeightedSoftCrossEntropy()(s, t), 1),
     "lwf_mc_loss": (lambda s, t: lwf_mc_loss(s, t, torch.zeros(len(s), dtype=torch.long)), 5 / 3),
     "adl_loss": (lambda s, t: adl_loss(s, t, normalizer=1.0), 1),
-    "adl_loss, ce": (lambda s, t: adl_loss(s, t, base="ce", alpha=0.5, gamma=2.0, normalizer=1.0), 1),
+    "adl_loss, ce": (
+        lambda s, t: adl_loss(s, t, base="ce", alpha=0.5, gamma=2.0, normalizer=1.0),
+        1,
+    ),
 }
 
 
@@ -109,10 +146,10 @@ def test_a_masked_class_counts_as_if_it_were_not_there(name, dtype):
     loss, scale = LOGITS[name]
     student, teacher = masked(6, 5), masked(6, 5)
     value = loss(student.to(dtype), teacher.detach().to(dtype))
-    gradient, = torch.autograd.grad(value, student)
+    (gradient,) = torch.autograd.grad(value, student)
     few = without(student).to(dtype).requires_grad_()
     expected = loss(few, without(teacher).to(dtype))
-    slope, = torch.autograd.grad(expected, few)
+    (slope,) = torch.autograd.grad(expected, few)
     tight = {"rtol": 1e-11, "atol": 1e-13} if dtype is F64 else {"rtol": 1e-4, "atol": 1e-6}
     torch.testing.assert_close(value * scale, expected, **tight)
     torch.testing.assert_close(gradient[:, [0, 2, 4]] * scale, slope.double(), **tight)
@@ -120,7 +157,9 @@ def test_a_masked_class_counts_as_if_it_were_not_there(name, dtype):
 
 
 @pytest.mark.parametrize("name", LOGITS)
-def test_a_class_that_only_the_student_masks_costs_infinity_and_one_that_only_the_teacher_masks_does_not(name):
+def test_a_class_that_only_the_student_masks_costs_infinity_and_one_that_only_the_teacher_masks_does_not(
+    name,
+):
     loss, _ = LOGITS[name]
     student, teacher = masked(6, 5), masked(6, 5)
     assert loss(student, masked(6, 5, where=(1,)).detach()) == INF
@@ -130,23 +169,42 @@ def test_a_class_that_only_the_student_masks_costs_infinity_and_one_that_only_th
 
 def test_a_masked_class_in_global_distillation():
     """An old class and a new one, in all models; and labels are never of one."""
-    student, previous, current = masked(8, 5), masked(8, 3, where=(1,)).detach(), masked(8, 2, where=(0,)).detach()
+    student, previous, current = (
+        masked(8, 5),
+        masked(8, 3, where=(1,)).detach(),
+        masked(8, 2, where=(0,)).detach(),
+    )
     target = torch.tensor([0, 2, 4, 0, 2, 4, -100, -100])
-    losses = [global_distillation_losses(student, previous, current, target, target >= 0),
-              *(GlobalDistillationLoss(terms=terms)(student, previous, current, target) for terms in ("PC", "PCQ"))]
+    losses = [
+        global_distillation_losses(student, previous, current, target, target >= 0),
+        *(
+            GlobalDistillationLoss(terms=terms)(student, previous, current, target)
+            for terms in ("PC", "PCQ")
+        ),
+    ]
     for found in losses:
-        gradient, = torch.autograd.grad(total(found), student)
+        (gradient,) = torch.autograd.grad(total(found), student)
         assert all(value.isfinite() and value >= 0 for value in found.values())
-        assert gradient.isfinite().all() and (gradient[:, [1, 3]] == 0).all() and gradient[:, 0].all()
-    assert global_distillation_losses(student, previous.nan_to_num(neginf=0), current, target, target >= 0)["loss_p"] == INF
+        assert (
+            gradient.isfinite().all() and (gradient[:, [1, 3]] == 0).all() and gradient[:, 0].all()
+        )
+    assert (
+        global_distillation_losses(
+            student, previous.nan_to_num(neginf=0), current, target, target >= 0
+        )["loss_p"]
+        == INF
+    )
     assert one_hot_bce(student, TARGET.clamp(min=0) * 2 % 6 % 4).isfinite()
 
 
-# ------------------------------------------------------------------------------------------------------ second derivatives
+# ------------------------------------------------------------------------------- second derivatives
 def own_functions() -> set[type]:
     """All of the package's own autograd functions."""
     for module in pkgutil.walk_packages(kdtasks.__path__, "kdtasks."):
-        if module.name.split(".")[-1] not in ("mmdet_distiller", "plugin") and not module.name.startswith("kdtasks.engine"):
+        if module.name.split(".")[-1] not in (
+            "mmdet_distiller",
+            "plugin",
+        ) and not module.name.startswith("kdtasks.engine"):
             import_module(module.name)
     found, queue = set(), [torch.autograd.Function]
     while queue:
@@ -167,7 +225,12 @@ def functions_of(value: Tensor) -> set[str]:
     return {type(node).__name__.removesuffix("Backward") for node in names}
 
 
-DIFFERENTIABLE = [case for case in CASES if 0 not in case.unread and case(*(t.clone().requires_grad_() for t in case.tensors)).requires_grad]
+DIFFERENTIABLE = [
+    case
+    for case in CASES
+    if 0 not in case.unread
+    and case(*(t.clone().requires_grad_() for t in case.tensors)).requires_grad
+]
 
 
 @pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)
@@ -182,29 +245,42 @@ def test_the_second_derivative_is_right_or_refused(case: Case):
         return torch.autograd.grad(case(at, *others), at)[0]
 
     try:
-        gradient, = torch.autograd.grad(case(student, *others), student, create_graph=True)
+        (gradient,) = torch.autograd.grad(case(student, *others), student, create_graph=True)
     except RuntimeError as error:
         assert "differentiated once" in str(error) and "create_graph" in str(error)
         return
     second = torch.zeros_like(student)
     if gradient.requires_grad:
-        second, = torch.autograd.grad((gradient * direction).sum(), student, allow_unused=True)
+        (second,) = torch.autograd.grad((gradient * direction).sum(), student, allow_unused=True)
         second = torch.zeros_like(student) if second is None else second
     expected = (slope(student + step * direction) - slope(student - step * direction)) / (2 * step)
-    torch.testing.assert_close(second, expected, rtol=1e-3, atol=1e-5 * (1 + float(expected.abs().max())))
+    torch.testing.assert_close(
+        second, expected, rtol=1e-3, atol=1e-5 * (1 + float(expected.abs().max()))
+    )
 
 
 def test_the_cases_go_through_every_autograd_function_of_the_package():
-    """One that no loss above uses would not have been tried; rows of several processes have a test of their own, below."""
-    used = set().union(*(functions_of(case(case.tensors[0].clone().requires_grad_(), *case.tensors[1:])) for case in DIFFERENTIABLE))
+    """One that no loss above uses would not have been tried; rows of several processes have a test
+    of their own, below.
+    """
+    used = set().union(
+        *(
+            functions_of(case(case.tensors[0].clone().requires_grad_(), *case.tensors[1:]))
+            for case in DIFFERENTIABLE
+        )
+    )
     assert own_functions() and {kind.__name__ for kind in own_functions() - {_GatherRows}} <= used
 
 
 def test_gathered_rows_refuse_a_second_derivative_that_would_be_wrong(tmp_path):
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
     try:
         rows = torch.randn(3, 2, dtype=F64, requires_grad=True)
-        gradient, = torch.autograd.grad(_GatherRows.apply(rows).pow(3).sum(), rows, create_graph=True)
+        (gradient,) = torch.autograd.grad(
+            _GatherRows.apply(rows).pow(3).sum(), rows, create_graph=True
+        )
         torch.testing.assert_close(gradient, 3 * rows.detach() ** 2)
         with pytest.raises(RuntimeError, match="once_differentiable"):
             gradient.sum().backward()
@@ -212,20 +288,29 @@ def test_gathered_rows_refuse_a_second_derivative_that_would_be_wrong(tmp_path):
         distributed.destroy_process_group()
 
 
-# ------------------------------------------------------------------------------------------------------------- compilation
+# -------------------------------------------------------------------------------------- compilation
 def compiled_equals_plain(case: Case, backend: str) -> None:
     torch.compiler.reset()
     found = []
-    for loss in (torch.compile(lambda *tensors: case(*tensors), fullgraph=True, backend=backend), case):
+    for loss in (
+        torch.compile(lambda *tensors: case(*tensors), fullgraph=True, backend=backend),
+        case,
+    ):
         student = case.tensors[0].clone().requires_grad_()
         value = loss(student, *case.tensors[1:])
-        found.append([value, *torch.autograd.grad(value, student, allow_unused=True)] if value.requires_grad else [value])
+        found.append(
+            [value, *torch.autograd.grad(value, student, allow_unused=True)]
+            if value.requires_grad
+            else [value]
+        )
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["darkrank_soft_loss()", "kd_loss()", "affinity_loss()"])
 def test_a_loss_compiles_as_one_graph(name):
-    """Dynamo alone, which is what a full graph is a matter of; all losses, and their derivatives by AOTAutograd: slow."""
+    """Dynamo alone, which is what a full graph is a matter of; all losses, and their derivatives by
+    AOTAutograd: slow.
+    """
     compiled_equals_plain(next(case for case in CASES if case.name == name), "eager")
 
 

@@ -1,4 +1,5 @@
-"""Write a run's student for use elsewhere, checked on real test images: plain weights, safetensors or ONNX.
+"""Write a run's student for use elsewhere, checked on real test images: plain weights, safetensors
+or ONNX.
 
     python tools/export.py work_dirs/classification_default/seed0 --format onnx
 """

@@ -1,7 +1,7 @@
 """Train a config: every stage, the table, results.json, student.pth, report.html.
 
-    python tools/train.py configs/classification/default.py
-    torchrun --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch
+python tools/train.py configs/classification/default.py
+torchrun --nproc-per-node 8 tools/train.py CONFIG --launcher pytorch
 """
 
 from kdtasks.engine.cli import train

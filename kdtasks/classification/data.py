@@ -1,4 +1,5 @@
-"""Images for classification: whole data sets in one uint8 tensor, or files that are read when their turn comes.
+"""Images for classification: whole data sets in one uint8 tensor, or files that are read when their
+turn comes.
 
 ``digits``, ``cifar100``, ``image_folder``, ``torchvision_set``, ``arrays``: labelled images.
 ``unlabelled_folder``: images without labels. ``concat``, ``few_labels``: sets made of others.
@@ -14,5 +15,18 @@ from kdtasks.images.folders import image_folder, unlabelled_folder
 from kdtasks.images.sets import arrays, torchvision_set
 from kdtasks.images.subsets import concat, few_labels, labelled_subset
 
-__all__ = ["CIFAR100_CLASSES", "CIFAR100_SUPERCLASSES", "ImageArrays", "ImageFiles", "arrays", "cifar100", "concat", "digits",
-           "few_labels", "image_folder", "labelled_subset", "torchvision_set", "unlabelled_folder"]
+__all__ = [
+    "CIFAR100_CLASSES",
+    "CIFAR100_SUPERCLASSES",
+    "ImageArrays",
+    "ImageFiles",
+    "arrays",
+    "cifar100",
+    "concat",
+    "digits",
+    "few_labels",
+    "image_folder",
+    "labelled_subset",
+    "torchvision_set",
+    "unlabelled_folder",
+]

@@ -11,7 +11,8 @@ HIGHER_IS_BETTER = True
 
 
 def evaluate(model: nn.Module, loader) -> dict[str, float]:
-    """``accuracy`` (top-1) and, with more than 5 classes, ``accuracy_top5``, in percent of the labelled samples.
+    """``accuracy`` (top-1) and, with more than 5 classes, ``accuracy_top5``, in percent of the
+    labelled samples.
 
     Counts stay on the device until the end.
 
@@ -26,8 +27,13 @@ def evaluate(model: nn.Module, loader) -> dict[str, float]:
             outputs = logits.shape[1]
             _check_highest(_highest_known(loader), outputs)
         top5, highest = outputs > 5, torch.clamp(target.max(), min=highest)
-        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]           # (B, 5)
-        right, right5, count = right + ranked[:, 0].sum(), right5 + ranked.sum(), count + (target >= 0).sum()
+        # (B, 5)
+        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
+        right, right5, count = (
+            right + ranked[:, 0].sum(),
+            right5 + ranked.sum(),
+            count + (target >= 0).sum(),
+        )
     if outputs is not None:
         _check_highest(int(highest), outputs)
     share = {"accuracy": right} | ({"accuracy_top5": right5} if top5 else {})
@@ -35,30 +41,47 @@ def evaluate(model: nn.Module, loader) -> dict[str, float]:
 
 
 def _highest_known(loader) -> int:
-    """The highest class number of the whole data set, where it lists them: what is wrong is then said before the first step."""
+    """The highest class number of the whole data set, where it lists them: what is wrong is then
+    said before the first step.
+    """
     target = getattr(getattr(loader, "dataset", None), "target", None)
-    plain = isinstance(target, Tensor) and target.ndim == 1 and len(target) and not target.is_floating_point()
+    plain = (
+        isinstance(target, Tensor)
+        and target.ndim == 1
+        and len(target)
+        and not target.is_floating_point()
+    )
     return int(target.max()) if plain else -1
 
 
 def _check_highest(highest: int, outputs: int) -> None:
     if highest >= outputs:
-        raise ValueError(f"the test data has the class number {highest}, but the model has {outputs} outputs, for classes from "
-                         "0 on: the student's num_classes, or the data's classes, are wrong")
+        raise ValueError(
+            f"the test data has the class number {highest}, but the model has "
+            f"{outputs} outputs, for classes from "
+            "0 on: the student's num_classes, or the data's classes, are wrong"
+        )
 
 
 def example(config: dict, batch_size: int) -> dict[str, Tensor]:
     """Random images and labels of the shape that the data has, without reading it."""
     generator = torch.Generator().manual_seed(0)
     classes = config["student"].get("num_classes", 10)
-    return {"input": torch.randn(batch_size, *image_shape(config["data"]["train"]), generator=generator),
-            "index": torch.arange(batch_size), "target": torch.randint(classes, (batch_size,), generator=generator)}
+    return {
+        "input": torch.randn(
+            batch_size, *image_shape(config["data"]["train"]), generator=generator
+        ),
+        "index": torch.arange(batch_size),
+        "target": torch.randint(classes, (batch_size,), generator=generator),
+    }
 
 
 def pictures(run) -> list[tuple]:
-    """``[(title, figure)]`` on the test data: accuracy of each class, images whose answer changed, and reliability.
+    """``[(title, figure)]`` on the test data: accuracy of each class, images whose answer changed,
+    and reliability.
 
-    Whatever of teacher, alone and distilled there is takes part; a teacher from a file as the last stage used it.
+    Whatever of teacher, alone and distilled there is takes part; a teacher from a file as the last
+    stage used it.
     """
     from kdtasks.classification import pictures as draw
     from kdtasks.engine.report import stage_colors  # what draws is imported only here
@@ -68,7 +91,11 @@ def pictures(run) -> list[tuple]:
         return []
     teachers = [s.name for s in finished if s.name in experiment.config["teachers"]]
     final = final_stage(finished)
-    students = [s for s in finished if s.model == "student" and s.name not in ("alone", *experiment.config["teachers"])]
+    students = [
+        s
+        for s in finished
+        if s.model == "student" and s.name not in ("alone", *experiment.config["teachers"])
+    ]
     loader = experiment.test_loader(finished[-1])
     found = {}
     if students and not teachers:

@@ -1,8 +1,9 @@
-"""What objects hold in plain attributes, which no ``state_dict`` has: read as plain types, and put back.
+"""What objects hold in plain attributes, which no ``state_dict`` has: read as plain types, and put
+back.
 
-A memory of embeddings, a counter, a best score so far: third-party losses, hooks and schedulers keep these in attributes.
-Values are written as ``(kind, …)`` of plain types, which a checkpoint that runs no code can hold. What has no such form (a
-function, an open file) is left as it is.
+A memory of embeddings, a counter, a best score so far: third-party losses, hooks and schedulers
+keep these in attributes. Values are written as ``(kind, …)`` of plain types, which a checkpoint
+that runs no code can hold. What has no such form (a function, an open file) is left as it is.
 """
 
 import types
@@ -13,28 +14,46 @@ import torch
 from torch import Tensor, nn
 
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
-_LEFT = ("left",)                                                           # has no plain form
+_LEFT = ("left",)  # has no plain form
 _PLAIN = (bool, int, float, str, bytes, type(None))
 _SEQUENCES = {"list": list, "tuple": tuple, "deque": deque, "set": set}
 _MAPPINGS = {"dict": dict, "OrderedDict": OrderedDict}
-_NO_OWNERS = (nn.Module, torch.optim.Optimizer, type, types.ModuleType, types.FunctionType, types.MethodType)
+_NO_OWNERS = (
+    nn.Module,
+    torch.optim.Optimizer,
+    type,
+    types.ModuleType,
+    types.FunctionType,
+    types.MethodType,
+)
 
 
 def attributes_of(owner: object, inside: bool = False) -> dict[str, tuple]:
-    """The attributes of an object that have a plain form; of a module those beside parameters, buffers and submodules.
+    """The attributes of an object that have a plain form; of a module those beside parameters,
+    buffers and submodules.
 
-    Tensors are copied. With ``inside``, objects in it are read in the same way, but for modules and optimizers.
+    Tensors are copied. With ``inside``, objects in it are read in the same way, but for modules and
+    optimizers.
     """
     return _read_attributes(owner, inside, frozenset())
 
 
 def changed(now: Mapping[str, tuple], before: Mapping[str, tuple]) -> dict[str, tuple]:
-    """Of two results of :func:`attributes_of`, what the first has and the second has not, or has otherwise."""
-    return {name: value for name, value in now.items() if name not in before or not _equal(value, before[name])}
+    """Of two results of :func:`attributes_of`, what the first has and the second has not, or has
+    otherwise.
+    """
+    return {
+        name: value
+        for name, value in now.items()
+        if name not in before or not _equal(value, before[name])
+    }
 
 
-def set_attributes(owner: object, attributes: Mapping[str, tuple], device: torch.device | str = "cpu") -> None:
-    """Put back what :func:`attributes_of` read; in place where the object has a value of the same kind.
+def set_attributes(
+    owner: object, attributes: Mapping[str, tuple], device: torch.device | str = "cpu"
+) -> None:
+    """Put back what :func:`attributes_of` read; in place where the object has a value of the same
+    kind.
 
     Args:
         owner: the object, as it was made.
@@ -42,13 +61,18 @@ def set_attributes(owner: object, attributes: Mapping[str, tuple], device: torch
         device: where tensors go that were on a GPU.
     """
     for name, value in attributes.items():
-        if name in owner.__dict__ or value[0] not in ("object", "generator"):            # else it has not been made yet
+        # else it has not been made yet
+        if name in owner.__dict__ or value[0] not in ("object", "generator"):
             owner.__dict__[name] = _restored(tuple(value), owner.__dict__.get(name), device)
 
 
 def _read_attributes(owner: object, inside: bool, seen: frozenset[int]) -> dict[str, tuple]:
     apart = _OF_EVERY_MODULE if isinstance(owner, nn.Module) else ()
-    found = {name: _read(value, inside, seen) for name, value in getattr(owner, "__dict__", {}).items() if name not in apart}
+    found = {
+        name: _read(value, inside, seen)
+        for name, value in getattr(owner, "__dict__", {}).items()
+        if name not in apart
+    }
     return {name: value for name, value in found.items() if value != _LEFT}
 
 
@@ -71,7 +95,11 @@ def _read(value, inside: bool, seen: frozenset[int]) -> tuple:
     for kind, mapping in _MAPPINGS.items():
         if type(value) is mapping:
             plain_keys = all(type(key) in _PLAIN for key in value)
-            return (kind, [(key, _read(item, inside, seen)) for key, item in value.items()]) if plain_keys else _LEFT
+            return (
+                (kind, [(key, _read(item, inside, seen)) for key, item in value.items()])
+                if plain_keys
+                else _LEFT
+            )
     if not inside or callable(value) or not hasattr(value, "__dict__"):
         return _LEFT
     return ("object", _read_attributes(value, inside, seen))
@@ -82,7 +110,8 @@ def _read_numpy(value) -> tuple:
         return ("plain", value.item()) if type(value.item()) in _PLAIN else _LEFT
     try:
         return ("numpy", torch.from_numpy(value.copy()))
-    except (AttributeError, TypeError):                                     # no array, or one of a type that torch has not
+    # no array, or one of a type that torch has not
+    except (AttributeError, TypeError):
         return _LEFT
 
 
@@ -110,10 +139,15 @@ def _restored(value: tuple, current, device):
 def _restored_tensor(tensor: Tensor, on_gpu: bool, current, device) -> Tensor:
     tensor = tensor.to(device) if on_gpu else tensor
     alike = isinstance(current, Tensor) and not current.requires_grad and not current.is_inference()
-    if not alike or (current.shape, current.dtype, current.device) != (tensor.shape, tensor.dtype, tensor.device):
+    if not alike or (current.shape, current.dtype, current.device) != (
+        tensor.shape,
+        tensor.dtype,
+        tensor.device,
+    ):
         return tensor
     with torch.no_grad():
-        return current.copy_(tensor)                                        # whoever else holds it sees it
+        # whoever else holds it sees it
+        return current.copy_(tensor)
 
 
 def _refilled(kind: str, items: list, current, device):
@@ -137,9 +171,18 @@ def _refilled(kind: str, items: list, current, device):
 
 def _equal(a, b) -> bool:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+        return (
+            isinstance(a, Tensor)
+            and isinstance(b, Tensor)
+            and a.dtype == b.dtype
+            and torch.equal(a, b)
+        )
     if isinstance(a, list | tuple):
         return type(a) is type(b) and len(a) == len(b) and all(map(_equal, a, b))
     if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(_equal(value, b[key]) for key, value in a.items())
+        return (
+            isinstance(b, dict)
+            and a.keys() == b.keys()
+            and all(_equal(value, b[key]) for key, value in a.items())
+        )
     return type(a) is type(b) and a == b

@@ -9,18 +9,18 @@ from torch import Tensor
 
 from kdtasks.core.names import did_you_mean
 
-UNLABELLED = -100                                   # the target that torch's cross-entropy ignores
+UNLABELLED = -100  # the target that torch's cross-entropy ignores
 
 
 def class_name(name) -> str:
     r"""The name of a class as text that can be shown and stored.
 
-    A folder's name that the locale cannot decode is taken as UTF-8, whatever the locale; bytes that are not UTF-8 either are
-    written ``\xe4``.
+    A folder's name that the locale cannot decode is taken as UTF-8, whatever the locale; bytes that
+    are not UTF-8 either are written ``\xe4``.
     """
     try:
         str(name).encode()
-    except UnicodeEncodeError:                      # os.fsdecode's stand-ins for bytes
+    except UnicodeEncodeError:  # os.fsdecode's stand-ins for bytes
         return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
     return str(name)
 
@@ -36,20 +36,27 @@ def known_class(name: str, names: Sequence[str]) -> str:
     return name
 
 
-def class_numbers(own: Sequence[str], names: Sequence[str], counts: Sequence[int] | None = None, drop: bool = False) -> Tensor:
+def class_numbers(
+    own: Sequence[str],
+    names: Sequence[str],
+    counts: Sequence[int] | None = None,
+    drop: bool = False,
+) -> Tensor:
     """The number in ``names`` of each class of a data set.
 
     Args:
         own: names of the data set's classes, in the order of its numbers.
         names: those that count, the training data's.
         counts: how many samples (or boxes) the data set has of each; None: unknown.
-        drop: what is of a class that ``names`` lacks becomes unlabelled, with a warning that counts it, instead of an error.
+        drop: what is of a class that ``names`` lacks becomes unlabelled, with a warning that counts
+            it, instead of an error.
 
     Returns:
         int64 (len(own),): a place in ``names``, or -100 for a class that it lacks.
 
     Raises:
-        ValueError: a name stands twice in one of the lists; or the data set has samples of a class that ``names`` lacks.
+        ValueError: a name stands twice in one of the lists; or the data set has samples of a class
+            that ``names`` lacks.
 
     Warns:
         UserWarning: what ``drop`` leaves out.
@@ -60,20 +67,34 @@ def class_numbers(own: Sequence[str], names: Sequence[str], counts: Sequence[int
         if twice is not None:
             raise ValueError(f"two classes are called {twice!r}: {_some(which)}")
     place = {name: k for k, name in enumerate(names)}
-    unknown = {name: None if counts is None else counts[k] for k, name in enumerate(own)
-               if name not in place and (counts is None or counts[k])}
+    unknown = {
+        name: None if counts is None else counts[k]
+        for k, name in enumerate(own)
+        if name not in place and (counts is None or counts[k])
+    }
     if unknown:
-        of = ", ".join(repr(name) if count is None else f"{name!r} ({count})" for name, count in unknown.items())
+        of = ", ".join(
+            repr(name) if count is None else f"{name!r} ({count})"
+            for name, count in unknown.items()
+        )
         if not drop:
-            raise ValueError(f"it has {len(unknown)} classes that the training data lacks: {of}. The training data has "
-                             f"{len(names)}: {_some(names)}; this has {len(own)}: {_some(own)}. "
-                             "data.unknown_classes='drop' leaves out what is of them")
-        warnings.warn(f"left out what is of the {len(unknown)} classes that the training data lacks: {of}", stacklevel=3)
+            raise ValueError(
+                f"it has {len(unknown)} classes that the training data lacks: {of}. "
+                "The training data has "
+                f"{len(names)}: {_some(names)}; this has {len(own)}: {_some(own)}. "
+                "data.unknown_classes='drop' leaves out what is of them"
+            )
+        warnings.warn(
+            f"left out what is of the {len(unknown)} classes that the training data lacks: {of}",
+            stacklevel=3,
+        )
     return torch.tensor([place.get(name, UNLABELLED) for name in own], dtype=torch.int64)
 
 
 def renumbered(target: Tensor, numbers: Tensor) -> Tensor:
-    """``numbers`` of each class number in ``target``, (n,) or any shape; negative ones (unlabelled) stay."""
+    """``numbers`` of each class number in ``target``, (n,) or any shape; negative ones (unlabelled)
+    stay.
+    """
     return torch.where(target < 0, target, numbers.to(target.device)[target.clamp(min=0)])
 
 

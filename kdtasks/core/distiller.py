@@ -1,4 +1,6 @@
-"""One student, its teachers, and the named losses that pull on it in one step. Imports torch and nothing else."""
+"""One student, its teachers, and the named losses that pull on it in one step. Imports torch and
+nothing else.
+"""
 
 import copy
 import itertools
@@ -22,46 +24,61 @@ Weight = float | Callable[[tuple[int, int]], float]
 class Distiller(nn.Module):
     """Returns ``{name: weight * loss}`` for a batch; the loop sums them and steps.
 
-    A loss is called with the tensors that its ``of`` names: ``'student'`` (the output), ``'student.layer3'`` (a
-    submodule's output), ``'student.fc@-1'`` (of its last run), the same for each teacher by its name and for
-    ``'peer1'``, ``'peer2'``…; ``'peers'``, the list of the student's and all peers' outputs; or any key of the
-    batch (``'input'``, ``'target'``). A model runs only if some loss wants a name of it that the batch does not
-    carry: a batch with ``'teacher'`` in it (a cache, a precomputed file) costs no teacher.
+    A loss is called with the tensors that its ``of`` names: ``'student'`` (the output),
+    ``'student.layer3'`` (a submodule's output), ``'student.fc@-1'`` (of its last run), the same for
+    each teacher by its name and for ``'peer1'``, ``'peer2'``…; ``'peers'``, the list of the
+    student's and all peers' outputs; or any key of the batch (``'input'``, ``'target'``). A model
+    runs only if some loss wants a name of it that the batch does not carry: a batch with
+    ``'teacher'`` in it (a cache, a precomputed file) costs no teacher.
 
-    An output that is a tuple, list or dict (of some models in training only) has entries: ``'student.0'``, ``'student.-1'``,
-    ``'student.logits'`` (a key, or a field of a named tuple). Where a submodule has that path, its output is meant: ``'0'`` of
-    a Sequential is its first part. Whether there is such an entry is known once the model has run, as in :meth:`build`.
+    An output that is a tuple, list or dict (of some models in training only) has entries:
+    ``'student.0'``, ``'student.-1'``, ``'student.logits'`` (a key, or a field of a named tuple).
+    Where a submodule has that path, its output is meant: ``'0'`` of a Sequential is its first part.
+    Whether there is such an entry is known once the model has run, as in :meth:`build`.
 
-    - An entry whose name contains ``loss`` trains; any other only informs: it is computed without gradient.
-    - A loss that returns a dict or a list is weighted and named entry by entry: ``<name>_<key or index>``.
-    - A weight of 0 skips its loss, and a teacher that no other loss wants. A weight may be a function of
-      ``progress = (iteration, total)``, which the loop sets on the Distiller.
-    - Where the batch has a bool tensor ``labelled`` (B,), losses of ``'target'`` see the labelled rows only, and
-      give a zero that still backpropagates when there are none. Keep it on the CPU: then selecting costs no sync.
+    - An entry whose name contains ``loss`` trains; any other only informs: it is computed without
+      gradient.
+    - A loss that returns a dict or a list is weighted and named entry by entry: ``<name>_<key or
+      index>``.
+    - A weight of 0 skips its loss, and a teacher that no other loss wants. A weight may be a
+      function of ``progress = (iteration, total)``, which the loop sets on the Distiller.
+    - Where the batch has a bool tensor ``labelled`` (B,), losses of ``'target'`` see the labelled
+      rows only, and give a zero that still backpropagates when there are none. Keep it on the CPU:
+      then selecting costs no sync.
 
-    A model or a loss may be replaced: ``distiller.student = …``, ``distiller.teachers['teacher'] = …``, where a plain model
-    becomes a frozen :class:`Teacher`, ``distiller.losses['loss_hint'] = …``. The optimizer is not the Distiller's: it goes on
-    with the parameters that it was given.
+    A model or a loss may be replaced: ``distiller.student = …``, ``distiller.teachers['teacher'] =
+    …``, where a plain model becomes a frozen :class:`Teacher`, ``distiller.losses['loss_hint'] =
+    …``. The optimizer is not the Distiller's: it goes on with the parameters that it was given.
 
-    A subclass may override :meth:`names` and :meth:`outputs`, to supply names of its own; nothing else.
+    A subclass may override :meth:`names` and :meth:`outputs`, to supply names of its own; nothing
+    else.
 
     Args:
         student: the model that learns.
-        teachers: ``{name: model}``; each is frozen (:class:`Teacher`), and in no ``parameters()`` or ``state_dict()``.
-        losses: ``{name: (loss, of, weight)}``; the weight may be left out (1). A loss None takes the one tensor of
-            ``of`` as it is. Modules among them are ``losses`` submodules and train with the student.
+        teachers: ``{name: model}``; each is frozen (:class:`Teacher`), and in no ``parameters()``
+            or ``state_dict()``.
+        losses: ``{name: (loss, of, weight)}``; the weight may be left out (1). A loss None takes
+            the one tensor of ``of`` as it is. Modules among them are ``losses`` submodules and
+            train with the student.
         peers: further models that learn beside the student, on the same batch.
-        compile: False, True, or keyword arguments for ``torch.compile``: each model's forward with its taps is
-            compiled by itself.
+        compile: False, True, or keyword arguments for ``torch.compile``: each model's forward with
+            its taps is compiled by itself.
 
     Raises:
-        ValueError: a name that no model supplies, a name used twice, no loss that trains, a student that shares
-            parameters with a teacher. (On the first run, or in :meth:`build`: an output without the entry that is named.)
+        ValueError: a name that no model supplies, a name used twice, no loss that trains, a student
+            that shares parameters with a teacher. (On the first run, or in :meth:`build`: an output
+            without the entry that is named.)
     """
 
-    def __init__(self, student: nn.Module, teachers: Mapping[str, nn.Module] | None = None,
-                 losses: Mapping[str, tuple] | None = None, *, peers: Sequence[nn.Module] = (),
-                 compile: bool | dict = False):
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: Mapping[str, nn.Module] | None = None,
+        losses: Mapping[str, tuple] | None = None,
+        *,
+        peers: Sequence[nn.Module] = (),
+        compile: bool | dict = False,
+    ):
         super().__init__()
         self.student = student
         self.peers = nn.ModuleList(peers)
@@ -85,8 +102,11 @@ class Distiller(nn.Module):
                 if own.startswith(f"{role}.loss_") and own not in listed and own not in submodules:
                     self._add_term(own.removeprefix("student.").replace(".", "_"), None, own)
         if not any("loss" in name for name in self._terms):
-            raise ValueError(f"no loss trains the student: the losses are {list(losses or {})}; a name that contains "
-                             "'loss', with a weight other than 0, does")
+            raise ValueError(
+                f"no loss trains the student: the losses are {list(losses or {})}; a "
+                "name that contains "
+                "'loss', with a weight other than 0, does"
+            )
         self.wanted = self._resolve(supplied)
         self._followed = self._parts()
 
@@ -96,18 +116,23 @@ class Distiller(nn.Module):
         return MappingProxyType(self._terms)
 
     def __setattr__(self, name: str, value) -> None:
-        super().__setattr__(name, _Teachers(value) if name == "teachers" and not isinstance(value, _Teachers) else value)
+        super().__setattr__(
+            name,
+            _Teachers(value) if name == "teachers" and not isinstance(value, _Teachers) else value,
+        )
 
     def _parts(self) -> list[nn.Module]:
         models = [(teacher, teacher.model) for teacher in self.teachers.values()]
         return [self.student, *self.peers, *itertools.chain(*models), *self.losses.values()]
 
     def _follow(self) -> None:
-        """Where a model or a loss was replaced since the last run, what was known of it is found out anew.
+        """Where a model or a loss was replaced since the last run, what was known of it is found
+        out anew.
 
         Raises:
-            ValueError: the names that the losses want are not the new model's; or it has losses of its own that the former had
-                not, or a loss came that the Distiller was not made with: those would not train.
+            ValueError: the names that the losses want are not the new model's; or it has losses of
+                its own that the former had not, or a loss came that the Distiller was not made
+                with: those would not train.
         """
         parts = self._parts()
         if len(parts) == len(self._followed) and all(a is b for a, b in zip(parts, self._followed)):
@@ -115,24 +140,39 @@ class Distiller(nn.Module):
         self._check_teachers(self.teachers)
         unknown = [name for name in self.losses if name not in self._terms]
         if unknown:
-            raise ValueError(f"losses[{unknown[0]!r}] came after the Distiller was made, which does not know of what it is: "
-                             "give it to Distiller(losses={name: (loss, of, weight)})")
+            raise ValueError(
+                f"losses[{unknown[0]!r}] came after the Distiller was made, which "
+                "does not know of what it is: "
+                "give it to Distiller(losses={name: (loss, of, weight)})"
+            )
         for name, loss in self.losses.items():
             self._terms[name] = (loss, *self._terms[name][1:])
         self.roles = [*self.learners, *self.teachers]
         supplied = {role: dict.fromkeys(self.names(role)) for role in self.roles}
         for role in self.learners:
-            new = [name for name in supplied[role] if name.startswith(f"{role}.loss_") and name not in self._supplied[role]
-                   and name not in Distiller.names(self, role)]
+            new = [
+                name
+                for name in supplied[role]
+                if name.startswith(f"{role}.loss_")
+                and name not in self._supplied[role]
+                and name not in Distiller.names(self, role)
+            ]
             if new:
-                raise ValueError(f"the new model of {role} has losses of its own, {new}, which the former had not: make a new "
-                                 "Distiller of it")
+                raise ValueError(
+                    f"the new model of {role} has losses of its own, {new}, which the "
+                    "former had not: make a new "
+                    "Distiller of it"
+                )
         self._supplied, self.wanted = supplied, self._resolve(supplied)
         self._followed = parts
 
     def facts(self, *roles: str) -> dict:
-        """What has been found out about the models of some roles, to be kept; empty again when one of them was replaced."""
-        owners = [self.model(role) for role in roles] + [self.teachers[role] for role in roles if role in self.teachers]
+        """What has been found out about the models of some roles, to be kept; empty again when one
+        of them was replaced.
+        """
+        owners = [self.model(role) for role in roles] + [
+            self.teachers[role] for role in roles if role in self.teachers
+        ]
         known = self._facts.get(roles)
         if known is None or any(a is not b for a, b in zip(known[0], owners)):
             known = self._facts[roles] = (owners, {})
@@ -141,22 +181,41 @@ class Distiller(nn.Module):
     def _check_teachers(self, teachers: Mapping[str, nn.Module]) -> None:
         frozen = {}
         for name, model in teachers.items():
-            if name in (*self.learners, "peers", "input", "target", "index", "labelled") or not name.isidentifier():
-                raise ValueError(f"a teacher cannot be called {name!r}: expected an identifier that names nothing else")
-            frozen |= {id(p): name for p in (model.model if isinstance(model, Teacher) else model).parameters()}
+            if (
+                name in (*self.learners, "peers", "input", "target", "index", "labelled")
+                or not name.isidentifier()
+            ):
+                raise ValueError(
+                    f"a teacher cannot be called {name!r}: expected an identifier "
+                    "that names nothing else"
+                )
+            frozen |= {
+                id(p): name
+                for p in (model.model if isinstance(model, Teacher) else model).parameters()
+            }
         for role, model in zip(self.learners, (self.student, *self.peers)):
             for path, parameter in model.named_parameters():
                 if id(parameter) in frozen:
-                    raise ValueError(f"{role} and {frozen[id(parameter)]} share the parameter {path!r}, and a teacher is "
-                                     "frozen: give the teacher a copy (copy.deepcopy)")
+                    raise ValueError(
+                        f"{role} and {frozen[id(parameter)]} share the parameter "
+                        f"{path!r}, and a teacher is "
+                        "frozen: give the teacher a copy (copy.deepcopy)"
+                    )
 
-    def _add_term(self, name: str, loss: Loss | None, of: str | Sequence[str], weight: Weight = 1.0) -> None:
+    def _add_term(
+        self, name: str, loss: Loss | None, of: str | Sequence[str], weight: Weight = 1.0
+    ) -> None:
         of = _tuple(of)
         if name in self._terms:
-            raise ValueError(f"two losses are called {name!r}; the student's own 'student.{name}' is one: list it in "
-                             "some 'of', or rename yours")
+            raise ValueError(
+                f"two losses are called {name!r}; the student's own 'student.{name}' "
+                "is one: list it in "
+                "some 'of', or rename yours"
+            )
         if loss is None and len(of) != 1:
-            raise ValueError(f"{name}: an entry without a loss takes one tensor as it is, got of={of}")
+            raise ValueError(
+                f"{name}: an entry without a loss takes one tensor as it is, got of={of}"
+            )
         if loss is not None and not callable(loss):
             raise ValueError(f"{name}: {loss!r} is no loss; expected a function or a module")
         if not callable(weight) and weight == 0:
@@ -177,18 +236,29 @@ class Distiller(nn.Module):
                         wanted[role].append(single)
                     if not role and base.split(".", 1)[0] in self.roles:
                         known = [n for names in supplied.values() for n in names]
-                        raise ValueError(f"{loss_name}: no model supplies {name!r}; {did_you_mean(base, known)}")
+                        raise ValueError(
+                            f"{loss_name}: no model supplies {name!r}; {did_you_mean(base, known)}"
+                        )
         return wanted
 
     def _role_of(self, name: str, supplied: Mapping[str, Mapping]) -> str | None:
-        """Which role supplies a name, as it says itself or as an entry of its output; None: the batch."""
+        """Which role supplies a name, as it says itself or as an entry of its output; None: the
+        batch.
+        """
         base, _ = split_call(name)
         owner, _, entry = name.partition(".")
         supplying = (role for role in self.roles if base in supplied[role])
-        return next(supplying, owner if owner in self.roles and owner in supplied[owner] and _may_be_entry(entry) else None)
+        return next(
+            supplying,
+            owner
+            if owner in self.roles and owner in supplied[owner] and _may_be_entry(entry)
+            else None,
+        )
 
     def model(self, role: str) -> nn.Module:
-        """The model that plays a role: the student, a peer, or the network inside a :class:`Teacher`."""
+        """The model that plays a role: the student, a peer, or the network inside a
+        :class:`Teacher`.
+        """
         if role == "student":
             return self.student
         if role in self.teachers:
@@ -196,19 +266,25 @@ class Distiller(nn.Module):
         return self.peers[self.learners.index(role) - 1]
 
     def names(self, role: str) -> list[str]:
-        """What a role can supply. May be overridden to add names, of any form, to the role that computes them."""
+        """What a role can supply. May be overridden to add names, of any form, to the role that
+        computes them.
+        """
         return [role, *(f"{role}.{path}" for path in module_paths(self.model(role)))]
 
-    def outputs(self, role: str, batch: Mapping[str, object], wanted: list[str]) -> dict[str, object]:
+    def outputs(
+        self, role: str, batch: Mapping[str, object], wanted: list[str]
+    ) -> dict[str, object]:
         """The wanted names of one role; may be overridden together with :meth:`names`.
 
-        Teachers run first, then the student, then the peers; but ``batch[name]`` of a name that another role supplies
-        runs that role at once, so a teacher can be run on what the student chose. A teacher's turn is under ``no_grad``.
+        Teachers run first, then the student, then the peers; but ``batch[name]`` of a name that
+        another role supplies runs that role at once, so a teacher can be run on what the student
+        chose. A teacher's turn is under ``no_grad``.
         """
         return self.run(role, self._value(batch, "input", role), wanted)
 
     def run(self, role: str, input, wanted: Sequence[str]) -> dict[str, object]:
-        """One forward of a role: ``{role: output, role.<path>: value}`` for the ``role.<path>`` among ``wanted``.
+        """One forward of a role: ``{role: output, role.<path>: value}`` for the ``role.<path>``
+        among ``wanted``.
 
         An entry that the output lacks is left out.
         """
@@ -217,16 +293,26 @@ class Distiller(nn.Module):
         if taps is None:
             call = self.teachers[role] if role in self.teachers else self.model(role)
             modules = set(Distiller.names(self, role))
-            paths = [name.split(".", 1)[1] for name in wanted if name != role and split_call(name)[0] in modules]
+            paths = [
+                name.split(".", 1)[1]
+                for name in wanted
+                if name != role and split_call(name)[0] in modules
+            ]
             taps = known[key] = Taps(self.model(role), paths, call, self._compile)
         output, values = taps(input)
         found = {role: output, **{f"{role}.{path}": value for path, value in values.items()}}
         others = [name for name in wanted if name not in found]
         entries = entries_of(output) if others else {}
-        return found | {name: entries[name.split(".", 1)[1]] for name in others if name.partition(".")[2] in entries}
+        return found | {
+            name: entries[name.split(".", 1)[1]]
+            for name in others
+            if name.partition(".")[2] in entries
+        }
 
     def forward(self, input, target=None) -> dict[str, Tensor]:
-        """The weighted losses of a batch: a dict with ``'input'``, ``'target'`` and more, or the two as arguments."""
+        """The weighted losses of a batch: a dict with ``'input'``, ``'target'`` and more, or the
+        two as arguments.
+        """
         batch = _batch(input, target)
         self._follow()
         weights = self._weights()
@@ -237,7 +323,8 @@ class Distiller(nn.Module):
             weight = weights[name]
             if weight == 0:
                 if name in self.losses and any(True for _ in self.losses[name].parameters()):
-                    losses[name] = self._zero(name, [])               # its adapters stay connected: DDP counts on it
+                    # its adapters stay connected: DDP counts on it
+                    losses[name] = self._zero(name, [])
                 continue
             tensors = [self._value(known, tensor_name, name) for tensor_name in of]
             if rows is not None and "target" in of:
@@ -247,13 +334,19 @@ class Distiller(nn.Module):
                     continue
             if "loss" in name:
                 found = _entries(name, loss(*tensors))
-                found = found if weight == 1 else {key: weight * value for key, value in found.items()}
+                found = (
+                    found if weight == 1 else {key: weight * value for key, value in found.items()}
+                )
             else:
                 with torch.no_grad():
-                    found = {key: weight * value for key, value in _entries(name, loss(*tensors)).items()}
+                    found = {
+                        key: weight * value for key, value in _entries(name, loss(*tensors)).items()
+                    }
                 _check_informs(name, found)
             if not losses.keys().isdisjoint(found):
-                raise ValueError(f"two losses come out under the name {min(losses.keys() & found)!r}; rename one")
+                raise ValueError(
+                    f"two losses come out under the name {min(losses.keys() & found)!r}; rename one"
+                )
             losses.update(found)
         return losses
 
@@ -262,34 +355,53 @@ class Distiller(nn.Module):
         if self.progress is None:
             for name, (_, _, weight) in self._terms.items():
                 if callable(weight):
-                    raise RuntimeError(f"the weight of {name} is a schedule: set distiller.progress = (iteration, total) "
-                                       "before each step")
-        return {name: weight(self.progress) if callable(weight) else weight for name, (_, _, weight) in self._terms.items()}
+                    raise RuntimeError(
+                        f"the weight of {name} is a schedule: set "
+                        "distiller.progress = (iteration, total) "
+                        "before each step"
+                    )
+        return {
+            name: weight(self.progress) if callable(weight) else weight
+            for name, (_, _, weight) in self._terms.items()
+        }
 
     def _resting(self, weights: Mapping[str, float]) -> list[str]:
         """The teachers that only losses of weight 0 want."""
         if all(weights.values()):
             return []
-        pulling = {tensor_name for name, (_, of, _) in self._terms.items() if weights[name] != 0 for tensor_name in of}
+        pulling = {
+            tensor_name
+            for name, (_, of, _) in self._terms.items()
+            if weights[name] != 0
+            for tensor_name in of
+        }
         return [role for role in self.teachers if pulling.isdisjoint(self.wanted[role])]
 
-    def _known(self, batch: Mapping[str, object], resting: Sequence[str] = (), partly: bool = False) -> dict[str, object]:
-        """The batch and every name that some loss wants, each model run at most once; what the batch carries stays.
+    def _known(
+        self, batch: Mapping[str, object], resting: Sequence[str] = (), partly: bool = False
+    ) -> dict[str, object]:
+        """The batch and every name that some loss wants, each model run at most once; what the
+        batch carries stays.
 
         With ``partly``, entries that an output lacks in this mode are left out.
 
-        Teachers first: what they need on the way is free again before the student's graph takes its memory. (The other
-        way round costs a fifth of a step on a CPU, in page faults.)
+        Teachers first: what they need on the way is free again before the student's graph takes its
+        memory. (The other way round costs a fifth of a step on a CPU, in page faults.)
         """
         running: list[str] = []
         gradients = torch.is_grad_enabled()
 
         def run(role: str, also: Sequence[str] = ()) -> None:
-            missing = [name for name in dict.fromkeys([*self.wanted[role], *also]) if name not in known]
+            missing = [
+                name for name in dict.fromkeys([*self.wanted[role], *also]) if name not in known
+            ]
             if not missing:
                 return
             if role in running:
-                raise ValueError(f"{' and '.join(running)} each need a name of the other before their own can be known")
+                raise ValueError(
+                    f"{' and '.join(running)} each need a name of the other before "
+                    "their own can be known"
+                )
             running.append(role)
             with torch.set_grad_enabled(gradients and role in self.learners):
                 found = self.outputs(role, known, missing)
@@ -311,22 +423,36 @@ class Distiller(nn.Module):
             if role not in resting:
                 run(role)
         found = dict(known)
-        known.clear()                                                     # `known`, `supply` and `run` hold each other:
-        known.supply = None                                               # the graph must not wait for the collector
+        # `known`, `supply` and `run` hold each other:
+        known.clear()
+        # the graph must not wait for the collector
+        known.supply = None
         if all(role in found for role in self.learners):
             found["peers"] = [found[role] for role in self.learners]
         return found
 
-    def _check_absent(self, role: str, absent: Sequence[str], found: Mapping[str, object], partly: bool) -> None:
-        """Names that a role did not give are entries that its output lacks, or a subclass forgot them."""
+    def _check_absent(
+        self, role: str, absent: Sequence[str], found: Mapping[str, object], partly: bool
+    ) -> None:
+        """Names that a role did not give are entries that its output lacks, or a subclass forgot
+        them.
+        """
         entries = [name for name in absent if split_call(name)[0] not in self._supplied[role]]
         if entries != absent or role not in found:
-            raise ValueError(f"{type(self).__name__}.outputs({role!r}) did not give {absent}; it gave {list(found)}")
+            raise ValueError(
+                f"{type(self).__name__}.outputs({role!r}) did not give {absent}; it "
+                f"gave {list(found)}"
+            )
         if not partly:
-            loss = next((name for name, (_, of, _) in self._terms.items() if entries[0] in of), role)
-            raise ValueError(f"{loss}: {entries[0]!r} is no submodule, and the output of {role} {self._mode_of(role)} has no "
-                             f"such entry: it is {_described(role, found[role])}; "
-                             + did_you_mean(entries[0], self._supplied[role]))
+            loss = next(
+                (name for name, (_, of, _) in self._terms.items() if entries[0] in of), role
+            )
+            raise ValueError(
+                f"{loss}: {entries[0]!r} is no submodule, and the output of {role} "
+                f"{self._mode_of(role)} has no "
+                f"such entry: it is {_described(role, found[role])}; "
+                + did_you_mean(entries[0], self._supplied[role])
+            )
 
     def _mode_of(self, role: str) -> str:
         return "in training" if self.model(role).training else "in eval"
@@ -335,47 +461,61 @@ class Distiller(nn.Module):
         if name in known:
             return known[name]
         supplied = [n for role in self.roles for n in self.names(role)]
-        raise ValueError(f"{wanted_by}: neither a model nor the batch supplies {name!r}; "
-                         f"{did_you_mean(name, [*known, *supplied])}")
+        raise ValueError(
+            f"{wanted_by}: neither a model nor the batch supplies {name!r}; "
+            f"{did_you_mean(name, [*known, *supplied])}"
+        )
 
     def _zero(self, name: str, tensors: list) -> Tensor:
-        """A zero that backpropagates zeros into a loss's parameters and into all of its tensors that have a gradient."""
+        """A zero that backpropagates zeros into a loss's parameters and into all of its tensors
+        that have a gradient.
+        """
         floats = list(self.losses[name].parameters()) if name in self.losses else []
         map_tensors(lambda t: floats.append(t) if t.is_floating_point() else None, tensors)
         connected = [t for t in floats if t.requires_grad] or floats[:1] or [torch.zeros(())]
-        return sum((t if t.dim() else t[None])[:0].sum() for t in connected)           # of no element: 0 · inf would be nan
+        # of no element: 0 · inf would be nan
+        return sum((t if t.dim() else t[None])[:0].sum() for t in connected)
 
     def build(self, input, target=None) -> dict[str, tuple[int, ...] | None]:
         """Run each model and each loss once on a batch; call it before the optimizer is made.
 
-        Learners run in training mode (but for their BatchNorms) and record a graph, as in a step; teachers and losses are in
-        eval, without gradient. Nothing moves: modes, random streams, buffers and other state of models and losses are put back.
-        It fills in what a loss can only know from real tensors: a loss with a method ``build(*tensors)`` is given its tensors
-        once, and torch's lazy modules find their sizes. It checks every name and shape.
+        Learners run in training mode (but for their BatchNorms) and record a graph, as in a step;
+        teachers and losses are in eval, without gradient. Nothing moves: modes, random streams,
+        buffers and other state of models and losses are put back. It fills in what a loss can only
+        know from real tensors: a loss with a method ``build(*tensors)`` is given its tensors once,
+        and torch's lazy modules find their sizes. It checks every name and shape.
 
         Returns:
             The shape of every tensor that some loss is called with (None for what is no tensor).
 
         Raises:
-            ValueError: a name that neither a model nor the batch supplies; a loss that cannot be computed from its
-                tensors, or gives no scalar. The message names the loss and the shapes.
+            ValueError: a name that neither a model nor the batch supplies; a loss that cannot be
+                computed from its tensors, or gives no scalar. The message names the loss and the
+                shapes.
         """
         batch = _batch(input, target)
         with self.at_rest(training=True):
             with torch.enable_grad():
                 known = self._known(batch)
-            known = {name: value.detach() if isinstance(value, Tensor) else value for name, value in known.items()}
+            known = {
+                name: value.detach() if isinstance(value, Tensor) else value
+                for name, value in known.items()
+            }
             rows = _labelled_rows(batch.get("labelled"))
             for name, (_, of, _) in self._terms.items():
                 tensors = [self._value(known, tensor_name, name) for tensor_name in of]
                 if rows is not None and "target" in of:
                     tensors = [_select(tensor, rows, len(batch["labelled"])) for tensor in tensors]
                 self._try(name, tensors)
-        return {name: tuple(known[name].shape) if isinstance(known[name], Tensor) else None
-                for _, of, _ in self._terms.values() for name in of}
+        return {
+            name: tuple(known[name].shape) if isinstance(known[name], Tensor) else None
+            for _, of, _ in self._terms.values()
+            for name in of
+        }
 
     def tensors(self, input, target=None) -> dict[str, object]:
-        """The batch, and by its name everything that some loss is called with; in eval, without gradient, nothing moves.
+        """The batch, and by its name everything that some loss is called with; in eval, without
+        gradient, nothing moves.
 
         Entries of an output that the model gives in training only are left out.
         """
@@ -384,11 +524,18 @@ class Distiller(nn.Module):
 
     @contextmanager
     def at_rest(self, training: bool = False):
-        """Without gradient, in eval, or learners in training mode; afterwards all is as it was, but for what losses built."""
+        """Without gradient, in eval, or learners in training mode; afterwards all is as it was, but
+        for what losses built.
+        """
         self._follow()
         models = [self.model(role) for role in self.roles]
         parts = [part for model in models for part in model.modules()]
-        with modes_kept(self), random_streams_kept([*self.modules(), *parts]), state_kept(parts), torch.no_grad():
+        with (
+            modes_kept(self),
+            random_streams_kept([*self.modules(), *parts]),
+            state_kept(parts),
+            torch.no_grad(),
+        ):
             if not training:
                 self.eval()
             else:
@@ -400,29 +547,50 @@ class Distiller(nn.Module):
     def _try(self, name: str, tensors: list) -> None:
         loss, of, _ = self._terms[name]
         if isinstance(loss, nn.CrossEntropyLoss) and getattr(tensors[0], "shape", ())[1:2] == (1,):
-            raise ValueError(f"{name}: {of[0]} {tuple(tensors[0].shape)} has one class, whose softmax is 1 whatever the logit: "
-                             "cross-entropy would be 0 and train nothing. Expected two classes or more, or "
-                             "torch.nn.BCEWithLogitsLoss for one logit")
-        shapes = ", ".join(f"{n} {tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__}" for n, t in zip(of, tensors))
+            raise ValueError(
+                f"{name}: {of[0]} {tuple(tensors[0].shape)} has one class, whose "
+                "softmax is 1 whatever the logit: "
+                "cross-entropy would be 0 and train nothing. Expected two classes or "
+                "more, or "
+                "torch.nn.BCEWithLogitsLoss for one logit"
+            )
+        shapes = ", ".join(
+            f"{n} {tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__}"
+            for n, t in zip(of, tensors)
+        )
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("error", message="Using a target size")      # torch would broadcast, and warn
+                # torch would broadcast, and warn
+                warnings.filterwarnings("error", message="Using a target size")
                 if hasattr(loss, "build") and self._built.get(name) is not loss:
                     loss.build(*tensors)
                     self._built[name] = loss
-                    if isinstance(loss, nn.Module):                                  # what it made is new
+                    # what it made is new
+                    if isinstance(loss, nn.Module):
                         loss.eval()
                         loss.to(next((t.device for t in tensors if isinstance(t, Tensor)), None))
                 with state_kept(loss.modules() if isinstance(loss, nn.Module) else [loss]):
                     found = _entries(name, loss(*tensors))
         except Exception as error:
-            several = [f"; {n} {self._mode_of(n)} is {_described(n, t)}: name the entry that is meant"
-                       for n, t in zip(of, tensors) if n in self.roles and entries_of(t)]
-            raise ValueError(f"{name} cannot be computed from {shapes}: {error}{''.join(several)}") from error
+            several = [
+                f"; {n} {self._mode_of(n)} is {_described(n, t)}: name the entry that is meant"
+                for n, t in zip(of, tensors)
+                if n in self.roles and entries_of(t)
+            ]
+            raise ValueError(
+                f"{name} cannot be computed from {shapes}: {error}{''.join(several)}"
+            ) from error
         for entry in found.values():
             if not isinstance(entry, Tensor) or entry.numel() != 1:
-                got = f"shape {tuple(entry.shape)}" if isinstance(entry, Tensor) else type(entry).__name__
-                raise ValueError(f"{name} gave {got} from {shapes}; expected one scalar tensor, or a dict or list of them")
+                got = (
+                    f"shape {tuple(entry.shape)}"
+                    if isinstance(entry, Tensor)
+                    else type(entry).__name__
+                )
+                raise ValueError(
+                    f"{name} gave {got} from {shapes}; expected one scalar tensor, or "
+                    "a dict or list of them"
+                )
         _check_informs(name, found)
 
     def __deepcopy__(self, memo):
@@ -430,7 +598,9 @@ class Distiller(nn.Module):
         other = self.__class__.__new__(self.__class__)
         memo[id(self)] = other
         for key, value in self.__dict__.items():
-            other.__dict__[key] = type(value)() if key in ("_facts", "_followed") else copy.deepcopy(value, memo)
+            other.__dict__[key] = (
+                type(value)() if key in ("_facts", "_followed") else copy.deepcopy(value, memo)
+            )
         return other
 
 
@@ -446,7 +616,9 @@ class _Teachers(nn.ModuleDict):
 
 
 class _Known(dict):
-    """The batch and what the models add to it; asking for a name that is not there yet has it supplied."""
+    """The batch and what the models add to it; asking for a name that is not there yet has it
+    supplied.
+    """
 
     def __init__(self, batch: Mapping[str, object], supply: Callable[[str], None]):
         super().__init__(batch)
@@ -466,9 +638,14 @@ def _described(role: str, output) -> str:
     if isinstance(output, Tensor):
         return f"a tensor {tuple(output.shape)}"
     named = {key: value for key, value in entries_of(output).items() if not key.startswith("-")}
-    shown = ", ".join(f"'{role}.{key}' {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}"
-                      for key, value in list(named.items())[:8])
-    return f"a {type(output).__name__}" + (f" of {shown}" + ", …" * (len(named) > 8) if named else "")
+    shown = ", ".join(
+        f"'{role}.{key}' "
+        f"{tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}"
+        for key, value in list(named.items())[:8]
+    )
+    return f"a {type(output).__name__}" + (
+        f" of {shown}" + ", …" * (len(named) > 8) if named else ""
+    )
 
 
 def _tuple(of: str | Sequence[str]) -> tuple[str, ...]:
@@ -487,20 +664,31 @@ def _itself(tensor: Tensor) -> Tensor:
 
 
 def _entries(name: str, value) -> dict[str, Tensor]:
-    """What a loss returned: ``{name: value}``, or ``<name>_<key or index>`` for each entry of a dict or list."""
+    """What a loss returned: ``{name: value}``, or ``<name>_<key or index>`` for each entry of a
+    dict or list.
+    """
     if isinstance(value, list | tuple):
         value = dict(enumerate(value))
-    return {f"{name}_{key}": entry for key, entry in value.items()} if isinstance(value, dict) else {name: value}
+    return (
+        {f"{name}_{key}": entry for key, entry in value.items()}
+        if isinstance(value, dict)
+        else {name: value}
+    )
 
 
 def _check_informs(name: str, found: Mapping[str, Tensor]) -> None:
     if "loss" not in name and any("loss" in key for key in found):
-        raise ValueError(f"{name} gave {[key.removeprefix(f'{name}_') for key in found]}, but only informs, as no 'loss' is in "
-                         f"its own name: call it loss_{name}")
+        raise ValueError(
+            f"{name} gave {[key.removeprefix(f'{name}_') for key in found]}, but only "
+            "informs, as no 'loss' is in "
+            f"its own name: call it loss_{name}"
+        )
 
 
 def _labelled_rows(labelled: Tensor | None) -> tuple[slice | Tensor, int] | None:
-    """What to index the rows with, and how many they are; a slice (no copy) where they come first, as ours do."""
+    """What to index the rows with, and how many they are; a slice (no copy) where they come first,
+    as ours do.
+    """
     if labelled is None:
         return None
     index = labelled.nonzero().squeeze(1)
@@ -509,7 +697,9 @@ def _labelled_rows(labelled: Tensor | None) -> tuple[slice | Tensor, int] | None
 
 
 def _select(value, rows: tuple[slice | Tensor, int], batch_size: int):
-    """The labelled rows of a tensor, of each tensor of a dict or list (peers), or of a list with one entry a sample."""
+    """The labelled rows of a tensor, of each tensor of a dict or list (peers), or of a list with
+    one entry a sample.
+    """
     index, _ = rows
     if isinstance(value, dict):
         return {key: _select(v, rows, batch_size) for key, v in value.items()}

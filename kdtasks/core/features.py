@@ -17,29 +17,37 @@ from kdtasks.core.names import did_you_mean, split_call
 class Taps:
     """The function ``input -> (output, {path: value})`` of one model and a few of its submodules.
 
-    While it runs, each tapped submodule's ``forward`` is replaced, on the instance, by one that also records its
-    result; afterwards the model is as it was, so a copy of it carries nothing. Registered hooks are not used:
-    ``torch.compile`` does not guard on them, and silently drops those that were not there when it first traced.
-    A replaced ``forward`` it does guard on, through recompilation and graph breaks.
+    While it runs, each tapped submodule's ``forward`` is replaced, on the instance, by one that
+    also records its result; afterwards the model is as it was, so a copy of it carries nothing.
+    Registered hooks are not used: ``torch.compile`` does not guard on them, and silently drops
+    those that were not there when it first traced. A replaced ``forward`` it does guard on, through
+    recompilation and graph breaks.
 
-    A value that the model later changes in place (a ReLU with ``inplace=True``, ``x += y``) is kept as it was when
-    the submodule returned it: the first run in each mode copies every value and finds out which ones need it.
+    A value that the model later changes in place (a ReLU with ``inplace=True``, ``x += y``) is kept
+    as it was when the submodule returned it: the first run in each mode copies every value and
+    finds out which ones need it.
 
     Args:
         model: the module that holds the paths.
         paths: dotted paths; ``'fc@-1'`` names one call of a module that runs more than once.
         call: what is called, ``model`` unless given (a wrapper that prepares the input, say).
-        compile: False, True, or keyword arguments for ``torch.compile``. Each unit is compiled by itself; the first
-            run in each mode is eager.
+        compile: False, True, or keyword arguments for ``torch.compile``. Each unit is compiled by
+            itself; the first run in each mode is eager.
 
     Raises:
-        ValueError: the model has no submodule at a path. On a run: a submodule did not run, or ran more than once
-            and the path does not say which call, or changed in place a value that it did not change before; or gradients
-            are on, and it ran without, inside of reentrant gradient checkpointing or of the model's own ``no_grad``.
+        ValueError: the model has no submodule at a path. On a run: a submodule did not run, or ran
+            more than once and the path does not say which call, or changed in place a value that it
+            did not change before; or gradients are on, and it ran without, inside of reentrant
+            gradient checkpointing or of the model's own ``no_grad``.
     """
 
-    def __init__(self, model: nn.Module, paths: Iterable[str] = (), call: Callable | None = None,
-                 compile: bool | dict = False):
+    def __init__(
+        self,
+        model: nn.Module,
+        paths: Iterable[str] = (),
+        call: Callable | None = None,
+        compile: bool | dict = False,
+    ):
         self.model, self.call, self.compile = model, call, compile
         self.paths = {path: split_call(path) for path in dict.fromkeys(paths)}
         for path, (module_path, _) in self.paths.items():
@@ -47,18 +55,26 @@ class Taps:
         self._tapped = list(dict.fromkeys(module_path for module_path, _ in self.paths.values()))
         self._seen: dict[str, list] = {}
         self._recorders: dict[str, tuple[nn.Module, Callable | None, Callable]] = {}
-        self._changed: dict[bool, set[str]] = {}               # mode -> the tapped modules whose values are changed in place
-        self._copied: set[str] = set()                         # those that this run copies
-        self._gradients = False                                # whether values of this run may be trained by
+        # mode -> the tapped modules whose values are changed in place
+        self._changed: dict[bool, set[str]] = {}
+        self._copied: set[str] = set()  # those that this run copies
+        # whether values of this run may be trained by
+        self._gradients = False
         self._run = _compiled(call or model, compile) if compile else call or model
 
     def __deepcopy__(self, memo):
-        return Taps(copy.deepcopy(self.model, memo), self.paths, copy.deepcopy(self.call, memo), self.compile)
+        return Taps(
+            copy.deepcopy(self.model, memo),
+            self.paths,
+            copy.deepcopy(self.call, memo),
+            self.compile,
+        )
 
     def __call__(self, *args, **kwargs) -> tuple[object, dict[str, Tensor]]:
         """Run the model once; return its output and the value at each path."""
         mode = self.model.training
-        blind = torch.is_inference_mode_enabled() or torch.compiler.is_compiling()       # no change can be seen there
+        # no change can be seen there
+        blind = torch.is_inference_mode_enabled() or torch.compiler.is_compiling()
         probing = blind or mode not in self._changed
         self._copied = set(self._tapped) if probing else self._changed[mode]
         self._gradients = torch.is_grad_enabled()
@@ -83,42 +99,68 @@ class Taps:
             self._seen.clear()
 
     def _recorder(self, path: str, module: nn.Module, own: Callable | None) -> Callable:
-        """The recorder of a tapped module; another one only when the module is (a grown head), or its own ``forward``."""
+        """The recorder of a tapped module; another one only when the module is (a grown head), or
+        its own ``forward``.
+        """
         known = self._recorders.get(path)
         if known is None or known[0] is not module or known[1] is not own:
             forward, seen = module.forward, self._seen
 
             def recording(*args, **kwargs):
                 output = forward(*args, **kwargs)
-                if self._gradients and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                if (
+                    self._gradients
+                    and not torch.is_grad_enabled()
+                    and not torch.compiler.is_compiling()
+                ):
                     check_gradient(path, module)
                 kept = map_tensors(torch.clone, output) if path in self._copied else output
-                seen.setdefault(path, []).append((kept, output, () if torch.compiler.is_compiling() else _versions(output)))
+                seen.setdefault(path, []).append(
+                    (kept, output, () if torch.compiler.is_compiling() else _versions(output))
+                )
                 return output
 
             self._recorders[path] = known = (module, own, recording)
         return known[2]
 
     def _check_changed(self, mode: bool) -> None:
-        """Find out what the model changed in place, the first time; see that it is the same, from then on."""
-        changed = {path for path, calls in self._seen.items() for _, output, versions in calls
-                   if versions and versions != _versions(output)}
+        """Find out what the model changed in place, the first time; see that it is the same, from
+        then on.
+        """
+        changed = {
+            path
+            for path, calls in self._seen.items()
+            for _, output, versions in calls
+            if versions and versions != _versions(output)
+        }
         if not changed <= self._changed.setdefault(mode, changed):
-            raise ValueError(f"{sorted(changed - self._changed[mode])}: the model changed this value in place, "
-                             "as it did not do in the first run in this mode; make that operation out of place")
+            raise ValueError(
+                f"{sorted(changed - self._changed[mode])}: the model changed this "
+                "value in place, "
+                "as it did not do in the first run in this mode; make that operation "
+                "out of place"
+            )
 
     def _collect(self) -> dict[str, Tensor]:
         values = {}
         for path, (module_path, call) in self.paths.items():
             calls = self._seen.get(module_path, [])
             if not calls:
-                raise ValueError(f"{path!r} gave no value: this submodule of {type(self.model).__name__} does not run "
-                                 "in the forward (or is reached without being called)")
+                raise ValueError(
+                    f"{path!r} gave no value: this submodule of "
+                    f"{type(self.model).__name__} does not run "
+                    "in the forward (or is reached without being called)"
+                )
             if call is None and len(calls) > 1:
-                raise ValueError(f"{path!r} ran {len(calls)} times in one forward: say which call, "
-                                 f"'{path}@0' to '{path}@{len(calls) - 1}', or '{path}@-1' for the last")
+                raise ValueError(
+                    f"{path!r} ran {len(calls)} times in one forward: say which call, "
+                    f"'{path}@0' to '{path}@{len(calls) - 1}', or '{path}@-1' for the "
+                    "last"
+                )
             if call is not None and not -len(calls) <= call < len(calls):
-                raise ValueError(f"{path!r}: {module_path!r} ran {len(calls)} times, so there is no call {call}")
+                raise ValueError(
+                    f"{path!r}: {module_path!r} ran {len(calls)} times, so there is no call {call}"
+                )
             values[path] = calls[call or 0][0]
         return values
 
@@ -127,19 +169,28 @@ def check_gradient(path: str, module: nn.Module) -> None:
     """Called where a submodule of a model that learns runs with gradients off.
 
     Raises:
-        ValueError: a loss of what it gives would train nothing: it runs inside of an autograd function, as reentrant
-            gradient checkpointing calls it, or has parameters that want a gradient. A frozen part may run so.
+        ValueError: a loss of what it gives would train nothing: it runs inside of an autograd
+            function, as reentrant gradient checkpointing calls it, or has parameters that want a
+            gradient. A frozen part may run so.
     """
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "forward" and isinstance(frame.f_locals.get("ctx"), FunctionCtx):
-            raise ValueError(f"{path!r} is inside gradient checkpointing (use_reentrant=True), where what it gives has no "
-                             "gradient, so that a loss of it would train nothing: use use_reentrant=False, or a module outside")
+            raise ValueError(
+                f"{path!r} is inside gradient checkpointing (use_reentrant=True), "
+                "where what it gives has no "
+                "gradient, so that a loss of it would train nothing: use "
+                "use_reentrant=False, or a module outside"
+            )
         frame = frame.f_back
     if any(parameter.requires_grad for parameter in module.parameters()):
-        raise ValueError(f"{path!r} runs without gradient, since the model itself switches it off there (torch.no_grad), so "
-                         "that a loss of it would train nothing, though its parameters want a gradient: freeze them "
-                         "(requires_grad_(False)) where that is meant, or name another module")
+        raise ValueError(
+            f"{path!r} runs without gradient, since the model itself switches it off "
+            "there (torch.no_grad), so "
+            "that a loss of it would train nothing, though its parameters want a "
+            "gradient: freeze them "
+            "(requires_grad_(False)) where that is meant, or name another module"
+        )
 
 
 def module_paths(model: nn.Module) -> list[str]:
@@ -149,28 +200,44 @@ def module_paths(model: nn.Module) -> list[str]:
 
 def _submodule(model: nn.Module, module_path: str, path: str) -> nn.Module:
     try:
-        return functools.reduce(lambda module, name: module._modules[name], module_path.split("."), model)
-    except (KeyError, AttributeError):                          # get_submodule alone would take a tenth of a small step
+        return functools.reduce(
+            lambda module, name: module._modules[name], module_path.split("."), model
+        )
+    # get_submodule alone would take a tenth of a small step
+    except (KeyError, AttributeError):
         pass
     try:
         return model.get_submodule(module_path)
     except AttributeError:
-        raise ValueError(f"{type(model).__name__} has no submodule {path!r}; "
-                         f"{did_you_mean(module_path, module_paths(model))}") from None
+        raise ValueError(
+            f"{type(model).__name__} has no submodule {path!r}; "
+            f"{did_you_mean(module_path, module_paths(model))}"
+        ) from None
 
 
 def _compiled(function: Callable, options: bool | dict) -> Callable:
-    """``function`` compiled with a code object of its own, since torch keeps what it compiled by code object."""
+    """``function`` compiled with a code object of its own, since torch keeps what it compiled by
+    code object.
+    """
+
     def run(*args, **kwargs):
         return function(*args, **kwargs)
-    own = types.FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
+
+    own = types.FunctionType(
+        run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__
+    )
     return torch.compile(own, **(options if isinstance(options, dict) else {}))
 
 
 def _nothing_compiled():
-    """Runs what was compiled before (a part of the model, perhaps) eagerly: compiled, it hides its in-place changes."""
-    compiler_is_loaded = "torch._dynamo" in sys.modules                  # else nothing is compiled, and it takes seconds
-    return torch.compiler.set_stance("force_eager") if compiler_is_loaded else contextlib.nullcontext()
+    """Runs what was compiled before (a part of the model, perhaps) eagerly: compiled, it hides its
+    in-place changes.
+    """
+    # else nothing is compiled, and it takes seconds
+    compiler_is_loaded = "torch._dynamo" in sys.modules
+    return (
+        torch.compiler.set_stance("force_eager") if compiler_is_loaded else contextlib.nullcontext()
+    )
 
 
 def map_tensors(function: Callable, value):
@@ -186,7 +253,9 @@ def map_tensors(function: Callable, value):
 
 
 def entries_of(output) -> dict[str, object]:
-    """What a tuple, list or dict has, by index (``'0'``, ``'-1'``), key or field; nothing of a tensor or of another object."""
+    """What a tuple, list or dict has, by index (``'0'``, ``'-1'``), key or field; nothing of a
+    tensor or of another object.
+    """
     if isinstance(output, Mapping):
         return {str(key): value for key, value in output.items()}
     if not isinstance(output, tuple | list):
@@ -196,7 +265,9 @@ def entries_of(output) -> dict[str, object]:
 
 
 def _versions(value) -> tuple[int, ...]:
-    """The in-place counters of the tensors of a value; -1 for a tensor of inference mode, which has none."""
+    """The in-place counters of the tensors of a value; -1 for a tensor of inference mode, which has
+    none.
+    """
     if isinstance(value, Tensor):
         return (-1 if value.is_inference() else value._version,)
     found = []

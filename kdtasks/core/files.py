@@ -9,13 +9,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-ALMOST_NOTHING = 2**16                       # bytes free on a disk that a failed write has filled
+ALMOST_NOTHING = 2**16  # bytes free on a disk that a failed write has filled
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None], size: int = 0) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, flush it to the disk, then move it into place.
+    """Let ``write`` fill a temporary file beside ``path``, flush it to the disk, then move it into
+    place.
 
-    Whatever happens before the move (a full disk, a kill), a former file at ``path`` stays as it was.
+    Whatever happens before the move (a full disk, a kill), a former file at ``path`` stays as it
+    was.
 
     Args:
         path: of the file; its folder is made.
@@ -33,14 +35,17 @@ def write_atomically(path: str | Path, write: Callable[[Path], None], size: int 
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:                              # torch writes with a RuntimeError, without errno
-        explained = disk_error(error, path, size)                         # before the space is given back
+    # torch writes with a RuntimeError, without errno
+    except (OSError, RuntimeError) as error:
+        # before the space is given back
+        explained = disk_error(error, path, size)
         if explained is None:
             raise
         try:
             raise explained from error
         finally:
-            del explained                                                 # its frames, in a cycle, would hold the open file
+            # its frames, in a cycle, would hold the open file
+            del explained
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -52,7 +57,8 @@ class DiskError(OSError):
 
 
 def disk_error(error: Exception, path: Path, size: int = 0) -> "DiskError | None":
-    """The error of a disk in plain words, with its errno; None where it is none: then the error itself says it better.
+    """The error of a disk in plain words, with its errno; None where it is none: then the error
+    itself says it better.
 
     Args:
         error: what has been raised while ``path`` was written, and not cleaned up yet.
@@ -63,7 +69,9 @@ def disk_error(error: Exception, path: Path, size: int = 0) -> "DiskError | None
         return error
     code = getattr(error, "errno", None)
     if code in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return DiskError(code, f"{os.strerror(code)}: {str(path)!r} cannot be written; use a folder that can")
+        return DiskError(
+            code, f"{os.strerror(code)}: {str(path)!r} cannot be written; use a folder that can"
+        )
     if code not in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or not hasattr(os, "statvfs"):
         return None
     there = next(folder for folder in [path, *path.absolute().parents] if folder.exists())
@@ -80,7 +88,9 @@ def disk_error(error: Exception, path: Path, size: int = 0) -> "DiskError | None
 
 
 def write_text(path: Path, text: str) -> None:
-    """UTF-8 whatever the locale; file names that the locale cannot decode come out as they are on the disk."""
+    """UTF-8 whatever the locale; file names that the locale cannot decode come out as they are on
+    the disk.
+    """
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
@@ -95,11 +105,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_own(path: Path) -> bool:
-    """Whether there is something at ``path``; it then is no link, and this user's or its folder's owner's.
+    """Whether there is something at ``path``; it then is no link, and this user's or its folder's
+    owner's.
 
-    In a folder where many may write, anybody could have put a file under a name that can be foreseen.
-    The folder's owner counts as this user does: a cache may be shared, or lie on a disk that knows other
-    users.
+    In a folder where many may write, anybody could have put a file under a name that can be
+    foreseen. The folder's owner counts as this user does: a cache may be shared, or lie on a disk
+    that knows other users.
 
     Raises:
         PermissionError: it is a link, or somebody else's.
@@ -109,13 +120,20 @@ def check_own(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     if stat.S_ISLNK(found.st_mode):
-        raise PermissionError(f"the cache {path} is a link, which may lead anywhere: delete it, or choose "
-                              "another folder")
+        raise PermissionError(
+            f"the cache {path} is a link, which may lead anywhere: delete it, or "
+            "choose "
+            "another folder"
+        )
     owner = os.stat(path.parent).st_uid
     if os.name == "posix" and found.st_uid not in (os.geteuid(), owner):
-        raise PermissionError(f"the cache {path} belongs to user {found.st_uid}, neither to this one "
-                              f"({os.geteuid()}) nor to the owner of its folder ({owner}): delete it, or "
-                              "choose another folder")
+        raise PermissionError(
+            f"the cache {path} belongs to user {found.st_uid}, neither to this "
+            "one "
+            f"({os.geteuid()}) nor to the owner of its folder ({owner}): delete "
+            "it, or "
+            "choose another folder"
+        )
     return True
 
 

@@ -14,10 +14,15 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
         tensors: by name, of any shapes and dtypes, on any devices.
     """
     found = []
-    floats = {name: t.detach() for name, t in tensors.items()
-              if (t.is_floating_point() or t.is_complex()) and t.numel() and t.layout == torch.strided}
+    floats = {
+        name: t.detach()
+        for name, t in tensors.items()
+        if (t.is_floating_point() or t.is_complex()) and t.numel() and t.layout == torch.strided
+    }
     for device in {t.device for t in floats.values()}:
         here = {name: t for name, t in floats.items() if t.device == device}
-        greatest = torch.stack([g.double() for g in torch._foreach_norm(list(here.values()), math.inf)])
+        greatest = torch.stack(
+            [g.double() for g in torch._foreach_norm(list(here.values()), math.inf)]
+        )
         found += [name for name, value in zip(here, greatest.tolist()) if not value < math.inf]
     return [name for name in tensors if name in set(found)]

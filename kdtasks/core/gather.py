@@ -1,4 +1,6 @@
-"""What losses need of all processes: the rows, where samples are related to each other; and what they divide by."""
+"""What losses need of all processes: the rows, where samples are related to each other; and what
+they divide by.
+"""
 
 import torch
 from torch import Tensor, distributed
@@ -6,15 +8,17 @@ from torch.autograd.function import once_differentiable
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows of every process, in the order of their ranks; ``rows`` itself where there is one process.
+    """The rows of every process, in the order of their ranks; ``rows`` itself where there is one
+    process.
 
-    A row's gradient is the sum of what it receives in all W processes. A loss of the gathered rows is the same number in each,
-    so that is W times the gradient of one process with all rows; and DDP, which averages the parameters' gradients over the
-    processes, makes of it the step of that one process.
+    A row's gradient is the sum of what it receives in all W processes. A loss of the gathered rows
+    is the same number in each, so that is W times the gradient of one process with all rows; and
+    DDP, which averages the parameters' gradients over the processes, makes of it the step of that
+    one process.
 
     Args:
-        rows: ``(N, *)``, of the same shape and dtype in every process; each of them must make this call, and backpropagate
-            through it or not, alike.
+        rows: ``(N, *)``, of the same shape and dtype in every process; each of them must make this
+            call, and backpropagate through it or not, alike.
 
     Returns:
         ``(W * N, *)``. Differentiable once.
@@ -25,7 +29,8 @@ def gather_rows(rows: Tensor) -> Tensor:
 def mean_over_processes(value: Tensor) -> tuple[Tensor, float]:
     """A normaliser's mean over the W processes, and 1 / W: what a total of 1 is in each.
 
-    A sum divided by that mean, averaged by DDP, is the total sum divided by the total normaliser: the step of one process.
+    A sum divided by that mean, averaged by DDP, is the total sum divided by the total normaliser:
+    the step of one process.
 
     Args:
         value: what this process would divide by alone; overwritten where there are several.
@@ -37,7 +42,11 @@ def mean_over_processes(value: Tensor) -> tuple[Tensor, float]:
 
 
 def _several() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )
 
 
 class _GatherRows(torch.autograd.Function):

@@ -1,7 +1,8 @@
 """Names of tensors and the errors for a name that does not exist.
 
-A name is ``<role>`` (a model's output), ``<role>.<path>`` (the output of its submodule ``path``), or
-``<role>.<path>@<call>`` (of its ``call``-th run within one forward, counted from 0, or from the end if negative).
+A name is ``<role>`` (a model's output), ``<role>.<path>`` (the output of its submodule ``path``),
+or ``<role>.<path>@<call>`` (of its ``call``-th run within one forward, counted from 0, or from the
+end if negative).
 """
 
 import difflib
@@ -20,7 +21,9 @@ def split_call(name: str) -> tuple[str, int | None]:
     try:
         return base, int(call)
     except ValueError:
-        raise ValueError(f"{name!r}: after '@' comes the number of the call, as in '{base}@-1', not {call!r}") from None
+        raise ValueError(
+            f"{name!r}: after '@' comes the number of the call, as in '{base}@-1', not {call!r}"
+        ) from None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -30,4 +33,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return "did you mean " + " or ".join(map(repr, near)) + "?"
     shown = ", ".join(map(repr, known[:20]))
-    return f"there are {shown}" + (f" and {len(known) - 20} more" if len(known) > 20 else "") if known else "there are none"
+    return (
+        f"there are {shown}" + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+        if known
+        else "there are none"
+    )

@@ -1,7 +1,8 @@
 """Loss weights that change with the step: functions of ``progress = (iteration, total)``.
 
-A weight is a number or any callable ``progress -> float``. Those here are what the papers use. Points on the way
-are given as fractions of the run, so that a schedule does not change its meaning with the length of a stage.
+A weight is a number or any callable ``progress -> float``. Those here are what the papers use.
+Points on the way are given as fractions of the run, so that a schedule does not change its meaning
+with the length of a stage.
 """
 
 import bisect
@@ -19,7 +20,9 @@ def _fraction(progress: tuple[int, int], begin: float, until: float) -> float:
 
 @dataclass(frozen=True)
 class Linear:
-    """From ``start`` to ``end`` in a straight line between the fractions ``begin`` and ``until``; constant outside."""
+    """From ``start`` to ``end`` in a straight line between the fractions ``begin`` and ``until``;
+    constant outside.
+    """
 
     start: float
     end: float
@@ -36,7 +39,9 @@ class Linear:
 
 @dataclass(frozen=True)
 class Cosine(Linear):
-    """From ``start`` to ``end`` along half a cosine between the fractions ``begin`` and ``until``; constant outside."""
+    """From ``start`` to ``end`` along half a cosine between the fractions ``begin`` and ``until``;
+    constant outside.
+    """
 
     def __call__(self, progress: tuple[int, int]) -> float:
         f = (1 - math.cos(math.pi * _fraction(progress, self.begin, self.until))) / 2
@@ -52,8 +57,11 @@ class Steps:
 
     def __post_init__(self):
         if len(self.values) != len(self.at) + 1:
-            raise ValueError(f"Steps needs one value more than fractions, got {len(self.values)} values "
-                             f"and {len(self.at)} fractions")
+            raise ValueError(
+                f"Steps needs one value more than fractions, got {len(self.values)} "
+                "values "
+                f"and {len(self.at)} fractions"
+            )
         if list(self.at) != sorted(set(self.at)) or not all(0 < f < 1 for f in self.at):
             raise ValueError(f"Steps: 'at' must rise strictly between 0 and 1, got {list(self.at)}")
 
@@ -64,4 +72,6 @@ class Steps:
 
 def _check_span(begin: float, until: float) -> None:
     if not 0 <= begin < until <= 1:
-        raise ValueError(f"expected fractions 0 <= begin < until <= 1, got begin={begin}, until={until}")
+        raise ValueError(
+            f"expected fractions 0 <= begin < until <= 1, got begin={begin}, until={until}"
+        )

@@ -13,42 +13,66 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 class Teacher(nn.Module):
     """A model with one promise: it is frozen, and nothing that happens to the student changes it.
 
-    It stays in eval whatever ``train()`` says (BatchNorm and dropout too), its parameters need no gradient, and it
-    is no submodule of anything: it does not appear in ``parameters()``, ``state_dict()``, an optimizer, DDP or a
-    copy (``deepcopy`` shares it). It follows ``.to()``, ``.cuda()`` and the like. Calling it does not switch
-    gradients off: the caller does, and a method that needs a gradient in the teacher's *input* can have one.
+    It stays in eval whatever ``train()`` says (BatchNorm and dropout too), its parameters need no
+    gradient, and it is no submodule of anything: it does not appear in ``parameters()``,
+    ``state_dict()``, an optimizer, DDP or a copy (``deepcopy`` shares it). It follows ``.to()``,
+    ``.cuda()`` and the like. Calling it does not switch gradients off: the caller does, and a
+    method that needs a gradient in the teacher's *input* can have one.
 
     Args:
         model: the network; frozen here, for good.
-        precision: ``'float32'``, ``'bfloat16'`` or ``'float16'`` for its forward, by autocast (parameters and
-            BatchNorm stay as they are); None follows the autocast around it.
-        input_size: the side, or (height, width), to which inputs are resized (bilinear, antialiased); None: as given.
-        mean, std: what its inputs are normalised with, where the student's differ; needs ``student_mean`` and
-            ``student_std``. A student's input x becomes ((x * student_std + student_mean) - mean) / std.
+        precision: ``'float32'``, ``'bfloat16'`` or ``'float16'`` for its forward, by autocast
+            (parameters and BatchNorm stay as they are); None follows the autocast around it.
+        input_size: the side, or (height, width), to which inputs are resized (bilinear,
+            antialiased); None: as given.
+        mean, std: what its inputs are normalised with, where the student's differ; needs
+            ``student_mean`` and ``student_std``. A student's input x becomes ((x * student_std +
+            student_mean) - mean) / std.
 
     Raises:
-        ValueError: an unknown precision, an impossible size, or only some of the four normalisation arguments.
+        ValueError: an unknown precision, an impossible size, or only some of the four normalisation
+            arguments.
     """
 
-    def __init__(self, model: nn.Module, precision: str | None = None, input_size: int | Sequence[int] | None = None,
-                 mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
-                 student_mean: Sequence[float] | None = None, student_std: Sequence[float] | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        precision: str | None = None,
+        input_size: int | Sequence[int] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        student_mean: Sequence[float] | None = None,
+        student_std: Sequence[float] | None = None,
+    ):
         super().__init__()
         if precision is not None and precision not in PRECISIONS:
-            raise ValueError(f"precision must be None or one of {list(PRECISIONS)}, got {precision!r}")
-        size = (input_size,) * 2 if isinstance(input_size, int) else input_size and tuple(input_size)
-        if size is not None and not (len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)):
-            raise ValueError(f"input_size must be None, a side or (height, width), got {input_size!r}")
+            raise ValueError(
+                f"precision must be None or one of {list(PRECISIONS)}, got {precision!r}"
+            )
+        size = (
+            (input_size,) * 2 if isinstance(input_size, int) else input_size and tuple(input_size)
+        )
+        if size is not None and not (
+            len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
+        ):
+            raise ValueError(
+                f"input_size must be None, a side or (height, width), got {input_size!r}"
+            )
         norms = (mean, std, student_mean, student_std)
         if any(n is not None for n in norms) and any(n is None for n in norms):
-            raise ValueError("mean, std, student_mean and student_std go together; got "
-                             f"mean={mean}, std={std}, student_mean={student_mean}, student_std={student_std}")
+            raise ValueError(
+                "mean, std, student_mean and student_std go together; got "
+                f"mean={mean}, std={std}, student_mean={student_mean}, "
+                f"student_std={student_std}"
+            )
         self.model = model
         self.precision = PRECISIONS.get(precision)
         self.input_size = size
         scale = shift = None
         if mean is not None:
-            mean, std, student_mean, student_std = (torch.as_tensor(n, dtype=torch.float32).view(-1, 1, 1) for n in norms)
+            mean, std, student_mean, student_std = (
+                torch.as_tensor(n, dtype=torch.float32).view(-1, 1, 1) for n in norms
+            )
             scale, shift = student_std / std, (student_mean - mean) / std
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
@@ -57,9 +81,11 @@ class Teacher(nn.Module):
     def __setattr__(self, name: str, value) -> None:
         if name != "model":
             return super().__setattr__(name, value)
-        value.eval()                                                       # some models' eval() returns None
+        # some models' eval() returns None
+        value.eval()
         value.requires_grad_(False)
-        self.__dict__["model"] = value                                     # past nn.Module: not a submodule
+        # past nn.Module: not a submodule
+        self.__dict__["model"] = value
 
     def forward(self, input):
         if self.scale is not None or self.input_size is not None:
@@ -69,7 +95,8 @@ class Teacher(nn.Module):
 
     def ready(self) -> AbstractContextManager:
         """In eval, in the teacher's precision: around calls of the model's parts by themselves."""
-        if self.model.training:                                           # somebody called model.train() directly
+        # somebody called model.train() directly
+        if self.model.training:
             self.model.eval()
         if self.precision is None:
             return nullcontext()
@@ -78,8 +105,11 @@ class Teacher(nn.Module):
 
     def _prepared(self, input: Tensor) -> Tensor:
         if not isinstance(input, Tensor):
-            raise TypeError(f"a teacher with an input_size or a normalisation of its own takes one tensor, "
-                            f"got {type(input).__name__}")
+            raise TypeError(
+                f"a teacher with an input_size or a normalisation of its own takes one "
+                "tensor, "
+                f"got {type(input).__name__}"
+            )
         if self.scale is not None:
             input = input * self.scale + self.shift
         if self.input_size is not None and tuple(input.shape[-2:]) != self.input_size:

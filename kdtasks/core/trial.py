@@ -1,4 +1,6 @@
-"""Trying a model out without a trace: its modes, buffers, other state and every random stream are put back."""
+"""Trying a model out without a trace: its modes, buffers, other state and every random stream are
+put back.
+"""
 
 import random
 import sys
@@ -11,19 +13,27 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
-_NORMS = nn.modules.batchnorm._NormBase                                    # BatchNorm of any kind, and InstanceNorm
+# BatchNorm of any kind, and InstanceNorm
+_NORMS = nn.modules.batchnorm._NormBase
 
 
 @contextmanager
 def tried(model: nn.Module, training: bool = False) -> Iterator[None]:
     """In eval or in training mode, without gradient; nothing has moved afterwards."""
-    with modes_kept(model), random_streams_kept(model.modules()), state_kept(model.modules()), torch.no_grad():
+    with (
+        modes_kept(model),
+        random_streams_kept(model.modules()),
+        state_kept(model.modules()),
+        torch.no_grad(),
+    ):
         model.train(training)
         yield
 
 
 def learn(model: nn.Module) -> None:
-    """In training mode, but for BatchNorms, which would refuse a batch of one row; flags of a model that trains stay."""
+    """In training mode, but for BatchNorms, which would refuse a batch of one row; flags of a model
+    that trains stay.
+    """
     if not model.training:
         model.train()
     for part in model.modules():
@@ -44,10 +54,15 @@ def modes_kept(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def random_streams_kept(modules: Iterable[nn.Module] = ()) -> Iterator[None]:
-    """Python's, NumPy's and torch's random streams, the CPU's and those of the modules' devices, are put back."""
-    tensors = (t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
+    """Python's, NumPy's and torch's random streams, the CPU's and those of the modules' devices,
+    are put back.
+    """
+    tensors = (
+        t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None
+    )
     devices = sorted({t.device.index for t in tensors if t.is_cuda})
-    numpy = sys.modules.get("numpy")                                       # who has not imported it draws nothing from it
+    # who has not imported it draws nothing from it
+    numpy = sys.modules.get("numpy")
     python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
     try:
         with torch.random.fork_rng(devices=devices):
@@ -60,9 +75,11 @@ def random_streams_kept(modules: Iterable[nn.Module] = ()) -> Iterator[None]:
 
 @contextmanager
 def state_kept(owners: Iterable[object]) -> Iterator[None]:
-    """Buffers, parameters that need no gradient, and other attributes of modules, or of objects that are none, are put back.
+    """Buffers, parameters that need no gradient, and other attributes of modules, or of objects
+    that are none, are put back.
 
-    A module that has got parameters, buffers or submodules inside keeps what it found: it is a lazy one, and its sizes stay.
+    A module that has got parameters, buffers or submodules inside keeps what it found: it is a lazy
+    one, and its sizes stay.
     """
     with ExitStack() as stack:
         for owner in owners:
@@ -74,8 +91,11 @@ def _memory_of(owner: object) -> Callable[[], None]:
     own, is_module = getattr(owner, "__dict__", {}), isinstance(owner, nn.Module)
     kept_apart = _OF_EVERY_MODULE if is_module else ()
     attributes = {name: _memory(value) for name, value in own.items() if name not in kept_apart}
-    tensors = [(part, name, _memory(value)) for part in ((owner._buffers, owner._parameters) if is_module else ())
-               for name, value in part.items()]
+    tensors = [
+        (part, name, _memory(value))
+        for part in ((owner._buffers, owner._parameters) if is_module else ())
+        for name, value in part.items()
+    ]
     shape = _shape_of(owner)
 
     def put_back() -> None:
@@ -95,11 +115,17 @@ def _shape_of(owner: object) -> list:
     if not isinstance(owner, nn.Module):
         return []
     tensors = [*owner._parameters.items(), *owner._buffers.items()]
-    return [type(owner), [(name, is_lazy(tensor)) for name, tensor in tensors], list(owner._modules)]
+    return [
+        type(owner),
+        [(name, is_lazy(tensor)) for name, tensor in tensors],
+        list(owner._modules),
+    ]
 
 
 def _memory(value) -> Callable[[], object]:
-    """What gives a value back as it is now: tensors and containers themselves, with their content of now."""
+    """What gives a value back as it is now: tensors and containers themselves, with their content
+    of now.
+    """
     if isinstance(value, Tensor):
         return _memory_of_tensor(value)
     if type(value) in (dict, OrderedDict):

@@ -21,58 +21,97 @@ from kdtasks.core.trial import state_kept
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """``(state_dict, meta)`` of a ``.pth`` file (``torch.load`` with ``weights_only=True``) or a ``.safetensors`` file.
+    """``(state_dict, meta)`` of a ``.pth`` file (``torch.load`` with ``weights_only=True``) or a
+    ``.safetensors`` file.
 
-    A ``.pth`` file of weights alone has its meta in the ``.json`` of the same name beside it, if a run wrote one
-    (:func:`checksum` says whether both belong together).
+    A ``.pth`` file of weights alone has its meta in the ``.json`` of the same name beside it, if a
+    run wrote one (:func:`checksum` says whether both belong together).
 
-    A file may hold the plain state_dict, or a dict with it under ``'state_dict'`` or ``'model'`` (torchvision,
-    mmengine and timm do so), ``'model_state_dict'`` and the like, beside other things; the prefix ``module.`` that DDP adds
-    is taken off, and so are the counters beside it (``n_averaged`` of torch's AveragedModel). Foreign objects among
-    the other things (the log of mmengine's Runner) come out empty: their code is not run, nor even imported.
+    A file may hold the plain state_dict, or a dict with it under ``'state_dict'`` or ``'model'``
+    (torchvision, mmengine and timm do so), ``'model_state_dict'`` and the like, beside other
+    things; the prefix ``module.`` that DDP adds is taken off, and so are the counters beside it
+    (``n_averaged`` of torch's AveragedModel). Foreign objects among the other things (the log of
+    mmengine's Runner) come out empty: their code is not run, nor even imported.
 
-    Where a file has averaged weights (EMA) beside the raw ones, the averaged ones are taken, for they are what its author
-    evaluated, and a warning says so: ``state_dict_ema`` (timm), ``model_ema`` (torchvision), ``ema_state_dict``,
-    ``params_ema`` (BasicSR), ``ema``. mmengine's EMAHook and Lightning's WeightAveraging have put them into ``state_dict``
-    themselves, and the raw ones elsewhere.
+    Where a file has averaged weights (EMA) beside the raw ones, the averaged ones are taken, for
+    they are what its author evaluated, and a warning says so: ``state_dict_ema`` (timm),
+    ``model_ema`` (torchvision), ``ema_state_dict``, ``params_ema`` (BasicSR), ``ema``. mmengine's
+    EMAHook and Lightning's WeightAveraging have put them into ``state_dict`` themselves, and the
+    raw ones elsewhere.
 
     Raises:
         FileNotFoundError: there is no such file; neighbours with a similar name are listed.
-        ValueError: the file is truncated, is no checkpoint, needs code to be unpickled, or holds no tensors; or the
-            ``.json`` beside it is of other weights.
+        ValueError: the file is truncated, is no checkpoint, needs code to be unpickled, or holds no
+            tensors; or the ``.json`` beside it is of other weights.
     """
     path = Path(path)
     if not path.is_file():
         lies = path.parent.iterdir() if path.parent.is_dir() else ()
         near = sorted(p.name for p in lies if p.suffix in (".pth", ".pt", ".safetensors"))
-        raise FileNotFoundError(f"no checkpoint {str(path)!r}; "
-                                + (did_you_mean(path.name, near) if near else f"no checkpoint lies in {str(path.parent)!r}"))
+        raise FileNotFoundError(
+            f"no checkpoint {str(path)!r}; "
+            + (
+                did_you_mean(path.name, near)
+                if near
+                else f"no checkpoint lies in {str(path.parent)!r}"
+            )
+        )
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     with path.open("rb") as file:
         start = file.read(8)
-    if not start.startswith((b"PK", b"\x80")):                              # a zip archive, or a pickle as of old
-        raise ValueError(f"{str(path)!r} is not a checkpoint ({path.stat().st_size} bytes, begins with {start!r})")
+    # a zip archive, or a pickle as of old
+    if not start.startswith((b"PK", b"\x80")):
+        raise ValueError(
+            f"{str(path)!r} is not a checkpoint ({path.stat().st_size} bytes, begins "
+            f"with {start!r})"
+        )
     if _is_torchscript(path):
-        raise ValueError(f"{str(path)!r} is a TorchScript file (torch.jit.save): a program with its weights. Save the weights "
-                         "by themselves: torch.save(torch.jit.load(path).state_dict(), other_path)")
+        raise ValueError(
+            f"{str(path)!r} is a TorchScript file (torch.jit.save): a program with "
+            "its weights. Save the weights "
+            "by themselves: torch.save(torch.jit.load(path).state_dict(), other_path)"
+        )
     try:
         content = _loaded(path)
-    except Exception as error:                                             # a broken file raises whatever it happens to
-        refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    # a broken file raises whatever it happens to
+    except Exception as error:
+        refused = (
+            re.search(r"GLOBAL (\S+)", str(error))
+            if isinstance(error, pickle.UnpicklingError)
+            else None
+        )
         if refused:
-            raise ValueError(f"{str(path)!r} holds {refused[1]}, which is no plain weight, and is not unpickled, since that "
-                             "can run code. Where you trust it, load it yourself and save its state_dict: "
-                             "torch.save(model.state_dict(), path)") from None
-        reason = type(error).__name__ if isinstance(error, pickle.UnpicklingError) else str(error).partition("\n")[0]
-        raise ValueError(f"{str(path)!r} is truncated, damaged or no checkpoint ({path.stat().st_size} bytes): "
-                         f"{reason}") from None
+            raise ValueError(
+                f"{str(path)!r} holds {refused[1]}, which is no plain weight, and is "
+                "not unpickled, since that "
+                "can run code. Where you trust it, load it yourself and save its "
+                "state_dict: "
+                "torch.save(model.state_dict(), path)"
+            ) from None
+        reason = (
+            type(error).__name__
+            if isinstance(error, pickle.UnpicklingError)
+            else str(error).partition("\n")[0]
+        )
+        raise ValueError(
+            f"{str(path)!r} is truncated, damaged or no checkpoint "
+            f"({path.stat().st_size} bytes): "
+            f"{reason}"
+        ) from None
     whole, content = content, _inner(content)
     _say_which(path, whole, content)
     if not _is_state(content):
-        kind = f"a dict with the keys {list(content)[:6]}" if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise ValueError(f"{str(path)!r} holds no state_dict but {kind}; expected {{name: tensor}}, plain or under "
-                         "'state_dict'")
+        kind = (
+            f"a dict with the keys {list(content)[:6]}"
+            if isinstance(content, dict)
+            else f"a {type(content).__name__}"
+        )
+        raise ValueError(
+            f"{str(path)!r} holds no state_dict but {kind}; expected {{name: tensor}}, plain or "
+            "under "
+            "'state_dict'"
+        )
     meta = _meta_beside(path) if content is whole else whole.get("meta")
     weights = [name for name in content if name not in _COUNTERS]
     if weights and all(name.startswith("module.") for name in weights):
@@ -81,13 +120,17 @@ def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
 
 
 def checksum(path: str | Path) -> str:
-    """SHA-256 of a file, as ``sha256`` in the ``.json`` beside weights of a run says which weights it is about."""
+    """SHA-256 of a file, as ``sha256`` in the ``.json`` beside weights of a run says which weights
+    it is about.
+    """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_meta(path: str | Path) -> bool:
-    """Whether this ``.json`` is what a run wrote of weights, and nobody else's: it begins with ``"kdtasks"``, the version."""
+    """Whether this ``.json`` is what a run wrote of weights, and nobody else's: it begins with
+    ``"kdtasks"``, the version.
+    """
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return bool(re.match(r'\s*\{\s*"kdtasks"\s*:', file.read(100)))
@@ -103,12 +146,19 @@ def _meta_beside(path: Path) -> dict:
         meta = dict(json.loads(beside.read_text(encoding="utf-8")))
         expected = meta.pop("sha256")
     except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{str(beside)!r} is damaged; it says what {path.name!r} beside it is. Where you know that, "
-                         "remove it") from None
+        raise ValueError(
+            f"{str(beside)!r} is damaged; it says what {path.name!r} beside it is. "
+            "Where you know that, "
+            "remove it"
+        ) from None
     if checksum(path) != expected:
-        raise ValueError(f"{str(beside)!r} is about other weights than {path.name!r} beside it: one of them was replaced, or a "
-                         "run was killed between the two. The run's --resume writes both anew; if these weights are your own, "
-                         f"remove {beside.name!r}")
+        raise ValueError(
+            f"{str(beside)!r} is about other weights than {path.name!r} beside it: "
+            "one of them was replaced, or a "
+            "run was killed between the two. The run's --resume writes both anew; if "
+            "these weights are your own, "
+            f"remove {beside.name!r}"
+        )
     return meta
 
 
@@ -135,15 +185,20 @@ _STAND_INS = {"collections.deque": _an_empty_list, "collections.defaultdict": _a
 
 
 def _loaded(path: Path):
-    """``torch.load`` with ``weights_only=True``; where it refuses an object beside the weights, an empty one stands there."""
+    """``torch.load`` with ``weights_only=True``; where it refuses an object beside the weights, an
+    empty one stands there.
+    """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as refusal:
         try:
             names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-            with torch.serialization.safe_globals([(_STAND_INS.get(name, _Nothing), name) for name in names]):
+            with torch.serialization.safe_globals(
+                [(_STAND_INS.get(name, _Nothing), name) for name in names]
+            ):
                 content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:                                                  # damaged, of old, or a module that torch bars
+        # damaged, of old, or a module that torch bars
+        except Exception:
             raise refusal from None
         if not _is_state(_inner(content)):
             raise refusal from None
@@ -153,10 +208,12 @@ def _loaded(path: Path):
 # Where files have their weights. Averaged ones come first, see read_weights.
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema_model", "ema")
 _PLAIN = ("state_dict", "model", "model_state_dict", "model_state", "params", "net", "module")
-_COUNTERS = ("n_averaged", "steps")                                        # of torch's and mmengine's averaged models
+# of torch's and mmengine's averaged models
+_COUNTERS = ("n_averaged", "steps")
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _A_PART = "the part"
-_OWNERS = {"module", "model", "student", "teacher", "net", "network"}      # what trainers call a model among their parts
+# what trainers call a model among their parts
+_OWNERS = {"module", "model", "student", "teacher", "net", "network"}
 
 
 def _inner(content):
@@ -173,12 +230,15 @@ def _inner(content):
 
 def _under(content: dict, key: str):
     value = content.get(key)
-    inner = value.get("module") if isinstance(value, dict) else None       # {"ema": {"module": state_dict, "updates": 7}}
+    # {"ema": {"module": state_dict, "updates": 7}}
+    inner = value.get("module") if isinstance(value, dict) else None
     return inner if isinstance(inner, dict) else value
 
 
 def _is_swapped(content: dict) -> bool:
-    """mmengine's EMAHook (whose averaged model counts its steps) or Lightning's WeightAveraging has averages in state_dict."""
+    """mmengine's EMAHook (whose averaged model counts its steps) or Lightning's WeightAveraging has
+    averages in state_dict.
+    """
     averaged = content.get("ema_state_dict")
     return (isinstance(averaged, dict) and "steps" in averaged) or "averaging_state" in content
 
@@ -186,14 +246,27 @@ def _is_swapped(content: dict) -> bool:
 def _say_which(path: Path, whole, taken) -> None:
     if taken is whole or not isinstance(whole, dict):
         return
-    key = next((key for key in (*_AVERAGED, *_PLAIN) if _under(whole, key) is taken or whole.get(key) is taken), None)
+    key = next(
+        (
+            key
+            for key in (*_AVERAGED, *_PLAIN)
+            if _under(whole, key) is taken or whole.get(key) is taken
+        ),
+        None,
+    )
     if key in _AVERAGED:
         others = [other for other in _PLAIN if isinstance(whole.get(other), dict)]
-        warnings.warn(f"{str(path)!r}: the averaged weights (EMA) under {key!r} are taken"
-                      + (f", not the raw ones under {others[0]!r}" if others else ""), stacklevel=3)
+        warnings.warn(
+            f"{str(path)!r}: the averaged weights (EMA) under {key!r} are taken"
+            + (f", not the raw ones under {others[0]!r}" if others else ""),
+            stacklevel=3,
+        )
     elif _is_swapped(whole):
-        warnings.warn(f"{str(path)!r}: the weights under {key!r} are taken, which are the averaged ones (EMA) in such a file",
-                      stacklevel=3)
+        warnings.warn(
+            f"{str(path)!r}: the weights under {key!r} are taken, which are the averaged "
+            "ones (EMA) in such a file",
+            stacklevel=3,
+        )
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -205,31 +278,40 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _is_state(content) -> bool:
-    return isinstance(content, dict) and len(content) > 0 and all(
-        isinstance(value, torch.Tensor) or str(name).endswith("_extra_state") for name, value in content.items())
+    return (
+        isinstance(content, dict)
+        and len(content) > 0
+        and all(
+            isinstance(value, torch.Tensor) or str(name).endswith("_extra_state")
+            for name, value in content.items()
+        )
+    )
 
 
 def load_weights(model: nn.Module, path: str | Path, grown: bool = False, prefix: str = "") -> dict:
-    """Load ``path`` into ``model``, as torch's strict ``load_state_dict`` does, or change nothing; return the file's ``meta``.
+    """Load ``path`` into ``model``, as torch's strict ``load_state_dict`` does, or change nothing;
+    return the file's ``meta``.
 
-    Modules that know how to read older files do so: BatchNorms without ``num_batches_tracked``, a former weight_norm,
-    observers of quantization-aware training, whose buffers have the sizes of the file.
+    Modules that know how to read older files do so: BatchNorms without ``num_batches_tracked``, a
+    former weight_norm, observers of quantization-aware training, whose buffers have the sizes of
+    the file.
 
-    Where the names do not fit, wrappers that torch.compile, FSDP and activation checkpointing leave in names
-    (``_orig_mod.``) are left out, then a prefix that all names share (Lightning's ``model.``); or that of a part, ``student.``,
-    ``model.``, ``net.`` and the like, which alone makes all of the model's names, the rest being left out. A warning says so.
+    Where the names do not fit, wrappers that torch.compile, FSDP and activation checkpointing leave
+    in names (``_orig_mod.``) are left out, then a prefix that all names share (Lightning's
+    ``model.``); or that of a part, ``student.``, ``model.``, ``net.`` and the like, which alone
+    makes all of the model's names, the rest being left out. A warning says so.
 
     Args:
         model: gets the weights.
         path: of the file.
-        grown: a module that has grown since the file was written may have a method ``complete_state(state, prefix)``: it adds
-            what the file cannot know.
+        grown: a module that has grown since the file was written may have a method
+            ``complete_state(state, prefix)``: it adds what the file cannot know.
         prefix: only the tensors whose names begin so are read, without it.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`read_weights`; or names or shapes differ (the first few are listed), or
-            several parts of the file fit; or a value is NaN or infinite where the model as it was built has another. The
-            model is then as it was.
+        FileNotFoundError, ValueError: as :func:`read_weights`; or names or shapes differ (the first
+            few are listed), or several parts of the file fit; or a value is NaN or infinite where
+            the model as it was built has another. The model is then as it was.
     """
     state, meta = read_weights(path)
     state = _part(state, prefix) if prefix else state
@@ -241,26 +323,39 @@ def load_weights(model: nn.Module, path: str | Path, grown: bool = False, prefix
         found = [(reading, said) for reading, said in readings if fits(model, reading, grown)]
         parts = [said for _, said in found if said.startswith(_A_PART)]
         if len(parts) == len(found) > 1:
-            raise ValueError(f"{str(path)!r} holds several sets of weights for this {type(model).__name__}: expected one, got "
-                             + "; ".join(parts) + ". Save the one that is meant by itself")
+            raise ValueError(
+                f"{str(path)!r} holds several sets of weights for this "
+                f"{type(model).__name__}: expected one, got "
+                + "; ".join(parts)
+                + ". Save the one that is meant by itself"
+            )
         if found:
             reading, said = found[0]
             _load(model, _completed(model, reading, grown), path)
             if said:
                 warnings.warn(f"{str(path)!r}: {said}", stacklevel=2)
             return meta
-    raise ValueError(f"{str(path)!r} is not a checkpoint of this {type(model).__name__}: "
-                     + (_differences(model, _completed(model, state, grown)) or "torch refuses it")
-                     + (f". It says it is {meta['model']}" if "model" in meta else ""))
+    raise ValueError(
+        f"{str(path)!r} is not a checkpoint of this {type(model).__name__}: "
+        + (_differences(model, _completed(model, state, grown)) or "torch refuses it")
+        + (f". It says it is {meta['model']}" if "model" in meta else "")
+    )
 
 
 def _readings(model: nn.Module, state: dict) -> Iterator[tuple[dict, str]]:
-    """Other ways to read a file's names, and what is said of each: without wrappers; without a prefix."""
+    """Other ways to read a file's names, and what is said of each: without wrappers; without a
+    prefix.
+    """
     own = {_WRAPPERS.sub("", name): name for name in model.state_dict()}
     plain = _renamed(state, lambda name: _WRAPPERS.sub("", name))
     if list(plain) != list(state) or any(name != short for short, name in own.items()):
-        yield _renamed(plain, lambda name: own.get(name, name)), "what wrappers add to names (_orig_mod.) was left out"
-    votes = Counter(name.removesuffix(short) for short in own for name in plain if name.endswith(f".{short}"))
+        yield (
+            _renamed(plain, lambda name: own.get(name, name)),
+            "what wrappers add to names (_orig_mod.) was left out",
+        )
+    votes = Counter(
+        name.removesuffix(short) for short in own for name in plain if name.endswith(f".{short}")
+    )
     for prefix, _ in votes.most_common(16):
         part = _renamed(_part(plain, prefix), lambda name: own.get(name, name))
         rest = sum(not name.startswith(prefix) and name not in _COUNTERS for name in plain)
@@ -272,16 +367,27 @@ def _readings(model: nn.Module, state: dict) -> Iterator[tuple[dict, str]]:
 
 def _part(state: dict, prefix: str) -> dict:
     """What begins with a prefix, without it; counters of an averaged model are no weights."""
-    return _renamed({name: value for name, value in state.items() if name not in _COUNTERS}, lambda name: (
-        name.removeprefix(prefix) if name.startswith(prefix) else None), getattr(state, "_metadata", {}))
+    return _renamed(
+        {name: value for name, value in state.items() if name not in _COUNTERS},
+        lambda name: name.removeprefix(prefix) if name.startswith(prefix) else None,
+        getattr(state, "_metadata", {}),
+    )
 
 
-def _renamed(state: dict, rename: Callable[[str], str | None], versions: dict | None = None) -> dict:
-    """With other names, those of None left out; the modules' versions, by which torch upgrades old files, go along."""
+def _renamed(
+    state: dict, rename: Callable[[str], str | None], versions: dict | None = None
+) -> dict:
+    """With other names, those of None left out; the modules' versions, by which torch upgrades old
+    files, go along.
+    """
     versions = getattr(state, "_metadata", {}) if versions is None else versions
-    renamed = OrderedDict((rename(name), value) for name, value in state.items() if rename(name) is not None)
+    renamed = OrderedDict(
+        (rename(name), value) for name, value in state.items() if rename(name) is not None
+    )
     moved = {rename(f"{path}."): version for path, version in versions.items() if path}
-    renamed._metadata = OrderedDict((path[:-1], version) for path, version in moved.items() if path is not None)
+    renamed._metadata = OrderedDict(
+        (path[:-1], version) for path, version in moved.items() if path is not None
+    )
     renamed._metadata.setdefault("", versions.get("", {}))
     return renamed
 
@@ -308,7 +414,8 @@ def _loads(model: nn.Module, state: dict, grown: bool) -> bool:
                 undo.callback(parameter.copy_, parameter.clone())
         try:
             model.load_state_dict(_completed(model, state, grown), strict=True)
-        except Exception:                                                  # what a module's own upgrade raises on other files
+        # what a module's own upgrade raises on other files
+        except Exception:
             return False
     return True
 
@@ -318,27 +425,45 @@ def _differences(model: nn.Module, state: dict) -> str:
     own = model.state_dict()
     missing = [name for name in own if name not in state]
     extra = [name for name in state if name not in own]
-    both = [(name, own[name], state[name]) for name in own
-            if isinstance(state.get(name), torch.Tensor) and isinstance(own[name], torch.Tensor) and not is_lazy(own[name])]
-    other = [f"{name} {tuple(given.shape)} instead of {tuple(known.shape)}" for name, known, given in both
-             if given.shape != known.shape]
-    found = [f"{what}: {', '.join(names[:4])}" + (f" (+{len(names) - 4} more)" if len(names) > 4 else "")
-             for what, names in (("missing", missing), ("unexpected", extra), ("other shape", other)) if names]
+    both = [
+        (name, own[name], state[name])
+        for name in own
+        if isinstance(state.get(name), torch.Tensor)
+        and isinstance(own[name], torch.Tensor)
+        and not is_lazy(own[name])
+    ]
+    other = [
+        f"{name} {tuple(given.shape)} instead of {tuple(known.shape)}"
+        for name, known, given in both
+        if given.shape != known.shape
+    ]
+    found = [
+        f"{what}: {', '.join(names[:4])}" + (f" (+{len(names) - 4} more)" if len(names) > 4 else "")
+        for what, names in (("missing", missing), ("unexpected", extra), ("other shape", other))
+        if names
+    ]
     return "; ".join(found)
 
 
 def _load(model: nn.Module, state: dict, path: str | Path) -> None:
-    """What is not finite is so in the model as it was built too (-inf in a mask, the first range of an observer)."""
+    """What is not finite is so in the model as it was built too (-inf in a mask, the first range of
+    an observer).
+    """
     own = model.state_dict()
-    for name in not_finite({name: value for name, value in state.items() if isinstance(value, torch.Tensor)}):
+    for name in not_finite(
+        {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    ):
         given, built = state[name], own.get(name)
         wrong = ~given.isfinite()
         if isinstance(built, torch.Tensor) and not is_lazy(built) and built.shape == given.shape:
             built = built.to(given.device)
             wrong &= ~((given == built) | (given.isnan() & built.isnan()))
         if bool(wrong.any()):
-            raise ValueError(f"{str(path)!r} holds {float(given[wrong][0])} in {name!r} ({int(wrong.sum())} of its "
-                             f"{wrong.numel()} values): a model with such weights computes nothing")
+            raise ValueError(
+                f"{str(path)!r} holds {float(given[wrong][0])} in {name!r} "
+                f"({int(wrong.sum())} of its "
+                f"{wrong.numel()} values): a model with such weights computes nothing"
+            )
     model.load_state_dict(state, strict=True)
 
 
@@ -346,19 +471,24 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
-        raise ValueError(f"{str(path)!r} needs the package safetensors: pip install 'kdtasks[export]'") from None
+        raise ValueError(
+            f"{str(path)!r} needs the package safetensors: pip install 'kdtasks[export]'"
+        ) from None
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, _parsed(file.metadata() or {})  # noqa: SIM118
+            names = file.keys()  # a safetensors file cannot be iterated itself
+            return {name: file.get_tensor(name) for name in names}, _parsed(file.metadata() or {})
     except SafetensorError as error:
         raise ValueError(f"{str(path)!r} is truncated or no safetensors file: {error}") from None
 
 
 def _parsed(metadata: dict[str, str]) -> dict:
     """safetensors keeps texts only: those that are JSON are read as such."""
+
     def value(text: str):
         try:
             return json.loads(text)
         except ValueError:
             return text
+
     return {key: value(text) for key, text in metadata.items()}

@@ -1,10 +1,11 @@
-r"""Hints, weighted soft targets and bounded boxes for two-stage detectors (Chen, Choi, Yu, Han and Chandraker, "Learning
-Efficient Object Detection Models with Knowledge Distillation", NIPS 2017).
+r"""Hints, weighted soft targets and bounded boxes for two-stage detectors (Chen, Choi, Yu, Han and
+Chandraker, "Learning Efficient Object Detection Models with Knowledge Distillation", NIPS 2017).
 
-A small Faster R-CNN learns from a large one in three places at once: a feature map imitates the teacher's (the hint); in both
-heads, RPN and RoI, the class probabilities imitate the teacher's, where background weighs more, as it is what a detector
-confuses most; and the teacher's boxes are not a target but a bound: a box costs nothing once it is closer to the ground truth
-than the teacher's, by a margin. One stage of training, all losses together:
+A small Faster R-CNN learns from a large one in three places at once: a feature map imitates the
+teacher's (the hint); in both heads, RPN and RoI, the class probabilities imitate the teacher's,
+where background weighs more, as it is what a detector confuses most; and the teacher's boxes are
+not a target but a bound: a box costs nothing once it is closer to the ground truth than the
+teacher's, by a margin. One stage of training, all losses together:
 
 .. math::
     L &= L^{\mathrm{RPN}} + L^{\mathrm{RoI}} + \gamma L_{\mathrm{hint}}, \qquad
@@ -14,29 +15,35 @@ than the teacher's, by a margin. One stage of training, all losses together:
 
     L_{\mathrm{soft}} &= -\sum_c w_c\, p^t_c \log p^s_c, \qquad p = \mathrm{softmax}(z / T) && (3)
 
-    L_b &= \lVert s - y \rVert_2^2 \,\bigl[\lVert s - y \rVert_2^2 + m > \lVert t - y \rVert_2^2\bigr] && (4)
+    L_b &= \lVert s - y \rVert_2^2 \,\bigl[\lVert s - y \rVert_2^2 + m > \lVert t - y
+    \rVert_2^2\bigr] && (4)
 
     L_{\mathrm{reg}} &= L_{\mathrm{smooth\,L1}}(s, y) + \nu L_b(s, t, y) && (5)
 
     L_{\mathrm{hint}} &= \lVert V - Z \rVert_2^2 \;\text{ (6)} \quad\text{or}\quad \lVert V - Z \rVert_1 && (7)
 
-N: boxes in the head's mini-batch; s, t, y: the four encoded deltas of student, teacher and ground truth; Z: the teacher's map;
-V: the student's after a 1x1 convolution, which is kept where the channels agree, trains with the student and is thrown away.
+N: boxes in the head's mini-batch; s, t, y: the four encoded deltas of student, teacher and ground
+truth; Z: the teacher's map; V: the student's after a 1x1 convolution, which is kept where the
+channels agree, trains with the student and is thrown away.
 
-This file holds the three terms; the hard ones are the detector's own, and all weights belong to the config. Defaults, from
-reading notes and ports that agree (the authors released no code): background weighs 1.5, other classes 1, T = 1, nu = 0.5,
-lambda = 1, gamma = 0.5. Numbers of equations and of the table below are those of the notes, too: nobody here could check them
-against the paper. For mu and m we found no published value; ports use 0.5, 0.8 or a ramp for mu, and 0 to 0.5 for m.
+This file holds the three terms; the hard ones are the detector's own, and all weights belong to the
+config. Defaults, from reading notes and ports that agree (the authors released no code): background
+weighs 1.5, other classes 1, T = 1, nu = 0.5, lambda = 1, gamma = 0.5. Numbers of equations and of
+the table below are those of the notes, too: nobody here could check them against the paper. For mu
+and m we found no published value; ports use 0.5, 0.8 or a ramp for mu, and 0 to 0.5 for m.
 
 What to know before using them:
 
-- Eq. 3 is **not** smallest at student = teacher. Its minimum is at :math:`p^s_c \propto w_c\, p^t_c` (a teacher's 0.5 for
-  background becomes 0.6), and it is above 0 there.
-- m has the unit of the squared deltas, which depends on the box coder: weights (10, 10, 5, 5) in torchvision's RoI head make
-  the same error 100 times (x, y) or 25 times (w, h) what it is under (1, 1, 1, 1) in the RPN. One m is not one bound in both.
-- L_b is for positive boxes (their class's box, picked by the label). Its normalizer should be the one of the head's hard box
-  loss (in torchvision: all sampled boxes), so that nu means the same in both.
-- The hint is a mean over elements here, not a sum: gamma = 0.5 would explode with the size of the map.
+- Eq. 3 is **not** smallest at student = teacher. Its minimum is at :math:`p^s_c \propto w_c\,
+  p^t_c` (a teacher's 0.5 for background becomes 0.6), and it is above 0 there.
+- m has the unit of the squared deltas, which depends on the box coder: weights (10, 10, 5, 5) in
+  torchvision's RoI head make the same error 100 times (x, y) or 25 times (w, h) what it is under
+  (1, 1, 1, 1) in the RPN. One m is not one bound in both.
+- L_b is for positive boxes (their class's box, picked by the label). Its normalizer should be the
+  one of the head's hard box loss (in torchvision: all sampled boxes), so that nu means the same in
+  both.
+- The hint is a mean over elements here, not a sum: gamma = 0.5 would explode with the size of the
+  map.
 """
 
 from collections.abc import Sequence
@@ -50,70 +57,102 @@ from kdtasks.core.precision import raised
 from kdtasks.general.divergences import times
 
 
-def weighted_soft_cross_entropy(student: Tensor, teacher: Tensor, class_weight: Tensor | Sequence[float],
-                                temperature: float = 1.0) -> Tensor:
-    """Cross-entropy with the teacher's probabilities, each class with its weight; mean over the boxes (eq. 3).
+def weighted_soft_cross_entropy(
+    student: Tensor,
+    teacher: Tensor,
+    class_weight: Tensor | Sequence[float],
+    temperature: float = 1.0,
+) -> Tensor:
+    """Cross-entropy with the teacher's probabilities, each class with its weight; mean over the
+    boxes (eq. 3).
 
     Args:
-        student: ``(N, C)`` logits of softmax classes, or ``(N, 1)`` of a sigmoid (the RPN); carries the gradient.
+        student: ``(N, C)`` logits of softmax classes, or ``(N, 1)`` of a sigmoid (the RPN); carries
+            the gradient.
         teacher: logits of the same boxes and shape; never receives a gradient.
         class_weight: C weights; for one logit two: background, foreground.
         temperature: T > 0; the paper found no use in T > 1. The gradient is not multiplied by T².
 
     Returns:
-        A scalar in nats, not 0 at student = teacher. Half precision is raised to float32, float64 stays. A zero that still
-        backpropagates when N = 0.
+        A scalar in nats, not 0 at student = teacher. Half precision is raised to float32, float64
+        stays. A zero that still backpropagates when N = 0.
 
     Raises:
         ValueError: the shapes do not fit, or the temperature is not positive.
     """
     if student.shape != teacher.shape or student.dim() != 2 or student.shape[1] == 0:
-        raise ValueError(f"expected two equal shapes (N, C), got student {tuple(student.shape)} and teacher "
-                         f"{tuple(teacher.shape)}")
+        raise ValueError(
+            f"expected two equal shapes (N, C), got student {tuple(student.shape)} "
+            "and teacher "
+            f"{tuple(teacher.shape)}"
+        )
     if not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
     student, teacher = (z / temperature for z in raised(student, teacher.detach()))
     weight = torch.as_tensor(class_weight, dtype=student.dtype, device=student.device)
     if student.shape[1] == 1:
-        log_p = torch.cat([F.logsigmoid(-student), F.logsigmoid(student)], 1)   # (N, 2) background, foreground
+        # (N, 2) background, foreground
+        log_p = torch.cat([F.logsigmoid(-student), F.logsigmoid(student)], 1)
         p_teacher = torch.cat([torch.sigmoid(-teacher), torch.sigmoid(teacher)], 1)
     else:
-        log_p, p_teacher = F.log_softmax(student, 1), F.softmax(teacher, 1)     # (N, C)
+        log_p, p_teacher = F.log_softmax(student, 1), F.softmax(teacher, 1)  # (N, C)
     if weight.shape != log_p.shape[1:]:
-        raise ValueError(f"expected class_weight {tuple(log_p.shape[1:])} for student {tuple(student.shape)}, "
-                         f"got {tuple(weight.shape)}")
+        raise ValueError(
+            f"expected class_weight {tuple(log_p.shape[1:])} for student "
+            f"{tuple(student.shape)}, "
+            f"got {tuple(weight.shape)}"
+        )
     return -times(weight * p_teacher, log_p).sum() / max(len(student), 1)
 
 
-def bounded_regression_loss(student: Tensor, teacher: Tensor, target: Tensor, margin: float = 0.0,
-                            normalizer: float | Tensor | None = None) -> Tensor:
-    """Squared error of the boxes that are not better than the teacher's by more than the margin (eq. 4).
+def bounded_regression_loss(
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor,
+    margin: float = 0.0,
+    normalizer: float | Tensor | None = None,
+) -> Tensor:
+    """Squared error of the boxes that are not better than the teacher's by more than the margin
+    (eq. 4).
 
     Args:
-        student: ``(N, 4)`` box deltas in units of the box coder, of positive boxes only; carries the gradient.
-        teacher: ``(N, 4)`` deltas of the same boxes; never receives a gradient, and never pulls: it opens the gate or not.
+        student: ``(N, 4)`` box deltas in units of the box coder, of positive boxes only; carries
+            the gradient.
+        teacher: ``(N, 4)`` deltas of the same boxes; never receives a gradient, and never pulls: it
+            opens the gate or not.
         target: ``(N, 4)`` ground-truth deltas.
-        margin: m >= 0 in squared delta units, as the loss. A box as good as the teacher's costs nothing at 0.
+        margin: m >= 0 in squared delta units, as the loss. A box as good as the teacher's costs
+            nothing at 0.
         normalizer: what the sum is divided by: the hard box loss's. None (or 0): N.
 
     Returns:
-        A scalar in squared delta units. Half precision is raised to float32, float64 stays. A zero that still
-        backpropagates when N = 0. It jumps where a box passes the bound.
+        A scalar in squared delta units. Half precision is raised to float32, float64 stays. A zero
+        that still backpropagates when N = 0. It jumps where a box passes the bound.
 
     Raises:
         ValueError: the shapes do not fit, or the margin is negative.
     """
-    if not student.shape == teacher.shape == target.shape or student.dim() != 2 or student.shape[1] != 4:
-        raise ValueError(f"expected three equal shapes (N, 4), got student {tuple(student.shape)}, teacher "
-                         f"{tuple(teacher.shape)} "
-                         f"and target {tuple(target.shape)}")
+    if (
+        not student.shape == teacher.shape == target.shape
+        or student.dim() != 2
+        or student.shape[1] != 4
+    ):
+        raise ValueError(
+            f"expected three equal shapes (N, 4), got student {tuple(student.shape)}, "
+            "teacher "
+            f"{tuple(teacher.shape)} "
+            f"and target {tuple(target.shape)}"
+        )
     if not margin >= 0:
         raise ValueError(f"margin must be >= 0, got {margin}")
     student, teacher, target = raised(student, teacher.detach(), target.detach())
-    student_error = (student.detach() - target).square().sum(1)                 # (N,) the bound has no gradient
-    teacher_error = (teacher - target).square().sum(1)                          # (N,)
-    free = student_error + margin <= teacher_error                              # (N,) False if one is NaN
-    error = torch.where(free[:, None], 0, student - target).square().sum()      # a box that costs nothing may hold inf
+    # (N,) the bound has no gradient
+    student_error = (student.detach() - target).square().sum(1)
+    teacher_error = (teacher - target).square().sum(1)  # (N,)
+    # (N,) False if one is NaN
+    free = student_error + margin <= teacher_error
+    # a box that costs nothing may hold inf
+    error = torch.where(free[:, None], 0, student - target).square().sum()
     error = error + teacher_error.where(teacher_error.isnan(), 0).sum()
     if isinstance(normalizer, Tensor):
         return error / normalizer.detach()
@@ -129,13 +168,17 @@ def hint_loss(student: Tensor, teacher: Tensor, p: float = 2) -> Tensor:
         p: >= 1.
 
     Returns:
-        A scalar. Half precision is raised to float32, float64 stays. A zero that still backpropagates when there is nothing.
+        A scalar. Half precision is raised to float32, float64 stays. A zero that still
+        backpropagates when there is nothing.
 
     Raises:
         ValueError: the shapes differ, or p is below 1.
     """
     if student.shape != teacher.shape:
-        raise ValueError(f"expected two equal shapes, got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}")
+        raise ValueError(
+            f"expected two equal shapes, got student {tuple(student.shape)} and "
+            f"teacher {tuple(teacher.shape)}"
+        )
     if not p >= 1:
         raise ValueError(f"p must be >= 1, got {p}")
     student, teacher = raised(student, teacher.detach())
@@ -144,37 +187,53 @@ def hint_loss(student: Tensor, teacher: Tensor, p: float = 2) -> Tensor:
 
 
 class WeightedSoftCrossEntropy(nn.Module):
-    """:func:`weighted_soft_cross_entropy` with one weight for background and 1 for every other class, however many there are.
+    """:func:`weighted_soft_cross_entropy` with one weight for background and 1 for every other
+    class, however many there are.
 
     Args:
         background_weight: 1.5 as in the paper.
-        background_index: 0 in torchvision's RoI head, -1 in MMDetection's. A single sigmoid logit is foreground's.
+        background_index: 0 in torchvision's RoI head, -1 in MMDetection's. A single sigmoid logit
+            is foreground's.
         temperature: T > 0.
     """
 
-    def __init__(self, background_weight: float = 1.5, background_index: int = 0, temperature: float = 1.0):
+    def __init__(
+        self, background_weight: float = 1.5, background_index: int = 0, temperature: float = 1.0
+    ):
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, got {temperature}")
-        self.background_weight, self.background_index, self.temperature = background_weight, background_index, temperature
+        self.background_weight, self.background_index, self.temperature = (
+            background_weight,
+            background_index,
+            temperature,
+        )
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         classes, index = student.shape[-1] if student.dim() else 0, self.background_index
         if classes == 1:
             classes, index = 2, 0
         if classes and not -classes <= index < classes:
-            raise ValueError(f"background_index {index} is not one of the {classes} classes of student {tuple(student.shape)}")
+            raise ValueError(
+                f"background_index {index} is not one of the {classes} classes of "
+                f"student {tuple(student.shape)}"
+            )
         weight = torch.ones(classes, dtype=torch.float64, device=student.device)
         weight[index:][:1] = self.background_weight
         return weighted_soft_cross_entropy(student, teacher, weight, self.temperature)
 
     def extra_repr(self) -> str:
-        return (f"background_weight={self.background_weight}, background_index={self.background_index}, "
-                f"temperature={self.temperature}")
+        return (
+            f"background_weight={self.background_weight}, "
+            f"background_index={self.background_index}, "
+            f"temperature={self.temperature}"
+        )
 
 
 class BoundedRegressionLoss(nn.Module):
-    """Module form of :func:`bounded_regression_loss`; the paper adds it to smooth L1 with weight 0.5."""
+    """Module form of :func:`bounded_regression_loss`; the paper adds it to smooth L1 with weight
+    0.5.
+    """
 
     def __init__(self, margin: float = 0.0):
         super().__init__()
@@ -182,7 +241,13 @@ class BoundedRegressionLoss(nn.Module):
             raise ValueError(f"margin must be >= 0, got {margin}")
         self.margin = margin
 
-    def forward(self, student: Tensor, teacher: Tensor, target: Tensor, normalizer: float | Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        target: Tensor,
+        normalizer: float | Tensor | None = None,
+    ) -> Tensor:
         return bounded_regression_loss(student, teacher, target, self.margin, normalizer)
 
     def extra_repr(self) -> str:
@@ -190,68 +255,110 @@ class BoundedRegressionLoss(nn.Module):
 
 
 class HintLoss(nn.Module):
-    """:func:`hint_loss` behind an adapter that brings the student's channels to the teacher's; weight 0.5 in the paper.
+    """:func:`hint_loss` behind an adapter that brings the student's channels to the teacher's;
+    weight 0.5 in the paper.
 
-    The adapter is a 1x1 convolution of maps ``(B, C, H, W)``, and the same matrix as a linear layer of rows ``(N, C)``. It is
-    there where the channels agree too (the paper's table 4: it helps). Where height and width differ, because the teacher sees
-    a larger image, the teacher's map is resized to the student's (bilinear, antialiased): our choice; the paper pads.
+    The adapter is a 1x1 convolution of maps ``(B, C, H, W)``, and the same matrix as a linear layer
+    of rows ``(N, C)``. It is there where the channels agree too (the paper's table 4: it helps).
+    Where height and width differ, because the teacher sees a larger image, the teacher's map is
+    resized to the student's (bilinear, antialiased): our choice; the paper pads.
 
     Args:
         student_channels: None: found by :meth:`build`.
         teacher_channels: None: found by :meth:`build`.
         p: 2 or 1.
-        layout: ``'nchw'``, ``'nhwc'`` (Swin) or ``'tokens'`` (ViT), of both, or a pair: the student's, the teacher's. None:
-            ``'nchw'``, and an error where only the last axes can be channels.
-        prefix_tokens: of ``'tokens'``: how many come before those of the places (the class's, registers) and are dropped; or a
-            pair.
+        layout: ``'nchw'``, ``'nhwc'`` (Swin) or ``'tokens'`` (ViT), of both, or a pair: the
+            student's, the teacher's. None: ``'nchw'``, and an error where only the last axes can be
+            channels.
+        prefix_tokens: of ``'tokens'``: how many come before those of the places (the class's,
+            registers) and are dropped; or a pair.
         grid: (H, W) of ``'tokens'``, or a pair of such; None: a square.
     """
 
-    def __init__(self, student_channels: int | None = None, teacher_channels: int | None = None, p: float = 2,
-                 layout: str | Sequence[str] | None = None, prefix_tokens: int | Sequence[int] = 0,
-                 grid: Sequence | None = None):
+    def __init__(
+        self,
+        student_channels: int | None = None,
+        teacher_channels: int | None = None,
+        p: float = 2,
+        layout: str | Sequence[str] | None = None,
+        prefix_tokens: int | Sequence[int] = 0,
+        grid: Sequence | None = None,
+    ):
         super().__init__()
         self.layout = {"layout": layout, "prefix_tokens": prefix_tokens, "grid": grid}
         if not p >= 1:
             raise ValueError(f"p must be >= 1, got {p}")
         self.student_channels, self.teacher_channels, self.p = student_channels, teacher_channels, p
-        self.adapter = nn.Conv2d(student_channels, teacher_channels, 1) if student_channels and teacher_channels else None
+        self.adapter = (
+            nn.Conv2d(student_channels, teacher_channels, 1)
+            if student_channels and teacher_channels
+            else None
+        )
 
     def build(self, student: Tensor, teacher: Tensor) -> None:
-        """Makes the adapter that these two need, if it is not there; the Distiller calls it before the optimizer is made."""
+        """Makes the adapter that these two need, if it is not there; the Distiller calls it before
+        the optimizer is made.
+        """
         student, teacher = pair_to_nchw(student, teacher, **self.layout)
         self._check(student, teacher)
         if self.adapter is None:
             self.student_channels, self.teacher_channels = student.shape[1], teacher.shape[1]
             dtype = torch.float64 if student.element_size() == 8 else torch.float32
-            self.adapter = nn.Conv2d(self.student_channels, self.teacher_channels, 1, device=student.device, dtype=dtype)
+            self.adapter = nn.Conv2d(
+                self.student_channels, self.teacher_channels, 1, device=student.device, dtype=dtype
+            )
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         if self.adapter is None:
-            raise RuntimeError("the adapter does not know its channels: give student_channels and teacher_channels, or call "
-                               "build(student, teacher) before the optimizer is made")
+            raise RuntimeError(
+                "the adapter does not know its channels: give student_channels and "
+                "teacher_channels, or call "
+                "build(student, teacher) before the optimizer is made"
+            )
         student, teacher = pair_to_nchw(student, teacher, **self.layout)
         self._check(student, teacher)
         student, teacher = raised(student, teacher.detach())
-        dtype = self.adapter.weight.dtype                                       # of its own: it trains with the student
+        # of its own: it trains with the student
+        dtype = self.adapter.weight.dtype
         if student.dim() == 2:
-            adapted = self.adapter(student[:, :, None, None].to(dtype))[:, :, 0, 0].to(student.dtype)   # a map of one pixel
+            # a map of one pixel
+            adapted = self.adapter(student[:, :, None, None].to(dtype))[:, :, 0, 0].to(
+                student.dtype
+            )
         else:
             adapted = self.adapter(student.to(dtype)).to(student.dtype)
             if adapted.shape[2:] != teacher.shape[2:]:
-                teacher = F.interpolate(teacher, adapted.shape[2:], mode="bilinear", align_corners=False, antialias=True)
+                teacher = F.interpolate(
+                    teacher, adapted.shape[2:], mode="bilinear", align_corners=False, antialias=True
+                )
         return hint_loss(adapted, teacher, self.p)
 
     def _check(self, student: Tensor, teacher: Tensor) -> None:
         shapes = f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
-        if student.dim() not in (2, 4) or teacher.dim() != student.dim() or len(student) != len(teacher):
-            raise ValueError(f"expected two maps (B, C, H, W) or two tensors of rows (N, C) of equal length, got {shapes}"
-                             + ("; layout='tokens' is for (B, N, C)" if 3 in (student.dim(), teacher.dim()) else ""))
-        known = (("student", student, self.student_channels), ("teacher", teacher, self.teacher_channels))
+        if (
+            student.dim() not in (2, 4)
+            or teacher.dim() != student.dim()
+            or len(student) != len(teacher)
+        ):
+            raise ValueError(
+                f"expected two maps (B, C, H, W) or two tensors of rows (N, C) of "
+                f"equal length, got {shapes}"
+                + (
+                    "; layout='tokens' is for (B, N, C)"
+                    if 3 in (student.dim(), teacher.dim())
+                    else ""
+                )
+            )
+        known = (
+            ("student", student, self.student_channels),
+            ("teacher", teacher, self.teacher_channels),
+        )
         for name, tensor, channels in known:
             if channels is not None and tensor.shape[1] != channels:
                 raise ValueError(f"expected {channels} channels of the {name}, got {shapes}")
 
     def extra_repr(self) -> str:
-        return f"student_channels={self.student_channels}, teacher_channels={self.teacher_channels}, p={self.p}" + (
-            f", layout={self.layout}" if self.layout["layout"] else "")
+        return (
+            f"student_channels={self.student_channels}, teacher_channels={self.teacher_channels}, "
+            f"p={self.p}" + (f", layout={self.layout}" if self.layout["layout"] else "")
+        )

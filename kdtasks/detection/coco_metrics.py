@@ -1,4 +1,6 @@
-"""COCO's twelve figures for boxes, and the average precision of each class, by the library faster-coco-eval."""
+"""COCO's twelve figures for boxes, and the average precision of each class, by the library
+faster-coco-eval.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,41 +9,82 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-FIGURES = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large",
-           "mar_1", "mar_10", "mar_100", "mar_small", "mar_medium", "mar_large")
+FIGURES = (
+    "map",
+    "map_50",
+    "map_75",
+    "map_small",
+    "map_medium",
+    "map_large",
+    "mar_1",
+    "mar_10",
+    "mar_100",
+    "mar_small",
+    "mar_medium",
+    "mar_large",
+)
 
 
 @torch.no_grad()
 def detections_of(model: nn.Module, loader) -> tuple[list[dict], list[dict | None]]:
-    """What ``model``, in eval, finds in each image of ``loader``, and the images' targets; on the CPU, one copy a batch.
+    """What ``model``, in eval, finds in each image of ``loader``, and the images' targets; on the
+    CPU, one copy a batch.
 
     Args:
         model: list of images (3,H,W) -> list of ``dict(boxes, labels, scores)``.
-        loader: batches have ``input``, and perhaps ``target`` (None for an unlabelled image) and ``index``.
+        loader: batches have ``input``, and perhaps ``target`` (None for an unlabelled image) and
+            ``index``.
 
     Returns:
-        One entry an image in the loader's order: ``dict(boxes (n,4), labels (n,), scores (n,), index)``, the index being the
-        image's place in the data set, or in this order if the batches do not tell; and the target or None.
+        One entry an image in the loader's order: ``dict(boxes (n,4), labels (n,), scores (n,),
+        index)``, the index being the image's place in the data set, or in this order if the batches
+        do not tell; and the target or None.
     """
     detections, targets = [], []
     for batch in loader:
         images, start = batch["input"], len(detections)
-        answers = [{key: answer[key][answer["labels"] > 0] for key in ("boxes", "labels", "scores")}      # 0 is no class
-                   for answer in model(images)]
-        rows = torch.cat([torch.cat([answer["boxes"].float(), answer["scores"].float()[:, None], answer["labels"][:, None]], 1)
-                          for answer in answers]).cpu()                                                    # (Σn, 6)
+        # 0 is no class
+        answers = [
+            {key: answer[key][answer["labels"] > 0] for key in ("boxes", "labels", "scores")}
+            for answer in model(images)
+        ]
+        rows = torch.cat(
+            [
+                torch.cat(
+                    [
+                        answer["boxes"].float(),
+                        answer["scores"].float()[:, None],
+                        answer["labels"][:, None],
+                    ],
+                    1,
+                )
+                # (Σn, 6)
+                for answer in answers
+            ]
+        ).cpu()
         index = batch["index"].tolist() if "index" in batch else range(start, start + len(images))
         parts = rows.split([len(answer["scores"]) for answer in answers])
-        detections += [{"boxes": part[:, :4], "labels": part[:, 5].long(), "scores": part[:, 4], "index": place}
-                       for part, place in zip(parts, index)]
+        detections += [
+            {
+                "boxes": part[:, :4],
+                "labels": part[:, 5].long(),
+                "scores": part[:, 4],
+                "index": place,
+            }
+            for part, place in zip(parts, index)
+        ]
         given = batch.get("target") or [None] * len(images)
-        targets += [None if target is None else {key: value.cpu() for key, value in target.items()} for target in given]
+        targets += [
+            None if target is None else {key: value.cpu() for key, value in target.items()}
+            for target in given
+        ]
     return detections, targets
 
 
 def class_figures(classes: Sequence[str]) -> list[str]:
-    """Names of the classes' figures, ``map_`` and the class in lower_snake; ``map_class_<label>`` where that says nothing
-    or is the name of another figure."""
+    """Names of the classes' figures, ``map_`` and the class in lower_snake; ``map_class_<label>``
+    where that says nothing or is the name of another figure.
+    """
     names = []
     for label, title in enumerate(classes, 1):
         words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(title))
@@ -50,63 +93,106 @@ def class_figures(classes: Sequence[str]) -> list[str]:
     return names
 
 
-def coco_metrics(detections: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor] | None],
-                 classes: Sequence[str] | None = None) -> dict[str, float]:
-    """``map``, ``map_50``, ``map_75``, ``map_{small,medium,large}``, ``mar_{1,10,100}``, ``mar_{small,medium,large}`` and
-    ``map_<class>`` for each class, in percent; those without ground truth of that size or class are left out.
+def coco_metrics(
+    detections: Sequence[Mapping[str, Tensor]],
+    targets: Sequence[Mapping[str, Tensor] | None],
+    classes: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """``map``, ``map_50``, ``map_75``, ``map_{small,medium,large}``, ``mar_{1,10,100}``,
+    ``mar_{small,medium,large}`` and ``map_<class>`` for each class, in percent; those without
+    ground truth of that size or class are left out.
 
-    Sizes are those of the original image: boxes are divided by the target's ``scale``. A crowd is neither to be found nor
-    wrong to be found. Images whose target is None are skipped; those without boxes count, and what is found there is wrong.
+    Sizes are those of the original image: boxes are divided by the target's ``scale``. A crowd is
+    neither to be found nor wrong to be found. Images whose target is None are skipped; those
+    without boxes count, and what is found there is wrong.
 
     Args:
-        detections: of each image ``boxes`` (n,4) as x1, y1, x2, y2, ``labels`` (n,) from 1 on, ``scores`` (n,).
-        targets: of each image ``boxes``, ``labels`` and, if there, ``iscrowd`` (n,), ``scale`` (2,) in given pixels per
-            original pixel along x and y, and ``area`` (n,) in given pixels, which says how large an object is (default:
-            its box).
+        detections: of each image ``boxes`` (n,4) as x1, y1, x2, y2, ``labels`` (n,) from 1 on,
+            ``scores`` (n,).
+        targets: of each image ``boxes``, ``labels`` and, if there, ``iscrowd`` (n,), ``scale`` (2,)
+            in given pixels per original pixel along x and y, and ``area`` (n,) in given pixels,
+            which says how large an object is (default: its box).
         classes: names; label k is ``classes[k-1]``. None: the classes are called ``class_<label>``.
 
     Raises:
         ImportError: faster-coco-eval is not installed.
-        ValueError: lengths that differ, labels without a class, boxes, scores or areas that are not finite.
+        ValueError: lengths that differ, labels without a class, boxes, scores or areas that are not
+            finite.
     """
     if len(detections) != len(targets):
-        raise ValueError(f"expected one entry an image, got {len(detections)} detections and {len(targets)} targets")
+        raise ValueError(
+            f"expected one entry an image, got {len(detections)} detections and "
+            f"{len(targets)} targets"
+        )
     labelled = [i for i, target in enumerate(targets) if target is not None]
     truth, found = ([which[i] for i in labelled] for which in (targets, detections))
-    scale = np.array([_array(t["scale"]) if "scale" in t else (1.0, 1.0) for t in truth]).reshape(-1, 2)
+    scale = np.array([_array(t["scale"]) if "scale" in t else (1.0, 1.0) for t in truth]).reshape(
+        -1, 2
+    )
     named = None if classes is None else len(classes)
-    truth, found = _table("target", labelled, truth, scale, named), _table("detection", labelled, found, scale, named)
-    highest = max(truth["label"].max(initial=0), found["label"].max(initial=0)) if named is None else named
-    names = class_figures([f"class_{label}" for label in range(1, highest + 1)] if classes is None else classes)
-    precision, recall = _evaluated(truth, found, len(labelled), highest)        # (T,R,K,A,M), (T,K,A,M): see there
-    values = [precision[..., 0, -1], precision[0, ..., 0, -1], precision[5, ..., 0, -1],
-              *(precision[..., a, -1] for a in (1, 2, 3)),
-              *(recall[..., 0, m] for m in (0, 1, 2)), *(recall[..., a, -1] for a in (1, 2, 3)),
-              *(precision[:, :, k, 0, -1] for k in range(highest))]
+    truth, found = (
+        _table("target", labelled, truth, scale, named),
+        _table("detection", labelled, found, scale, named),
+    )
+    highest = (
+        max(truth["label"].max(initial=0), found["label"].max(initial=0))
+        if named is None
+        else named
+    )
+    names = class_figures(
+        [f"class_{label}" for label in range(1, highest + 1)] if classes is None else classes
+    )
+    # (T,R,K,A,M), (T,K,A,M): see there
+    precision, recall = _evaluated(truth, found, len(labelled), highest)
+    values = [
+        precision[..., 0, -1],
+        precision[0, ..., 0, -1],
+        precision[5, ..., 0, -1],
+        *(precision[..., a, -1] for a in (1, 2, 3)),
+        *(recall[..., 0, m] for m in (0, 1, 2)),
+        *(recall[..., a, -1] for a in (1, 2, 3)),
+        *(precision[:, :, k, 0, -1] for k in range(highest)),
+    ]
     known = [(name, value[value > -1]) for name, value in zip([*FIGURES, *names], values)]
     return {name: 100 * float(value.mean()) for name, value in known if value.size}
 
 
-def _table(kind: str, images: Sequence[int], entries: Sequence[Mapping[str, Tensor]], scale: np.ndarray,
-           named: int | None) -> dict[str, np.ndarray]:
-    """Rows of all images under each other: ``image``, ``label``, ``box`` (x, y, width, height), ``area``, and ``score`` or
-    ``iscrowd``; in original pixels."""
+def _table(
+    kind: str,
+    images: Sequence[int],
+    entries: Sequence[Mapping[str, Tensor]],
+    scale: np.ndarray,
+    named: int | None,
+) -> dict[str, np.ndarray]:
+    """Rows of all images under each other: ``image``, ``label``, ``box`` (x, y, width, height),
+    ``area``, and ``score`` or ``iscrowd``; in original pixels.
+    """
     counts = np.array([len(entry["boxes"]) for entry in entries], dtype=np.int64)
     image = np.repeat(np.arange(len(entries)), counts)
 
     def column(key: str, width: tuple = (), default: np.ndarray | None = None) -> np.ndarray:
         ends = np.cumsum(counts)
-        parts = [_array(entry[key]) if key in entry or default is None else default[end - n:end]
-                 for entry, n, end in zip(entries, counts, ends)]
+        parts = [
+            _array(entry[key]) if key in entry or default is None else default[end - n : end]
+            for entry, n, end in zip(entries, counts, ends)
+        ]
         for place, part, n in zip(images, parts, counts):
             if part.shape != (n, *width) and (n or part.size):
-                raise ValueError(f"the {kind} of image {place} has {n} boxes, but {key} of shape {part.shape}; "
-                                 f"expected {(int(n), *width)}")
-        joined = np.concatenate([part.reshape(-1, *width) for part in parts] or [np.zeros((0, *width))])
+                raise ValueError(
+                    f"the {kind} of image {place} has {n} boxes, but {key} of shape "
+                    f"{part.shape}; "
+                    f"expected {(int(n), *width)}"
+                )
+        joined = np.concatenate(
+            [part.reshape(-1, *width) for part in parts] or [np.zeros((0, *width))]
+        )
         bad = ~np.isfinite(joined).all(axis=tuple(range(1, joined.ndim)))
         if bad.any():
             row = int(bad.argmax())
-            raise ValueError(f"the {kind} of image {images[image[row]]} has {key} that are not finite: {joined[row].tolist()}")
+            raise ValueError(
+                f"the {kind} of image {images[image[row]]} has {key} that are not "
+                f"finite: {joined[row].tolist()}"
+            )
         return joined
 
     corners = column("boxes", (4,)) / np.tile(scale, 2)[image]
@@ -115,39 +201,72 @@ def _table(kind: str, images: Sequence[int], entries: Sequence[Mapping[str, Tens
     wrong = (label < 1) | (label > (label.max(initial=0) if named is None else named))
     if wrong.any():
         row = int(wrong.argmax())
-        raise ValueError(f"the {kind} of image {images[image[row]]} has label {label[row]}; labels count from 1"
-                         + ("" if named is None else f", and there are {named} classes"))
-    table = {"image": image, "label": label, "box": np.concatenate([corners[:, :2], sides], 1), "area": sides.prod(1)}
+        raise ValueError(
+            f"the {kind} of image {images[image[row]]} has label {label[row]}; labels "
+            "count from 1" + ("" if named is None else f", and there are {named} classes")
+        )
+    table = {
+        "image": image,
+        "label": label,
+        "box": np.concatenate([corners[:, :2], sides], 1),
+        "area": sides.prod(1),
+    }
     if kind == "detection":
         return table | {"score": column("scores")}
-    across = scale.prod(1)[image]                                                             # given pixels an original one
-    return table | {"area": column("area", default=table["area"] * across) / across,
-                    "iscrowd": column("iscrowd", default=np.zeros(len(label)))}
+    # given pixels an original one
+    across = scale.prod(1)[image]
+    return table | {
+        "area": column("area", default=table["area"] * across) / across,
+        "iscrowd": column("iscrowd", default=np.zeros(len(label))),
+    }
 
 
 def _array(values) -> np.ndarray:
     return np.asarray(torch.as_tensor(values).detach().cpu().double())
 
 
-def _evaluated(truth: Mapping, found: Mapping, images: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Precision (T,R,K,A,M) and recall (T,K,A,M) of 10 overlaps, 101 recalls, the classes, 4 sizes (all of them first) and
-    at most 1, 10, 100 detections; -1 where there is no ground truth."""
+def _evaluated(
+    truth: Mapping, found: Mapping, images: int, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Precision (T,R,K,A,M) and recall (T,K,A,M) of 10 overlaps, 101 recalls, the classes, 4 sizes
+    (all of them first) and at most 1, 10, 100 detections; -1 where there is no ground truth.
+    """
     try:
         from faster_coco_eval import COCO, COCOeval_faster  # slow to import
     except ImportError as error:
-        raise ImportError("COCO's metrics need the package faster-coco-eval: pip install 'kdtasks[detection]' "
-                          f"({error})") from error
+        raise ImportError(
+            "COCO's metrics need the package faster-coco-eval: pip install "
+            "'kdtasks[detection]' "
+            f"({error})"
+        ) from error
 
     def coco(table: Mapping, key: str) -> COCO:
         columns = [table[name].tolist() for name in ("image", "label", "box", "area")]
-        rows = [{"id": n, "image_id": image, "category_id": label, "bbox": box, "area": area, "iscrowd": 0, key: value}
-                for n, (image, label, box, area, value) in enumerate(zip(*columns, table[key].tolist()), 1)]
-        known = {"images": [{"id": i} for i in range(images)], "categories": [{"id": k} for k in range(1, classes + 1)]}
+        rows = [
+            {
+                "id": n,
+                "image_id": image,
+                "category_id": label,
+                "bbox": box,
+                "area": area,
+                "iscrowd": 0,
+                key: value,
+            }
+            for n, (image, label, box, area, value) in enumerate(
+                zip(*columns, table[key].tolist()), 1
+            )
+        ]
+        known = {
+            "images": [{"id": i} for i in range(images)],
+            "categories": [{"id": k} for k in range(1, classes + 1)],
+        }
         return COCO({**known, "annotations": rows}, print_function=_silent)
 
     if not images or not classes:
         return np.full((10, 101, classes, 4, 3), -1.0), np.full((10, classes, 4, 3), -1.0)
-    evaluation = COCOeval_faster(coco(truth, "iscrowd"), coco(found, "score"), "bbox", print_function=_silent)
+    evaluation = COCOeval_faster(
+        coco(truth, "iscrowd"), coco(found, "score"), "bbox", print_function=_silent
+    )
     evaluation.evaluate()
     evaluation.accumulate()
     return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])

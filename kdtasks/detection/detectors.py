@@ -1,4 +1,6 @@
-"""torchvision's detectors from inside: what their own losses see in one forward, taken without changing a number of it."""
+"""torchvision's detectors from inside: what their own losses see in one forward, taken without
+changing a number of it.
+"""
 
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -9,41 +11,54 @@ from torch import Tensor, nn
 
 from kdtasks.core.trial import tried
 
-# What a detector calls its losses -> what they are called here: mmengine's log, and ours, train only what is named a loss.
-DENSE_LOSSES = {"classification": "loss_classification", "bbox_regression": "loss_bbox_regression",
-                "bbox_ctrness": "loss_bbox_ctrness"}
-IGNORED = -2                                                            # torchvision's Matcher.BETWEEN_THRESHOLDS
+# What a detector calls its losses -> what they are called here: mmengine's log, and ours, train
+# only what is named a loss.
+DENSE_LOSSES = {
+    "classification": "loss_classification",
+    "bbox_regression": "loss_bbox_regression",
+    "bbox_ctrness": "loss_bbox_ctrness",
+}
+# torchvision's Matcher.BETWEEN_THRESHOLDS
+IGNORED = -2
 
 
 @dataclass
 class Seen:
     """What the parts of the student saw and said in one forward."""
 
-    images: list[Tensor]                                   # as given
-    batch: object = None                                   # torchvision's ImageList: resized, normalised, padded
+    images: list[Tensor]  # as given
+    # torchvision's ImageList: resized, normalised, padded
+    batch: object = None
     features: dict[str, Tensor] = field(default_factory=dict)
-    targets: list[dict] = field(default_factory=list)      # in resized pixels
-    anchors: list[Tensor] = field(default_factory=list)    # (A, 4) an image
+    targets: list[dict] = field(default_factory=list)  # in resized pixels
+    anchors: list[Tensor] = field(default_factory=list)  # (A, 4) an image
     head: dict[str, Tensor] = field(default_factory=dict)  # (B, A, …)
-    matched: list[Tensor] = field(default_factory=list)    # (A,) an image: index of the box, -1 background, -2 ignored
+    # (A,) an image: index of the box, -1 background, -2 ignored
+    matched: list[Tensor] = field(default_factory=list)
     coder: object = None
-    rpn_logits: Tensor | None = None                       # (all anchors, 1)
-    rpn_deltas: Tensor | None = None                       # (all anchors, 4)
-    rpn_targets: Tensor | None = None                      # (all anchors, 4); infinite where an image has no box
-    sampled: Tensor | None = None                          # (M,) rows, positive ones first, as in the hard loss
-    positive: Tensor | None = None                         # (P,)
-    rois: list[Tensor] = field(default_factory=list)       # (n, 4) an image
-    roi_labels: Tensor | None = None                       # (N,)
-    roi_targets: Tensor | None = None                      # (N, 4)
-    roi_positive: Tensor | None = None                     # (P,)
-    roi_outputs: tuple[Tensor, Tensor] | None = None       # (N, C), (N, 4C)
+    rpn_logits: Tensor | None = None  # (all anchors, 1)
+    rpn_deltas: Tensor | None = None  # (all anchors, 4)
+    # (all anchors, 4); infinite where an image has no box
+    rpn_targets: Tensor | None = None
+    # (M,) rows, positive ones first, as in the hard loss
+    sampled: Tensor | None = None
+    positive: Tensor | None = None  # (P,)
+    rois: list[Tensor] = field(default_factory=list)  # (n, 4) an image
+    roi_labels: Tensor | None = None  # (N,)
+    roi_targets: Tensor | None = None  # (N, 4)
+    roi_positive: Tensor | None = None  # (P,)
+    roi_outputs: tuple[Tensor, Tensor] | None = None  # (N, C), (N, 4C)
     _rows: tuple[Tensor, Tensor] | None = None
 
     def anchor_rows(self) -> tuple[Tensor, Tensor]:
-        """Of a dense head: the rows (P,) of (B·A) that are matched to a box, and the encoded boxes (P, 4)."""
+        """Of a dense head: the rows (P,) of (B·A) that are matched to a box, and the encoded boxes
+        (P, 4).
+        """
         if self._rows is None:
             rows, targets, size = [], [], len(self.anchors[0])
-            for i, (target, anchors, matched) in enumerate(zip(self.targets, self.anchors, self.matched)):
+            for i, (target, anchors, matched) in enumerate(
+                zip(self.targets, self.anchors, self.matched)
+            ):
                 at = (matched >= 0).nonzero()[:, 0]
                 rows.append(at + i * size)
                 targets.append(_encoded(self.coder, target["boxes"][matched[at]], anchors[at]))
@@ -54,7 +69,8 @@ class Seen:
 def _encoded(coder, boxes: Tensor, anchors: Tensor) -> Tensor:
     if hasattr(coder, "encode_single"):
         return coder.encode_single(boxes, anchors)
-    return coder.encode(anchors, boxes)                                  # FCOS: distances to the sides, in anchor sizes
+    # FCOS: distances to the sides, in anchor sizes
+    return coder.encode(anchors, boxes)
 
 
 @contextmanager
@@ -64,16 +80,26 @@ def noting_dense(model: nn.Module, seen: Seen, rows: list[int] | None):
     original = owner.compute_loss
 
     def compute_loss(targets, head_outputs, anchors, matched_idxs):
-        seen.targets, seen.head, seen.anchors, seen.matched = targets, head_outputs, anchors, matched_idxs
+        seen.targets, seen.head, seen.anchors, seen.matched = (
+            targets,
+            head_outputs,
+            anchors,
+            matched_idxs,
+        )
         seen.coder = model.box_coder
         if rows is None:
             return original(targets, head_outputs, anchors, matched_idxs)
         if not rows:
             zero = sum(value[:0].sum() for value in head_outputs.values())
             return dict.fromkeys(dense_losses(model), zero)
-        index = slice(len(rows)) if rows == list(range(len(rows))) else rows                   # ours come first: no copy
-        return original([targets[i] for i in rows], {name: value[index] for name, value in head_outputs.items()},
-                        [anchors[i] for i in rows], [matched_idxs[i] for i in rows])
+        # ours come first: no copy
+        index = slice(len(rows)) if rows == list(range(len(rows))) else rows
+        return original(
+            [targets[i] for i in rows],
+            {name: value[index] for name, value in head_outputs.items()},
+            [anchors[i] for i in rows],
+            [matched_idxs[i] for i in rows],
+        )
 
     with replaced(owner, "compute_loss", compute_loss):
         yield
@@ -83,7 +109,11 @@ def noting_dense(model: nn.Module, seen: Seen, rows: list[int] | None):
 def noting_two_stage(model: nn.Module, seen: Seen):
     """Notes the anchors and proposals that are sampled, with their targets."""
     rpn, roi_heads = model.rpn, model.roi_heads
-    sampler, rpn_loss, select = rpn.fg_bg_sampler, rpn.compute_loss, roi_heads.select_training_samples
+    sampler, rpn_loss, select = (
+        rpn.fg_bg_sampler,
+        rpn.compute_loss,
+        roi_heads.select_training_samples,
+    )
 
     def sample(labels):
         positive, negative = sampler(labels)
@@ -102,8 +132,11 @@ def noting_two_stage(model: nn.Module, seen: Seen):
         seen.roi_positive = (seen.roi_labels > 0).nonzero()[:, 0]
         return chosen
 
-    with (replaced(rpn, "fg_bg_sampler", sample), replaced(rpn, "compute_loss", compute_loss),
-          replaced(roi_heads, "select_training_samples", select_training_samples)):
+    with (
+        replaced(rpn, "fg_bg_sampler", sample),
+        replaced(rpn, "compute_loss", compute_loss),
+        replaced(roi_heads, "select_training_samples", select_training_samples),
+    ):
         yield
 
 
@@ -124,8 +157,14 @@ def replaced(owner: nn.Module, name: str, function: Callable):
 
 @contextmanager
 def computing_losses(model: nn.Module):
-    """torchvision gives losses in train() only; in eval() they are computed with BatchNorm and dropout at rest."""
-    parts = [part for part in (model, getattr(model, "rpn", None), getattr(model, "roi_heads", None)) if part is not None]
+    """torchvision gives losses in train() only; in eval() they are computed with BatchNorm and
+    dropout at rest.
+    """
+    parts = [
+        part
+        for part in (model, getattr(model, "rpn", None), getattr(model, "roi_heads", None))
+        if part is not None
+    ]
     modes = [part.training for part in parts]
     try:
         for part in parts:
@@ -140,10 +179,17 @@ def kind_of(model: nn.Module, role: str) -> str:
     """``'dense'`` or ``'two-stage'``; ValueError for what is no torchvision detector."""
     if hasattr(model, "rpn") and hasattr(model, "roi_heads"):
         return "two-stage"
-    if hasattr(model, "head") and hasattr(model, "anchor_generator") and hasattr(model, "transform"):
+    if (
+        hasattr(model, "head")
+        and hasattr(model, "anchor_generator")
+        and hasattr(model, "transform")
+    ):
         return "dense"
-    raise ValueError(f"{role} is a {type(model).__name__}; expected one of torchvision's detectors (RetinaNet, FCOS, SSD, "
-                     "FasterRCNN, MaskRCNN, KeypointRCNN), e.g. from kdtasks.detection.models")
+    raise ValueError(
+        f"{role} is a {type(model).__name__}; expected one of torchvision's detectors "
+        "(RetinaNet, FCOS, SSD, "
+        "FasterRCNN, MaskRCNN, KeypointRCNN), e.g. from kdtasks.detection.models"
+    )
 
 
 def dense_losses(model: nn.Module) -> list[str]:
@@ -157,13 +203,21 @@ def loss_names(model: nn.Module) -> list[str]:
     if not hasattr(model, "rpn"):
         return [DENSE_LOSSES[name] for name in dense_losses(model)]
     names = ["loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"]
-    return names + [f"loss_{part}" for part in ("mask", "keypoint") if getattr(model.roi_heads, f"has_{part}")()]
+    return names + [
+        f"loss_{part}" for part in ("mask", "keypoint") if getattr(model.roi_heads, f"has_{part}")()
+    ]
 
 
 def classes_of(model: nn.Module) -> int | None:
-    """How many classes a detector's head tells apart, background included; None for a head of one's own."""
+    """How many classes a detector's head tells apart, background included; None for a head of one's
+    own.
+    """
     if hasattr(model, "roi_heads"):
-        return getattr(getattr(getattr(model.roi_heads, "box_predictor", None), "cls_score", None), "out_features", None)
+        return getattr(
+            getattr(getattr(model.roi_heads, "box_predictor", None), "cls_score", None),
+            "out_features",
+            None,
+        )
     head = getattr(model.head, "classification_head", None)
     return getattr(head, "num_classes", None) or getattr(head, "num_columns", None)
 
@@ -174,7 +228,13 @@ def feature_keys(model: nn.Module) -> list[str]:
     parameter = next(model.parameters())
     height, width = getattr(model.transform, "fixed_size", None) or (64, 64)
     with tried(model.backbone):
-        return list(levels_of(model.backbone(torch.zeros(1, 3, height, width, device=parameter.device, dtype=parameter.dtype))))
+        return list(
+            levels_of(
+                model.backbone(
+                    torch.zeros(1, 3, height, width, device=parameter.device, dtype=parameter.dtype)
+                )
+            )
+        )
 
 
 def levels_of(features) -> dict[str, Tensor]:
@@ -184,12 +244,17 @@ def levels_of(features) -> dict[str, Tensor]:
 
 def boxes_only(target: Mapping) -> dict:
     """What torchvision reads; it would carry the rest along for nothing."""
-    return {name: target[name] for name in ("boxes", "labels", "masks", "keypoints") if name in target}
+    return {
+        name: target[name] for name in ("boxes", "labels", "masks", "keypoints") if name in target
+    }
 
 
 def no_boxes(device) -> dict:
     """The target of an image in which there is nothing."""
-    return {"boxes": torch.zeros(0, 4, device=device), "labels": torch.zeros(0, dtype=torch.int64, device=device)}
+    return {
+        "boxes": torch.zeros(0, 4, device=device),
+        "labels": torch.zeros(0, dtype=torch.int64, device=device),
+    }
 
 
 def of_class(deltas: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
@@ -197,20 +262,29 @@ def of_class(deltas: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
     return deltas.unflatten(1, (-1, 4))[rows, labels]
 
 
-def rescaled(boxes: list[Tensor], sizes: list[tuple[int, int]], others: list[tuple[int, int]]) -> list[Tensor]:
+def rescaled(
+    boxes: list[Tensor], sizes: list[tuple[int, int]], others: list[tuple[int, int]]
+) -> list[Tensor]:
     """Boxes of images of the first (height, width) in pixels of the second."""
     if sizes == others:
         return boxes
-    return [b * b.new_tensor([w2 / w1, h2 / h1] * 2) for b, (h1, w1), (h2, w2) in zip(boxes, sizes, others)]
+    return [
+        b * b.new_tensor([w2 / w1, h2 / h1] * 2)
+        for b, (h1, w1), (h2, w2) in zip(boxes, sizes, others)
+    ]
 
 
 def resized(teacher: nn.Module, seen: Seen):
-    """The images as the teacher's own transform makes them, padded to the same shares as the student's: maps then lie alike."""
+    """The images as the teacher's own transform makes them, padded to the same shares as the
+    student's: maps then lie alike.
+    """
     images = teacher.transform(list(seen.images))[0]
     pairs = list(zip(images.image_sizes, seen.batch.image_sizes))
     ratios = [[theirs[axis] / ours[axis] for theirs, ours in pairs] for axis in (0, 1)]
-    height, width = (max(round(side * sum(ratio) / len(ratio)), *(size[axis] for size in images.image_sizes))
-                     for axis, (side, ratio) in enumerate(zip(seen.batch.tensors.shape[-2:], ratios)))
+    height, width = (
+        max(round(side * sum(ratio) / len(ratio)), *(size[axis] for size in images.image_sizes))
+        for axis, (side, ratio) in enumerate(zip(seen.batch.tensors.shape[-2:], ratios))
+    )
     padded = images.tensors.new_zeros(*images.tensors.shape[:2], height, width)
     for one, image, (h, w) in zip(padded, images.tensors, images.image_sizes):
         one[:, :h, :w] = image[:, :h, :w]
@@ -218,12 +292,19 @@ def resized(teacher: nn.Module, seen: Seen):
 
 
 def renormalized(student: nn.Module, teacher: nn.Module, images):
-    """The student's images with the teacher's mean and deviation; the padding stays zero, as torchvision pads."""
-    ours, theirs = ((list(m.transform.image_mean), list(m.transform.image_std)) for m in (student, teacher))
+    """The student's images with the teacher's mean and deviation; the padding stays zero, as
+    torchvision pads.
+    """
+    ours, theirs = (
+        (list(m.transform.image_mean), list(m.transform.image_std)) for m in (student, teacher)
+    )
     if ours == theirs:
         return images
-    mean, std, other_mean, other_std = (images.tensors.new_tensor(v).view(3, 1, 1) for v in (*ours, *theirs))
-    moved = (images.tensors * std + mean - other_mean) / other_std                              # (B, 3, H, W)
+    mean, std, other_mean, other_std = (
+        images.tensors.new_tensor(v).view(3, 1, 1) for v in (*ours, *theirs)
+    )
+    # (B, 3, H, W)
+    moved = (images.tensors * std + mean - other_mean) / other_std
     for image, (height, width) in zip(moved, images.image_sizes):
         image[:, height:], image[:, :, width:] = 0, 0
     return type(images)(moved, images.image_sizes)

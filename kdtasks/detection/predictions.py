@@ -15,21 +15,35 @@ from kdtasks.images.files import read_image, results_of
 
 def predict_arguments(parser) -> None:
     """The flags of tools/test.py that :func:`predict` takes as keyword arguments."""
-    parser.add_argument("--score", type=float, default=0.3, help="of the least sure detection that is written (default: "
-                                                                 "%(default)s)")
+    parser.add_argument(
+        "--score",
+        type=float,
+        default=0.3,
+        help="of the least sure detection that is written (default: %(default)s)",
+    )
 
 
-def predict(model: nn.Module, config: dict, folder: str | Path, out: str | Path, measured: bool, score: float = 0.3,
-            classes: Sequence[str] | None = None) -> list[str]:
-    """Writes ``<out>/detections.json``, and each image at any depth below ``folder`` with its boxes to its place below ``out``.
+def predict(
+    model: nn.Module,
+    config: dict,
+    folder: str | Path,
+    out: str | Path,
+    measured: bool,
+    score: float = 0.3,
+    classes: Sequence[str] | None = None,
+) -> list[str]:
+    """Writes ``<out>/detections.json``, and each image at any depth below ``folder`` with its boxes
+    to its place below ``out``.
 
-    The json has COCO's ``images`` (``id``, ``file_name`` below ``folder``, ``height``, ``width``), ``categories`` (``id`` from
-    1 on, ``name``) and ``annotations`` (``image_id``, ``category_id``, ``bbox`` as x, y, width, height in pixels of the upright
-    image, ``score``, ``area``, ``iscrowd`` 0): pycocotools reads it as a data set, and its ``annotations`` as results.
+    The json has COCO's ``images`` (``id``, ``file_name`` below ``folder``, ``height``, ``width``),
+    ``categories`` (``id`` from 1 on, ``name``) and ``annotations`` (``image_id``, ``category_id``,
+    ``bbox`` as x, y, width, height in pixels of the upright image, ``score``, ``area``, ``iscrowd``
+    0): pycocotools reads it as a data set, and its ``annotations`` as results.
 
     Args:
         model: in eval; list of images (3,H,W) in [0,1] -> list of ``dict(boxes, labels, scores)``.
-        config: of the run that trained it; images are resized to ``data.test``'s ``size`` where it has one, as in the test.
+        config: of the run that trained it; images are resized to ``data.test``'s ``size`` where it
+            has one, as in the test.
         folder: where the images lie.
         out: a folder that is new or empty, and not inside the other.
         measured: False; a folder of images has no ground truth.
@@ -41,7 +55,8 @@ def predict(model: nn.Module, config: dict, folder: str | Path, out: str | Path,
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
-        ValueError: ``measured``; ``out`` holds files or lies inside ``folder``; a ``score`` outside of [0, 1].
+        ValueError: ``measured``; ``out`` holds files or lies inside ``folder``; a ``score`` outside
+            of [0, 1].
 
     Warns:
         UserWarning: a file cannot be read; it is left out.
@@ -51,8 +66,12 @@ def predict(model: nn.Module, config: dict, folder: str | Path, out: str | Path,
     from kdtasks.engine.checkpoint import save_json
 
     if measured:
-        raise ValueError("--images compares restored images with what they were, and a detector restores none; expected "
-                         "--inputs for its detections (without it the config's test data is evaluated)")
+        raise ValueError(
+            "--images compares restored images with what they were, and a detector "
+            "restores none; expected "
+            "--inputs for its detections (without it the config's test data is "
+            "evaluated)"
+        )
     if not 0 <= score <= 1:
         raise ValueError(f"score={score} is no probability: expected 0 to 1")
     names, out, size = results_of(folder, out), Path(out), config["data"]["test"].get("size")
@@ -61,29 +80,51 @@ def predict(model: nn.Module, config: dict, folder: str | Path, out: str | Path,
     for path, name in names.items():
         try:
             picture = read_image(path)
-        except Exception as error:                                                    # whatever a broken file raises
+        # whatever a broken file raises
+        except Exception as error:
             warnings.warn(f"left out: {path}: {error}", stacklevel=2)
             failed.append(str(path))
             continue
         found = _found(model, pil_to_tensor(picture), size, device)
         found = {key: value[found["scores"] >= score] for key, value in found.items()}
         most = max(most, *found["labels"].tolist(), 0)
-        image = {"id": len(images) + 1, "file_name": path.relative_to(folder).as_posix(), "height": picture.height,
-                 "width": picture.width}
+        image = {
+            "id": len(images) + 1,
+            "file_name": path.relative_to(folder).as_posix(),
+            "height": picture.height,
+            "width": picture.width,
+        }
         images.append(image)
-        for box, label, sure in zip(found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist()):
+        for box, label, sure in zip(
+            found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist()
+        ):
             x, y, width, height = box[0], box[1], box[2] - box[0], box[3] - box[1]
-            annotations.append({"id": len(annotations) + 1, "image_id": image["id"], "category_id": label,
-                                "bbox": [x, y, width, height], "score": sure, "area": width * height, "iscrowd": 0})
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image["id"],
+                    "category_id": label,
+                    "bbox": [x, y, width, height],
+                    "score": sure,
+                    "area": width * height,
+                    "iscrowd": 0,
+                }
+            )
         name.parent.mkdir(parents=True, exist_ok=True)
         _draw(picture, found, classes)
         picture.save(name)
     known = [_name(classes, label) for label in range(1, max(most, len(classes or ())) + 1)]
     categories = [{"id": label, "name": name} for label, name in enumerate(known, 1)]
     out.mkdir(parents=True, exist_ok=True)
-    save_json({"images": images, "categories": categories, "annotations": annotations}, out / "detections.json")
-    print(f"{len(annotations)} detections with a score of at least {score:g} in {len(images)} images: "
-          f"{out / 'detections.json'}")
+    save_json(
+        {"images": images, "categories": categories, "annotations": annotations},
+        out / "detections.json",
+    )
+    print(
+        f"{len(annotations)} detections with a score of at least {score:g} in {len(images)} "
+        "images: "
+        f"{out / 'detections.json'}"
+    )
     return failed
 
 
@@ -110,7 +151,10 @@ def _draw(picture, found: dict[str, Tensor], classes: Sequence[str] | None) -> N
     line, font = max(1, round(side / 250)), ImageFont.load_default(max(10, round(side / 40)))
     for n in found["scores"].argsort(stable=True).tolist():
         box, label = found["boxes"][n].tolist(), int(found["labels"][n])
-        color, text = CLASS_COLORS[(label - 1) % len(CLASS_COLORS)], f"{_name(classes, label)} {float(found['scores'][n]):.2f}"
+        color, text = (
+            CLASS_COLORS[(label - 1) % len(CLASS_COLORS)],
+            f"{_name(classes, label)} {float(found['scores'][n]):.2f}",
+        )
         draw.rectangle(box, outline=color, width=line)
         area = draw.textbbox((box[0], box[1]), text, font=font)
         draw.rectangle(area, fill=color)

@@ -16,21 +16,36 @@ from kdtasks.detection.predictions import predict, predict_arguments
 from kdtasks.engine.data_sets import image_shape
 from kdtasks.engine.reader import readable
 
-__all__ = ["HIGHER_IS_BETTER", "PRIMARY", "evaluate", "example", "onnx_form", "pictures", "predict", "predict_arguments"]
+__all__ = [
+    "HIGHER_IS_BETTER",
+    "PRIMARY",
+    "evaluate",
+    "example",
+    "onnx_form",
+    "pictures",
+    "predict",
+    "predict_arguments",
+]
 
 PRIMARY = "map"
 HIGHER_IS_BETTER = True
 
 
 def evaluate(model: nn.Module, loader) -> dict[str, float]:
-    """COCO's twelve figures and the average precision of each class, in percent; see :func:`coco_metrics`."""
+    """COCO's twelve figures and the average precision of each class, in percent; see
+    :func:`coco_metrics`.
+    """
     classes = getattr(getattr(loader, "dataset", None), "classes", None)
     return coco_metrics(*detections_of(model, loader), classes)
 
 
 def deciding(model: nn.Module) -> list[nn.Module]:
-    """The heads: a box whose score is NaN is left out of what a detector gives, so their outputs are watched."""
-    heads = [module for name, module in model.named_modules() if name.endswith(("head", "predictor"))]
+    """The heads: a box whose score is NaN is left out of what a detector gives, so their outputs
+    are watched.
+    """
+    heads = [
+        module for name, module in model.named_modules() if name.endswith(("head", "predictor"))
+    ]
     return heads or [model]
 
 
@@ -40,8 +55,11 @@ def example(config: dict, batch_size: int) -> dict:
     _, height, width = image_shape(config["data"]["train"], (3, 480, 640))
     classes = config["student"].get("num_classes", 2)
     images = [torch.rand(3, height, width, generator=generator) for _ in range(batch_size)]
-    return {"input": images, "target": [_boxes(height, width, classes, generator) for _ in images],
-            "index": torch.arange(batch_size)}
+    return {
+        "input": images,
+        "target": [_boxes(height, width, classes, generator) for _ in images],
+        "index": torch.arange(batch_size),
+    }
 
 
 def _boxes(height: int, width: int, classes: int, generator: torch.Generator) -> dict:
@@ -53,10 +71,11 @@ def _boxes(height: int, width: int, classes: int, generator: torch.Generator) ->
 
 
 def pictures(run) -> list[tuple]:
-    """``[(title, figure)]`` on the test data: boxes side by side, precision of each class, where the teacher bounded the
-    student's boxes (Chen et al.), and the adaptive weights (ADL).
+    """``[(title, figure)]`` on the test data: boxes side by side, precision of each class, where
+    the teacher bounded the student's boxes (Chen et al.), and the adaptive weights (ADL).
 
-    Whatever of teacher, alone and distilled there is takes part; a teacher from a file as the last stage used it.
+    Whatever of teacher, alone and distilled there is takes part; a teacher from a file as the last
+    stage used it.
     """
     from kdtasks.detection import pictures as draw  # what draws is imported only here
     from kdtasks.engine.report import stage_colors
@@ -70,15 +89,20 @@ def pictures(run) -> list[tuple]:
     taught = next((stage for stage in reversed(finished) if stage.teachers), None)
     names = [s.name for s in finished if s.name in experiment.config["teachers"]]
     names += [name for name in ("alone", *students) if name in run.done]
-    models, metrics = {name: run.trained(name) for name in names}, {name: run.done[name] for name in names}
+    models, metrics = (
+        {name: run.trained(name) for name in names},
+        {name: run.done[name] for name in names},
+    )
     distiller = _as_trained(run, taught) if taught else None
     for name in distiller.teachers if distiller else ():
-        if name not in models:                                           # from a file: nobody has measured it yet
-            model = functools.partial(distiller.detections, name)        # in the student's classes
+        # from a file: nobody has measured it yet
+        if name not in models:
+            model = functools.partial(distiller.detections, name)  # in the student's classes
             models, metrics = {name: model, **models}, {name: evaluate(model, loader), **metrics}
     labelled = getattr(loader.dataset, "target", [0] * len(loader.dataset))
     known = [None if int(one) < 0 else 0 for one in labelled]
-    samples = list(readable(loader.dataset, draw.evenly(known, 64)).values())             # thresholds are chosen on these
+    # thresholds are chosen on these
+    samples = list(readable(loader.dataset, draw.evenly(known, 64)).values())
     images, targets = [[s[key] for s in samples] for key in ("input", "target")]
     found = {name: _found(model, images, experiment.device) for name, model in models.items()}
     least = {name: draw.best_threshold(answers, targets) for name, answers in found.items()}
@@ -86,8 +110,18 @@ def pictures(run) -> list[tuple]:
     images, targets = [images[i] for i in few], [targets[i] for i in few]
     shown = {name: [answers[i] for i in few] for name, answers in found.items()}
     bounded, weights = _inside(distiller, loader) if distiller else ({}, [])
-    return draw.draw(images, targets, shown, metrics, getattr(loader.dataset, "classes", None), stage_colors(run),
-                     [name for name in ("alone", *students) if name in models], bounded, weights, least)
+    return draw.draw(
+        images,
+        targets,
+        shown,
+        metrics,
+        getattr(loader.dataset, "classes", None),
+        stage_colors(run),
+        [name for name in ("alone", *students) if name in models],
+        bounded,
+        weights,
+        least,
+    )
 
 
 def _as_trained(run, stage):
@@ -99,14 +133,20 @@ def _as_trained(run, stage):
 
 
 def _found(model: nn.Module, images: list, device: torch.device) -> list[dict]:
-    batches = [[image.to(device) for image in images[i:i + 8]] for i in range(0, len(images), 8)]
+    batches = [[image.to(device) for image in images[i : i + 8]] for i in range(0, len(images), 8)]
     return detections_of(model, [{"input": batch, "target": None} for batch in batches])[0]
 
 
 def _inside(distiller: DetectionDistiller, loader, batches: int = 4) -> tuple[dict, list]:
-    """Squared errors of boxes by head, and maps of ADL's weights, of the first test batches; what the losses do not use is
-    left out."""
-    from kdtasks.detection.pictures import adl_weight_map, over_levels, probability_map, squared_errors
+    """Squared errors of boxes by head, and maps of ADL's weights, of the first test batches; what
+    the losses do not use is left out.
+    """
+    from kdtasks.detection.pictures import (
+        adl_weight_map,
+        over_levels,
+        probability_map,
+        squared_errors,
+    )
 
     teacher = next(iter(distiller.teachers))
     errors: dict[str, list] = {}
@@ -121,16 +161,37 @@ def _inside(distiller: DetectionDistiller, loader, batches: int = 4) -> tuple[di
         if all(logits is not None for logits in pair) and not weights:
             seen = known["student.seen"]
             sizes = [tuple(level.shape[-2:]) for level in seen.features.values()]
-            found = next((loss.settings for loss in distiller.losses.values() if isinstance(loss, ADLLoss)), {})
+            found = next(
+                (loss.settings for loss in distiller.losses.values() if isinstance(loss, ADLLoss)),
+                {},
+            )
             settings = {name: found[name] for name in ("gamma", "beta") if name in found}
             padded = seen.batch.tensors.shape[-2:]
             for k, image in enumerate(batch["input"][:4]):
-                maps = [("teacher's probability", over_levels(probability_map(pair[1][k], sizes))),
-                        ("adaptive weight", over_levels(adl_weight_map(pair[0][k], pair[1][k], sizes, **settings)))]
-                span = [p * full / part for p, full, part in zip(padded, image.shape[-2:], seen.batch.image_sizes[k])]
+                maps = [
+                    ("teacher's probability", over_levels(probability_map(pair[1][k], sizes))),
+                    (
+                        "adaptive weight",
+                        over_levels(adl_weight_map(pair[0][k], pair[1][k], sizes, **settings)),
+                    ),
+                ]
+                span = [
+                    p * full / part
+                    for p, full, part in zip(padded, image.shape[-2:], seen.batch.image_sizes[k])
+                ]
                 weights.append((image.cpu(), maps, tuple(span)))
-    return {head: (*map(torch.cat, zip(*pairs)), _margin(distiller, head)) for head, pairs in errors.items()}, weights
+    return {
+        head: (*map(torch.cat, zip(*pairs)), _margin(distiller, head))
+        for head, pairs in errors.items()
+    }, weights
 
 
 def _margin(distiller: DetectionDistiller, head: str) -> float:
-    return next((getattr(loss, "margin", 0.0) for loss, of, _ in distiller.terms.values() if f"{head}.target" in of), 0.0)
+    return next(
+        (
+            getattr(loss, "margin", 0.0)
+            for loss, of, _ in distiller.terms.values()
+            if f"{head}.target" in of
+        ),
+        0.0,
+    )

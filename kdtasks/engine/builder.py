@@ -11,7 +11,8 @@ from kdtasks.engine.listed import check_listed
 
 
 def resolve(path, where: str) -> Callable:
-    """The object at a dotted path (``'torch.nn.CrossEntropyLoss'``); a callable is returned as it is.
+    """The object at a dotted path (``'torch.nn.CrossEntropyLoss'``); a callable is returned as it
+    is.
 
     Raises:
         ConfigError: no such module or name, or it cannot be called.
@@ -19,46 +20,69 @@ def resolve(path, where: str) -> Callable:
     if callable(path):
         return path
     if not isinstance(path, str) or "." not in path:
-        raise ConfigError(f"{where}.type must be a full dotted path such as 'torch.nn.CrossEntropyLoss', got {path!r}")
+        raise ConfigError(
+            f"{where}.type must be a full dotted path such as "
+            f"'torch.nn.CrossEntropyLoss', got {path!r}"
+        )
     parts = path.split(".")
     for cut in range(len(parts) - 1, 0, -1):
         module_name = ".".join(parts[:cut])
         try:
             found = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
-            if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            if error.name and (
+                module_name == error.name or module_name.startswith(error.name + ".")
+            ):
                 continue
             raise ConfigError(f"{where}.type={path!r} cannot be imported: {error}") from error
         for part in parts[cut:]:
             if not hasattr(found, part):
                 names = [n for n in dir(found) if not n.startswith("_")]
-                raise ConfigError(f"{where}.type={path!r}: {module_name} has no {part!r}; {did_you_mean(part, names)}")
+                raise ConfigError(
+                    f"{where}.type={path!r}: {module_name} has no {part!r}; "
+                    f"{did_you_mean(part, names)}"
+                )
             found = getattr(found, part)
         if not callable(found):
-            raise ConfigError(f"{where}.type={path!r} is a {type(found).__name__}, which cannot be called")
+            raise ConfigError(
+                f"{where}.type={path!r} is a {type(found).__name__}, which cannot be called"
+            )
         return found
-    raise ConfigError(f"{where}.type={path!r}: there is no module {parts[0]!r} (a file of your own must lie in the "
-                      "current folder, beside the config, or on PYTHONPATH)")
+    raise ConfigError(
+        f"{where}.type={path!r}: there is no module {parts[0]!r} (a file of your own "
+        "must lie in the "
+        "current folder, beside the config, or on PYTHONPATH)"
+    )
 
 
-def check_arguments(function: Callable, arguments: Mapping, where: str, supplied: tuple[str, ...] = ()) -> None:
+def check_arguments(
+    function: Callable, arguments: Mapping, where: str, supplied: tuple[str, ...] = ()
+) -> None:
     """Every argument exists and none that is needed is missing; ``supplied`` ones are given later.
 
     Raises:
-        ConfigError: naming the nearest argument that exists, or the nearest model or weights that timm or torchvision lists.
+        ConfigError: naming the nearest argument that exists, or the nearest model or weights that
+            timm or torchvision lists.
     """
     try:
         parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):                                     # a builtin without a signature
+    # a builtin without a signature
+    except (TypeError, ValueError):
         return
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name in arguments:
         if name not in parameters and not open_ended:
             known = [n for n in parameters if n not in supplied]
-            raise ConfigError(f"{where}: {_title(function)} has no argument {name!r}; {did_you_mean(name, known)}")
+            raise ConfigError(
+                f"{where}: {_title(function)} has no argument {name!r}; {did_you_mean(name, known)}"
+            )
     for name, parameter in parameters.items():
-        if (parameter.default is parameter.empty and name not in arguments and name not in supplied
-                and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)):
+        if (
+            parameter.default is parameter.empty
+            and name not in arguments
+            and name not in supplied
+            and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        ):
             raise ConfigError(f"{where}: {_title(function)} needs {name!r}")
     try:
         check_listed(function, arguments)
@@ -77,10 +101,12 @@ def check(spec, where: str, supplied: tuple[str, ...] = (), reserved: tuple[str,
 
 
 def build(spec, where: str, **supplied):
-    """Build a ``dict(type=…, **arguments)``; nested ones first. ``supplied`` are further keyword arguments.
+    """Build a ``dict(type=…, **arguments)``; nested ones first. ``supplied`` are further keyword
+    arguments.
 
     Raises:
-        ConfigError: a wrong type or argument, or an error from the constructor (its message is kept).
+        ConfigError: a wrong type or argument, or an error from the constructor (its message is
+            kept).
     """
     function, arguments = _split(spec, where)
     check_arguments(function, {**supplied, **arguments}, where)
@@ -100,7 +126,9 @@ def bind(spec, where: str) -> Callable:
 def check_bound(function: Callable, arguments: Mapping, where: str) -> None:
     """As :func:`check_arguments` for a function whose tensors are given later, by position."""
     try:
-        tensors = tuple(n for n, p in inspect.signature(function).parameters.items() if p.default is p.empty)
+        tensors = tuple(
+            n for n, p in inspect.signature(function).parameters.items() if p.default is p.empty
+        )
     except (TypeError, ValueError):
         tensors = ()
     check_arguments(function, arguments, where, supplied=tensors)
@@ -109,14 +137,18 @@ def check_bound(function: Callable, arguments: Mapping, where: str) -> None:
 def _split(spec, where: str, reserved: tuple[str, ...] = ()) -> tuple[Callable, dict]:
     if not isinstance(spec, Mapping) or "type" not in spec:
         raise ConfigError(f"{where} must be a dict(type='package.module.Name', …), got {spec!r}")
-    arguments = {name: value for name, value in spec.items() if name != "type" and name not in reserved}
+    arguments = {
+        name: value for name, value in spec.items() if name != "type" and name not in reserved
+    }
     return resolve(spec["type"], where), arguments
 
 
 def _build_nested(value, where: str):
     if isinstance(value, Mapping) and "type" in value:
         return build(value, where)
-    if isinstance(value, list | tuple) and any(isinstance(v, Mapping) and "type" in v for v in value):
+    if isinstance(value, list | tuple) and any(
+        isinstance(v, Mapping) and "type" in v for v in value
+    ):
         return [_build_nested(v, f"{where}[{i}]") for i, v in enumerate(value)]
     return value
 

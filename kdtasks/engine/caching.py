@@ -1,4 +1,6 @@
-"""A stage's teacher outputs, computed once for every sample and fixed view, and put into each batch."""
+"""A stage's teacher outputs, computed once for every sample and fixed view, and put into each
+batch.
+"""
 
 import hashlib
 import json
@@ -15,34 +17,59 @@ from kdtasks.engine.loader import Loader
 from kdtasks.engine.processes import beating, led
 
 
-def cached_outputs(distiller: Distiller, sweep: Loader, views: int, folder: Path, facts: dict,
-                   precision: Callable[[], AbstractContextManager], probe: dict) -> Callable[[dict], dict]:
-    """What adds the teachers' tensors to a batch; rank 0 fills the cache first where it is missing or of something else.
+def cached_outputs(
+    distiller: Distiller,
+    sweep: Loader,
+    views: int,
+    folder: Path,
+    facts: dict,
+    precision: Callable[[], AbstractContextManager],
+    probe: dict,
+) -> Callable[[dict], dict]:
+    """What adds the teachers' tensors to a batch; rank 0 fills the cache first where it is missing
+    or of something else.
 
     Args:
         distiller: a built Distiller; every tensor that its losses want of a teacher is kept.
         sweep: all samples in order, once an epoch; epoch v gives view v.
         views: how many views.
         folder: below it each cache has a folder named by what it depends on.
-        facts: whatever else the outputs depend on: teachers' options, the description of the data, the seed.
+        facts: whatever else the outputs depend on: teachers' options, the description of the data,
+            the seed.
         precision: the autocast context of the run's steps.
         probe: a training batch; what is kept of its samples must be what the teachers say about it.
 
     Returns:
-        ``batch -> batch`` with the tensors added, which has the same effect on a step as running the teachers.
+        ``batch -> batch`` with the tensors added, which has the same effect on a step as running
+        the teachers.
 
     Raises:
-        ConfigError: the outputs depend on more than the sample and its view (a collate that mixes a batch, say).
+        ConfigError: the outputs depend on more than the sample and its view (a collate that mixes a
+            batch, say).
     """
     device = sweep.device
-    wanted = {role: names for role, names in distiller.wanted.items() if role in distiller.teachers and names}
+    wanted = {
+        role: names
+        for role, names in distiller.wanted.items()
+        if role in distiller.teachers and names
+    }
     first = next(iter(sweep.epoch(0)))["input"]
     if not isinstance(first, torch.Tensor):
-        raise ConfigError("cache: the inputs are a list, of images of many sizes; only what is said of a tensor is kept: use "
-                          "cache=None")
-    key = {**facts, "teachers": {role: model_hash(distiller.model(role)) for role in wanted}, "names": wanted, "views": views,
-           "samples": len(sweep.dataset),
-           "first_batch": hashlib.sha256(first.float().cpu().contiguous().numpy().tobytes()).hexdigest()}
+        raise ConfigError(
+            "cache: the inputs are a list, of images of many sizes; only what is "
+            "said of a tensor is kept: use "
+            "cache=None"
+        )
+    key = {
+        **facts,
+        "teachers": {role: model_hash(distiller.model(role)) for role in wanted},
+        "names": wanted,
+        "views": views,
+        "samples": len(sweep.dataset),
+        "first_batch": hashlib.sha256(
+            first.float().cpu().contiguous().numpy().tobytes()
+        ).hexdigest(),
+    }
     key = json.loads(json.dumps(key, default=str))
     folder = folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -68,8 +95,16 @@ def cached_outputs(distiller: Distiller, sweep: Loader, views: int, folder: Path
     with torch.no_grad():
         live = outputs(probe)
     for name, kept in cache.fetch(probe["index"], probe["view"], device).items():
-        difference, scale = (kept.float() - live[name].float()).abs().max(), live[name].float().abs().max()
-        if difference > 2e-2 * scale + 1e-6:                              # float16 and another batch size come to far less
-            raise ConfigError(f"cache: {name!r} of a training batch differs by {float(difference):.3g} from what is kept "
-                              f"(values up to {float(scale):.3g}): more than sample and view decide; use cache=None")
+        difference, scale = (
+            (kept.float() - live[name].float()).abs().max(),
+            live[name].float().abs().max(),
+        )
+        # float16 and another batch size come to far less
+        if difference > 2e-2 * scale + 1e-6:
+            raise ConfigError(
+                f"cache: {name!r} of a training batch differs by "
+                f"{float(difference):.3g} from what is kept "
+                f"(values up to {float(scale):.3g}): more than sample and view "
+                "decide; use cache=None"
+            )
     return lambda batch: {**batch, **cache.fetch(batch["index"], batch["view"], device)}

@@ -45,55 +45,94 @@ def check(experiment: "Experiment") -> None:
 
     build_hooks(copy.deepcopy(experiment.config["custom_hooks"]))
     optimizers = {}
-    for stage in sorted(experiment.stages, key=lambda s: not s.taught):             # first where most names are known
+    # first where most names are known
+    for stage in sorted(experiment.stages, key=lambda s: not s.taught):
         loader = experiment.train_loader(stage, workers=0)
         distiller, batch = experiment.distiller(stage), next(iter(loader.epoch(0)))
-        length = iterations(experiment.setting(stage, "length"), len(loader), f"{stage.name}.length")
+        length = iterations(
+            experiment.setting(stage, "length"), len(loader), f"{stage.name}.length"
+        )
         try:
-            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):        # of teachers not trained yet
+            # of teachers not trained yet
+            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
                 shapes = distiller.build(batch)
-            lists = [name for role in distiller.teachers for name in distiller.wanted[role] if shapes.get(name, ()) is None]
+            lists = [
+                name
+                for role in distiller.teachers
+                for name in distiller.wanted[role]
+                if shapes.get(name, ()) is None
+            ]
             if experiment.config["cache"] and lists:
-                raise ValueError(f"the cache keeps tensors, and {lists[0]!r} is none: cache=None, or a loss of one tensor")
+                raise ValueError(
+                    f"the cache keeps tensors, and {lists[0]!r} is none: cache=None, "
+                    "or a loss of one tensor"
+                )
             trained = select_parameters(distiller, stage.train)
-            optimizer = builder.build(experiment.setting(stage, "optimizer"), "optimizer", params=trained)
+            optimizer = builder.build(
+                experiment.setting(stage, "optimizer"), "optimizer", params=trained
+            )
             optimizers[stage.name] = optimizer
-            build_schedulers(experiment.schedule(stage), optimizer, length, len(loader),
-                             experiment.task)
+            build_schedulers(
+                experiment.schedule(stage), optimizer, length, len(loader), experiment.task
+            )
             _check_teachers(distiller)
-            evaluate(experiment.task, distiller.student, _First(experiment.test_loader(stage, workers=0)))
+            evaluate(
+                experiment.task, distiller.student, _First(experiment.test_loader(stage, workers=0))
+            )
         except ValueError as error:
             raise ConfigError(f"stage {stage.name!r}: {error}") from error
         if max(stage.keep, default=0) * len(loader) > length:
-            raise ConfigError(f"stage {stage.name!r} keeps epoch {max(stage.keep)}, but ends after "
-                              f"{length / len(loader):g}")
+            raise ConfigError(
+                f"stage {stage.name!r} keeps epoch {max(stage.keep)}, but ends after "
+                f"{length / len(loader):g}"
+            )
     _say_what_the_control_lacks(experiment)
     for stage in experiment.stages:
         if stage.optimizer_state == "keep":
             source, own = experiment.source(stage), optimizers[stage.name]
-            kinds = [(type(o).__name__, [len(group["params"]) for group in o.param_groups]) for o in (optimizers[source], own)]
+            kinds = [
+                (type(o).__name__, [len(group["params"]) for group in o.param_groups])
+                for o in (optimizers[source], own)
+            ]
             if kinds[0] != kinds[1]:
-                raise ConfigError(f"stage {stage.name!r}: optimizer_state='keep' needs the optimizer and the parameters of "
-                                  f"stage {source!r}: it has {kinds[0][0]} of {sum(kinds[0][1])} parameters, this one "
-                                  f"{kinds[1][0]} of {sum(kinds[1][1])}")
+                raise ConfigError(
+                    f"stage {stage.name!r}: optimizer_state='keep' needs the "
+                    "optimizer and the parameters of "
+                    f"stage {source!r}: it has {kinds[0][0]} of {sum(kinds[0][1])} "
+                    "parameters, this one "
+                    f"{kinds[1][0]} of {sum(kinds[1][1])}"
+                )
 
 
 def _say_what_the_control_lacks(experiment: "Experiment") -> None:
-    """Warn of losses that "alone" goes without for a name that the data supplies, and nobody has said is a teacher's."""
-    listed = any(stage["name"] == "alone" and stage.get("losses")
-                 for stage in stages_of(experiment.config))
+    """Warn of losses that "alone" goes without for a name that the data supplies, and nobody has
+    said is a teacher's.
+    """
+    listed = any(
+        stage["name"] == "alone" and stage.get("losses") for stage in stages_of(experiment.config)
+    )
     if experiment.final is None or listed:
         return
-    teachers = {*experiment.config["teachers"],
-                *(name for stage in experiment.stages for name in stage.teachers)}
+    teachers = {
+        *experiment.config["teachers"],
+        *(name for stage in experiment.stages for name in stage.teachers),
+    }
     for name, unknown in unmarked(experiment.final.losses, teachers, experiment.final.own).items():
-        warnings.warn(f"{name} is of {unknown!r}, which is not the student's, so it counts as a teacher's, and the control, "
-                      f"'alone', goes without {name}. If no teacher has a part in it: data.own=[{unknown!r}]; else "
-                      f"losses.{name}.alone=0 says that this is right", UserWarning, stacklevel=3)
+        warnings.warn(
+            f"{name} is of {unknown!r}, which is not the student's, so it counts as a "
+            "teacher's, and the control, "
+            f"'alone', goes without {name}. If no teacher has a part in it: "
+            f"data.own=[{unknown!r}]; else "
+            f"losses.{name}.alone=0 says that this is right",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _check_teachers(distiller: Distiller) -> None:
-    """A teacher whose weights are not finite teaches nothing, and would be noticed only when its own stage comes."""
+    """A teacher whose weights are not finite teaches nothing, and would be noticed only when its
+    own stage comes.
+    """
     for role in distiller.teachers:
         bad = not_finite(dict(distiller.model(role).named_parameters()))
         if bad:

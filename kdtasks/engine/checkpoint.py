@@ -18,8 +18,10 @@ def save(state: Mapping, path: str | Path) -> None:
     """``torch.save``, atomically, of what ``weights_only=True`` reads back.
 
     Raises:
-        OSError: the disk is full or not writable; the former file, if any, still stands and is named.
-        TypeError: something in ``state`` would need code to be unpickled; the message says where it is.
+        OSError: the disk is full or not writable; the former file, if any, still stands and is
+            named.
+        TypeError: something in ``state`` would need code to be unpickled; the message says where it
+            is.
     """
     _check_plain(state, "state")
     _save(path, lambda temporary: torch.save(dict(state), temporary), _bytes(state))
@@ -29,24 +31,34 @@ def _save(path: str | Path, write: Callable[[Path], None], size: int) -> None:
     try:
         write_atomically(path, write, size)
     except (OSError, RuntimeError) as error:
-        former = "the former one there still loads" if os.path.exists(path) else "no file was left there"
+        former = (
+            "the former one there still loads" if os.path.exists(path) else "no file was left there"
+        )
         code, text = getattr(error, "errno", None), getattr(error, "strerror", None) or error
-        raise OSError(*[code] * (code is not None), f"could not save {str(path)!r} ({text}); {former}") from error
+        raise OSError(
+            *[code] * (code is not None), f"could not save {str(path)!r} ({text}); {former}"
+        ) from error
 
 
 def _bytes(value) -> int:
     """Of all tensors in a state."""
     if isinstance(value, torch.Tensor):
         return value.numel() * value.element_size()
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    parts = (
+        value.values()
+        if isinstance(value, Mapping)
+        else value
+        if isinstance(value, list | tuple)
+        else ()
+    )
     return sum(map(_bytes, parts))
 
 
 def save_weights(state_dict: Mapping, meta: Mapping, path: str | Path) -> None:
     """Weights as a plain state_dict, and what is known of them in the ``.json`` beside it.
 
-    The facts are written first: after a kill between the two, the weights of before are beside the facts of now,
-    which :func:`kdtasks.core.weights.read_weights` refuses.
+    The facts are written first: after a kill between the two, the weights of before are beside the
+    facts of now, which :func:`kdtasks.core.weights.read_weights` refuses.
 
     Raises:
         OSError: as :func:`save`.
@@ -55,22 +67,27 @@ def save_weights(state_dict: Mapping, meta: Mapping, path: str | Path) -> None:
     _check_plain(state_dict, "state_dict")
 
     def write(temporary: Path) -> None:
-        torch.save(state_dict, temporary)                                 # as it is: its _metadata has modules' versions
+        # as it is: its _metadata has modules' versions
+        torch.save(state_dict, temporary)
         save_meta(meta, temporary, path)
 
     _save(path, write, _bytes(state_dict))
 
 
 def save_meta(meta: Mapping, weights: str | Path, path: str | Path) -> None:
-    """What is known of the file ``weights``, which goes to ``path`` next, and its checksum, in the ``.json`` beside ``path``.
+    """What is known of the file ``weights``, which goes to ``path`` next, and its checksum, in the
+    ``.json`` beside ``path``.
 
     Raises:
         ValueError: a ``.json`` of that name is there that no run has written.
     """
     beside = Path(path).with_suffix(".json")
     if beside.exists() and not is_meta(beside):
-        raise ValueError(f"{str(beside)!r} is no file of a run, and {Path(path).name!r} needs its name for "
-                         "what is known of the weights; move it, or use another name")
+        raise ValueError(
+            f"{str(beside)!r} is no file of a run, and {Path(path).name!r} needs its "
+            "name for "
+            "what is known of the weights; move it, or use another name"
+        )
     save_json({"kdtasks": kdtasks.__version__, **meta, "sha256": checksum(weights)}, beside)
 
 
@@ -81,13 +98,27 @@ def _check_plain(value, where: str) -> None:
     elif isinstance(value, list | tuple):
         for number, item in enumerate(value):
             _check_plain(item, f"{where}[{number}]")
-    elif type(value) not in (int, float, bool, str, type(None), bytes, torch.Tensor, torch.nn.Parameter):
-        raise TypeError(f"{where} is a {type(value).__name__}; a checkpoint is read without running code and cannot hold it")
+    elif type(value) not in (
+        int,
+        float,
+        bool,
+        str,
+        type(None),
+        bytes,
+        torch.Tensor,
+        torch.nn.Parameter,
+    ):
+        raise TypeError(
+            f"{where} is a {type(value).__name__}; a checkpoint is read without "
+            "running code and cannot hold it"
+        )
 
 
 def save_json(content, path: str | Path) -> None:
     """Indented JSON, atomically."""
-    write_atomically(path, lambda temporary: write_text(temporary, json.dumps(content, indent=2) + "\n"))
+    write_atomically(
+        path, lambda temporary: write_text(temporary, json.dumps(content, indent=2) + "\n")
+    )
 
 
 def load(path: str | Path) -> dict:
@@ -99,7 +130,9 @@ def load(path: str | Path) -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{str(path)!r} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})") from error
+        raise ValueError(
+            f"{str(path)!r} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error
     if not isinstance(state, dict) or "resume" not in state:
         raise ValueError(f"{str(path)!r} holds no training state; a stage's last.pth does")
     return state

@@ -18,13 +18,15 @@ from kdtasks.engine.errors import ConfigError
 
 EXPECTED_ERRORS = (ConfigError, FileNotFoundError, ValueError, RuntimeError, OSError)
 
-LONGEST_OPTIONS = 60                         # characters of a folder's name
+LONGEST_OPTIONS = 60  # characters of a folder's name
 
 
 def option(text: str) -> tuple[str, object]:
-    """``'losses.loss_kd.weight=0.5'`` -> ``('losses.loss_kd.weight', 0.5)``; a value that is no Python literal is text.
+    """``'losses.loss_kd.weight=0.5'`` -> ``('losses.loss_kd.weight', 0.5)``; a value that is no
+    Python literal is text.
 
-    A dict may be written as in a config: ``dict(type='…')``. What begins as a list or dict must be one.
+    A dict may be written as in a config: ``dict(type='…')``. What begins as a list or dict must be
+    one.
     """
     key, equals, value = text.partition("=")
     if not equals or not key:
@@ -35,8 +37,12 @@ def option(text: str) -> tuple[str, object]:
         return key, ast.literal_eval(_DictCalls().visit(ast.parse(value.strip(), mode="eval")))
     except (ValueError, SyntaxError) as error:
         if value.lstrip().startswith(("[", "{", "dict(")):
-            raise argparse.ArgumentTypeError(f"{key}: {value!r} is no list or dict of plain values ({error}); texts in it need "
-                                             "quotes, and the whole argument quotes for the shell") from None
+            raise argparse.ArgumentTypeError(
+                f"{key}: {value!r} is no list or dict of plain values "
+                f"({error}); texts in it need "
+                "quotes, and the whole argument quotes for the "
+                "shell"
+            ) from None
         return key, value
 
 
@@ -48,7 +54,9 @@ class _DictCalls(ast.NodeTransformer):
         called = getattr(node.func, "id", None)
         if called != "dict" or node.args or any(keyword.arg is None for keyword in node.keywords):
             return node
-        return ast.Dict([ast.Constant(k.arg) for k in node.keywords], [k.value for k in node.keywords])
+        return ast.Dict(
+            [ast.Constant(k.arg) for k in node.keywords], [k.value for k in node.keywords]
+        )
 
 
 def _minutes(text: str) -> float:
@@ -59,22 +67,35 @@ def _minutes(text: str) -> float:
 
 def common_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that every tool shares."""
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one")
-    parser.add_argument("--cfg-options", nargs="+", type=option, default=[], action="extend", metavar="KEY=VALUE",
-                        help="change keys of the config, as in losses.loss_kd.weight=0.5")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], help="default: cuda where there is one"
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        type=option,
+        default=[],
+        action="extend",
+        metavar="KEY=VALUE",
+        help="change keys of the config, as in losses.loss_kd.weight=0.5",
+    )
 
 
 @contextmanager
 def pipe_may_close() -> Iterator[None]:
-    """Where the reader of what a tool prints has gone (``--list | head``), the tool ends with SIGPIPE's status, and quietly."""
+    """Where the reader of what a tool prints has gone (``--list | head``), the tool ends with
+    SIGPIPE's status, and quietly.
+    """
     try:
         try:
             yield
         finally:
-            sys.stdout.flush()                                            # what is still in the buffer may find it closed
+            # what is still in the buffer may find it closed
+            sys.stdout.flush()
     except BrokenPipeError:
         closed = [stream.fileno() for stream in (sys.stdout, sys.stderr) if _is_closed(stream)]
-        if not closed:                                                    # another pipe, such as a worker's
+        # another pipe, such as a worker's
+        if not closed:
             raise
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for descriptor in closed:
@@ -86,7 +107,8 @@ def _is_closed(stream) -> bool:
     try:
         poll = select.poll()
         poll.register(stream.fileno(), 0)
-    except (AttributeError, OSError, ValueError):                         # no file, or a system without poll
+    # no file, or a system without poll
+    except (AttributeError, OSError, ValueError):
         return False
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
@@ -95,19 +117,46 @@ def _is_closed(stream) -> bool:
 def train(arguments: Sequence[str] | None = None) -> None:
     """tools/train.py."""
     parser = argparse.ArgumentParser(prog="train.py", description="Train every stage of a config.")
-    parser.add_argument("config", nargs="?", help="a config file, or the name of one that comes with the "
-                        "package; with --list it may be left out")
-    parser.add_argument("--work-dir", help="default: work_dirs/<config>/seed<N>, "
-                                           "with --cfg-options work_dirs/<config>-<options>/seed<N>")
+    parser.add_argument(
+        "config",
+        nargs="?",
+        help="a config file, or the name of one that comes "
+        "with the "
+        "package; with --list it may be left out",
+    )
+    parser.add_argument(
+        "--work-dir",
+        help="default: work_dirs/<config>/seed<N>, "
+        "with --cfg-options "
+        "work_dirs/<config>-<options>/seed<N>",
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="go on where a run in the work_dir stopped")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where a run in the work_dir stopped"
+    )
     parser.add_argument("--amp", action="store_true", help="mixed precision in bfloat16")
     parser.add_argument("--launcher", choices=["none", "pytorch"], default="none")
-    parser.add_argument("--wait-limit", type=_minutes, default=10, metavar="MINUTES", help="how long one of several processes "
-                        "waits for another in a step before the run ends with an error (default: %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="two steps of each stage on random tensors; then the files that "
-                        "the run needs and one batch of each data set are read; then stop")
-    parser.add_argument("--list", action="store_true", help="list the configs; with a config, its stages and tensor names")
+    parser.add_argument(
+        "--wait-limit",
+        type=_minutes,
+        default=10,
+        metavar="MINUTES",
+        help="how long one of several processes "
+        "waits for another in a step before the run ends with an error (default: "
+        "%(default)s)",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="two steps of each stage on random "
+        "tensors; then the files that "
+        "the run needs and one batch of each data set are read; then stop",
+    )
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="list the configs; with a config, its stages and tensor names",
+    )
     common_arguments(parser)
     args = parser.parse_args(arguments)
     if args.list and not args.config:
@@ -124,7 +173,9 @@ def train(arguments: Sequence[str] | None = None) -> None:
         path = find_config(args.config)
         config, name = configs.load(path, options), config_name(path)
         start_processes(args.launcher, args.device, args.wait_limit)
-        work_dir = args.work_dir or Path("work_dirs") / folder_name(name, options) / f"seed{args.seed}"
+        work_dir = (
+            args.work_dir or Path("work_dirs") / folder_name(name, options) / f"seed{args.seed}"
+        )
         run = Run(config, work_dir, args.seed, args.device, name)
         if args.list:
             return _list_stages(run.experiment)
@@ -139,19 +190,53 @@ def train(arguments: Sequence[str] | None = None) -> None:
 @pipe_may_close()
 def test(arguments: Sequence[str] | None = None) -> None:
     """tools/test.py."""
-    parser = argparse.ArgumentParser(prog="test.py", add_help=False, description="Evaluate a student's weights on the config's "
-                                     "test data, or use them on a folder of images.")
-    parser.add_argument("-h", "--help", action="store_true", help="this text; after a config, with what its task adds")
+    parser = argparse.ArgumentParser(
+        prog="test.py",
+        add_help=False,
+        description="Evaluate a "
+        "student's "
+        "weights on the "
+        "config's "
+        "test data, or use them on a folder of images.",
+    )
+    parser.add_argument(
+        "-h",
+        "--help",
+        action="store_true",
+        help="this text; after a config, with what its task adds",
+    )
     parser.add_argument("config", nargs="?")
-    parser.add_argument("checkpoint", nargs="?", help="student.pth (with student.json beside it), a stage's last.pth or "
-                                                      "best.pth, or any file of plain weights")
-    parser.add_argument("--model", default="student", help="which model of the config the weights are for: student, teacher …")
-    parser.add_argument("--seed", type=int, help="of what the config draws, such as the order of classes; default: that of the "
-                                                 "run which wrote the checkpoint, where it says so, else 0")
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        help="student.pth (with student.json beside it), "
+        "a stage's last.pth or "
+        "best.pth, or any file of plain weights",
+    )
+    parser.add_argument(
+        "--model",
+        default="student",
+        help="which model of the config the weights are for: student, teacher …",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="of what the config draws, such as the order of "
+        "classes; default: that of the "
+        "run which wrote the checkpoint, where it says "
+        "so, else 0",
+    )
     folders = parser.add_mutually_exclusive_group()
-    folders.add_argument("--images", metavar="FOLDER", help="images as they should come out: they are made worse as in "
-                                                            "training, restored, and compared")
-    folders.add_argument("--inputs", metavar="FOLDER", help="images for the model as they are; nothing is compared")
+    folders.add_argument(
+        "--images",
+        metavar="FOLDER",
+        help="images as they should come out: they "
+        "are made worse as in "
+        "training, restored, and compared",
+    )
+    folders.add_argument(
+        "--inputs", metavar="FOLDER", help="images for the model as they are; nothing is compared"
+    )
     parser.add_argument("--out", help="a new folder, for what the model makes of these")
     common_arguments(parser)
     known, _ = parser.parse_known_args(arguments)
@@ -171,7 +256,10 @@ def test(arguments: Sequence[str] | None = None) -> None:
         if known.help:
             return parser.print_help()
         args = parser.parse_args(arguments)
-        folder, given = args.images or args.inputs, [name for name in own if getattr(args, name) != parser.get_default(name)]
+        folder, given = (
+            args.images or args.inputs,
+            [name for name in own if getattr(args, name) != parser.get_default(name)],
+        )
         if bool(folder) != bool(args.out) or (given and not folder):
             also = "".join(f", --{name.replace('_', '-')}" for name in own)
             parser.error(f"--images and --inputs need --out; --out{also} need --images or --inputs")
@@ -182,13 +270,23 @@ def test(arguments: Sequence[str] | None = None) -> None:
         meta = load_weights(model, args.checkpoint)
         model.eval()
         if folder:
-            return _predict(experiment, model, args, meta.get("classes"), {name: getattr(args, name) for name in own})
+            return _predict(
+                experiment,
+                model,
+                args,
+                meta.get("classes"),
+                {name: getattr(args, name) for name in own},
+            )
         from kdtasks.engine.show import decimals
 
         loader = _test_loader(experiment, meta.get("classes"))
         if experiment.data.is_drawn and args.seed is None and "seed" not in meta:
-            print(f"warning: {args.checkpoint!r} does not say of which seed it is (no .json of a run is beside it), "
-                  "and the test data depends on that: 0 is taken; --seed says another", file=sys.stderr)
+            print(
+                f"warning: {args.checkpoint!r} does not say of which seed it is (no .json of a "
+                "run is beside it), "
+                "and the test data depends on that: 0 is taken; --seed says another",
+                file=sys.stderr,
+            )
         metrics = evaluate(experiment.task, model, loader)
         for metric, value in metrics.items():
             print(f"{metric} {value:.{decimals(metric, 3)}f}")
@@ -199,17 +297,48 @@ def test(arguments: Sequence[str] | None = None) -> None:
 @pipe_may_close()
 def compare(arguments: Sequence[str] | None = None) -> None:
     """tools/compare.py."""
-    parser = argparse.ArgumentParser(prog="compare.py", description="Train configs over seeds, each beside its control (the "
-                                     "same student without the teacher), and say what the teacher brought.")
+    parser = argparse.ArgumentParser(
+        prog="compare.py",
+        description="Train configs over seeds, "
+        "each beside its control (the "
+        "same student without the teacher), and say what the teacher "
+        "brought.",
+    )
     parser.add_argument("configs", nargs="+", metavar="CONFIG")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="N", help="default: 0 1 2 3 4")
-    parser.add_argument("--teacher-per-seed", action="store_true", help="a teacher for each seed; default: seed 0's for all")
-    parser.add_argument("--work-dir", default="work_dirs", help="where the runs, compare.json and compare.png go; runs "
-                        "that are there already are used (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs side by side, each in a process of its own, "
-                        "which share the processors")
-    parser.add_argument("--devices", nargs="+", default=[], metavar="cuda:K", help="of the jobs, in turn; without --jobs one "
-                        "job a device")
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[0, 1, 2, 3, 4],
+        metavar="N",
+        help="default: 0 1 2 3 4",
+    )
+    parser.add_argument(
+        "--teacher-per-seed",
+        action="store_true",
+        help="a teacher for each seed; default: seed 0's for all",
+    )
+    parser.add_argument(
+        "--work-dir",
+        default="work_dirs",
+        help="where the runs, compare.json and "
+        "compare.png go; runs "
+        "that are there already are used (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs side by side, each in a process of its own, which share the processors",
+    )
+    parser.add_argument(
+        "--devices",
+        nargs="+",
+        default=[],
+        metavar="cuda:K",
+        help="of the jobs, in turn; without --jobs one job a device",
+    )
     common_arguments(parser)
     args = parser.parse_args(arguments)
     if args.jobs < 1:
@@ -224,33 +353,65 @@ def compare(arguments: Sequence[str] | None = None) -> None:
 
         paths = [find_config(path) for path in args.configs]
         names = config_names(paths)
-        loaded = {name: configs.load(path, dict(args.cfg_options)) for name, path in zip(names, paths)}
+        loaded = {
+            name: configs.load(path, dict(args.cfg_options)) for name, path in zip(names, paths)
+        }
         workers = max(args.jobs, len(args.devices))
-        show(compare(loaded, args.seeds, args.work_dir, args.device, args.teacher_per_seed, workers=workers,
-                     devices=args.devices))
+        show(
+            compare(
+                loaded,
+                args.seeds,
+                args.work_dir,
+                args.device,
+                args.teacher_per_seed,
+                workers=workers,
+                devices=args.devices,
+            )
+        )
         print(f"{args.work_dir}: compare.json compare.png")
 
 
 @pipe_may_close()
 def export(arguments: Sequence[str] | None = None) -> None:
     """tools/export.py."""
-    parser = argparse.ArgumentParser(prog="export.py", description="Write the student of a finished run for use elsewhere, and "
-                                     "check the file by running it beside the student on test images.")
+    parser = argparse.ArgumentParser(
+        prog="export.py",
+        description="Write the student of a "
+        "finished run for use "
+        "elsewhere, and "
+        "check the file by running it beside the student on test "
+        "images.",
+    )
     parser.add_argument("work_dir")
     parser.add_argument("--format", required=True, choices=["pth", "safetensors", "onnx"])
-    parser.add_argument("--output", help="default: student.<format> in the work_dir, student_plain.pth for pth")
-    parser.add_argument("--checkpoint", default="student.pth", help="a student's weights, in the work_dir or elsewhere "
-                        "(default: %(default)s)")
+    parser.add_argument(
+        "--output", help="default: student.<format> in the work_dir, student_plain.pth for pth"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        default="student.pth",
+        help="a student's weights, in the work_dir or elsewhere (default: %(default)s)",
+    )
     parser.add_argument("--opset", type=int, help="of ONNX; default: torch's choice")
     common_arguments(parser)
     args = parser.parse_args(arguments)
     with plain_errors():
         from kdtasks.engine.export import export
 
-        done = export(args.work_dir, args.format, args.output, args.checkpoint, args.opset, args.device or "cpu",
-                      dict(args.cfg_options))
-        print(f"{done['output']}: {done['bytes'] / 2**20:.2f} MiB; on {done['images']} test images its outputs differ from the "
-              f"student's by at most {done['difference']:.2g} (allowed: {done['allowed']:.2g})")
+        done = export(
+            args.work_dir,
+            args.format,
+            args.output,
+            args.checkpoint,
+            args.opset,
+            args.device or "cpu",
+            dict(args.cfg_options),
+        )
+        print(
+            f"{done['output']}: {done['bytes'] / 2**20:.2f} MiB; on {done['images']} test images "
+            "its outputs differ from the "
+            f"student's by at most {done['difference']:.2g} (allowed: {done['allowed']:.2g})"
+        )
 
 
 @pipe_may_close()
@@ -261,20 +422,28 @@ def benchmark(arguments: Sequence[str] | None = None) -> None:
 
 
 def _test_loader(experiment, known: Sequence[str] | None):
-    """The test data in the classes that the checkpoint knows; where it does not say them, in those of the training data."""
+    """The test data in the classes that the checkpoint knows; where it does not say them, in those
+    of the training data.
+    """
     if known:
         return experiment.test_loader(experiment.final or experiment.stages[-1], classes=known)
     try:
         return experiment.test_loader(experiment.final or experiment.stages[-1])
     except FileNotFoundError as error:
         loader = experiment.test_loader(experiment.final or experiment.stages[-1], classes=None)
-        print(f"warning: neither the checkpoint nor the training data says which classes there are ({error}): the numbers of "
-              "the test data's own are taken", file=sys.stderr)
+        print(
+            f"warning: neither the checkpoint nor the training data says which classes there are "
+            f"({error}): the numbers of "
+            "the test data's own are taken",
+            file=sys.stderr,
+        )
         return loader
 
 
 def _add_task_arguments(parser: argparse.ArgumentParser, task) -> list[str]:
-    """The names of what the task's ``predict_arguments(parser)`` adds: further keyword arguments of its ``predict``."""
+    """The names of what the task's ``predict_arguments(parser)`` adds: further keyword arguments of
+    its ``predict``.
+    """
     if not hasattr(task, "predict_arguments"):
         return []
     before = set(vars(parser.parse_known_args([])[0]))
@@ -284,21 +453,31 @@ def _add_task_arguments(parser: argparse.ArgumentParser, task) -> list[str]:
 
 def _predict(experiment, model, args: argparse.Namespace, classes, own: dict) -> None:
     if not hasattr(experiment.task, "predict"):
-        raise ConfigError(f"the task {experiment.config['task']!r} takes no folder of images: it has no predict()")
+        raise ConfigError(
+            f"the task {experiment.config['task']!r} takes no folder of images: it has no predict()"
+        )
     folder, measured = args.images or args.inputs, bool(args.images)
-    failed = experiment.task.predict(model, experiment.config, folder, args.out, measured, classes=classes, **own)
+    failed = experiment.task.predict(
+        model, experiment.config, folder, args.out, measured, classes=classes, **own
+    )
     if failed:
         print(f"error: left out {', '.join(failed)}", file=sys.stderr)
         raise SystemExit(1)
 
 
 def config_name(path: str | Path) -> str:
-    """``configs/detection/default.py`` -> ``detection_default``: the folder is part of the name, unless it is the current one.
+    """``configs/detection/default.py`` -> ``detection_default``: the folder is part of the name,
+    unless it is the current one.
 
-    It does not matter how the path is written: relative, absolute, with ``..`` or by a link to the folder.
+    It does not matter how the path is written: relative, absolute, with ``..`` or by a link to the
+    folder.
     """
     folder = Path(path).parent.resolve()
-    return Path(path).stem if folder == Path.cwd() or folder.name in ("", "configs") else f"{folder.name}_{Path(path).stem}"
+    return (
+        Path(path).stem
+        if folder == Path.cwd() or folder.name in ("", "configs")
+        else f"{folder.name}_{Path(path).stem}"
+    )
 
 
 def config_names(paths: Sequence[str | Path]) -> list[str]:
@@ -313,15 +492,16 @@ def config_names(paths: Sequence[str | Path]) -> list[str]:
     names, folders = [config_name(path) for path in paths], 1
     while len(set(names)) < len(names) and folders < max(len(path.parts) for path in whole):
         folders += 1
-        names = ["_".join(path.parts[1:][-1 - folders:]) for path in whole]
+        names = ["_".join(path.parts[1:][-1 - folders :]) for path in whole]
     return names
 
 
 def folder_name(name: str, options: Mapping[str, object]) -> str:
     """A config's name and the options that it runs with, so that each has a folder of its own.
 
-    ``('detection_default', {'length': 2})`` -> ``detection_default-length=2``. What is long, or no letter, digit or plain sign,
-    is cut or replaced, and a hash of all options then tells such folders apart.
+    ``('detection_default', {'length': 2})`` -> ``detection_default-length=2``. What is long, or no
+    letter, digit or plain sign, is cut or replaced, and a hash of all options then tells such
+    folders apart.
     """
     said = ",".join(f"{key}={value}" for key, value in sorted(options.items()))
     safe = re.sub(r"[^\w.,=+-]", "_", said, flags=re.ASCII)
@@ -331,7 +511,9 @@ def folder_name(name: str, options: Mapping[str, object]) -> str:
 
 
 class plain_errors:
-    """A wrong input ends in one clear line, not in a traceback; anything else is a bug and shows where it happened."""
+    """A wrong input ends in one clear line, not in a traceback; anything else is a bug and shows
+    where it happened.
+    """
 
     def __enter__(self):
         return self
@@ -341,8 +523,12 @@ class plain_errors:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
         if kind is not None and issubclass(kind, ImportError) and _is_of_opencv(trace):
-            print(f"error: mmengine needs OpenCV, which cannot be imported here: {error}; on a machine without a screen: "
-                  "pip uninstall -y opencv-python; pip install opencv-python-headless", file=sys.stderr)
+            print(
+                f"error: mmengine needs OpenCV, which cannot be imported here: {error}; on a "
+                "machine without a screen: "
+                "pip uninstall -y opencv-python; pip install opencv-python-headless",
+                file=sys.stderr,
+            )
             raise SystemExit(1) from None
         if kind is not None and "torch" in sys.modules:
             from kdtasks.engine.processes import lost_peer
@@ -351,7 +537,10 @@ class plain_errors:
                 print(f"error: {why}", file=sys.stderr)
                 raise SystemExit(1) from None
         if kind is KeyboardInterrupt:
-            print("stopped; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+            print(
+                "stopped; the same command with --resume goes on from the last checkpoint",
+                file=sys.stderr,
+            )
             raise SystemExit(130) from None
         return False
 
@@ -367,11 +556,15 @@ def _is_of_opencv(trace) -> bool:
 
 
 def _is_ours(error: BaseException, trace) -> bool:
-    """Whether a ``raise`` of this package's own code raised it: anything else is a bug, and shows where it happened."""
+    """Whether a ``raise`` of this package's own code raised it: anything else is a bug, and shows
+    where it happened.
+    """
     while trace.tb_next:
         trace = trace.tb_next
     file, line = trace.tb_frame.f_code.co_filename, trace.tb_lineno
-    return Path(file).is_relative_to(Path(__file__).parents[1]) and linecache.getline(file, line).lstrip().startswith("raise")
+    return Path(file).is_relative_to(Path(__file__).parents[1]) and linecache.getline(
+        file, line
+    ).lstrip().startswith("raise")
 
 
 def _list_configs() -> None:
@@ -381,8 +574,11 @@ def _list_configs() -> None:
 
 def _list_stages(experiment) -> None:
     for stage in experiment.stages:
-        print(f"{stage.name}: trains {stage.model}" + (f", taught by {', '.join(stage.teachers)}" if stage.teachers else "")
-              + f"; losses {', '.join(stage.losses)}")
+        print(
+            f"{stage.name}: trains {stage.model}"
+            + (f", taught by {', '.join(stage.teachers)}" if stage.teachers else "")
+            + f"; losses {', '.join(stage.losses)}"
+        )
     distiller = experiment.distiller(experiment.stages[-1], load=False)
     for role in distiller.roles:
         print(f"\nnames of {role}:\n  " + "\n  ".join(distiller.names(role)))
@@ -394,8 +590,11 @@ def _print_dry_run(experiment) -> None:
 
     for row in dry_run(experiment):
         memory = f", {row['memory_mb']:.0f} MiB" if row["memory_mb"] is not None else ""
-        print(f"{row['stage']}: {row['parameters']:,} parameters train, {row['teacher_parameters']:,} teach; "
-              f"{row['step_ms']:.1f} ms a step{memory}; loss {row['loss']:.4f}")
+        print(
+            f"{row['stage']}: {row['parameters']:,} parameters train, "
+            f"{row['teacher_parameters']:,} teach; "
+            f"{row['step_ms']:.1f} ms a step{memory}; loss {row['loss']:.4f}"
+        )
         for name, shape in row["shapes"].items():
             print(f"    {name} {shape}")
     check(experiment)

@@ -17,7 +17,9 @@ def shared_folder(name: str) -> Path:
 
 
 def config_titles() -> dict[str, str]:
-    """``{'classification/default': first line of its header}`` of every config that comes with the package."""
+    """``{'classification/default': first line of its header}`` of every config that comes with the
+    package.
+    """
     folder, titles = shared_folder("configs"), {}
     for path in sorted(p for p in folder.rglob("*.py") if "_base_" not in p.parts):
         with path.open(encoding="utf-8") as file:
@@ -27,7 +29,8 @@ def config_titles() -> dict[str, str]:
 
 
 def find_config(name: str | Path) -> Path:
-    """A file as it stands, or a config of the package: ``'classification/default'``, with or without ``.py``.
+    """A file as it stands, or a config of the package: ``'classification/default'``, with or
+    without ``.py``.
 
     Raises:
         FileNotFoundError: neither; the nearest names are listed.
@@ -41,12 +44,17 @@ def find_config(name: str | Path) -> Path:
     own = [p.as_posix() for p in Path("configs").rglob("*.py")]
     known = [*own, *config_titles()]
     near = difflib.get_close_matches(path.as_posix(), known, n=3)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "'kdtasks list' shows those there are"
+    hint = (
+        f"did you mean {' or '.join(map(repr, near))}?"
+        if near
+        else "'kdtasks list' shows those there are"
+    )
     raise FileNotFoundError(f"no config {str(name)!r}; {hint}")
 
 
 def copy_config(name: str | Path, folder: str | Path = "configs") -> list[Path]:
-    """Copy a config of the package, and every base that it builds on, into ``folder``, in the same tree.
+    """Copy a config of the package, and every base that it builds on, into ``folder``, in the same
+    tree.
 
     Args:
         name: as :func:`config_titles` has it.
@@ -62,13 +70,17 @@ def copy_config(name: str | Path, folder: str | Path = "configs") -> list[Path]:
     root = shared_folder("configs").resolve()
     first = find_config(name).resolve()
     if not first.is_relative_to(root):
-        raise ConfigError(f"{str(name)!r} is a file of your own: expected a config of the package, "
-                          "as 'kdtasks list' shows it")
+        raise ConfigError(
+            f"{str(name)!r} is a file of your own: expected a config of the package, "
+            "as 'kdtasks list' shows it"
+        )
     sources = _with_bases(first)
     copies = {source: Path(folder) / source.relative_to(root) for source in sources}
     for source, copy in copies.items():
         if copy.exists() and copy.read_bytes() != source.read_bytes():
-            raise ConfigError(f"{str(copy)!r} is there already and differs: expected another folder")
+            raise ConfigError(
+                f"{str(copy)!r} is there already and differs: expected another folder"
+            )
     for source, copy in copies.items():
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, copy)

@@ -10,25 +10,32 @@ from kdtasks.core.classes import class_name, class_numbers, counted, renumbered
 from kdtasks.engine import builder
 from kdtasks.engine.builder import ConfigError
 
-TOLD = ("train", "skip_bad")                # arguments of a data function that the engine gives where the config does not
-_LOOKED_AT = 10                             # samples, to see what a target is
+# arguments of a data function that the engine gives where the config does not
+TOLD = ("train", "skip_bad")
+_LOOKED_AT = 10  # samples, to see what a target is
 
 
 def told(spec: Mapping, train: bool, skip_bad: bool = False) -> dict:
-    """A description of data in which every function that accepts ``train`` is told it, those inside it too.
+    """A description of data in which every function that accepts ``train`` is told it, those inside
+    it too.
 
     ``skip_bad`` likewise, where it is True. What the config says itself stays.
     """
     found = {name: _told(value, train, skip_bad) for name, value in spec.items()}
     accepts = _parameters(spec["type"])
     values = {"train": train, **({"skip_bad": True} if skip_bad else {})}
-    return {**found, **{name: values[name] for name in values if name in accepts and name not in spec}}
+    return {
+        **found,
+        **{name: values[name] for name in values if name in accepts and name not in spec},
+    }
 
 
 def _told(value, train: bool, skip_bad: bool):
     if isinstance(value, Mapping) and "type" in value:
         return told(value, train, skip_bad)
-    if isinstance(value, list | tuple) and any(isinstance(item, Mapping) and "type" in item for item in value):
+    if isinstance(value, list | tuple) and any(
+        isinstance(item, Mapping) and "type" in item for item in value
+    ):
         return [_told(item, train, skip_bad) for item in value]
     return value
 
@@ -36,20 +43,24 @@ def _told(value, train: bool, skip_bad: bool):
 def _parameters(function) -> Sequence[str]:
     try:
         return tuple(inspect.signature(builder.resolve(function, "data")).parameters)
-    except (TypeError, ValueError):                                             # a builtin without a signature
+    # a builtin without a signature
+    except (TypeError, ValueError):
         return ()
 
 
 def image_shape(spec: Mapping, default: Sequence[int] = (3, 224, 224)) -> tuple[int, int, int]:
-    """(channels, height, width) of the images that a description of data stands for, without reading it.
+    """(channels, height, width) of the images that a description of data stands for, without
+    reading it.
 
-    Of a set made of others, the first one's. ``size`` as the description has it; otherwise what the function's attribute
-    ``image_shape`` says; otherwise ``default``.
+    Of a set made of others, the first one's. ``size`` as the description has it; otherwise what the
+    function's attribute ``image_shape`` says; otherwise ``default``.
     """
     inner = spec.get("dataset") or next(iter(spec.get("sets", [])), None)
     if isinstance(inner, Mapping) and "type" in inner:
         return image_shape(inner, default)
-    channels, *usual = getattr(builder.resolve(spec["type"], "data.train"), "image_shape", None) or default
+    channels, *usual = (
+        getattr(builder.resolve(spec["type"], "data.train"), "image_shape", None) or default
+    )
     size = spec.get("size")
     return (channels, *((size, size) if isinstance(size, int) else tuple(size or usual)))
 
@@ -61,9 +72,14 @@ def check_test(spec: Mapping, where: str) -> None:
         ConfigError: the key that says so.
     """
     if spec.get("train") is True:
-        raise ConfigError(f"{where}.train=True: test data does not train; expected False, which is the default here")
+        raise ConfigError(
+            f"{where}.train=True: test data does not train; expected False, which is "
+            "the default here"
+        )
     if spec.get("augment") not in (None, False):
-        raise ConfigError(f"{where}.augment={spec['augment']!r}: test data is never augmented; leave it out")
+        raise ConfigError(
+            f"{where}.augment={spec['augment']!r}: test data is never augmented; leave it out"
+        )
     for name, value in spec.items():
         items = enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
         for k, item in items:
@@ -79,21 +95,30 @@ def check_plain(dataset, where: str) -> None:
     """
     augment = getattr(dataset, "augment", None)
     if augment is not None and augment is not False and not inspect.ismethod(augment):
-        raise ConfigError(f"{where}: the {type(dataset).__name__} has augment={augment!r}, but test data is never augmented: "
-                          "expected augment=None, as where train=False")
+        raise ConfigError(
+            f"{where}: the {type(dataset).__name__} has augment={augment!r}, but "
+            "test data is never augmented: "
+            "expected augment=None, as where train=False"
+        )
 
 
 def class_names(dataset) -> list[str] | None:
     """The names of a data set's classes, where it knows them."""
     classes = getattr(dataset, "classes", None)
-    listed = hasattr(classes, "__len__") and hasattr(classes, "__getitem__") and not isinstance(classes, str | Mapping)
+    listed = (
+        hasattr(classes, "__len__")
+        and hasattr(classes, "__getitem__")
+        and not isinstance(classes, str | Mapping)
+    )
     return [class_name(name) for name in classes] if listed and len(classes) else None
 
 
 def with_classes(dataset, names: Sequence[str] | None, drop: bool, where: str):
-    """The data set with the numbers that its classes have in ``names``; itself where nothing changes or nothing is known.
+    """The data set with the numbers that its classes have in ``names``; itself where nothing
+    changes or nothing is known.
 
-    A data set may do it by a method of its own, ``with_classes(names, drop)``; any other one that has ``classes`` is wrapped.
+    A data set may do it by a method of its own, ``with_classes(names, drop)``; any other one that
+    has ``classes`` is wrapped.
 
     Raises:
         ConfigError: it has samples of a class that ``names`` lacks, and not ``drop``.
@@ -114,7 +139,9 @@ def with_classes(dataset, names: Sequence[str] | None, drop: bool, where: str):
 
 
 def _targets(dataset) -> Tensor | None:
-    """(n,) class numbers of all samples, where the data set lists them as ``target`` or ``targets``."""
+    """(n,) class numbers of all samples, where the data set lists them as ``target`` or
+    ``targets``.
+    """
     for name in ("target", "targets"):
         try:
             found = torch.as_tensor(getattr(dataset, name))
@@ -126,21 +153,26 @@ def _targets(dataset) -> Tensor | None:
 
 
 class Renumbered:
-    """A data set of one's own whose classes have the numbers of another list; everything else is as it was.
+    """A data set of one's own whose classes have the numbers of another list; everything else is as
+    it was.
 
-    Class numbers are targets counted from 0, or, in a target that is a dict, ``labels`` counted from 1.
+    Class numbers are targets counted from 0, or, in a target that is a dict, ``labels`` counted
+    from 1.
 
     Args:
         dataset: of either of the loader's kinds, with ``classes``.
         names: the list.
-        drop: see :func:`kdtasks.core.classes.class_numbers`; what is dropped becomes unlabelled (-100), a box is left out.
+        drop: see :func:`kdtasks.core.classes.class_numbers`; what is dropped becomes unlabelled
+            (-100), a box is left out.
     """
 
     def __init__(self, dataset, names: Sequence[str], drop: bool = False):
         self.dataset, self.classes = dataset, list(names)
         own, self._boxes = class_names(dataset), _has_boxes(dataset)
         targets = None if self._boxes else _targets(dataset)
-        self._numbers = class_numbers(own, names, None if targets is None else counted(targets, len(own)), drop)
+        self._numbers = class_numbers(
+            own, names, None if targets is None else counted(targets, len(own)), drop
+        )
         if targets is not None:
             self.target = self.targets = renumbered(targets, self._numbers)
         if callable(getattr(dataset, "batch", None)):
@@ -157,7 +189,11 @@ class Renumbered:
     def __getitem__(self, index: int):
         sample = self.dataset[index]
         if isinstance(sample, Mapping):
-            return {**sample, "target": self._renumbered(sample["target"])} if "target" in sample else sample
+            return (
+                {**sample, "target": self._renumbered(sample["target"])}
+                if "target" in sample
+                else sample
+            )
         input, target = sample
         return input, self._renumbered(target)
 
@@ -172,12 +208,17 @@ class Renumbered:
             labels = torch.as_tensor(target["labels"])
             new = torch.where(labels > 0, renumbered(labels - 1, self._numbers) + 1, labels)
             kept = new >= 0
-            tensors = {k: v for k, v in target.items() if isinstance(v, Tensor) and v.ndim and k != "scale"}
+            tensors = {
+                k: v for k, v in target.items() if isinstance(v, Tensor) and v.ndim and k != "scale"
+            }
             of_boxes = [k for k, v in tensors.items() if len(v) == len(labels)]
             return {**target, **{k: target[k][kept] for k in of_boxes}, "labels": new[kept]}
         if isinstance(target, Tensor) and target.is_floating_point():
-            raise ValueError("its classes have another order than the training data's, and its targets are not class numbers: "
-                             "expected the same order")
+            raise ValueError(
+                "its classes have another order than the training data's, and its "
+                "targets are not class numbers: "
+                "expected the same order"
+            )
         if isinstance(target, Tensor):
             return renumbered(target.long(), self._numbers)
         return int(self._numbers[int(target)]) if int(target) >= 0 else target
@@ -191,7 +232,8 @@ def _has_boxes(dataset) -> bool:
         for i in range(min(len(dataset), _LOOKED_AT)):
             try:
                 sample = dataset[i]
-            except Exception:                                                   # the Loader says so when its turn comes
+            # the Loader says so when its turn comes
+            except Exception:
                 continue
             target = sample.get("target") if isinstance(sample, Mapping) else sample[1]
             if target is not None:

@@ -28,8 +28,13 @@ class DataStore:
         is_drawn: whether a data set that was read has drawn random numbers.
     """
 
-    def __init__(self, device: torch.device, seeded: Callable[[], AbstractContextManager],
-                 final: Mapping | None, unseen: bool):
+    def __init__(
+        self,
+        device: torch.device,
+        seeded: Callable[[], AbstractContextManager],
+        final: Mapping | None,
+        unseen: bool,
+    ):
         self.device, self.seeded, self.final, self.unseen = device, seeded, final, unseen
         self.is_drawn = False
         self._kept: dict[Hashable, object] = {}
@@ -66,8 +71,9 @@ class DataStore:
         made = self._read(data, "test")
         data_sets.check_plain(made, "data.test")
         drop = data["unknown_classes"] == "drop"
-        return self._with_classes(made, None if names is None else [*map(str, names)], drop,
-                                  "data.test")
+        return self._with_classes(
+            made, None if names is None else [*map(str, names)], drop, "data.test"
+        )
 
     def class_names(self, data: Mapping) -> list[str] | None:
         """The classes that a setting's training set brings; None where those of the test differ."""
@@ -91,8 +97,9 @@ class DataStore:
         return self.keep(key, lambda: self._make(spec, where))
 
     def _make(self, spec: Mapping, where: str):
-        arguments = {name: self._read_inner(value, f"{where}.{name}")
-                     for name, value in spec.items()}
+        arguments = {
+            name: self._read_inner(value, f"{where}.{name}") for name, value in spec.items()
+        }
         with self.seeded():
             before = torch.get_rng_state()
             made = builder.build(arguments, where)

@@ -13,12 +13,13 @@ from kdtasks.engine.loader import to_device
 
 
 def dry_run(experiment: Experiment, steps: int = 2) -> list[dict]:
-    """Build each stage and take ``steps`` steps on what the task's ``example`` gives; no data and no files are read
-    (:func:`kdtasks.engine.check.check` does that).
+    """Build each stage and take ``steps`` steps on what the task's ``example`` gives; no data and
+    no files are read (:func:`kdtasks.engine.check.check` does that).
 
     Returns:
-        A row a stage: ``stage``, ``parameters`` that train, ``teacher_parameters``, ``step_ms`` of the last step, ``loss``,
-        ``memory_mb`` (the peak, CUDA only), ``shapes`` of the tensors that the losses are called with.
+        A row a stage: ``stage``, ``parameters`` that train, ``teacher_parameters``, ``step_ms`` of
+        the last step, ``loss``, ``memory_mb`` (the peak, CUDA only), ``shapes`` of the tensors that
+        the losses are called with.
 
     Raises:
         ConfigError: a loss is not finite after the steps.
@@ -34,10 +35,13 @@ def dry_run(experiment: Experiment, steps: int = 2) -> list[dict]:
         if share:
             batch["labelled"] = torch.arange(len(batch["input"])) < data["batch_size"]
         distiller = experiment.distiller(stage, load=False)
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):            # of teachers not trained yet
+        # of teachers not trained yet
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
             shapes = distiller.build(batch)
         trained = [p for p in distiller.parameters() if p.requires_grad]
-        optimizer = builder.build(experiment.setting(stage, "optimizer"), "optimizer", params=trained)
+        optimizer = builder.build(
+            experiment.setting(stage, "optimizer"), "optimizer", params=trained
+        )
         if experiment.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         for step in range(steps):
@@ -53,11 +57,24 @@ def dry_run(experiment: Experiment, steps: int = 2) -> list[dict]:
             optimizer.zero_grad()
             loss = float(total.detach())
         if not math.isfinite(loss):
-            raise ConfigError(f"stage {stage.name!r}: the loss is {loss} after {steps} steps on random tensors")
-        rows.append({
-            "stage": stage.name, "parameters": sum(p.numel() for p in trained), "shapes": shapes, "loss": loss,
-            "teacher_parameters": sum(p.numel() for role in distiller.teachers for p in distiller.model(role).parameters()),
-            "step_ms": 1000 * (time.perf_counter() - started),
-            "memory_mb": torch.cuda.max_memory_allocated() / 2**20 if experiment.device.type == "cuda" else None,
-        })
+            raise ConfigError(
+                f"stage {stage.name!r}: the loss is {loss} after {steps} steps on random tensors"
+            )
+        rows.append(
+            {
+                "stage": stage.name,
+                "parameters": sum(p.numel() for p in trained),
+                "shapes": shapes,
+                "loss": loss,
+                "teacher_parameters": sum(
+                    p.numel()
+                    for role in distiller.teachers
+                    for p in distiller.model(role).parameters()
+                ),
+                "step_ms": 1000 * (time.perf_counter() - started),
+                "memory_mb": torch.cuda.max_memory_allocated() / 2**20
+                if experiment.device.type == "cuda"
+                else None,
+            }
+        )
     return rows

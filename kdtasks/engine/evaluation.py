@@ -8,21 +8,29 @@ from torch import Tensor, nn
 from kdtasks.core.trial import state_kept
 
 
-def evaluate(task, model: nn.Module, loader, before: Callable[[int, dict], None] | None = None,
-             after: Callable[[int, dict], None] | None = None) -> dict[str, float]:
-    """``task.evaluate(model, loader)`` in eval mode and without gradients, with the model's inputs and outputs watched.
+def evaluate(
+    task,
+    model: nn.Module,
+    loader,
+    before: Callable[[int, dict], None] | None = None,
+    after: Callable[[int, dict], None] | None = None,
+) -> dict[str, float]:
+    """``task.evaluate(model, loader)`` in eval mode and without gradients, with the model's inputs
+    and outputs watched.
 
-    The argmax of NaN is class 0 and a box with a score of NaN is no box: a number would come out of either. So what is not
-    finite is noted on the device, and read once at the end. In rows of scores (B, C) -inf may stand for classes that are
-    masked, as long as one is left. What test images move in the model, as the observers of a quantization-aware one do in
-    eval too, is put back.
+    The argmax of NaN is class 0 and a box with a score of NaN is no box: a number would come out of
+    either. So what is not finite is noted on the device, and read once at the end. In rows of
+    scores (B, C) -inf may stand for classes that are masked, as long as one is left. What test
+    images move in the model, as the observers of a quantization-aware one do in eval too, is put
+    back.
 
     Args:
-        task: a trainer module. Where its ``deciding(model)`` lists modules, their outputs are watched instead of the
-            model's, which may have left out by then what is not finite.
+        task: a trainer module. Where its ``deciding(model)`` lists modules, their outputs are
+            watched instead of the model's, which may have left out by then what is not finite.
         model: in any mode; it stays in eval.
         loader: gives the batches.
-        before, after: called with each batch and its number, before the task gets it and when it asks for the next.
+        before, after: called with each batch and its number, before the task gets it and when it
+            asks for the next.
 
     Raises:
         ValueError: an input or an output is not finite; names the first such sample.
@@ -32,10 +40,12 @@ def evaluate(task, model: nn.Module, loader, before: Callable[[int, dict], None]
     hooks = [module.register_forward_hook(watch.note_output) for module in modules]
     try:
         with state_kept(model.modules()), torch.no_grad():
-            model.eval()                                                  # which some models do not return
+            # which some models do not return
+            model.eval()
             found = task.evaluate(model, watch)
     except Exception:
-        watch.check()                                                     # what went wrong then is what it led to
+        # what went wrong then is what it led to
+        watch.check()
         raise
     finally:
         for hook in hooks:
@@ -47,10 +57,17 @@ def evaluate(task, model: nn.Module, loader, before: Callable[[int, dict], None]
 class _Watch:
     """A loader that notes which samples are not finite, and is the loader otherwise."""
 
-    def __init__(self, loader, before: Callable[[int, dict], None] | None, after: Callable[[int, dict], None] | None):
+    def __init__(
+        self,
+        loader,
+        before: Callable[[int, dict], None] | None,
+        after: Callable[[int, dict], None] | None,
+    ):
         self.loader, self.before, self.after = loader, before, after
-        self.batches: list[dict] = []                                     # of each: how many samples, and which they are
-        self.notes: list[tuple[int, str, Tensor]] = []                    # batch, what, (B,) or (1,) bool on the device
+        # of each: how many samples, and which they are
+        self.batches: list[dict] = []
+        # batch, what, (B,) or (1,) bool on the device
+        self.notes: list[tuple[int, str, Tensor]] = []
 
     def __iter__(self) -> Iterator[dict]:
         for count, batch in enumerate(self.loader):
@@ -79,25 +96,34 @@ class _Watch:
 
     def check(self) -> None:
         """Raise ValueError if anything was not finite, inputs first."""
-        self.notes.sort(key=lambda note: note[1])                         # 'input' before 'output'; stable
+        # 'input' before 'output'; stable
+        self.notes.sort(key=lambda note: note[1])
         device = next((bad.device for _, what, bad in self.notes if what == "output"), "cpu")
         wrong = [bad.any().to(device, non_blocking=True) for _, _, bad in self.notes]
-        first = torch.stack(wrong).nonzero().flatten().tolist() if wrong else []              # the one wait
+        # the one wait
+        first = torch.stack(wrong).nonzero().flatten().tolist() if wrong else []
         if not first:
             return
         number, what, bad = self.notes[first[0]]
         batch, rows = self.batches[number], bad.nonzero().flatten().tolist()
         where = f"batch {number}" if len(bad) != batch["size"] else self._sample(batch, rows[0])
-        raise ValueError(f"the model's {what} is not finite (NaN or infinite) for {where} of the test data"
-                         + ("; expected an image without such values" if what == "input" else
-                            ", though the image is; no metric can be computed of it"))
+        raise ValueError(
+            f"the model's {what} is not finite (NaN or infinite) for {where} of the "
+            "test data"
+            + (
+                "; expected an image without such values"
+                if what == "input"
+                else ", though the image is; no metric can be computed of it"
+            )
+        )
 
     def _sample(self, batch: Mapping, row: int) -> str:
         index = row if batch["index"] is None else int(batch["index"][row])
         data = getattr(self.loader, "dataset", None)
         try:
             path = data.path(index) if hasattr(data, "path") else data.samples[index][0]
-        except Exception:                                                 # a data set that tells no path
+        # a data set that tells no path
+        except Exception:
             return f"sample {index}"
         return f"sample {index} ({path})"
 
@@ -108,13 +134,20 @@ def _rows_not_finite(value, size: int) -> list[Tensor]:
         return [bad for part in value.values() for bad in _rows_not_finite(part, size)]
     if isinstance(value, list | tuple):
         parts = [_rows_not_finite(part, size) for part in value]
-        if len(value) == size and not any(isinstance(part, Tensor) and part.shape[:1] == (size,) for part in value):
+        if len(value) == size and not any(
+            isinstance(part, Tensor) and part.shape[:1] == (size,) for part in value
+        ):
             each = [torch.stack([bad.any() for bad in part]).any() for part in parts if part]
-            return [torch.stack(each)] if len(each) == size else [bad for part in parts for bad in part]
+            return (
+                [torch.stack(each)]
+                if len(each) == size
+                else [bad for part in parts for bad in part]
+            )
         return [bad for part in parts for bad in part]
     if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
         return []
     rows = value if value.ndim and len(value) == size else value[None]
     if rows.ndim == 2:
-        rows = rows.amax(1, keepdim=True)                                 # a class that is masked has -inf
+        # a class that is masked has -inf
+        rows = rows.amax(1, keepdim=True)
     return [~rows.isfinite().reshape(len(rows), -1).all(1)]

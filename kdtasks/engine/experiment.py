@@ -53,16 +53,20 @@ class Experiment:
         ConfigError: something in the config that can be known before any data or weights are read.
     """
 
-    def __init__(self, config: Mapping, seed: int = 0, device: str | None = None,
-                 name: str = "config"):
+    def __init__(
+        self, config: Mapping, seed: int = 0, device: str | None = None, name: str = "config"
+    ):
         self.config, self.seed, self.name = copy.deepcopy(dict(config)), seed, name
         self.rank, self.world = rank_and_world()
         self.device = torch.device(device_type(device))
         self._check_process()
         self._check_hooks()
         self.task = task_module(self.config["task"])
-        self.specs = {"student": self.config["student"], **self.config["teachers"],
-                      **self.config["models"]}
+        self.specs = {
+            "student": self.config["student"],
+            **self.config["teachers"],
+            **self.config["models"],
+        }
         own = {*self._supplied_to_student(), *getattr(self.task, "OWN_NAMES", ())}
         self.stages = make_stages(self.config, own)
         final = self.setting(self.final, "data") if self.final else None
@@ -71,14 +75,18 @@ class Experiment:
 
     def _check_process(self) -> None:
         if self.world == 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise ConfigError(f"this is one of {os.environ['WORLD_SIZE']} processes: add "
-                              "--launcher pytorch")
+            raise ConfigError(
+                f"this is one of {os.environ['WORLD_SIZE']} processes: add --launcher pytorch"
+            )
         if self.config["amp"] == "float16" and self.device.type != "cuda":
-            raise ConfigError("amp='float16' needs a CUDA device (its gradients need a scaler); "
-                              "use amp='bfloat16' here")
+            raise ConfigError(
+                "amp='float16' needs a CUDA device (its gradients need a scaler); "
+                "use amp='bfloat16' here"
+            )
         if self.config["sync_bn"] and self.device.type != "cuda":
-            raise ConfigError("sync_bn=True needs CUDA devices: torch shares BatchNorm statistics "
-                              "on no other")
+            raise ConfigError(
+                "sync_bn=True needs CUDA devices: torch shares BatchNorm statistics on no other"
+            )
 
     def _check_hooks(self) -> None:
         if self.config["custom_hooks"]:
@@ -96,11 +104,13 @@ class Experiment:
         """The tensor names of the student that a distiller of the config's own supplies."""
         if self._has_plain_distiller:
             return []
-        teachers = {name: self._as_teacher(name, self.model(name))
-                    for name in self.config["teachers"]}
+        teachers = {
+            name: self._as_teacher(name, self.model(name)) for name in self.config["teachers"]
+        }
         losses = self.config["losses"]
-        distiller = self._assemble("probe", self.model("student"), teachers, losses,
-                                   self._peers(losses, None, load=False))
+        distiller = self._assemble(
+            "probe", self.model("student"), teachers, losses, self._peers(losses, None, load=False)
+        )
         return list(distiller.names("student"))
 
     @property
@@ -148,7 +158,7 @@ class Experiment:
             return None if is_teacher else self.specs[stage.model].get("checkpoint")
         if stage.student != "keep":
             return stage.student
-        earlier = self.stages[:self.stages.index(stage)]
+        earlier = self.stages[: self.stages.index(stage)]
         return next(s.name for s in reversed(earlier) if s.model == stage.model)
 
     # Models ---------------------------------------------------------------------------------------
@@ -176,8 +186,9 @@ class Experiment:
         """
         owner = like or name
         if owner not in self.specs:
-            raise ConfigError(f"the config has no model {owner!r}; "
-                              + did_you_mean(owner, self.specs))
+            raise ConfigError(
+                f"the config has no model {owner!r}; " + did_you_mean(owner, self.specs)
+            )
         reserved = TEACHER_KEYS if owner in self.config["teachers"] else MODEL_KEYS
         spec = {**self.specs[owner], **arguments}
         return self._built(name, {k: v for k, v in spec.items() if k not in reserved})
@@ -218,8 +229,10 @@ class Experiment:
         if load:
             self.load(student, self._origin(stage), files, grown=True)
             self.check_source(stage)
-        teachers = {name: self._teacher(name, origin, files, load)
-                    for name, origin in stage.teachers.items()}
+        teachers = {
+            name: self._teacher(name, origin, files, load)
+            for name, origin in stage.teachers.items()
+        }
         self._check_classes(stage, teachers)
         peers = self._peers(stage.losses, files, load)
         distiller = self._assemble(stage.name, student, teachers, stage.losses, peers)
@@ -227,16 +240,29 @@ class Experiment:
             distiller.classes = self.classes(stage)
         return distiller.to(self.device)
 
-    def _assemble(self, name: str, student: nn.Module, teachers: Mapping[str, Teacher],
-                  losses: Mapping[str, Mapping], peers: Sequence[nn.Module]) -> Distiller:
+    def _assemble(
+        self,
+        name: str,
+        student: nn.Module,
+        teachers: Mapping[str, Teacher],
+        losses: Mapping[str, Mapping],
+        peers: Sequence[nn.Module],
+    ) -> Distiller:
         with self.seeded(f"{name}:losses"):
             entries = {key: _loss(f"losses.{key}", entry) for key, entry in losses.items()}
-        return builder.build(self.config["distiller"], "distiller", student=student,
-                             teachers=teachers, losses=entries, peers=peers,
-                             compile=self.config["compile"])
+        return builder.build(
+            self.config["distiller"],
+            "distiller",
+            student=student,
+            teachers=teachers,
+            losses=entries,
+            peers=peers,
+            compile=self.config["compile"],
+        )
 
-    def _teacher(self, name: str, origin: str | Sequence[str] | None, files: WorkDir | None,
-                 load: bool) -> Teacher:
+    def _teacher(
+        self, name: str, origin: str | Sequence[str] | None, files: WorkDir | None, load: bool
+    ) -> Teacher:
         origin = origin if isinstance(origin, str | None) else origin[0]
         reference = self._reference(origin)
         source = self.stage(reference[0]) if reference else None
@@ -257,8 +283,9 @@ class Experiment:
         except ValueError as error:
             raise ConfigError(f"{name or owner}: {error}") from error
 
-    def _peers(self, losses: Mapping[str, Mapping], files: WorkDir | None,
-               load: bool) -> list[nn.Module]:
+    def _peers(
+        self, losses: Mapping[str, Mapping], files: WorkDir | None, load: bool
+    ) -> list[nn.Module]:
         if not any(n.startswith("peer") for entry in losses.values() for n in _tuple(entry["of"])):
             return []
         peers = []
@@ -269,8 +296,9 @@ class Experiment:
                 self.load(peers[-1], spec.get("checkpoint"), files)
         return peers
 
-    def load(self, model: nn.Module, origin: str | None, files: WorkDir | None,
-             grown: bool = False) -> dict:
+    def load(
+        self, model: nn.Module, origin: str | None, files: WorkDir | None, grown: bool = False
+    ) -> dict:
         """Load the weights of a stage or a file; returns what is known of them.
 
         Args:
@@ -299,10 +327,13 @@ class Experiment:
         for number, (before, now) in enumerate(zip(known, classes)):
             if before != now:
                 raise ConfigError(
-                    f"stage {stage.name!r} goes on with the student of stage {source!r}, where class "
-                    f"{number} is {before!r}, and here {now!r}: expected the same classes in the same "
+                    f"stage {stage.name!r} goes on with the student of stage {source!r}, where "
+                    "class "
+                    f"{number} is {before!r}, and here {now!r}: expected the same classes in the "
+                    "same "
                     f"order, new ones behind. There are {len(known)}: {known[:12]}; here "
-                    f"{len(classes)}: {classes[:12]}")
+                    f"{len(classes)}: {classes[:12]}"
+                )
 
     def _check_classes(self, stage: Stage, teachers: Mapping[str, Teacher]) -> None:
         """A teacher whose output is compared knows the classes of the data, in their order."""
@@ -315,16 +346,22 @@ class Experiment:
             if classes and list(known) != classes:
                 lacks = [c for c in known if c not in classes]
                 adds = [c for c in classes if c not in known]
-                what = (f"it lacks {lacks[:5]} and adds {adds[:5]}" if lacks or adds
-                        else "they stand in another order")
-                raise ConfigError(f"the teacher {name!r} knows {len(known)} classes, the data has "
-                                  f"{len(classes)} others: {what}")
+                what = (
+                    f"it lacks {lacks[:5]} and adds {adds[:5]}"
+                    if lacks or adds
+                    else "they stand in another order"
+                )
+                raise ConfigError(
+                    f"the teacher {name!r} knows {len(known)} classes, the data has "
+                    f"{len(classes)} others: {what}"
+                )
 
     def is_cached(self, stage: Stage) -> bool:
         """Whether teacher outputs are kept; not those of a route of anchors, which change."""
         origins = stage.teachers.values()
-        return (bool(self.config["cache"] and origins)
-                and all(isinstance(origin, str | None) for origin in origins))
+        return bool(self.config["cache"] and origins) and all(
+            isinstance(origin, str | None) for origin in origins
+        )
 
     # Data -----------------------------------------------------------------------------------------
     def data_set(self, data: Mapping, part: str):
@@ -367,12 +404,18 @@ class Experiment:
         """
         data = {**self.setting(stage, "data"), **changes}
         train, share = self.training_set(stage, files), self.unlabelled(stage)
-        return Loader(train, data["batch_size"] + share,
-                      labelled="target" if _marks_unlabelled(train) else None,
-                      unlabelled_per_batch=share,
-                      views=self.config["cache"]["views"] if self.is_cached(stage) else 0,
-                      per_class=data["per_class"], length=data["iterations_per_epoch"],
-                      rank=self.rank, world=self.world, **self.loader_options(data))
+        return Loader(
+            train,
+            data["batch_size"] + share,
+            labelled="target" if _marks_unlabelled(train) else None,
+            unlabelled_per_batch=share,
+            views=self.config["cache"]["views"] if self.is_cached(stage) else 0,
+            per_class=data["per_class"],
+            length=data["iterations_per_epoch"],
+            rank=self.rank,
+            world=self.world,
+            **self.loader_options(data),
+        )
 
     def first_batch(self, stage: Stage, files: WorkDir | None = None) -> dict:
         """The first training batch of a stage, read in this process."""
@@ -391,8 +434,9 @@ class Experiment:
         length = iterations(self.setting(earlier, "length"), per_epoch, f"{earlier.name}.length")
         return self.first_epoch(earlier, files) + -(-length // per_epoch)
 
-    def test_loader(self, stage: Stage, classes: Sequence[str] | str | None = "train",
-                    **changes) -> Loader:
+    def test_loader(
+        self, stage: Stage, classes: Sequence[str] | str | None = "train", **changes
+    ) -> Loader:
         """All test samples, in order.
 
         Args:
@@ -402,23 +446,39 @@ class Experiment:
             changes: of the stage's ``data``.
         """
         data = {**self.setting(stage, "data"), **changes}
-        return Loader(self.data.test_set(data, classes), data["test_batch_size"], shuffle=False,
-                      **self.loader_options(data))
+        return Loader(
+            self.data.test_set(data, classes),
+            data["test_batch_size"],
+            shuffle=False,
+            **self.loader_options(data),
+        )
 
     def loader_options(self, data: Mapping) -> dict:
         """What every :class:`Loader` of a data setting is given."""
         collate = builder.resolve(data["collate"], "data.collate") if data["collate"] else None
-        return {"seed": self.seed, "workers": data["workers"], "timeout": data["timeout"],
-                "device": self.device, "skip_bad": data["skip_bad"], "collate": collate,
-                "channels_last": self.config["channels_last"]}
+        return {
+            "seed": self.seed,
+            "workers": data["workers"],
+            "timeout": data["timeout"],
+            "device": self.device,
+            "skip_bad": data["skip_bad"],
+            "collate": collate,
+            "channels_last": self.config["channels_last"],
+        }
 
     def meta(self, stage: Stage) -> dict:
         """What is written beside the weights of a stage."""
         spec = {**self.specs[stage.model], **self._arguments(stage)}
         described = plain({key: value for key, value in spec.items() if key != "checkpoint"})
-        return {"kdtasks": kdtasks.__version__, "config": self.name, "stage": stage.name,
-                "seed": self.seed, "model": str(spec["type"]), "spec": described,
-                "classes": self.classes(stage)}
+        return {
+            "kdtasks": kdtasks.__version__,
+            "config": self.name,
+            "stage": stage.name,
+            "seed": self.seed,
+            "model": str(spec["type"]),
+            "spec": described,
+            "classes": self.classes(stage),
+        }
 
 
 def _tuple(of: str | Sequence[str]) -> tuple[str, ...]:

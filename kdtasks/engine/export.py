@@ -1,4 +1,6 @@
-"""A run's student as a file for elsewhere, kept only if it gives the student's outputs on real test images."""
+"""A run's student as a file for elsewhere, kept only if it gives the student's outputs on real test
+images.
+"""
 
 import importlib
 import io
@@ -22,7 +24,8 @@ from kdtasks.engine import config as configurations
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.experiment import Experiment
 
-TOLERANCE = {"pth": 1e-6, "safetensors": 1e-6, "onnx": 1e-4}       # of the greatest output; the first two compute the same
+# of the greatest output; the first two compute the same
+TOLERANCE = {"pth": 1e-6, "safetensors": 1e-6, "onnx": 1e-4}
 NEEDS = {"pth": (), "safetensors": ("safetensors",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "onnxruntime")
 
@@ -31,50 +34,69 @@ NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "onnxruntime")
 class OnnxForm:
     """What an ONNX file holds of a student, and on what it is compared with it.
 
-    A task whose students are more than one tensor of fixed height and width says so in its module, with a function
-    ``onnx_form(student, images) -> OnnxForm``; ``images`` are the test images that a batch has as its ``input``.
+    A task whose students are more than one tensor of fixed height and width says so in its module,
+    with a function ``onnx_form(student, images) -> OnnxForm``; ``images`` are the test images that
+    a batch has as its ``input``.
 
     Args:
-        model: is called with the tensors of an example, and gives a tensor, or a tuple, list or dict of some.
-        examples: of the model's arguments, on the CPU; the first one is what torch sees, all of them are compared.
+        model: is called with the tensors of an example, and gives a tensor, or a tuple, list or
+            dict of some.
+        examples: of the model's arguments, on the CPU; the first one is what torch sees, all of
+            them are compared.
         inputs: what the file calls the arguments.
         outputs: what it calls the outputs; None: torch's choice.
-        dynamic: the axes that are left open, ``{name of an input or output: {axis: name of the size}}``.
-        traced: torch's older exporter, which records one run; the other one reads the code, and refuses models whose
-            sizes depend on what is in the image.
-        compare: ``(expected, outputs, tolerance) -> (difference, allowed)``, both of all examples, each a list of tensors;
-            raises :class:`Differs` where they are not the same. None: :func:`compare`, number by number.
+        dynamic: the axes that are left open, ``{name of an input or output: {axis: name of the
+            size}}``.
+        traced: torch's older exporter, which records one run; the other one reads the code, and
+            refuses models whose sizes depend on what is in the image.
+        compare: ``(expected, outputs, tolerance) -> (difference, allowed)``, both of all examples,
+            each a list of tensors; raises :class:`Differs` where they are not the same. None:
+            :func:`compare`, number by number.
     """
 
     model: nn.Module
     examples: Sequence[tuple[Tensor, ...]]
     inputs: Sequence[str] = ("input",)
     outputs: Sequence[str] | None = None
-    dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=lambda: {"input": {0: "batch"}})
+    dynamic: Mapping[str, Mapping[int, str]] = field(
+        default_factory=lambda: {"input": {0: "batch"}}
+    )
     traced: bool = False
     compare: Callable | None = None
 
 
-def export(work_dir: str | Path, format: str, output: str | Path | None = None, weights: str | Path = "student.pth",
-           opset: int | None = None, device: str = "cpu", options: Mapping | None = None) -> dict:
-    """Write the student of a finished run, run the file beside the student, and keep it only if both agree.
+def export(
+    work_dir: str | Path,
+    format: str,
+    output: str | Path | None = None,
+    weights: str | Path = "student.pth",
+    opset: int | None = None,
+    device: str = "cpu",
+    options: Mapping | None = None,
+) -> dict:
+    """Write the student of a finished run, run the file beside the student, and keep it only if
+    both agree.
 
     Args:
         work_dir: of the run; its ``config.py`` says what the student is and which images test it.
-        format: ``'pth'`` (a plain state_dict, with the run's facts in a ``.json`` beside it), ``'safetensors'`` (with them as
-            metadata), or ``'onnx'`` (the batch size left open, or as the task's ``onnx_form`` says: see :class:`OnnxForm`).
-        output: the file; None: ``student.<format>`` in the work_dir, ``student_plain.pth`` for ``'pth'``.
-        weights: a file in the work_dir, or any: ``student.pth``, or a student's ``last.pth`` or ``best.pth``.
+        format: ``'pth'`` (a plain state_dict, with the run's facts in a ``.json`` beside it),
+            ``'safetensors'`` (with them as metadata), or ``'onnx'`` (the batch size left open, or
+            as the task's ``onnx_form`` says: see :class:`OnnxForm`).
+        output: the file; None: ``student.<format>`` in the work_dir, ``student_plain.pth`` for
+            ``'pth'``.
+        weights: a file in the work_dir, or any: ``student.pth``, or a student's ``last.pth`` or
+            ``best.pth``.
         opset: of ONNX; None: torch's choice.
         device: that computes the student's outputs; ONNX is checked on the CPU.
         options: changes of the config, as where the test data lies here.
 
     Returns:
-        ``output``, ``bytes``, ``difference`` (the greatest of any output, absolute), ``allowed``, ``images``.
+        ``output``, ``bytes``, ``difference`` (the greatest of any output, absolute), ``allowed``,
+        ``images``.
 
     Raises:
-        ConfigError: no such run or format, a package that is missing, a model that the format cannot hold, or outputs
-            that differ. What was at ``output`` before then still stands.
+        ConfigError: no such run or format, a package that is missing, a model that the format
+            cannot hold, or outputs that differ. What was at ``output`` before then still stands.
     """
     if format not in TOLERANCE:
         raise ConfigError(f"format must be one of {list(TOLERANCE)}, got {format!r}")
@@ -84,32 +106,46 @@ def export(work_dir: str | Path, format: str, output: str | Path | None = None, 
     if not (work_dir / "config.py").is_file():
         raise ConfigError(f"{str(work_dir)!r} holds no run: there is no config.py in it")
     source = work_dir / weights if (work_dir / weights).is_file() else Path(weights)
-    output = Path(output or work_dir / {"pth": "student_plain.pth"}.get(format, f"student.{format}"))
+    output = Path(
+        output or work_dir / {"pth": "student_plain.pth"}.get(format, f"student.{format}")
+    )
     if output.resolve() == source.resolve():
-        raise ConfigError(f"the output {str(output)!r} is the file that is exported; expected another --output")
+        raise ConfigError(
+            f"the output {str(output)!r} is the file that is exported; expected another --output"
+        )
 
-    config = configurations.load(work_dir / "config.py", {**(options or {}), "amp": None})       # outputs in full precision
+    # outputs in full precision
+    config = configurations.load(work_dir / "config.py", {**(options or {}), "amp": None})
     experiment = Experiment(config, 0, device, work_dir.name)
     experiment.set_threads()
     student = experiment.model("student")
     meta = load_weights(student, source)
     student.eval()
     images = _images(experiment)
-    form = _onnx_form(experiment, student, images) if format == "onnx" else OnnxForm(student, [(images,)])
-    with tried(student):                                               # observers move in eval too; the file has them as loaded
+    form = (
+        _onnx_form(experiment, student, images)
+        if format == "onnx"
+        else OnnxForm(student, [(images,)])
+    )
+    # observers move in eval too; the file has them as loaded
+    with tried(student):
         expected = [_leaves(form.model(*example)) for example in form.examples]
     if any(not_finite({str(k): leaf for k, leaf in enumerate(leaves)}) for leaves in expected):
-        raise ConfigError(f"{str(source)!r} was not exported: on real test images its outputs are not finite")
+        raise ConfigError(
+            f"{str(source)!r} was not exported: on real test images its outputs are not finite"
+        )
     found: dict = {}
 
     def write_and_check(path: Path) -> None:
         WRITERS[format](form, meta, path, opset)
         outputs = RUNNERS[format](experiment, form, path)
         try:
-            found["difference"], found["allowed"] = (form.compare or compare)(expected, outputs, TOLERANCE[format])
+            found["difference"], found["allowed"] = (form.compare or compare)(
+                expected, outputs, TOLERANCE[format]
+            )
         except Differs as error:
             raise ConfigError(f"{str(output)!r} was not kept: {error}") from error
-        if format == "pth":                                            # the others hold their facts
+        if format == "pth":  # the others hold their facts
             checkpoint.save_meta(meta, path, output)
 
     write_atomically(output, write_and_check)
@@ -117,7 +153,9 @@ def export(work_dir: str | Path, format: str, output: str | Path | None = None, 
 
 
 def _images(experiment: Experiment):
-    """The first test batch, of at least three samples: 1 and 2 could be sizes that an export has made fixed."""
+    """The first test batch, of at least three samples: 1 and 2 could be sizes that an export has
+    made fixed.
+    """
     loader = experiment.test_loader(experiment.final or experiment.stages[-1], classes=None)
     images = next(iter(loader))["input"]
     while len(images) < 3:
@@ -132,12 +170,15 @@ def _onnx_form(experiment: Experiment, student: nn.Module, images) -> OnnxForm:
     if hasattr(experiment.task, "onnx_form"):
         return experiment.task.onnx_form(student, images)
     if not isinstance(images, Tensor):
-        raise ConfigError(f"ONNX needs a model of one tensor, and this task's test images are a {type(images).__name__}; "
-                          "use --format safetensors")
+        raise ConfigError(
+            f"ONNX needs a model of one tensor, and this task's test images are a "
+            f"{type(images).__name__}; "
+            "use --format safetensors"
+        )
     return OnnxForm(student, [(images,)])
 
 
-# Writing, and running what was written ---------------------------------------------------------------------------------
+# Writing, and running what was written ------------------------------------------------------------
 def _write_pth(form: OnnxForm, meta: Mapping, path: Path, opset: int | None) -> None:
     torch.save(_weights(form.model), path)
 
@@ -153,9 +194,12 @@ def _write_onnx(form: OnnxForm, meta: Mapping, path: Path, opset: int | None) ->
         try:
             (_trace if form.traced else _read)(form, path, opset)
         except Exception as error:
-            cause = error.__cause__ or error                           # the error around it is general advice
-            raise ConfigError(f"torch.onnx cannot export this student: {type(cause).__name__}: "
-                              f"{str(cause).strip().splitlines()[0]}") from error
+            # the error around it is general advice
+            cause = error.__cause__ or error
+            raise ConfigError(
+                f"torch.onnx cannot export this student: {type(cause).__name__}: "
+                f"{str(cause).strip().splitlines()[0]}"
+            ) from error
         import onnx
 
         program = onnx.load(path)
@@ -164,19 +208,41 @@ def _write_onnx(form: OnnxForm, meta: Mapping, path: Path, opset: int | None) ->
 
 
 def _read(form: OnnxForm, path: Path, opset: int | None) -> None:
-    """By torch.export; a size of 1 would be taken as fixed, and a batch need not be larger than two."""
-    shapes = tuple({axis: torch.export.Dim(size) for axis, size in form.dynamic.get(name, {}).items()} for name in form.inputs)
+    """By torch.export; a size of 1 would be taken as fixed, and a batch need not be larger than
+    two.
+    """
+    shapes = tuple(
+        {axis: torch.export.Dim(size) for axis, size in form.dynamic.get(name, {}).items()}
+        for name in form.inputs
+    )
     batched = [form.dynamic.get(name, {}).get(0) is not None for name in form.inputs]
-    example = tuple(value[:2] if first else value for value, first in zip(form.examples[0], batched))
-    torch.onnx.export(form.model, example, dynamo=True, opset_version=opset, input_names=list(form.inputs),
-                      output_names=form.outputs and list(form.outputs), dynamic_shapes=shapes, external_data=False,
-                      verbose=False).save(path, external_data=False)
+    example = tuple(
+        value[:2] if first else value for value, first in zip(form.examples[0], batched)
+    )
+    torch.onnx.export(
+        form.model,
+        example,
+        dynamo=True,
+        opset_version=opset,
+        input_names=list(form.inputs),
+        output_names=form.outputs and list(form.outputs),
+        dynamic_shapes=shapes,
+        external_data=False,
+        verbose=False,
+    ).save(path, external_data=False)
 
 
 def _trace(form: OnnxForm, path: Path, opset: int | None) -> None:
-    torch.onnx.export(form.model, tuple(form.examples[0]), path, dynamo=False, opset_version=opset,
-                      input_names=list(form.inputs), output_names=form.outputs and list(form.outputs),
-                      dynamic_axes={name: dict(axes) for name, axes in form.dynamic.items()})
+    torch.onnx.export(
+        form.model,
+        tuple(form.examples[0]),
+        path,
+        dynamo=False,
+        opset_version=opset,
+        input_names=list(form.inputs),
+        output_names=form.outputs and list(form.outputs),
+        dynamic_axes={name: dict(axes) for name, axes in form.dynamic.items()},
+    )
 
 
 def _run_pth(experiment: Experiment, form: OnnxForm, path: Path) -> list[list[Tensor]]:
@@ -189,7 +255,9 @@ def _run_safetensors(experiment: Experiment, form: OnnxForm, path: Path) -> list
     return _run_state(experiment, form, load_file(path))
 
 
-def _run_state(experiment: Experiment, form: OnnxForm, state: Mapping[str, Tensor]) -> list[list[Tensor]]:
+def _run_state(
+    experiment: Experiment, form: OnnxForm, state: Mapping[str, Tensor]
+) -> list[list[Tensor]]:
     model = experiment.model("student")
     model.load_state_dict(state, strict=True)
     model.eval()
@@ -201,30 +269,45 @@ def _run_onnx(experiment: Experiment, form: OnnxForm, path: Path) -> list[list[T
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3                                     # errors only
+    options.log_severity_level = 3  # errors only
     options.intra_op_num_threads = torch.get_num_threads()
     try:
-        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            path.read_bytes(), options, providers=["CPUExecutionProvider"]
+        )
         names = [one.name for one in session.get_inputs()]
-        outputs = [session.run(None, {name: value.numpy() for name, value in zip(names, example)})
-                   for example in form.examples]
-    except Exception as error:                                         # its errors share no class of their own
-        raise ConfigError(f"onnxruntime cannot run what torch.onnx exported (another --opset may help): {error}") from error
+        outputs = [
+            session.run(None, {name: value.numpy() for name, value in zip(names, example)})
+            for example in form.examples
+        ]
+    # its errors share no class of their own
+    except Exception as error:
+        raise ConfigError(
+            f"onnxruntime cannot run what torch.onnx exported (another --opset may help): {error}"
+        ) from error
     return [[torch.from_numpy(value) for value in values] for values in outputs]
 
 
-WRITERS: dict[str, Callable] = {"pth": _write_pth, "safetensors": _write_safetensors, "onnx": _write_onnx}
+WRITERS: dict[str, Callable] = {
+    "pth": _write_pth,
+    "safetensors": _write_safetensors,
+    "onnx": _write_onnx,
+}
 RUNNERS: dict[str, Callable] = {"pth": _run_pth, "safetensors": _run_safetensors, "onnx": _run_onnx}
 
 
 def _weights(student: nn.Module) -> dict[str, Tensor]:
     """The state_dict in memory of its own: safetensors refuses tensors that share theirs."""
-    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in student.state_dict().items()}
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in student.state_dict().items()
+    }
 
 
 def _texts(meta: Mapping) -> dict[str, str]:
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in meta.items()}
+    return {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in meta.items()
+    }
 
 
 def _leaves(output) -> list[Tensor]:
@@ -240,24 +323,35 @@ class Differs(ConfigError):
     """The outputs of a file are not the student's."""
 
 
-def compare(expected: Sequence[Sequence[Tensor]], outputs: Sequence[Sequence[Tensor]],
-            tolerance: float) -> tuple[float, float]:
+def compare(
+    expected: Sequence[Sequence[Tensor]], outputs: Sequence[Sequence[Tensor]], tolerance: float
+) -> tuple[float, float]:
     """``(difference, allowed)`` of the output of any example that comes nearest to its limit.
 
     Raises:
         Differs: an output differs by more than ``tolerance`` times its greatest value, or in shape.
     """
-    shapes = [[[tuple(t.shape) for t in tensors] for tensors in examples] for examples in (expected, outputs)]
+    shapes = [
+        [[tuple(t.shape) for t in tensors] for tensors in examples]
+        for examples in (expected, outputs)
+    ]
     for want, got in zip(*shapes):
         if want != got:
             raise Differs(f"its outputs have the shapes {got}, the student's {want}")
     pairs = []
-    for want, got in ((want.cpu().double(), got.cpu().double()) for pair in zip(expected, outputs) for want, got in zip(*pair)):
+    for want, got in (
+        (want.cpu().double(), got.cpu().double())
+        for pair in zip(expected, outputs)
+        for want, got in zip(*pair)
+    ):
         difference = float((want - got).abs().max()) if want.numel() else 0.0
         allowed = tolerance * float(want.abs().max()) if want.numel() else 0.0
         if not difference <= allowed:
-            raise Differs(f"on real test images its outputs differ from the student's by {difference:.3g}, "
-                          f"more than {allowed:.3g}")
+            raise Differs(
+                f"on real test images its outputs differ from the student's by "
+                f"{difference:.3g}, "
+                f"more than {allowed:.3g}"
+            )
         pairs.append((difference, allowed))
     return max(pairs, key=lambda pair: pair[0] / pair[1] if pair[1] else 0.0)
 
@@ -266,7 +360,10 @@ def _need(package: str, format: str) -> None:
     try:
         importlib.import_module(package)
     except ImportError as error:
-        raise ConfigError(f"--format {format} needs the package {package}: pip install 'kdtasks[export]' ({error})") from error
+        raise ConfigError(
+            f"--format {format} needs the package {package}: pip install "
+            f"'kdtasks[export]' ({error})"
+        ) from error
 
 
 @contextmanager
@@ -277,7 +374,11 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,4 +1,6 @@
-"""The hooks of a config: mmengine's that make sense here, and people's own. The others are refused by name."""
+"""The hooks of a config: mmengine's that make sense here, and people's own. The others are refused
+by name.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,13 +15,17 @@ REFUSED = {
     "CheckpointHook": "a run keeps its own checkpoints: checkpoint_interval, and keep of a stage",
     "DistSamplerSeedHook": "the order of the samples comes from the run's seed",
     "EMAHook": "the moving average of the student is a key of the config: ema=0.999",
-    "IterTimerHook": "the bar shows the time that is left, and results.json has the seconds of each stage",
-    "LoggerHook": "train.log and history.json have the losses at each log_interval, and tensorboard=True draws them",
-    "NaiveVisualizationHook": "it draws in a test loop, which there is none here; report.html has the pictures of the task",
+    "IterTimerHook": "the bar shows the time that is left, and results.json has the seconds of "
+    "each stage",
+    "LoggerHook": "train.log and history.json have the losses at each log_interval, and "
+    "tensorboard=True draws them",
+    "NaiveVisualizationHook": "it draws in a test loop, which there is none here; report.html has "
+    "the pictures of the task",
     "NPUProfilerHook": "it ends the process in the middle of a run",
     "ParamSchedulerHook": "the loop steps the schedule already; a second one would step it twice",
     "PrepareTTAHook": "it acts in a test loop, which there is none here",
-    "RuntimeInfoHook": "it reads every loss in every step, for which the device must wait; train.log has them",
+    "RuntimeInfoHook": "it reads every loss in every step, for which the device must wait; "
+    "train.log has them",
     "SyncBuffersHook": "processes share BatchNorm's statistics by sync_bn=True",
 }
 
@@ -28,7 +34,8 @@ def check_hooks(entries: Sequence) -> list[type]:
     """The classes of the hooks, without building them.
 
     Raises:
-        ConfigError: no list of dicts; no such hook, or an argument that it has not; a hook of mmengine's that cannot work here.
+        ConfigError: no list of dicts; no such hook, or an argument that it has not; a hook of
+            mmengine's that cannot work here.
     """
     if isinstance(entries, Mapping) or not isinstance(entries, list | tuple):
         raise ConfigError(f"custom_hooks must be a list of dict(type=…), got {entries!r}")
@@ -47,7 +54,9 @@ def build_hooks(entries: Sequence) -> list[Hook]:
             built.append(entry)
             continue
         try:
-            hook = kind(**{name: value for name, value in entry.items() if name not in ("type", "priority")})
+            hook = kind(
+                **{name: value for name, value in entry.items() if name not in ("type", "priority")}
+            )
         except Exception as error:
             raise ConfigError(f"custom_hooks[{k}] ({kind.__name__}): {error}") from error
         hook.priority = entry.get("priority", hook.priority)
@@ -62,12 +71,19 @@ def _class_of(entry, where: str) -> type:
         kind = HOOKS.get(entry["type"]) if isinstance(entry["type"], str) else entry["type"]
         if not (isinstance(kind, type) and issubclass(kind, Hook)):
             known = ", of mmengine's " + did_you_mean(str(entry["type"]), ALLOWED)
-            raise ConfigError(f"{where}: {entry['type']!r} is no hook: expected the dotted path of a subclass of "
-                              f"mmengine.hooks.Hook, or{known}")
-        check_arguments(kind, {k: v for k, v in entry.items() if k not in ("type", "priority")}, where)
+            raise ConfigError(
+                f"{where}: {entry['type']!r} is no hook: expected the dotted path of "
+                "a subclass of "
+                f"mmengine.hooks.Hook, or{known}"
+            )
+        check_arguments(
+            kind, {k: v for k, v in entry.items() if k not in ("type", "priority")}, where
+        )
     else:
         raise ConfigError(f"{where} must be a dict(type=…) of a hook, got {entry!r}")
     for base in kind.__mro__:
         if base.__name__ in REFUSED and base.__module__.startswith("mmengine."):
-            raise ConfigError(f"{where}: mmengine's {base.__name__} cannot work here: {REFUSED[base.__name__]}")
+            raise ConfigError(
+                f"{where}: mmengine's {base.__name__} cannot work here: {REFUSED[base.__name__]}"
+            )
     return kind

@@ -3,7 +3,15 @@
 import html
 from collections.abc import Iterator, Mapping
 
-from kdtasks.engine.config import DATA_KEYS, KEYS, LOSS_KEYS, MODEL_KEYS, NEEDED, STAGE_KEYS, TEACHER_KEYS
+from kdtasks.engine.config import (
+    DATA_KEYS,
+    KEYS,
+    LOSS_KEYS,
+    MODEL_KEYS,
+    NEEDED,
+    STAGE_KEYS,
+    TEACHER_KEYS,
+)
 
 HEAD = """# Every key of a config
 
@@ -14,9 +22,14 @@ beside it are its arguments. `--cfg-options` changes a key by its dotted name, a
 | key | default | meaning |
 |---|---|---|
 """
-INSIDE = {                                   # what stands in which key of KEYS, and its names from the top
-    "student": ("student", MODEL_KEYS), "teacher": ("teacher", TEACHER_KEYS), "models": ("models.<name>", MODEL_KEYS),
-    "peers": ("peers.<k>", MODEL_KEYS), "losses": ("losses.<name>", LOSS_KEYS), "stages": ("stages.<k>", STAGE_KEYS),
+# what stands in which key of KEYS, and its names from the top
+INSIDE = {
+    "student": ("student", MODEL_KEYS),
+    "teacher": ("teacher", TEACHER_KEYS),
+    "models": ("models.<name>", MODEL_KEYS),
+    "peers": ("peers.<k>", MODEL_KEYS),
+    "losses": ("losses.<name>", LOSS_KEYS),
+    "stages": ("stages.<k>", STAGE_KEYS),
     "data": ("data", DATA_KEYS),
 }
 NEEDED_INSIDE = ("losses.<name>.of", "stages.<k>.name", "data.train", "data.test")
@@ -24,7 +37,10 @@ NEEDED_INSIDE = ("losses.<name>.of", "stages.<k>.name", "data.train", "data.test
 
 def key_table() -> str:
     """The page as Markdown."""
-    return HEAD + "".join(f"| `{key}` | {default} | {html.escape(text, quote=False)} |\n" for key, default, text in _rows())
+    return HEAD + "".join(
+        f"| `{key}` | {default} | {html.escape(text, quote=False)} |\n"
+        for key, default, text in _rows()
+    )
 
 
 def _rows() -> Iterator[tuple[str, str, str]]:

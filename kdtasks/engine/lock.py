@@ -1,8 +1,9 @@
-"""One process at a time works in a folder: an advisory lock that ends with its process, however that ends.
+"""One process at a time works in a folder: an advisory lock that ends with its process, however
+that ends.
 
-The file ``.lock`` in the folder says who holds it. It is locked as POSIX has it (``lockf``): the system gives the lock
-back when the process dies, forked workers do not inherit it, and NFS passes it on to other hosts. Where a file system
-has no such locks, what the file says decides.
+The file ``.lock`` in the folder says who holds it. It is locked as POSIX has it (``lockf``): the
+system gives the lock back when the process dies, forked workers do not inherit it, and NFS passes
+it on to other hosts. Where a file system has no such locks, what the file says decides.
 """
 
 import errno
@@ -18,16 +19,17 @@ from kdtasks.engine.builder import ConfigError
 
 try:
     import fcntl
-except ImportError:                                          # Windows
+except ImportError:  # Windows
     fcntl = None
 
 NAME = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
-_held: dict[tuple[int, Path], int] = {}                      # (process, folder): the open file
+_held: dict[tuple[int, Path], int] = {}  # (process, folder): the open file
 
 
 def acquire(folder: Path) -> None:
-    """Take the lock of a folder, which is made if it is not there; what this process holds, it keeps.
+    """Take the lock of a folder, which is made if it is not there; what this process holds, it
+    keeps.
 
     Raises:
         ConfigError: another process holds it; says which one, on which host, since when.
@@ -42,7 +44,11 @@ def acquire(folder: Path) -> None:
         if explained is None:
             raise
         raise explained from error
-    me = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    me = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(me).encode(), 0)
     _held[_key(folder)] = descriptor
@@ -57,10 +63,12 @@ def release(folder: Path) -> None:
 
 
 def move(folder: Path, aside: Path) -> None:
-    """Rename a folder whose lock this process holds, and take the lock of a new folder in its place.
+    """Rename a folder whose lock this process holds, and take the lock of a new folder in its
+    place.
 
     Raises:
-        ConfigError: another process has taken the place in between; what was there is in ``aside`` then.
+        ConfigError: another process has taken the place in between; what was there is in ``aside``
+            then.
     """
     descriptor = _held.pop(_key(folder))
     try:
@@ -100,7 +108,8 @@ def _locked_file(folder: Path) -> int:
         descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             _lock(descriptor, folder)
-            with suppress(FileNotFoundError):                # else: given back, or moved away, before it was locked
+            # else: given back, or moved away, before it was locked
+            with suppress(FileNotFoundError):
                 if os.stat(folder / NAME).st_ino == os.fstat(descriptor).st_ino:
                     return descriptor
         except BaseException:
@@ -121,10 +130,17 @@ def _lock(descriptor: int, folder: Path) -> None:
                 return
         elif error.errno not in (errno.EACCES, errno.EAGAIN):
             raise
-        who = (f"process {owner['pid']} on {owner['host']} has worked in it since {owner['since']}" if owner
-               else "another process has just begun to work in it")
-        hint = f" (if it is gone, remove {str(folder / NAME)!r})" if error.errno in _NO_LOCKS else ""
-        raise ConfigError(f"{str(folder)!r} is in use: {who}{hint}; wait for it, or use another --work-dir") from None
+        who = (
+            f"process {owner['pid']} on {owner['host']} has worked in it since {owner['since']}"
+            if owner
+            else "another process has just begun to work in it"
+        )
+        hint = (
+            f" (if it is gone, remove {str(folder / NAME)!r})" if error.errno in _NO_LOCKS else ""
+        )
+        raise ConfigError(
+            f"{str(folder)!r} is in use: {who}{hint}; wait for it, or use another --work-dir"
+        ) from None
 
 
 def _owner(descriptor: int) -> dict | None:
@@ -132,4 +148,4 @@ def _owner(descriptor: int) -> dict | None:
         owner = json.loads(os.pread(descriptor, 4096, 0))
         return {"pid": int(owner["pid"]), "host": str(owner["host"]), "since": str(owner["since"])}
     except (ValueError, KeyError, TypeError):
-        return None                                          # not written yet
+        return None  # not written yet

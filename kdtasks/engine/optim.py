@@ -1,4 +1,6 @@
-"""The optimizer step: mixed precision on any device, accumulation, clipping a peer at a time, a moving average."""
+"""The optimizer step: mixed precision on any device, accumulation, clipping a peer at a time, a
+moving average.
+"""
 
 import copy
 import inspect
@@ -18,19 +20,27 @@ from kdtasks.engine.builder import ConfigError, check_arguments, resolve
 class StepWrapper(OptimWrapper):
     """mmengine's OptimWrapper with autocast on any device, and no read of the device in a step.
 
-    mmengine's own AMP wrapper refuses a CPU, and its clipping reads the norm every step. The one exception is float16:
-    torch's gradient scaler reads whether a gradient was infinite.
+    mmengine's own AMP wrapper refuses a CPU, and its clipping reads the norm every step. The one
+    exception is float16: torch's gradient scaler reads whether a gradient was infinite.
 
     Args:
         optimizer: a torch optimizer.
-        precision: ``'bfloat16'`` (CPU, CUDA), ``'float16'`` (CUDA, with a gradient scaler), or None.
+        precision: ``'bfloat16'`` (CPU, CUDA), ``'float16'`` (CUDA, with a gradient scaler), or
+            None.
         device: the device type the model runs on.
         accumulate: steps whose gradients are averaged.
         clip: groups of parameters, each clipped to ``max_norm`` by itself (L2).
     """
 
-    def __init__(self, optimizer, precision: str | None = None, device: str = "cpu", accumulate: int = 1,
-                 clip: list[list[nn.Parameter]] | None = None, max_norm: float | None = None):
+    def __init__(
+        self,
+        optimizer,
+        precision: str | None = None,
+        device: str = "cpu",
+        accumulate: int = 1,
+        clip: list[list[nn.Parameter]] | None = None,
+        max_norm: float | None = None,
+    ):
         super().__init__(optimizer, accumulative_counts=accumulate)
         self.accumulate = accumulate
         self.precision = getattr(torch, precision) if precision else None
@@ -42,7 +52,10 @@ class StepWrapper(OptimWrapper):
     @contextmanager
     def optim_context(self, model: nn.Module):
         """Autocast, and no gradient exchange between processes while gradients accumulate."""
-        with super().optim_context(model), torch.autocast(self.device, self.precision, enabled=self.precision is not None):
+        with (
+            super().optim_context(model),
+            torch.autocast(self.device, self.precision, enabled=self.precision is not None),
+        ):
             yield
 
     def backward(self, loss: torch.Tensor, **kwargs) -> None:
@@ -60,7 +73,10 @@ class StepWrapper(OptimWrapper):
             self.optimizer.step(**kwargs)
 
     def state_dict(self) -> dict:
-        return {**super().state_dict(), **({"scaler": self.scaler.state_dict()} if self.scaler else {})}
+        return {
+            **super().state_dict(),
+            **({"scaler": self.scaler.state_dict()} if self.scaler else {}),
+        }
 
     def load_state_dict(self, state_dict: dict) -> None:
         state_dict = dict(state_dict)
@@ -71,9 +87,11 @@ class StepWrapper(OptimWrapper):
 
 
 class ForeignScheduler:
-    """A scheduler of torch's, or of the same form, among mmengine's: stepped after every ``every`` iterations.
+    """A scheduler of torch's, or of the same form, among mmengine's: stepped after every ``every``
+    iterations.
 
-    Its state, in attributes, is saved and put back by :mod:`kdtasks.core.attributes`, so that functions in it do no harm.
+    Its state, in attributes, is saved and put back by :mod:`kdtasks.core.attributes`, so that
+    functions in it do no harm.
 
     Args:
         scheduler: with a method ``step``.
@@ -81,7 +99,8 @@ class ForeignScheduler:
         metric: for ``ReduceLROnPlateau``: it steps at each evaluation, on this metric.
     """
 
-    by_epoch = False                                                        # mmengine's hook then steps it every iteration
+    # mmengine's hook then steps it every iteration
+    by_epoch = False
 
     def __init__(self, scheduler, every: int, metric: str | None = None):
         self.scheduler, self.every, self.metric, self.count = scheduler, every, metric, 0
@@ -101,7 +120,10 @@ class ForeignScheduler:
         if self.metric is None:
             return
         if self.metric not in metrics:
-            raise ValueError(f"schedule: an evaluation gives no {self.metric!r}; {did_you_mean(self.metric, metrics)}")
+            raise ValueError(
+                f"schedule: an evaluation gives no {self.metric!r}; "
+                f"{did_you_mean(self.metric, metrics)}"
+            )
         self.scheduler.step(metrics[self.metric])
 
     def state_dict(self) -> dict:
@@ -112,18 +134,22 @@ class ForeignScheduler:
         """Nothing: see above."""
 
 
-def build_schedulers(schedule: list[dict], optimizer, length: int, per_epoch: int, task=None) -> list:
-    """Parameter schedulers: mmengine's by their names, torch's or others of that form by their dotted paths.
+def build_schedulers(
+    schedule: list[dict], optimizer, length: int, per_epoch: int, task=None
+) -> list:
+    """Parameter schedulers: mmengine's by their names, torch's or others of that form by their
+    dotted paths.
 
-    mmengine's are stepped every iteration; those by epoch are turned into iterations. Others are stepped after each epoch, or
-    each iteration with ``by_epoch=False``; ``ReduceLROnPlateau`` at each evaluation, on the primary metric or ``metric``.
+    mmengine's are stepped every iteration; those by epoch are turned into iterations. Others are
+    stepped after each epoch, or each iteration with ``by_epoch=False``; ``ReduceLROnPlateau`` at
+    each evaluation, on the primary metric or ``metric``.
 
     Args:
-        schedule: ``dict(type='MultiStepLR', …)`` or ``dict(type='torch.optim.lr_scheduler.StepLR', …)`` each;
-            ``by_epoch=False`` for one that counts in iterations.
+        schedule: ``dict(type='MultiStepLR', …)`` or ``dict(type='torch.optim.lr_scheduler.StepLR',
+            …)`` each; ``by_epoch=False`` for one that counts in iterations.
         optimizer: an optimizer or its wrapper.
-        length, per_epoch: iterations of the stage and of an epoch; a scheduler without ``end`` (OneCycleLR: ``total_steps``)
-            runs to the end.
+        length, per_epoch: iterations of the stage and of an epoch; a scheduler without ``end``
+            (OneCycleLR: ``total_steps``) runs to the end.
         task: the task's module, which says what the primary metric is.
 
     Raises:
@@ -132,39 +158,70 @@ def build_schedulers(schedule: list[dict], optimizer, length: int, per_epoch: in
     built = []
     for entry in schedule:
         if not isinstance(entry, Mapping) or "type" not in entry:
-            raise ConfigError(f"schedule must be a dict(type='MultiStepLR', …) or a list of them, got {entry!r}")
+            raise ConfigError(
+                f"schedule must be a dict(type='MultiStepLR', …) or a list of them, got {entry!r}"
+            )
         dotted = isinstance(entry["type"], str) and "." in entry["type"]
-        kind = resolve(entry["type"], "schedule") if dotted or callable(entry["type"]) else PARAM_SCHEDULERS.get(entry["type"])
+        kind = (
+            resolve(entry["type"], "schedule")
+            if dotted or callable(entry["type"])
+            else PARAM_SCHEDULERS.get(entry["type"])
+        )
         if kind is None:
-            raise ConfigError(f"schedule.type={entry['type']!r}: {did_you_mean(entry['type'], PARAM_SCHEDULERS.module_dict)}; "
-                              "torch's have dotted paths, as 'torch.optim.lr_scheduler.StepLR'")
+            raise ConfigError(
+                f"schedule.type={entry['type']!r}: "
+                f"{did_you_mean(entry['type'], PARAM_SCHEDULERS.module_dict)}; "
+                "torch's have dotted paths, as 'torch.optim.lr_scheduler.StepLR'"
+            )
         if not (isinstance(kind, type) and issubclass(kind, _ParamScheduler)):
             built.append(_foreign_scheduler(kind, entry, optimizer, length, per_epoch, task))
             continue
         if issubclass(kind, ReduceOnPlateauParamScheduler):
-            raise ConfigError(f"schedule: mmengine's {kind.__name__} steps with its own loop only; "
-                              "expected dict(type='torch.optim.lr_scheduler.ReduceLROnPlateau')")
+            raise ConfigError(
+                f"schedule: mmengine's {kind.__name__} steps with its own loop only; "
+                "expected dict(type='torch.optim.lr_scheduler.ReduceLROnPlateau')"
+            )
         by_epoch = entry.get("by_epoch", True)
-        arguments = {"end": -(-length // per_epoch) if by_epoch else length, **entry, "by_epoch": by_epoch}
-        check_arguments(kind, {k: v for k, v in arguments.items() if k != "type"}, "schedule", ("optimizer",))
+        arguments = {
+            "end": -(-length // per_epoch) if by_epoch else length,
+            **entry,
+            "by_epoch": by_epoch,
+        }
+        check_arguments(
+            kind, {k: v for k, v in arguments.items() if k != "type"}, "schedule", ("optimizer",)
+        )
         if by_epoch:
             arguments["convert_to_iter_based"] = True
         try:
-            built.append(PARAM_SCHEDULERS.build(arguments, default_args={"optimizer": optimizer, "epoch_length": per_epoch}))
+            built.append(
+                PARAM_SCHEDULERS.build(
+                    arguments, default_args={"optimizer": optimizer, "epoch_length": per_epoch}
+                )
+            )
         except Exception as error:
             raise ConfigError(f"schedule {entry}: {type(error).__name__}: {error}") from error
     return built
 
 
-def _foreign_scheduler(kind, entry: Mapping, optimizer, length: int, per_epoch: int, task) -> ForeignScheduler:
-    arguments = {name: value for name, value in entry.items() if name not in ("type", "by_epoch", "metric")}
+def _foreign_scheduler(
+    kind, entry: Mapping, optimizer, length: int, per_epoch: int, task
+) -> ForeignScheduler:
+    arguments = {
+        name: value for name, value in entry.items() if name not in ("type", "by_epoch", "metric")
+    }
     known, where = inspect.signature(kind).parameters, f"schedule ({kind.__name__})"
     every, metric = per_epoch if entry.get("by_epoch", True) else 1, entry.get("metric")
     if "schedulers" in known:
-        raise ConfigError(f"{where}: it takes schedulers that are built; expected them one by one, in the list 'schedule'")
+        raise ConfigError(
+            f"{where}: it takes schedulers that are built; expected them one by one, "
+            "in the list 'schedule'"
+        )
     if isinstance(kind, type) and issubclass(kind, torch.optim.lr_scheduler.ReduceLROnPlateau):
         if "by_epoch" in entry:
-            raise ConfigError(f"{where}: it steps at each evaluation (val_interval), not by_epoch={entry['by_epoch']}")
+            raise ConfigError(
+                f"{where}: it steps at each evaluation (val_interval), not "
+                f"by_epoch={entry['by_epoch']}"
+            )
         metric = metric or getattr(task, "PRIMARY", None)
         if metric == getattr(task, "PRIMARY", None):
             arguments.setdefault("mode", "max" if task.HIGHER_IS_BETTER else "min")
@@ -172,16 +229,23 @@ def _foreign_scheduler(kind, entry: Mapping, optimizer, length: int, per_epoch: 
             raise ConfigError(f"{where}: expected mode='min' or 'max' for the metric {metric!r}")
     elif metric is not None:
         raise ConfigError(f"{where}: metric={metric!r} belongs to ReduceLROnPlateau")
-    if "total_steps" in known and not {"total_steps", "epochs", "steps_per_epoch"} & arguments.keys():
+    if (
+        "total_steps" in known
+        and not {"total_steps", "epochs", "steps_per_epoch"} & arguments.keys()
+    ):
         arguments["total_steps"] = -(-length // every)
     if "lr_lambda" in arguments:
         given = arguments["lr_lambda"]
-        one = [resolve(item, f"{where}.lr_lambda") for item in (given if isinstance(given, list | tuple) else [given])]
+        one = [
+            resolve(item, f"{where}.lr_lambda")
+            for item in (given if isinstance(given, list | tuple) else [given])
+        ]
         arguments["lr_lambda"] = one if isinstance(given, list | tuple) else one[0]
     check_arguments(kind, arguments, where, ("optimizer",))
     optimizer = getattr(optimizer, "optimizer", optimizer)
-    counted = optimizer.__dict__.pop("step", None)       # mmengine's counter of steps does not fit inside torch's; both only
-    try:                                                 # serve a warning
+    # mmengine's counter of steps does not fit inside torch's; both only
+    counted = optimizer.__dict__.pop("step", None)
+    try:  # serve a warning
         scheduler = kind(optimizer, **arguments)
     except Exception as error:
         raise ConfigError(f"schedule {dict(entry)}: {type(error).__name__}: {error}") from error
@@ -193,7 +257,8 @@ def _foreign_scheduler(kind, entry: Mapping, optimizer, length: int, per_epoch: 
 
 
 class MovingAverage:
-    """e <- decay·e + (1 - decay)·w after every step, for a model's parameters; its buffers are copied.
+    """e <- decay·e + (1 - decay)·w after every step, for a model's parameters; its buffers are
+    copied.
 
     Args:
         model: starts as, and follows, its weights.
@@ -206,13 +271,20 @@ class MovingAverage:
         self.model.eval()
         self.model.requires_grad_(False)
         self._pairs = [(e, w) for e, w in zip(self.model.parameters(), model.parameters())]
-        self._buffers = [(e._buffers, w._buffers, name) for e, w in zip(self.model.modules(), model.modules())
-                         for name, buffer in w._buffers.items() if buffer is not None]
+        self._buffers = [
+            (e._buffers, w._buffers, name)
+            for e, w in zip(self.model.modules(), model.modules())
+            for name, buffer in w._buffers.items()
+            if buffer is not None
+        ]
 
     @torch.no_grad()
     def update(self) -> None:
-        torch._foreach_lerp_([e for e, _ in self._pairs], [w for _, w in self._pairs], 1 - self.decay)
-        for own, followed, name in self._buffers:                # by name: an observer puts other tensors in their place
+        torch._foreach_lerp_(
+            [e for e, _ in self._pairs], [w for _, w in self._pairs], 1 - self.decay
+        )
+        # by name: an observer puts other tensors in their place
+        for own, followed, name in self._buffers:
             if own[name].shape == followed[name].shape:
                 own[name].copy_(followed[name])
             else:

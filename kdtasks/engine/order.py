@@ -1,7 +1,9 @@
-"""Which samples a batch holds, and in which view: a function of (seed, epoch, iteration), without state.
+"""Which samples a batch holds, and in which view: a function of (seed, epoch, iteration), without
+state.
 
-A :class:`Pool` is an endless concatenation of passes, a :class:`ClassPool` one of batches of whole classes; a :class:`Plan`
-cuts batches out of them. :class:`kdtasks.engine.loader.Loader` says by what rule.
+A :class:`Pool` is an endless concatenation of passes, a :class:`ClassPool` one of batches of whole
+classes; a :class:`Plan` cuts batches out of them. :class:`kdtasks.engine.loader.Loader` says by
+what rule.
 """
 
 from collections.abc import Iterator
@@ -13,11 +15,14 @@ from torch import Tensor
 from kdtasks.core.classes import UNLABELLED
 from kdtasks.core.views import view_hash
 
-LABELLED, OTHERS, _CLASSES = 0x0A, 0x0B, 0x0E                           # salts of view_hash: three orders
+# salts of view_hash: three orders
+LABELLED, OTHERS, _CLASSES = 0x0A, 0x0B, 0x0E
 
 
 class Pool:
-    """The endless concatenation of passes over ``index`` (n,), which rises; without state beside a small cache."""
+    """The endless concatenation of passes over ``index`` (n,), which rises; without state beside a
+    small cache.
+    """
 
     def __init__(self, index: Tensor, seed: int, salt: int, shuffle: bool):
         self.index, self.seed, self.salt, self.shuffle = index, seed, salt, shuffle
@@ -31,7 +36,7 @@ class Pool:
         index, turns = [], []
         while count > 0:
             turn, at = divmod(begin, len(self))
-            index.append(self.order(turn)[at:at + count])
+            index.append(self.order(turn)[at : at + count])
             turns.append(torch.full_like(index[-1], turn))
             begin, count = begin + len(index[-1]), count - len(index[-1])
         return torch.cat(index), torch.cat(turns)
@@ -42,7 +47,9 @@ class Pool:
         if turn not in self.recent:
             for old in list(self.recent)[:-1]:
                 del self.recent[old]
-            self.recent[turn] = self.index[view_hash(self.seed, self.index, turn, self.salt).argsort(stable=True)]
+            self.recent[turn] = self.index[
+                view_hash(self.seed, self.index, turn, self.salt).argsort(stable=True)
+            ]
         return self.recent[turn]
 
     def after(self, index: int) -> Iterator[int]:
@@ -54,35 +61,56 @@ class Pool:
 
 
 class ClassPool:
-    """As a :class:`Pool`, batches of ``take`` rows: some classes, ``per_class`` samples of each; without state too."""
+    """As a :class:`Pool`, batches of ``take`` rows: some classes, ``per_class`` samples of each;
+    without state too.
+    """
 
-    def __init__(self, index: Tensor, target: Tensor, seed: int, per_class: int, take: int, world: int):
+    def __init__(
+        self, index: Tensor, target: Tensor, seed: int, per_class: int, take: int, world: int
+    ):
         expect(per_class > 0, f"per_class must be at least 1, got {per_class}")
-        expect(take % per_class == 0, f"a batch of {take} labelled rows cannot have per_class={per_class} samples of each "
-                                      f"class: expected a multiple of {per_class}")
+        expect(
+            take % per_class == 0,
+            f"a batch of {take} labelled rows cannot have "
+            f"per_class={per_class} samples of each "
+            f"class: expected a multiple of {per_class}",
+        )
         classes = take // per_class
-        expect(classes % world == 0, f"{world} processes cannot share the {classes} classes of a batch equally: expected a "
-                                     f"multiple of {world}")
+        expect(
+            classes % world == 0,
+            f"{world} processes cannot share the {classes} classes of a "
+            "batch equally: expected a "
+            f"multiple of {world}",
+        )
         numbers, counts = target.unique(return_counts=True)
-        expect(len(numbers) >= classes, f"a batch of {take} rows with per_class={per_class} has {classes} different classes, "
-                                        f"but the data has {len(numbers)}")
+        expect(
+            len(numbers) >= classes,
+            f"a batch of {take} rows with per_class={per_class} has "
+            f"{classes} different classes, "
+            f"but the data has {len(numbers)}",
+        )
         self.index, self.target, self.per_class, self.take = index, target, per_class, take
         members = index[target.argsort(stable=True)].split(counts.tolist())
         self.members, self.seed = dict(zip(numbers.tolist(), members)), seed
         self.classes, self.batches = Pool(numbers, seed, _CLASSES, True), len(numbers) // classes
-        self.recent: dict[int, tuple[int, Tensor]] = {}                      # of a class: pass and order
+        # of a class: pass and order
+        self.recent: dict[int, tuple[int, Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __call__(self, begin: int, count: int) -> tuple[Tensor, Tensor]:
-        """Samples (count,) of the batch that begins at ``begin``, and the pass (count,) over its class that each is in."""
+        """Samples (count,) of the batch that begins at ``begin``, and the pass (count,) over its
+        class that each is in.
+        """
         turn, at = divmod(begin // self.take, self.batches)
         classes, m = count // self.per_class, self.per_class
-        wanted = []                                                          # class, pass over it, first place, how many
-        for c in self.classes.order(turn)[at * classes:(at + 1) * classes].tolist():
+        # class, pass over it, first place, how many
+        wanted = []
+        for c in self.classes.order(turn)[at * classes : (at + 1) * classes].tolist():
             n = len(self.members[c])
-            whole = n // m                                                   # turns that a pass over the class lasts
+            # turns that a pass over the class lasts
+            whole = n // m
             place = turn // whole * n + turn % whole * m if whole else turn * m
             end = place + m
             while place < end:
@@ -91,18 +119,29 @@ class ClassPool:
                 place += take
         orders = self._orders([(c, p) for c, p, _, _ in wanted])
         _, passes, _, takes = zip(*wanted)
-        index = torch.cat([orders[c, p][start:start + take] for c, p, start, take in wanted])
-        return index, torch.tensor(passes, device="cpu").repeat_interleave(torch.tensor(takes, device="cpu"))
+        index = torch.cat([orders[c, p][start : start + take] for c, p, start, take in wanted])
+        return index, torch.tensor(passes, device="cpu").repeat_interleave(
+            torch.tensor(takes, device="cpu")
+        )
 
     def _orders(self, wanted: list[tuple[int, int]]) -> dict[tuple[int, int], Tensor]:
-        """Samples of a class in the order of a pass, for each (class, pass); what is missing is made in one go."""
-        known = {key: self.recent[key[0]][1] for key in wanted if self.recent.get(key[0], (None,))[0] == key[1]}
+        """Samples of a class in the order of a pass, for each (class, pass); what is missing is
+        made in one go.
+        """
+        known = {
+            key: self.recent[key[0]][1]
+            for key in wanted
+            if self.recent.get(key[0], (None,))[0] == key[1]
+        }
         missing = [key for key in wanted if key not in known]
         if missing:
             members = [self.members[c] for c, _ in missing]
             sizes = torch.tensor([len(of_class) for of_class in members], device="cpu")
             number = torch.arange(len(missing), device="cpu").repeat_interleave(sizes)
-            index, passes = torch.cat(members), torch.tensor([p for _, p in missing], device="cpu")[number]
+            index, passes = (
+                torch.cat(members),
+                torch.tensor([p for _, p in missing], device="cpu")[number],
+            )
             order = view_hash(self.seed, index, passes, LABELLED).argsort(stable=True)
             order = order[number[order].argsort(stable=True)]
             for key, part in zip(missing, index[order].split(sizes.tolist())):
@@ -111,24 +150,28 @@ class ClassPool:
 
     def after(self, index: int) -> Iterator[int]:
         """``index`` and the samples of its class that follow it, round and round."""
-        return Pool(self.members[int(self.target[torch.searchsorted(self.index, index)])], 0, 0, False).after(index)
+        return Pool(
+            self.members[int(self.target[torch.searchsorted(self.index, index)])], 0, 0, False
+        ).after(index)
 
 
 @dataclass
 class Plan:
-    """Which samples a batch holds; :class:`Loader` says by what rule. Iterated, it gives the keys of the epoch ``at``."""
+    """Which samples a batch holds; :class:`Loader` says by what rule. Iterated, it gives the keys
+    of the epoch ``at``.
+    """
 
     pool: Pool | ClassPool
-    take: int                       # rows of `pool` in a batch, over all ranks
+    take: int  # rows of `pool` in a batch, over all ranks
     others: Pool
     take_others: int
-    length: int                     # iterations of an epoch
-    endless: bool                   # epochs follow each other without a gap in the passes
+    length: int  # iterations of an epoch
+    endless: bool  # epochs follow each other without a gap in the passes
     views: int
     rank: int
     world: int
-    group: int = 1                  # rows of `pool` that stay together when ranks share a batch
-    at: tuple[int, int] = (0, 0)    # epoch, first iteration
+    group: int = 1  # rows of `pool` that stay together when ranks share a batch
+    at: tuple[int, int] = (0, 0)  # epoch, first iteration
 
     @property
     def known(self) -> int:
@@ -141,11 +184,17 @@ class Plan:
         if self.endless:
             begin, count = step * self.take, self.take
         else:
-            begin, count = epoch * n + iteration * self.take, min(self.take, n - iteration * self.take)
+            begin, count = (
+                epoch * n + iteration * self.take,
+                min(self.take, n - iteration * self.take),
+            )
         mine = torch.arange(count, device="cpu") // self.group % self.world == self.rank
         index, turn = (rows[mine] for rows in self.pool(begin, count))
         if self.take_others:
-            more, turns = (rows[self.rank::self.world] for rows in self.others(step * self.take_others, self.take_others))
+            more, turns = (
+                rows[self.rank :: self.world]
+                for rows in self.others(step * self.take_others, self.take_others)
+            )
             index, turn = torch.cat([index, more]), torch.cat([turn, turns])
         return index, turn % self.views if self.views else turn
 
@@ -155,7 +204,10 @@ class Plan:
     def _keys(self, epoch: int, start: int) -> Iterator[list[tuple[int, int, bool]]]:
         for i in range(start, self.length):
             index, view = self.rows(epoch, i)
-            yield [(j, v, row < self.known) for row, (j, v) in enumerate(zip(index.tolist(), view.tolist()))]
+            yield [
+                (j, v, row < self.known)
+                for row, (j, v) in enumerate(zip(index.tolist(), view.tolist()))
+            ]
 
 
 def labelled_mask(labelled, dataset) -> Tensor:
@@ -164,15 +216,27 @@ def labelled_mask(labelled, dataset) -> Tensor:
     if labelled is None:
         return torch.ones(n, dtype=torch.bool, device="cpu")
     if isinstance(labelled, str):
-        expect(labelled == "target", f"labelled must be indices, a bool mask, 'target' or None, got {labelled!r}")
-        expect(hasattr(dataset, "target"), f"labelled='target' needs dataset.target, which {type(dataset).__name__} has not")
+        expect(
+            labelled == "target",
+            f"labelled must be indices, a bool mask, 'target' or None, got {labelled!r}",
+        )
+        expect(
+            hasattr(dataset, "target"),
+            f"labelled='target' needs dataset.target, which {type(dataset).__name__} has not",
+        )
         return torch.as_tensor(dataset.target).cpu() != UNLABELLED
     labelled = torch.as_tensor(labelled).cpu()
     if labelled.dtype == torch.bool:
-        expect(labelled.shape == (n,), f"labelled: expected a mask of shape ({n},), got {tuple(labelled.shape)}")
+        expect(
+            labelled.shape == (n,),
+            f"labelled: expected a mask of shape ({n},), got {tuple(labelled.shape)}",
+        )
         return labelled
     if len(labelled) and not 0 <= int(labelled.min()) <= int(labelled.max()) < n:
-        raise IndexError(f"labelled has {int(labelled.min())}..{int(labelled.max())}, the data set has samples 0..{n - 1}")
+        raise IndexError(
+            f"labelled has {int(labelled.min())}..{int(labelled.max())}, the data set "
+            f"has samples 0..{n - 1}"
+        )
     return torch.zeros(n, dtype=torch.bool, device="cpu").index_fill_(0, labelled.long(), True)
 
 
@@ -182,8 +246,11 @@ def class_targets(dataset) -> Tensor:
         target = torch.as_tensor(dataset.target).cpu()
     except (AttributeError, TypeError, ValueError, RuntimeError):
         target = torch.empty(0)
-    expect(target.shape == (len(dataset),) and not target.is_floating_point(),
-           f"per_class needs dataset.target, one class number a sample; {type(dataset).__name__} has none")
+    expect(
+        target.shape == (len(dataset),) and not target.is_floating_point(),
+        f"per_class needs dataset.target, one class number a sample; {type(dataset).__name__} "
+        "has none",
+    )
     return target.long()
 
 

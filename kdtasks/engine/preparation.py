@@ -12,8 +12,9 @@ from kdtasks.engine.work_dir import WorkDir
 Prepare = Callable[[dict], dict]
 
 
-def preparation(experiment: Experiment, stage: Stage, distiller: Distiller, files: WorkDir,
-                batch: Mapping) -> Prepare | None:
+def preparation(
+    experiment: Experiment, stage: Stage, distiller: Distiller, files: WorkDir, batch: Mapping
+) -> Prepare | None:
     """``batch -> batch``, called before each step of a stage; None: there is nothing to do.
 
     Args:
@@ -28,25 +29,40 @@ def preparation(experiment: Experiment, stage: Stage, distiller: Distiller, file
     return _anchors(experiment, stage, distiller, files)
 
 
-def _cache(experiment: Experiment, stage: Stage, distiller: Distiller, files: WorkDir,
-           batch: Mapping) -> Prepare:
+def _cache(
+    experiment: Experiment, stage: Stage, distiller: Distiller, files: WorkDir, batch: Mapping
+) -> Prepare:
     """Adds the teachers' outputs, which are computed once."""
     config, data = experiment.config, experiment.setting(stage, "data")
     views = config["cache"]["views"]
-    sweep = Loader(experiment.training_set(stage, files), data["test_batch_size"], shuffle=False,
-                   views=views, **experiment.loader_options(data))
-    facts = {"options": plain({name: experiment.specs.get(name) for name in stage.teachers}),
-             "data": plain(data["train"]), "seed": experiment.seed, "amp": config["amp"],
-             "channels_last": config["channels_last"]}
-    return cached_outputs(distiller, sweep, views, files.path / "cache", facts,
-                          experiment.precision, batch)
+    sweep = Loader(
+        experiment.training_set(stage, files),
+        data["test_batch_size"],
+        shuffle=False,
+        views=views,
+        **experiment.loader_options(data),
+    )
+    facts = {
+        "options": plain({name: experiment.specs.get(name) for name in stage.teachers}),
+        "data": plain(data["train"]),
+        "seed": experiment.seed,
+        "amp": config["amp"],
+        "channels_last": config["channels_last"],
+    }
+    return cached_outputs(
+        distiller, sweep, views, files.path / "cache", facts, experiment.precision, batch
+    )
 
 
-def _anchors(experiment: Experiment, stage: Stage, distiller: Distiller,
-             files: WorkDir) -> Prepare | None:
+def _anchors(
+    experiment: Experiment, stage: Stage, distiller: Distiller, files: WorkDir
+) -> Prepare | None:
     """Loads a teacher's next anchor into the same module when its share of the stage begins."""
-    routes = {name: list(origin) for name, origin in stage.teachers.items()
-              if not isinstance(origin, str | None)}
+    routes = {
+        name: list(origin)
+        for name, origin in stage.teachers.items()
+        if not isinstance(origin, str | None)
+    }
     loaded: dict[str, int] = {}
 
     def follow(batch: dict) -> dict:

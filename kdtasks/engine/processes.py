@@ -10,10 +10,13 @@ import torch
 
 from kdtasks.engine.builder import ConfigError
 
-WAIT_LIMIT = 10                              # minutes, as torch's own for nccl
-BEAT = 5.0                                   # seconds between two signs of life of the rank that works while others wait
-_OF_AN_EXCHANGE = re.compile("gloo|nccl|connection (closed|reset)|tcpstore|timed out waiting|broken pipe|pair closure",
-                             re.IGNORECASE)
+WAIT_LIMIT = 10  # minutes, as torch's own for nccl
+# seconds between two signs of life of the rank that works while others wait
+BEAT = 5.0
+_OF_AN_EXCHANGE = re.compile(
+    "gloo|nccl|connection (closed|reset)|tcpstore|timed out waiting|broken pipe|pair closure",
+    re.IGNORECASE,
+)
 
 
 def start_processes(launcher: str, device: str | None, minutes: float = WAIT_LIMIT) -> None:
@@ -22,14 +25,16 @@ def start_processes(launcher: str, device: str | None, minutes: float = WAIT_LIM
     Args:
         launcher: ``'none'`` (nothing is done) or ``'pytorch'``.
         device: as in :func:`device_type`.
-        minutes: how long a rank waits for another in one exchange; then it stops with an error. Work that takes longer on
-            one rank goes through :func:`led`, which is not limited.
+        minutes: how long a rank waits for another in one exchange; then it stops with an error.
+            Work that takes longer on one rank goes through :func:`led`, which is not limited.
     """
     if launcher == "none":
         return
     if "RANK" not in os.environ:
-        raise ConfigError("--launcher pytorch is for torchrun: "
-                          "torchrun --nproc-per-node 2 tools/train.py CONFIG --launcher pytorch")
+        raise ConfigError(
+            "--launcher pytorch is for torchrun: "
+            "torchrun --nproc-per-node 2 tools/train.py CONFIG --launcher pytorch"
+        )
     if device_type(device) == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "nccl" if device_type(device) == "cuda" else "gloo"
@@ -43,8 +48,8 @@ class PeerError(RuntimeError):
 def led(work: Callable[[Callable[[], None]], object]) -> None:
     """Rank 0 runs ``work(beat)``, and the other ranks wait; what fails there ends them too.
 
-    However long the work takes: ``beat()``, called now and then, tells the others that it goes on, so that a rank which
-    has stalled or died is noticed within the limit of one exchange.
+    However long the work takes: ``beat()``, called now and then, tells the others that it goes on,
+    so that a rank which has stalled or died is noticed within the limit of one exchange.
 
     Raises:
         PeerError: on the other ranks, where the work has failed.
@@ -75,13 +80,22 @@ def led(work: Callable[[Callable[[], None]], object]) -> None:
 
 
 def lost_peer(error: BaseException) -> str:
-    """What to say of an exchange with a process that has died or does not answer; '' for any other error."""
+    """What to say of an exchange with a process that has died or does not answer; '' for any other
+    error.
+    """
     grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not grouped or not isinstance(error, RuntimeError) or not _OF_AN_EXCHANGE.search(str(error)):
         return ""
-    what = "does not answer within --wait-limit" if "imed out" in str(error) or "imeout" in str(error) else "has ended"
-    return (f"rank {torch.distributed.get_rank()} stops: another process of this run {what}; see what that one says. "
-            "The same command with --resume goes on from the last checkpoint")
+    what = (
+        "does not answer within --wait-limit"
+        if "imed out" in str(error) or "imeout" in str(error)
+        else "has ended"
+    )
+    return (
+        f"rank {torch.distributed.get_rank()} stops: another process of this run {what}; see "
+        "what that one says. "
+        "The same command with --resume goes on from the last checkpoint"
+    )
 
 
 def beating(beat: Callable[[], None], items: Iterable) -> Iterator:
@@ -120,4 +134,8 @@ def device_type(device: str | None) -> str:
 
 def device_name(device: torch.device) -> str:
     """What the results call the device."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu ({torch.get_num_threads()} threads)"
+    )

@@ -1,4 +1,6 @@
-"""Reading a map-style data set through torch's DataLoader, each sample from random states of its own."""
+"""Reading a map-style data set through torch's DataLoader, each sample from random states of its
+own.
+"""
 
 import random
 import warnings
@@ -12,22 +14,39 @@ from torch import Tensor
 from kdtasks.core.views import view_hash
 from kdtasks.engine.order import Plan
 
-_SAMPLE, _COLLATE = 0x0C, 0x0D              # salts of view_hash: two random states
-_TRIES = 100                                # consecutive unreadable samples before skip_bad gives up
+_SAMPLE, _COLLATE = 0x0C, 0x0D  # salts of view_hash: two random states
+# consecutive unreadable samples before skip_bad gives up
+_TRIES = 100
 
 
 class MapReader:
     """A map-style data set through torch's DataLoader; what cannot be read is noted in ``bad``."""
 
-    def __init__(self, dataset, seed: int, plan: Plan, bad: dict[int, str], workers: int, collate: Callable, skip_bad: bool,
-                 training: bool, timeout: float, pinned: bool):
+    def __init__(
+        self,
+        dataset,
+        seed: int,
+        plan: Plan,
+        bad: dict[int, str],
+        workers: int,
+        collate: Callable,
+        skip_bad: bool,
+        training: bool,
+        timeout: float,
+        pinned: bool,
+    ):
         self.plan, self.bad, self.left_out = plan, bad, not training
         self.workers, self.begun, self.timeout = workers, 0, timeout
         self.data = torch.utils.data.DataLoader(
-            _Samples(dataset, seed, plan, skip_bad, training), batch_sampler=plan,
-            collate_fn=_Collate(collate, seed), num_workers=workers, persistent_workers=workers > 0,
+            _Samples(dataset, seed, plan, skip_bad, training),
+            batch_sampler=plan,
+            collate_fn=_Collate(collate, seed),
+            num_workers=workers,
+            persistent_workers=workers > 0,
             timeout=timeout if workers else 0,
-            pin_memory=pinned, generator=torch.Generator(device="cpu"))
+            pin_memory=pinned,
+            generator=torch.Generator(device="cpu"),
+        )
 
     def read(self, epoch: int, start: int) -> Iterator[tuple[dict, Tensor, Tensor]]:
         self.plan.at, self.begun = (epoch, start), self.begun + 1
@@ -36,36 +55,63 @@ class MapReader:
     def _read(self, batches: Iterator, mine: int) -> Iterator[tuple[dict, Tensor, Tensor]]:
         while True:
             if self.workers and self.begun != mine:
-                raise RuntimeError("a newer iterator of this Loader has taken over its workers: use a second Loader beside it")
+                raise RuntimeError(
+                    "a newer iterator of this Loader has taken over its workers: "
+                    "use a second Loader beside it"
+                )
             try:
                 batch, index, view, bad = next(batches)
             except StopIteration:
                 if self.left_out and len(self.bad) == len(self.plan.pool):
-                    raise RuntimeError(f"none of the {len(self.bad)} samples can be read; the first: "
-                                       f"{next(iter(self.bad.values()))}") from None
+                    raise RuntimeError(
+                        f"none of the {len(self.bad)} samples can be read; the "
+                        "first: "
+                        f"{next(iter(self.bad.values()))}"
+                    ) from None
                 return
             except Exception as error:
                 if not self.workers:
                     raise
                 if "timed out after" in str(error):
-                    raise RuntimeError(f"the {self.workers} workers of the loader gave no batch within {self.timeout:g} s: "
-                                       "they hang, or the data is on a disk that does not answer; data.timeout=<seconds> "
-                                       "gives them longer, data.workers=0 shows where they hang") from None
-                # The frames of torch hold error and workers in a cycle; the collector then waits 5 s for each worker.
+                    raise RuntimeError(
+                        f"the {self.workers} workers of the loader gave no batch "
+                        f"within {self.timeout:g} s: "
+                        "they hang, or the data is on a disk that does not answer; "
+                        "data.timeout=<seconds> "
+                        "gives them longer, data.workers=0 shows where they "
+                        "hang"
+                    ) from None
+                # The frames of torch hold error and workers in a cycle; the collector then waits 5
+                # s for each worker.
                 raise error.with_traceback(None)  # noqa: B904
             if bad and not self.bad:
-                how = "left out an unreadable sample" if self.left_out else "skipped an unreadable sample"
-                warnings.warn(f"{how}: {next(iter(bad.values()))} (said once; Loader.bad has all)", stacklevel=3)
+                how = (
+                    "left out an unreadable sample"
+                    if self.left_out
+                    else "skipped an unreadable sample"
+                )
+                warnings.warn(
+                    f"{how}: {next(iter(bad.values()))} (said once; Loader.bad has all)",
+                    stacklevel=3,
+                )
             self.bad.update(bad)
             if batch is not None:
                 yield batch, index, view
 
 
 class _Samples:
-    """A map-style data set whose samples are asked for by ``(index, view, whether of the plan's pool)``."""
+    """A map-style data set whose samples are asked for by ``(index, view, whether of the plan's
+    pool)``.
+    """
 
     def __init__(self, dataset, seed: int, plan: Plan, skip_bad: bool, replace: bool):
-        self.dataset, self.seed, self.plan, self.skip_bad, self.replace = dataset, seed, plan, skip_bad, replace
+        self.dataset, self.seed, self.plan, self.skip_bad, self.replace = (
+            dataset,
+            seed,
+            plan,
+            skip_bad,
+            replace,
+        )
 
     def __getitem__(self, key: tuple[int, int, bool]) -> tuple[int, int, object, dict[int, str]]:
         index, view, known = key
@@ -78,12 +124,17 @@ class _Samples:
             except Exception as error:
                 bad[i] = f"{path_of(self.dataset, i)}: {type(error).__name__}: {error}"
                 if not self.skip_bad:
-                    raise RuntimeError(f"cannot read sample {i}, {bad[i]} (skip_bad=True goes on without it)") from error
+                    raise RuntimeError(
+                        f"cannot read sample {i}, {bad[i]} (skip_bad=True goes on without it)"
+                    ) from error
                 if not self.replace:
                     return i, view, None, bad
                 if len(bad) == min(_TRIES, len(pool)):
-                    raise RuntimeError(f"cannot read sample {index} nor the {len(bad) - 1} after it; "
-                                       f"the last is {bad[i]}") from error
+                    raise RuntimeError(
+                        f"cannot read sample {index} nor the {len(bad) - 1} after "
+                        "it; "
+                        f"the last is {bad[i]}"
+                    ) from error
 
 
 class _Collate:
@@ -94,7 +145,8 @@ class _Collate:
 
     def __call__(self, items: list) -> tuple[dict | None, Tensor, Tensor, dict[int, str]]:
         found = {i: why for *_, some in items for i, why in some.items()}
-        items = [item for item in items if item[0] not in item[3]]              # in evaluation nothing stands in its place
+        # in evaluation nothing stands in its place
+        items = [item for item in items if item[0] not in item[3]]
         if not items:
             return None, torch.empty(0), torch.empty(0), found
         index, view, samples, _ = zip(*items)
@@ -106,10 +158,15 @@ class _Collate:
 
 
 def stack(samples: list) -> dict:
-    """Dicts or (input, target) pairs -> one dict; tensors, arrays and numbers stacked, anything else as a list."""
+    """Dicts or (input, target) pairs -> one dict; tensors, arrays and numbers stacked, anything
+    else as a list.
+    """
     if not isinstance(samples[0], dict):
         if not isinstance(samples[0], tuple | list) or len(samples[0]) != 2:
-            raise TypeError(f"a sample must be (input, target) or a dict, got {type(samples[0]).__name__}: {samples[0]!r:.80}")
+            raise TypeError(
+                f"a sample must be (input, target) or a dict, got "
+                f"{type(samples[0]).__name__}: {samples[0]!r:.80}"
+            )
         samples = [{"input": input, "target": target} for input, target in samples]
     return {name: _stacked(name, [sample[name] for sample in samples]) for name in samples[0]}
 
@@ -118,18 +175,27 @@ def _stacked(name: str, values: list):
     if isinstance(values[0], Tensor | np.ndarray | np.generic | int | float):
         values = [torch.as_tensor(value) for value in values]
         if len({value.shape for value in values}) > 1:
-            raise ValueError(f"samples of different shapes cannot be stacked: {name!r} has "
-                             f"{[tuple(v.shape) for v in values][:8]}; resize them to one shape, or pass collate=")
+            raise ValueError(
+                f"samples of different shapes cannot be stacked: {name!r} has "
+                f"{[tuple(v.shape) for v in values][:8]}; resize them to one shape, "
+                "or pass collate="
+            )
         return torch.stack(values)
     if name == "input":
-        raise TypeError(f"'input' must be a tensor, an array or a number, got {type(values[0]).__name__}; a PIL "
-                        f"image becomes one through torchvision.transforms.v2.ToImage and ToDtype(torch.float32, scale=True)")
+        raise TypeError(
+            f"'input' must be a tensor, an array or a number, got "
+            f"{type(values[0]).__name__}; a PIL "
+            f"image becomes one through torchvision.transforms.v2.ToImage and "
+            "ToDtype(torch.float32, scale=True)"
+        )
     return values
 
 
 @contextmanager
 def _seeded(seed: int, index: int, view: int, salt: int):
-    """Python's, NumPy's and torch's CPU generator start from (seed, index, view) in the block, which leaves no trace."""
+    """Python's, NumPy's and torch's CPU generator start from (seed, index, view) in the block,
+    which leaves no trace.
+    """
     number = int(view_hash(seed, torch.tensor(index, device="cpu"), view, salt))
     before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     random.seed(number)
@@ -144,7 +210,9 @@ def _seeded(seed: int, index: int, view: int, salt: int):
 
 
 def readable(dataset, index: Sequence[int]) -> dict[int, object]:
-    """Those of the samples ``index`` of a map-style data set that can be read: for pictures, since who evaluates is told."""
+    """Those of the samples ``index`` of a map-style data set that can be read: for pictures, since
+    who evaluates is told.
+    """
     found = {}
     for i in index:
         with suppress(Exception):

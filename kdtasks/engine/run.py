@@ -40,13 +40,20 @@ class Run:
         ConfigError: something in the config that can be known before any data or weights are read.
     """
 
-    def __init__(self, config: Mapping, work_dir: str | Path, seed: int = 0,
-                 device: str | None = None, name: str = "config", quiet: bool = False):
+    def __init__(
+        self,
+        config: Mapping,
+        work_dir: str | Path,
+        seed: int = 0,
+        device: str | None = None,
+        name: str = "config",
+        quiet: bool = False,
+    ):
         self.experiment = Experiment(config, seed, device, name)
         self.experiment.set_threads()
         self.quiet = quiet or self.experiment.rank > 0
         self.files = WorkDir(work_dir, [stage.name for stage in self.experiment.stages])
-        self._said: set[str] = set()                                 # what the screen has said once
+        self._said: set[str] = set()  # what the screen has said once
 
     @property
     def work_dir(self) -> Path:
@@ -68,9 +75,14 @@ class Run:
     def results(self) -> dict:
         """What results.json holds."""
         experiment = self.experiment
-        return {"config": experiment.name, "seed": experiment.seed,
-                "device": device_name(experiment.device), "primary": experiment.task.PRIMARY,
-                "higher_is_better": experiment.task.HIGHER_IS_BETTER, "stages": self.done}
+        return {
+            "config": experiment.name,
+            "seed": experiment.seed,
+            "device": device_name(experiment.device),
+            "primary": experiment.task.PRIMARY,
+            "higher_is_better": experiment.task.HIGHER_IS_BETTER,
+            "stages": self.done,
+        }
 
     def folder(self, stage: Stage) -> Path:
         """Where a stage keeps its checkpoints."""
@@ -111,16 +123,18 @@ class Run:
         """
         for name in only or []:
             if name not in self.files.stages:
-                raise ConfigError(f"no stage is called {name!r}; "
-                                  + did_you_mean(name, self.files.stages))
+                raise ConfigError(
+                    f"no stage is called {name!r}; " + did_you_mean(name, self.files.stages)
+                )
         check(self.experiment)
-        gc.freeze()                      # what is there now need not be gone through after each stage
+        # what is there now need not be gone through after each stage
+        gc.freeze()
         try:
             self.open(resume)
             for stage in self.experiment.stages:
                 if stage.name not in self.done and (only is None or stage.name in only):
                     self._train_stage(stage, resume)
-                    gc.collect()         # runners, hooks and loops hold each other and the stage
+                    gc.collect()  # runners, hooks and loops hold each other and the stage
             led(lambda beat: self._finish())
             return self.results
         finally:
@@ -150,18 +164,33 @@ class Run:
         tensorboard = config["tensorboard"] and experiment.rank == 0
         with Bar(stage.name, length, self.quiet) as bar:
             runner = StageRunner(
-                name=stage.name, folder=self.folder(stage), log_file=self.work_dir / "train.log",
-                seed=experiment.seed, distiller=distiller, loader=loader,
-                test_loader=experiment.test_loader(stage), task=experiment.task, prepare=prepare,
+                name=stage.name,
+                folder=self.folder(stage),
+                log_file=self.work_dir / "train.log",
+                seed=experiment.seed,
+                distiller=distiller,
+                loader=loader,
+                test_loader=experiment.test_loader(stage),
+                task=experiment.task,
+                prepare=prepare,
                 optimizer=lambda parameters: builder.build(
-                    experiment.setting(stage, "optimizer"), "optimizer", params=parameters),
-                schedule=experiment.schedule(stage), train=stage.train, length=length,
-                find_unused_parameters=unused, log_interval=config["log_interval"], keep=stage.keep,
+                    experiment.setting(stage, "optimizer"), "optimizer", params=parameters
+                ),
+                schedule=experiment.schedule(stage),
+                train=stage.train,
+                length=length,
+                find_unused_parameters=unused,
+                log_interval=config["log_interval"],
+                keep=stage.keep,
                 val_interval=count(config["val_interval"], "val_interval"),
                 checkpoint_interval=count(config["checkpoint_interval"], "checkpoint_interval"),
-                first_epoch=experiment.first_epoch(stage, files), meta=experiment.meta(stage),
-                show=bar, options=config, custom_hooks=copy.deepcopy(config["custom_hooks"]),
-                tensorboard=self.work_dir / "tensorboard" / stage.name if tensorboard else None)
+                first_epoch=experiment.first_epoch(stage, files),
+                meta=experiment.meta(stage),
+                show=bar,
+                options=config,
+                custom_hooks=copy.deepcopy(config["custom_hooks"]),
+                tensorboard=self.work_dir / "tensorboard" / stage.name if tensorboard else None,
+            )
             if differs:
                 runner.logger.warning(differs)
             last = files.weights(stage.name)
@@ -179,13 +208,18 @@ class Run:
     def _ranks_differ(self, distiller: Distiller) -> str:
         """Why several processes do not give what one would; said once on the screen."""
         world, synchronised = self.experiment.world, self.experiment.config["sync_bn"]
-        normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm)
-                     for role in distiller.learners for module in distiller.model(role).modules())
+        normed = any(
+            isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for role in distiller.learners
+            for module in distiller.model(role).modules()
+        )
         if world == 1 or synchronised or not normed:
             return ""
-        why = (f"BatchNorm sees the rows of its own process only: {world} processes do not train "
-               "as one would, and what is saved has the statistics of the first; sync_bn=True "
-               "shares them (on CUDA)")
+        why = (
+            f"BatchNorm sees the rows of its own process only: {world} processes do not train "
+            "as one would, and what is saved has the statistics of the first; sync_bn=True "
+            "shares them (on CUDA)"
+        )
         if not self.quiet and why not in self._said:
             print(f"note: {why}")
             self._said.add(why)
@@ -211,19 +245,26 @@ class Run:
             return {}
         rivals = (experiment.stage("alone"), final)
         paths = {stage.name for rival in rivals for stage in experiment.chain(rival)}
-        ended = {name: values["ended_early"] for name, values in self.done.items()
-                 if name in paths and "ended_early" in values}
+        ended = {
+            name: values["ended_early"]
+            for name, values in self.done.items()
+            if name in paths and "ended_early" in values
+        }
         if ended.keys() == {"alone", final.name} and ended["alone"] == ended[final.name]:
             return {}
-        return {name: f"after {end['iterations']} of {end['of']} iterations"
-                for name, end in ended.items()}
+        return {
+            name: f"after {end['iterations']} of {end['of']} iterations"
+            for name, end in ended.items()
+        }
 
     def _say_ended_early(self) -> None:
         ended = ", ".join(f"{name} {where}" for name, where in self.ended_early.items())
         if ended and not self.quiet:
-            print(f"warning: a hook has ended {ended}: alone and {self.experiment.final.name} "
-                  "have not had the same budget, so their difference is not the teacher's alone",
-                  file=sys.stderr)
+            print(
+                f"warning: a hook has ended {ended}: alone and {self.experiment.final.name} "
+                "have not had the same budget, so their difference is not the teacher's alone",
+                file=sys.stderr,
+            )
 
     def _say_unreadable(self, unreadable: Mapping[str, Mapping[str, str]]) -> None:
         """Once a run, on the screen: how many samples could not be read."""
@@ -232,8 +273,10 @@ class Run:
             self._said.update(new)
             if new and not self.quiet:
                 more = f" and {len(new) - 1} more (results.json names them)" if len(new) > 1 else ""
-                print(f"warning: left out of the {part} data: {new[0]}: {paths[new[0]]}{more}",
-                      file=sys.stderr)
+                print(
+                    f"warning: left out of the {part} data: {new[0]}: {paths[new[0]]}{more}",
+                    file=sys.stderr,
+                )
 
     def _finish(self) -> None:
         from kdtasks.engine.report import write_report

@@ -1,4 +1,6 @@
-"""One stage as one mmengine Runner: a loop counted in iterations, read from the device once per log interval."""
+"""One stage as one mmengine Runner: a loop counted in iterations, read from the device once per log
+interval.
+"""
 
 import fnmatch
 import itertools
@@ -43,7 +45,13 @@ class LossBuffer:
 
     def add(self, iteration: int, losses: dict[str, Tensor]) -> None:
         """Keep the losses of one step."""
-        self.rows.append((iteration, tuple(losses), torch.stack([v.detach().float().reshape(()) for v in losses.values()])))
+        self.rows.append(
+            (
+                iteration,
+                tuple(losses),
+                torch.stack([v.detach().float().reshape(()) for v in losses.values()]),
+            )
+        )
 
     def read(self) -> dict[str, float]:
         """The mean of each loss over the steps since the last read.
@@ -55,10 +63,12 @@ class LossBuffer:
             return {}
         lengths = [len(names) for _, names, _ in self.rows]
         values = torch.cat([row for _, _, row in self.rows])
-        if torch.distributed.is_initialized():                                    # the mean over ranks: all see a NaN of one
+        # the mean over ranks: all see a NaN of one
+        if torch.distributed.is_initialized():
             torch.distributed.all_reduce(values)
             values = values / torch.distributed.get_world_size()
-        values = values.cpu().split(lengths)                                                   # the one wait
+        # the one wait
+        values = values.cpu().split(lengths)
         sums: dict[str, list[float]] = {}
         for (iteration, names, _), row in zip(self.rows, values):
             for name, value in zip(names, row.tolist()):
@@ -76,18 +86,33 @@ class StageLoop(BaseLoop):
         runner: the stage's runner.
         dataloader: an :class:`kdtasks.engine.loader.Loader`.
         length: iterations in all.
-        log_interval, val_interval, checkpoint_interval: iterations between reads, evaluations and checkpoints.
+        log_interval, val_interval, checkpoint_interval: iterations between reads, evaluations and
+            checkpoints.
         prepare: called with each batch before the step; adds what a cache knows.
         first_epoch: the number that the data's order and views give to the stage's first epoch.
     """
 
-    def __init__(self, runner: "StageRunner", dataloader, length: int, log_interval: int, val_interval: int,
-                 checkpoint_interval: int, prepare: Callable[[dict], dict] | None = None, first_epoch: int = 0):
+    def __init__(
+        self,
+        runner: "StageRunner",
+        dataloader,
+        length: int,
+        log_interval: int,
+        val_interval: int,
+        checkpoint_interval: int,
+        prepare: Callable[[dict], dict] | None = None,
+        first_epoch: int = 0,
+    ):
         super().__init__(runner, dataloader)
         self._max_iters, self._iter, self.first_epoch = length, 0, first_epoch
-        self.log_interval, self.val_interval, self.checkpoint_interval = log_interval, val_interval, checkpoint_interval
+        self.log_interval, self.val_interval, self.checkpoint_interval = (
+            log_interval,
+            val_interval,
+            checkpoint_interval,
+        )
         self.prepare = prepare
-        self.stop_training = False                                      # a hook may set it: EarlyStoppingHook does
+        # a hook may set it: EarlyStoppingHook does
+        self.stop_training = False
         self.buffer = LossBuffer()
 
     iter = property(lambda self: self._iter)
@@ -102,7 +127,9 @@ class StageLoop(BaseLoop):
         while self._iter < self._max_iters and not self.stop_training:
             runner.distiller.train()
             runner.call_hook("before_train_epoch")
-            for batch in self.dataloader.epoch(self.first_epoch + self.epoch, start=self._iter % len(self.dataloader)):
+            for batch in self.dataloader.epoch(
+                self.first_epoch + self.epoch, start=self._iter % len(self.dataloader)
+            ):
                 self._step(batch)
                 if self._iter == self._max_iters or self.stop_training:
                     break
@@ -147,12 +174,16 @@ class StageLoop(BaseLoop):
             runner.evaluate_now()
             save = save or self.stop_training
         if keep:
-            runner.keep_now(done // len(self.dataloader))       # before last.pth: a kill in between then loses none
+            # before last.pth: a kill in between then loses none
+            runner.keep_now(done // len(self.dataloader))
         if save:
             runner.save_now()
 
     def _ends_kept_epoch(self) -> bool:
-        return self._iter % len(self.dataloader) == 0 and self._iter // len(self.dataloader) in self.runner.keep
+        return (
+            self._iter % len(self.dataloader) == 0
+            and self._iter // len(self.dataloader) in self.runner.keep
+        )
 
     def _read(self) -> dict[str, float]:
         try:
@@ -164,10 +195,11 @@ class StageLoop(BaseLoop):
 class StageRunner(Runner):
     """mmengine's Runner, with what breaks on a current torch put right in one place.
 
-    Hooks, message hub, visualizer, optimizer wrapper and parameter schedulers are mmengine's; the process group
-    (gloo on a CPU), DDP, checkpoints and the log file are ours. ``custom_hooks`` of a config get the usual calls;
-    ``outputs`` of ``after_train_iter`` are the losses as detached tensors on the device, which has to wait for whoever reads
-    them; what a batch of an evaluation came to stays with the task, so ``after_val_iter`` gets None.
+    Hooks, message hub, visualizer, optimizer wrapper and parameter schedulers are mmengine's; the
+    process group (gloo on a CPU), DDP, checkpoints and the log file are ours. ``custom_hooks`` of a
+    config get the usual calls; ``outputs`` of ``after_train_iter`` are the losses as detached
+    tensors on the device, which has to wait for whoever reads them; what a batch of an evaluation
+    came to stays with the task, so ``after_val_iter`` gets None.
 
     Args:
         folder: where the stage's checkpoints go.
@@ -180,70 +212,164 @@ class StageRunner(Runner):
         train: patterns of parameters that train.
         meta: plain facts saved with every checkpoint.
         show: called with ``(iteration, total, {name: value})`` at each read.
-        options: the parts of the config that concern a step (amp, accumulate, clip_grad, ema, sync_bn).
+        options: the parts of the config that concern a step (amp, accumulate, clip_grad, ema,
+            sync_bn).
         first_epoch: see :class:`StageLoop`.
     """
 
-    def __init__(self, *, name: str, folder: Path, log_file: Path, distiller: Distiller, loader, test_loader, task,
-                 optimizer: Callable, schedule: list[dict], train, length: int, log_interval: int, val_interval: int,
-                 checkpoint_interval: int, keep=(), prepare=None, seed: int = 0, meta: dict | None = None,
-                 show: Callable | None = None, options: dict, custom_hooks: list | None = None,
-                 tensorboard: Path | None = None, find_unused_parameters: bool = False, first_epoch: int = 0):
+    def __init__(
+        self,
+        *,
+        name: str,
+        folder: Path,
+        log_file: Path,
+        distiller: Distiller,
+        loader,
+        test_loader,
+        task,
+        optimizer: Callable,
+        schedule: list[dict],
+        train,
+        length: int,
+        log_interval: int,
+        val_interval: int,
+        checkpoint_interval: int,
+        keep=(),
+        prepare=None,
+        seed: int = 0,
+        meta: dict | None = None,
+        show: Callable | None = None,
+        options: dict,
+        custom_hooks: list | None = None,
+        tensorboard: Path | None = None,
+        find_unused_parameters: bool = False,
+        first_epoch: int = 0,
+    ):
         self.distiller, self.device = distiller, next(distiller.student.parameters()).device
         self.task, self.test_loader, self.keep, self.options = task, test_loader, set(keep), options
-        self.folder, self.log_file, self.meta, self.show = Path(folder), log_file, dict(meta or {}), show
+        self.folder, self.log_file, self.meta, self.show = (
+            Path(folder),
+            log_file,
+            dict(meta or {}),
+            show,
+        )
         self.find_unused_parameters = find_unused_parameters
         self.metrics: dict[str, float] = {}
-        self.unreadable: dict[str, dict[str, str]] = {}        # 'train' and 'test': path and why, of all processes
+        # 'train' and 'test': path and why, of all processes
+        self.unreadable: dict[str, dict[str, str]] = {}
         self.history: list[dict] = []
         self.best: float | None = None
         self.seconds, self._since = 0.0, time.perf_counter()
         trained = select_parameters(distiller, train)
         hooks = build_hooks(custom_hooks or [])
-        unique = f"{name}_{next(_numbers)}"                    # mmengine keeps loggers and visualizers by name
+        # mmengine keeps loggers and visualizers by name
+        unique = f"{name}_{next(_numbers)}"
         super().__init__(
-            model=distiller, work_dir=str(self.folder), train_dataloader=loader, train_cfg={}, optim_wrapper={},
-            default_hooks={"runtime_info": None, "timer": None, "sampler_seed": None, "logger": None, "checkpoint": None},
-            custom_hooks=hooks, launcher="none" if get_dist_info()[1] == 1 else "pytorch",
-            visualizer={"type": "Visualizer", "name": unique, "vis_backends": [
-                {"type": "TensorboardVisBackend", "save_dir": str(tensorboard)}] if tensorboard else []},
-            randomness={"seed": seed}, experiment_name=unique, default_scope="mmengine")
-        apart = [[*distiller.student.parameters(), *distiller.losses.parameters()], *(p.parameters() for p in distiller.peers)]
+            model=distiller,
+            work_dir=str(self.folder),
+            train_dataloader=loader,
+            train_cfg={},
+            optim_wrapper={},
+            default_hooks={
+                "runtime_info": None,
+                "timer": None,
+                "sampler_seed": None,
+                "logger": None,
+                "checkpoint": None,
+            },
+            custom_hooks=hooks,
+            launcher="none" if get_dist_info()[1] == 1 else "pytorch",
+            visualizer={
+                "type": "Visualizer",
+                "name": unique,
+                "vis_backends": [{"type": "TensorboardVisBackend", "save_dir": str(tensorboard)}]
+                if tensorboard
+                else [],
+            },
+            randomness={"seed": seed},
+            experiment_name=unique,
+            default_scope="mmengine",
+        )
+        apart = [
+            [*distiller.student.parameters(), *distiller.losses.parameters()],
+            *(p.parameters() for p in distiller.peers),
+        ]
         groups = [[p for p in part if p.requires_grad] for part in apart]
-        self.optim_wrapper = StepWrapper(optimizer(trained), options["amp"], self.device.type, options["accumulate"],
-                                         groups, options["clip_grad"])
-        self._train_loop = StageLoop(self, loader, length, log_interval, val_interval, checkpoint_interval, prepare,
-                                     first_epoch)
-        self.param_schedulers = build_schedulers(schedule, self.optim_wrapper, length, len(loader), task)
+        self.optim_wrapper = StepWrapper(
+            optimizer(trained),
+            options["amp"],
+            self.device.type,
+            options["accumulate"],
+            groups,
+            options["clip_grad"],
+        )
+        self._train_loop = StageLoop(
+            self,
+            loader,
+            length,
+            log_interval,
+            val_interval,
+            checkpoint_interval,
+            prepare,
+            first_epoch,
+        )
+        self.param_schedulers = build_schedulers(
+            schedule, self.optim_wrapper, length, len(loader), task
+        )
         self.average = MovingAverage(distiller.student, options["ema"]) if options["ema"] else None
-        self._never_finite = set(not_finite(self._buffers()))            # masks of -inf, the first range of an observer
+        # masks of -inf, the first range of an observer
+        self._never_finite = set(not_finite(self._buffers()))
         self._owners = self._with_attributes(hooks)
-        self._as_made = {name: attributes_of(owner, inside) for name, (owner, inside) in self._owners.items()}
+        self._as_made = {
+            name: attributes_of(owner, inside) for name, (owner, inside) in self._owners.items()
+        }
 
     def _with_attributes(self, hooks: list) -> dict[str, tuple[object, bool]]:
         """What may keep a state in attributes, and whether in objects inside them too."""
-        foreign = {f"schedule {k}": s for k, s in enumerate(self.param_schedulers) if isinstance(s, ForeignScheduler)}
-        learners = {f"{role}.{path}": part for role in self.distiller.learners
-                    for path, part in self.distiller.model(role).named_modules()}
-        flat = {**{f"hook {k} {type(hook).__name__}": hook for k, hook in enumerate(hooks)}, **learners}
+        foreign = {
+            f"schedule {k}": s
+            for k, s in enumerate(self.param_schedulers)
+            if isinstance(s, ForeignScheduler)
+        }
+        learners = {
+            f"{role}.{path}": part
+            for role in self.distiller.learners
+            for path, part in self.distiller.model(role).named_modules()
+        }
+        flat = {
+            **{f"hook {k} {type(hook).__name__}": hook for k, hook in enumerate(hooks)},
+            **learners,
+        }
         deep = {**foreign, **losses_with_state(self.distiller)}
-        return {name: (owner, inside) for owners, inside in ((flat, False), (deep, True)) for name, owner in owners.items()}
+        return {
+            name: (owner, inside)
+            for owners, inside in ((flat, False), (deep, True))
+            for name, owner in owners.items()
+        }
 
-    # What mmengine's Runner does otherwise ---------------------------------------------------------------------
+    # What mmengine's Runner does otherwise --------------------------------------------------------
     def build_logger(self, *args, **kwargs) -> MMLogger:
-        logger = MMLogger.get_instance(self._experiment_name, log_file=str(self.log_file), log_level="INFO", file_mode="a")
-        logger.handlers = [h for h in logger.handlers if isinstance(h, logging.FileHandler)]  # the screen has the bar
-        for handler in logger.handlers:                                                       # whatever the locale
+        logger = MMLogger.get_instance(
+            self._experiment_name, log_file=str(self.log_file), log_level="INFO", file_mode="a"
+        )
+        # the screen has the bar
+        logger.handlers = [h for h in logger.handlers if isinstance(h, logging.FileHandler)]
+        # whatever the locale
+        for handler in logger.handlers:
             handler.stream.reconfigure(encoding="utf-8", errors="surrogateescape")
         with suppress(OSError):
-            Path(self._log_dir).rmdir()                                                       # made, and not needed
+            # made, and not needed
+            Path(self._log_dir).rmdir()
         return logger
 
     def _log_env(self, env_cfg: dict) -> None:
-        self.logger.info("torch %s, %s, %d process(es)", torch.__version__, self.device, self.world_size)
+        self.logger.info(
+            "torch %s, %s, %d process(es)", torch.__version__, self.device, self.world_size
+        )
 
     def dump_config(self) -> None:
-        pass                                                                                   # the run writes it once
+        # the run writes it once
+        pass
 
     def get_hooks_info(self) -> str:
         return ", ".join(type(hook).__name__ for hook in self._hooks)
@@ -253,7 +379,8 @@ class StageRunner(Runner):
             return model
         if self.options["sync_bn"]:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        # No device_ids: inputs are in place already, and some (index, view, labelled) stay on the CPU.
+        # No device_ids: inputs are in place already, and some (index, view, labelled) stay on the
+        # CPU.
         return DistributedDataParallel(model, find_unused_parameters=self.find_unused_parameters)
 
     def train(self) -> nn.Module:
@@ -263,8 +390,12 @@ class StageRunner(Runner):
         self.optim_wrapper.initialize_count_status(self.model, loop.iter, loop.max_iters)
         self._since = time.perf_counter()
         try:
-            with warnings.catch_warnings():                     # accumulation: schedulers step before the first update
-                warnings.filterwarnings("ignore", message="Detected call of `(lr_)?scheduler.step|Seems like `optimizer.step")
+            # accumulation: schedulers step before the first update
+            with warnings.catch_warnings():
+                warnings.filterwarnings(
+                    "ignore",
+                    message="Detected call of `(lr_)?scheduler.step|Seems like `optimizer.step",
+                )
                 model = loop.run()
             self.call_hook("after_run")
             return model
@@ -272,10 +403,11 @@ class StageRunner(Runner):
             self.visualizer.close()
             for handler in self.logger.handlers:
                 handler.close()
-            for kept in (self.logger, self.message_hub, self.visualizer, self.default_scope):  # by name, for ever
+            # by name, for ever
+            for kept in (self.logger, self.message_hub, self.visualizer, self.default_scope):
                 type(kept)._instance_dict.pop(kept.instance_name, None)
 
-    # Reading, evaluating, saving -----------------------------------------------------------------------------
+    # Reading, evaluating, saving ------------------------------------------------------------------
     @property
     def evaluated(self) -> nn.Module:
         """The model that counts: the student, or its moving average.
@@ -284,8 +416,12 @@ class StageRunner(Runner):
             RuntimeError: the average is of a student that was replaced since.
         """
         if self.average and self.average.followed is not self.distiller.student:
-            raise RuntimeError("the student was replaced in the course of the stage, and ema averages the former one: expected "
-                               "ema=None, or runner.average = MovingAverage(student, decay) of the new one")
+            raise RuntimeError(
+                "the student was replaced in the course of the stage, and ema "
+                "averages the former one: expected "
+                "ema=None, or runner.average = MovingAverage(student, decay) of the "
+                "new one"
+            )
         return self.average.model if self.average else self.distiller.student
 
     def note(self, losses: dict[str, float]) -> None:
@@ -296,8 +432,13 @@ class StageRunner(Runner):
         for name, value in losses.items():
             self.message_hub.update_scalar(f"train/{name}", value)
         self.visualizer.add_scalars({"lr": rate, **losses}, step=iteration)
-        self.logger.info("%d/%d  lr %.4g  %s", iteration, self._train_loop.max_iters, rate,
-                         "  ".join(f"{k} {v:.4f}" for k, v in losses.items()))
+        self.logger.info(
+            "%d/%d  lr %.4g  %s",
+            iteration,
+            self._train_loop.max_iters,
+            rate,
+            "  ".join(f"{k} {v:.4f}" for k, v in losses.items()),
+        )
         if self.show:
             self.show(iteration, self._train_loop.max_iters, losses)
 
@@ -306,23 +447,39 @@ class StageRunner(Runner):
         self.call_hook("before_val")
         self.call_hook("before_val_epoch")
         try:
-            self.metrics = evaluate(self.task, self.evaluated, self.test_loader, self._before_batch, self._after_batch)
-        except ValueError as error:                                              # an answer that is not finite, say
+            self.metrics = evaluate(
+                self.task, self.evaluated, self.test_loader, self._before_batch, self._after_batch
+            )
+        # an answer that is not finite, say
+        except ValueError as error:
             self._check_finite()
-            raise ValueError(f"evaluation after iteration {self._train_loop.iter} of stage {self.meta.get('stage')!r}: "
-                             f"{error}") from error
+            raise ValueError(
+                f"evaluation after iteration {self._train_loop.iter} of stage "
+                f"{self.meta.get('stage')!r}: "
+                f"{error}"
+            ) from error
         self.distiller.train()
         self.history.append({"iteration": self._train_loop.iter, **self.metrics})
-        self.logger.info("%d/%d  %s", self._train_loop.iter, self._train_loop.max_iters,
-                         "  ".join(f"{k} {v:.{decimals(k, 3)}f}" for k, v in self.metrics.items()))
+        self.logger.info(
+            "%d/%d  %s",
+            self._train_loop.iter,
+            self._train_loop.max_iters,
+            "  ".join(f"{k} {v:.{decimals(k, 3)}f}" for k, v in self.metrics.items()),
+        )
         self.visualizer.add_scalars(self.metrics, step=self._train_loop.iter)
         if self.show:
-            self.show(self._train_loop.iter, self._train_loop.max_iters, dict(itertools.islice(self.metrics.items(), METRICS)))
+            self.show(
+                self._train_loop.iter,
+                self._train_loop.max_iters,
+                dict(itertools.islice(self.metrics.items(), METRICS)),
+            )
         self._step_on_metrics()
         self.call_hook("after_val_epoch", metrics=self.metrics)
         self.call_hook("after_val")
         value = self.metrics[self.task.PRIMARY]
-        better = self.best is None or (value > self.best if self.task.HIGHER_IS_BETTER else value < self.best)
+        better = self.best is None or (
+            value > self.best if self.task.HIGHER_IS_BETTER else value < self.best
+        )
         if better:
             self.best = value
             self._check_finite()
@@ -336,8 +493,12 @@ class StageRunner(Runner):
 
     def _before_batch(self, count: int, batch: dict) -> None:
         if self.show:
-            self.show(self._train_loop.iter, self._train_loop.max_iters, {},
-                      note=f"evaluating, {count / len(self.test_loader):.0%}")
+            self.show(
+                self._train_loop.iter,
+                self._train_loop.max_iters,
+                {},
+                note=f"evaluating, {count / len(self.test_loader):.0%}",
+            )
         self.call_hook("before_val_iter", batch_idx=count, data_batch=batch)
 
     def _after_batch(self, count: int, batch: dict) -> None:
@@ -364,7 +525,10 @@ class StageRunner(Runner):
             torch.distributed.all_gather_object(states, own)
         self._note_unreadable([met for _, met, _ in states])
         if self.rank == 0:
-            state = {**self._weights(), "resume": self._resume_state([s[0] for s in states], [s[2] for s in states])}
+            state = {
+                **self._weights(),
+                "resume": self._resume_state([s[0] for s in states], [s[2] for s in states]),
+            }
             self.call_hook("before_save_checkpoint", checkpoint=state)
             checkpoint.save(state, self.folder / "last.pth")
             checkpoint.save_json(self.history, self.folder / "history.json")
@@ -373,32 +537,53 @@ class StageRunner(Runner):
 
     def _attributes(self) -> dict[str, dict]:
         """What is held in attributes, and has changed since it was made."""
-        found = {name: changed(attributes_of(owner, inside), self._as_made[name])
-                 for name, (owner, inside) in self._owners.items()}
+        found = {
+            name: changed(attributes_of(owner, inside), self._as_made[name])
+            for name, (owner, inside) in self._owners.items()
+        }
         return {name: attributes for name, attributes in found.items() if attributes}
 
     def _met(self) -> dict[str, dict[str, str]]:
-        """``{'train' or 'test': {path: why}}`` of what this process could not read in the stage so far."""
+        """``{'train' or 'test': {path: why}}`` of what this process could not read in the stage so
+        far.
+        """
         loaders = {"train": self._train_loop.dataloader, "test": self.test_loader}
-        return {part: dict(getattr(loader, "unreadable", None) or {}) for part, loader in loaders.items()}
+        return {
+            part: dict(getattr(loader, "unreadable", None) or {})
+            for part, loader in loaders.items()
+        }
 
     def _note_unreadable(self, met: list[dict]) -> None:
         """Add what the processes have met to :attr:`unreadable`, and log what is new."""
         for part, found in ((part, found) for one in met for part, found in one.items()):
             known = self.unreadable.setdefault(part, {})
             for path in sorted(found.keys() - known.keys()):
-                self.logger.warning(f"unreadable, left out of the {part} data: {path}: {found[path]}")
+                self.logger.warning(
+                    f"unreadable, left out of the {part} data: {path}: {found[path]}"
+                )
             known.update(found)
 
     def _resume_state(self, random_states: list[dict], attributes: list[dict]) -> dict:
         return {
-            "stopped": self._train_loop.stop_training, "attributes": attributes,
-            "iteration": self._train_loop.iter, "length": self._train_loop.max_iters, "seconds": self.seconds,
-            "best": self.best, "metrics": self.metrics, "history": self.history, "random": random_states,
+            "stopped": self._train_loop.stop_training,
+            "attributes": attributes,
+            "iteration": self._train_loop.iter,
+            "length": self._train_loop.max_iters,
+            "seconds": self.seconds,
+            "best": self.best,
+            "metrics": self.metrics,
+            "history": self.history,
+            "random": random_states,
             "unreadable": self.unreadable,
-            "learners": [self.distiller.model(role).state_dict() for role in self.distiller.learners],
-            "losses": self.distiller.losses.state_dict(), "optimizer": self.optim_wrapper.state_dict(),
-            "schedulers": [{k: v for k, v in s.state_dict().items() if not callable(v)} for s in self.param_schedulers],
+            "learners": [
+                self.distiller.model(role).state_dict() for role in self.distiller.learners
+            ],
+            "losses": self.distiller.losses.state_dict(),
+            "optimizer": self.optim_wrapper.state_dict(),
+            "schedulers": [
+                {k: v for k, v in s.state_dict().items() if not callable(v)}
+                for s in self.param_schedulers
+            ],
         }
 
     def resume_from(self, path: Path) -> None:
@@ -410,18 +595,26 @@ class StageRunner(Runner):
         state = checkpoint.load(path)
         resume = state["resume"]
         if len(resume["random"]) != self.world_size:
-            raise ValueError(f"{str(path)!r} is of a run with {len(resume['random'])} processes and cannot go on exactly "
-                             f"with {self.world_size}")
+            raise ValueError(
+                f"{str(path)!r} is of a run with {len(resume['random'])} processes "
+                "and cannot go on exactly "
+                f"with {self.world_size}"
+            )
         if resume["length"] != self._train_loop.max_iters:
-            raise ValueError(f"{str(path)!r} is of a stage of {resume['length']} iterations, this one has "
-                             f"{self._train_loop.max_iters}: the data has changed")
+            raise ValueError(
+                f"{str(path)!r} is of a stage of {resume['length']} iterations, this "
+                "one has "
+                f"{self._train_loop.max_iters}: the data has changed"
+            )
         for role, weights in zip(self.distiller.learners, resume["learners"], strict=True):
             self.distiller.model(role).load_state_dict(weights)
         if self.average:
             self.average.model.load_state_dict(state["state_dict"])
         self.distiller.losses.load_state_dict(resume["losses"])
         self.optim_wrapper.load_state_dict(resume["optimizer"])
-        for scheduler, scheduler_state in zip(self.param_schedulers, resume["schedulers"], strict=True):
+        for scheduler, scheduler_state in zip(
+            self.param_schedulers, resume["schedulers"], strict=True
+        ):
             scheduler.load_state_dict(scheduler_state)
         for name, attributes in resume.get("attributes", [{}] * self.world_size)[self.rank].items():
             if name in self._owners:
@@ -433,25 +626,38 @@ class StageRunner(Runner):
         self.best, self.seconds = resume["best"], resume["seconds"]
         self.call_hook("after_load_checkpoint", checkpoint=state)
         checkpoint.set_random_state(resume["random"][self.rank])
-        if self.rank == 0:                                                  # a kill between the two files
+        # a kill between the two files
+        if self.rank == 0:
             checkpoint.save_json(self.history, self.folder / "history.json")
 
     def take_optimizer_state(self, path: Path) -> None:
-        """Go on with the momentum in another stage's ``last.pth``; the learning rate stays this stage's own."""
+        """Go on with the momentum in another stage's ``last.pth``; the learning rate stays this
+        stage's own.
+        """
         optimizer = self.optim_wrapper.optimizer
         former = checkpoint.load(path)["resume"]["optimizer"]["state"]
         optimizer.load_state_dict({**optimizer.state_dict(), "state": former})
 
     def _buffers(self) -> dict[str, Tensor]:
-        average = {f"average.{name}": b for name, b in self.average.model.named_buffers()} if self.average else {}
+        average = (
+            {f"average.{name}": b for name, b in self.average.model.named_buffers()}
+            if self.average
+            else {}
+        )
         return {**dict(self.distiller.named_buffers()), **average}
 
     def _check_finite(self) -> None:
         weights = dict(self.distiller.named_parameters())
-        bad = [name for name in not_finite({**weights, **self._buffers()}) if name not in self._never_finite]
+        bad = [
+            name
+            for name in not_finite({**weights, **self._buffers()})
+            if name not in self._never_finite
+        ]
         if bad:
             what = "weights" if bad[0] in weights else "statistics"
-            self.fail(f"the {what} {bad[0]!r} are not finite after iteration {self._train_loop.iter - 1}")
+            self.fail(
+                f"the {what} {bad[0]!r} are not finite after iteration {self._train_loop.iter - 1}"
+            )
 
     def fail(self, what: str) -> None:
         """Save what there is beside the last good checkpoint, and stop.
@@ -462,10 +668,19 @@ class StageRunner(Runner):
         failed, good = self.folder / "failed.pth", self.folder / "last.pth"
         if self.rank == 0:
             checkpoint.save({**self._weights(), "meta": {**self.meta, "failed": what}}, failed)
-        raise NotFiniteError(f"{what} of stage {self.meta.get('stage')!r}. The weights now are in {str(failed)!r}; "
-                             + (f"the last good ones are in {str(good)!r}" if good.exists() else "there are no earlier ones")
-                             + ". --resume would repeat the same steps: use another --work-dir with a lower learning rate, "
-                               "clip_grad, or amp=None; teacher.checkpoint=<its stage's last.pth> keeps a finished teacher")
+        raise NotFiniteError(
+            f"{what} of stage {self.meta.get('stage')!r}. The weights now are in "
+            f"{str(failed)!r}; "
+            + (
+                f"the last good ones are in {str(good)!r}"
+                if good.exists()
+                else "there are no earlier ones"
+            )
+            + ". --resume would repeat the same steps: use another --work-dir "
+            "with a lower learning rate, "
+            "clip_grad, or amp=None; teacher.checkpoint=<its stage's last.pth> "
+            "keeps a finished teacher"
+        )
 
 
 def losses_with_state(distiller: Distiller) -> dict[str, object]:
@@ -482,37 +697,53 @@ def losses_with_state(distiller: Distiller) -> dict[str, object]:
 def leaves_parameters_out(distiller: Distiller, batch: dict) -> bool:
     """Whether some parameter that trains may get no gradient in a step, which DDP has to be told.
 
-    It is seen on one batch; a loss with a schedule may stop pulling later. Nothing moves, as in :meth:`Distiller.build`.
+    It is seen on one batch; a loss with a schedule may stop pulling later. Nothing moves, as in
+    :meth:`Distiller.build`.
     """
     distiller.progress = (0, 1)
-    with distiller.at_rest(training=True), state_kept(distiller.losses.modules()), torch.enable_grad():
+    with (
+        distiller.at_rest(training=True),
+        state_kept(distiller.losses.modules()),
+        torch.enable_grad(),
+    ):
         losses = distiller(batch)
         trained = [p for p in distiller.parameters() if p.requires_grad]
         total = sum(value for name, value in losses.items() if "loss" in name)
         found = torch.autograd.grad(total, trained, allow_unused=True)
-    return any(g is None for g in found) or any(callable(weight) for _, _, weight in distiller.terms.values())
+    return any(g is None for g in found) or any(
+        callable(weight) for _, _, weight in distiller.terms.values()
+    )
 
 
 def select_parameters(distiller: Distiller, patterns) -> list[nn.Parameter]:
     """The parameters named by the patterns; the others need no gradient from here on.
 
-    A pattern names a parameter, a module (``'student'``, ``'student.layer3'``: all below it) or many (``fnmatch``).
-    Peers train whenever the student does. What the model itself has frozen stays frozen.
+    A pattern names a parameter, a module (``'student'``, ``'student.layer3'``: all below it) or
+    many (``fnmatch``). Peers train whenever the student does. What the model itself has frozen
+    stays frozen.
 
     Raises:
         ValueError: a pattern matches nothing.
     """
     named = {name: p for name, p in distiller.named_parameters() if p.requires_grad}
-    patterns = [*patterns, *(["peers"] if any(p.split(".")[0] == "student" for p in patterns) else [])]
+    patterns = [
+        *patterns,
+        *(["peers"] if any(p.split(".")[0] == "student" for p in patterns) else []),
+    ]
 
     def matches(name: str, pattern: str) -> bool:
         return name.startswith(pattern + ".") or fnmatch.fnmatchcase(name, pattern)
 
     for pattern in patterns:
         if pattern not in ("losses", "peers") and not any(matches(name, pattern) for name in named):
-            known = [name.rsplit(".", cut)[0] for name in named for cut in range(name.count(".") + 1)]
-            raise ValueError(f"train={list(patterns)!r}: nothing that can train is called {pattern!r}; "
-                             f"{did_you_mean(pattern, known)}")
+            known = [
+                name.rsplit(".", cut)[0] for name in named for cut in range(name.count(".") + 1)
+            ]
+            raise ValueError(
+                f"train={list(patterns)!r}: nothing that can train is called "
+                f"{pattern!r}; "
+                f"{did_you_mean(pattern, known)}"
+            )
     chosen = []
     for name, parameter in named.items():
         if any(matches(name, pattern) for pattern in patterns):

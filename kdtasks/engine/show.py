@@ -10,7 +10,8 @@ from rich.table import Table
 
 
 class Bar:
-    """One bar for a stage: iterations, the time left, the newest losses and metrics. Plain lines where there is no terminal.
+    """One bar for a stage: iterations, the time left, the newest losses and metrics. Plain lines
+    where there is no terminal.
 
     Args:
         title: the stage's name.
@@ -23,8 +24,14 @@ class Bar:
         self.progress = None
         self._next = 0.0
         if not quiet and sys.stderr.isatty():
-            self.progress = Progress(TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(),
-                                     TimeRemainingColumn(), TextColumn("{task.fields[values]}"), console=Console(stderr=True))
+            self.progress = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[values]}"),
+                console=Console(stderr=True),
+            )
             self.task = self.progress.add_task(title, total=total, values="")
 
     def __enter__(self) -> "Bar":
@@ -36,23 +43,37 @@ class Bar:
         if self.progress:
             self.progress.stop()
 
-    def __call__(self, iteration: int, total: int, values: Mapping[str, float], note: str = "") -> None:
-        """Move to an iteration; new values replace older ones of the same name. A ``note`` is shown on a terminal only."""
+    def __call__(
+        self, iteration: int, total: int, values: Mapping[str, float], note: str = ""
+    ) -> None:
+        """Move to an iteration; new values replace older ones of the same name. A ``note`` is shown
+        on a terminal only.
+        """
         self.values.update(values)
-        text = "  ".join(f"{name} {v:.3g}" if abs(v) < 10 else f"{name} {v:.1f}" for name, v in self.values.items())
+        text = "  ".join(
+            f"{name} {v:.3g}" if abs(v) < 10 else f"{name} {v:.1f}"
+            for name, v in self.values.items()
+        )
         if self.progress:
-            self.progress.update(self.task, completed=iteration, values=f"{note}  {text}" if note else text)
-        elif not self.quiet and not note and (iteration >= self._next * total or iteration == total):
-            self._next = iteration / total + 0.1                         # a line every tenth of the stage
+            self.progress.update(
+                self.task, completed=iteration, values=f"{note}  {text}" if note else text
+            )
+        elif (
+            not self.quiet and not note and (iteration >= self._next * total or iteration == total)
+        ):
+            # a line every tenth of the stage
+            self._next = iteration / total + 0.1
             print(f"{self.title} {iteration}/{total}  {text}", file=sys.stderr, flush=True)
 
 
-UNLIMITED = 10_000                           # columns of a screen that is a file
-METRICS = 4                                  # that a line or a table shows; results.json and report.html have all
+UNLIMITED = 10_000  # columns of a screen that is a file
+# that a line or a table shows; results.json and report.html have all
+METRICS = 4
 
 
 def print_table(table: Table, labels: int = 1, console: Console | None = None) -> None:
-    """A table in which no name is broken: at its own width, or a line a number where the terminal has less.
+    """A table in which no name is broken: at its own width, or a line a number where the terminal
+    has less.
 
     Args:
         table: of texts.
@@ -79,20 +100,33 @@ def decimals(metric: str, least: int = 2) -> int:
 
 
 def table(results: Mapping, console: Console | None = None) -> None:
-    """One row a stage: the primary metric, its difference to the control, the first other metrics, seconds.
+    """One row a stage: the primary metric, its difference to the control, the first other metrics,
+    seconds.
 
-    Left out: stages whose ``class_counts`` are not those of the control, since they are on the way to others and their numbers
-    do not compare; metrics on a part, ``<metric>_on_<k>``.
+    Left out: stages whose ``class_counts`` are not those of the control, since they are on the way
+    to others and their numbers do not compare; metrics on a part, ``<metric>_on_<k>``.
     """
     stages, primary = results["stages"], results["primary"]
     known = stages.get("alone", {}).get("class_counts")
-    shown = {stage: values for stage, values in stages.items() if known in (None, values.get("class_counts"))}
-    numbers = [name for stage in stages.values() for name, value in stage.items()
-               if isinstance(value, int | float) and not re.fullmatch(r".+_on_\d+", name)]
-    names = list(dict.fromkeys([primary, *(name for name in numbers if name != "seconds")]))[:METRICS]
+    shown = {
+        stage: values
+        for stage, values in stages.items()
+        if known in (None, values.get("class_counts"))
+    }
+    numbers = [
+        name
+        for stage in stages.values()
+        for name, value in stage.items()
+        if isinstance(value, int | float) and not re.fullmatch(r".+_on_\d+", name)
+    ]
+    names = list(dict.fromkeys([primary, *(name for name in numbers if name != "seconds")]))[
+        :METRICS
+    ]
     way = len(stages) - len(shown)
-    out = Table(title=f"{results['config']}, seed {results['seed']}, {results['device']}",
-                caption=f"and {way} stages on the way there" if way else None)
+    out = Table(
+        title=f"{results['config']}, seed {results['seed']}, {results['device']}",
+        caption=f"and {way} stages on the way there" if way else None,
+    )
     for name in ["stage", *names, "against alone", "seconds"]:
         out.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     control = stages.get("alone", {}).get(primary)

@@ -29,8 +29,9 @@ def make_stages(config: Mapping, own: Collection[str]) -> list[Stage]:
         if listed:
             stages = with_control(listed, config["losses"], teachers, names, own_losses)
         else:
-            stages = standard_stages(config["losses"], teachers, config["teacher_training"], names,
-                                     own_losses)
+            stages = standard_stages(
+                config["losses"], teachers, config["teacher_training"], names, own_losses
+            )
         check_stages(stages, ["student", *config["teachers"], *config["models"]])
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -42,11 +43,16 @@ def _check_weights(stages: Sequence[Stage], config: Mapping) -> None:
     models = {"student": config["student"], **config["teachers"], **config["models"]}
     for stage in stages:
         if stage.optimizer_state == "keep" and config["ema"]:
-            raise ConfigError(f"stage {stage.name!r} keeps an optimizer's state, which is that of "
-                              "the weights, but with ema a stage hands on their average: ema=None, or "
-                              "optimizer_state='fresh'")
+            raise ConfigError(
+                f"stage {stage.name!r} keeps an optimizer's state, which is that of "
+                "the weights, but with ema a stage hands on their average: ema=None, "
+                "or "
+                "optimizer_state='fresh'"
+            )
         for name, origin in stage.teachers.items():
             if origin is None and not models.get(name, {}).get("checkpoint"):
-                raise ConfigError(f"stage {stage.name!r}: the teacher {name!r} has no weights: "
-                                  "expected a stage, a file, or a checkpoint of the model "
-                                  f"{name!r}")
+                raise ConfigError(
+                    f"stage {stage.name!r}: the teacher {name!r} has no weights: "
+                    "expected a stage, a file, or a checkpoint of the model "
+                    f"{name!r}"
+                )

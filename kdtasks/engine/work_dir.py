@@ -12,12 +12,13 @@ from kdtasks.engine import checkpoint, lock
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.config import DATA_KEYS, IMPORT_FROM, difference, plain
 
-_TEMPORARY = re.compile(r"\..+\.(?:(\d{1,10})|[0-9a-f]{32}(?:\.old)?)\.tmp")    # a file of a process, or a cache half written
+# a file of a process, or a cache half written
+_TEMPORARY = re.compile(r"\..+\.(?:(\d{1,10})|[0-9a-f]{32}(?:\.old)?)\.tmp")
 
 
 class WorkDir:
-    """What a run leaves: ``config.py results.json student.pth student.json report.html train.log``, ``stages/<k>_<name>/``,
-    and ``stages/done.json``.
+    """What a run leaves: ``config.py results.json student.pth student.json report.html train.log``,
+    ``stages/<k>_<name>/``, and ``stages/done.json``.
 
     Args:
         path: the folder.
@@ -47,16 +48,18 @@ class WorkDir:
         checkpoint.save_json({**self.done, stage: dict(results)}, self._done)
 
     def open(self, config: Mapping, seed: int, resume: bool) -> Path | None:
-        """Start in an empty folder, or go on in one of the same config; nobody else works in it until :meth:`close`.
+        """Start in an empty folder, or go on in one of the same config; nobody else works in it
+        until :meth:`close`.
 
-        What holds nothing but temporary files of a run that was killed before it had begun is empty.
+        What holds nothing but temporary files of a run that was killed before it had begun is
+        empty.
 
         Returns:
             Where a former run has been moved, if one was there and ``resume`` was not asked for.
 
         Raises:
-            ConfigError: another process works there; or ``resume`` where another config or seed has run (the message
-                lists the differences); or something that is no run lies there.
+            ConfigError: another process works there; or ``resume`` where another config or seed has
+                run (the message lists the differences); or something that is no run lies there.
         """
         aside = None
         lock.acquire(self.path)
@@ -64,13 +67,16 @@ class WorkDir:
             if not self._goes_on(config, seed, resume):
                 if not self._is_empty():
                     if not self._stamp.exists():
-                        raise ConfigError(f"--work-dir {str(self.path)!r} is not empty, and what is in it is no run; "
-                                          "use another")
+                        raise ConfigError(
+                            f"--work-dir {str(self.path)!r} is not empty, and what "
+                            "is in it is no run; "
+                            "use another"
+                        )
                     aside = _free_name(self.path)
                     lock.move(self.path, aside)
                 self._remove_temporaries()
                 checkpoint.save_json(_facts(config, seed), self._stamp)
-            if not (self.path / "config.py").exists():                    # a kill between the two
+            if not (self.path / "config.py").exists():  # a kill between the two
                 self._write_config(config)
         except BaseException:
             self.close()
@@ -89,20 +95,33 @@ class WorkDir:
         if not (resume and self._stamp.exists()):
             return False
         former = json.loads(self._stamp.read_text(encoding="utf-8"))
-        former["data"] = {**{key: default for key, (_, default) in DATA_KEYS.items()}, **former["data"],
-                          "timeout": config["data"]["timeout"]}           # it changes no weight
+        former["data"] = {
+            **{key: default for key, (_, default) in DATA_KEYS.items()},
+            **former["data"],
+            "timeout": config["data"]["timeout"],
+        }  # it changes no weight
         differences = difference(former, _facts(config, seed))
         if differences:
-            raise ConfigError(f"--resume: {str(self.path)!r} holds a run of another configuration:\n  "
-                              + "\n  ".join(differences) + "\nUse that configuration, or another --work-dir")
+            raise ConfigError(
+                f"--resume: {str(self.path)!r} holds a run of another "
+                "configuration:\n  "
+                + "\n  ".join(differences)
+                + "\nUse that configuration, or another "
+                "--work-dir"
+            )
         self._remove_temporaries()
         return True
 
     def _is_empty(self) -> bool:
-        return all(entry.is_dir() or entry.name == lock.NAME or _is_temporary(entry) for entry in self.path.rglob("*"))
+        return all(
+            entry.is_dir() or entry.name == lock.NAME or _is_temporary(entry)
+            for entry in self.path.rglob("*")
+        )
 
     def _remove_temporaries(self) -> None:
-        """What a process that is gone had begun to write; a living one, which exports a student say, keeps its own."""
+        """What a process that is gone had begun to write; a living one, which exports a student
+        say, keeps its own.
+        """
         for left in [entry for entry in self.path.rglob(".*.tmp") if _is_temporary(entry)]:
             writer = _TEMPORARY.fullmatch(left.name)[1]
             if writer and int(writer) != os.getpid() and lock.alive(int(writer)):
@@ -111,11 +130,20 @@ class WorkDir:
 
     def _write_config(self, config: Mapping) -> None:
         from mmengine.config import Config
-        text = Config({**{k: v for k, v in config.items() if v is not None}, "_import_from": list(IMPORT_FROM)}).pretty_text
-        write_atomically(self.path / "config.py", lambda file: file.write_text(text, encoding="utf-8"))
+
+        text = Config(
+            {
+                **{k: v for k, v in config.items() if v is not None},
+                "_import_from": list(IMPORT_FROM),
+            }
+        ).pretty_text
+        write_atomically(
+            self.path / "config.py", lambda file: file.write_text(text, encoding="utf-8")
+        )
 
     def adopt(self, stage: str, folder: Path) -> None:
-        """Take over a stage that another run has finished: its results and its files (hard links where the disk can).
+        """Take over a stage that another run has finished: its results and its files (hard links
+        where the disk can).
 
         Args:
             stage: called the same in both runs.
@@ -144,6 +172,8 @@ def _free_name(path: Path) -> Path:
 
 def _link(source: str, target: str) -> None:
     try:
-        os.link(source, target)                                           # checkpoints are replaced, never written into
-    except OSError:                                                       # another disk, or one without links
+        # checkpoints are replaced, never written into
+        os.link(source, target)
+    # another disk, or one without links
+    except OSError:
         shutil.copyfile(source, target)

@@ -1,7 +1,8 @@
 """Distances between the rows of a batch, for losses that relate samples to each other.
 
-What these losses cannot do: run on a device without float64 (Apple's MPS: move the embeddings to the CPU), be differentiated by
-``torch.func``, and relate float64 rows longer than 1e154, whose squares overflow (DarkRank takes them for rows of zeros).
+What these losses cannot do: run on a device without float64 (Apple's MPS: move the embeddings to
+the CPU), be differentiated by ``torch.func``, and relate float64 rows longer than 1e154, whose
+squares overflow (DarkRank takes them for rows of zeros).
 """
 
 import torch
@@ -10,17 +11,20 @@ from torch import Tensor
 
 
 def squared_distances(rows: Tensor, detach_query: bool = False) -> Tensor:
-    """Squared Euclidean distance of every row to every row, exact where rows lie close together or far from the origin.
+    """Squared Euclidean distance of every row to every row, exact where rows lie close together or
+    far from the origin.
 
-    Each is a sum of squared differences in float64. Inner products would lose the digits of a distance that is small beside the
-    rows. No tensor of ``N * N * D`` entries is made, not in backward either.
+    Each is a sum of squared differences in float64. Inner products would lose the digits of a
+    distance that is small beside the rows. No tensor of ``N * N * D`` entries is made, not in
+    backward either.
 
     Args:
         rows: ``(N, D)`` of any floating type; carries the gradient.
         detach_query: entry (i, j) pulls on row j only.
 
     Returns:
-        ``(N, N)`` float64, exactly symmetric; exactly 0 for equal rows, and there is no gradient there.
+        ``(N, N)`` float64, exactly symmetric; exactly 0 for equal rows, and there is no gradient
+        there.
     """
     return _SquaredDistances.apply(rows.double(), detach_query)
 
@@ -38,7 +42,9 @@ class _SquaredDistances(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        rows, = ctx.saved_tensors
-        rows = rows - rows.mean(0)                                            # the differences stay, with more digits
-        pull = gradient.T if ctx.detach_query else gradient + gradient.T      # (N, N) [row pulled, by which row]
+        (rows,) = ctx.saved_tensors
+        # the differences stay, with more digits
+        rows = rows - rows.mean(0)
+        # (N, N) [row pulled, by which row]
+        pull = gradient.T if ctx.detach_query else gradient + gradient.T
         return 2 * (pull.sum(1).diag() - pull) @ rows, None

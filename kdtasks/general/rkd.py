@@ -1,8 +1,9 @@
 r"""Relational knowledge distillation (Park, Kim, Lu and Cho, CVPR 2019, arXiv 1904.05068).
 
-The student need not put a sample where the teacher puts it; it should keep the relations within the batch. Two of them: how
-far two samples are apart, in units of the batch's mean distance :math:`\mu`, and the angle at sample j between samples i and k.
-With the Huber loss :math:`h` (half the square within 1, linear beyond):
+The student need not put a sample where the teacher puts it; it should keep the relations within the
+batch. Two of them: how far two samples are apart, in units of the batch's mean distance
+:math:`\mu`, and the angle at sample j between samples i and k. With the Huber loss :math:`h` (half
+the square within 1, linear beyond):
 
 .. math::
     L_D &= \sum_{i \ne j} h\Bigl(\frac{\lVert t_i - t_j \rVert}{\mu_t}, \frac{\lVert s_i - s_j \rVert}{\mu_s}\Bigr),
@@ -13,21 +14,24 @@ With the Huber loss :math:`h` (half the square within 1, linear beyond):
 
     L &= L_{\mathrm{task}} + \lambda_D L_D + \lambda_A L_A
 
-The gradient goes through the student's :math:`\mu` too. Both are 0 where the student's rows are the teacher's moved, turned,
-mirrored or scaled, in a space of any width: student and teacher need not have the same one, and nothing pulls the two spaces
-together.
+The gradient goes through the student's :math:`\mu` too. Both are 0 where the student's rows are the
+teacher's moved, turned, mirrored or scaled, in a space of any width: student and teacher need not
+have the same one, and nothing pulls the two spaces together.
 
-**Weights.** The paper sums; the authors' code and those that followed divide by N² and N³, and their weights belong to these
-divisors (``'all'``): 1 and 2 for embeddings, without any task loss, the teacher's rows L2-normalised and the student's not (the
-authors' scripts); 25 and 50 beside cross-entropy for classification. Neither loss normalises rows itself. The relations are
-those of one process's rows unless they are gathered (``RKDLoss(gather=True)``).
+**Weights.** The paper sums; the authors' code and those that followed divide by N² and N³, and
+their weights belong to these divisors (``'all'``): 1 and 2 for embeddings, without any task loss,
+the teacher's rows L2-normalised and the student's not (the authors' scripts); 25 and 50 beside
+cross-entropy for classification. Neither loss normalises rows itself. The relations are those of
+one process's rows unless they are gathered (``RKDLoss(gather=True)``).
 
-**Angles.** All N³ of them follow from the N² squared distances, by the law of cosines; so do their gradients, in closed form.
-They are worked through in blocks that stay in a core's cache, in float64, and no tensor of N³ or of N² times the width is ever
-made. Where two rows coincide, an arm has no length and no direction: its cosines count as 0, its gradient is 0. (The usual
-form, a difference divided by its norm or by 1e-12, gives gradients of 1e9 there.) Rows coincide up to a millionth of the
-largest distance in their batch, in every precision: below it, float32 has left little of an arm's direction, and one image that
-went through a network twice would get a gradient thousands of times the others'.
+**Angles.** All N³ of them follow from the N² squared distances, by the law of cosines; so do their
+gradients, in closed form. They are worked through in blocks that stay in a core's cache, in
+float64, and no tensor of N³ or of N² times the width is ever made. Where two rows coincide, an arm
+has no length and no direction: its cosines count as 0, its gradient is 0. (The usual form, a
+difference divided by its norm or by 1e-12, gives gradients of 1e9 there.) Rows coincide up to a
+millionth of the largest distance in their batch, in every precision: below it, float32 has left
+little of an arm's direction, and one image that went through a network twice would get a gradient
+thousands of times the others'.
 """
 
 import math
@@ -40,24 +44,29 @@ from kdtasks.core.gather import gather_rows
 from kdtasks.core.names import did_you_mean
 from kdtasks.general.distances import squared_distances
 
-ROWS = 32                                      # of a block
-BLOCK = {"cpu": 2**17}                         # entries of a block: a handful of them (1 MB each) stay in the cache
-BLOCK_ELSEWHERE = 2**22                        # fewer launches
-NO_LENGTH = 1e-12                              # squared, of an arm, in units of the largest squared distance
+ROWS = 32  # of a block
+# entries of a block: a handful of them (1 MB each) stay in the cache
+BLOCK = {"cpu": 2**17}
+BLOCK_ELSEWHERE = 2**22  # fewer launches
+# squared, of an arm, in units of the largest squared distance
+NO_LENGTH = 1e-12
 
 
 def rkd_distance_loss(student: Tensor, teacher: Tensor, divisor: str = "all") -> Tensor:
-    """Huber loss of the distances between rows, each in units of its batch's mean distance (section 3.2.1).
+    """Huber loss of the distances between rows, each in units of its batch's mean distance (section
+    3.2.1).
 
     Args:
         student: ``(N, Ds)`` embeddings; carries the gradient, through the mean distance as well.
         teacher: ``(N, Dt)`` embeddings of the same samples; never receives a gradient.
-        divisor: what the sum over ordered pairs of distinct rows is divided by. ``'all'``: N², as in the authors' code, for
-            which the published weights are; ``'pairs'``: N(N-1), how many these pairs are; ``'sum'``: 1, as the paper has it.
+        divisor: what the sum over ordered pairs of distinct rows is divided by. ``'all'``: N², as
+            in the authors' code, for which the published weights are; ``'pairs'``: N(N-1), how many
+            these pairs are; ``'sum'``: 1, as the paper has it.
 
     Returns:
-        A scalar without unit. Half precision is raised to float32, float64 stays. A zero that still backpropagates when N < 2.
-        Rows that coincide count in the mean, with distance 0 and gradient 0; if all do, all distances are 0.
+        A scalar without unit. Half precision is raised to float32, float64 stays. A zero that still
+        backpropagates when N < 2. Rows that coincide count in the mean, with distance 0 and
+        gradient 0; if all do, all distances are 0.
 
     Raises:
         ValueError: the shapes do not fit, or there is no such divisor.
@@ -76,15 +85,17 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor, divisor: str = "all") -> Te
     Args:
         student: ``(N, Ds)`` embeddings; carries the gradient.
         teacher: ``(N, Dt)`` embeddings of the same samples; never receives a gradient.
-        divisor: ``'all'``: the mean over all N³ triples of indices, as in the authors' code, for which the published weights
-            are; ``'triplets'``: the mean over the N(N-1)(N-2) ordered triples of distinct rows; ``'sum'``: the sum of these, as
-            the paper writes it. (The other triples are 0, but for one thing: an arm and itself make a cosine of 1, and of 0
-            where the arm has no length. So ``'all'`` has ½ more in its sum for each ordered pair that coincides in one of the
-            two spaces only.)
+        divisor: ``'all'``: the mean over all N³ triples of indices, as in the authors' code, for
+            which the published weights are; ``'triplets'``: the mean over the N(N-1)(N-2) ordered
+            triples of distinct rows; ``'sum'``: the sum of these, as the paper writes it. (The
+            other triples are 0, but for one thing: an arm and itself make a cosine of 1, and of 0
+            where the arm has no length. So ``'all'`` has ½ more in its sum for each ordered pair
+            that coincides in one of the two spaces only.)
 
     Returns:
-        A scalar. Half precision is raised to float32, float64 stays. A zero that still backpropagates when N < 3.
-        Differentiable once. Time N³ + N² (Ds + Dt), memory N² and a few MB.
+        A scalar. Half precision is raised to float32, float64 stays. A zero that still
+        backpropagates when N < 3. Differentiable once. Time N³ + N² (Ds + Dt), memory N² and a few
+        MB.
 
     Raises:
         ValueError: the shapes do not fit, or there is no such divisor.
@@ -96,23 +107,30 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor, divisor: str = "all") -> Te
     apart = squared_distances(student), squared_distances(teacher.detach())
     loss = _angles(*apart)
     if divisor != "all":
-        loss = loss - (_has_length(apart[0]) != _has_length(apart[1])).sum() / 2            # an arm and itself
+        # an arm and itself
+        loss = loss - (_has_length(apart[0]) != _has_length(apart[1])).sum() / 2
     return (loss / count).to(_precision(student, teacher))
 
 
 class RKDLoss(nn.Module):
-    """``distance_weight * rkd_distance_loss + angle_weight * rkd_angle_loss``, both with divisor ``'all'``, in one scalar.
+    """``distance_weight * rkd_distance_loss + angle_weight * rkd_angle_loss``, both with divisor
+    ``'all'``, in one scalar.
 
-    To see the two in the log, list :func:`rkd_distance_loss` and :func:`rkd_angle_loss` as two losses instead.
+    To see the two in the log, list :func:`rkd_distance_loss` and :func:`rkd_angle_loss` as two
+    losses instead.
 
     Args:
-        distance_weight: 1 in the authors' metric-learning scripts, 25 beside cross-entropy; 0: left out, and costs nothing.
+        distance_weight: 1 in the authors' metric-learning scripts, 25 beside cross-entropy; 0: left
+            out, and costs nothing.
         angle_weight: 2 and 50; 0: left out, and costs nothing.
-        gather: relate the rows of all processes, which must have equally many; each computes the whole loss, and the step is
-            that of one process with all rows. Without effect in a run of one process.
+        gather: relate the rows of all processes, which must have equally many; each computes the
+            whole loss, and the step is that of one process with all rows. Without effect in a run
+            of one process.
     """
 
-    def __init__(self, distance_weight: float = 1.0, angle_weight: float = 2.0, gather: bool = False):
+    def __init__(
+        self, distance_weight: float = 1.0, angle_weight: float = 2.0, gather: bool = False
+    ):
         super().__init__()
         for name, weight in (("distance_weight", distance_weight), ("angle_weight", angle_weight)):
             if not 0 <= weight < math.inf:
@@ -126,7 +144,8 @@ class RKDLoss(nn.Module):
         n, loss = len(student), _nothing(student, teacher)
         if n < 2 or not (self.distance_weight or self.angle_weight):
             return loss
-        apart = squared_distances(student), squared_distances(teacher.detach())             # of both losses
+        # of both losses
+        apart = squared_distances(student), squared_distances(teacher.detach())
         if self.distance_weight:
             loss = loss + self.distance_weight * (_distances(*apart) / n**2)
         if self.angle_weight and n > 2:
@@ -147,8 +166,11 @@ def _count(divisor: str, distinct: str, n: int, k: int) -> int:
 
 def _check(student: Tensor, teacher: Tensor) -> None:
     if student.dim() != 2 or teacher.dim() != 2 or len(student) != len(teacher):
-        raise ValueError(f"expected (N, Ds) and (N, Dt) of the same N samples, got student {tuple(student.shape)} "
-                         f"and teacher {tuple(teacher.shape)}")
+        raise ValueError(
+            f"expected (N, Ds) and (N, Dt) of the same N samples, got student "
+            f"{tuple(student.shape)} "
+            f"and teacher {tuple(teacher.shape)}"
+        )
 
 
 def _precision(*tensors: Tensor) -> torch.dtype:
@@ -166,8 +188,10 @@ def _distances(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _relative_distances(squared: Tensor) -> Tensor:
-    """(N, N) distances over their mean, the diagonal left out; 0 for rows that coincide, without the root's infinite slope."""
-    apart = squared != 0                                                      # a NaN stays one
+    """(N, N) distances over their mean, the diagonal left out; 0 for rows that coincide, without
+    the root's infinite slope.
+    """
+    apart = squared != 0  # a NaN stays one
     distances = squared.where(apart, 1).sqrt().where(apart, 0)
     mean = distances.sum() / (len(squared) * (len(squared) - 1))
     return distances / mean.where(mean > 0, 1)
@@ -183,26 +207,36 @@ def _has_length(squared: Tensor) -> Tensor:
 
 
 class _Angles(torch.autograd.Function):
-    """Sum over all triples of indices; the gradient by the squared distances is written while the loss is computed."""
+    """Sum over all triples of indices; the gradient by the squared distances is written while the
+    loss is computed.
+    """
 
     @staticmethod
     def forward(ctx, student: Tensor, teacher: Tensor, wanted: bool) -> Tensor:
         n, entries = len(student), BLOCK.get(student.device.type, BLOCK_ELSEWHERE)
         gradient, loss = torch.zeros_like(student), student.new_zeros(())
-        pair = [(apart, apart.where(_has_length(apart), torch.inf).rsqrt()) for apart in (student, teacher)]     # 1 / length
+        # 1 / length
+        pair = [
+            (apart, apart.where(_has_length(apart), torch.inf).rsqrt())
+            for apart in (student, teacher)
+        ]
         for v in _slices(n, max(entries // (ROWS * n), 1)):
             for b in _slices(n, ROWS):
                 _block(*pair, v, b, b, 1, loss, gradient, wanted)
-                _block(*pair, v, b, slice(b.stop, n), 2, loss, gradient, wanted)       # the angle at v is from c to b too
+                # the angle at v is from c to b too
+                _block(*pair, v, b, slice(b.stop, n), 2, loss, gradient, wanted)
         ctx.save_for_backward(gradient)
         return loss
 
     @staticmethod
     def backward(ctx, scale: Tensor):
         if torch.is_grad_enabled():
-            raise RuntimeError("rkd_angle_loss can be differentiated once: its gradient has no derivative, so no "
-                               "create_graph=True")
-        gradient, = ctx.saved_tensors
+            raise RuntimeError(
+                "rkd_angle_loss can be differentiated once: its gradient has no "
+                "derivative, so no "
+                "create_graph=True"
+            )
+        (gradient,) = ctx.saved_tensors
         return gradient * scale, None, None
 
 
@@ -210,21 +244,37 @@ def _slices(n: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, n, size)]
 
 
-def _block(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], v: slice, b: slice, c: slice, times: int,
-           loss: Tensor, gradient: Tensor, wanted: bool) -> None:
-    """Adds the angles at v between b and c to the loss, and what they pull to the gradient by the squared distances.
+def _block(
+    student: tuple[Tensor, Tensor],
+    teacher: tuple[Tensor, Tensor],
+    v: slice,
+    b: slice,
+    c: slice,
+    times: int,
+    loss: Tensor,
+    gradient: Tensor,
+    wanted: bool,
+) -> None:
+    """Adds the angles at v between b and c to the loss, and what they pull to the gradient by the
+    squared distances.
 
-    With ``a`` the squared length of an arm, ``r = a^(-1/2)`` and ``d`` the squared distance of the two ends, the cosine is
-    ``(a_b + a_c - d) r_b r_c / 2``. Its derivative by d is ``-r_b r_c / 2``, by a_b it is ``(r_b r_c - cos r_b²) / 2``.
+    With ``a`` the squared length of an arm, ``r = a^(-1/2)`` and ``d`` the squared distance of the
+    two ends, the cosine is ``(a_b + a_c - d) r_b r_c / 2``. Its derivative by d is ``-r_b r_c /
+    2``, by a_b it is ``(r_b r_c - cos r_b²) / 2``.
     """
+
     def cosine(apart: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
         scale = inverse[v, b, None] * (inverse[v, None, c] / 2)
-        return torch.add(apart[v, b, None], apart[v, None, c]).sub_(apart[b, c]).mul_(scale), scale         # (v, b, c)
+        # (v, b, c)
+        return torch.add(apart[v, b, None], apart[v, None, c]).sub_(apart[b, c]).mul_(scale), scale
 
     (cos, scale), (target, _) = cosine(*student), cosine(*teacher)
     error = torch.sub(cos, target, out=target)
-    slope = error.clamp(-1, 1)                                            # of Huber, whose value is slope · (error - slope / 2)
-    loss += times * (torch.dot(slope.view(-1), error.view(-1)) - torch.dot(slope.view(-1), slope.view(-1)) / 2)
+    # of Huber, whose value is slope · (error - slope / 2)
+    slope = error.clamp(-1, 1)
+    loss += times * (
+        torch.dot(slope.view(-1), error.view(-1)) - torch.dot(slope.view(-1), slope.view(-1)) / 2
+    )
     if wanted:
         _, inverse = student
         of_ends, of_arms = scale.mul_(slope), cos.mul_(slope).div_(2)

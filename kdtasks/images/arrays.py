@@ -1,4 +1,6 @@
-"""A whole data set of images in one uint8 tensor: a batch, augmentation included, is a few tensor operations on its device."""
+"""A whole data set of images in one uint8 tensor: a batch, augmentation included, is a few tensor
+operations on its device.
+"""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -10,18 +12,20 @@ from kdtasks.core.classes import UNLABELLED, class_numbers, counted, renumbered
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.views import view_hash
 
-AUGMENT = 0x1A                      # salt of view_hash
+AUGMENT = 0x1A  # salt of view_hash
 
 
 class ImageArrays:
-    r"""All images of a data set in one uint8 tensor; a batch is cut, mirrored and normalised in one go on its device.
+    r"""All images of a data set in one uint8 tensor; a batch is cut, mirrored and normalised in one
+    go on its device.
 
     .. math:: \text{input} = \frac{x / 255 - \text{mean}}{\text{std}}
 
-    ``augment=dict(crop=p, flip=True, pad_mode='zeros')``: a window of the image's own size, moved by whole pixels, uniform in
-    [-p, p] down and across; what lies outside is black (``'zeros'``: value 0 before normalisation) or mirrored without
-    repeating the edge (``'reflect'``); then with probability 1/2 mirrored left to right. Both are a function of (seed, index,
-    view) alone. Evaluation has ``augment=None``.
+    ``augment=dict(crop=p, flip=True, pad_mode='zeros')``: a window of the image's own size, moved
+    by whole pixels, uniform in [-p, p] down and across; what lies outside is black (``'zeros'``:
+    value 0 before normalisation) or mirrored without repeating the edge (``'reflect'``); then with
+    probability 1/2 mirrored left to right. Both are a function of (seed, index, view) alone.
+    Evaluation has ``augment=None``.
 
     Args:
         images: uint8 (N,C,H,W).
@@ -30,44 +34,72 @@ class ImageArrays:
         mean, std: per channel, for values in [0,1]; None: 0 and 1. See :meth:`statistics`.
         augment: see above; None: none.
         paths: (N,) files that the images come from, for messages and reports; None: unknown.
-        unreadable: ``{path: why}`` of the files that were to be among them and cannot be read, for reports.
+        unreadable: ``{path: why}`` of the files that were to be among them and cannot be read, for
+            reports.
 
     Raises:
         TypeError: images are not uint8.
-        ValueError: shapes do not fit, a target lies outside the classes, or ``augment`` has an unknown key or value.
+        ValueError: shapes do not fit, a target lies outside the classes, or ``augment`` has an
+            unknown key or value.
     """
 
-    def __init__(self, images: Tensor, target: Tensor | None = None, classes: Sequence[str] = (),
-                 mean: Sequence[float] | None = None, std: Sequence[float] | None = None, augment: dict | None = None,
-                 paths: Sequence[str] | None = None, unreadable: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        images: Tensor,
+        target: Tensor | None = None,
+        classes: Sequence[str] = (),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        augment: dict | None = None,
+        paths: Sequence[str] | None = None,
+        unreadable: Mapping[str, str] | None = None,
+    ):
         if images.dtype != torch.uint8:
-            raise TypeError(f"images must be uint8, got {images.dtype}; from floats in [0,1]: (x * 255).round().byte()")
+            raise TypeError(
+                f"images must be uint8, got {images.dtype}; from floats in [0,1]: (x * "
+                "255).round().byte()"
+            )
         if images.ndim != 4:
             raise ValueError(f"images must be (N,C,H,W), got {tuple(images.shape)}")
         n, channels = images.shape[:2]
         target = torch.full((n,), UNLABELLED) if target is None else torch.as_tensor(target).long()
         if target.shape != (n,):
-            raise ValueError(f"expected one target for each of {n} images, got shape {tuple(target.shape)}")
+            raise ValueError(
+                f"expected one target for each of {n} images, got shape {tuple(target.shape)}"
+            )
         top = len(classes) if classes else 2**31
         wrong = target[((target < 0) & (target != UNLABELLED)) | (target >= top)]
         if len(wrong):
-            raise ValueError(f"a target is a class in 0..{top - 1} or {UNLABELLED} (unlabelled), got {int(wrong[0])}")
+            raise ValueError(
+                f"a target is a class in 0..{top - 1} or {UNLABELLED} (unlabelled), "
+                f"got {int(wrong[0])}"
+            )
         self.mean = (0.0,) * channels if mean is None else tuple(map(float, mean))
         self.std = (1.0,) * channels if std is None else tuple(map(float, std))
         if not len(self.mean) == len(self.std) == channels:
-            raise ValueError(f"images have {channels} channels, but mean={self.mean}, std={self.std}")
+            raise ValueError(
+                f"images have {channels} channels, but mean={self.mean}, std={self.std}"
+            )
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
-        self.classes, self.paths, self.augment = list(classes), paths, checked_augment(augment, images.shape[-2:])
+        self.classes, self.paths, self.augment = (
+            list(classes),
+            paths,
+            checked_augment(augment, images.shape[-2:]),
+        )
         self.images, self.target, self.unreadable = images, target, dict(unreadable or {})
         self.to(images.device)
 
     def to(self, device) -> "ImageArrays":
         """Moves everything to ``device``, where batches are then made; returns itself."""
         self.images, self.target = self.images.to(device), self.target.to(device)
-        std = torch.tensor(self.std, dtype=torch.float64)[:, None, None]                        # (C,1,1)
+        # (C,1,1)
+        std = torch.tensor(self.std, dtype=torch.float64)[:, None, None]
         mean = torch.tensor(self.mean, dtype=torch.float64)[:, None, None]
-        self._scale, self._shift = (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
+        self._scale, self._shift = (
+            (1 / (255 * std)).float().to(device),
+            (-mean / std).float().to(device),
+        )
         return self
 
     def __len__(self) -> int:
@@ -75,8 +107,11 @@ class ImageArrays:
 
     def __repr__(self) -> str:
         unlabelled = int((self.target == UNLABELLED).sum())
-        return (f"ImageArrays({len(self)} images {tuple(self.images.shape[1:])}, {len(self.classes)} classes, "
-                f"{unlabelled} unlabelled, augment={self.augment}, {self.images.device})")
+        return (
+            f"ImageArrays({len(self)} images {tuple(self.images.shape[1:])}, "
+            f"{len(self.classes)} classes, "
+            f"{unlabelled} unlabelled, augment={self.augment}, {self.images.device})"
+        )
 
     def path(self, index: int) -> str:
         """The file of an image; without files, its number."""
@@ -87,44 +122,71 @@ class ImageArrays:
         index = torch.arange(len(self))[torch.as_tensor(index).cpu()]
         paths = None if self.paths is None else [self.paths[i] for i in index.tolist()]
         at = index.to(self.images.device)
-        return ImageArrays(self.images[at], self.target[at], self.classes, self.mean, self.std, self.augment, paths,
-                           self.unreadable)
+        return ImageArrays(
+            self.images[at],
+            self.target[at],
+            self.classes,
+            self.mean,
+            self.std,
+            self.augment,
+            paths,
+            self.unreadable,
+        )
 
     def with_classes(self, names: Sequence[str], drop: bool = False) -> "ImageArrays":
-        """The same images, their classes numbered as in ``names``; see :func:`kdtasks.core.classes.class_numbers`."""
+        """The same images, their classes numbered as in ``names``; see
+        :func:`kdtasks.core.classes.class_numbers`.
+        """
         numbers = class_numbers(self.classes, names, counted(self.target, len(self.classes)), drop)
         other = copy.copy(self)
         other.classes, other.target = list(names), renumbered(self.target, numbers)
         return other
 
     def statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation per channel over all pixels, for values in [0,1]: what ``mean`` and ``std`` can be."""
-        count = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in self.images.transpose(0, 1)])    # (C,256)
+        """Mean and standard deviation per channel over all pixels, for values in [0,1]: what
+        ``mean`` and ``std`` can be.
+        """
+        # (C,256)
+        count = torch.stack(
+            [torch.bincount(c.flatten(), minlength=256) for c in self.images.transpose(0, 1)]
+        )
         share = count.double() / count.sum(1, keepdim=True)
         value = torch.arange(256, dtype=torch.float64, device=count.device) / 255
-        mean = share @ value                                                                          # (C,)
+        # (C,)
+        mean = share @ value
         var = (share * (value - mean[:, None]).square()).sum(1)
         return mean.tolist(), var.sqrt().tolist()
 
     def batch(self, index: Tensor, view: Tensor, seed: int) -> dict[str, Tensor]:
-        """Images ``index`` (b,) in their views ``view`` (b,): ``input`` float32 (b,C,H,W) and ``target`` int64 (b,)."""
+        """Images ``index`` (b,) in their views ``view`` (b,): ``input`` float32 (b,C,H,W) and
+        ``target`` int64 (b,).
+        """
         device = self.images.device
         index, view = index.to(device, non_blocking=True), view.to(device, non_blocking=True)
         images = self.images[index]
         if self.augment:
             images = self._augmented(images, view_hash(seed, index, view, AUGMENT))
-        return {"input": images.float().mul_(self._scale).add_(self._shift), "target": self.target[index]}
+        return {
+            "input": images.float().mul_(self._scale).add_(self._shift),
+            "target": self.target[index],
+        }
 
     def _augmented(self, images: Tensor, number: Tensor) -> Tensor:
         """The digits of ``number`` (b,) in base 2p+1 are the two moves, the next bit the mirroring."""
         b, c, h, w = images.shape
         p, base = self.augment["crop"], 2 * self.augment["crop"] + 1
-        down, across, flip = number % base - p, number // base % base - p, number // base**2 % 2 == 1
-        row = torch.arange(h, device=images.device) + down[:, None]                                    # (b,h)
+        down, across, flip = (
+            number % base - p,
+            number // base % base - p,
+            number // base**2 % 2 == 1,
+        )
+        # (b,h)
+        row = torch.arange(h, device=images.device) + down[:, None]
         col = torch.arange(w, device=images.device).expand(b, w)
         if self.augment["flip"]:
             col = torch.where(flip[:, None], w - 1 - col, col)
-        col = col + across[:, None]                                                                   # (b,w)
+        # (b,w)
+        col = col + across[:, None]
         row, row_out = _inside(row, h, self.augment["pad_mode"])
         col, col_out = _inside(col, w, self.augment["pad_mode"])
         pixel = (row[:, :, None] * w + col[:, None, :]).view(b, 1, h * w).expand(b, c, h * w)
@@ -138,7 +200,8 @@ def _inside(place: Tensor, size: int, pad_mode: str) -> tuple[Tensor, Tensor]:
     """Places that exist, and which ones did not."""
     outside = (place < 0) | (place >= size)
     if pad_mode == "reflect":
-        return (size - 1) - ((size - 1) - place.abs()).abs(), outside                # -1 -> 1, size -> size - 2
+        # -1 -> 1, size -> size - 2
+        return (size - 1) - ((size - 1) - place.abs()).abs(), outside
     return place.clamp(0, size - 1), outside
 
 
@@ -152,7 +215,12 @@ def checked_augment(augment: dict | None, size: Sequence[int]) -> dict | None:
             raise ValueError(f"augment has no {key!r}: {did_you_mean(key, known)}")
     augment = {**known, **augment}
     if not (isinstance(augment["crop"], int) and 0 <= augment["crop"] < min(size)):
-        raise ValueError(f"augment: crop must be in 0..{min(size) - 1} (image {tuple(size)}), got {augment['crop']!r}")
+        raise ValueError(
+            f"augment: crop must be in 0..{min(size) - 1} (image {tuple(size)}), got "
+            f"{augment['crop']!r}"
+        )
     if augment["pad_mode"] not in ("zeros", "reflect"):
-        raise ValueError(f"augment: pad_mode must be 'zeros' or 'reflect', got {augment['pad_mode']!r}")
+        raise ValueError(
+            f"augment: pad_mode must be 'zeros' or 'reflect', got {augment['pad_mode']!r}"
+        )
     return augment

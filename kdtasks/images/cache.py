@@ -19,21 +19,31 @@ def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as kept:
-            return {name: kept[name] for name in kept.files}                # reading to the end compares the checksum
-    except Exception as error:                                              # damaged bytes raise whatever they happen to
-        raise RuntimeError(f"the cache {path} is damaged ({error}): delete it, and it is made again") from error
+            # reading to the end compares the checksum
+            return {name: kept[name] for name in kept.files}
+    # damaged bytes raise whatever they happen to
+    except Exception as error:
+        raise RuntimeError(
+            f"the cache {path} is damaged ({error}): delete it, and it is made again"
+        ) from error
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Keeps ``arrays``; where that is not possible, as on a full disk, a warning says why, and nothing is left."""
+    """Keeps ``arrays``; where that is not possible, as on a full disk, a warning says why, and
+    nothing is left.
+    """
     size = sum(array.nbytes for array in arrays.values())
     try:
         write_atomically(path, lambda temporary: _write(temporary, arrays), size)
     except OSError as error:
-        warnings.warn(f"the cache {path} was not written, the images are decoded again next time: "
-                      f"{error.strerror or error}", stacklevel=4)
+        warnings.warn(
+            f"the cache {path} was not written, the images are decoded again next time: "
+            f"{error.strerror or error}",
+            stacklevel=4,
+        )
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with path.open("wb") as file:                                           # np.savez would add .npz to the name
+    # np.savez would add .npz to the name
+    with path.open("wb") as file:
         np.savez(file, **arrays)

@@ -13,7 +13,8 @@ from kdtasks.images.folders import listed_images
 from kdtasks.images.roots import found_folder
 from kdtasks.images.subsets import first_of_each
 
-_CIFAR100 = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))                                # of the training images
+# of the training images
+_CIFAR100 = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
 
 # https://www.cs.toronto.edu/~kriz/cifar.html: the 20 superclasses and their 5 classes each.
 CIFAR100_SUPERCLASSES = {
@@ -38,21 +39,32 @@ CIFAR100_SUPERCLASSES = {
     "vehicles_1": "bicycle bus motorcycle pickup_truck train",
     "vehicles_2": "lawn_mower rocket streetcar tank tractor",
 }
-CIFAR100_CLASSES = tuple(sorted(" ".join(CIFAR100_SUPERCLASSES.values()).split()))             # target = place in this list
+# target = place in this list
+CIFAR100_CLASSES = tuple(sorted(" ".join(CIFAR100_SUPERCLASSES.values()).split()))
 
 
-def cifar100(train: bool = True, root=None, per_class: int | None = None, classes: Sequence[str] | None = None,
-             fine: bool = True, augment: dict | str | None = "standard", skip_bad: bool = False, cache_dir=None) -> ImageArrays:
+def cifar100(
+    train: bool = True,
+    root=None,
+    per_class: int | None = None,
+    classes: Sequence[str] | None = None,
+    fine: bool = True,
+    augment: dict | str | None = "standard",
+    skip_bad: bool = False,
+    cache_dir=None,
+) -> ImageArrays:
     """CIFAR-100, 3x32x32: 50,000 training and 10,000 test images of 100 classes.
 
     Args:
         train: training or test images.
-        root: a folder with ``train/<class>/*.png`` and ``test/<class>/*.png``, or with torchvision's ``cifar-100-python``;
-            None: ``cifar100`` below :func:`data_root`.
+        root: a folder with ``train/<class>/*.png`` and ``test/<class>/*.png``, or with
+            torchvision's ``cifar-100-python``; None: ``cifar100`` below :func:`data_root`.
         per_class: only the first images of each class (of the 100).
-        classes: only these classes, numbered in this order; names of the 20 superclasses with ``fine=False``.
+        classes: only these classes, numbered in this order; names of the 20 superclasses with
+            ``fine=False``.
         fine: 100 classes, or the 20 superclasses of 5 each.
-        augment: of the training images; ``'standard'``: ``dict(crop=4, flip=True)`` with black around, the field's recipe.
+        augment: of the training images; ``'standard'``: ``dict(crop=4, flip=True)`` with black
+            around, the field's recipe.
         skip_bad, cache_dir: as for :func:`image_folder`.
 
     Raises:
@@ -60,15 +72,26 @@ def cifar100(train: bool = True, root=None, per_class: int | None = None, classe
         ValueError: the folders are not CIFAR-100's classes, or ``classes`` names none of them.
     """
     split = "train" if train else "test"
-    root = found_folder(["cifar100", ""] if root is None else [root],
-                  f"<root>/{split}/<class>/<any name>.png with 100 classes, or torchvision's <root>/cifar-100-python",
-                  (split, "cifar-100-python"))
-    group = {name: name for name in CIFAR100_CLASSES} if fine else {
-        name: superclass for superclass, members in CIFAR100_SUPERCLASSES.items() for name in members.split()}
+    root = found_folder(
+        ["cifar100", ""] if root is None else [root],
+        f"<root>/{split}/<class>/<any name>.png with 100 classes, or torchvision's "
+        "<root>/cifar-100-python",
+        (split, "cifar-100-python"),
+    )
+    group = (
+        {name: name for name in CIFAR100_CLASSES}
+        if fine
+        else {
+            name: superclass
+            for superclass, members in CIFAR100_SUPERCLASSES.items()
+            for name in members.split()
+        }
+    )
     every = list(dict.fromkeys(group.values()))
     names = every if classes is None else [known_class(name, every) for name in classes]
     kept = [name for name in CIFAR100_CLASSES if group[name] in names]
-    number = torch.tensor([names.index(group[name]) for name in kept])                  # place in `kept` -> target
+    # place in `kept` -> target
+    number = torch.tensor([names.index(group[name]) for name in kept])
     bad: dict[str, str] = {}
     if (root / split).is_dir():
         paths, target, _ = listed_images(root / split, CIFAR100_CLASSES, kept, per_class)
@@ -77,18 +100,25 @@ def cifar100(train: bool = True, root=None, per_class: int | None = None, classe
     else:
         (images, target), paths = _pickled_cifar100(root, train, kept, per_class), None
     augment = {"crop": 4, "flip": True} if augment == "standard" else augment
-    return ImageArrays(images, number[target], names, *_CIFAR100, augment if train else None, paths, bad)
+    return ImageArrays(
+        images, number[target], names, *_CIFAR100, augment if train else None, paths, bad
+    )
 
 
-def _pickled_cifar100(root: Path, train: bool, kept: Sequence[str], per_class: int | None) -> tuple[Tensor, Tensor]:
+def _pickled_cifar100(
+    root: Path, train: bool, kept: Sequence[str], per_class: int | None
+) -> tuple[Tensor, Tensor]:
     from torchvision.datasets import CIFAR100
 
     data = CIFAR100(str(root), train=train, download=False)
-    place = torch.tensor([kept.index(name) if name in kept else UNLABELLED for name in data.classes])
+    place = torch.tensor(
+        [kept.index(name) if name in kept else UNLABELLED for name in data.classes]
+    )
     target = place[torch.tensor(data.targets)]
     index = (target != UNLABELLED).nonzero()[:, 0]
     index = index[first_of_each(target[index], per_class, kept)]
     return torch.from_numpy(data.data)[index].permute(0, 3, 1, 2).contiguous(), target[index]
 
 
-cifar100.image_shape = (3, 32, 32)                                          # what --dry-run needs to know without reading
+# what --dry-run needs to know without reading
+cifar100.image_shape = (3, 32, 32)

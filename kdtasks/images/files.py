@@ -24,17 +24,29 @@ from kdtasks.images.cache import load_arrays, save_arrays
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-BACKGROUND = (255, 255, 255)        # white, as a page or a viewer has it
-PIXELS = "KDTASKS_MAX_PIXELS"       # environment variable
-_ORIENTATION = 0x0112               # of EXIF
-_UPRIGHT = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
-            8: "ROTATE_90"}
-_said: set[str] = set()             # what this process has warned of already
+BACKGROUND = (255, 255, 255)  # white, as a page or a viewer has it
+PIXELS = "KDTASKS_MAX_PIXELS"  # environment variable
+_ORIENTATION = 0x0112  # of EXIF
+_UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+_said: set[str] = set()  # what this process has warned of already
 
 
-# Reading --------------------------------------------------------------------------------------------------------------
-def read_image(path, channels: int = 3, background: Sequence[int] = BACKGROUND, annotated: Sequence[int] | None = None,
-               max_pixels: int | None = None):
+# Reading ------------------------------------------------------------------------------------------
+def read_image(
+    path,
+    channels: int = 3,
+    background: Sequence[int] = BACKGROUND,
+    annotated: Sequence[int] | None = None,
+    max_pixels: int | None = None,
+):
     """An image file with 8 bits a channel: a PIL image of mode RGB, or L for ``channels=1``.
 
     - 8-bit RGB and grey: the pixels as they are; grey in RGB is three equal channels, RGB in grey
@@ -63,20 +75,24 @@ def read_image(path, channels: int = 3, background: Sequence[int] = BACKGROUND, 
 
     Raises:
         OSError: no such file, no image, or not whole.
-        ValueError: an empty file, too many pixels, or pixels whose range is unknown. None names the file: who asks does.
+        ValueError: an empty file, too many pixels, or pixels whose range is unknown. None names the
+            file: who asks does.
     """
     from PIL import Image
 
     with _opened(path, max_pixels) as image:
         _say_first_frame(image, path)
         stored = (image.height, image.width)
-        image.load()                                    # a PNG file may say its orientation at the end
+        # a PNG file may say its orientation at the end
+        image.load()
         turn = _orientation(image)
         image = _levels(image)
         if image.has_transparency_data:
             image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
             if image.getextrema()[3][0] < 255:
-                image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image)
+                image = Image.alpha_composite(
+                    Image.new("RGBA", image.size, (*background, 255)), image
+                )
             image = image.convert("RGB")
         image = image.convert("L" if channels == 1 else "RGB")
         if turn == 1:
@@ -105,16 +121,21 @@ def _opened(path, max_pixels: int | None) -> Iterator:
     try:
         image = Image.open(path)
     except Image.DecompressionBombError as error:
-        raise ValueError(f"it has more than the {limit} pixels allowed; the environment variable "
-                         f"{PIXELS}=<number> allows more ({error})") from error
+        raise ValueError(
+            f"it has more than the {limit} pixels allowed; the environment variable "
+            f"{PIXELS}=<number> allows more ({error})"
+        ) from error
     except UnidentifiedImageError as error:
         if not os.path.getsize(path):
             raise ValueError("the file is empty, 0 bytes") from error
         raise
     with image:
         if limit is not None and image.width * image.height > limit:
-            raise ValueError(f"it has {image.width} x {image.height} pixels, more than the {limit} pixels "
-                             f"allowed; the environment variable {PIXELS}=<number> allows more")
+            raise ValueError(
+                f"it has {image.width} x {image.height} pixels, more than the {limit} "
+                "pixels "
+                f"allowed; the environment variable {PIXELS}=<number> allows more"
+            )
         yield image
 
 
@@ -127,7 +148,8 @@ def _limit(max_pixels: int | None) -> int | None:
         max_pixels = int(text)
     own = Image.MAX_IMAGE_PIXELS
     if max_pixels is not None and own is not None and max_pixels > own:
-        Image.MAX_IMAGE_PIXELS = max_pixels             # PIL's own check would refuse what is allowed
+        # PIL's own check would refuse what is allowed
+        Image.MAX_IMAGE_PIXELS = max_pixels
     return own if max_pixels is None else max_pixels
 
 
@@ -149,10 +171,16 @@ def _orientation(image) -> int:
 
 
 def _say_ambiguous(turn: int, stored: tuple[int, int], path) -> None:
-    if turn < 5 or stored[0] == stored[1]:              # the upright image has the annotated size too
-        _say_once("turn", f"{path} has the EXIF orientation {turn}, and the size in its annotation does not "
-                          "tell whether that is of the upright image: it is taken to be of the pixels as "
-                          "stored, as COCO's own tools do")
+    # the upright image has the annotated size too
+    if turn < 5 or stored[0] == stored[1]:
+        _say_once(
+            "turn",
+            f"{path} has the EXIF orientation {turn}, and the size in its annotation "
+            "does not "
+            "tell whether that is of the upright image: it is taken to be of the "
+            "pixels as "
+            "stored, as COCO's own tools do",
+        )
 
 
 def _says_more_behind(path) -> bool:
@@ -175,13 +203,17 @@ def _levels(image):
     if image.mode[0] not in "IF":
         return image
     whole = image.mode != "F" and image.format in ("PNG", "PPM", "TIFF")
-    if not whole or (image.mode == "I" and image.format == "TIFF"):         # PGM: PIL scales to 65535
-        raise ValueError(f"its pixels are of PIL's mode {image.mode!r}, whose range the file does not "
-                         "say: expected whole numbers from 0 on of 8 or 16 bits a channel")
+    # PGM: PIL scales to 65535
+    if not whole or (image.mode == "I" and image.format == "TIFF"):
+        raise ValueError(
+            f"its pixels are of PIL's mode {image.mode!r}, whose range the file does "
+            "not "
+            "say: expected whole numbers from 0 on of 8 or 16 bits a channel"
+        )
     tags = image.tag_v2 if image.format == "TIFF" else {}
-    top = 2 ** tags.get(258, (16,))[0] - 1                                  # bits of a sample
+    top = 2 ** tags.get(258, (16,))[0] - 1  # bits of a sample
     values = np.asarray(image).astype(np.uint32)
-    if tags.get(262) == 0:                                                  # white is 0
+    if tags.get(262) == 0:  # white is 0
         values = top - values
     levels = Image.fromarray(((values * 255 + top // 2) // top).astype(np.uint8))
     clear = image.info.get("transparency")
@@ -190,7 +222,7 @@ def _levels(image):
     return levels
 
 
-# Finding --------------------------------------------------------------------------------------------------------------
+# Finding ------------------------------------------------------------------------------------------
 def is_hidden(name: str) -> bool:
     """What other programs leave behind: ``._a.jpg``, ``.ipynb_checkpoints``, ``__MACOSX``."""
     return name.startswith(".") or name == "__MACOSX"
@@ -213,8 +245,8 @@ def images_below(folder: Path) -> list[str]:
 def results_of(folder: str | Path, out: str | Path, suffix: str = ".png") -> dict[Path, Path]:
     """For each image below ``folder`` the file below ``out`` that what is made of it goes to.
 
-    It has the image's place and name, with ``suffix`` in the place of the ending; two images that differ in
-    their ending only keep it: ``a.jpg.png`` and ``a.png.png``. Nothing is written here.
+    It has the image's place and name, with ``suffix`` in the place of the ending; two images that
+    differ in their ending only keep it: ``a.jpg.png`` and ``a.png.png``. Nothing is written here.
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
@@ -225,13 +257,21 @@ def results_of(folder: str | Path, out: str | Path, suffix: str = ".png") -> dic
         raise FileNotFoundError(f"no folder {str(folder)!r}")
     paths = [Path(path) for path in images_below(folder)]
     if not paths:
-        raise FileNotFoundError(f"no image in {str(folder)!r}: expected {', '.join(sorted(SUFFIXES))}")
+        raise FileNotFoundError(
+            f"no image in {str(folder)!r}: expected {', '.join(sorted(SUFFIXES))}"
+        )
     if out.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"out={str(out)!r} lies in the folder of the images, {str(folder)!r}: expected another "
-                         "place")
+        raise ValueError(
+            f"out={str(out)!r} lies in the folder of the images, {str(folder)!r}: "
+            "expected another "
+            "place"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"out={str(out)!r} holds files, which could be overwritten: expected a new or an empty "
-                         "folder")
+        raise ValueError(
+            f"out={str(out)!r} holds files, which could be overwritten: expected a "
+            "new or an empty "
+            "folder"
+        )
     whole = {path: out / f"{path.relative_to(folder)}{suffix}" for path in paths}
     names = {path: out / path.relative_to(folder).with_suffix(suffix) for path in paths}
     while len(set(names.values())) < len(names):
@@ -242,21 +282,33 @@ def results_of(folder: str | Path, out: str | Path, suffix: str = ".png") -> dic
 
 def class_folders(root: Path) -> dict[str, Path]:
     """``{name of the class: folder}`` of the folders in ``root``, sorted by name."""
-    found = {class_name(entry.name): root / entry.name for entry in os.scandir(root)
-             if entry.is_dir() and not is_hidden(entry.name)}
+    found = {
+        class_name(entry.name): root / entry.name
+        for entry in os.scandir(root)
+        if entry.is_dir() and not is_hidden(entry.name)
+    }
     return dict(sorted(found.items()))
 
 
-# Sets of files --------------------------------------------------------------------------------------------------------
+# Sets of files ------------------------------------------------------------------------------------
 class ImageFiles:
     """A map-style data set of files, decoded when asked for: ``(input float32 (3,H,W), target)``.
 
-    In training a random part of the image, 8 to 100 % of its area, resized to ``size``, and mirrored with probability 1/2;
-    in evaluation the central ``size`` of the image resized so that its shorter side is ``size / 0.875``.
+    In training a random part of the image, 8 to 100 % of its area, resized to ``size``, and
+    mirrored with probability 1/2; in evaluation the central ``size`` of the image resized so that
+    its shorter side is ``size / 0.875``.
     """
 
-    def __init__(self, paths: Sequence[str], target: Sequence[int], classes: Sequence[str], size: int, train: bool,
-                 mean: Sequence[float] = IMAGENET[0], std: Sequence[float] = IMAGENET[1]):
+    def __init__(
+        self,
+        paths: Sequence[str],
+        target: Sequence[int],
+        classes: Sequence[str],
+        size: int,
+        train: bool,
+        mean: Sequence[float] = IMAGENET[0],
+        std: Sequence[float] = IMAGENET[1],
+    ):
         self.paths, self.classes = list(paths), list(classes)
         self.target = torch.as_tensor(target).long()
         self.transform = transform(size, train, mean, std)
@@ -268,7 +320,9 @@ class ImageFiles:
         return str(self.paths[index])
 
     def with_classes(self, names: Sequence[str], drop: bool = False) -> "ImageFiles":
-        """The same files, their classes numbered as in ``names``; see :func:`kdtasks.core.classes.class_numbers`."""
+        """The same files, their classes numbered as in ``names``; see
+        :func:`kdtasks.core.classes.class_numbers`.
+        """
         numbers = class_numbers(self.classes, names, counted(self.target, len(self.classes)), drop)
         other = copy.copy(self)
         other.classes, other.target = list(names), renumbered(self.target, numbers)
@@ -282,21 +336,35 @@ def transform(size: int, train: bool, mean: Sequence[float], std: Sequence[float
     """PIL image -> float32 tensor, with torchvision; random numbers from torch's CPU generator."""
     from torchvision.transforms import v2
 
-    way = ([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()] if train
-           else [v2.Resize(round(size / 0.875), antialias=True), v2.CenterCrop(size)])
-    return v2.Compose([v2.ToImage(), *way, v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+    way = (
+        [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
+        if train
+        else [v2.Resize(round(size / 0.875), antialias=True), v2.CenterCrop(size)]
+    )
+    return v2.Compose(
+        [v2.ToImage(), *way, v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    )
 
 
-def decoded(paths: Sequence[str], size: Sequence[int] | None, channels: int, skip_bad: bool,
-             cache_dir, unreadable: dict[str, str] | None = None) -> tuple[Tensor, Tensor]:
-    """The images, uint8 (n,C,H,W), and which of ``paths`` they are, (n,); read by as many threads as there are processors.
+def decoded(
+    paths: Sequence[str],
+    size: Sequence[int] | None,
+    channels: int,
+    skip_bad: bool,
+    cache_dir,
+    unreadable: dict[str, str] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The images, uint8 (n,C,H,W), and which of ``paths`` they are, (n,); read by as many threads
+    as there are processors.
 
     Those that ``skip_bad`` leaves out are noted in ``unreadable``, path and why.
     """
     cache = None
     if cache_dir is not None:
         listing = [(path, (stat := os.stat(path)).st_size, stat.st_mtime_ns) for path in paths]
-        key = hashlib.sha256(repr((2, size and tuple(size), channels, listing)).encode()).hexdigest()[:32]
+        key = hashlib.sha256(
+            repr((2, size and tuple(size), channels, listing)).encode()
+        ).hexdigest()[:32]
         cache = Path(cache_dir) / f"{key}.npz"
         if (kept := load_arrays(cache)) is not None:
             return torch.from_numpy(kept["images"]), torch.arange(len(paths))
@@ -307,7 +375,9 @@ def decoded(paths: Sequence[str], size: Sequence[int] | None, channels: int, ski
             return _read(paths[i], size, channels)
         except Exception as error:
             if not skip_bad:
-                raise RuntimeError(f"cannot read image {paths[i]}: {error} (skip_bad=True leaves it out)") from error
+                raise RuntimeError(
+                    f"cannot read image {paths[i]}: {error} (skip_bad=True leaves it out)"
+                ) from error
             bad[i] = f"{paths[i]}: {error}"
             return None
 
@@ -320,18 +390,26 @@ def decoded(paths: Sequence[str], size: Sequence[int] | None, channels: int, ski
         for i in part:
             if (image := read(i)) is not None:
                 if image.shape != shape:
-                    raise ValueError(f"images differ in size: (C,H,W) = {shape} in {paths[0]}, "
-                                     f"{image.shape} in {paths[i]}; pass size=")
+                    raise ValueError(
+                        f"images differ in size: (C,H,W) = {shape} in {paths[0]}, "
+                        f"{image.shape} in {paths[i]}; pass size="
+                    )
                 images[i] = image
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         step = max(1, math.ceil(len(paths) / 64))
-        list(pool.map(fill, (range(at, min(at + step, len(paths))) for at in range(0, len(paths), step))))
+        list(
+            pool.map(
+                fill, (range(at, min(at + step, len(paths))) for at in range(0, len(paths), step))
+            )
+        )
     if bad:
         if unreadable is not None:
             unreadable.update((paths[i], bad[i].removeprefix(f"{paths[i]}: ")) for i in sorted(bad))
         some = "; ".join(bad[i] for i in sorted(bad)[:3])
-        warnings.warn(f"left out {len(bad)} unreadable of {len(paths)} images: {some}", stacklevel=3)
+        warnings.warn(
+            f"left out {len(bad)} unreadable of {len(paths)} images: {some}", stacklevel=3
+        )
         good = torch.tensor([i for i in range(len(paths)) if i not in bad])
         return torch.from_numpy(images)[good], good
     if cache is not None:

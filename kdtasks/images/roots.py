@@ -6,20 +6,29 @@ from pathlib import Path
 
 
 def data_root() -> Path:
-    """The folder of all data sets: the environment variable KDTASKS_DATA, or else ``data`` in the current folder."""
+    """The folder of all data sets: the environment variable KDTASKS_DATA, or else ``data`` in the
+    current folder.
+    """
     return Path(os.environ.get("KDTASKS_DATA") or "data")
 
 
 def found_folder(roots: Sequence, layout: str, parts: Sequence[str] = ("",)) -> Path:
-    """The first of ``roots``, each as it stands or below :func:`data_root`, that has one of the folders ``parts``."""
-    looked = list(dict.fromkeys(folder for root in roots for folder in (Path(root), data_root() / root)))
+    """The first of ``roots``, each as it stands or below :func:`data_root`, that has one of the
+    folders ``parts``.
+    """
+    looked = list(
+        dict.fromkeys(folder for root in roots for folder in (Path(root), data_root() / root))
+    )
     for folder in looked:
         if any((folder / part).is_dir() for part in parts):
             return folder
     raise FileNotFoundError(
-        f"no data set at {' nor at '.join(str(folder / parts[0]) for folder in looked)}. Set the environment variable "
-        f"KDTASKS_DATA to the folder that holds it, or pass its path: --cfg-options data.train.root=<folder>. "
-        f"Expected layout: {layout}")
+        f"no data set at {' nor at '.join(str(folder / parts[0]) for folder in looked)}. Set the "
+        "environment variable "
+        f"KDTASKS_DATA to the folder that holds it, or pass its path: --cfg-options "
+        "data.train.root=<folder>. "
+        f"Expected layout: {layout}"
+    )
 
 
 def under_root(path) -> Path:

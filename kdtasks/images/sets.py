@@ -17,18 +17,29 @@ from kdtasks.images.files import IMAGENET, read_image, transform
 from kdtasks.images.roots import data_root
 
 
-def torchvision_set(dataset, augment: dict | None = None, size: int | None = None, mean: Sequence[float] | None = None,
-                    std: Sequence[float] | None = None, train: bool | None = None, **kwargs):
-    """Any data set of torchvision: :class:`ImageArrays` if it holds its images in one array, itself if it reads files.
+def torchvision_set(
+    dataset,
+    augment: dict | None = None,
+    size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    train: bool | None = None,
+    **kwargs,
+):
+    """Any data set of torchvision: :class:`ImageArrays` if it holds its images in one array, itself
+    if it reads files.
 
     Args:
         dataset: a class or its path, ``'torchvision.datasets.SVHN'``.
-        augment: see :class:`ImageArrays`. For a set of files anything but None means the random crop of :class:`ImageFiles`.
+        augment: see :class:`ImageArrays`. For a set of files anything but None means the random
+            crop of :class:`ImageFiles`.
         size: of the images of a set of files; None: 224.
         mean, std: per channel, for values in [0,1]; None: 0 and 1, for files ImageNet's.
-        train: goes to the class, if it has that; False: ``augment`` does not apply. None: as the class has it.
-        kwargs: go to the class: ``split='test'``, ``root`` (as it stands or below :func:`data_root`, which
-            is its default), ``download=True``. With ``transform`` a set of files is left as it is.
+        train: goes to the class, if it has that; False: ``augment`` does not apply. None: as the
+            class has it.
+        kwargs: go to the class: ``split='test'``, ``root`` (as it stands or below
+            :func:`data_root`, which is its default), ``download=True``. With ``transform`` a set of
+            files is left as it is.
 
     Raises:
         FileNotFoundError: the data is not there.
@@ -40,7 +51,9 @@ def torchvision_set(dataset, augment: dict | None = None, size: int | None = Non
         module, _, name = dataset.rpartition(".")
         module = importlib.import_module(module or "torchvision.datasets")
         if not hasattr(module, name):
-            raise ValueError(f"{module.__name__} has no {name!r}: {did_you_mean(name, dir(module))}")
+            raise ValueError(
+                f"{module.__name__} has no {name!r}: {did_you_mean(name, dir(module))}"
+            )
         dataset = getattr(module, name)
     accepts = inspect.signature(dataset).parameters
     augment = None if train is False else augment
@@ -52,30 +65,54 @@ def torchvision_set(dataset, augment: dict | None = None, size: int | None = Non
     try:
         data = dataset(**kwargs)
     except (RuntimeError, FileNotFoundError) as error:
-        raise FileNotFoundError(f"{dataset.__name__} could not read {kwargs.get('root')}: {error}. Set KDTASKS_DATA to the "
-                                f"folder that holds it, or pass root=<folder>, in torchvision's layout") from error
+        raise FileNotFoundError(
+            f"{dataset.__name__} could not read {kwargs.get('root')}: {error}. "
+            "Set KDTASKS_DATA to the "
+            f"folder that holds it, or pass root=<folder>, in torchvision's "
+            "layout"
+        ) from error
     images = getattr(data, "data", None)
     if images is None:
         if "transform" not in kwargs:
             if getattr(data, "loader", None) is default_loader:
-                data.loader = read_image                                              # as every other file is read here
-            data.transform = transform(size or 224, augment is not None, mean or IMAGENET[0], std or IMAGENET[1])
+                # as every other file is read here
+                data.loader = read_image
+            data.transform = transform(
+                size or 224, augment is not None, mean or IMAGENET[0], std or IMAGENET[1]
+            )
         return data
     if size is not None:
         raise ValueError(f"size={size}: {dataset.__name__} is an array, its images keep their size")
-    target = torch.as_tensor(np.asarray(getattr(data, "targets", getattr(data, "labels", None)))).long()
-    target[target < 0] = UNLABELLED                                                    # STL10 writes -1
-    return ImageArrays(_channels_first(torch.as_tensor(images)), target, getattr(data, "classes", ()), mean, std, augment)
+    target = torch.as_tensor(
+        np.asarray(getattr(data, "targets", getattr(data, "labels", None)))
+    ).long()
+    # STL10 writes -1
+    target[target < 0] = UNLABELLED
+    return ImageArrays(
+        _channels_first(torch.as_tensor(images)),
+        target,
+        getattr(data, "classes", ()),
+        mean,
+        std,
+        augment,
+    )
 
 
-def arrays(images, target=None, classes: Sequence[str] = (), mean: Sequence[float] | None = None,
-           std: Sequence[float] | None = None, augment: dict | None = None) -> ImageArrays:
+def arrays(
+    images,
+    target=None,
+    classes: Sequence[str] = (),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    augment: dict | None = None,
+) -> ImageArrays:
     """Images from memory or from a NumPy file.
 
     Args:
-        images: uint8 (N,C,H,W), (N,H,W,C) with 1 or 3 channels, or (N,H,W), as tensor, array, or file ``.npy``; or a file
-            ``.npz`` with ``images`` and ``target``.
-        target: (N,) integers, as tensor, list, array or file ``.npy``; None: what the ``.npz`` says, or else unlabelled.
+        images: uint8 (N,C,H,W), (N,H,W,C) with 1 or 3 channels, or (N,H,W), as tensor, array, or
+            file ``.npy``; or a file ``.npz`` with ``images`` and ``target``.
+        target: (N,) integers, as tensor, list, array or file ``.npy``; None: what the ``.npz``
+            says, or else unlabelled.
         classes, mean, std, augment: see :class:`ImageArrays`.
 
     Raises:
@@ -88,7 +125,9 @@ def arrays(images, target=None, classes: Sequence[str] = (), mean: Sequence[floa
             raise ValueError(f"the .npz file has no 'images': {did_you_mean('images', images)}")
         target = images.get("target") if target is None else target
         images = images["images"]
-    return ImageArrays(_channels_first(torch.as_tensor(images)), target, classes, mean, std, augment)
+    return ImageArrays(
+        _channels_first(torch.as_tensor(images)), target, classes, mean, std, augment
+    )
 
 
 def _loaded(value):
@@ -97,13 +136,18 @@ def _loaded(value):
         return value
     path = Path(value) if Path(value).exists() else data_root() / value
     if not path.is_file():
-        raise FileNotFoundError(f"no file {value} nor {path}; set KDTASKS_DATA to the folder that holds it, or pass its path")
+        raise FileNotFoundError(
+            f"no file {value} nor {path}; set KDTASKS_DATA to the folder that "
+            "holds it, or pass its path"
+        )
     loaded = np.load(path, allow_pickle=False)
     return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
 
 
 def _channels_first(images: Tensor) -> Tensor:
-    """(N,H,W), (N,H,W,C) or (N,C,H,W) -> (N,C,H,W); if both ends could be channels, the front ones are."""
+    """(N,H,W), (N,H,W,C) or (N,C,H,W) -> (N,C,H,W); if both ends could be channels, the front ones
+    are.
+    """
     if images.ndim == 3:
         return images[:, None]
     if images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):

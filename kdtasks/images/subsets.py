@@ -1,4 +1,6 @@
-"""Chosen samples of a data set: the first of each class, a balanced labelled subset, an order that only a seed decides."""
+"""Chosen samples of a data set: the first of each class, a balanced labelled subset, an order that
+only a seed decides.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -10,7 +12,8 @@ from kdtasks.core.classes import UNLABELLED
 from kdtasks.core.views import view_hash
 from kdtasks.images.arrays import ImageArrays
 
-_SUBSET = 0x1B                                                                                 # salt of view_hash
+# salt of view_hash
+_SUBSET = 0x1B
 
 
 def labelled_subset(target, per_class: int, seed: int = 0) -> Tensor:
@@ -18,7 +21,8 @@ def labelled_subset(target, per_class: int, seed: int = 0) -> Tensor:
 
     Args:
         target: (N,) class numbers; -100 is never chosen.
-        per_class: how many of each class. With the same seed a smaller number gives a subset of a larger one.
+        per_class: how many of each class. With the same seed a smaller number gives a subset of a
+            larger one.
         seed: of the choice.
 
     Returns:
@@ -32,12 +36,16 @@ def labelled_subset(target, per_class: int, seed: int = 0) -> Tensor:
     chosen = in_hash_order(torch.as_tensor(target).cpu(), seed, _SUBSET)
     for c, places in chosen.items():
         if len(places) < per_class:
-            raise ValueError(f"per_class={per_class}, but class {c} has {len(places)} labelled samples")
+            raise ValueError(
+                f"per_class={per_class}, but class {c} has {len(places)} labelled samples"
+            )
     return torch.cat([places[:per_class] for places in chosen.values()]).sort().values
 
 
 def few_labels(dataset: ImageArrays, per_class: int, seed: int = 0) -> ImageArrays:
-    """The same images, of which only ``per_class`` of each class keep their label (see :func:`labelled_subset`)."""
+    """The same images, of which only ``per_class`` of each class keep their label (see
+    :func:`labelled_subset`).
+    """
     hidden = torch.full_like(dataset.target, UNLABELLED)
     kept = labelled_subset(dataset.target, per_class, seed).to(hidden.device)
     hidden[kept] = dataset.target[kept]
@@ -47,7 +55,9 @@ def few_labels(dataset: ImageArrays, per_class: int, seed: int = 0) -> ImageArra
 
 
 def in_hash_order(target: Tensor, seed: int, salt: int) -> dict[int, Tensor]:
-    """For each class its places in ``target``, in an order made from (seed, place); unlabelled ones left out."""
+    """For each class its places in ``target``, in an order made from (seed, place); unlabelled ones
+    left out.
+    """
     order = view_hash(seed, torch.arange(len(target)), 0, salt).argsort(stable=True)
     return {c: order[target[order] == c] for c in target.unique().tolist() if c != UNLABELLED}
 
@@ -56,19 +66,31 @@ def first_of_each(target: Tensor, per_class: int | None, classes: Sequence[str])
     """Indices of the first ``per_class`` samples of each class, in rising order; None: all."""
     if per_class is None:
         return torch.arange(len(target))
-    index = torch.cat([(target == c).nonzero()[:per_class, 0] for c in range(len(classes))]).sort().values
+    index = (
+        torch.cat([(target == c).nonzero()[:per_class, 0] for c in range(len(classes))])
+        .sort()
+        .values
+    )
     if per_class < 1 or len(index) < per_class * len(classes):
-        few = {name: int((target == c).sum()) for c, name in enumerate(classes) if (target == c).sum() < per_class}
-        raise ValueError(f"per_class={per_class}: " + (f"too few samples in {few}" if few else "expected at least 1"))
+        few = {
+            name: int((target == c).sum())
+            for c, name in enumerate(classes)
+            if (target == c).sum() < per_class
+        }
+        raise ValueError(
+            f"per_class={per_class}: "
+            + (f"too few samples in {few}" if few else "expected at least 1")
+        )
     return index
 
 
 def concat(*parts: ImageArrays, sets: Sequence[ImageArrays] = ()) -> ImageArrays:
-    """Several sets as one, for example a labelled one and unlabelled images; ``sets`` is the same for a config.
+    """Several sets as one, for example a labelled one and unlabelled images; ``sets`` is the same
+    for a config.
 
     Raises:
-        ValueError: nothing given, or the sets differ in image shape, normalisation, augmentation or class names (a set that is
-            wholly unlabelled needs no class names).
+        ValueError: nothing given, or the sets differ in image shape, normalisation, augmentation or
+            class names (a set that is wholly unlabelled needs no class names).
     """
     parts = (*parts, *sets)
     if not parts:
@@ -80,10 +102,15 @@ def concat(*parts: ImageArrays, sets: Sequence[ImageArrays] = ()) -> ImageArrays
             if mine != other and not (what == "classes" and (part.target == UNLABELLED).all()):
                 raise ValueError(f"concat: the sets differ in {what}: {mine} and {other}")
         if part.images.shape[1:] != first.images.shape[1:]:
-            raise ValueError(f"concat: images of {tuple(first.images.shape[1:])} and {tuple(part.images.shape[1:])}")
+            raise ValueError(
+                f"concat: images of {tuple(first.images.shape[1:])} and "
+                f"{tuple(part.images.shape[1:])}"
+            )
     device = first.images.device
     images = torch.cat([part.images.to(device) for part in parts])
     target = torch.cat([part.target.to(device) for part in parts])
     paths = [part.path(i) for part in parts for i in range(len(part))]
     bad = {path: why for part in parts for path, why in part.unreadable.items()}
-    return ImageArrays(images, target, first.classes, first.mean, first.std, first.augment, paths, bad)
+    return ImageArrays(
+        images, target, first.classes, first.mean, first.std, first.augment, paths, bad
+    )

@@ -11,7 +11,13 @@ from kdtasks.incremental.gd import (
     global_distillation_losses,
 )
 from kdtasks.incremental.lwf import LwFLoss, lwf_loss, lwf_losses, lwf_mc_loss, one_hot_bce
-from kdtasks.incremental.lwm import LwMDistiller, grad_cam, lwm_attention_loss, lwm_distill, lwm_distill_bce
+from kdtasks.incremental.lwm import (
+    LwMDistiller,
+    grad_cam,
+    lwm_attention_loss,
+    lwm_distill,
+    lwm_distill_bce,
+)
 from kdtasks.incremental.metrics import (
     average_accuracy,
     average_incremental_accuracy,
@@ -21,8 +27,31 @@ from kdtasks.incremental.metrics import (
 )
 from kdtasks.incremental.sampling import confident_indices, coreset_indices, sample_external
 
-__all__ = ["BalancedCrossEntropy", "CurrentTeacherLoss", "GlobalDistillationLoss", "IncrementalDistiller", "LwFLoss",
-           "LwMDistiller", "average_accuracy", "average_incremental_accuracy", "class_balance_weights", "confidence_loss",
-           "confident_indices", "coreset_indices", "ensemble_probabilities", "forgetting", "forgetting_diag", "forgetting_gd",
-           "global_distillation_losses", "grad_cam", "lwf_loss", "lwf_losses", "lwf_mc_loss", "lwm_attention_loss",
-           "lwm_distill", "lwm_distill_bce", "one_hot_bce", "sample_external"]
+__all__ = [
+    "BalancedCrossEntropy",
+    "CurrentTeacherLoss",
+    "GlobalDistillationLoss",
+    "IncrementalDistiller",
+    "LwFLoss",
+    "LwMDistiller",
+    "average_accuracy",
+    "average_incremental_accuracy",
+    "class_balance_weights",
+    "confidence_loss",
+    "confident_indices",
+    "coreset_indices",
+    "ensemble_probabilities",
+    "forgetting",
+    "forgetting_diag",
+    "forgetting_gd",
+    "global_distillation_losses",
+    "grad_cam",
+    "lwf_loss",
+    "lwf_losses",
+    "lwf_mc_loss",
+    "lwm_attention_loss",
+    "lwm_distill",
+    "lwm_distill_bce",
+    "one_hot_bce",
+    "sample_external",
+]

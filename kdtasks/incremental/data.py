@@ -1,9 +1,11 @@
 """Streams of experiences, and what a stage learns from and is tested on.
 
-A stream is any sequence of objects with ``.dataset`` and ``.classes_in_this_experience``: :func:`class_incremental` makes one
-of a classification data set, :func:`avalanche_stream` takes one of an avalanche benchmark, and a function of your own may give
-another. Classes are numbered as the data has them, in any order; the **columns** of the head are the classes in the order in
-which the stream brings them. :func:`experiences` maps one to the other, once, for training, test and exemplars alike.
+A stream is any sequence of objects with ``.dataset`` and ``.classes_in_this_experience``:
+:func:`class_incremental` makes one of a classification data set, :func:`avalanche_stream` takes one
+of an avalanche benchmark, and a function of your own may give another. Classes are numbered as the
+data has them, in any order; the **columns** of the head are the classes in the order in which the
+stream brings them. :func:`experiences` maps one to the other, once, for training, test and
+exemplars alike.
 """
 
 import copy
@@ -26,7 +28,8 @@ class Experience:
     """Some classes of a data set.
 
     Args:
-        dataset: batched (it has ``batch(index, view, seed)``) or map-style, see :class:`kdtasks.engine.loader.Loader`.
+        dataset: batched (it has ``batch(index, view, seed)``) or map-style, see
+            :class:`kdtasks.engine.loader.Loader`.
         classes_in_this_experience: their numbers in the data set.
         index: int64 (n,), the samples; None: all.
         names: of the classes, in the same order; None: their numbers.
@@ -40,21 +43,26 @@ class Experience:
     target: Tensor | None = None
 
 
-def class_incremental(dataset, sizes: Sequence[int], order: Sequence[int | str] | None = None) -> list[Experience]:
+def class_incremental(
+    dataset, sizes: Sequence[int], order: Sequence[int | str] | None = None
+) -> list[Experience]:
     """The classes of a data set, some at a time.
 
     Args:
         dataset: with ``target`` (or ``targets``) and, where known, ``classes``.
         sizes: number of classes of each experience.
-        order: numbers or names of all classes, in the order in which they come; None: a permutation drawn from torch's random
-            stream, which is the run's seed in a config.
+        order: numbers or names of all classes, in the order in which they come; None: a permutation
+            drawn from torch's random stream, which is the run's seed in a config.
 
     Raises:
-        ValueError: a class that the data lacks, twice in the order, or left without an experience. Fewer classes are for the
-            data set to choose, as ``kdtasks.classification.data.cifar100(classes=…)`` does.
+        ValueError: a class that the data lacks, twice in the order, or left without an experience.
+            Fewer classes are for the data set to choose, as
+            ``kdtasks.classification.data.cifar100(classes=…)`` does.
     """
     target = targets_of(dataset)
-    names = [str(name) for name in getattr(dataset, "classes", [])] or [str(c) for c in range(int(target.max()) + 1)]
+    names = [str(name) for name in getattr(dataset, "classes", [])] or [
+        str(c) for c in range(int(target.max()) + 1)
+    ]
     if order is None:
         order = torch.randperm(len(names)).tolist()
     numbers = [_class_number(c, names) for c in order]
@@ -63,13 +71,18 @@ def class_incremental(dataset, sizes: Sequence[int], order: Sequence[int | str] 
         raise ValueError(f"order has the class {names[min(twice)]!r} more than once")
     left = [name for number, name in enumerate(names) if number not in numbers]
     if left:
-        raise ValueError(f"order leaves out {len(left)} of the data's {len(names)} classes: {left[:5]}")
+        raise ValueError(
+            f"order leaves out {len(left)} of the data's {len(names)} classes: {left[:5]}"
+        )
     if sum(sizes) != len(numbers) or min(sizes) < 1:
-        raise ValueError(f"sizes={tuple(sizes)} are {sum(sizes)} classes, the order has {len(numbers)}: every class belongs to "
-                         "one experience")
+        raise ValueError(
+            f"sizes={tuple(sizes)} are {sum(sizes)} classes, the order has "
+            f"{len(numbers)}: every class belongs to "
+            "one experience"
+        )
     found, start = [], 0
     for size in sizes:
-        of = numbers[start:start + size]
+        of = numbers[start : start + size]
         index = torch.isin(target, torch.tensor(of)).nonzero()[:, 0]
         found.append(Experience(dataset, of, index, [names[c] for c in of], target))
         start += size
@@ -87,57 +100,86 @@ def _class_number(value: int | str, names: list[str]) -> int:
 
 
 def targets_of(dataset) -> Tensor:
-    """(n,) int64 on the CPU: ``target`` or ``targets`` of a data set; where it has neither, every sample is read once.
+    """(n,) int64 on the CPU: ``target`` or ``targets`` of a data set; where it has neither, every
+    sample is read once.
 
     torch's random stream stays where it is, whatever augmentation draws from it meanwhile.
     """
     for name in ("target", "targets"):
         found = getattr(dataset, name, None)
         if found is not None:
-            return (found if isinstance(found, Tensor) else torch.tensor([int(y) for y in found])).long().cpu()
+            return (
+                (found if isinstance(found, Tensor) else torch.tensor([int(y) for y in found]))
+                .long()
+                .cpu()
+            )
     with torch.random.fork_rng(devices=[]):
         samples = (dataset[i] for i in range(len(dataset)))
-        return torch.tensor([int(s["target"] if isinstance(s, dict) else s[1]) for s in samples], dtype=torch.long)
+        return torch.tensor(
+            [int(s["target"] if isinstance(s, dict) else s[1]) for s in samples], dtype=torch.long
+        )
 
 
-def experiences(stream: Sequence, experience: int | None = None, test: bool = False, memory: int = 0, pool=None,
-                sampling: dict | None = None, seed: int = 0) -> "IncrementalSet":
-    """What one experience learns from: its samples, and exemplars of the classes before; or what it is tested on.
+def experiences(
+    stream: Sequence,
+    experience: int | None = None,
+    test: bool = False,
+    memory: int = 0,
+    pool=None,
+    sampling: dict | None = None,
+    seed: int = 0,
+) -> "IncrementalSet":
+    """What one experience learns from: its samples, and exemplars of the classes before; or what it
+    is tested on.
 
     Args:
         stream: see above.
         experience: its number, from 0; None: all of them together.
         test: the samples of this experience and all before.
-        memory: exemplars of the classes before, in all: ``floor(memory / l)`` of each of l classes, what remains one each to
-            the latest; chosen at random, a smaller choice within a larger one, as if redrawn from what is kept.
-        pool: unlabelled samples from which a stage may draw; see :func:`kdtasks.incremental.trainer.training_set`.
-        sampling: arguments of :func:`kdtasks.incremental.sampling.sample_external`, where they differ from its defaults.
+        memory: exemplars of the classes before, in all: ``floor(memory / l)`` of each of l classes,
+            what remains one each to the latest; chosen at random, a smaller choice within a larger
+            one, as if redrawn from what is kept.
+        pool: unlabelled samples from which a stage may draw; see
+            :func:`kdtasks.incremental.trainer.training_set`.
+        sampling: arguments of :func:`kdtasks.incremental.sampling.sample_external`, where they
+            differ from its defaults.
         seed: of the exemplars.
 
     Raises:
-        ValueError: no such experience, a class in two of them, a label that its experience does not have.
+        ValueError: no such experience, a class in two of them, a label that its experience does not
+            have.
     """
     stream = list(stream)
     if experience is not None and not 0 <= experience < len(stream):
         raise ValueError(f"experience={experience}, the stream has 0..{len(stream) - 1}")
     last = len(stream) - 1 if experience is None else experience
-    columns, names = _columns(stream[:last + 1])
+    columns, names = _columns(stream[: last + 1])
     everything = test or experience is None
-    parts = [_part(one, columns) for one in (stream[:last + 1] if everything else [stream[last]])]
+    parts = [_part(one, columns) for one in (stream[: last + 1] if everything else [stream[last]])]
     if memory and last and not everything:
         old = [_part(one, columns) for one in stream[:last]]
         target = torch.cat([part.target for part in old])
-        kept = coreset_indices(target, coreset_quota(memory, len(columns) - len(stream[last].classes_in_this_experience)), seed)
+        kept = coreset_indices(
+            target,
+            coreset_quota(memory, len(columns) - len(stream[last].classes_in_this_experience)),
+            seed,
+        )
         parts += [part.subset(kept, start) for part, start in zip(old, _starts(old))]
-    kind = BatchedSet if all(callable(getattr(part.dataset, "batch", None)) for part in parts) else IncrementalSet
+    kind = (
+        BatchedSet
+        if all(callable(getattr(part.dataset, "batch", None)) for part in parts)
+        else IncrementalSet
+    )
     return kind(parts, names, pool, sampling or {}, seed)
 
 
 def avalanche_stream(benchmark, part: str | None = None, train: bool = True) -> list:
-    """The experiences of an avalanche benchmark, checked (:func:`kdtasks.incremental.avalanche_benchmarks.checked_benchmark`).
+    """The experiences of an avalanche benchmark, checked
+    (:func:`kdtasks.incremental.avalanche_benchmarks.checked_benchmark`).
 
     Args:
-        benchmark: from avalanche, or ``dict(type='avalanche.benchmarks.SplitMNIST', n_experiences=5)`` in a config.
+        benchmark: from avalanche, or ``dict(type='avalanche.benchmarks.SplitMNIST',
+            n_experiences=5)`` in a config.
         part: ``'train'`` or ``'test'``; None: as ``train`` says.
         train: whether it is the training stream.
     """
@@ -155,8 +197,11 @@ def _columns(stream: Sequence) -> tuple[dict[int, int], list[str]]:
         classes = _classes(one)
         again = [c for c in classes if c in columns]
         if again:
-            raise ValueError(f"the class {again[0]} is in experience {number} and in an earlier one: expected each "
-                             "class in one")
+            raise ValueError(
+                f"the class {again[0]} is in experience {number} and in an earlier "
+                "one: expected each "
+                "class in one"
+            )
         columns |= {c: len(columns) + k for k, c in enumerate(classes)}
         names += getattr(one, "names", None) or [str(c) for c in classes]
     return columns, names
@@ -165,7 +210,9 @@ def _columns(stream: Sequence) -> tuple[dict[int, int], list[str]]:
 def _classes(one) -> list[int]:
     """The class numbers of an experience, in their order; a set has none, so they rise."""
     classes = [int(c) for c in one.classes_in_this_experience]
-    return sorted(classes) if isinstance(one.classes_in_this_experience, set | frozenset) else classes
+    return (
+        sorted(classes) if isinstance(one.classes_in_this_experience, set | frozenset) else classes
+    )
 
 
 @dataclass
@@ -189,7 +236,9 @@ def _part(one, columns: dict[int, int]) -> _Part:
     target, classes = target[index], _classes(one)
     wrong = target[~torch.isin(target, torch.tensor(classes))]
     if len(wrong):
-        raise ValueError(f"an experience of the classes {classes} has a sample of class {int(wrong[0])}")
+        raise ValueError(
+            f"an experience of the classes {classes} has a sample of class {int(wrong[0])}"
+        )
     table = torch.full((max(classes) + 1,), UNLABELLED)
     table[torch.tensor(classes)] = torch.tensor([columns[c] for c in classes])
     return _Part(one.dataset, index, table[target])
@@ -201,9 +250,11 @@ def _starts(parts: Sequence[_Part]) -> list[int]:
 
 
 class IncrementalSet:
-    """Samples of one or several data sets, with columns as their targets; made by :func:`experiences`.
+    """Samples of one or several data sets, with columns as their targets; made by
+    :func:`experiences`.
 
-    A sample is a dict ``input``, ``target``; a batch also has ``class_counts``, int64 (r,), the labelled samples of each class.
+    A sample is a dict ``input``, ``target``; a batch also has ``class_counts``, int64 (r,), the
+    labelled samples of each class.
 
     Attributes:
         target: (n,) columns; -100 of unlabelled samples, which :meth:`with_external` adds.
@@ -214,11 +265,21 @@ class IncrementalSet:
         sampling: how they are drawn.
     """
 
-    def __init__(self, parts: Sequence[_Part], classes: Sequence[str], pool, sampling: dict, seed: int):
-        self.parts, self.classes, self.pool, self.sampling, self.seed = list(parts), list(classes), pool, sampling, seed
+    def __init__(
+        self, parts: Sequence[_Part], classes: Sequence[str], pool, sampling: dict, seed: int
+    ):
+        self.parts, self.classes, self.pool, self.sampling, self.seed = (
+            list(parts),
+            list(classes),
+            pool,
+            sampling,
+            seed,
+        )
         self.sources = list({id(part.dataset): part.dataset for part in parts}.values())
         number = {id(source): k for k, source in enumerate(self.sources)}
-        self.source_index = torch.cat([torch.full_like(part.index, number[id(part.dataset)]) for part in parts])
+        self.source_index = torch.cat(
+            [torch.full_like(part.index, number[id(part.dataset)]) for part in parts]
+        )
         self.places = torch.cat([part.index for part in parts])
         self.target = torch.cat([part.target for part in parts])
         self.class_counts = torch.bincount(self.target[self.target >= 0], minlength=len(classes))
@@ -230,17 +291,25 @@ class IncrementalSet:
     def unreadable(self) -> dict[str, str]:
         """``{path: why}`` of what the data sets have left out when they were made."""
         made = [*self.sources, *([] if self.pool is None else [self.pool])]
-        return {path: why for one in made for path, why in (getattr(one, "unreadable", None) or {}).items()}
+        return {
+            path: why
+            for one in made
+            for path, why in (getattr(one, "unreadable", None) or {}).items()
+        }
 
     def path(self, index: int) -> str:
         """The file of a sample, where its data set tells it."""
         return self.sources[int(self.source_index[index])].path(int(self.places[index]))
 
     def with_classes(self, names: Sequence[str], drop: bool = False) -> "IncrementalSet":
-        """The same samples, their columns those of ``names``; see :func:`kdtasks.core.classes.class_numbers`."""
+        """The same samples, their columns those of ``names``; see
+        :func:`kdtasks.core.classes.class_numbers`.
+        """
         numbers = class_numbers(self.classes, names, counted(self.target, len(self.classes)), drop)
         other = copy.copy(self)
-        other.parts = [_Part(part.dataset, part.index, renumbered(part.target, numbers)) for part in self.parts]
+        other.parts = [
+            _Part(part.dataset, part.index, renumbered(part.target, numbers)) for part in self.parts
+        ]
         other.classes, other.target = list(names), renumbered(self.target, numbers)
         other.class_counts = torch.bincount(other.target[other.target >= 0], minlength=len(names))
         return other
@@ -255,19 +324,36 @@ class IncrementalSet:
 
     def whole_pool(self) -> "IncrementalSet":
         """The pool alone, in its order and in the test's view; errors as in :meth:`with_external`."""
-        return self._with_pool([], unaugmented(self.pool), torch.arange(0 if self.pool is None else len(self.pool)))
+        return self._with_pool(
+            [], unaugmented(self.pool), torch.arange(0 if self.pool is None else len(self.pool))
+        )
 
     def _with_pool(self, parts: Sequence[_Part], pool, index: Tensor) -> "IncrementalSet":
         if pool is None:
             raise ValueError("there is no pool of unlabelled samples: experiences(pool=…)")
         if callable(getattr(pool, "batch", None)) != isinstance(self, BatchedSet):
-            raise ValueError(f"the pool {type(pool).__name__} and the labelled data {type(self.sources[0]).__name__} must both "
-                             "be batched, or both map-style")
-        return type(self)([*parts, _Part(pool, index, torch.full_like(index, UNLABELLED))], self.classes, None, {}, self.seed)
+            raise ValueError(
+                f"the pool {type(pool).__name__} and the labelled data "
+                f"{type(self.sources[0]).__name__} must both "
+                "be batched, or both map-style"
+            )
+        return type(self)(
+            [*parts, _Part(pool, index, torch.full_like(index, UNLABELLED))],
+            self.classes,
+            None,
+            {},
+            self.seed,
+        )
 
     def __getitem__(self, i: int) -> dict:
         sample = self.sources[int(self.source_index[i])][int(self.places[i])]
-        image = sample["input"] if isinstance(sample, dict) else sample[0] if isinstance(sample, list | tuple) else sample
+        image = (
+            sample["input"]
+            if isinstance(sample, dict)
+            else sample[0]
+            if isinstance(sample, list | tuple)
+            else sample
+        )
         return {"input": image, "target": int(self.target[i])}
 
     def collate(self, samples: Sequence[dict]) -> dict:
@@ -286,16 +372,23 @@ class BatchedSet(IncrementalSet):
         return self
 
     def batch(self, index: Tensor, view: Tensor, seed: int) -> dict[str, Tensor]:
-        """``input``, ``target`` (b,) and ``class_counts`` (r,) of the samples ``index`` (b,) in their views ``view`` (b,)."""
+        """``input``, ``target`` (b,) and ``class_counts`` (r,) of the samples ``index`` (b,) in
+        their views ``view`` (b,).
+        """
         source, place = self.source_index[index], self.places[index]
         order = source.argsort(stable=True)
         numbers, counts = source[order].unique_consecutive(return_counts=True)
-        batches = [self.sources[k].batch(place[rows], view[rows], seed)["input"]
-                   for k, rows in zip(numbers.tolist(), order.split(counts.tolist()))]
+        batches = [
+            self.sources[k].batch(place[rows], view[rows], seed)["input"]
+            for k, rows in zip(numbers.tolist(), order.split(counts.tolist()))
+        ]
         images = batches[0] if len(batches) == 1 else torch.cat(batches)
-        if not torch.equal(order, torch.arange(len(order))):              # labelled rows come first already
+        # labelled rows come first already
+        if not torch.equal(order, torch.arange(len(order))):
             images = images[order.argsort().to(images.device, non_blocking=True)]
-        target, counts = (t.to(images.device, non_blocking=True) for t in (self.target[index], self.class_counts))
+        target, counts = (
+            t.to(images.device, non_blocking=True) for t in (self.target[index], self.class_counts)
+        )
         return {"input": images, "target": target, "class_counts": counts}
 
 

@@ -8,13 +8,16 @@ from torch import Tensor
 from kdtasks.core import Distiller
 from kdtasks.incremental.models import GrowingHead, head_of
 
-UNLABELLED = -100                                                       # the target that torch's cross-entropy ignores
+# the target that torch's cross-entropy ignores
+UNLABELLED = -100
 
 
 class IncrementalDistiller(Distiller):
-    """A :class:`~kdtasks.core.Distiller` of models with a :class:`~kdtasks.incremental.models.GrowingHead`.
+    """A :class:`~kdtasks.core.Distiller` of models with a
+    :class:`~kdtasks.incremental.models.GrowingHead`.
 
-    Losses may also be of these names, where l are the columns of the student's experiences but the last, m those of the last:
+    Losses may also be of these names, where l are the columns of the student's experiences but the
+    last, m those of the last:
 
     ====================  =======================================================================================
     ``student.old``       (B, l) logits
@@ -26,8 +29,9 @@ class IncrementalDistiller(Distiller):
     ``target.all``        (B,) int64: the target of every row, unlabelled ones (-100) included
     ====================  =======================================================================================
 
-    A teacher of the experiences before has learned all of its columns, so what the student is compared with is
-    ``('student.old', 'teacher')``. Losses of ``target`` itself see labelled rows only, as ever.
+    A teacher of the experiences before has learned all of its columns, so what the student is
+    compared with is ``('student.old', 'teacher')``. Losses of ``target`` itself see labelled rows
+    only, as ever.
     """
 
     def names(self, role: str) -> list[str]:
@@ -40,31 +44,46 @@ class IncrementalDistiller(Distiller):
             return ["student.old", "student.new", "student.old_heads", "target.new", "target.all"]
         return [f"{role}.old", f"{role}.new", f"{role}.heads"]
 
-    def outputs(self, role: str, batch: Mapping[str, object], wanted: list[str]) -> dict[str, object]:
-        """The wanted names of one role; outputs that the batch carries (a cache) are cut up without a forward."""
+    def outputs(
+        self, role: str, batch: Mapping[str, object], wanted: list[str]
+    ) -> dict[str, object]:
+        """The wanted names of one role; outputs that the batch carries (a cache) are cut up without
+        a forward.
+        """
         own = [name for name in wanted if name in self.own_names(role)]
         rest = [name for name in wanted if name not in own]
         found = {role: batch[role]} if role in batch else {}
-        if any(name not in found for name in rest) or (role not in found and any(not _of_target(name) for name in own)):
+        if any(name not in found for name in rest) or (
+            role not in found and any(not _of_target(name) for name in own)
+        ):
             found = self.run(role, self._value(batch, "input", role), rest)
         for name in own:
-            found[name] = self._target(name, batch) if _of_target(name) else self._columns(role, name, found[role])
+            found[name] = (
+                self._target(name, batch)
+                if _of_target(name)
+                else self._columns(role, name, found[role])
+            )
         return found
 
     def _columns(self, role: str, name: str, logits: Tensor) -> Tensor | list[Tensor]:
         head = self.head(role)
         if logits.shape[1] != sum(head.sizes):
-            raise ValueError(f"{role} gives {logits.shape[1]} columns, its head has {sum(head.sizes)} {head.sizes}")
+            raise ValueError(
+                f"{role} gives {logits.shape[1]} columns, its head has "
+                f"{sum(head.sizes)} {head.sizes}"
+            )
         what = name.removeprefix(f"{role}.")
         if what in ("old", "new"):
-            return logits[:, :head.old] if what == "old" else logits[:, head.old:]
+            return logits[:, : head.old] if what == "old" else logits[:, head.old :]
         blocks = head.split(logits)
         return blocks[:-1] if what == "old_heads" else blocks
 
     def _target(self, name: str, batch: Mapping[str, object]) -> Tensor:
         target = self._value(batch, "target", name)
         old = self.head("student").old
-        return target if name == "target.all" else torch.where(target >= old, target - old, UNLABELLED)
+        return (
+            target if name == "target.all" else torch.where(target >= old, target - old, UNLABELLED)
+        )
 
     def head(self, role: str) -> GrowingHead:
         """The growing head of a role's model; looked for once."""

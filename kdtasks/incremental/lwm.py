@@ -1,16 +1,18 @@
-r"""Learning without Memorizing: the old model's attention kept (Dhar et al., CVPR 2019, arXiv 1811.08051).
+r"""Learning without Memorizing: the old model's attention kept (Dhar et al., CVPR 2019, arXiv
+1811.08051).
 
-On new images, with none of the old, the student keeps what the model of before says of the l old classes, and where it looks
-when it says so:
+On new images, with none of the old, the student keeps what the model of before says of the l old
+classes, and where it looks when it says so:
 
 .. math:: L = L_C + \beta L_D + \gamma L_{AD}
 
 - L_C: cross-entropy of the labels.
-- L_D: binary cross-entropy of the old columns' sigmoids, **summed** over the l classes (:func:`lwm_distill_bce`).
+- L_D: binary cross-entropy of the old columns' sigmoids, **summed** over the l classes
+  (:func:`lwm_distill_bce`).
 - L_AD: the L1 distance of two L2-normalised attention maps (:func:`lwm_attention_loss`).
 
-A map is Grad-CAM's (:func:`grad_cam`), of the old class b that the **student** finds likeliest, the same b for both models.
-With A the activation (K, h, w) of a layer and :math:`z_b` the logit:
+A map is Grad-CAM's (:func:`grad_cam`), of the old class b that the **student** finds likeliest, the
+same b for both models. With A the activation (K, h, w) of a layer and :math:`z_b` the logit:
 
 .. math:: \alpha_k = \frac{1}{hw} \sum_{ij} \frac{\partial z_b}{\partial A_{kij}}, \qquad
     Q = \mathrm{relu}\Bigl(\sum_k \alpha_k A_k\Bigr), \qquad
@@ -19,25 +21,29 @@ With A the activation (K, h, w) of a layer and :math:`z_b` the logit:
 
 L_AD is at most :math:`\sqrt{2hw}`, 11.3 for 8x8 pixels, so it is not small beside a cross-entropy.
 
-**Second order.** alpha depends on the weights, so the gradient of L_AD goes through it too (``second_order=True``). Where the
-network ends in pooling and a linear head, :math:`\alpha = W_b / hw`: nothing needs to be differentiated twice, or at all. This
-short cut (``fast``), found out by itself, is exact, and the two orders differ in W's gradient only.
+**Second order.** alpha depends on the weights, so the gradient of L_AD goes through it too
+(``second_order=True``). Where the network ends in pooling and a linear head, :math:`\alpha = W_b /
+hw`: nothing needs to be differentiated twice, or at all. This short cut (``fast``), found out by
+itself, is exact, and the two orders differ in W's gradient only.
 
-**Weights.** The paper gives none for beta and gamma, as FACIL's code notes. Public codes have 1 and 1, or 2 and 1 (FACIL's
-grid); they go with their own reductions, so no number carries over. FACIL's attention term has no gradient at all: activation
-and slope are detached and the map is made under ``no_grad``, in each version of it that we read, so that its gamma changes
-nothing (one version also normalised the map over an axis of length 1). A gamma tuned there says nothing here.
+**Weights.** The paper gives none for beta and gamma, as FACIL's code notes. Public codes have 1 and
+1, or 2 and 1 (FACIL's grid); they go with their own reductions, so no number carries over. FACIL's
+attention term has no gradient at all: activation and slope are detached and the map is made under
+``no_grad``, in each version of it that we read, so that its gamma changes nothing (one version also
+normalised the map over an axis of length 1). A gamma tuned there says nothing here.
 
-**Not settled**, since the paper's own text could not be read here: it is said to print L_D without its (1 - y) half
-(:func:`lwm_distill`), which would push old scores up only, so we take the whole binary cross-entropy; and it is not known to
-call alpha a constant, so we do not.
+**Not settled**, since the paper's own text could not be read here: it is said to print L_D without
+its (1 - y) half (:func:`lwm_distill`), which would push old scores up only, so we take the whole
+binary cross-entropy; and it is not known to call alpha a constant, so we do not.
 
 ::
 
     losses = dict(
         loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target')),
-        loss_distill=dict(type='kdtasks.incremental.lwm.lwm_distill_bce', of=('student.old', 'teacher'), weight=1.0),
-        loss_attention=dict(type='kdtasks.incremental.lwm.lwm_attention_loss', of=('student.attention', 'teacher.attention')),
+        loss_distill=dict(type='kdtasks.incremental.lwm.lwm_distill_bce', of=('student.old',
+        'teacher'), weight=1.0),
+        loss_attention=dict(type='kdtasks.incremental.lwm.lwm_attention_loss',
+        of=('student.attention', 'teacher.attention')),
         dead_maps=dict(type='kdtasks.incremental.lwm.dead_share', of='student.attention'),
     )
     distiller = dict(type='kdtasks.incremental.lwm.LwMDistiller', attention='layer3')
@@ -59,16 +65,18 @@ from kdtasks.general.divergences import binary_cross_entropy_terms, times
 from kdtasks.incremental.distiller import IncrementalDistiller
 from kdtasks.incremental.models import head_of
 
-EPS = 1e-12                                                              # a map of a smaller norm is dead
+# a map of a smaller norm is dead
+EPS = 1e-12
 _NOT_COMPILED = "maps by derivatives cannot be had inside of compiled code (AOTAutograd); expected compile=False"
 
 
-# ---------------------------------------------------------------------------------------------------------------- losses
+# ------------------------------------------------------------------------------------------- losses
 def grad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
     """``relu(sum over k of alpha_k A_k)``, alpha the gradient's mean over the pixels.
 
     Args:
-        activation, gradient: ``(B, K, h, w)``, A and the derivative of a logit by it; differentiable in both.
+        activation, gradient: ``(B, K, h, w)``, A and the derivative of a logit by it;
+            differentiable in both.
 
     Returns:
         ``(B, h, w)``, at least float32.
@@ -77,8 +85,11 @@ def grad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
         ValueError: the shapes differ, or are not of four axes.
     """
     if activation.dim() != 4 or activation.shape != gradient.shape:
-        raise ValueError(f"expected two equal shapes (B, K, h, w), got activation {tuple(activation.shape)} "
-                         f"and gradient {tuple(gradient.shape)}")
+        raise ValueError(
+            f"expected two equal shapes (B, K, h, w), got activation "
+            f"{tuple(activation.shape)} "
+            f"and gradient {tuple(gradient.shape)}"
+        )
     activation, gradient = raised(activation, gradient)
     return _cam(activation, gradient.mean((2, 3)))
 
@@ -86,23 +97,26 @@ def grad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
 def lwm_attention_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """L1 distance of L2-normalised maps, summed over the pixels, mean over the batch.
 
-    The scale of a map does not matter. A dead one (all zero) counts as zeros and receives no gradient; that of a map close to
-    it is large, as 1 / norm: clip gradients where it happens.
+    The scale of a map does not matter. A dead one (all zero) counts as zeros and receives no
+    gradient; that of a map close to it is large, as 1 / norm: clip gradients where it happens.
 
     Args:
         student_map: ``(B, h, w)``, >= 0; carries the gradient.
         teacher_map: ``(B, h, w)``; never receives a gradient.
 
     Returns:
-        A scalar from 0 to sqrt(2 h w). Half precision is raised to float32, float64 stays. A zero that still backpropagates
-        when there are no rows.
+        A scalar from 0 to sqrt(2 h w). Half precision is raised to float32, float64 stays. A zero
+        that still backpropagates when there are no rows.
 
     Raises:
         ValueError: the shapes differ, or are not of three axes.
     """
     if student_map.dim() != 3 or student_map.shape != teacher_map.shape:
-        raise ValueError(f"expected two equal shapes (B, h, w), got student {tuple(student_map.shape)} "
-                         f"and teacher {tuple(teacher_map.shape)}")
+        raise ValueError(
+            f"expected two equal shapes (B, h, w), got student "
+            f"{tuple(student_map.shape)} "
+            f"and teacher {tuple(teacher_map.shape)}"
+        )
     student_map, teacher_map = raised(student_map, teacher_map.detach())
     difference = _normalized(student_map) - _normalized(teacher_map)
     return difference.abs().sum() / max(len(student_map), 1)
@@ -114,11 +128,13 @@ def lwm_distill_bce(student: Tensor, teacher: Tensor, reduction: str = "sum") ->
     Args:
         student: ``(B, l)`` logits of the old classes; carries the gradient.
         teacher: ``(B, l)`` logits; never receives a gradient.
-        reduction: over classes. ``'sum'``, as the paper; ``'mean'``, as public codes: l times smaller, with a beta of its own.
+        reduction: over classes. ``'sum'``, as the paper; ``'mean'``, as public codes: l times
+            smaller, with a beta of its own.
 
     Returns:
-        A scalar in nats; not 0 where the two agree, but least there. Half precision is raised to float32, float64 stays. A zero
-        that still backpropagates when there are no rows or no classes.
+        A scalar in nats; not 0 where the two agree, but least there. Half precision is raised to
+        float32, float64 stays. A zero that still backpropagates when there are no rows or no
+        classes.
 
     Raises:
         ValueError: the shapes differ, or there is no such reduction.
@@ -128,16 +144,20 @@ def lwm_distill_bce(student: Tensor, teacher: Tensor, reduction: str = "sum") ->
 
 
 def lwm_distill(student: Tensor, teacher: Tensor, reduction: str = "sum") -> Tensor:
-    """``-sum of sigmoid(teacher) · log sigmoid(student)``, said to be the printed form: half of :func:`lwm_distill_bce`.
+    """``-sum of sigmoid(teacher) · log sigmoid(student)``, said to be the printed form: half of
+    :func:`lwm_distill_bce`.
 
-    Without the other half it is least at infinite scores, not where the two agree. Arguments and errors are the same.
+    Without the other half it is least at infinite scores, not where the two agree. Arguments and
+    errors are the same.
     """
     student, teacher, count = _checked(student, teacher, reduction)
     return -times(teacher.sigmoid(), F.logsigmoid(student)).sum() / count
 
 
 def dead_share(attention: Tensor) -> Tensor:
-    """Share of the maps ``(B, h, w)`` that are zero everywhere, and so teach nothing; 0 when there are none."""
+    """Share of the maps ``(B, h, w)`` that are zero everywhere, and so teach nothing; 0 when there
+    are none.
+    """
     return attention.flatten(1).any(1).logical_not().float().sum() / max(len(attention), 1)
 
 
@@ -155,17 +175,23 @@ def _normalized(maps: Tensor) -> Tensor:
 
 def _checked(student: Tensor, teacher: Tensor, reduction: str) -> tuple[Tensor, Tensor, int]:
     if student.dim() != 2 or student.shape != teacher.shape:
-        raise ValueError(f"expected the same old columns of both, (B, l), got student {tuple(student.shape)} and teacher "
-                         f"{tuple(teacher.shape)}; in a config: of=('student.old', 'teacher')")
+        raise ValueError(
+            f"expected the same old columns of both, (B, l), got student "
+            f"{tuple(student.shape)} and teacher "
+            f"{tuple(teacher.shape)}; in a config: of=('student.old', 'teacher')"
+        )
     if reduction not in ("sum", "mean"):
-        raise ValueError(f"no reduction {reduction!r}; {did_you_mean(str(reduction), ('sum', 'mean'))}")
+        raise ValueError(
+            f"no reduction {reduction!r}; {did_you_mean(str(reduction), ('sum', 'mean'))}"
+        )
     count = len(student) if reduction == "sum" else student.numel()
     return *raised(student, teacher.detach()), max(count, 1)
 
 
-# ------------------------------------------------------------------------------------------------------------- distiller
+# ---------------------------------------------------------------------------------------- distiller
 class LwMDistiller(IncrementalDistiller):
-    """An :class:`~kdtasks.incremental.distiller.IncrementalDistiller` whose losses may also be of attention maps.
+    """An :class:`~kdtasks.incremental.distiller.IncrementalDistiller` whose losses may also be of
+    attention maps.
 
     =======================  ===========================================================================================
     ``student.attention``    (B, h, w) map of the class ``student.attended``; its gradient reaches all weights
@@ -174,31 +200,45 @@ class LwMDistiller(IncrementalDistiller):
                              has under this name
     =======================  ===========================================================================================
 
-    Each model runs once. Whether a model ends in pooling and its growing head, so that the short cut is exact, is found out on
-    a few rows of the first batch (:meth:`build` has one), the student in training mode: a dropout before the head is seen, or a
-    BatchNorm. Modes, buffers and random streams are put back.
+    Each model runs once. Whether a model ends in pooling and its growing head, so that the short
+    cut is exact, is found out on a few rows of the first batch (:meth:`build` has one), the student
+    in training mode: a dropout before the head is seen, or a BatchNorm. Modes, buffers and random
+    streams are put back.
 
     Args:
         student, teachers, losses, peers: see :class:`~kdtasks.core.Distiller`.
-        attention: dotted path of the submodule, in the student and every teacher, whose output is A (B, K, h, w): the last one
-            before the pooling, after its ReLU. After a lower one, BatchNorm in training mode would mix the samples' maps.
+        attention: dotted path of the submodule, in the student and every teacher, whose output is A
+            (B, K, h, w): the last one before the pooling, after its ReLU. After a lower one,
+            BatchNorm in training mode would mix the samples' maps.
         second_order: the student's gradient goes through alpha too; False: alpha is a constant.
         fast: None: the short cut where it is exact. False: never. True: an error where it is not.
         compile: with the short cut only: within what is compiled nothing can be differentiated.
-        layout: of A: ``'nchw'``, ``'nhwc'`` (Swin) or ``'tokens'`` (ViT); None: ``'nchw'``, and an error where only the last
-            axis can be channels.
-        prefix_tokens: of ``'tokens'``: how many come before those of the places (the class's, registers) and are dropped.
+        layout: of A: ``'nchw'``, ``'nhwc'`` (Swin) or ``'tokens'`` (ViT); None: ``'nchw'``, and an
+            error where only the last axis can be channels.
+        prefix_tokens: of ``'tokens'``: how many come before those of the places (the class's,
+            registers) and are dropped.
 
     Raises:
-        ValueError: a model has no such submodule; compile without the short cut. On the first batch: the submodule's output is
-            not (B, K, h, w) of more than one pixel; ``fast=True`` or compile where the short cut is not exact. On a run:
-            there are no old classes, or a teacher has not as many columns.
+        ValueError: a model has no such submodule; compile without the short cut. On the first
+            batch: the submodule's output is not (B, K, h, w) of more than one pixel; ``fast=True``
+            or compile where the short cut is not exact. On a run: there are no old classes, or a
+            teacher has not as many columns.
     """
 
-    def __init__(self, student: nn.Module, teachers: Mapping[str, nn.Module] | None = None,
-                 losses: Mapping[str, tuple] | None = None, *, attention: str, second_order: bool = True,
-                 fast: bool | None = None, peers: Sequence[nn.Module] = (), compile: bool | dict = False,
-                 layout: str | None = None, prefix_tokens: int = 0):
+    def __init__(
+        self,
+        student: nn.Module,
+        teachers: Mapping[str, nn.Module] | None = None,
+        losses: Mapping[str, tuple] | None = None,
+        *,
+        attention: str,
+        second_order: bool = True,
+        fast: bool | None = None,
+        peers: Sequence[nn.Module] = (),
+        compile: bool | dict = False,
+        layout: str | None = None,
+        prefix_tokens: int = 0,
+    ):
         super().__init__(student, teachers, losses, peers=peers, compile=compile)
         self.layout, self.prefix_tokens = layout, prefix_tokens
         self.attention, self.second_order, self.fast = attention, second_order, fast
@@ -206,18 +246,27 @@ class LwMDistiller(IncrementalDistiller):
         for role in ("student", *self.teachers):
             paths = module_paths(self.model(role))
             if self.path not in paths:
-                raise ValueError(f"attention={attention!r}: {role} is a {type(self.model(role)).__name__} without this "
-                                 f"submodule; {did_you_mean(self.path, paths)}")
+                raise ValueError(
+                    f"attention={attention!r}: {role} is a "
+                    f"{type(self.model(role)).__name__} without this "
+                    f"submodule; {did_you_mean(self.path, paths)}"
+                )
         if fast is False and compile:
             raise ValueError(f"fast=False with compile={compile}: {_NOT_COMPILED}")
 
     def names(self, role: str) -> list[str]:
-        """What :class:`~kdtasks.incremental.distiller.IncrementalDistiller` supplies, and the names above."""
+        """What :class:`~kdtasks.incremental.distiller.IncrementalDistiller` supplies, and the names
+        above.
+        """
         maps = [f"{role}.attention"] if role == "student" or role in self.teachers else []
         return [*super().names(role), *maps, *["student.attended"] * (role == "student")]
 
-    def outputs(self, role: str, batch: Mapping[str, object], wanted: list[str]) -> dict[str, object]:
-        """The wanted names of one role, from one forward; a teacher's map waits for the student to say b."""
+    def outputs(
+        self, role: str, batch: Mapping[str, object], wanted: list[str]
+    ) -> dict[str, object]:
+        """The wanted names of one role, from one forward; a teacher's map waits for the student to
+        say b.
+        """
         own = {f"{role}.attention", "student.attended"}
         if own.isdisjoint(wanted) or role in self.learners[1:]:
             return super().outputs(role, batch, wanted)
@@ -227,7 +276,11 @@ class LwMDistiller(IncrementalDistiller):
             return found | {"student.attended": self._attended(found[role], batch)}
         short, gradients = self._is_short(role, batch), torch.is_grad_enabled()
         tapped = f"{role}.{self.attention}"
-        with nullcontext() if short else _anchored(self.model(role).get_submodule(self.path)) as anchors:
+        with (
+            nullcontext()
+            if short
+            else _anchored(self.model(role).get_submodule(self.path)) as anchors
+        ):
             found = super().outputs(role, batch, [*rest, role, tapped])
         if role == "student":
             found["student.attended"] = self._attended(found[role], batch)
@@ -246,28 +299,41 @@ class LwMDistiller(IncrementalDistiller):
             return batch["student.attended"]
         old = self.head("student").old
         if old == 0:
-            raise ValueError("the student has no old classes whose attention could be kept: its head has one block")
+            raise ValueError(
+                "the student has no old classes whose attention could be kept: its "
+                "head has one block"
+            )
         return logits.detach()[:, :old].argmax(1)
 
     def _check_columns(self, role: str, logits: Tensor) -> None:
         old = self.head("student").old
         if role != "student" and logits.shape[1] != old:
-            raise ValueError(f"{role} has {logits.shape[1]} columns, the student {old} old ones: expected the same classes")
+            raise ValueError(
+                f"{role} has {logits.shape[1]} columns, the student {old} old ones: "
+                "expected the same classes"
+            )
 
-    def _derived_map(self, logits: Tensor, activation: Tensor, attended: Tensor, gradients: bool) -> Tensor:
+    def _derived_map(
+        self, logits: Tensor, activation: Tensor, attended: Tensor, gradients: bool
+    ) -> Tensor:
         """By the definition; the logits' graph is kept where the student is to be differentiated."""
         order = self.second_order and gradients
         with torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
             score = raised(logits)[0].gather(1, attended[:, None]).sum()
-            slope, = torch.autograd.grad(score, activation, retain_graph=gradients, create_graph=order)
-        return grad_cam(self._maps(activation if gradients else activation.detach()), self._maps(slope))
+            (slope,) = torch.autograd.grad(
+                score, activation, retain_graph=gradients, create_graph=order
+            )
+        return grad_cam(
+            self._maps(activation if gradients else activation.detach()), self._maps(slope)
+        )
 
     def _maps(self, activation: Tensor) -> Tensor:
         return to_nchw(activation, self.layout, self.prefix_tokens)
 
     def _short_map(self, role: str, activation: Tensor, attended: Tensor) -> Tensor:
         """Of the head's weights, since alpha = W_b / hw."""
-        weight = torch.cat(raised(*(block.weight for block in self.head(role).blocks)))                    # (columns, K)
+        # (columns, K)
+        weight = torch.cat(raised(*(block.weight for block in self.head(role).blocks)))
         activation = self._maps(activation)
         alpha = weight[attended] / activation.shape[2:].numel()
         return _cam(activation, alpha if self.second_order else alpha.detach())
@@ -278,13 +344,20 @@ class LwMDistiller(IncrementalDistiller):
             short = self._find_short(role, self._value(batch, "input", role))
             if not short and (self.fast or self._compile):
                 given = f"fast={self.fast}" if self.fast else f"compile={self._compile}"
-                raise ValueError(f"{given}: the logits of {role} are not its growing head on the mean over the pixels of "
-                                 f"{self.attention!r}, in training; {_NOT_COMPILED if self._compile else 'expected fast=None'}")
-            facts["short"] = short                                       # whether the short cut is exact
+                raise ValueError(
+                    f"{given}: the logits of {role} are not its growing head on the "
+                    "mean over the pixels of "
+                    f"{self.attention!r}, in training; "
+                    f"{_NOT_COMPILED if self._compile else 'expected fast=None'}"
+                )
+            # whether the short cut is exact
+            facts["short"] = short
         return facts["short"]
 
     def _find_short(self, role: str, input: object) -> bool:
-        """Whether the logits are the head of the pooled activation, in the mode in which the model trains or teaches."""
+        """Whether the logits are the head of the pooled activation, in the mode in which the model
+        trains or teaches.
+        """
         if isinstance(input, Tensor):
             input = input[:8] if len(input) > 1 else torch.rand(2, *input.shape[1:]).to(input)
         model = self.model(role)
@@ -296,11 +369,22 @@ class LwMDistiller(IncrementalDistiller):
                 if self.layout is None:
                     check_channels_first(activation)
                 activation = self._maps(activation)
-            if not isinstance(activation, Tensor) or activation.dim() != 4 or activation.shape[2:].numel() < 2:
-                given = tuple(activation.shape) if isinstance(activation, Tensor) else type(activation).__name__
-                raise ValueError(f"attention={self.attention!r} of {role} gives {given}; expected maps (B, K, h, w) "
-                                 "of more than "
-                                 "one pixel")
+            if (
+                not isinstance(activation, Tensor)
+                or activation.dim() != 4
+                or activation.shape[2:].numel() < 2
+            ):
+                given = (
+                    tuple(activation.shape)
+                    if isinstance(activation, Tensor)
+                    else type(activation).__name__
+                )
+                raise ValueError(
+                    f"attention={self.attention!r} of {role} gives {given}; expected "
+                    "maps (B, K, h, w) "
+                    "of more than "
+                    "one pixel"
+                )
             return self.fast is not False and _is_head_of_mean(model, activation, logits)
 
 
@@ -313,15 +397,23 @@ def _is_head_of_mean(model: nn.Module, activation: Tensor, logits: Tensor) -> bo
         return False
     with torch.autocast(activation.device.type, enabled=False):
         pooled = raised(activation)[0].mean((2, 3))
-        expected = torch.cat([pooled @ block.weight.to(pooled).T + (0 if block.bias is None else block.bias)
-                              for block in head.blocks], 1)
-    near = {8: 1e-8, 4: 1e-3, 2: 0.05}[logits.element_size()]            # float64, float32 (or TF32), half precision
+        expected = torch.cat(
+            [
+                pooled @ block.weight.to(pooled).T + (0 if block.bias is None else block.bias)
+                for block in head.blocks
+            ],
+            1,
+        )
+    # float64, float32 (or TF32), half precision
+    near = {8: 1e-8, 4: 1e-3, 2: 0.05}[logits.element_size()]
     return bool((logits - expected).abs().max() <= near * expected.abs().max())
 
 
 @contextmanager
 def _anchored(module: nn.Module) -> Iterator[list[Tensor]]:
-    """What the module returns, call by call; what comes after can be differentiated by it, even if it works in place."""
+    """What the module returns, call by call; what comes after can be differentiated by it, even if
+    it works in place.
+    """
     anchors, own, forward = [], module.__dict__.get("forward"), module.forward
 
     def anchored(*args, **kwargs) -> Tensor:

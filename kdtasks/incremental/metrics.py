@@ -1,15 +1,19 @@
-r"""Accuracy and forgetting of a run of T tasks, from its matrix: A[i, j] is the accuracy on task j after task i.
+r"""Accuracy and forgetting of a run of T tasks, from its matrix: A[i, j] is the accuracy on task j
+after task i.
 
-Three kinds of forgetting go by this one name, and their numbers are not comparable; a positive one is a loss:
+Three kinds of forgetting go by this one name, and their numbers are not comparable; a positive one
+is a loss:
 
 - :func:`forgetting`: from the best a task ever was to the end (Chaudhry et al., 1801.10112).
 - :func:`forgetting_diag`: from when it was learned to the end, as avalanche counts.
-- :func:`forgetting_gd`: from when it was learned to every later stage, in shares of the whole run (Global Distillation).
+- :func:`forgetting_gd`: from when it was learned to every later stage, in shares of the whole run
+  (Global Distillation).
 
-A is a (T, T) array or tensor, or T rows with at least i + 1 entries in row i. What stands above the diagonal is never read and
-may be NaN. Results are floats in A's unit (percent or share). ``sizes`` are the tasks' sizes, such as test images or classes,
-and weigh tasks of unequal size; None: all the same. With test images, the weighted mean of row i is the accuracy on all that
-was seen. Each function raises ValueError for a matrix or sizes that are not so.
+A is a (T, T) array or tensor, or T rows with at least i + 1 entries in row i. What stands above the
+diagonal is never read and may be NaN. Results are floats in A's unit (percent or share). ``sizes``
+are the tasks' sizes, such as test images or classes, and weigh tasks of unequal size; None: all the
+same. With test images, the weighted mean of row i is the accuracy on all that was seen. Each
+function raises ValueError for a matrix or sizes that are not so.
 """
 
 from collections.abc import Sequence
@@ -26,8 +30,11 @@ def average_accuracy(A: Matrix, sizes: Sequence[float] | None = None) -> float:
     return _mean(A[-1], sizes)
 
 
-def average_incremental_accuracy(A: Matrix, skip_first: bool = False, sizes: Sequence[float] | None = None) -> float:
-    r"""Mean over stages i of the accuracy on the tasks seen: :math:`\sum_{j \le i} s_j A_{ij} / \sum_{j \le i} s_j`.
+def average_incremental_accuracy(
+    A: Matrix, skip_first: bool = False, sizes: Sequence[float] | None = None
+) -> float:
+    r"""Mean over stages i of the accuracy on the tasks seen: :math:`\sum_{j \le i} s_j A_{ij} /
+    \sum_{j \le i} s_j`.
 
     All stages count the same, whatever their size.
 
@@ -41,12 +48,14 @@ def average_incremental_accuracy(A: Matrix, skip_first: bool = False, sizes: Seq
     A, sizes = _checked(A, sizes)
     if skip_first and len(A) == 1:
         raise ValueError("skip_first=True leaves no stage of a run of 1 task")
-    stages = [_mean(row, sizes[:len(row)]) for row in A[int(skip_first):]]
+    stages = [_mean(row, sizes[: len(row)]) for row in A[int(skip_first) :]]
     return sum(stages) / len(stages)
 
 
 def forgetting(A: Matrix, sizes: Sequence[float] | None = None) -> float:
-    r"""Mean over tasks j < T - 1, weighed by s_j, of :math:`\max_{j \le i < T-1} A_{ij} - A_{T-1,\,j}`; 0 for one task."""
+    r"""Mean over tasks j < T - 1, weighed by s_j, of :math:`\max_{j \le i < T-1} A_{ij} -
+    A_{T-1,\,j}`; 0 for one task.
+    """
     A, sizes = _checked(A, sizes)
     best = [torch.stack([row[j] for row in A[j:-1]]).max() for j in range(len(A) - 1)]
     return _mean(torch.stack(best) - A[-1][:-1], sizes[:-1]) if best else 0.0
@@ -62,10 +71,11 @@ def forgetting_diag(A: Matrix, sizes: Sequence[float] | None = None) -> float:
 
 
 def forgetting_gd(A: Matrix, sizes: Sequence[float] | None = None) -> float:
-    r"""As Global Distillation's authors count: :math:`\frac{1}{T} \sum_{t=0}^{T-1} \sum_{j<t} \frac{s_j}{S} (A_{jj} - A_{tj})`.
+    r"""As Global Distillation's authors count: :math:`\frac{1}{T} \sum_{t=0}^{T-1} \sum_{j<t}
+    \frac{s_j}{S} (A_{jj} - A_{tj})`.
 
-    S is the sum of all sizes, so a task's share is that of the whole run, not of what was seen at stage t; and stage 0 counts,
-    as a 0. Both make it smaller than the other two.
+    S is the sum of all sizes, so a task's share is that of the whole run, not of what was seen at
+    stage t; and stage 0 counts, as a 0. Both make it smaller than the other two.
     """
     A, sizes = _checked(A, sizes)
     learned, share = _learned(A), sizes / sizes.sum()
@@ -78,8 +88,12 @@ def _checked(A: Matrix, sizes: Sequence[float] | None) -> tuple[list[Tensor], Te
         raise ValueError("the matrix has no row; expected one a task")
     for i, row in enumerate(A):
         if not i < len(row) <= len(A):
-            raise ValueError(f"row {i} has {len(row)} entries; of {len(A)} tasks it needs {i + 1} to {len(A)}")
-    rows = [torch.as_tensor(row[:i + 1], dtype=torch.float64, device="cpu") for i, row in enumerate(A)]
+            raise ValueError(
+                f"row {i} has {len(row)} entries; of {len(A)} tasks it needs {i + 1} to {len(A)}"
+            )
+    rows = [
+        torch.as_tensor(row[: i + 1], dtype=torch.float64, device="cpu") for i, row in enumerate(A)
+    ]
     sizes = torch.ones(len(rows)) if sizes is None else torch.as_tensor(sizes, device="cpu")
     if sizes.shape != (len(rows),) or not (sizes > 0).all():
         raise ValueError(f"expected the sizes of {len(rows)} tasks, each > 0, got {sizes.tolist()}")

@@ -9,13 +9,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class GrowingHead(nn.Module):
-    r"""``(B, features)`` to logits ``(B, classes)``: a linear layer for each experience, in the order in which they came.
+    r"""``(B, features)`` to logits ``(B, classes)``: a linear layer for each experience, in the
+    order in which they came.
 
     .. math:: z = [\, W_1 x + b_1 \mid W_2 x + b_2 \mid \dots \mid W_t x + b_t \,]
 
-    One softmax over all columns makes it a single head, as class-incremental learning has it; one over each block makes it the
-    many heads of task-incremental learning. Weights of an earlier time, with fewer blocks, can be loaded: the further blocks
-    keep what they have.
+    One softmax over all columns makes it a single head, as class-incremental learning has it; one
+    over each block makes it the many heads of task-incremental learning. Weights of an earlier
+    time, with fewer blocks, can be loaded: the further blocks keep what they have.
 
     Args:
         features: of the input.
@@ -29,7 +30,9 @@ class GrowingHead(nn.Module):
     def __init__(self, features: int, sizes: Sequence[int], bias: bool = True):
         super().__init__()
         if not sizes or min(sizes) < 1:
-            raise ValueError(f"sizes are the classes of each experience, at least one, got {tuple(sizes)}")
+            raise ValueError(
+                f"sizes are the classes of each experience, at least one, got {tuple(sizes)}"
+            )
         self.features, self.bias = features, bias
         self.blocks = nn.ModuleList(nn.Linear(features, size, bias) for size in sizes)
 
@@ -44,7 +47,9 @@ class GrowingHead(nn.Module):
         return sum(self.sizes[:-1])
 
     def grow(self, classes: int) -> None:
-        """Add the block of an experience with so many classes; an optimizer has to be told of its parameters."""
+        """Add the block of an experience with so many classes; an optimizer has to be told of its
+        parameters.
+        """
         like = self.blocks[0].weight
         self.blocks.append(nn.Linear(self.features, classes, self.bias).to(like.device, like.dtype))
 
@@ -57,30 +62,54 @@ class GrowingHead(nn.Module):
 
     def complete_state(self, state: dict[str, Tensor], prefix: str) -> None:
         """Add to a state_dict of fewer blocks the present values of the further ones."""
-        saved = {name.removeprefix(f"{prefix}blocks.").split(".")[0] for name in state if name.startswith(f"{prefix}blocks.")}
+        saved = {
+            name.removeprefix(f"{prefix}blocks.").split(".")[0]
+            for name in state
+            if name.startswith(f"{prefix}blocks.")
+        }
         for number, block in enumerate(self.blocks):
             if saved and str(number) not in saved and number >= len(saved):
-                state.update({f"{prefix}blocks.{number}.{name}": value for name, value in block.state_dict().items()})
+                state.update(
+                    {
+                        f"{prefix}blocks.{number}.{name}": value
+                        for name, value in block.state_dict().items()
+                    }
+                )
 
 
-def growing(network: nn.Module, sizes: Sequence[int], fixed_norm: bool = False, train_old_heads: bool = True) -> nn.Module:
+def growing(
+    network: nn.Module, sizes: Sequence[int], fixed_norm: bool = False, train_old_heads: bool = True
+) -> nn.Module:
     """The network with its last linear layer replaced by a :class:`GrowingHead`.
 
     Args:
-        network: a classifier, such as those of ``kdtasks.classification.models``, torchvision or timm; it is changed.
+        network: a classifier, such as those of ``kdtasks.classification.models``, torchvision or
+            timm; it is changed.
         sizes: see :class:`GrowingHead`.
-        fixed_norm: BatchNorm stays in eval: its statistics are those of the experiences before. They otherwise follow the
-            newest experience, whatever the old outputs are held to.
-        train_old_heads: False freezes the layers of all experiences but the last, as FACIL does; the LwF paper trains them.
+        fixed_norm: BatchNorm stays in eval: its statistics are those of the experiences before.
+            They otherwise follow the newest experience, whatever the old outputs are held to.
+        train_old_heads: False freezes the layers of all experiences but the last, as FACIL does;
+            the LwF paper trains them.
 
     Raises:
         ValueError: the network has no linear layer.
     """
-    last = next((path for path, module in reversed(list(network.named_modules())) if isinstance(module, nn.Linear)), None)
+    last = next(
+        (
+            path
+            for path, module in reversed(list(network.named_modules()))
+            if isinstance(module, nn.Linear)
+        ),
+        None,
+    )
     if last is None:
-        raise ValueError(f"{type(network).__name__} has no linear layer that a growing head could replace")
+        raise ValueError(
+            f"{type(network).__name__} has no linear layer that a growing head could replace"
+        )
     linear = network.get_submodule(last)
-    head = GrowingHead(linear.in_features, sizes, linear.bias is not None).to(linear.weight.device, linear.weight.dtype)
+    head = GrowingHead(linear.in_features, sizes, linear.bias is not None).to(
+        linear.weight.device, linear.weight.dtype
+    )
     network.set_submodule(last, head)
     head.blocks[:-1].requires_grad_(train_old_heads)
     if fixed_norm:
@@ -97,10 +126,15 @@ def head_of(model: nn.Module) -> tuple[str, GrowingHead]:
     Raises:
         ValueError: it has none, or several.
     """
-    found = [(path, module) for path, module in model.named_modules() if isinstance(module, GrowingHead)]
+    found = [
+        (path, module) for path, module in model.named_modules() if isinstance(module, GrowingHead)
+    ]
     if len(found) != 1:
-        raise ValueError(f"{type(model).__name__} has {len(found)} growing heads, expected one: "
-                         "dict(type='kdtasks.incremental.models.growing', network=dict(type=…), sizes=…)")
+        raise ValueError(
+            f"{type(model).__name__} has {len(found)} growing heads, expected one: "
+            "dict(type='kdtasks.incremental.models.growing', network=dict(type=…), "
+            "sizes=…)"
+        )
     return found[0]
 
 
@@ -113,4 +147,8 @@ class FixedNorm:
 
 @cache
 def _fixed(kind: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Fixed{kind.__name__}", (FixedNorm, kind), {"__doc__": f"{kind.__name__} that stays in eval."})
+    return type(
+        f"Fixed{kind.__name__}",
+        (FixedNorm, kind),
+        {"__doc__": f"{kind.__name__} that stays in eval."},
+    )

@@ -2,7 +2,12 @@
 
 from kdtasks.general.rkd import RKDLoss, rkd_angle_loss, rkd_distance_loss
 from kdtasks.metric_learning.darkrank import DarkRankLoss, darkrank_hard_loss, darkrank_soft_loss
-from kdtasks.metric_learning.similarity import PKTLoss, SimilarityKLLoss, pkt_loss, similarity_kl_loss
+from kdtasks.metric_learning.similarity import (
+    PKTLoss,
+    SimilarityKLLoss,
+    pkt_loss,
+    similarity_kl_loss,
+)
 from kdtasks.metric_learning.yu2019 import (
     AbsoluteTeacherLoss,
     RelativeTeacherLoss,
@@ -10,6 +15,19 @@ from kdtasks.metric_learning.yu2019 import (
     relative_teacher_loss,
 )
 
-__all__ = ["AbsoluteTeacherLoss", "DarkRankLoss", "PKTLoss", "RKDLoss", "RelativeTeacherLoss", "SimilarityKLLoss",
-           "absolute_teacher_loss", "darkrank_hard_loss", "darkrank_soft_loss", "pkt_loss", "relative_teacher_loss",
-           "rkd_angle_loss", "rkd_distance_loss", "similarity_kl_loss"]
+__all__ = [
+    "AbsoluteTeacherLoss",
+    "DarkRankLoss",
+    "PKTLoss",
+    "RKDLoss",
+    "RelativeTeacherLoss",
+    "SimilarityKLLoss",
+    "absolute_teacher_loss",
+    "darkrank_hard_loss",
+    "darkrank_soft_loss",
+    "pkt_loss",
+    "relative_teacher_loss",
+    "rkd_angle_loss",
+    "rkd_distance_loss",
+    "similarity_kl_loss",
+]

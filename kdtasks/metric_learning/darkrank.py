@@ -1,8 +1,9 @@
 r"""DarkRank: the teacher's ranking of a batch (Chen, Wang and Zhang, AAAI 2018, arXiv 1707.01220).
 
-Each sample in turn is the query q, the others are its candidates. A candidate's score falls with its distance from the query,
-and scores make a probability of every ordering :math:`\pi` of the candidates (Plackett and Luce): place by place, one of those
-still left is drawn by the softmax of their scores.
+Each sample in turn is the query q, the others are its candidates. A candidate's score falls with
+its distance from the query, and scores make a probability of every ordering :math:`\pi` of the
+candidates (Plackett and Luce): place by place, one of those still left is drawn by the softmax of
+their scores.
 
 .. math::
     S(x) = -\alpha \lVert q - x \rVert_2^{\beta}, \qquad
@@ -11,8 +12,9 @@ still left is drawn by the softmax of their scores.
     L_{\mathrm{soft}} = \sum_{\pi} P^t(\pi) \log \frac{P^t(\pi)}{P^s(\pi)}, \qquad
     L_{\mathrm{hard}} = -\log P^s(\pi^t)
 
-:math:`\pi^t` is the teacher's likeliest ordering, its candidates by rising distance. Soft is 0 where all scores agree. **Hard
-is not 0 at student = teacher**, and it is log n! where the student is indifferent (3.178 for 4 candidates).
+:math:`\pi^t` is the teacher's likeliest ordering, its candidates by rising distance. Soft is 0
+where all scores agree. **Hard is not 0 at student = teacher**, and it is log n! where the student
+is indifferent (3.178 for 4 candidates).
 
 **Exact and cheap.** Hard: a sort, then one cumulative log-sum-exp from the end of the list, so a list may be the whole batch.
 Soft: the n! orderings pass through only 2ⁿ sets of candidates still left. From a set R, candidate j is placed next with the
@@ -22,15 +24,18 @@ is left: 1 for all candidates, and R gives :math:`r(R)\, p^t_R(j)` of it to R wi
 .. math:: L_{\mathrm{soft}} = \sum_R r(R) \sum_{j \in R} p^t_R(j) \log \frac{p^t_R(j)}{p^s_R(j)}, \qquad
     \frac{\partial L_{\mathrm{soft}}}{\partial s_j} = \sum_{R \ni j} r(R) \bigl( p^s_R(j) - p^t_R(j) \bigr),
 
-exact in n·2ⁿ steps; the limit is n = 12. Both forms work in float64, and work out their gradient with the loss.
+exact in n·2ⁿ steps; the limit is n = 12. Both forms work in float64, and work out their gradient
+with the loss.
 
-**Settings.** Usually quoted are alpha = beta = 3 and lists of the 4 nearest in the teacher's space; we could not check them
-against the paper's own text. RKD's authors compare with the hard form, for which their ``run_distill.py`` has alpha = 2 and
-beta = 3 by default. The authors' release is another point: its score is :math:`-(\mathrm{scale}\, d^2)^{\mathrm{power}}`,
-so alpha = scale^power and beta = 2 power, with scale 3.5 and power 2: alpha = 12.25, beta = 4. There the soft form has
-lists of 4, the hard form the whole rest of the batch; only the candidates receive a gradient, the query none; the weight is
-16, a batch has 8 rows, and queries are its first half only, which holds pairs of one identity (here every row is a query).
-Embeddings are L2-normalised there, and here by default: the scores of long rows explode.
+**Settings.** Usually quoted are alpha = beta = 3 and lists of the 4 nearest in the teacher's space;
+we could not check them against the paper's own text. RKD's authors compare with the hard form, for
+which their ``run_distill.py`` has alpha = 2 and beta = 3 by default. The authors' release is
+another point: its score is :math:`-(\mathrm{scale}\, d^2)^{\mathrm{power}}`, so alpha = scale^power
+and beta = 2 power, with scale 3.5 and power 2: alpha = 12.25, beta = 4. There the soft form has
+lists of 4, the hard form the whole rest of the batch; only the candidates receive a gradient, the
+query none; the weight is 16, a batch has 8 rows, and queries are its first half only, which holds
+pairs of one identity (here every row is a query). Embeddings are L2-normalised there, and here by
+default: the scores of long rows explode.
 """
 
 import functools
@@ -48,28 +53,37 @@ PRESETS = {
     "quoted": {"alpha": 3.0, "beta": 3.0, "detach_query": False},
     "released": {"alpha": 12.25, "beta": 4.0, "detach_query": True},
 }
-SOFT_LIMIT = 12                                # 4096 sets for each query
-EXP_LIMIT = 600                                # exp(-600) and its inverse are float64 numbers with all their digits
-SORT_ABOVE = 16                                # shorter lists are found one by one
+SOFT_LIMIT = 12  # 4096 sets for each query
+# exp(-600) and its inverse are float64 numbers with all their digits
+EXP_LIMIT = 600
+SORT_ABOVE = 16  # shorter lists are found one by one
 
 
-def darkrank_hard_loss(student: Tensor, teacher: Tensor, alpha: float = 3.0, beta: float = 3.0, list_length: int | None = 4,
-                       normalize: bool = True) -> Tensor:
+def darkrank_hard_loss(
+    student: Tensor,
+    teacher: Tensor,
+    alpha: float = 3.0,
+    beta: float = 3.0,
+    list_length: int | None = 4,
+    normalize: bool = True,
+) -> Tensor:
     """Minus the log-probability that the student ranks as the teacher does; mean over queries.
 
     Args:
         student: ``(N, Ds)`` embeddings; carries the gradient, of query and candidates.
         teacher: ``(N, Dt)`` embeddings of the same samples; never receives a gradient.
-        alpha: >= 0, scale of the scores; beta: > 0, at most 1000, power of the (not squared) distance. 3 and 3 are the values
-            usually quoted for this method.
-        list_length: how many candidates, the nearest in the teacher's space (of equally near ones the smaller index); at least
-            1, at most the N - 1 other rows are taken; None: all of these.
-        normalize: divide every row by its length first; a row of zeros stays, and receives no gradient. (As query of the
-            teacher's it has all others at distance 1 but for rounding, which then orders them.)
+        alpha: >= 0, scale of the scores; beta: > 0, at most 1000, power of the (not squared)
+            distance. 3 and 3 are the values usually quoted for this method.
+        list_length: how many candidates, the nearest in the teacher's space (of equally near ones
+            the smaller index); at least 1, at most the N - 1 other rows are taken; None: all of
+            these.
+        normalize: divide every row by its length first; a row of zeros stays, and receives no
+            gradient. (As query of the teacher's it has all others at distance 1 but for rounding,
+            which then orders them.)
 
     Returns:
-        A scalar in nats. Half precision is raised to float32, float64 stays. A zero that still backpropagates when N < 2.
-        Differentiable once. Time N² (Ds + Dt + log N), memory N².
+        A scalar in nats. Half precision is raised to float32, float64 stays. A zero that still
+        backpropagates when N < 2. Differentiable once. Time N² (Ds + Dt + log N), memory N².
 
     Raises:
         ValueError: the shapes do not fit, or a number is out of its range.
@@ -77,29 +91,39 @@ def darkrank_hard_loss(student: Tensor, teacher: Tensor, alpha: float = 3.0, bet
     return _loss(student, teacher, "hard", alpha, beta, list_length, normalize)
 
 
-def darkrank_soft_loss(student: Tensor, teacher: Tensor, alpha: float = 3.0, beta: float = 3.0, list_length: int | None = 4,
-                       normalize: bool = True) -> Tensor:
+def darkrank_soft_loss(
+    student: Tensor,
+    teacher: Tensor,
+    alpha: float = 3.0,
+    beta: float = 3.0,
+    list_length: int | None = 4,
+    normalize: bool = True,
+) -> Tensor:
     """KL(teacher ‖ student) over all orderings of the candidates; mean over queries.
 
     Args:
         student, teacher, alpha, beta, list_length, normalize: as in :func:`darkrank_hard_loss`.
 
     Returns:
-        As there, and 0 at equal scores. Beside the distances, time N · n · 2ⁿ for lists of n, and memory of about ten float64
-        numbers for each of the N · 2ⁿ sets (100 MiB for 256 lists of 12), free again before backward.
-        ``torch.compile(fullgraph=True)`` takes it, as it does all losses here; lists of 4 are quick to compile.
+        As there, and 0 at equal scores. Beside the distances, time N · n · 2ⁿ for lists of n, and
+        memory of about ten float64 numbers for each of the N · 2ⁿ sets (100 MiB for 256 lists of
+        12), free again before backward. ``torch.compile(fullgraph=True)`` takes it, as it does all
+        losses here; lists of 4 are quick to compile.
 
     Raises:
-        ValueError: the shapes do not fit, a number is out of its range, or the lists are longer than 12.
+        ValueError: the shapes do not fit, a number is out of its range, or the lists are longer
+            than 12.
     """
     return _loss(student, teacher, "soft", alpha, beta, list_length, normalize)
 
 
 class DarkRankLoss(nn.Module):
-    """:func:`darkrank_hard_loss` or :func:`darkrank_soft_loss`, with a preset, which alpha, beta and detach_query change.
+    """:func:`darkrank_hard_loss` or :func:`darkrank_soft_loss`, with a preset, which alpha, beta
+    and detach_query change.
 
-    ``'quoted'``: alpha 3, beta 3, full gradient. ``'released'``: alpha 12.25, beta 4, query detached, as the authors' code
-    scores with power 2 and scale 3.5. Another power and scale of that code are ``alpha=scale**power, beta=2 * power``.
+    ``'quoted'``: alpha 3, beta 3, full gradient. ``'released'``: alpha 12.25, beta 4, query
+    detached, as the authors' code scores with power 2 and scale 3.5. Another power and scale of
+    that code are ``alpha=scale**power, beta=2 * power``.
 
     Args:
         kind: ``'hard'`` or ``'soft'``.
@@ -107,24 +131,45 @@ class DarkRankLoss(nn.Module):
         alpha, beta: None: the preset's.
         list_length: as in the functions. The release: 4 for soft, None for hard.
         normalize: as in the functions.
-        detach_query: None: the preset's. True: a query pulls its candidates, but its own list does not move it.
-        places: hard only: how many places of the list count, from the first. With ``list_length=None``: who comes first among
-            all of the batch, without a say in how the far ones are ordered. None: all.
+        detach_query: None: the preset's. True: a query pulls its candidates, but its own list does
+            not move it.
+        places: hard only: how many places of the list count, from the first. With
+            ``list_length=None``: who comes first among all of the batch, without a say in how the
+            far ones are ordered. None: all.
         reduction: ``'mean'`` over queries, or ``'none'``: one number for each, ``(N,)``.
-        gather: rank the rows of all processes, which must have equally many; each computes the whole loss, and the step is
-            that of one process with all rows. Without effect in a run of one process.
+        gather: rank the rows of all processes, which must have equally many; each computes the
+            whole loss, and the step is that of one process with all rows. Without effect in a run
+            of one process.
     """
 
-    def __init__(self, kind: str = "hard", preset: str = "quoted", alpha: float | None = None, beta: float | None = None,
-                 list_length: int | None = 4, normalize: bool = True, detach_query: bool | None = None,
-                 places: int | None = None, reduction: str = "mean", gather: bool = False):
+    def __init__(
+        self,
+        kind: str = "hard",
+        preset: str = "quoted",
+        alpha: float | None = None,
+        beta: float | None = None,
+        list_length: int | None = 4,
+        normalize: bool = True,
+        detach_query: bool | None = None,
+        places: int | None = None,
+        reduction: str = "mean",
+        gather: bool = False,
+    ):
         super().__init__()
         if preset not in PRESETS:
             raise ValueError(f"no preset {preset!r}; {did_you_mean(str(preset), PRESETS)}")
         given = {"alpha": alpha, "beta": beta, "detach_query": detach_query}
         self.kind, self.gather = kind, gather
-        self.settings = PRESETS[preset] | {name: value for name, value in given.items() if value is not None} | {
-            "list_length": list_length, "normalize": normalize, "places": places, "reduction": reduction}
+        self.settings = (
+            PRESETS[preset]
+            | {name: value for name, value in given.items() if value is not None}
+            | {
+                "list_length": list_length,
+                "normalize": normalize,
+                "places": places,
+                "reduction": reduction,
+            }
+        )
         _check(kind, **self.settings)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -138,12 +183,22 @@ class DarkRankLoss(nn.Module):
         return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 
-def _check(kind: str, alpha: float, beta: float, list_length: int | None, normalize: bool, detach_query: bool,
-           places: int | None, reduction: str) -> None:
+def _check(
+    kind: str,
+    alpha: float,
+    beta: float,
+    list_length: int | None,
+    normalize: bool,
+    detach_query: bool,
+    places: int | None,
+    reduction: str,
+) -> None:
     if kind not in ("hard", "soft"):
         raise ValueError(f"no kind {kind!r}; {did_you_mean(str(kind), ('hard', 'soft'))}")
     if reduction not in ("mean", "none"):
-        raise ValueError(f"no reduction {reduction!r}; {did_you_mean(str(reduction), ('mean', 'none'))}")
+        raise ValueError(
+            f"no reduction {reduction!r}; {did_you_mean(str(reduction), ('mean', 'none'))}"
+        )
     if not 0 <= alpha < torch.inf:
         raise ValueError(f"alpha must be >= 0 and finite, got {alpha}")
     if not 0 < beta <= 1000:
@@ -152,36 +207,64 @@ def _check(kind: str, alpha: float, beta: float, list_length: int | None, normal
         if value is not None and not (hasattr(value, "__index__") and value >= 1):
             raise ValueError(f"{name} must be an integer of at least 1 or None, got {value!r}")
     if places is not None and kind == "soft":
-        raise ValueError(f"places={places} cuts the hard form's ordering; the soft one has all orderings of its lists")
+        raise ValueError(
+            f"places={places} cuts the hard form's ordering; the soft one has all "
+            "orderings of its lists"
+        )
 
 
 def _check_shapes(student: Tensor, teacher: Tensor) -> None:
     if student.dim() != 2 or teacher.dim() != 2 or len(student) != len(teacher):
-        raise ValueError(f"expected (N, Ds) and (N, Dt) of the same N samples, got student {tuple(student.shape)} "
-                         f"and teacher {tuple(teacher.shape)}")
+        raise ValueError(
+            f"expected (N, Ds) and (N, Dt) of the same N samples, got student "
+            f"{tuple(student.shape)} "
+            f"and teacher {tuple(teacher.shape)}"
+        )
 
 
-def _loss(student: Tensor, teacher: Tensor, kind: str, alpha: float, beta: float, list_length: int | None, normalize: bool,
-          detach_query: bool = False, places: int | None = None, reduction: str = "mean") -> Tensor:
+def _loss(
+    student: Tensor,
+    teacher: Tensor,
+    kind: str,
+    alpha: float,
+    beta: float,
+    list_length: int | None,
+    normalize: bool,
+    detach_query: bool = False,
+    places: int | None = None,
+    reduction: str = "mean",
+) -> Tensor:
     _check(kind, alpha, beta, list_length, normalize, detach_query, places, reduction)
     _check_shapes(student, teacher)
-    dtype = torch.float64 if student.element_size() == 8 or teacher.element_size() == 8 else torch.float32
+    dtype = (
+        torch.float64
+        if student.element_size() == 8 or teacher.element_size() == 8
+        else torch.float32
+    )
     length = min(len(student) - 1, len(student) if list_length is None else list_length)
     if kind == "soft" and length > SOFT_LIMIT:
-        raise ValueError(f"the soft form takes lists of at most {SOFT_LIMIT}, got {length} (list_length={list_length}, "
-                         f"{len(student)} rows); use the hard form for longer ones")
+        raise ValueError(
+            f"the soft form takes lists of at most {SOFT_LIMIT}, got {length} "
+            f"(list_length={list_length}, "
+            f"{len(student)} rows); use the hard form for longer ones"
+        )
     if length < 1:
-        costs = student[:, :0].sum(1).to(dtype)                                             # (N,) zeros
+        # (N,) zeros
+        costs = student[:, :0].sum(1).to(dtype)
         return costs.sum() if reduction == "mean" else costs
     rows = student, teacher.detach()
-    student, teacher = (squared_distances(_normalized(x) if normalize else x, detach_query) for x in rows)
+    student, teacher = (
+        squared_distances(_normalized(x) if normalize else x, detach_query) for x in rows
+    )
     near, order = _nearest(teacher.fill_diagonal_(torch.inf), length)
     if kind == "soft":
         costs_of = functools.partial(_soft, teacher=_scores(near, alpha, beta)[0])
     else:
-        bounded = normalize and alpha <= EXP_LIMIT * 0.5**beta                              # distances are at most 2
+        # distances are at most 2
+        bounded = normalize and alpha <= EXP_LIMIT * 0.5**beta
         costs_of = functools.partial(_hard, places=min(places or length, length), bounded=bounded)
-    costs = _Costs.apply(student, order, alpha, beta, costs_of) + 0 * near.sum(1)           # a NaN of the teacher's stays one
+    # a NaN of the teacher's stays one
+    costs = _Costs.apply(student, order, alpha, beta, costs_of) + 0 * near.sum(1)
     return (costs.mean() if reduction == "mean" else costs).to(dtype)
 
 
@@ -192,7 +275,9 @@ def _normalized(rows: Tensor) -> Tensor:
 
 
 def _nearest(apart: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """(N, N), overwritten -> the smallest of each row and where they are, (N, length), of equal ones the first one first."""
+    """(N, N), overwritten -> the smallest of each row and where they are, (N, length), of equal
+    ones the first one first.
+    """
     if length > SORT_ABOVE:
         return tuple(x[:, :length] for x in apart.sort(dim=1, stable=True))
     found = []
@@ -203,7 +288,9 @@ def _nearest(apart: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 
 def _scores(squared: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
-    """``-alpha * d^beta``, and its derivative by d²; 0 at 0, where that of a beta below 2 is infinite."""
+    """``-alpha * d^beta``, and its derivative by d²; 0 at 0, where that of a beta below 2 is
+    infinite.
+    """
     power = squared.pow(beta / 2 - 1).mul_(-alpha)
     if beta < 2:
         power.masked_fill_(squared == 0, 0)
@@ -211,10 +298,14 @@ def _scores(squared: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor]
 
 
 class _Costs(torch.autograd.Function):
-    """(N, N) squared distances of the student, (N, n) whom each list holds -> (N,) what ``costs_of`` their scores says."""
+    """(N, N) squared distances of the student, (N, n) whom each list holds -> (N,) what
+    ``costs_of`` their scores says.
+    """
 
     @staticmethod
-    def forward(ctx, squared: Tensor, order: Tensor, alpha: float, beta: float, costs_of: Callable) -> Tensor:
+    def forward(
+        ctx, squared: Tensor, order: Tensor, alpha: float, beta: float, costs_of: Callable
+    ) -> Tensor:
         scores, slope = _scores(squared.gather(1, order), alpha, beta)
         costs, pull = costs_of(scores)
         ctx.save_for_backward(order, slope.mul_(pull))
@@ -223,19 +314,25 @@ class _Costs(torch.autograd.Function):
     @staticmethod
     def backward(ctx, weight: Tensor):
         if torch.is_grad_enabled():
-            raise RuntimeError("DarkRank can be differentiated once: its gradient has no derivative, so no create_graph=True")
+            raise RuntimeError(
+                "DarkRank can be differentiated once: its gradient has no "
+                "derivative, so no create_graph=True"
+            )
         order, pull = ctx.saved_tensors
         gradient = pull.new_zeros(len(pull), len(pull)).scatter_(1, order, pull * weight[:, None])
         return gradient, None, None, None, None
 
 
 def _hard(scores: Tensor, places: int, bounded: bool) -> tuple[Tensor, Tensor]:
-    """(N, n) scores in the teacher's order -> (N,) what the first ``places`` cost, and the derivatives by the scores.
+    """(N, n) scores in the teacher's order -> (N,) what the first ``places`` cost, and the
+    derivatives by the scores.
 
-    By score m it is -1 (in the first places only) plus the sum over places i up to m of exp(score m) / what is left at i.
+    By score m it is -1 (in the first places only) plus the sum over places i up to m of exp(score
+    m) / what is left at i.
     """
     scores = scores - scores.amax(1, keepdim=True)
-    if bounded:                                                                             # several times faster
+    # several times faster
+    if bounded:
         chance = scores.exp()
         left = chance.flip(1).cumsum_(1).flip(1)
         upto, left = left.reciprocal().cumsum_(1), left.log_()
@@ -250,15 +347,24 @@ def _hard(scores: Tensor, places: int, bounded: bool) -> tuple[Tensor, Tensor]:
 
 def _soft(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """(N, n) scores of the same candidates -> (N,) costs, and their derivatives by the student's."""
-    student, teacher = (x.T - x.amax(1) for x in (student, teacher))                        # (n, N)
-    student_sums, teacher_sums = _subset_logsumexp(student), _subset_logsumexp(teacher)     # (2ⁿ, N)
-    reach, costs, pull = torch.zeros_like(teacher_sums), torch.zeros_like(teacher[0]), torch.empty_like(student)
+    student, teacher = (x.T - x.amax(1) for x in (student, teacher))  # (n, N)
+    # (2ⁿ, N)
+    student_sums, teacher_sums = _subset_logsumexp(student), _subset_logsumexp(teacher)
+    reach, costs, pull = (
+        torch.zeros_like(teacher_sums),
+        torch.zeros_like(teacher[0]),
+        torch.empty_like(student),
+    )
     reach[-1] = 1
-    lattice = _lattice.__wrapped__ if torch.compiler.is_compiling() else _lattice           # torch.compile knows no cache
+    # torch.compile knows no cache
+    lattice = _lattice.__wrapped__ if torch.compiler.is_compiling() else _lattice
     for sets, before, placed in lattice(len(teacher), teacher.device):
         reach[sets] = (reach[before] * (teacher[placed] - teacher_sums[before]).exp()).sum(1)
     for j in range(len(teacher)):
-        sums_s, sums_t, r = (x.unflatten(0, (-1, 2, 2**j))[:, 1] for x in (student_sums, teacher_sums, reach))    # sets with j
+        # sets with j
+        sums_s, sums_t, r = (
+            x.unflatten(0, (-1, 2, 2**j))[:, 1] for x in (student_sums, teacher_sums, reach)
+        )
         log_s, log_t = student[j] - sums_s, teacher[j] - sums_t
         chance = log_t.exp()
         costs += (r * chance * (log_t - log_s)).sum((0, 1))
@@ -267,7 +373,9 @@ def _soft(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _subset_logsumexp(scores: Tensor) -> Tensor:
-    """(n, N) -> (2ⁿ, N): row R is the log-sum-exp of the candidates whose bits R has; that of none is -inf."""
+    """(n, N) -> (2ⁿ, N): row R is the log-sum-exp of the candidates whose bits R has; that of none
+    is -inf.
+    """
     sums = scores.new_full((1, scores.shape[1]), -torch.inf)
     for score in scores:
         sums = torch.cat([sums, torch.logaddexp(sums, score)])
@@ -276,13 +384,17 @@ def _subset_logsumexp(scores: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=32)
 def _lattice(n: int, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Sets of n - 1, …, 1 candidates left: the sets ``(M,)``, those one larger ``(M, n - size)``, the one placed between."""
+    """Sets of n - 1, …, 1 candidates left: the sets ``(M,)``, those one larger ``(M, n - size)``,
+    the one placed between.
+    """
     sets, bits = torch.arange(2**n), torch.arange(n)
-    placed = (sets[:, None] >> bits & 1) == 0                                               # (2ⁿ, n)
-    by_size = placed.sum(1).argsort(stable=True)[1:]                                        # larger sets first, less the whole
+    # (2ⁿ, n)
+    placed = (sets[:, None] >> bits & 1) == 0
+    # larger sets first, less the whole
+    by_size = placed.sum(1).argsort(stable=True)[1:]
     layers = []
     for size in range(n - 1, 0, -1):
-        of_size, by_size = by_size[:math.comb(n, size)], by_size[math.comb(n, size):]
-        which = placed[of_size].int().argsort(dim=1, descending=True, stable=True)[:, :n - size]
+        of_size, by_size = by_size[: math.comb(n, size)], by_size[math.comb(n, size) :]
+        which = placed[of_size].int().argsort(dim=1, descending=True, stable=True)[:, : n - size]
         layers.append((of_size, of_size[:, None] | 1 << which, which))
     return [tuple(x.to(device) for x in layer) for layer in layers]

@@ -15,11 +15,13 @@ class Embedder(nn.Module):
 
     Args:
         backbone: images -> (B, dim) or (B, dim, 1, 1).
-        normalize: divide each row by its length, in float32 at least. A row of zeros stays, and receives no gradient.
+        normalize: divide each row by its length, in float32 at least. A row of zeros stays, and
+            receives no gradient.
         dim: what the width should be; None: whatever it is.
 
     Raises:
-        TypeError, ValueError: (when called) the backbone gives no tensor, or not rows of width ``dim``.
+        TypeError, ValueError: (when called) the backbone gives no tensor, or not rows of width
+            ``dim``.
     """
 
     def __init__(self, backbone: nn.Module, normalize: bool = True, dim: int | None = None):
@@ -29,12 +31,19 @@ class Embedder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         rows = self.backbone(image)
         if not isinstance(rows, Tensor):
-            raise TypeError(f"a backbone gives one tensor, {type(self.backbone).__name__} gives {type(rows).__name__} "
-                            "(networks with auxiliary heads: aux_logits=False)")
+            raise TypeError(
+                f"a backbone gives one tensor, {type(self.backbone).__name__} gives "
+                f"{type(rows).__name__} "
+                "(networks with auxiliary heads: aux_logits=False)"
+            )
         rows = rows.flatten(1)
         if self.dim not in (None, rows.shape[1]):
-            raise ValueError(f"{type(self.backbone).__name__} gives rows of width {rows.shape[1]}, not {self.dim}: its last "
-                             "layer is not its head. Make a head of this width yourself, and an Embedder of the network")
+            raise ValueError(
+                f"{type(self.backbone).__name__} gives rows of width {rows.shape[1]}, "
+                f"not {self.dim}: its last "
+                "layer is not its head. Make a head of this width yourself, and an "
+                "Embedder of the network"
+            )
         if not self.normalize:
             return rows
         rows = rows if rows.element_size() == 8 else rows.float()
@@ -45,24 +54,34 @@ class Embedder(nn.Module):
         return f"normalize={self.normalize}, dim={self.dim}"
 
 
-def embedder(backbone: str | Callable | nn.Module, dim: int = 128, normalize: bool = True, pretrained: str | bool | None = None,
-             **options) -> Embedder:
-    """An embedder from a classifier: its last layer, linear or a 1x1 convolution, is replaced by a fresh one to ``dim``.
+def embedder(
+    backbone: str | Callable | nn.Module,
+    dim: int = 128,
+    normalize: bool = True,
+    pretrained: str | bool | None = None,
+    **options,
+) -> Embedder:
+    """An embedder from a classifier: its last layer, linear or a 1x1 convolution, is replaced by a
+    fresh one to ``dim``.
 
-    All else stays, also what comes after it (SqueezeNet: a ReLU and the mean over places). The last layer is the one registered
-    last; that the output has the width ``dim`` is checked in each forward.
+    All else stays, also what comes after it (SqueezeNet: a ReLU and the mean over places). The last
+    layer is the one registered last; that the output has the width ``dim`` is checked in each
+    forward.
 
     Args:
-        backbone: ``'resnet50'`` or any other name of torchvision's; ``'timm/resnet18'``, any of timm's; the dotted path of a
-            function or class of yours, ``'kdtasks.classification.models.resnet8'``, or the function itself; or a module.
+        backbone: ``'resnet50'`` or any other name of torchvision's; ``'timm/resnet18'``, any of
+            timm's; the dotted path of a function or class of yours,
+            ``'kdtasks.classification.models.resnet8'``, or the function itself; or a module.
         dim: width of the embedding.
-        normalize: see :class:`Embedder`. RKD's recipe normalises the teacher's embeddings, and not the student's.
-        pretrained: torchvision: the name of its weights, ``'DEFAULT'`` for the newest; timm: True; None: none. They may be
-            downloaded.
+        normalize: see :class:`Embedder`. RKD's recipe normalises the teacher's embeddings, and not
+            the student's.
+        pretrained: torchvision: the name of its weights, ``'DEFAULT'`` for the newest; timm: True;
+            None: none. They may be downloaded.
         options: further arguments of the backbone, ``width=16, in_channels=1``.
 
     Raises:
-        ValueError: no such backbone or weights, a backbone without such a layer, weights for one that has none, or ``dim < 1``.
+        ValueError: no such backbone or weights, a backbone without such a layer, weights for one
+            that has none, or ``dim < 1``.
     """
     if dim < 1:
         raise ValueError(f"dim must be at least 1, got {dim}")
@@ -71,17 +90,26 @@ def embedder(backbone: str | Callable | nn.Module, dim: int = 128, normalize: bo
 
         name = backbone.removeprefix("timm/")
         check_timm_name(name)
-        return Embedder(timm.create_model(name, pretrained=bool(pretrained), num_classes=dim, **options), normalize, dim)
+        return Embedder(
+            timm.create_model(name, pretrained=bool(pretrained), num_classes=dim, **options),
+            normalize,
+            dim,
+        )
     if isinstance(backbone, str) and "." not in backbone:
         names = torchvision.models.list_models(module=torchvision.models)
         if backbone not in names:
-            raise ValueError(f"torchvision has no {backbone!r}: {did_you_mean(backbone, names)} ('timm/<name>' for one of "
-                             "timm's, a dotted path for one of yours)")
+            raise ValueError(
+                f"torchvision has no {backbone!r}: {did_you_mean(backbone, names)} "
+                "('timm/<name>' for one of "
+                "timm's, a dotted path for one of yours)"
+            )
         check_listed(torchvision.models.get_model_builder(backbone), {"weights": pretrained})
         model = torchvision.models.get_model(backbone, weights=pretrained, **options)
     else:
         if pretrained:
-            raise ValueError(f"pretrained={pretrained!r} belongs to torchvision's and timm's backbones")
+            raise ValueError(
+                f"pretrained={pretrained!r} belongs to torchvision's and timm's backbones"
+            )
         model = backbone if isinstance(backbone, nn.Module) else _function(backbone)(**options)
     _replace_head(model, dim)
     return Embedder(model, normalize, dim)
@@ -93,16 +121,30 @@ def _function(backbone: str | Callable) -> Callable:
     module, _, name = backbone.rpartition(".")
     module = importlib.import_module(module)
     if not hasattr(module, name):
-        raise ValueError(f"{module.__name__} has no {name!r}: {did_you_mean(name, [n for n in dir(module) if n[0] != '_'])}")
+        raise ValueError(
+            f"{module.__name__} has no {name!r}: "
+            f"{did_you_mean(name, [n for n in dir(module) if n[0] != '_'])}"
+        )
     return getattr(module, name)
 
 
 def _replace_head(model: nn.Module, dim: int) -> None:
-    found = [(name, module) for name, module in model.named_modules()
-             if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))]
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
+    ]
     if not found:
-        raise ValueError(f"{type(model).__name__} has no linear layer and no 1x1 convolution, whose place a new one could take")
+        raise ValueError(
+            f"{type(model).__name__} has no linear layer and no 1x1 convolution, "
+            "whose place a new one could take"
+        )
     name, last = found[-1]
-    fresh = nn.Linear(last.in_features, dim) if isinstance(last, nn.Linear) else nn.Conv2d(last.in_channels, dim, 1)
+    fresh = (
+        nn.Linear(last.in_features, dim)
+        if isinstance(last, nn.Linear)
+        else nn.Conv2d(last.in_channels, dim, 1)
+    )
     parent, _, name = name.rpartition(".")
     setattr(model.get_submodule(parent), name, fresh)

@@ -1,13 +1,15 @@
-r"""Figures of retrieval: each sample in turn is the query, all others are the gallery, ranked by Euclidean distance.
+r"""Figures of retrieval: each sample in turn is the query, all others are the gallery, ranked by
+Euclidean distance.
 
 .. math::
     \text{Recall@}k = \operatorname*{mean}_q \; [\text{one of the } k \text{ nearest has q's class}], \qquad
     \text{MAP@R} = \operatorname*{mean}_q \frac{1}{R} \sum_{i=1}^{R} P(i) \, [\text{the i-th has q's class}]
 
-R is the number of other samples of q's class, P(i) the share of its class among the i nearest (Musgrave, Belongie and Lim,
-2003.08505). A query is out of its own ranking by its number, not by its distance, so that a copy of it in the gallery counts. A
-sample that is alone in its class is in the gallery, but no query. Of equal distances the smaller number comes first.
-NMI compares the classes with a k-means clustering:
+R is the number of other samples of q's class, P(i) the share of its class among the i nearest
+(Musgrave, Belongie and Lim, 2003.08505). A query is out of its own ranking by its number, not by
+its distance, so that a copy of it in the gallery counts. A sample that is alone in its class is in
+the gallery, but no query. Of equal distances the smaller number comes first. NMI compares the
+classes with a k-means clustering:
 
 .. math:: \text{NMI} = \frac{2 I(\text{class}; \text{cluster})}{H(\text{class}) + H(\text{cluster})}
 """
@@ -17,13 +19,17 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-ENTRIES = 2**24                                # of a block of distances: 128 MB
+ENTRIES = 2**24  # of a block of distances: 128 MB
 
 
-def nearest(embeddings: Tensor, count: int, rows: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """The ``count`` nearest others of each row, nearest first, of equal ones the smaller number, block by block.
+def nearest(
+    embeddings: Tensor, count: int, rows: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The ``count`` nearest others of each row, nearest first, of equal ones the smaller number,
+    block by block.
 
-    Distances are computed in float64 about the mean, so that samples close together keep their order.
+    Distances are computed in float64 about the mean, so that samples close together keep their
+    order.
 
     Args:
         embeddings: (N, D).
@@ -44,27 +50,33 @@ def nearest(embeddings: Tensor, count: int, rows: Tensor | None = None) -> Itera
     squared = x.square().sum(1)
     rows = torch.arange(len(x), device=x.device) if rows is None else rows
     for block in rows.split(max(1, ENTRIES // max(len(x), 1))):
-        distance = torch.addmm(squared, x[block], x.T, alpha=-2).add_(squared[block, None])               # (b, N)
+        # (b, N)
+        distance = torch.addmm(squared, x[block], x.T, alpha=-2).add_(squared[block, None])
         distance[torch.arange(len(block), device=x.device), block] = torch.inf
         yield block, _smallest(distance, count)
 
 
 def _smallest(distance: Tensor, count: int) -> Tensor:
-    """Where the ``count`` smallest of each row (b, N) are, smallest first, of equal ones the smaller place first.
+    """Where the ``count`` smallest of each row (b, N) are, smallest first, of equal ones the
+    smaller place first.
 
-    That is a stable sort of the row, cut; ``topk`` takes any of equal ones, and gives them in any order.
+    That is a stable sort of the row, cut; ``topk`` takes any of equal ones, and gives them in any
+    order.
     """
     values, index = distance.topk(min(count + 1, distance.shape[1]), largest=False)
     index, order = index[:, :count].sort(1)
     order = values[:, :count].gather(1, order).argsort(dim=1, stable=True)
     index = index.gather(1, order)
     if values.shape[1] > count:
-        rows = (values[:, count - 1] == values[:, count]).nonzero()[:, 0]       # an equal one was left out
+        # an equal one was left out
+        rows = (values[:, count - 1] == values[:, count]).nonzero()[:, 0]
         index[rows] = distance[rows].argsort(dim=1, stable=True)[:, :count]
     return index
 
 
-def recall_and_map(embeddings: Tensor, target: Tensor, ks: Sequence[int] = (1, 2, 4, 8)) -> dict[str, float]:
+def recall_and_map(
+    embeddings: Tensor, target: Tensor, ks: Sequence[int] = (1, 2, 4, 8)
+) -> dict[str, float]:
     """``recall_at_<k>`` and ``map_at_r``, in percent; see above.
 
     Args:
@@ -76,27 +88,38 @@ def recall_and_map(embeddings: Tensor, target: Tensor, ks: Sequence[int] = (1, 2
         ValueError: the shapes do not fit, an embedding is not finite, or no class has two samples.
     """
     if embeddings.ndim != 2 or target.shape != embeddings.shape[:1]:
-        raise ValueError(f"expected embeddings (N, D) and target (N,), got {tuple(embeddings.shape)} and {tuple(target.shape)}")
+        raise ValueError(
+            f"expected embeddings (N, D) and target (N,), got "
+            f"{tuple(embeddings.shape)} and {tuple(target.shape)}"
+        )
     _, target, counts = target.to(embeddings.device).unique(return_inverse=True, return_counts=True)
-    others = counts[target] - 1                                                                     # (N,) R of each query
+    # (N,) R of each query
+    others = counts[target] - 1
     queries = (others > 0).nonzero()[:, 0]
     if not len(queries):
-        raise ValueError(f"no class of the {len(target)} samples has two of them: there is nothing to find")
+        raise ValueError(
+            f"no class of the {len(target)} samples has two of them: there is nothing to find"
+        )
     reach = min(max(*ks, int(others.max())), len(target) - 1)
     found = torch.zeros(len(ks), dtype=torch.float64, device=target.device)
     precision = torch.zeros((), dtype=torch.float64, device=target.device)
     place = torch.arange(1, reach + 1, device=target.device)
     for block, neighbours in nearest(embeddings, reach, queries):
-        hit = target[neighbours] == target[block, None]                                                  # (b, reach)
+        # (b, reach)
+        hit = target[neighbours] == target[block, None]
         found += torch.stack([hit[:, :k].any(1).sum() for k in ks])
         counted = hit & (place <= others[block, None])
         precision += ((hit.cumsum(1) / place.double() * counted).sum(1) / others[block]).sum()
-    shares = {f"recall_at_{k}": value for k, value in zip(ks, found.tolist())} | {"map_at_r": float(precision)}
+    shares = {f"recall_at_{k}": value for k, value in zip(ks, found.tolist())} | {
+        "map_at_r": float(precision)
+    }
     return {name: 100 * value / len(queries) for name, value in shares.items()}
 
 
 def nmi(first: Tensor, second: Tensor) -> float:
-    """Normalised mutual information of two labellings (N,) of the same samples, in percent; 100 if both have one group only."""
+    """Normalised mutual information of two labellings (N,) of the same samples, in percent; 100 if
+    both have one group only.
+    """
     (_, a), (_, b) = (labels.unique(return_inverse=True) for labels in (first, second))
     pair, joint = (a * (int(b.max()) + 1) + b).unique(return_counts=True)
     p, pa, pb = (counts.double() / len(a) for counts in (joint, a.bincount(), b.bincount()))
@@ -109,7 +132,8 @@ def nmi(first: Tensor, second: Tensor) -> float:
 
 
 def k_means(embeddings: Tensor, clusters: int, iterations: int = 50, seed: int = 0) -> Tensor:
-    """Cluster numbers (N,): Lloyd's algorithm from k-means++ seeds, the same for the same seed on one kind of device.
+    """Cluster numbers (N,): Lloyd's algorithm from k-means++ seeds, the same for the same seed on
+    one kind of device.
 
     A centre that loses all its samples stays where it is.
 
@@ -124,8 +148,10 @@ def k_means(embeddings: Tensor, clusters: int, iterations: int = 50, seed: int =
     generator = torch.Generator().manual_seed(seed)
     draws = torch.rand(clusters, generator=generator, dtype=torch.float64).to(x.device)
     centres = [x[(draws[0] * len(x)).long()]]
-    apart = (x - centres[0]).square().sum(1)                                   # (N,) to the nearest centre
-    for draw in draws[1:]:                                                     # D² sampling, without waiting for the device
+    # (N,) to the nearest centre
+    apart = (x - centres[0]).square().sum(1)
+    # D² sampling, without waiting for the device
+    for draw in draws[1:]:
         total = apart.cumsum(0)
         chosen = torch.searchsorted(total, draw * total[-1]).clamp(max=len(x) - 1)
         centres.append(x[chosen])
@@ -145,11 +171,14 @@ def k_means(embeddings: Tensor, clusters: int, iterations: int = 50, seed: int =
 def _assigned(x: Tensor, centres: Tensor) -> Tensor:
     squared = centres.square().sum(1)
     blocks = x.split(max(1, ENTRIES // len(centres)))
-    return torch.cat([torch.addmm(squared, block, centres.T, alpha=-2).argmin(1) for block in blocks])
+    return torch.cat(
+        [torch.addmm(squared, block, centres.T, alpha=-2).argmin(1) for block in blocks]
+    )
 
 
 def kendall_tau(first: Tensor, second: Tensor) -> Tensor:
-    r"""Kendall's :math:`\tau_b` of each row: 1, all pairs stand in the same order in both; -1, all in the opposite one.
+    r"""Kendall's :math:`\tau_b` of each row: 1, all pairs stand in the same order in both; -1, all
+    in the opposite one.
 
     Args:
         first, second: (M, n) numbers, n small: time and memory M·n².
@@ -157,7 +186,8 @@ def kendall_tau(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         float64 (M,); 0 for a row that is constant in one of the two.
     """
-    signs = [(x[:, :, None] - x[:, None, :]).sign().double() for x in (first, second)]                   # (M, n, n)
+    # (M, n, n)
+    signs = [(x[:, :, None] - x[:, None, :]).sign().double() for x in (first, second)]
     product, *ties = ((a * b).sum((1, 2)) for a, b in (signs, signs[:1] * 2, signs[1:] * 2))
     scale = (ties[0] * ties[1]).sqrt()
     return torch.where(scale > 0, product / scale.clamp(min=1), 0)

@@ -10,16 +10,19 @@ from kdtasks.metric_learning.retrieval import k_means, nmi, recall_and_map
 
 PRIMARY = "recall_at_1"
 HIGHER_IS_BETTER = True
-UNSEEN_CLASSES = True                   # the test is of classes that nobody trained on, with numbers of their own
+# the test is of classes that nobody trained on, with numbers of their own
+UNSEEN_CLASSES = True
 NMI_CLASSES = 1000
 
 
 def evaluate(model: nn.Module, loader) -> dict[str, float]:
-    """``recall_at_1``, ``_2``, ``_4``, ``_8``, ``map_at_r`` and ``nmi`` of the labelled samples, in percent.
+    """``recall_at_1``, ``_2``, ``_4``, ``_8``, ``map_at_r`` and ``nmi`` of the labelled samples, in
+    percent.
 
-    Each sample in turn is the query, all others are the gallery, by the Euclidean distance of the embeddings as the model gives
-    them; see :mod:`kdtasks.metric_learning.retrieval`. NMI is of one k-means clustering with as many clusters as classes; above
-    1000 classes (SOP) it is left out, for that takes minutes: ``nmi(target, k_means(rows, classes))`` in that module.
+    Each sample in turn is the query, all others are the gallery, by the Euclidean distance of the
+    embeddings as the model gives them; see :mod:`kdtasks.metric_learning.retrieval`. NMI is of one
+    k-means clustering with as many clusters as classes; above 1000 classes (SOP) it is left out,
+    for that takes minutes: ``nmi(target, k_means(rows, classes))`` in that module.
 
     Raises:
         ValueError: an embedding is not finite, or no class has two labelled samples.
@@ -31,23 +34,36 @@ def evaluate(model: nn.Module, loader) -> dict[str, float]:
 
 @torch.no_grad()
 def embeddings_of(model: nn.Module, loader) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings (N,D), classes (N,) and places in the data set (N,) of the labelled samples, on the device."""
+    """Embeddings (N,D), classes (N,) and places in the data set (N,) of the labelled samples, on
+    the device.
+    """
     parts = []
     for batch in loader:
         rows = model(batch["input"]).flatten(1)
-        parts.append([rows if rows.element_size() == 8 else rows.float(), batch["target"], batch["index"].to(rows.device)])
+        parts.append(
+            [
+                rows if rows.element_size() == 8 else rows.float(),
+                batch["target"],
+                batch["index"].to(rows.device),
+            ]
+        )
     rows, target, index = (torch.cat(column) for column in zip(*parts))
     known = target >= 0
     return rows[known], target[known], index[known]
 
 
 def example(config: dict, batch_size: int) -> dict[str, Tensor]:
-    """Random images of the shape that the data has, at least two of each class, without reading the data."""
+    """Random images of the shape that the data has, at least two of each class, without reading the
+    data.
+    """
     generator = torch.Generator().manual_seed(0)
     per_class = config["data"].get("per_class") or 2
     train = config["data"]["train"]
-    batch = {"input": torch.randn(batch_size, *image_shape(train), generator=generator), "index": torch.arange(batch_size),
-             "target": torch.arange(batch_size) // per_class}
+    batch = {
+        "input": torch.randn(batch_size, *image_shape(train), generator=generator),
+        "index": torch.arange(batch_size),
+        "target": torch.arange(batch_size) // per_class,
+    }
     if (width := _teacher_width(train)) is not None:
         batch["teacher"] = torch.randn(batch_size, width, generator=generator)
     return batch
@@ -65,10 +81,11 @@ def _teacher_width(spec: dict) -> int | None:
 
 
 def pictures(run) -> list[tuple]:
-    """``[(title, figure)]`` on the test data: what each model finds nearest, its map of the embeddings, and how far the
-    student's rankings agree with the teacher's.
+    """``[(title, figure)]`` on the test data: what each model finds nearest, its map of the
+    embeddings, and how far the student's rankings agree with the teacher's.
 
-    Whatever of teacher, alone and distilled there is takes part; a teacher from a file as the last stage used it.
+    Whatever of teacher, alone and distilled there is takes part; a teacher from a file as the last
+    stage used it.
     """
     from kdtasks.engine.report import stage_colors  # what draws is imported only here
     from kdtasks.metric_learning import pictures as draw
@@ -79,7 +96,11 @@ def pictures(run) -> list[tuple]:
     loader = experiment.test_loader(finished[-1])
     teachers = [s.name for s in finished if s.name in experiment.config["teachers"]]
     final = final_stage(finished)
-    students = [s for s in finished if s.model == "student" and s.name not in ("alone", *experiment.config["teachers"])]
+    students = [
+        s
+        for s in finished
+        if s.model == "student" and s.name not in ("alone", *experiment.config["teachers"])
+    ]
     models = {}
     if students and not teachers:
         taught = next((stage for stage in reversed(students) if stage.teachers), students[-1])

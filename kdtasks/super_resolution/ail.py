@@ -1,9 +1,11 @@
-r"""Adaptive Importance Learning: easy pixels first, hard ones later (Zhang et al., IJCV 2020, arXiv 1806.01576).
+r"""Adaptive Importance Learning: easy pixels first, hard ones later (Zhang et al., IJCV 2020, arXiv
+1806.01576).
 
-A lightweight network learns in rounds. Each pixel has an importance w in [0, 1]. It starts high where a teacher is right, and
-rises in each round, most where the student of the round before already fits. The target is always the ground truth Y: the
-teacher T matters through its error alone. With S the student and :math:`S_{t-1}` the student frozen at the end of the last
-round, all with intensities in [0, 1]:
+A lightweight network learns in rounds. Each pixel has an importance w in [0, 1]. It starts high
+where a teacher is right, and rises in each round, most where the student of the round before
+already fits. The target is always the ground truth Y: the teacher T matters through its error
+alone. With S the student and :math:`S_{t-1}` the student frozen at the end of the last round, all
+with intensities in [0, 1]:
 
 .. math::
     w_0 = \frac{\sigma\bigl(\alpha\,(b - |T - Y|)\bigr)}{\sigma(\alpha\,b)}, \qquad
@@ -23,29 +25,34 @@ b          ``threshold``  0.01, 2.55 of 255 grey levels: w₀ is 1 at no error, 
 =========  =============  =======================================================================================
 
 - **The weight is squared**: the release multiplies both images by w, then takes the squared error.
-- The increment is added to w₀, not to the w of the round before. Nothing forces w to rise, and where the student got much
-  worse it falls; ``monotone=True`` of :class:`AILLoss` forces it.
-- Hard pixels never count fully: at an error of 0.2 the increment of round 9 is 0.18. To the end it is a robust loss.
+- The increment is added to w₀, not to the w of the round before. Nothing forces w to rise, and
+  where the student got much worse it falls; ``monotone=True`` of :class:`AILLoss` forces it.
+- Hard pixels never count fully: at an error of 0.2 the increment of round 9 is 0.18. To the end it
+  is a robust loss.
 
 Formula and defaults are those of the first author's release
-(``nwpuzhanglei/Adaptive-Importance-Learning-for-Improving-Lightweight-Image-Super-resolution-Network``). The paper's text
-beyond its abstract could not be read, so its own symbols, penalty and tables are not verified. One convex problem of which
-:math:`w_t` is the solution, an interpretation of ours in the abstract's sense, is, pixel by pixel,
+(``nwpuzhanglei/Adaptive-Importance-Learning-for-Improving-Lightweight-Image-Super-resolution-Network``).
+The paper's text beyond its abstract could not be read, so its own symbols, penalty and tables are
+not verified. One convex problem of which :math:`w_t` is the solution, an interpretation of ours in
+the abstract's sense, is, pixel by pixel,
 
 .. math:: w_t = \arg\min_{0 \le v \le 1}\; \tfrac{1}{2} (v - w_0)^2 - \lambda_t\, e^{-\kappa\,|S_{t-1} - Y|}\, v,
 
 near the teacher's map, with a reward for what the student fits.
 
-**Two consistent recipes**, not to be mixed. Released: SGD with learning rate 0.1, momentum 0.9 and weight decay 1e-4 on the
-*sum* over a batch of 128, gradients clipped at norm 0.4 (which nearly always binds), learning rate times 0.1 every 10 epochs;
-10 rounds of 50 epochs, each of which sets the learning rate back and keeps the momentum; the student starts from plain
-training. Modern: Adam, ``reduction='mean'``, no clipping.
+**Two consistent recipes**, not to be mixed. Released: SGD with learning rate 0.1, momentum 0.9 and
+weight decay 1e-4 on the *sum* over a batch of 128, gradients clipped at norm 0.4 (which nearly
+always binds), learning rate times 0.1 every 10 epochs; 10 rounds of 50 epochs, each of which sets
+the learning rate back and keeps the momentum; the student starts from plain training. Modern: Adam,
+``reduction='mean'``, no clipping.
 
-**Precision.** Where the error is about 0.01 the importance is steep: outputs of the teacher or student in bfloat16 (autocast)
-move it by up to 0.15 in a pixel, a cache of the teacher's outputs in float16 by 0.016.
+**Precision.** Where the error is about 0.01 the importance is steep: outputs of the teacher or
+student in bfloat16 (autocast) move it by up to 0.15 in a pixel, a cache of the teacher's outputs in
+float16 by 0.016.
 
-The release compares a student of 500 epochs on one scale with a plain one of 50 epochs on three: it has no matched control.
-Give the plain loss (``variant='uniform'``) the same rounds, epochs and data before you believe a gain.
+The release compares a student of 500 epochs on one scale with a plain one of 50 epochs on three: it
+has no matched control. Give the plain loss (``variant='uniform'``) the same rounds, epochs and data
+before you believe a gain.
 """
 
 import math
@@ -59,16 +66,19 @@ from torch import Tensor, nn
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.precision import raised
 
-VARIANTS = {                            # whose errors make the importance
+VARIANTS = {  # whose errors make the importance
     "ail": ("teacher", "previous"),
     "initial": ("teacher",),
     "no_teacher": ("previous",),
     "uniform": (),
 }
-POOR = 0.05                             # mean importance under which a teacher leaves next to nothing to learn from
+# mean importance under which a teacher leaves next to nothing to learn from
+POOR = 0.05
 
 
-def teacher_importance(teacher: Tensor, target: Tensor, slope: float = 100.0, threshold: float = 0.01) -> Tensor:
+def teacher_importance(
+    teacher: Tensor, target: Tensor, slope: float = 100.0, threshold: float = 0.01
+) -> Tensor:
     """The importance of round 0, from the teacher's error: 1 at none, falling to 0.
 
     Args:
@@ -87,20 +97,31 @@ def teacher_importance(teacher: Tensor, target: Tensor, slope: float = 100.0, th
     return _initial(_error(teacher, target, "teacher"), slope, threshold)
 
 
-def importance(initial: Tensor, previous: Tensor, target: Tensor, round: int, decay: float = 10.0, pace: float = 0.15,
-               growth: float = 0.15) -> Tensor:
-    """The importance of a round: the initial one, and more of it where the last round's student fits.
+def importance(
+    initial: Tensor,
+    previous: Tensor,
+    target: Tensor,
+    round: int,
+    decay: float = 10.0,
+    pace: float = 0.15,
+    growth: float = 0.15,
+) -> Tensor:
+    """The importance of a round: the initial one, and more of it where the last round's student
+    fits.
 
     Args:
         initial: the importance of round 0, of the target's shape.
-        previous: output of the student frozen at the end of the last round, of the same shape; not looked at in round 0.
+        previous: output of the student frozen at the end of the last round, of the same shape; not
+            looked at in round 0.
         target: the ground truth, intensities in [0, 1].
         round: t >= 0; round 0 returns ``initial``.
         decay: κ >= 0, per unit of intensity.
-        pace, growth: λ₀, ρ >= 0: an error of 0 adds ``pace`` in round 1, and ``growth`` more in each later one.
+        pace, growth: λ₀, ρ >= 0: an error of 0 adds ``pace`` in round 1, and ``growth`` more in
+            each later one.
 
     Returns:
-        Of the target's shape, in [0, 1], without gradient; half precision is raised to float32, float64 stays.
+        Of the target's shape, in [0, 1], without gradient; half precision is raised to float32,
+        float64 stays.
 
     Raises:
         ValueError: the shapes differ, or a number is out of its range.
@@ -108,15 +129,22 @@ def importance(initial: Tensor, previous: Tensor, target: Tensor, round: int, de
     round = _whole(round)
     _check_numbers(decay=decay, pace=pace, growth=growth)
     if initial.shape != target.shape:
-        raise ValueError(f"expected an importance for each value, got initial {tuple(initial.shape)} and target "
-                         f"{tuple(target.shape)}")
+        raise ValueError(
+            f"expected an importance for each value, got initial "
+            f"{tuple(initial.shape)} and target "
+            f"{tuple(target.shape)}"
+        )
     if round == 0:
         return raised(initial.detach())[0]
     initial, previous, target = raised(initial.detach(), previous, target)
-    return (initial + _increment(_error(previous, target, "previous"), round, decay, pace, growth)).clamp(0, 1)
+    return (
+        initial + _increment(_error(previous, target, "previous"), round, decay, pace, growth)
+    ).clamp(0, 1)
 
 
-def importance_loss(student: Tensor, target: Tensor, weight: Tensor, power: float = 2, reduction: str = "sum") -> Tensor:
+def importance_loss(
+    student: Tensor, target: Tensor, weight: Tensor, power: float = 2, reduction: str = "sum"
+) -> Tensor:
     """``weight^power · (student - target)²``, summed over all values, or their mean.
 
     Args:
@@ -124,10 +152,12 @@ def importance_loss(student: Tensor, target: Tensor, weight: Tensor, power: floa
         target: of the same shape.
         weight: the importance, of the same shape, or (N, 1, H, W): one for each pixel.
         power: >= 0. 2 as released, where both images are multiplied by the weight.
-        reduction: ``'sum'`` as released, or ``'mean'``: the sum divided by the number of values, not of weights.
+        reduction: ``'sum'`` as released, or ``'mean'``: the sum divided by the number of values,
+            not of weights.
 
     Returns:
-        A scalar; half precision is raised to float32, float64 stays. An empty batch gives a zero that still backpropagates.
+        A scalar; half precision is raised to float32, float64 stays. An empty batch gives a zero
+        that still backpropagates.
 
     Raises:
         ValueError: the shapes do not fit, ``power`` is negative, or there is no such reduction.
@@ -138,7 +168,8 @@ def importance_loss(student: Tensor, target: Tensor, weight: Tensor, power: floa
 
 
 class AILLoss(nn.Module):
-    """The loss of one round. Its tensors are the student, then whose errors make the importance, then the target:
+    """The loss of one round. Its tensors are the student, then whose errors make the importance,
+    then the target:
 
     ================  ==============================  ==================================================================
     ``variant``       round 0                         later
@@ -149,70 +180,100 @@ class AILLoss(nn.Module):
     ``'uniform'``     (student, target), weight 1     the same: the plain loss, for the control
     ================  ==============================  ==================================================================
 
-    ``previous`` is the student frozen at the end of the last round, as a further teacher. ``'ail'`` is the release. The paper's
-    abstract implies a form without a teacher, but not which: ``'no_teacher'`` is ours. There the mean weight falls from 1 to
-    about 0.15 as round 1 begins, the loss to a fortieth, and Adam, which scales its steps by the size of the last thousand
+    ``previous`` is the student frozen at the end of the last round, as a further teacher. ``'ail'``
+    is the release. The paper's abstract implies a form without a teacher, but not which:
+    ``'no_teacher'`` is ours. There the mean weight falls from 1 to about 0.15 as round 1 begins,
+    the loss to a fortieth, and Adam, which scales its steps by the size of the last thousand
     gradients, takes small ones: use ``normalize=True`` with the two.
 
     Args:
         round: t >= 0.
         slope, threshold: see :func:`teacher_importance`.
         decay, pace, growth: see :func:`importance`.
-        power: both images are multiplied by ``w^(power/2)``, then compared: ``w^power · (S - Y)²``, or with ``base='l1'``
-            ``w^(power/2) · |S - Y|``. So 2, as released, is the importance itself as their factor.
+        power: both images are multiplied by ``w^(power/2)``, then compared: ``w^power · (S - Y)²``,
+            or with ``base='l1'`` ``w^(power/2) · |S - Y|``. So 2, as released, is the importance
+            itself as their factor.
         base: ``'l2'`` as released, or ``'l1'``.
-        channels: ``'each'``: an importance for each value (the release has luma alone); ``'mean'``, ``'max'``: one for each
-            pixel, from the mean or the largest of its channels' errors.
-        monotone: the weight never falls from one round to the next (``'no_teacher'``: from round 1 on), since the largest
-            increment of all rounds so far counts. Then the students of all former rounds are given, oldest first: (student,
-            teacher, round0, round1, …, target). Each costs a forward in every step.
-        reduction: as in :func:`importance_loss`. Under DDP, which averages gradients, the sum is over one process's batch.
-        normalize: divide by the mean over the batch of what multiplies the error, so that the size of the loss does not follow
-            the importance. The release does not.
+        channels: ``'each'``: an importance for each value (the release has luma alone); ``'mean'``,
+            ``'max'``: one for each pixel, from the mean or the largest of its channels' errors.
+        monotone: the weight never falls from one round to the next (``'no_teacher'``: from round 1
+            on), since the largest increment of all rounds so far counts. Then the students of all
+            former rounds are given, oldest first: (student, teacher, round0, round1, …, target).
+            Each costs a forward in every step.
+        reduction: as in :func:`importance_loss`. Under DDP, which averages gradients, the sum is
+            over one process's batch.
+        normalize: divide by the mean over the batch of what multiplies the error, so that the size
+            of the loss does not follow the importance. The release does not.
 
     Attributes:
-        of: names of the tensors that this round and variant take, in their order, as for a config's ``of``.
+        of: names of the tensors that this round and variant take, in their order, as for a config's
+            ``of``.
 
     Raises:
-        ValueError: here, no such variant, base, channels or reduction, or a number out of its range; in ``forward``, another
-            number of tensors, or shapes that differ.
+        ValueError: here, no such variant, base, channels or reduction, or a number out of its
+            range; in ``forward``, another number of tensors, or shapes that differ.
     """
 
-    def __init__(self, round: int, variant: str = "ail", slope: float = 100.0, threshold: float = 0.01, decay: float = 10.0,
-                 pace: float = 0.15, growth: float = 0.15, power: float = 2, base: str = "l2", channels: str = "each",
-                 monotone: bool = False, reduction: str = "sum", normalize: bool = False):
+    def __init__(
+        self,
+        round: int,
+        variant: str = "ail",
+        slope: float = 100.0,
+        threshold: float = 0.01,
+        decay: float = 10.0,
+        pace: float = 0.15,
+        growth: float = 0.15,
+        power: float = 2,
+        base: str = "l2",
+        channels: str = "each",
+        monotone: bool = False,
+        reduction: str = "sum",
+        normalize: bool = False,
+    ):
         super().__init__()
         _check_one_of("variant", variant, VARIANTS)
         _check_one_of("base", base, ("l2", "l1"))
         _check_one_of("channels", channels, ("each", "mean", "max"))
         _check_one_of("reduction", reduction, ("sum", "mean"))
         round = _whole(round)
-        _check_numbers(slope=slope, threshold=threshold, decay=decay, pace=pace, growth=growth, power=power)
+        _check_numbers(
+            slope=slope, threshold=threshold, decay=decay, pace=pace, growth=growth, power=power
+        )
         self.round, self.variant, self.channels = round, variant, channels
         self.initial = {"slope": slope, "threshold": threshold}
         self.increment = {"decay": decay, "pace": pace, "growth": growth}
         self.loss = {"power": power, "base": base, "reduction": reduction, "normalize": normalize}
         former = [f"round{k}" for k in range(round)] if monotone else ["previous"][:round]
-        self.of = ("student", *(["teacher"] if "teacher" in VARIANTS[variant] else []),
-                   *(former if "previous" in VARIANTS[variant] else []), "target")
+        self.of = (
+            "student",
+            *(["teacher"] if "teacher" in VARIANTS[variant] else []),
+            *(former if "previous" in VARIANTS[variant] else []),
+            "target",
+        )
 
     def forward(self, student: Tensor, *others: Tensor) -> Tensor:
         student, *others = raised(student, *others)
-        weight = self.weight(*others)                                     # checks how many there are
+        # checks how many there are
+        weight = self.weight(*others)
         return _weighted(student, others[-1], weight, **self.loss)
 
     def weight(self, *others: Tensor) -> Tensor:
-        """The importance map, from all the tensors but the student: of the target's shape, or (N, 1, H, W)."""
+        """The importance map, from all the tensors but the student: of the target's shape, or (N,
+        1, H, W).
+        """
         weight, errors = self._initial(others)
         if errors:
             rounds = range(self.round - len(errors) + 1, self.round + 1)
-            increments = [_increment(error, t, **self.increment) for t, error in zip(rounds, errors)]
+            increments = [
+                _increment(error, t, **self.increment) for t, error in zip(rounds, errors)
+            ]
             largest = increments[0] if len(increments) == 1 else torch.stack(increments).amax(0)
             weight = (weight + largest).clamp(0, 1)
         return weight
 
     def build(self, student: Tensor, *others: Tensor) -> None:
-        """Looks at real tensors once, before training: are they of the range that the numbers are for?
+        """Looks at real tensors once, before training: are they of the range that the numbers are
+        for?
 
         Raises:
             ValueError: the target's values do not lie in [0, 1], by far.
@@ -226,38 +287,68 @@ class AILLoss(nn.Module):
             return
         low, high = (value.item() for value in target.aminmax())
         if low < -0.5 or high > 1.5:
-            raise ValueError(f"the target's values lie in [{low:g}, {high:g}], but the importance is of intensities in [0, 1] "
-                             f"(threshold={self.initial['threshold']:g}, decay={self.increment['decay']:g}): divide 0..255 by "
-                             "255, take a mean and std back")
+            raise ValueError(
+                f"the target's values lie in [{low:g}, {high:g}], but the importance "
+                "is of intensities in [0, 1] "
+                f"(threshold={self.initial['threshold']:g}, "
+                f"decay={self.increment['decay']:g}): divide 0..255 by "
+                "255, take a mean and std back"
+            )
         if "teacher" in self.of and (mean := weight.mean().item()) < POOR:
-            warnings.warn(f"the mean importance of the teacher's map is {mean:.2g}: its error is far above threshold="
-                          f"{self.initial['threshold']:g} nearly everywhere, so there is next to nothing to learn from. To be "
-                          "expected before the teacher is trained; else look at its output, or raise the threshold",
-                          RuntimeWarning, stacklevel=2)
+            warnings.warn(
+                f"the mean importance of the teacher's map is {mean:.2g}: its error is "
+                "far above threshold="
+                f"{self.initial['threshold']:g} nearly everywhere, so there is next to "
+                "nothing to learn from. To be "
+                "expected before the teacher is trained; else look at its output, or "
+                "raise the threshold",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def _initial(self, others: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
         """The map before any increment, and the errors of former students."""
         names = self.of[1:]
         if len(others) != len(names):
-            raise ValueError(f"round {self.round} of variant {self.variant!r} takes {len(self.of)} tensors, of={self.of}; got "
-                             f"{len(others) + 1}")
+            raise ValueError(
+                f"round {self.round} of variant {self.variant!r} takes {len(self.of)} "
+                f"tensors, of={self.of}; got "
+                f"{len(others) + 1}"
+            )
         target = others[-1]
-        errors = [_error(output, target, name, self.channels) for name, output in zip(names[:-1], others)]
+        errors = [
+            _error(output, target, name, self.channels) for name, output in zip(names[:-1], others)
+        ]
         if "teacher" in names:
             return _initial(errors[0], **self.initial), errors[1:]
         fill = 0.0 if errors else 1.0
-        return torch.full_like(raised(target if self.channels == "each" else target[:, :1])[0], fill), errors
+        return torch.full_like(
+            raised(target if self.channels == "each" else target[:, :1])[0], fill
+        ), errors
 
     def extra_repr(self) -> str:
-        settings = {"variant": self.variant, **self.initial, **self.increment, **self.loss, "channels": self.channels}
-        return ", ".join([str(self.round), *(f"{name}={value!r}" for name, value in settings.items()), f"of={self.of}"])
+        settings = {
+            "variant": self.variant,
+            **self.initial,
+            **self.increment,
+            **self.loss,
+            "channels": self.channels,
+        }
+        return ", ".join(
+            [
+                str(self.round),
+                *(f"{name}={value!r}" for name, value in settings.items()),
+                f"of={self.of}",
+            ]
+        )
 
 
 class Importance(AILLoss):
-    """The mean importance over a batch, to be logged beside an :class:`AILLoss` with the same arguments and the same ``of``.
+    """The mean importance over a batch, to be logged beside an :class:`AILLoss` with the same
+    arguments and the same ``of``.
 
-    As an entry whose name has no ``loss`` in it, it informs and does not train. Much below 0.5, little of the image counts. It
-    computes the map a second time.
+    As an entry whose name has no ``loss`` in it, it informs and does not train. Much below 0.5,
+    little of the image counts. It computes the map a second time.
     """
 
     def forward(self, student: Tensor, *others: Tensor) -> Tensor:
@@ -265,15 +356,19 @@ class Importance(AILLoss):
         return weight.sum() / max(weight.numel(), 1)
 
 
-def released_stages(config: Mapping, rounds: int = 10, scales: Sequence[int] = (2, 3, 4),
-                    repeat: int | None = None) -> list[dict]:
-    """The stages of the release, for a config: ``stages=dict(type='kdtasks.super_resolution.ail.released_stages')``.
+def released_stages(
+    config: Mapping, rounds: int = 10, scales: Sequence[int] = (2, 3, 4), repeat: int | None = None
+) -> list[dict]:
+    """The stages of the release, for a config:
+    ``stages=dict(type='kdtasks.super_resolution.ail.released_stages')``.
 
-    The teacher, and a plain student with which both arms begin, see all scales in one epoch. Each round goes on with the last
-    one's student and momentum, and sets the learning rate back; "alone" has the steps and learning rates of all of them.
+    The teacher, and a plain student with which both arms begin, see all scales in one epoch. Each
+    round goes on with the last one's student and momentum, and sets the learning rate back; "alone"
+    has the steps and learning rates of all of them.
 
     Args:
-        config: given by the engine; its ``length``, in epochs, and ``schedule``, one MultiStepLR, are those of a round.
+        config: given by the engine; its ``length``, in epochs, and ``schedule``, one MultiStepLR,
+            are those of a round.
         rounds: 10 as released.
         scales: that teacher and plain student see.
         repeat: of ``data.train``, for these two; None: as there.
@@ -282,22 +377,48 @@ def released_stages(config: Mapping, rounds: int = 10, scales: Sequence[int] = (
         ValueError: the length is not in epochs, or the schedule is another.
     """
     epochs, schedule = config["length"], config["schedule"]
-    if not isinstance(epochs, int) or not isinstance(schedule, Mapping) or schedule.get("type") != "MultiStepLR":
-        raise ValueError(f"expected a length in epochs and one MultiStepLR, got length={epochs!r}, schedule={schedule!r}")
+    if (
+        not isinstance(epochs, int)
+        or not isinstance(schedule, Mapping)
+        or schedule.get("type") != "MultiStepLR"
+    ):
+        raise ValueError(
+            f"expected a length in epochs and one MultiStepLR, got length={epochs!r}, "
+            f"schedule={schedule!r}"
+        )
     fall, falls = schedule["gamma"], schedule["milestones"]
     down = {**schedule, "milestones": [epochs * t + m for t in range(rounds) for m in falls]}
-    back = {**schedule, "milestones": [epochs * t for t in range(1, rounds)], "gamma": (1 / fall) ** len(falls)}
-    mixed = {"train": {**config["data"]["train"], "scale": tuple(scales), **({} if repeat is None else {"repeat": repeat})}}
-    found = [{"name": "teacher", "model": "teacher", "data": mixed}, {"name": "plain", "data": mixed},
-             {"name": "alone", "student": "plain", "length": rounds * epochs, "schedule": [down, back]}]
+    back = {
+        **schedule,
+        "milestones": [epochs * t for t in range(1, rounds)],
+        "gamma": (1 / fall) ** len(falls),
+    }
+    mixed = {
+        "train": {
+            **config["data"]["train"],
+            "scale": tuple(scales),
+            **({} if repeat is None else {"repeat": repeat}),
+        }
+    }
+    found = [
+        {"name": "teacher", "model": "teacher", "data": mixed},
+        {"name": "plain", "data": mixed},
+        {"name": "alone", "student": "plain", "length": rounds * epochs, "schedule": [down, back]},
+    ]
     before = "plain"
     for t in range(rounds):
         name = "distilled" if t == rounds - 1 else f"round{t}"
         loss = {"type": "kdtasks.super_resolution.AILLoss", "reduction": "sum", "round": t}
         last = {"previous": before} if t else {}
-        found.append({"name": name, "student": before, "teachers": {"teacher": "teacher", **last},
-                      "losses": {"loss_ail": {**loss, "of": ("student", "teacher", *last, "target")}},
-                      **({"optimizer_state": "keep"} if t else {})})
+        found.append(
+            {
+                "name": name,
+                "student": before,
+                "teachers": {"teacher": "teacher", **last},
+                "losses": {"loss_ail": {**loss, "of": ("student", "teacher", *last, "target")}},
+                **({"optimizer_state": "keep"} if t else {}),
+            }
+        )
         before = name
     return found
 
@@ -305,7 +426,10 @@ def released_stages(config: Mapping, rounds: int = 10, scales: Sequence[int] = (
 def _error(output: Tensor, target: Tensor, name: str, channels: str = "each") -> Tensor:
     """|output - target|, of the target's shape; or one for each pixel: (N, 1, H, W)."""
     if output.shape != target.shape:
-        raise ValueError(f"expected two equal shapes, got {name} {tuple(output.shape)} and target {tuple(target.shape)}")
+        raise ValueError(
+            f"expected two equal shapes, got {name} {tuple(output.shape)} and target "
+            f"{tuple(target.shape)}"
+        )
     output, target = raised(output.detach(), target.detach())
     error = (output - target).abs_()
     if channels == "each":
@@ -322,13 +446,26 @@ def _increment(error: Tensor, round: int, decay: float, pace: float, growth: flo
     return torch.exp(-decay * error).mul_(pace + growth * (round - 1))
 
 
-def _weighted(student: Tensor, target: Tensor, weight: Tensor, power: float, base: str, reduction: str,
-              normalize: bool) -> Tensor:
+def _weighted(
+    student: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    power: float,
+    base: str,
+    reduction: str,
+    normalize: bool,
+) -> Tensor:
     if student.shape != target.shape:
-        raise ValueError(f"expected two equal shapes, got student {tuple(student.shape)} and target {tuple(target.shape)}")
+        raise ValueError(
+            f"expected two equal shapes, got student {tuple(student.shape)} and "
+            f"target {tuple(target.shape)}"
+        )
     if weight.shape not in (target.shape, (*target.shape[:1], 1, *target.shape[2:])):
-        raise ValueError(f"expected a weight for each value or each pixel, got weight {tuple(weight.shape)} and target "
-                         f"{tuple(target.shape)}")
+        raise ValueError(
+            f"expected a weight for each value or each pixel, got weight "
+            f"{tuple(weight.shape)} and target "
+            f"{tuple(target.shape)}"
+        )
     student, target, weight = raised(student, target.detach(), weight.detach())
     error = student - target
     error = error.square() if base == "l2" else error.abs()

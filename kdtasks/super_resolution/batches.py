@@ -10,19 +10,27 @@ def scale_of(batch: dict) -> int:
     """By what a batch's images are to be enlarged: its ``scale``, or else what its sizes say.
 
     Raises:
-        ValueError: the images have several scales, or a batch without ``scale`` has inputs that are enlarged already.
+        ValueError: the images have several scales, or a batch without ``scale`` has inputs that are
+            enlarged already.
     """
     if "scale" in batch:
         scales = torch.as_tensor(batch["scale"]).unique().tolist()
     else:
         scales = [round(batch["target"].shape[-1] / batch["input"].shape[-1])]
     if len(scales) > 1 or scales == [1]:
-        raise ValueError(f"expected one scale of at least 2 for a batch, got {scales} for inputs "
-                         f"{tuple(batch['input'].shape)} and "
-                         f"targets {tuple(batch['target'].shape)}; give the batch its 'scale', and take test_batch_size=1")
+        raise ValueError(
+            f"expected one scale of at least 2 for a batch, got {scales} for inputs "
+            f"{tuple(batch['input'].shape)} and "
+            f"targets {tuple(batch['target'].shape)}; give the batch its 'scale', and "
+            "take test_batch_size=1"
+        )
     return int(scales[0])
 
 
 def enlarged(input: Tensor, target: Tensor) -> Tensor:
     """The input at the target's size, by bicubic interpolation where it is not so already."""
-    return input.float() if input.shape == target.shape else imresize(input.float(), target.shape[-1] // input.shape[-1])
+    return (
+        input.float()
+        if input.shape == target.shape
+        else imresize(input.float(), target.shape[-1] // input.shape[-1])
+    )

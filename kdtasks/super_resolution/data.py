@@ -1,9 +1,10 @@
 """Pairs of images for super-resolution: random patches to train on, whole images for the test.
 
-:class:`~kdtasks.super_resolution.pairs.Pairs` decodes all images once and makes what is missing: the low-resolution image, its
-luma, its enlargement. :class:`Patches` cuts batches out of them on their device, :class:`Images` gives one after the other. The
-functions build either from what lies on disk. A path is taken as it stands, or else below
-:func:`kdtasks.images.roots.data_root`. Test images differ in size: a config says ``test_batch_size=1``.
+:class:`~kdtasks.super_resolution.pairs.Pairs` decodes all images once and makes what is missing:
+the low-resolution image, its luma, its enlargement. :class:`Patches` cuts batches out of them on
+their device, :class:`Images` gives one after the other. The functions build either from what lies
+on disk. A path is taken as it stands, or else below :func:`kdtasks.images.roots.data_root`. Test
+images differ in size: a config says ``test_batch_size=1``.
 """
 
 import importlib.util
@@ -21,29 +22,34 @@ from kdtasks.images.files import SUFFIXES, images_below
 from kdtasks.images.roots import under_root
 from kdtasks.super_resolution.pairs import Pairs
 
-_WINDOW = 0x4A                                                                  # salt of view_hash
-_NAMED = 3                                                                      # files that an error names
+_WINDOW = 0x4A  # salt of view_hash
+# files that an error names
+_NAMED = 3
 
 TRAIN_PHOTOS = ("china", "rocket", "motorcycle_left", "camera", "brick", "coins", "grass", "gravel")
 TEST_PHOTOS = ("astronaut", "chelsea", "coffee", "flower")
 
 
 class Patches:
-    """Random patches to train on, one gather for the input and one for the target, on the device where the images lie.
+    """Random patches to train on, one gather for the input and one for the target, on the device
+    where the images lie.
 
-    Sample i is of image i modulo their number, so an epoch shows every image ``repeat`` times, whatever its size; an image at
-    several scales or downsizes counts as several. Each view of it is a square at a place uniform over the image, in one of the
-    8 symmetries of a square (mirrored, turned by 90 degrees), both a function of (seed, index, view) alone. Where images come
-    at several downsizes, those smaller than the patch are left out.
+    Sample i is of image i modulo their number, so an epoch shows every image ``repeat`` times,
+    whatever its size; an image at several scales or downsizes counts as several. Each view of it is
+    a square at a place uniform over the image, in one of the 8 symmetries of a square (mirrored,
+    turned by 90 degrees), both a function of (seed, index, view) alone. Where images come at
+    several downsizes, those smaller than the patch are left out.
 
     Args:
         pairs: the images.
-        patch: side of the input, in its own pixels: pixels of LR, or of HR if the input is enlarged.
+        patch: side of the input, in its own pixels: pixels of LR, or of HR if the input is
+            enlarged.
         repeat: patches of an image in an epoch.
         augment: False: places only, no symmetries.
 
     Raises:
-        ValueError: an image is smaller than the patch, with downsizes at all of them; or a number below 1.
+        ValueError: an image is smaller than the patch, with downsizes at all of them; or a number
+            below 1.
 
     Warns:
         UserWarning: how many are left out, at which downsize.
@@ -74,16 +80,21 @@ class Patches:
         return self
 
     def batch(self, index: Tensor, view: Tensor, seed: int) -> dict[str, Tensor]:
-        """Samples ``index`` (b,) in their views ``view`` (b,): ``input`` (b,C,p,p) and ``target`` (b,C,P,P), float32."""
+        """Samples ``index`` (b,) in their views ``view`` (b,): ``input`` (b,C,p,p) and ``target``
+        (b,C,P,P), float32.
+        """
         device = self.pairs.input.pixels.device
         index, view = index.to(device, non_blocking=True), view.to(device, non_blocking=True)
         image, number = self.kept[index % len(self.kept)], view_hash(seed, index, view, _WINDOW)
         turn, number = number % 8 * self.augment, number // 8
-        places = self.pairs.input.sizes[image] - self.patch + 1                                             # (b,2)
+        # (b,2)
+        places = self.pairs.input.sizes[image] - self.patch + 1
         top, left = number % places[:, 0], number // places[:, 0] % places[:, 1]
         f = self.factor
-        return {"input": self.pairs.input.windows(image, top, left, self.patch, turn),
-                "target": self.pairs.target.windows(image, top * f, left * f, self.patch * f, turn)}
+        return {
+            "input": self.pairs.input.windows(image, top, left, self.patch, turn),
+            "target": self.pairs.target.windows(image, top * f, left * f, self.patch * f, turn),
+        }
 
 
 def _large_enough(pairs: Pairs, patch: int) -> list[int]:
@@ -97,18 +108,27 @@ def _large_enough(pairs: Pairs, patch: int) -> list[int]:
         same = [at for at in lost if pairs.variants[at][0] == pairs.variants[lost[0]][0]]
         at = (max if downsized else min)(same, key=sides.__getitem__)
         height, width = pairs.input.spans[at][1]
-        raise ValueError(f"patch={patch}, but the input made of {pairs.paths[at]} has {height}x{width} pixels: leave this "
-                         f"image out or take a patch of at most {sides[at]}")
+        raise ValueError(
+            f"patch={patch}, but the input made of {pairs.paths[at]} has "
+            f"{height}x{width} pixels: leave this "
+            f"image out or take a patch of at most {sides[at]}"
+        )
     if small:
         counts = Counter(pairs.variants[at][1] for at in small)
         which = ", ".join(f"{count} at downsize {downsize}" for downsize, count in counts.items())
-        warnings.warn(f"left out {len(small)} of {len(pairs)} variants of images, smaller than patch={patch}: {which}; the "
-                      f"first is of {pairs.paths[small[0]]}", stacklevel=3)
+        warnings.warn(
+            f"left out {len(small)} of {len(pairs)} variants of images, smaller than "
+            f"patch={patch}: {which}; the "
+            f"first is of {pairs.paths[small[0]]}",
+            stacklevel=3,
+        )
     return kept
 
 
 class Images:
-    """Whole images for the test, a map-style data set: ``input`` (C,h,w), ``target`` (C,H,W), float32 in [0,1], ``scale``."""
+    """Whole images for the test, a map-style data set: ``input`` (C,h,w), ``target`` (C,H,W),
+    float32 in [0,1], ``scale``.
+    """
 
     def __init__(self, pairs: Pairs):
         self.pairs, self.unreadable = pairs, pairs.unreadable
@@ -125,15 +145,29 @@ class Images:
 
     def __getitem__(self, index: int) -> dict[str, Tensor | int]:
         scale = self.pairs.variants[index][2]
-        return {"input": self.pairs.input.image(index), "target": self.pairs.target.image(index), "scale": scale}
+        return {
+            "input": self.pairs.input.image(index),
+            "target": self.pairs.target.image(index),
+            "scale": scale,
+        }
 
 
-def photos(train: bool = True, scale: int | Sequence[int] = 2, patch: int = 48, color: str = "rgb", enlarged: bool = False,
-           repeat: int = 100, augment: bool = True, downsizes: Sequence[float] = (1.0,)) -> Patches | Images:
-    """Photos that scikit-image and scikit-learn bring along: 8 to train on, 4 others for the test. Nothing is downloaded.
+def photos(
+    train: bool = True,
+    scale: int | Sequence[int] = 2,
+    patch: int = 48,
+    color: str = "rgb",
+    enlarged: bool = False,
+    repeat: int = 100,
+    augment: bool = True,
+    downsizes: Sequence[float] = (1.0,),
+) -> Patches | Images:
+    """Photos that scikit-image and scikit-learn bring along: 8 to train on, 4 others for the test.
+    Nothing is downloaded.
 
-    Training: china, rocket and motorcycle_left in color; camera, brick, coins, grass and gravel, which are grey, as
-    three equal channels. Test: astronaut, chelsea, coffee and flower, all in color. Sides are between 300 and 741 pixels.
+    Training: china, rocket and motorcycle_left in color; camera, brick, coins, grass and gravel,
+    which are grey, as three equal channels. Test: astronaut, chelsea, coffee and flower, all in
+    color. Sides are between 300 and 741 pixels.
 
     Args:
         train: the training photos in patches, or the test photos.
@@ -146,7 +180,12 @@ def photos(train: bool = True, scale: int | Sequence[int] = 2, patch: int = 48, 
         FileNotFoundError: its release does not have them where they were.
     """
     folders = [Path(_package("skimage"), "data"), Path(_package("sklearn"), "datasets", "images")]
-    found = {path.stem: str(path) for folder in folders for path in sorted(folder.glob("*")) if path.suffix in SUFFIXES}
+    found = {
+        path.stem: str(path)
+        for folder in folders
+        for path in sorted(folder.glob("*"))
+        if path.suffix in SUFFIXES
+    }
     names = TRAIN_PHOTOS if train else TEST_PHOTOS
     if missing := [name for name in names if name not in found]:
         raise FileNotFoundError(f"no photo {missing[0]!r} in {folders[0]} or {folders[1]}")
@@ -158,31 +197,72 @@ def _package(name: str) -> str:
     """The folder of an installed package, which is not imported."""
     spec = importlib.util.find_spec(name)
     if spec is None:
-        raise ImportError(f"the photos are {name}'s, which is not installed: pip install 'kdtasks[sr]'")
+        raise ImportError(
+            f"the photos are {name}'s, which is not installed: pip install 'kdtasks[sr]'"
+        )
     return spec.submodule_search_locations[0]
 
 
-def bsds(train: bool = True, scale: int | Sequence[int] = 2, root="bsds", patch: int = 48, color: str = "rgb",
-         enlarged: bool = False, repeat: int = 16, augment: bool = True, downsizes: Sequence[float] = (1.0,),
-         limit: int | None = None, cache_dir=None, skip_bad: bool = False) -> Patches | Images:
-    """Photos of 481x321 pixels from the Berkeley Segmentation Dataset: training photos, and B100, the 100 test photos.
+def bsds(
+    train: bool = True,
+    scale: int | Sequence[int] = 2,
+    root="bsds",
+    patch: int = 48,
+    color: str = "rgb",
+    enlarged: bool = False,
+    repeat: int = 16,
+    augment: bool = True,
+    downsizes: Sequence[float] = (1.0,),
+    limit: int | None = None,
+    cache_dir=None,
+    skip_bad: bool = False,
+) -> Patches | Images:
+    """Photos of 481x321 pixels from the Berkeley Segmentation Dataset: training photos, and B100,
+    the 100 test photos.
 
     Args:
         train: the photos of ``<root>/train`` in patches, or those of ``<root>/b100``.
-        root: the folder of the two.
-        scale, patch, color, enlarged, repeat, augment, downsizes, limit, cache_dir, skip_bad: as for :func:`image_folder`.
+        root: the folder of the two. scale, patch, color, enlarged, repeat, augment, downsizes,
+        limit, cache_dir, skip_bad: as for :func:`image_folder`.
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
     """
-    folder = _folder(root, "<root>/train/<any name>.jpg and <root>/b100/<any name>.jpg") / ("train" if train else "b100")
-    return image_folder(folder, train, scale, patch, color, enlarged, repeat, augment, downsizes, limit, cache_dir, skip_bad)
+    folder = _folder(root, "<root>/train/<any name>.jpg and <root>/b100/<any name>.jpg") / (
+        "train" if train else "b100"
+    )
+    return image_folder(
+        folder,
+        train,
+        scale,
+        patch,
+        color,
+        enlarged,
+        repeat,
+        augment,
+        downsizes,
+        limit,
+        cache_dir,
+        skip_bad,
+    )
 
 
-def image_folder(root, train: bool = True, scale: int | Sequence[int] = 2, patch: int = 48, color: str = "rgb",
-                 enlarged: bool = False, repeat: int = 16, augment: bool = True, downsizes: Sequence[float] = (1.0,),
-                 limit: int | None = None, cache_dir=None, skip_bad: bool = False) -> Patches | Images:
-    """All images at any depth below a folder as HR, in the order of their paths; LR is made from them.
+def image_folder(
+    root,
+    train: bool = True,
+    scale: int | Sequence[int] = 2,
+    patch: int = 48,
+    color: str = "rgb",
+    enlarged: bool = False,
+    repeat: int = 16,
+    augment: bool = True,
+    downsizes: Sequence[float] = (1.0,),
+    limit: int | None = None,
+    cache_dir=None,
+    skip_bad: bool = False,
+) -> Patches | Images:
+    """All images at any depth below a folder as HR, in the order of their paths; LR is made from
+    them.
 
     Args:
         root: as it stands or below :func:`~kdtasks.images.roots.data_root`.
@@ -199,22 +279,50 @@ def image_folder(root, train: bool = True, scale: int | Sequence[int] = 2, patch
     if limit is not None and not limit >= 1:
         raise ValueError(f"limit must be at least 1 or None, got {limit!r}")
     hr = _images(root)[:limit]
-    return _data_set(hr, None, train, scale, patch, color, enlarged, repeat, augment, downsizes, cache_dir, skip_bad)
+    return _data_set(
+        hr,
+        None,
+        train,
+        scale,
+        patch,
+        color,
+        enlarged,
+        repeat,
+        augment,
+        downsizes,
+        cache_dir,
+        skip_bad,
+    )
 
 
-def paired_folders(hr, lr, train: bool = True, scale: int = 2, patch: int = 48, color: str = "rgb", enlarged: bool = False,
-                   repeat: int = 16, augment: bool = True, suffix: str | None = None, cache_dir=None,
-                   skip_bad: bool = False) -> Patches | Images:
-    """HR images and the LR images that belong to them, ``<hr>/0001.png`` and ``<lr>/0001x2.png``, as DIV2K has them.
+def paired_folders(
+    hr,
+    lr,
+    train: bool = True,
+    scale: int = 2,
+    patch: int = 48,
+    color: str = "rgb",
+    enlarged: bool = False,
+    repeat: int = 16,
+    augment: bool = True,
+    suffix: str | None = None,
+    cache_dir=None,
+    skip_bad: bool = False,
+) -> Patches | Images:
+    """HR images and the LR images that belong to them, ``<hr>/0001.png`` and ``<lr>/0001x2.png``,
+    as DIV2K has them.
 
     Args:
-        hr, lr: folders, as they stand or below :func:`~kdtasks.images.roots.data_root`; pairs lie at the same place below them.
-        suffix: what the name of an LR image has more than that of its HR image; None: ``'x<scale>'`` or nothing.
-        train, scale, patch, color, enlarged, repeat, augment, cache_dir, skip_bad: as for :func:`image_folder`.
+        hr, lr: folders, as they stand or below :func:`~kdtasks.images.roots.data_root`; pairs lie
+            at the same place below them.
+        suffix: what the name of an LR image has more than that of its HR image; None:
+        ``'x<scale>'`` or nothing. train, scale, patch, color, enlarged, repeat, augment, cache_dir,
+        skip_bad: as for :func:`image_folder`.
 
     Raises:
         FileNotFoundError: no such folder, no image in it, or an image without its partner.
-        ValueError: two images for one place, or sizes that do not fit exactly; and as :class:`Pairs`.
+        ValueError: two images for one place, or sizes that do not fit exactly; and as
+            :class:`Pairs`.
         RuntimeError: an image cannot be read.
     """
     large, small = _by_name(hr), _by_name(lr)
@@ -223,38 +331,81 @@ def paired_folders(hr, lr, train: bool = True, scale: int = 2, patch: int = 48, 
     for name in large:
         found = [name + ending for ending in suffixes if name + ending in small]
         if len(found) > 1:
-            raise ValueError(f"{large[name]} has two LR images, {small[found[0]]} and {small[found[1]]}: say suffix=")
+            raise ValueError(
+                f"{large[name]} has two LR images, {small[found[0]]} and "
+                f"{small[found[1]]}: say suffix="
+            )
         partner[name] = found[0] if found else None
     taken = set(partner.values())
-    alone = [large[name] for name in large if partner[name] is None] + [small[name] for name in small if name not in taken]
+    alone = [large[name] for name in large if partner[name] is None] + [
+        small[name] for name in small if name not in taken
+    ]
     if alone:
         some = ", ".join(alone[:_NAMED]) + ", …" * (len(alone) > _NAMED)
-        raise FileNotFoundError(f"{len(alone)} images have no partner: {some}. The LR image of <hr>/<name>.png is "
-                                f"<lr>/{' or <lr>/'.join(f'<name>{ending}.png' for ending in suffixes)}")
-    return _data_set(list(large.values()), [small[partner[name]] for name in large], train, scale, patch, color, enlarged,
-                     repeat, augment, (1.0,), cache_dir, skip_bad)
+        raise FileNotFoundError(
+            f"{len(alone)} images have no partner: {some}. The LR image of "
+            "<hr>/<name>.png is "
+            f"<lr>/{' or <lr>/'.join(f'<name>{ending}.png' for ending in suffixes)}"
+        )
+    return _data_set(
+        list(large.values()),
+        [small[partner[name]] for name in large],
+        train,
+        scale,
+        patch,
+        color,
+        enlarged,
+        repeat,
+        augment,
+        (1.0,),
+        cache_dir,
+        skip_bad,
+    )
 
 
-def patch_shapes(scale: int = 2, patch: int = 48, color: str = "rgb", enlarged: bool = False, **others) -> tuple[tuple, tuple]:
-    """Shapes (C,h,w) of the input and (C,H,W) of the target that a config's description of training data stands for.
+def patch_shapes(
+    scale: int = 2, patch: int = 48, color: str = "rgb", enlarged: bool = False, **others
+) -> tuple[tuple, tuple]:
+    """Shapes (C,h,w) of the input and (C,H,W) of the target that a config's description of training
+    data stands for.
 
-    It takes that description as keyword arguments, with the defaults of the functions above, and reads nothing.
+    It takes that description as keyword arguments, with the defaults of the functions above, and
+    reads nothing.
     """
     channels, side = 3 if color == "rgb" else 1, patch if enlarged else patch * scale
     return (channels, patch, patch), (channels, side, side)
 
 
-def _data_set(hr: Sequence, lr: Sequence | None, train: bool, scale, patch: int, color: str, enlarged: bool, repeat: int,
-              augment: bool, downsizes: Sequence[float], cache_dir=None, skip_bad: bool = False) -> Patches | Images:
-    pairs = Pairs(hr, lr, scale, color, enlarged, downsizes if train else (1.0,), cache_dir, skip_bad)
+def _data_set(
+    hr: Sequence,
+    lr: Sequence | None,
+    train: bool,
+    scale,
+    patch: int,
+    color: str,
+    enlarged: bool,
+    repeat: int,
+    augment: bool,
+    downsizes: Sequence[float],
+    cache_dir=None,
+    skip_bad: bool = False,
+) -> Patches | Images:
+    pairs = Pairs(
+        hr, lr, scale, color, enlarged, downsizes if train else (1.0,), cache_dir, skip_bad
+    )
     return Patches(pairs, patch, repeat, augment) if train else Images(pairs)
 
 
-def _folder(root, layout: str = "<root>/<any name>.png (or .jpg, .bmp, .webp, …), in folders or not") -> Path:
+def _folder(
+    root, layout: str = "<root>/<any name>.png (or .jpg, .bmp, .webp, …), in folders or not"
+) -> Path:
     folder = under_root(root)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {root} nor {folder}. Set the environment variable KDTASKS_DATA to the folder that "
-                                f"holds it, or pass its path. Expected layout: {layout}")
+        raise FileNotFoundError(
+            f"no folder {root} nor {folder}. Set the environment variable "
+            "KDTASKS_DATA to the folder that "
+            f"holds it, or pass its path. Expected layout: {layout}"
+        )
     return folder
 
 

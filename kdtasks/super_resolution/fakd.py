@@ -1,7 +1,9 @@
-r"""Feature affinity (He et al., FAKD, ICIP 2020): which places of an image look alike to the teacher.
+r"""Feature affinity (He et al., FAKD, ICIP 2020): which places of an image look alike to the
+teacher.
 
-With :math:`f_i` the features at place i, divided by their length, the affinity of two places is the cosine of their features.
-The student matches the teacher's affinities of all :math:`M = H W` places with each other, so the two may differ in width:
+With :math:`f_i` the features at place i, divided by their length, the affinity of two places is the
+cosine of their features. The student matches the teacher's affinities of all :math:`M = H W` places
+with each other, so the two may differ in width:
 
 .. math:: L = \frac{1}{N M^2} \sum_{n=1}^{N} \sum_{i,j=1}^{M} \bigl| f^s_{ni} \cdot f^s_{nj} - f^t_{ni} \cdot f^t_{nj} \bigr|
 
@@ -14,10 +16,12 @@ features after three stages, on 48x48 inputs. Without this loss that is plain ou
     losses = dict(
         loss_target=dict(type='torch.nn.L1Loss', of=('student', 'target'), weight=0.5),
         loss_teacher=dict(type='torch.nn.L1Loss', of=('student', 'teacher'), weight=0.5),
-        loss_affinity=dict(type='kdtasks.super_resolution.fakd.AffinityLoss', of=('student.body', 'teacher.body'), weight=10.0),
+        loss_affinity=dict(type='kdtasks.super_resolution.fakd.AffinityLoss', of=('student.body',
+        'teacher.body'), weight=10.0),
     )
 
-The affinities are never in memory at once: loss and gradient come out of one pass over blocks of them.
+The affinities are never in memory at once: loss and gradient come out of one pass over blocks of
+them.
 """
 
 import math
@@ -29,42 +33,57 @@ from torch import Tensor, nn
 
 from kdtasks.core.layouts import pair_to_nchw
 
-BLOCK = 2**22                                  # affinities at a time, 16 MiB in float32; or one row of each image's
-LIMIT = 128 * 128                              # places: 268 M affinities an image
+# affinities at a time, 16 MiB in float32; or one row of each image's
+BLOCK = 2**22
+LIMIT = 128 * 128  # places: 268 M affinities an image
 
 
-def affinity_loss(student: Tensor, teacher: Tensor, pool: int | None = None, layout: str | Sequence[str] | None = None,
-                  prefix_tokens: int | Sequence[int] = 0, grid: Sequence | None = None) -> Tensor:
+def affinity_loss(
+    student: Tensor,
+    teacher: Tensor,
+    pool: int | None = None,
+    layout: str | Sequence[str] | None = None,
+    prefix_tokens: int | Sequence[int] = 0,
+    grid: Sequence | None = None,
+) -> Tensor:
     """Mean absolute difference of the affinities of all pairs of places.
 
     Args:
         student: (N, Cs, H, W) features; carries the gradient.
         teacher: (N, Ct, H, W) features of the same places; never receives a gradient.
-        pool: mean features over squares of this side first; time falls with its fourth power. None: every place.
-        layout: ``'nchw'``, ``'nhwc'`` (Swin) or ``'tokens'`` (ViT) of both, or a pair; None: ``'nchw'``, and an error where
-            only the last axes can be channels.
+        pool: mean features over squares of this side first; time falls with its fourth power. None:
+            every place.
+        layout: ``'nchw'``, ``'nhwc'`` (Swin) or ``'tokens'`` (ViT) of both, or a pair; None:
+            ``'nchw'``, and an error where only the last axes can be channels.
         prefix_tokens, grid: of ``'tokens'``, see :func:`kdtasks.core.layouts.to_nchw`.
 
     Returns:
-        A scalar in [0, 2]. Half precision is raised to float32, float64 stays. An empty batch gives a zero that still
-        backpropagates; where features are all 0, affinity and gradient are 0. Differentiable once. Memory of a few tensors of
-        the features' size beside the block.
+        A scalar in [0, 2]. Half precision is raised to float32, float64 stays. An empty batch gives
+        a zero that still backpropagates; where features are all 0, affinity and gradient are 0.
+        Differentiable once. Memory of a few tensors of the features' size beside the block.
 
     Raises:
         ValueError: the shapes do not fit, ``pool < 1``, or more than 128 · 128 places are left.
     """
     student, teacher = pair_to_nchw(student, teacher, layout, prefix_tokens, grid)
     if student.dim() != 4 or teacher.dim() != 4 or student[:, :0].shape != teacher[:, :0].shape:
-        raise ValueError(f"expected (N, Cs, H, W) and (N, Ct, H, W) of the same N, H and W, got student "
-                         f"{tuple(student.shape)} and "
-                         f"teacher {tuple(teacher.shape)}")
+        raise ValueError(
+            f"expected (N, Cs, H, W) and (N, Ct, H, W) of the same N, H and W, got "
+            "student "
+            f"{tuple(student.shape)} and "
+            f"teacher {tuple(teacher.shape)}"
+        )
     if pool is not None and pool < 1:
         raise ValueError(f"pool must be at least 1 or None, got {pool}")
     places = _places(student, pool or 1)
     if places > LIMIT:
         fits = next(p for p in range(1, places) if _places(student, p) <= LIMIT)
-        raise ValueError(f"{places} places of features {tuple(student.shape)} (pool={pool}) have {float(places)**2:.1e} "
-                         f"affinities an image, and {LIMIT} places are the limit: use pool={fits} or more, or smaller patches")
+        raise ValueError(
+            f"{places} places of features {tuple(student.shape)} (pool={pool}) have "
+            f"{float(places) ** 2:.1e} "
+            f"affinities an image, and {LIMIT} places are the limit: use pool={fits} "
+            "or more, or smaller patches"
+        )
     dtype = torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
     with torch.autocast(student.device.type, enabled=False):
         student, teacher = (_directions(x.to(dtype), pool) for x in (student, teacher.detach()))
@@ -74,8 +93,13 @@ def affinity_loss(student: Tensor, teacher: Tensor, pool: int | None = None, lay
 class AffinityLoss(nn.Module):
     """Module form of :func:`affinity_loss`."""
 
-    def __init__(self, pool: int | None = None, layout: str | Sequence[str] | None = None,
-                 prefix_tokens: int | Sequence[int] = 0, grid: Sequence | None = None):
+    def __init__(
+        self,
+        pool: int | None = None,
+        layout: str | Sequence[str] | None = None,
+        prefix_tokens: int | Sequence[int] = 0,
+        grid: Sequence | None = None,
+    ):
         super().__init__()
         self.layout = {"layout": layout, "prefix_tokens": prefix_tokens, "grid": grid}
         if pool is not None and pool < 1:
@@ -96,7 +120,8 @@ def _places(features: Tensor, pool: int) -> int:
 def _directions(features: Tensor, pool: int | None) -> Tensor:
     """(N, C, H, W) -> (N, C, M), each place's features divided by their length."""
     if pool:
-        features = F.avg_pool2d(features, pool, ceil_mode=True)               # squares at the border may be cut
+        # squares at the border may be cut
+        features = F.avg_pool2d(features, pool, ceil_mode=True)
     features = features.flatten(2)
     squared = features.square().sum(1, keepdim=True)
     return features * squared.where(squared > 0, torch.inf).rsqrt()
@@ -112,7 +137,8 @@ class _Distance(torch.autograd.Function):
         rows = max(BLOCK // max(n * places, 1), 1)
         for start in range(0, places if n else 0, rows):
             part = slice(start, start + rows)
-            gap = torch.bmm(student[..., part].mT, student)                                   # (N, rows, M)
+            # (N, rows, M)
+            gap = torch.bmm(student[..., part].mT, student)
             gap.baddbmm_(teacher[..., part].mT, teacher, alpha=-1)
             total += gap.abs().sum()
             if wanted:
@@ -125,7 +151,10 @@ class _Distance(torch.autograd.Function):
     @staticmethod
     def backward(ctx, scale: Tensor):
         if torch.is_grad_enabled():
-            raise RuntimeError("affinity_loss can be differentiated once: its gradient has no derivative, so no "
-                               "create_graph=True")
-        gradient, = ctx.saved_tensors
+            raise RuntimeError(
+                "affinity_loss can be differentiated once: its gradient has no "
+                "derivative, so no "
+                "create_graph=True"
+            )
+        (gradient,) = ctx.saved_tensors
         return scale * gradient, None, None

@@ -1,17 +1,20 @@
-r"""Bicubic resizing and image quality exactly as super-resolution papers use them: both are MATLAB's.
+r"""Bicubic resizing and image quality exactly as super-resolution papers use them: both are
+MATLAB's.
 
-**Resizing.** Output pixel x of a line (counted from 0) lies at :math:`u = (x + 0.5) / s - 0.5` of the input, and is the mean of
-the pixels k around it with weights
+**Resizing.** Output pixel x of a line (counted from 0) lies at :math:`u = (x + 0.5) / s - 0.5` of
+the input, and is the mean of the pixels k around it with weights
 
 .. math:: w_k \propto \kappa(\min(s, 1)\,(u - k)), \qquad \kappa(t) = \begin{cases}
     1.5|t|^3 - 2.5|t|^2 + 1 & |t| \le 1 \\ -0.5|t|^3 + 2.5|t|^2 - 4|t| + 2 & 1 < |t| \le 2 \\ 0 & \text{else} \end{cases}
 
-that add up to 1; beyond its edges the image is mirrored, the edge pixel repeated. ``torch.nn.functional.interpolate`` has
-another kernel (a = -0.75, sharper where it enlarges) and does not widen it where it shrinks. With ``antialias=True`` the kernel
-is this one, but the borders are not, nor the grid where the scale does not divide the size.
+that add up to 1; beyond its edges the image is mirrored, the edge pixel repeated.
+``torch.nn.functional.interpolate`` has another kernel (a = -0.75, sharper where it enlarges) and
+does not widen it where it shrinks. With ``antialias=True`` the kernel is this one, but the borders
+are not, nor the grid where the scale does not divide the size.
 
-**Quality.** PSNR and SSIM are those of the luma (BT.601, 16 to 235) of uint8 images, without a border as wide as the scale. For
-bicubic at x2 on B100 that gives 29.56 dB; RGB and full-range grey give 28.24, luma rounded to 8 bits 29.55.
+**Quality.** PSNR and SSIM are those of the luma (BT.601, 16 to 235) of uint8 images, without a
+border as wide as the scale. For bicubic at x2 on B100 that gives 29.56 dB; RGB and full-range grey
+give 28.24, luma rounded to 8 bits 29.55.
 """
 
 import functools
@@ -20,7 +23,8 @@ import math
 import torch
 from torch import Tensor
 
-WINDOW, SIGMA = 11, 1.5                        # of SSIM (Wang et al., IEEE TIP 2004), like the two constants
+# of SSIM (Wang et al., IEEE TIP 2004), like the two constants
+WINDOW, SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03
 
 
@@ -32,40 +36,62 @@ def imresize(image: Tensor, scale: float) -> Tensor:
         scale: > 1 enlarges, < 1 shrinks; taken as it is, also where it does not divide the size.
 
     Returns:
-        (B, C, ceil(H·scale), ceil(W·scale)); differentiable, not clipped, so values may lie a little outside of the range of
-        the input. Half precision is raised to float32, float64 stays.
+        (B, C, ceil(H·scale), ceil(W·scale)); differentiable, not clipped, so values may lie a
+        little outside of the range of the input. Half precision is raised to float32, float64
+        stays.
 
     Raises:
         TypeError: an integer image, as MATLAB would round to integers.
         ValueError: another shape, an empty image, or a scale that is not positive and finite.
     """
     if not image.is_floating_point():
-        raise TypeError(f"imresize needs floating point, got {image.dtype}. For uint8: imresize(image / 255, scale), and back "
-                        "with .mul(255).round().clamp(0, 255).byte()")
+        raise TypeError(
+            f"imresize needs floating point, got {image.dtype}. For uint8: "
+            "imresize(image / 255, scale), and back "
+            "with .mul(255).round().clamp(0, 255).byte()"
+        )
     if image.ndim != 4 or 0 in image.shape[1:]:
-        raise ValueError(f"image must be (B,C,H,W) with at least one pixel, got {tuple(image.shape)}")
+        raise ValueError(
+            f"image must be (B,C,H,W) with at least one pixel, got {tuple(image.shape)}"
+        )
     if not 0 < scale < math.inf:
         raise ValueError(f"scale must be positive and finite, got {scale}")
     image = _raised(image)
-    taps = _taps.__wrapped__ if torch.compiler.is_compiling() else _taps    # no tensors of a trace in the cache
-    for _ in range(2):                                                     # rows, then columns as rows: whole lines are copied
-        weight, index = taps(image.shape[2], float(scale), image.dtype, image.device)                       # (taps, out)
-        image = sum(w * image.index_select(2, i) for w, i in zip(weight[..., None], index)).transpose(2, 3).contiguous()
+    # no tensors of a trace in the cache
+    taps = _taps.__wrapped__ if torch.compiler.is_compiling() else _taps
+    # rows, then columns as rows: whole lines are copied
+    for _ in range(2):
+        # (taps, out)
+        weight, index = taps(image.shape[2], float(scale), image.dtype, image.device)
+        image = (
+            sum(w * image.index_select(2, i) for w, i in zip(weight[..., None], index))
+            .transpose(2, 3)
+            .contiguous()
+        )
     return image
 
 
 @functools.lru_cache(maxsize=64)
-def _taps(size: int, scale: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Weights of the pixels of a line that make each output pixel, and which pixels these are; both (taps, out)."""
-    with torch.inference_mode(False):                                      # a cached tensor must also serve in training
+def _taps(
+    size: int, scale: float, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Weights of the pixels of a line that make each output pixel, and which pixels these are; both
+    (taps, out).
+    """
+    # a cached tensor must also serve in training
+    with torch.inference_mode(False):
         shrink = min(scale, 1.0)
         out = torch.arange(math.ceil(size * scale), dtype=torch.float64, device="cpu")
         centre = (out + 0.5) / scale - 0.5
-        first = (centre - 2 / shrink).floor().long() + 1                   # the kernel is 0 at both of its ends
-        index = first + torch.arange(math.ceil(4 / shrink), device="cpu")[:, None]                          # (taps, out)
+        # the kernel is 0 at both of its ends
+        first = (centre - 2 / shrink).floor().long() + 1
+        # (taps, out)
+        index = first + torch.arange(math.ceil(4 / shrink), device="cpu")[:, None]
         weight = _cubic(shrink * (centre - index))
-        index = index % (2 * size * torch.ones_like(index[:1, :1]))        # a tensor: ONNX exports no size here
-        index = torch.minimum(index, 2 * size - 1 - index)                 # mirrored, the edge repeated
+        # a tensor: ONNX exports no size here
+        index = index % (2 * size * torch.ones_like(index[:1, :1]))
+        # mirrored, the edge repeated
+        index = torch.minimum(index, 2 * size - 1 - index)
         return (weight / weight.sum(0)).to(device, dtype), index.to(device)
 
 
@@ -76,7 +102,8 @@ def _cubic(x: Tensor) -> Tensor:
 
 
 def luma(rgb: Tensor) -> Tensor:
-    """Y of BT.601 in its range of 16 to 235 levels, MATLAB's ``rgb2ycbcr``: (65.481 R + 128.553 G + 24.966 B + 16) / 255.
+    """Y of BT.601 in its range of 16 to 235 levels, MATLAB's ``rgb2ycbcr``: (65.481 R + 128.553 G +
+    24.966 B + 16) / 255.
 
     Args:
         rgb: (B,3,H,W) in [0,1].
@@ -94,12 +121,15 @@ def luma(rgb: Tensor) -> Tensor:
 
 
 def psnr_y(output: Tensor, target: Tensor, crop: int) -> Tensor:
-    """Peak signal-to-noise ratio of the luma, 10 log10(255² / mean squared error), of each image by itself.
+    """Peak signal-to-noise ratio of the luma, 10 log10(255² / mean squared error), of each image by
+    itself.
 
     Args:
-        output: RGB (B,3,H,W) in [0,1]; clipped and rounded to uint8 levels first, as a saved image would be.
-        target: the same shape, in [0,1]; rounded too. With one channel, (B,1,H,W), both are taken as luma already, and
-            are rounded likewise, as VDSR's authors do; that alone costs 0.05 dB at 37 dB.
+        output: RGB (B,3,H,W) in [0,1]; clipped and rounded to uint8 levels first, as a saved image
+            would be.
+        target: the same shape, in [0,1]; rounded too. With one channel, (B,1,H,W), both are taken
+            as luma already, and are rounded likewise, as VDSR's authors do; that alone costs 0.05
+            dB at 37 dB.
         crop: pixels left out along each border; papers leave out as many as the scale.
 
     Returns:
@@ -107,7 +137,8 @@ def psnr_y(output: Tensor, target: Tensor, crop: int) -> Tensor:
 
     Raises:
         TypeError: integers.
-        ValueError: shapes that differ or are of another kind, a target outside of [0,1], or nothing left after the crop.
+        ValueError: shapes that differ or are of another kind, a target outside of [0,1], or nothing
+            left after the crop.
     """
     return _psnr(*_luma_levels(output, target, crop, 1))
 
@@ -115,7 +146,8 @@ def psnr_y(output: Tensor, target: Tensor, crop: int) -> Tensor:
 def ssim_y(output: Tensor, target: Tensor, crop: int) -> Tensor:
     """Structural similarity of the luma (Wang et al., IEEE TIP 2004), of each image by itself.
 
-    The mean over all places where a whole 11x11 window (Gaussian, sigma 1.5) fits; K1 = 0.01, K2 = 0.03, range 255.
+    The mean over all places where a whole 11x11 window (Gaussian, sigma 1.5) fits; K1 = 0.01, K2 =
+    0.03, range 255.
 
     Args:
         output, target, crop: as for :func:`psnr_y`.
@@ -137,7 +169,8 @@ def psnr_rgb(output: Tensor, target: Tensor, crop: int) -> Tensor:
 def ssim_rgb(output: Tensor, target: Tensor, crop: int) -> Tensor:
     """As :func:`ssim_y`, the mean of the channels' values."""
     output, target = _levels(output, target, crop, WINDOW)
-    channels = zip(output.split(1, dim=1), target.split(1, dim=1))         # one by one: faster than all at once
+    # one by one: faster than all at once
+    channels = zip(output.split(1, dim=1), target.split(1, dim=1))
     return torch.stack([_ssim(*both) for both in channels]).mean(0)
 
 
@@ -150,15 +183,27 @@ def _levels(output: Tensor, target: Tensor, crop: int, least: int) -> list[Tenso
     """Both as whole numbers 0..255 in float64, without their borders."""
     shape = tuple(output.shape)
     if output.shape != target.shape or output.ndim != 4 or output.shape[1] not in (1, 3):
-        raise ValueError(f"expected two equal shapes (B,3,H,W) or (B,1,H,W), got {shape} and {tuple(target.shape)}")
+        raise ValueError(
+            f"expected two equal shapes (B,3,H,W) or (B,1,H,W), got {shape} and "
+            f"{tuple(target.shape)}"
+        )
     if not (output.is_floating_point() and target.is_floating_point()):
-        raise TypeError(f"expected floating point in [0,1], got {output.dtype} and {target.dtype}; for uint8: image / 255")
+        raise TypeError(
+            f"expected floating point in [0,1], got {output.dtype} and {target.dtype}; "
+            "for uint8: image / 255"
+        )
     if crop < 0 or min(shape[2:]) - 2 * crop < least:
-        raise ValueError(f"crop={crop} of images {shape}: expected a crop of at least 0 and {least}x{least} pixels left")
+        raise ValueError(
+            f"crop={crop} of images {shape}: expected a crop of at least 0 and "
+            f"{least}x{least} pixels left"
+        )
     if target.numel():
         low, high = (value.item() for value in target.aminmax())
-        if not -1e-3 <= low <= high <= 1 + 1e-3:                                        # NaN is outside too
-            raise ValueError(f"target must be in [0,1], got {low:g} to {high:g}; divide 0..255 by 255")
+        # NaN is outside too
+        if not -1e-3 <= low <= high <= 1 + 1e-3:
+            raise ValueError(
+                f"target must be in [0,1], got {low:g} to {high:g}; divide 0..255 by 255"
+            )
     rows, columns = (slice(crop, size - crop) for size in shape[2:])
     return [x[..., rows, columns].double().mul(255).round().clamp(0, 255) for x in (output, target)]
 
@@ -173,12 +218,16 @@ def _psnr(output: Tensor, target: Tensor) -> Tensor:
 
 
 def _ssim(x: Tensor, y: Tensor) -> Tensor:
-    weight = [math.exp(-(at - WINDOW // 2)**2 / (2 * SIGMA**2)) for at in range(WINDOW)]
+    weight = [math.exp(-((at - WINDOW // 2) ** 2) / (2 * SIGMA**2)) for at in range(WINDOW)]
     weight = [w / sum(weight) for w in weight]
     mean_x, mean_y, xx, yy, xy = (_windowed(z, weight) for z in (x, y, x * x, y * y, x * y))
-    c1, c2 = (K1 * 255)**2, (K2 * 255)**2
+    c1, c2 = (K1 * 255) ** 2, (K2 * 255) ** 2
     var_x, var_y, cov = xx - mean_x * mean_x, yy - mean_y * mean_y, xy - mean_x * mean_y
-    similar = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x * mean_x + mean_y * mean_y + c1) * (var_x + var_y + c2))
+    similar = (
+        (2 * mean_x * mean_y + c1)
+        * (2 * cov + c2)
+        / ((mean_x * mean_x + mean_y * mean_y + c1) * (var_x + var_y + c2))
+    )
     return similar.mean((1, 2, 3))
 
 

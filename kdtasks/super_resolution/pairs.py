@@ -16,37 +16,43 @@ from kdtasks.images.cache import load_arrays, save_arrays
 from kdtasks.images.files import image_size, read_image
 from kdtasks.super_resolution.metrics import imresize, luma
 
-_AHEAD = 16                                                                     # images decoded before they are needed
+# images decoded before they are needed
+_AHEAD = 16
 
 
 class Pairs:
     """High-resolution (HR) images and what a network sees of them, in memory.
 
-    **Low resolution (LR).** If it is not given: HR, cut at its lower and right edge to multiples of the scale, is shrunk by
-    :func:`~kdtasks.super_resolution.imresize`, clipped and rounded to uint8: the images that the field saves and trains on.
+    **Low resolution (LR).** If it is not given: HR, cut at its lower and right edge to multiples of
+    the scale, is shrunk by :func:`~kdtasks.super_resolution.imresize`, clipped and rounded to
+    uint8: the images that the field saves and trains on.
 
-    **Color.** ``'rgb'``, or ``'y'``: one channel, the luma of BT.601, of HR and of the LR image, computed from their uint8 RGB
-    once, and not rounded.
+    **Color.** ``'rgb'``, or ``'y'``: one channel, the luma of BT.601, of HR and of the LR image,
+    computed from their uint8 RGB once, and not rounded.
 
-    **Enlarged.** The input is already as large as HR, for networks such as VDSR: HR, or its luma, is shrunk and enlarged again
-    by ``imresize``, the whole image at once, neither rounded nor clipped in between (a given LR image is only enlarged). Values
-    may therefore lie a little outside of [0,1]. (The script that AIL's release points to also rounds the luma of HR.)
+    **Enlarged.** The input is already as large as HR, for networks such as VDSR: HR, or its luma,
+    is shrunk and enlarged again by ``imresize``, the whole image at once, neither rounded nor
+    clipped in between (a given LR image is only enlarged). Values may therefore lie a little
+    outside of [0,1]. (The script that AIL's release points to also rounds the luma of HR.)
 
-    **Files** are read as :func:`~kdtasks.images.files.read_image` says: upright, three channels of 8 bits, on white. In memory
-    RGB takes 3 bytes a pixel, luma and what is enlarged 4 bytes a channel (float32).
+    **Files** are read as :func:`~kdtasks.images.files.read_image` says: upright, three channels of
+    8 bits, on white. In memory RGB takes 3 bytes a pixel, luma and what is enlarged 4 bytes a
+    channel (float32).
 
     Args:
         hr: files, or uint8 arrays (H,W,3) or (H,W).
-        lr: the LR image of each, in the same order and exactly ``scale`` times smaller; None: made from ``hr``.
-        scale: whole number of at least 2. With ``enlarged`` and without ``lr`` also several: every image then comes once at
-            each, as VDSR is trained.
+        lr: the LR image of each, in the same order and exactly ``scale`` times smaller; None: made
+            from ``hr``.
+        scale: whole number of at least 2. With ``enlarged`` and without ``lr`` also several: every
+            image then comes once at each, as VDSR is trained.
         color: ``'rgb'`` or ``'y'``.
         enlarged: whether the input has the size of HR.
-        downsizes: HR comes once at each of these sizes, shrunk by ``imresize`` and rounded; the 291-image recipe has
-            (1.0, 0.7, 0.5). Without ``lr`` only.
-        cache_dir: keep the decoded pixels there, in a file named for the files, their sizes and times, and the settings; for
-            files only. None: nowhere.
-        skip_bad: leave out a file that cannot be read, and its partner, with a warning; all are then decoded once more.
+        downsizes: HR comes once at each of these sizes, shrunk by ``imresize`` and rounded; the
+            291-image recipe has (1.0, 0.7, 0.5). Without ``lr`` only.
+        cache_dir: keep the decoded pixels there, in a file named for the files, their sizes and
+            times, and the settings; for files only. None: nowhere.
+        skip_bad: leave out a file that cannot be read, and its partner, with a warning; all are
+            then decoded once more.
 
     Attributes:
         unreadable: ``{path: why}`` of what is left out.
@@ -55,50 +61,81 @@ class Pairs:
         scale, color, enlarged: as given.
 
     Raises:
-        ValueError: a setting out of its range, an image smaller than the scale, an LR image of another size.
+        ValueError: a setting out of its range, an image smaller than the scale, an LR image of
+            another size.
         RuntimeError: an image cannot be read; says its path.
     """
 
-    def __init__(self, hr: Sequence, lr: Sequence | None = None, scale: int | Sequence[int] = 2, color: str = "rgb",
-                 enlarged: bool = False, downsizes: Sequence[float] = (1.0,), cache_dir=None, skip_bad: bool = False):
+    def __init__(
+        self,
+        hr: Sequence,
+        lr: Sequence | None = None,
+        scale: int | Sequence[int] = 2,
+        color: str = "rgb",
+        enlarged: bool = False,
+        downsizes: Sequence[float] = (1.0,),
+        cache_dir=None,
+        skip_bad: bool = False,
+    ):
         self.unreadable: dict[str, str] = {}
         if skip_bad:
             hr, lr, self.unreadable = _readable(hr, lr)
         self.scale, self.color, self.enlarged = scale, color, enlarged
         scales, downsizes = _checked(hr, lr, scale, color, enlarged, downsizes)
         names = [str(image) if _is_file(image) else f"image {i}" for i, image in enumerate(hr)]
-        self.variants = [(i, downsize, s) for i in range(len(hr)) for downsize in downsizes for s in scales]
+        self.variants = [
+            (i, downsize, s) for i in range(len(hr)) for downsize in downsizes for s in scales
+        ]
         self.paths = [names[i] for i, _, _ in self.variants]
         full = [_size(image) for image in hr]
         large = [_cut(full[i], downsize, s, names[i]) for i, downsize, s in self.variants]
-        small = large if enlarged else [(height // s, width // s) for (height, width), (_, _, s) in zip(large, self.variants)]
+        small = (
+            large
+            if enlarged
+            else [
+                (height // s, width // s)
+                for (height, width), (_, _, s) in zip(large, self.variants)
+            ]
+        )
         if lr is not None:
             _check_sizes(full, [_size(image) for image in lr], scales[0], names)
         channels = 3 if color == "rgb" else 1
         target_dtype = torch.uint8 if color == "rgb" else torch.float32
         self.target = FlatImages(large, channels, target_dtype)
         self.input = FlatImages(small, channels, torch.float32 if enlarged else target_dtype)
-        cache = _cache_file(cache_dir, [*hr, *(lr or ())], (len(hr), scales, color, enlarged, downsizes))
+        cache = _cache_file(
+            cache_dir, [*hr, *(lr or ())], (len(hr), scales, color, enlarged, downsizes)
+        )
         if cache is not None and (kept := load_arrays(cache)) is not None:
-            self.input.pixels, self.target.pixels = (torch.from_numpy(kept[name]) for name in ("input", "target"))
+            self.input.pixels, self.target.pixels = (
+                torch.from_numpy(kept[name]) for name in ("input", "target")
+            )
         else:
             self._fill(hr, lr)
             if cache is not None:
-                save_arrays(cache, input=self.input.pixels.numpy(), target=self.target.pixels.numpy())
+                save_arrays(
+                    cache, input=self.input.pixels.numpy(), target=self.target.pixels.numpy()
+                )
 
     def _fill(self, hr: Sequence, lr: Sequence | None) -> None:
         read = zip(_decoded(hr), _decoded(lr) if lr is not None else [None] * len(hr))
         of_each = len(self) // len(hr)
         for i, (high, low) in enumerate(read):
             for at in range(i * of_each, (i + 1) * of_each):
-                for images, image in zip((self.input, self.target), self._pair(high, low, *self.variants[at][1:])):
+                for images, image in zip(
+                    (self.input, self.target), self._pair(high, low, *self.variants[at][1:])
+                ):
                     images.put(at, image)
 
-    def _pair(self, high: Tensor, low: Tensor | None, downsize: float, scale: int) -> tuple[Tensor, Tensor]:
-        """Levels 0..255, float64 (1,3,H,W), of HR and perhaps LR -> input and target, (1,C,h,w) and (1,C,H,W) in [0,1]."""
+    def _pair(
+        self, high: Tensor, low: Tensor | None, downsize: float, scale: int
+    ) -> tuple[Tensor, Tensor]:
+        """Levels 0..255, float64 (1,3,H,W), of HR and perhaps LR -> input and target, (1,C,h,w) and
+        (1,C,H,W) in [0,1].
+        """
         high = high if downsize == 1 else _rounded(imresize(high, downsize))
         height, width = high.shape[2:]
-        high = high[..., :height - height % scale, :width - width % scale]
+        high = high[..., : height - height % scale, : width - width % scale]
         target = self._colored(high)
         if low is not None:
             input = self._colored(low)
@@ -115,8 +152,11 @@ class Pairs:
         return len(self.paths)
 
     def __repr__(self) -> str:
-        return (f"{len(self)} images, scale {self.scale}, {self.color}{', enlarged' if self.enlarged else ''}, "
-                f"{self.target.pixels.device}")
+        return (
+            f"{len(self)} images, scale {self.scale}, "
+            f"{self.color}{', enlarged' if self.enlarged else ''}, "
+            f"{self.target.pixels.device}"
+        )
 
     def to(self, device) -> "Pairs":
         self.input.to(device)
@@ -125,7 +165,8 @@ class Pairs:
 
 
 class FlatImages:
-    """Images of different sizes, pixel after pixel in one tensor; they come out as float32 in [0,1].
+    """Images of different sizes, pixel after pixel in one tensor; they come out as float32 in
+    [0,1].
 
     Args:
         sizes: (n,) height and width of each.
@@ -146,35 +187,45 @@ class FlatImages:
         self.pixels = torch.empty(int(areas.sum()), channels, dtype=dtype)
 
     def to(self, device) -> "FlatImages":
-        self.pixels, self.sizes, self.start = (x.to(device) for x in (self.pixels, self.sizes, self.start))
+        self.pixels, self.sizes, self.start = (
+            x.to(device) for x in (self.pixels, self.sizes, self.start)
+        )
         return self
 
     def put(self, i: int, image: Tensor) -> None:
         """Sets image ``i``, (1,C,H,W) in [0,1]."""
         start, (height, width) = self.spans[i]
         rows = image[0].permute(1, 2, 0).reshape(height * width, -1)
-        self.pixels[start:start + height * width] = rows if self.pixels.is_floating_point() else (rows * 255).round()
+        self.pixels[start : start + height * width] = (
+            rows if self.pixels.is_floating_point() else (rows * 255).round()
+        )
 
     def image(self, i: int) -> Tensor:
         """Image ``i``, (C,H,W)."""
         start, (height, width) = self.spans[i]
-        return self._shaped(self.pixels[start:start + height * width], 1, height, width)[0]
+        return self._shaped(self.pixels[start : start + height * width], 1, height, width)[0]
 
     def windows(self, image: Tensor, top: Tensor, left: Tensor, side: int, turn: Tensor) -> Tensor:
-        """Square windows of the images ``image`` (b,), in one of their 8 symmetries: (b,C,side,side).
+        """Square windows of the images ``image`` (b,), in one of their 8 symmetries:
+        (b,C,side,side).
 
         Args:
             image, top, left: (b,) int64.
             side: in pixels; the windows must lie inside.
-            turn: (b,) 0..7: its bits mirror up and down, mirror left and right, and then exchange rows and columns.
+            turn: (b,) 0..7: its bits mirror up and down, mirror left and right, and then exchange
+                rows and columns.
         """
         width = self.sizes[image, 1]
         up, back, across = turn % 2, turn // 2 % 2, turn // 4 % 2 == 1
         first = self.start[image] + (top + up * (side - 1)) * width + left + back * (side - 1)
-        down, right = width * (1 - 2 * up), 1 - 2 * back                        # pixels from row to row, column to column
+        # pixels from row to row, column to column
+        down, right = width * (1 - 2 * up), 1 - 2 * back
         down, right = torch.where(across, right, down), torch.where(across, down, right)
         step = torch.arange(side, device=self.pixels.device)
-        at = first[:, None, None] + down[:, None, None] * step[:, None] + right[:, None, None] * step       # (b,side,side)
+        # (b,side,side)
+        at = (
+            first[:, None, None] + down[:, None, None] * step[:, None] + right[:, None, None] * step
+        )
         return self._shaped(self.pixels.index_select(0, at.flatten()), len(image), side, side)
 
     def _shaped(self, rows: Tensor, b: int, height: int, width: int) -> Tensor:
@@ -192,15 +243,19 @@ def _size(image) -> tuple[int, int]:
         return _named(image_size, image)
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
-        raise ValueError(f"expected files, or uint8 arrays (H,W,3) or (H,W), got {image.dtype} {image.shape}")
+        raise ValueError(
+            f"expected files, or uint8 arrays (H,W,3) or (H,W), got {image.dtype} {image.shape}"
+        )
     return image.shape[:2]
 
 
 def _decoded(images: Sequence) -> Iterator[Tensor]:
-    """Levels 0..255, float64 (1,3,H,W); a few images are read ahead, by as many threads as there are processors."""
+    """Levels 0..255, float64 (1,3,H,W); a few images are read ahead, by as many threads as there
+    are processors.
+    """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for at in range(0, len(images), _AHEAD):
-            for pixels in pool.map(read_levels, images[at:at + _AHEAD]):
+            for pixels in pool.map(read_levels, images[at : at + _AHEAD]):
                 yield torch.from_numpy(pixels).permute(2, 0, 1)[None].double()
 
 
@@ -220,8 +275,11 @@ def _named(read, path):
         raise RuntimeError(f"cannot read image {path}: {error}") from error
 
 
-def _readable(hr: Sequence, lr: Sequence | None) -> tuple[Sequence, Sequence | None, dict[str, str]]:
+def _readable(
+    hr: Sequence, lr: Sequence | None
+) -> tuple[Sequence, Sequence | None, dict[str, str]]:
     """The images whose files can be read, with their LR images, and why the others cannot."""
+
     def why(image) -> str | None:
         try:
             read_levels(image)
@@ -238,10 +296,16 @@ def _readable(hr: Sequence, lr: Sequence | None) -> tuple[Sequence, Sequence | N
                     kept.discard(i)
                     bad[str(images[i])] = reason
     if not kept:
-        raise RuntimeError(f"none of {len(hr)} images can be read; the first: {next(f'{k}: {v}' for k, v in bad.items())}")
+        raise RuntimeError(
+            f"none of {len(hr)} images can be read; the first: "
+            f"{next(f'{k}: {v}' for k, v in bad.items())}"
+        )
     if bad:
         path, reason = next(iter(bad.items()))
-        warnings.warn(f"left out {len(hr) - len(kept)} unreadable of {len(hr)} images: {path}: {reason}", stacklevel=4)
+        warnings.warn(
+            f"left out {len(hr) - len(kept)} unreadable of {len(hr)} images: {path}: {reason}",
+            stacklevel=4,
+        )
     order = sorted(kept)
     return [hr[i] for i in order], lr and [lr[i] for i in order], bad
 
@@ -251,21 +315,28 @@ def _rounded(levels: Tensor) -> Tensor:
     return (levels + 0.5).floor().clamp(0, 255)
 
 
-def _checked(hr: Sequence, lr: Sequence | None, scale, color: str, enlarged: bool,
-             downsizes: Sequence[float]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def _checked(
+    hr: Sequence, lr: Sequence | None, scale, color: str, enlarged: bool, downsizes: Sequence[float]
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Scales and downsizes as tuples."""
     scales = tuple(scale) if isinstance(scale, list | tuple) else (scale,)
     if not scales or any(not isinstance(s, int) or s < 2 for s in scales):
         raise ValueError(f"scale must be a whole number of at least 2, got {scale!r}")
     if scales != (scale,) and (lr is not None or not enlarged):
-        raise ValueError(f"scale={scale!r}: several scales expected enlarged=True and LR images that are made here")
+        raise ValueError(
+            f"scale={scale!r}: several scales expected enlarged=True and LR images "
+            "that are made here"
+        )
     if color not in ("rgb", "y"):
         raise ValueError(f"color must be 'rgb' or 'y', got {color!r}")
     downsizes = tuple(downsizes)
     if not downsizes or not all(0 < downsize <= 1 for downsize in downsizes):
         raise ValueError(f"downsizes must be numbers above 0 and at most 1, got {downsizes}")
     if not len(hr) or len(hr) != len(hr if lr is None else lr):
-        raise ValueError(f"expected at least one HR image, and as many LR images if any, got {len(hr)} and {len(lr or ())}")
+        raise ValueError(
+            f"expected at least one HR image, and as many LR images if any, got "
+            f"{len(hr)} and {len(lr or ())}"
+        )
     if lr is not None and downsizes != (1,):
         raise ValueError(f"downsizes={downsizes} needs LR images that are made here")
     return scales, downsizes
@@ -275,15 +346,21 @@ def _cut(size: tuple[int, int], downsize: float, scale: int, name: str) -> tuple
     """Height and width of HR: downsized, then multiples of the scale."""
     height, width = (math.ceil(side * downsize) // scale * scale for side in size)
     if not height or not width:
-        raise ValueError(f"{name} has {size[0]}x{size[1]} pixels: with downsize {downsize} nothing is left at scale {scale}")
+        raise ValueError(
+            f"{name} has {size[0]}x{size[1]} pixels: with downsize {downsize} nothing "
+            f"is left at scale {scale}"
+        )
     return height, width
 
 
 def _check_sizes(high: Sequence, low: Sequence, scale: int, names: Sequence[str]) -> None:
     for name, large, small in zip(names, high, low):
         if large != (small[0] * scale, small[1] * scale):
-            raise ValueError(f"{name} has {large[0]}x{large[1]} pixels, its LR image {small[0]}x{small[1]}: at scale {scale} "
-                             f"HR must have {small[0] * scale}x{small[1] * scale} (height x width)")
+            raise ValueError(
+                f"{name} has {large[0]}x{large[1]} pixels, its LR image "
+                f"{small[0]}x{small[1]}: at scale {scale} "
+                f"HR must have {small[0] * scale}x{small[1] * scale} (height x width)"
+            )
 
 
 def _cache_file(folder, files: Sequence, settings: tuple) -> Path | None:
@@ -292,4 +369,7 @@ def _cache_file(folder, files: Sequence, settings: tuple) -> Path | None:
     if not all(map(_is_file, files)):
         raise ValueError("cache_dir needs files, not arrays")
     listing = [(str(path), (stat := os.stat(path)).st_size, stat.st_mtime_ns) for path in files]
-    return Path(folder) / f"{hashlib.sha256(repr((2, settings, listing)).encode()).hexdigest()[:32]}.npz"
+    return (
+        Path(folder)
+        / f"{hashlib.sha256(repr((2, settings, listing)).encode()).hexdigest()[:32]}.npz"
+    )

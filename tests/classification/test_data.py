@@ -1,4 +1,6 @@
-"""Data sets: pixels and labels against the files, augmentation against a loop over images, and messages for what is wrong."""
+"""Data sets: pixels and labels against the files, augmentation against a loop over images, and
+messages for what is wrong.
+"""
 
 import os
 import pickle
@@ -18,7 +20,9 @@ from kdtasks.engine.loader import Loader
 from kdtasks.images import files, roots
 from kdtasks.images.arrays import AUGMENT, checked_augment
 
-real = pytest.mark.skipif(not os.environ.get("KDTASKS_DATA"), reason="KDTASKS_DATA is not set: no CIFAR-100 here")
+real = pytest.mark.skipif(
+    not os.environ.get("KDTASKS_DATA"), reason="KDTASKS_DATA is not set: no CIFAR-100 here"
+)
 
 
 @pytest.fixture
@@ -29,16 +33,23 @@ def folder(tmp_path):
         (tmp_path / "digits" / name).mkdir(parents=True)
         for i in np.flatnonzero(digits.target == digit)[:4]:
             gray = (digits.images[i] * 15).astype(np.uint8)
-            Image.fromarray(np.stack([gray, 255 - gray, gray // 2], -1)).save(tmp_path / "digits" / name / f"{i:04d}.png")
+            Image.fromarray(np.stack([gray, 255 - gray, gray // 2], -1)).save(
+                tmp_path / "digits" / name / f"{i:04d}.png"
+            )
     return tmp_path / "digits"
 
 
 def some_images(n=30, c=3, h=7, w=9):
-    images = torch.randint(0, 256, (n, c, h, w), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return ImageArrays(images, torch.arange(n) % 5, "abcde", mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7])
+    images = torch.randint(
+        0, 256, (n, c, h, w), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    return ImageArrays(
+        images, torch.arange(n) % 5, "abcde", mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7]
+    )
 
 
-# The batch ------------------------------------------------------------------------------------------------------------
+# The batch ----------------------------------------------------------------------------------------
+
 
 def slow_view(image, number, crop, flip, pad_mode, mean, std):
     """One image (C,H,W), pixel by pixel, with the pad, cut, mirror of the textbooks."""
@@ -56,8 +67,16 @@ def slow_view(image, number, crop, flip, pad_mode, mean, std):
     return out
 
 
-@pytest.mark.parametrize("augment", [{"crop": 2, "flip": True}, {"crop": 3, "flip": True, "pad_mode": "reflect"}, {"crop": 1},
-                                     {"flip": True}, {"crop": 6, "pad_mode": "reflect"}])
+@pytest.mark.parametrize(
+    "augment",
+    [
+        {"crop": 2, "flip": True},
+        {"crop": 3, "flip": True, "pad_mode": "reflect"},
+        {"crop": 1},
+        {"flip": True},
+        {"crop": 6, "pad_mode": "reflect"},
+    ],
+)
 def test_augmentation_equals_a_loop_over_pixels(augment):
     arrays = some_images()
     arrays.augment = checked_augment(augment, (7, 9))
@@ -66,9 +85,13 @@ def test_augmentation_equals_a_loop_over_pixels(augment):
     batch = arrays.batch(index, view, seed=11)
     numbers = view_hash(11, index, view, AUGMENT).tolist()
     for row, (i, number) in enumerate(zip(index.tolist(), numbers)):
-        expected = slow_view(arrays.images[i], number, **arrays.augment, mean=arrays.mean, std=arrays.std)
+        expected = slow_view(
+            arrays.images[i], number, **arrays.augment, mean=arrays.mean, std=arrays.std
+        )
         torch.testing.assert_close(batch["input"][row].double(), expected, atol=1e-5, rtol=0)
-    assert batch["input"].dtype == torch.float32 and batch["target"].tolist() == (index % 5).tolist()
+    assert (
+        batch["input"].dtype == torch.float32 and batch["target"].tolist() == (index % 5).tolist()
+    )
 
 
 def test_without_augmentation_only_normalised():
@@ -78,7 +101,10 @@ def test_without_augmentation_only_normalised():
     expected = (arrays.images[[4, 2]].double() / 255 - mean) / std
     torch.testing.assert_close(batch["input"].double(), expected, atol=1e-5, rtol=0)
     raw = data.arrays(arrays.images).batch(torch.arange(30), torch.zeros(30).long(), 0)
-    assert torch.equal((raw["input"] * 255).round().byte(), arrays.images) and raw["target"].tolist() == [-100] * 30
+    assert (
+        torch.equal((raw["input"] * 255).round().byte(), arrays.images)
+        and raw["target"].tolist() == [-100] * 30
+    )
 
 
 def test_augmentation_does_not_depend_on_the_batch():
@@ -93,7 +119,9 @@ def test_augmentation_does_not_depend_on_the_batch():
 
 
 def test_every_window_and_side_is_equally_likely():
-    """An image whose pixels are all different tells which window it was: 5 x 5 x 2 of them, 200 times each."""
+    """An image whose pixels are all different tells which window it was: 5 x 5 x 2 of them, 200
+    times each.
+    """
     image = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8)
     arrays = ImageArrays(image, augment={"crop": 2, "flip": True})
     seen = arrays.batch(torch.zeros(10_000).long(), torch.arange(10_000), 0)["input"]
@@ -105,7 +133,9 @@ def test_a_batch_takes_no_time():
     torch_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        arrays = ImageArrays(torch.zeros(5000, 3, 32, 32, dtype=torch.uint8), augment={"crop": 4, "flip": True})
+        arrays = ImageArrays(
+            torch.zeros(5000, 3, 32, 32, dtype=torch.uint8), augment={"crop": 4, "flip": True}
+        )
         index, view, seconds = torch.randperm(5000)[:64], torch.zeros(64).long(), []
         for _ in range(50):
             start = time.perf_counter()
@@ -113,14 +143,16 @@ def test_a_batch_takes_no_time():
             seconds.append(time.perf_counter() - start)
     finally:
         torch.set_num_threads(torch_threads)
-    assert min(seconds) < 3e-3                                   # about 0.6 ms
+    assert min(seconds) < 3e-3  # about 0.6 ms
 
 
 def test_statistics_are_mean_and_std_of_the_pixels():
     arrays = some_images()
     pixels = arrays.images.double().transpose(0, 1).flatten(1) / 255
     mean, std = arrays.statistics()
-    assert mean == pytest.approx(pixels.mean(1).tolist()) and std == pytest.approx(pixels.std(1, unbiased=False).tolist())
+    assert mean == pytest.approx(pixels.mean(1).tolist()) and std == pytest.approx(
+        pixels.std(1, unbiased=False).tolist()
+    )
 
 
 def test_subset_keeps_what_belongs_to_an_image(folder):
@@ -131,29 +163,56 @@ def test_subset_keeps_what_belongs_to_an_image(folder):
     assert len(arrays.subset(arrays.target == 2)) == 4
 
 
-@pytest.mark.parametrize("error, message, arguments", [
-    (TypeError, r"must be uint8, got torch.float32", {"images": torch.zeros(2, 1, 4, 4)}),
-    (ValueError, r"must be \(N,C,H,W\), got \(2, 4, 4\)", {"images": torch.zeros(2, 4, 4, dtype=torch.uint8)}),
-    (ValueError, r"one target for each of 2 images, got shape \(3,\)", {"target": torch.zeros(3)}),
-    (ValueError, r"a class in 0\.\.1 or -100 \(unlabelled\), got 2", {"target": torch.tensor([0, 2]), "classes": ["a", "b"]}),
-    (ValueError, r"or -100 \(unlabelled\), got -1", {"target": torch.tensor([0, -1])}),
-    (ValueError, r"1 channels, but mean=\(0\.1, 0\.2\)", {"mean": [0.1, 0.2]}),
-    (ValueError, r"std must be positive, got \(0\.0,\)", {"std": [0]}),
-    (ValueError, r"augment has no 'flipp': did you mean 'flip'\?", {"augment": {"flipp": True}}),
-    (ValueError, r"crop must be in 0\.\.3 \(image \(4, 4\)\), got 4", {"augment": {"crop": 4}}),
-    (ValueError, r"pad_mode must be 'zeros' or 'reflect', got 'edge'", {"augment": {"crop": 1, "pad_mode": "edge"}}),
-])
+@pytest.mark.parametrize(
+    "error, message, arguments",
+    [
+        (TypeError, r"must be uint8, got torch.float32", {"images": torch.zeros(2, 1, 4, 4)}),
+        (
+            ValueError,
+            r"must be \(N,C,H,W\), got \(2, 4, 4\)",
+            {"images": torch.zeros(2, 4, 4, dtype=torch.uint8)},
+        ),
+        (
+            ValueError,
+            r"one target for each of 2 images, got shape \(3,\)",
+            {"target": torch.zeros(3)},
+        ),
+        (
+            ValueError,
+            r"a class in 0\.\.1 or -100 \(unlabelled\), got 2",
+            {"target": torch.tensor([0, 2]), "classes": ["a", "b"]},
+        ),
+        (ValueError, r"or -100 \(unlabelled\), got -1", {"target": torch.tensor([0, -1])}),
+        (ValueError, r"1 channels, but mean=\(0\.1, 0\.2\)", {"mean": [0.1, 0.2]}),
+        (ValueError, r"std must be positive, got \(0\.0,\)", {"std": [0]}),
+        (
+            ValueError,
+            r"augment has no 'flipp': did you mean 'flip'\?",
+            {"augment": {"flipp": True}},
+        ),
+        (ValueError, r"crop must be in 0\.\.3 \(image \(4, 4\)\), got 4", {"augment": {"crop": 4}}),
+        (
+            ValueError,
+            r"pad_mode must be 'zeros' or 'reflect', got 'edge'",
+            {"augment": {"crop": 1, "pad_mode": "edge"}},
+        ),
+    ],
+)
 def test_wrong_arguments_are_named(error, message, arguments):
     with pytest.raises(error, match=message):
         ImageArrays(**{"images": torch.zeros(2, 1, 4, 4, dtype=torch.uint8), **arguments})
 
 
-# Digits and subsets ---------------------------------------------------------------------------------------------------
+# Digits and subsets -------------------------------------------------------------------------------
+
 
 def test_digits_are_scikit_learns():
     train, test = data.digits(), data.digits(train=False)
     assert (train.images.shape[1:], len(train) + len(test)) == ((1, 8, 8), 1797)
-    original = {tuple(x.flatten()): y for x, y in zip(load_digits().images.astype(int), load_digits().target)}
+    original = {
+        tuple(x.flatten()): y
+        for x, y in zip(load_digits().images.astype(int), load_digits().target)
+    }
     for arrays in (train, test):
         back = (arrays.images.double() * 16 / 255).round().long().flatten(1)
         assert [original[tuple(row)] for row in back.tolist()] == arrays.target.tolist()
@@ -165,21 +224,32 @@ def test_digits_are_split_by_class_without_overlap():
     def rows(**arguments):
         return {tuple(row) for row in data.digits(**arguments).images.flatten(1).tolist()}
 
-    train, test, teacher, student = rows(), rows(train=False), rows(part="teacher"), rows(part="student")
+    train, test, teacher, student = (
+        rows(),
+        rows(train=False),
+        rows(part="teacher"),
+        rows(part="student"),
+    )
     assert not train & test and not teacher & student and teacher | student == train
     everything = torch.bincount(torch.from_numpy(load_digits().target))
     assert (torch.bincount(data.digits(train=False).target) - 0.3 * everything).abs().max() <= 0.5
     sizes = [torch.bincount(data.digits(part=part).target) for part in ("teacher", "student")]
     assert (sizes[0] - sizes[1]).abs().max() <= 1
     assert rows(seed=1) != train and rows(seed=0) == train
-    assert data.digits(augment={"crop": 1}).augment and not data.digits(train=False, augment={"crop": 1}).augment
+    assert (
+        data.digits(augment={"crop": 1}).augment
+        and not data.digits(train=False, augment={"crop": 1}).augment
+    )
 
 
-@pytest.mark.parametrize("message, arguments", [
-    ("part must be 'teacher', 'student' or None, got 'pupil'", {"part": "pupil"}),
-    ("part='teacher' belongs to train=True", {"part": "teacher", "train": False}),
-    ("test_fraction must be between 0 and 1, got 1", {"test_fraction": 1}),
-])
+@pytest.mark.parametrize(
+    "message, arguments",
+    [
+        ("part must be 'teacher', 'student' or None, got 'pupil'", {"part": "pupil"}),
+        ("part='teacher' belongs to train=True", {"part": "teacher", "train": False}),
+        ("test_fraction must be between 0 and 1, got 1", {"test_fraction": 1}),
+    ],
+)
 def test_wrong_digits(message, arguments):
     with pytest.raises(ValueError, match=message):
         data.digits(**arguments)
@@ -188,7 +258,9 @@ def test_wrong_digits(message, arguments):
 def test_labelled_subset_is_balanced_nested_and_seeded():
     target = torch.tensor([0] * 10 + [1] * 20 + [-100] * 50 + [4] * 10)
     few, more = data.labelled_subset(target, 3), data.labelled_subset(target, 8)
-    assert target[few].tolist() == [0] * 3 + [1] * 3 + [4] * 3 and few.tolist() == sorted(few.tolist())
+    assert target[few].tolist() == [0] * 3 + [1] * 3 + [4] * 3 and few.tolist() == sorted(
+        few.tolist()
+    )
     assert set(few.tolist()) < set(more.tolist()) and len(more) == 24
     assert data.labelled_subset(target, 3, seed=1).tolist() != few.tolist()
     assert data.labelled_subset(target.tolist(), 3).tolist() == few.tolist()
@@ -201,23 +273,35 @@ def test_labelled_subset_is_balanced_nested_and_seeded():
 def test_few_labels_hides_the_others_and_nothing_else():
     whole, few = data.digits(), data.few_labels(data.digits(), per_class=3, seed=2)
     kept = (few.target != -100).nonzero()[:, 0]
-    assert kept.tolist() == data.labelled_subset(whole.target, 3, seed=2).tolist() and len(kept) == 30
-    assert torch.equal(few.target[kept], whole.target[kept]) and torch.equal(few.images, whole.images)
+    assert (
+        kept.tolist() == data.labelled_subset(whole.target, 3, seed=2).tolist() and len(kept) == 30
+    )
+    assert torch.equal(few.target[kept], whole.target[kept]) and torch.equal(
+        few.images, whole.images
+    )
 
 
-# Folders --------------------------------------------------------------------------------------------------------------
+# Folders ------------------------------------------------------------------------------------------
+
 
 def test_a_folder_becomes_its_pixels(folder):
     arrays = data.image_folder(folder)
-    assert arrays.classes == ["one", "three", "two"] and arrays.target.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert (
+        arrays.classes == ["one", "three", "two"]
+        and arrays.target.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    )
     for i in range(12):
         assert Path(arrays.path(i)).parent.name == arrays.classes[arrays.target[i]]
-        assert np.array_equal(arrays.images[i].permute(1, 2, 0), np.asarray(Image.open(arrays.path(i))))
+        assert np.array_equal(
+            arrays.images[i].permute(1, 2, 0), np.asarray(Image.open(arrays.path(i)))
+        )
 
 
 def test_classes_and_subset_number_the_targets(folder):
     by_order = data.image_folder(folder, classes=["one", "two", "three"])
-    assert [Path(p).parent.name for p in by_order.paths] == ["one"] * 4 + ["two"] * 4 + ["three"] * 4
+    assert [Path(p).parent.name for p in by_order.paths] == ["one"] * 4 + ["two"] * 4 + [
+        "three"
+    ] * 4
     assert by_order.target.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     part = data.image_folder(folder, subset=["two", "one"], per_class=2)
     assert part.classes == ["two", "one"] and part.target.tolist() == [0, 0, 1, 1]
@@ -226,29 +310,51 @@ def test_classes_and_subset_number_the_targets(folder):
 
 def test_size_takes_the_central_square(folder):
     wide = np.zeros((8, 24, 3), np.uint8)
-    wide[:, 4:20] = 200                                          # the central square and what the resampling sees beside it
+    # the central square and what the resampling sees beside it
+    wide[:, 4:20] = 200
     Image.fromarray(wide).save(folder / "one" / "wide.png")
-    with pytest.raises(ValueError, match=r"\(C,H,W\) = \(3, 8, 8\) in .*, \(3, 8, 24\) in .*wide\.png; pass size="):
+    with pytest.raises(
+        ValueError,
+        match=r"\(C,H,W\) = \(3, 8, 8\) in .*, \(3, 8, 24\) in "
+        r".*wide\.png; pass size=",
+    ):
         data.image_folder(folder)
     arrays = data.image_folder(folder, size=4)
     assert arrays.images.shape[1:] == (3, 4, 4) and (arrays.images[4] == 200).all()
 
 
 def test_class_names_that_differ_are_named(folder):
-    with pytest.raises(ValueError, match=r"not the expected ones: missing \['four'\], not expected \['three'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"not the expected ones: missing \['four'\], not expected "
+        r"\['three'\]",
+    ):
         data.image_folder(folder, classes=["one", "two", "four"])
     with pytest.raises(ValueError, match=r"no class 'tree': did you mean 'three'"):
         data.image_folder(folder, subset=["tree"])
-    with pytest.raises(ValueError, match=r"per_class=5: too few samples in \{'one': 4, 'three': 4, 'two': 4\}"):
+    with pytest.raises(
+        ValueError,
+        match=r"per_class=5: too few samples in "
+        r"\{'one': 4, 'three': 4, 'two': 4\}",
+    ):
         data.image_folder(folder, per_class=5)
 
 
 def test_missing_data_says_where_how_and_what(monkeypatch, tmp_path):
     monkeypatch.setenv("KDTASKS_DATA", str(tmp_path))
-    for make in (data.cifar100, lambda: data.image_folder("birds"), lambda: data.unlabelled_folder("wild")):
+    for make in (
+        data.cifar100,
+        lambda: data.image_folder("birds"),
+        lambda: data.unlabelled_folder("wild"),
+    ):
         with pytest.raises(FileNotFoundError) as error:
             make()
-        for part in (str(tmp_path), "environment variable KDTASKS_DATA", "--cfg-options data.train.root=", "layout: <root>/"):
+        for part in (
+            str(tmp_path),
+            "environment variable KDTASKS_DATA",
+            "--cfg-options data.train.root=",
+            "layout: <root>/",
+        ):
             assert part in str(error.value)
     with pytest.raises(FileNotFoundError, match="cifar100/train"):
         data.cifar100()
@@ -267,7 +373,11 @@ def test_empty_folders(folder, tmp_path):
     (folder / "zero").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no image in .*zero; known are \.bmp"):
         data.image_folder(folder)
-    with pytest.raises(FileNotFoundError, match=r"no class folder in .*one\. Expected layout: .* unlabelled_folder"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no class folder in .*one\. Expected layout: .* "
+        r"unlabelled_folder",
+    ):
         data.image_folder(folder / "one")
     with pytest.raises(FileNotFoundError, match=r"no image below .*zero"):
         data.unlabelled_folder(folder / "zero")
@@ -282,7 +392,11 @@ def half(folder):
 
 
 def test_an_unreadable_image_is_named(folder, half):
-    with pytest.raises(RuntimeError, match=rf"cannot read image {half}: .* \(skip_bad=True leaves it out\)"):
+    with pytest.raises(
+        RuntimeError,
+        match=rf"cannot read image {half}: .* \(skip_bad=True leaves "
+        r"it out\)",
+    ):
         data.image_folder(folder)
 
 
@@ -291,7 +405,9 @@ def test_skip_bad_leaves_it_out_and_counts(folder, half, tmp_path):
         arrays = data.image_folder(folder, skip_bad=True, cache_dir=tmp_path / "cache")
     assert arrays.target.tolist() == [0] * 4 + [1] * 3 + [2] * 4 and str(half) not in arrays.paths
     for i in range(11):
-        assert np.array_equal(arrays.images[i].permute(1, 2, 0), np.asarray(Image.open(arrays.path(i))))
+        assert np.array_equal(
+            arrays.images[i].permute(1, 2, 0), np.asarray(Image.open(arrays.path(i)))
+        )
     assert not (tmp_path / "cache").exists()
     for path in folder.glob("*/*.png"):
         path.write_bytes(b"")
@@ -304,7 +420,7 @@ def test_the_cache_gives_the_same_and_notices_changes(folder, tmp_path, monkeypa
     first = data.image_folder(folder, cache_dir=cache)
     assert [path.suffix for path in cache.iterdir()] == [".npz"]
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_read", None)                                    # no file is read now
+        patch.setattr(files, "_read", None)  # no file is read now
         assert torch.equal(data.image_folder(folder, cache_dir=cache).images, first.images)
     Path(first.path(5)).write_bytes(Path(first.path(0)).read_bytes())
     changed = data.image_folder(folder, cache_dir=cache)
@@ -313,14 +429,19 @@ def test_the_cache_gives_the_same_and_notices_changes(folder, tmp_path, monkeypa
 
 
 def test_files_read_one_by_one(folder):
-    files = data.image_folder(folder, train=False, small=False, size=7)                    # 8 = 7 / 0.875: nothing is resized
+    # 8 = 7 / 0.875: nothing is resized
+    files = data.image_folder(folder, train=False, small=False, size=7)
     image, target = files[5]
     pixels = np.asarray(Image.open(files.path(5)))
     mean, std = np.array(data.IMAGENET[0]), np.array(data.IMAGENET[1])
-    around = [(pixels[y:y + 7, x:x + 7] / 255 - mean) / std for y in (0, 1) for x in (0, 1)]
-    assert target == 1 and any(np.allclose(image.permute(1, 2, 0), window, atol=1e-5) for window in around)
+    around = [(pixels[y : y + 7, x : x + 7] / 255 - mean) / std for y in (0, 1) for x in (0, 1)]
+    assert target == 1 and any(
+        np.allclose(image.permute(1, 2, 0), window, atol=1e-5) for window in around
+    )
     batch = next(iter(Loader(data.image_folder(folder, small=False, size=6), 12)))
-    assert batch["input"].shape == (12, 3, 6, 6) and batch["target"].tolist() == [i // 4 for i in batch["index"].tolist()]
+    assert batch["input"].shape == (12, 3, 6, 6) and batch["target"].tolist() == [
+        i // 4 for i in batch["index"].tolist()
+    ]
     with pytest.raises(ValueError, match="belong to small=True"):
         data.image_folder(folder, small=False, cache_dir="x")
 
@@ -330,25 +451,37 @@ def test_unlabelled_images_join_a_labelled_set(folder):
     (folder / "two" / "deep").mkdir()
     Image.new("L", (30, 20), 77).save(folder / "two" / "deep" / "gray.bmp")
     wild = data.unlabelled_folder(folder / "two", like=labelled)
-    assert wild.images.shape == (5, 3, 8, 8) and wild.target.tolist() == [-100] * 5 and wild.augment == labelled.augment
+    assert (
+        wild.images.shape == (5, 3, 8, 8)
+        and wild.target.tolist() == [-100] * 5
+        and wild.augment == labelled.augment
+    )
     assert Path(wild.path(4)).name == "gray.bmp" and (wild.images[4] == 77).all()
     both = data.concat(labelled, wild)
     assert len(both) == 17 and both.classes == labelled.classes and both.path(16) == wild.path(4)
-    assert torch.equal(both.images, data.concat(sets=[labelled, wild]).images) and both.target.tolist()[12:] == [-100] * 5
+    assert (
+        torch.equal(both.images, data.concat(sets=[labelled, wild]).images)
+        and both.target.tolist()[12:] == [-100] * 5
+    )
     batch = next(iter(Loader(both, 6, labelled="target", unlabelled_per_batch=2)))
-    assert batch["labelled"].tolist() == [True] * 4 + [False] * 2 and (batch["index"][4:] >= 12).all()
+    assert (
+        batch["labelled"].tolist() == [True] * 4 + [False] * 2 and (batch["index"][4:] >= 12).all()
+    )
     assert len(data.unlabelled_folder(folder / "two", size=8, limit=2)) == 2
     with pytest.raises(ValueError, match="come from `like`; pass either"):
         data.unlabelled_folder(folder / "two", like=labelled, size=8)
     with pytest.raises(ValueError, match="the sets differ in mean"):
         data.concat(labelled, data.unlabelled_folder(folder / "two", size=8))
     with pytest.raises(ValueError, match="the sets differ in classes"):
-        data.concat(data.image_folder(folder, subset=["three"]), data.image_folder(folder, subset=["one"]))
+        data.concat(
+            data.image_folder(folder, subset=["three"]), data.image_folder(folder, subset=["one"])
+        )
     with pytest.raises(ValueError, match="at least one"):
         data.concat()
 
 
-# Arrays and torchvision -----------------------------------------------------------------------------------------------
+# Arrays and torchvision ---------------------------------------------------------------------------
+
 
 def test_arrays_from_memory_and_files(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)
@@ -357,9 +490,16 @@ def test_arrays_from_memory_and_files(tmp_path):
     np.save(tmp_path / "target.npy", target)
     np.savez(tmp_path / "both.npz", images=images, target=target)
     np.savez(tmp_path / "other.npz", image=images)
-    for arrays in (data.arrays(images, target), data.arrays(torch.from_numpy(images), target.tolist()),
-                   data.arrays(str(tmp_path / "images.npy"), tmp_path / "target.npy"), data.arrays(tmp_path / "both.npz")):
-        assert np.array_equal(arrays.images, images.transpose(0, 3, 1, 2)) and arrays.target.tolist() == target.tolist()
+    for arrays in (
+        data.arrays(images, target),
+        data.arrays(torch.from_numpy(images), target.tolist()),
+        data.arrays(str(tmp_path / "images.npy"), tmp_path / "target.npy"),
+        data.arrays(tmp_path / "both.npz"),
+    ):
+        assert (
+            np.array_equal(arrays.images, images.transpose(0, 3, 1, 2))
+            and arrays.target.tolist() == target.tolist()
+        )
     assert data.arrays(images[..., 0]).images.shape == (6, 1, 5, 4)
     assert data.arrays(images.transpose(0, 3, 1, 2)).images.shape == (6, 3, 5, 4)
     with pytest.raises(ValueError, match="no 'images': did you mean 'image'"):
@@ -386,21 +526,35 @@ def test_a_torchvision_set_of_arrays(tmp_path, monkeypatch):
     digits = torch.from_numpy((load_digits().images[:9] * 15).astype(np.uint8))
     monkeypatch.setattr(MNIST, "_check_exists", lambda self: True)
     monkeypatch.setattr(MNIST, "_load_data", lambda self: (digits, torch.arange(9)))
-    arrays = data.torchvision_set("torchvision.datasets.MNIST", root=str(tmp_path), train=True, mean=[0.5], std=[0.5])
-    assert torch.equal(arrays.images, digits[:, None]) and arrays.target.tolist() == list(range(9)) and arrays.mean == (0.5,)
+    arrays = data.torchvision_set(
+        "torchvision.datasets.MNIST", root=str(tmp_path), train=True, mean=[0.5], std=[0.5]
+    )
+    assert (
+        torch.equal(arrays.images, digits[:, None])
+        and arrays.target.tolist() == list(range(9))
+        and arrays.mean == (0.5,)
+    )
     assert arrays.classes[3] == "3 - three"
 
 
 def test_a_torchvision_set_that_is_not_there(monkeypatch, tmp_path):
     monkeypatch.setenv("KDTASKS_DATA", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=rf"SVHN could not read {tmp_path}/birds: .*KDTASKS_DATA"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=rf"SVHN could not read {tmp_path}/birds: "
+        r".*KDTASKS_DATA",
+    ):
         data.torchvision_set("torchvision.datasets.SVHN", root="birds", split="test")
 
 
-# CIFAR-100 ------------------------------------------------------------------------------------------------------------
+# CIFAR-100 ----------------------------------------------------------------------------------------
+
 
 def test_cifar100_has_20_superclasses_of_5():
-    assert len(data.CIFAR100_CLASSES) == len(set(data.CIFAR100_CLASSES)) == 100 and len(data.CIFAR100_SUPERCLASSES) == 20
+    assert (
+        len(data.CIFAR100_CLASSES) == len(set(data.CIFAR100_CLASSES)) == 100
+        and len(data.CIFAR100_SUPERCLASSES) == 20
+    )
     assert all(len(members.split()) == 5 for members in data.CIFAR100_SUPERCLASSES.values())
     assert list(data.CIFAR100_SUPERCLASSES) == sorted(data.CIFAR100_SUPERCLASSES)
 
@@ -412,13 +566,18 @@ def test_cifar100_few_classes():
     assert arrays.augment == {"crop": 4, "flip": True, "pad_mode": "zeros"}
     for i in (0, 19, 20, 39):
         assert Path(arrays.path(i)).parent.name == arrays.classes[arrays.target[i]]
-        assert np.array_equal(arrays.images[i].permute(1, 2, 0), np.asarray(Image.open(arrays.path(i)).convert("RGB")))
+        assert np.array_equal(
+            arrays.images[i].permute(1, 2, 0), np.asarray(Image.open(arrays.path(i)).convert("RGB"))
+        )
     test = data.cifar100(train=False, classes=["train", "apple"])
     assert len(test) == 200 and test.augment is None
     coarse = data.cifar100(classes=["trees", "fish"], per_class=2, fine=False)
     members = {name: set(data.CIFAR100_SUPERCLASSES[name].split()) for name in coarse.classes}
     assert coarse.classes == ["trees", "fish"] and len(coarse) == 20
-    assert all(Path(coarse.path(i)).parent.name in members[coarse.classes[coarse.target[i]]] for i in range(20))
+    assert all(
+        Path(coarse.path(i)).parent.name in members[coarse.classes[coarse.target[i]]]
+        for i in range(20)
+    )
     with pytest.raises(ValueError, match="no class 'aple': did you mean 'apple'"):
         data.cifar100(classes=["aple"])
 
@@ -428,8 +587,13 @@ def test_cifar100_mean_and_std_are_the_published_ones(tmp_path):
     """40 images of every class give them to 0.01; all images to 1e-3 (the test below)."""
     arrays = data.cifar100(per_class=40)
     mean, std = arrays.statistics()
-    assert mean == pytest.approx(arrays.mean, abs=0.01) and std == pytest.approx(arrays.std, abs=0.01)
-    assert arrays.classes == list(data.CIFAR100_CLASSES) and torch.bincount(arrays.target).tolist() == [40] * 100
+    assert mean == pytest.approx(arrays.mean, abs=0.01) and std == pytest.approx(
+        arrays.std, abs=0.01
+    )
+    assert (
+        arrays.classes == list(data.CIFAR100_CLASSES)
+        and torch.bincount(arrays.target).tolist() == [40] * 100
+    )
 
 
 @real
@@ -440,9 +604,14 @@ def test_all_of_cifar100(tmp_path):
     between = time.perf_counter()
     again = data.cifar100(cache_dir=tmp_path)
     print(f"{between - start:.1f} s, from the cache {time.perf_counter() - between:.2f} s")
-    assert torch.equal(arrays.images, again.images) and torch.bincount(arrays.target).tolist() == [500] * 100
+    assert (
+        torch.equal(arrays.images, again.images)
+        and torch.bincount(arrays.target).tolist() == [500] * 100
+    )
     mean, std = arrays.statistics()
-    assert mean == pytest.approx(arrays.mean, abs=1e-3) and std == pytest.approx(arrays.std, abs=1e-3)
+    assert mean == pytest.approx(arrays.mean, abs=1e-3) and std == pytest.approx(
+        arrays.std, abs=1e-3
+    )
 
 
 @real
@@ -454,7 +623,9 @@ def test_cifar100_in_torchvisions_layout(tmp_path, monkeypatch):
     folder = tmp_path / "cifar-100-python"
     folder.mkdir()
     pixels = few.images[order].flatten(1).numpy()
-    (folder / "test").write_bytes(pickle.dumps({"data": pixels, "fine_labels": number[order].tolist()}))
+    (folder / "test").write_bytes(
+        pickle.dumps({"data": pixels, "fine_labels": number[order].tolist()})
+    )
     (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": list(data.CIFAR100_CLASSES)}))
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     read = data.cifar100(train=False, root=tmp_path, classes=["tiger", "apple"], per_class=4)
@@ -472,7 +643,9 @@ def test_real_unlabelled_images_beside_cifar100():
     wild = data.unlabelled_folder("wild", like=labelled, limit=50)
     both = data.concat(labelled, wild)
     batches = list(Loader(both, 24, labelled="target", unlabelled_per_batch=8))
-    assert len(batches) == 60 // 16 and all((batch["target"] == -100).sum() == 8 for batch in batches)
+    assert len(batches) == 60 // 16 and all(
+        (batch["target"] == -100).sum() == 8 for batch in batches
+    )
     assert all(torch.isfinite(batch["input"]).all() for batch in batches)
 
 
@@ -482,4 +655,8 @@ def test_on_cuda_the_same():
     here.augment = there.augment = checked_augment({"crop": 2, "flip": True}, (7, 9))
     index, view = torch.arange(30), torch.arange(30) % 4
     a, b = here.batch(index, view, 1), there.batch(index, view, 1)
-    assert b["input"].is_cuda and torch.equal(a["input"], b["input"].cpu()) and torch.equal(a["target"], b["target"].cpu())
+    assert (
+        b["input"].is_cuda
+        and torch.equal(a["input"], b["input"].cpu())
+        and torch.equal(a["target"], b["target"].cpu())
+    )

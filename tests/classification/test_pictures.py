@@ -1,4 +1,6 @@
-"""The pictures count what they say they count, for any number of classes and whatever models there are."""
+"""The pictures count what they say they count, for any number of classes and whatever models there
+are.
+"""
 
 import io
 import re
@@ -51,17 +53,25 @@ def test_counts_of_a_run_equal_a_slow_recount(run):
     alone, distilled = run.trained("alone"), run.trained("distilled")
     test = run.experiment.data_set(run.experiment.config["data"], "test")
     for i in range(len(test)):
-        x, y = test.images[i:i + 1], int(test.target[i])
+        x, y = test.images[i : i + 1], int(test.target[i])
         if y < 0:
             continue
         before, after = int(alone(x).argmax()) == y, int(distilled(x).argmax()) == y
-        fixed, broken, total = fixed + (after and not before), broken + (before and not after), total + 1
+        fixed, broken, total = (
+            fixed + (after and not before),
+            broken + (before and not after),
+            total + 1,
+        )
     assert total == 290 and fixed + broken > 0
     assert title == f"From alone to distilled: {fixed} fixed, {broken} broken of 290 test images"
     shown = [text for text in drawn(gallery) if text.startswith("true: ")]
     assert len(shown) == min(fixed, 16) + min(broken, 8)
     assert {"teacher", "alone", "distilled"} <= set(drawn(classes))
-    assert [t.split(":")[0] for t in drawn(reliability) if "ECE" in t] == ["teacher", "alone", "distilled"]
+    assert [t.split(":")[0] for t in drawn(reliability) if "ECE" in t] == [
+        "teacher",
+        "alone",
+        "distilled",
+    ]
 
 
 def test_answers_agree_with_the_evaluation(run):
@@ -71,13 +81,23 @@ def test_answers_agree_with_the_evaluation(run):
     assert 100 * found.right.double().mean().item() == pytest.approx(run.done["alone"]["accuracy"])
     assert len(found.target) == 290 and not found.confidence.requires_grad
     probability = model(loader.dataset.images[:1]).softmax(1)
-    assert found.confidence[0] == pytest.approx(probability.max().item()) and found.answer[0] == probability.argmax()
+    assert (
+        found.confidence[0] == pytest.approx(probability.max().item())
+        and found.answer[0] == probability.argmax()
+    )
 
 
 def test_what_is_absent_is_left_out(run, monkeypatch):
     done = run.done
-    for names, say in ([], None), (["alone"], "alone: "), (["teacher"], "teacher: "), (["distilled"], "distilled: "):
-        monkeypatch.setattr(Run, "done", property(lambda self, names=names: {name: done[name] for name in names}))
+    for names, say in (
+        ([], None),
+        (["alone"], "alone: "),
+        (["teacher"], "teacher: "),
+        (["distilled"], "distilled: "),
+    ):
+        monkeypatch.setattr(
+            Run, "done", property(lambda self, names=names: {name: done[name] for name in names})
+        )
         found = trainer.pictures(run)
         assert len(found) == (3 if names else 0)
         for title, figure in found:
@@ -85,19 +105,24 @@ def test_what_is_absent_is_left_out(run, monkeypatch):
         if names:
             assert re.fullmatch(say + r"\d+ wrong of 290 test images", found[1][0])
     labels = [text.split(":")[0] for text in drawn(found[2][1]) if "ECE" in text]
-    assert labels == ["teacher", "distilled"]                                # what the stage was taught by, from its file
+    # what the stage was taught by, from its file
+    assert labels == ["teacher", "distilled"]
 
 
 @pytest.mark.parametrize("bins", [1, 10])
 def test_calibration_equals_a_loop(bins):
     g = torch.Generator().manual_seed(0)
     confidence = torch.rand(500, generator=g)
-    confidence[:4] = torch.tensor([0.0, 0.5, 1.0, 0.2])                      # on the edges of bins
+    confidence[:4] = torch.tensor([0.0, 0.5, 1.0, 0.2])  # on the edges of bins
     right = torch.rand(500, generator=g) < confidence
     error, rows = pictures.calibration(confidence, right, bins)
     slow, values = 0.0, confidence.tolist()
     for b in range(bins):
-        inside = [i for i in range(500) if (b / bins < values[i] or b == 0) and values[i] <= (b + 1) / bins]
+        inside = [
+            i
+            for i in range(500)
+            if (b / bins < values[i] or b == 0) and values[i] <= (b + 1) / bins
+        ]
         accuracy = sum(right[i].item() for i in inside) / len(inside)
         mean = sum(values[i] for i in inside) / len(inside)
         assert rows[b] == pytest.approx((len(inside), 100 * accuracy, 100 * mean))
@@ -115,11 +140,14 @@ def test_calibration_of_known_cases():
 
 def test_class_accuracy_equals_a_loop():
     found = made_up(60, 5, 0.5, 0)
-    found.target[found.target == 3] = 0                                      # a class without images
+    # a class without images
+    found.target[found.target == 3] = 0
     want = []
     for c in range(5):
         rows = [i for i in range(60) if found.target[i] == c]
-        want.append(100 * sum(int(found.answer[i] == c) for i in rows) / len(rows) if rows else None)
+        want.append(
+            100 * sum(int(found.answer[i] == c) for i in rows) / len(rows) if rows else None
+        )
     assert pictures.class_accuracy(found, 5) == pytest.approx(want) and want[3] is None
 
 
@@ -129,10 +157,19 @@ def test_any_number_of_classes_and_channels(classes, channels):
     after = made_up(400, classes, 0.7, 1, before.target)
     images = torch.randint(256, (400, channels, 9, 7), dtype=torch.uint8)
     loader = loader_of(images, [f"a_class_of_number_{c}" for c in range(classes)])
-    found = pictures.draw({"teacher": after, "alone": before, "distilled": after}, ["alone", "distilled"], loader, COLORS)
+    found = pictures.draw(
+        {"teacher": after, "alone": before, "distilled": after},
+        ["alone", "distilled"],
+        loader,
+        COLORS,
+    )
     up = down = 0
     for c in set(before.target.tolist()):
-        change = sum((after.right[i].item() - before.right[i].item()) for i in range(400) if before.target[i] == c)
+        change = sum(
+            (after.right[i].item() - before.right[i].item())
+            for i in range(400)
+            if before.target[i] == c
+        )
         up, down = up + (change > 0), down + (change < 0)
     assert f"above alone in {up} of " in found[0][0] and found[0][0].endswith(f"below in {down}")
     fixed = sum(after.right[i].item() and not before.right[i].item() for i in range(400))
@@ -144,7 +181,9 @@ def test_any_number_of_classes_and_channels(classes, channels):
 def test_no_difference_and_no_name():
     same = made_up(30, 4, 1.0, 0)
     loader = loader_of(torch.zeros(30, 1, 8, 8, dtype=torch.uint8), [])
-    found = pictures.draw({"alone": same, "distilled": same}, ["alone", "distilled"], loader, COLORS)
+    found = pictures.draw(
+        {"alone": same, "distilled": same}, ["alone", "distilled"], loader, COLORS
+    )
     assert found[1][0] == "From alone to distilled: 0 fixed, 0 broken of 30 test images"
     assert "No such image." in drawn(found[1][1])
     assert found[0][0].endswith("above alone in 0 of 4 classes, below in 0")
@@ -155,9 +194,12 @@ def test_images_are_drawn_as_they_are():
     for array, index in zip(pictures.pictures_of(loader_of(raw, []), torch.tensor([3, 1])), (3, 1)):
         np.testing.assert_allclose(array, raw[index].permute(1, 2, 0).numpy() / 255, rtol=1e-6)
     x = torch.randn(5, 1, 4, 6)
-    for dataset in (SimpleNamespace(batch=lambda index, view, seed: {"input": x[index]}),
-                    [(image, 0) for image in x], [{"input": image} for image in x]):
-        array, = pictures.pictures_of(SimpleNamespace(dataset=dataset, seed=0), torch.tensor([2]))
+    for dataset in (
+        SimpleNamespace(batch=lambda index, view, seed: {"input": x[index]}),
+        [(image, 0) for image in x],
+        [{"input": image} for image in x],
+    ):
+        (array,) = pictures.pictures_of(SimpleNamespace(dataset=dataset, seed=0), torch.tensor([2]))
         want = (x[2, 0] - x[2].min()) / (x[2].max() - x[2].min())
         np.testing.assert_allclose(array, want.numpy(), rtol=1e-5, atol=1e-6)
     flat = SimpleNamespace(dataset=[(torch.ones(1, 2, 2), 0)], seed=0)

@@ -20,12 +20,22 @@ class Loss(nn.Module):
         super().__init__()
         self.fc, self.temperature, self.step, self.last = nn.Linear(2, 2), 4.0, 0, None
         self.queue, self.seen, self.named = deque(maxlen=3), {1}, OrderedDict(a=torch.zeros(2))
-        self.history, self.array, self.memory, self.rule = [torch.zeros(1), max], np.zeros(3), Memory(), lambda x: x
+        self.history, self.array, self.memory, self.rule = (
+            [torch.zeros(1), max],
+            np.zeros(3),
+            Memory(),
+            lambda x: x,
+        )
         self.shared = self.named["a"]
 
     def move(self, k: float) -> None:
         self.step, self.last = self.step + 1, torch.full((2,), k).bfloat16()
-        self.queue.extend([k, k + 1]), self.seen.add(7), self.named["a"].fill_(k), self.history[0].add_(k)
+        (
+            self.queue.extend([k, k + 1]),
+            self.seen.add(7),
+            self.named["a"].fill_(k),
+            self.history[0].add_(k),
+        )
         self.array[1], self.memory.rows[0] = k, k
         self.extra = (np.float64(k), [True, None])
         self.memory.value = torch.rand(1, generator=self.memory.draw)
@@ -43,9 +53,20 @@ def test_whatever_a_module_keeps_beside_its_state_dict_comes_back():
     other = Loss()
     rule = other.rule
     set_attributes(other, torch.load(file, weights_only=True))
-    assert other.step == 1 and other.last.dtype is torch.bfloat16 and other.rule is rule and other.history[1] is max
-    assert other.shared is other.named["a"] and other.shared.tolist() == [2, 2]               # whoever holds it sees it
-    assert other.queue == loss.queue and other.queue.maxlen == 3 and other.seen == {1, 7} and other.extra == (2.0, [True, None])
+    assert (
+        other.step == 1
+        and other.last.dtype is torch.bfloat16
+        and other.rule is rule
+        and other.history[1] is max
+    )
+    # whoever holds it sees it
+    assert other.shared is other.named["a"] and other.shared.tolist() == [2, 2]
+    assert (
+        other.queue == loss.queue
+        and other.queue.maxlen == 3
+        and other.seen == {1, 7}
+        and other.extra == (2.0, [True, None])
+    )
     loss.move(3.0), other.move(3.0)
     a, b = attributes_of(loss, inside=True), attributes_of(other, inside=True)
     assert a.keys() == b.keys() and not changed(a, b)

@@ -26,7 +26,7 @@ def batches(samples=SAMPLES, views=VIEWS, size=4, skip=(), seed=0):
     pairs = [(i, v) for i in range(samples) for v in range(views) if (i, v) not in skip]
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed)).tolist()
     for start in range(0, len(pairs), size):
-        index, view = zip(*(pairs[k] for k in order[start:start + size]))
+        index, view = zip(*(pairs[k] for k in order[start : start + size]))
         yield {"index": torch.tensor(index), "view": torch.tensor(view)}
 
 
@@ -48,7 +48,9 @@ class Slow:
 
 
 def noise(*shape, scale=1.0):
-    return lambda i, v: scale * torch.randn(shape, generator=torch.Generator().manual_seed(1000 * i + v))
+    return lambda i, v: (
+        scale * torch.randn(shape, generator=torch.Generator().manual_seed(1000 * i + v))
+    )
 
 
 def write(folder, outputs, key=KEY, samples=SAMPLES, views=VIEWS, **kw):
@@ -57,32 +59,47 @@ def write(folder, outputs, key=KEY, samples=SAMPLES, views=VIEWS, **kw):
 
 def constant(value, dtype=torch.float32, at=(2, 1)):
     """1 everywhere, ``value`` once, in the row ``at``."""
-    return Slow(teacher=lambda i, v: torch.tensor([1, value if (i, v) == at else 1, 1], dtype=dtype))
+    return Slow(
+        teacher=lambda i, v: torch.tensor([1, value if (i, v) == at else 1, 1], dtype=dtype)
+    )
 
 
 def leftovers(folder):
     return sorted(path.name for path in folder.parent.iterdir() if path != folder)
 
 
-# ---------------------------------------------------------------------------------------------------- what comes back
+# ---------------------------------------------------------------------------------- what comes back
+
 
 @pytest.mark.parametrize("limit", [0, 700, 2**30], ids=["mapped", "mixed", "resident"])
 def test_roundtrip_equals_a_dict_of_rows(tmp_path, limit, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 10)                     # the conversion crosses many chunks, the last one not full
-    slow = Slow(**{"teacher": noise(5), "teacher.layer3": noise(2, 3, 4, scale=30),
-                   "assistant": lambda i, v: torch.tensor(i + v / 8)})
+    # the conversion crosses many chunks, the last one not full
+    monkeypatch.setattr(module, "CHUNK", 10)
+    slow = Slow(
+        **{
+            "teacher": noise(5),
+            "teacher.layer3": noise(2, 3, 4, scale=30),
+            "assistant": lambda i, v: torch.tensor(i + v / 8),
+        }
+    )
     written = write(tmp_path / "c", slow)
     assert leftovers(tmp_path / "c") == []
     opened = TeacherCache.open(tmp_path / "c", KEY)
-    index, view = torch.tensor([6, 0, 3, 3, 0, 6]), torch.tensor([0, 2, 1, 1, 0, 2])         # any order, one row twice
+    # any order, one row twice
+    index, view = torch.tensor([6, 0, 3, 3, 0, 6]), torch.tensor([0, 2, 1, 1, 0, 2])
     for cache in (written, opened, opened.to("cpu", limit)):
         got = cache.fetch(index, view)
         assert list(got) == list(cache.names) == ["teacher", "teacher.layer3", "assistant"]
         for name, want in slow.of(index, view).items():
             assert got[name].dtype == cache.dtypes[name] == torch.float16
             assert torch.equal(got[name], want.half()) and cache.shapes[name] == want.shape[1:]
-    assert len(opened._resident) == {0: 0, 700: 2, 2**30: 3}[limit]          # smallest first: 42, 210, 1008 bytes
-    assert opened.nbytes == 42 + 210 + 1008 == sum((tmp_path / "c" / f"{i}.bin").stat().st_size for i in range(3))
+    # smallest first: 42, 210, 1008 bytes
+    assert len(opened._resident) == {0: 0, 700: 2, 2**30: 3}[limit]
+    assert (
+        opened.nbytes
+        == 42 + 210 + 1008
+        == sum((tmp_path / "c" / f"{i}.bin").stat().st_size for i in range(3))
+    )
 
 
 def test_file_is_plain_little_endian_views_first(tmp_path):
@@ -91,14 +108,16 @@ def test_file_is_plain_little_endian_views_first(tmp_path):
     assert array[2, 5].tolist() == [5, 2, np.float16(0.1)]
     meta = json.loads((tmp_path / "c" / "meta.json").read_text())
     checksum = zlib.crc32((tmp_path / "c" / "0.bin").read_bytes())
-    assert meta["arrays"] == [{"name": "teacher", "shape": [3], "dtype": "float16", "bytes": 126, "crc32": checksum}]
+    assert meta["arrays"] == [
+        {"name": "teacher", "shape": [3], "dtype": "float16", "bytes": 126, "crc32": checksum}
+    ]
     assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["0.bin", "meta.json"]
 
 
 def test_fetched_rows_are_the_callers_own(tmp_path):
     cache = write(tmp_path / "c", Slow(teacher=noise(5)))
     row = torch.tensor([1]), torch.tensor([1])
-    for _ in range(2):                                           # mapped, then resident
+    for _ in range(2):  # mapped, then resident
         before = cache.fetch(*row)["teacher"].clone()
         cache.fetch(*row)["teacher"].zero_()
         assert torch.equal(cache.fetch(*row)["teacher"], before) and before.any()
@@ -110,35 +129,49 @@ def test_empty_and_small_integer_requests(tmp_path):
     for _ in range(2):
         empty = torch.zeros(0, dtype=torch.int64)
         assert cache.fetch(empty, empty)["teacher"].shape == (0, 5)
-        small = cache.fetch(torch.tensor([3], dtype=torch.uint8), torch.tensor([2], dtype=torch.int32))["teacher"]
+        small = cache.fetch(
+            torch.tensor([3], dtype=torch.uint8), torch.tensor([2], dtype=torch.int32)
+        )["teacher"]
         assert torch.equal(small, cache.fetch(torch.tensor([3]), torch.tensor([2]))["teacher"])
         cache.to("cpu")
 
 
-@pytest.mark.parametrize("index, view, message", [
-    ([7], [0], "index 7 is not in this cache: it holds the integers 0 to 6"),
-    ([-1], [1], "index -1"),                                     # as a flat row it would exist
-    ([0, 1], [0, 3], "view 3 is not in this cache: it holds the integers 0 to 2"),
-    ([0, 1], [0], r"\(2,\) on cpu and \(1,\) on cpu"),
-    ([[0]], [[0]], r"\(1, 1\)"),
-    ([1.0], [0], "must be integers, got float32"),
-    ([1.5], [0], "index 1.5"),
-])
+@pytest.mark.parametrize(
+    "index, view, message",
+    [
+        ([7], [0], "index 7 is not in this cache: it holds the integers 0 to 6"),
+        ([-1], [1], "index -1"),  # as a flat row it would exist
+        ([0, 1], [0, 3], "view 3 is not in this cache: it holds the integers 0 to 2"),
+        ([0, 1], [0], r"\(2,\) on cpu and \(1,\) on cpu"),
+        ([[0]], [[0]], r"\(1, 1\)"),
+        ([1.0], [0], "must be integers, got float32"),
+        ([1.5], [0], "index 1.5"),
+    ],
+)
 def test_fetch_refuses(tmp_path, index, view, message):
     cache = write(tmp_path / "c", Slow(teacher=noise(2)))
     with pytest.raises(ValueError, match=message):
         cache.fetch(torch.tensor(index), torch.tensor(view))
 
 
-# ---------------------------------------------------------------------------------------------------- dtypes
+# ------------------------------------------------------------------------------------------- dtypes
 
-@pytest.mark.parametrize("value, dtype", [(65504.0, torch.float16), (-65504.0, torch.float16),
-                                          (65505.0, torch.float32), (-65505.0, torch.float32), (3e38, torch.float32)])
+
+@pytest.mark.parametrize(
+    "value, dtype",
+    [
+        (65504.0, torch.float16),
+        (-65504.0, torch.float16),
+        (65505.0, torch.float32),
+        (-65505.0, torch.float32),
+        (3e38, torch.float32),
+    ],
+)
 def test_half_only_if_every_value_fits(tmp_path, value, dtype):
-    for at in ((0, 0), (2, 1), (6, 2), (3, 0)):                  # whichever batch it is in
+    for at in ((0, 0), (2, 1), (6, 2), (3, 0)):  # whichever batch it is in
         slow = Slow(teacher=constant(value, at=at).make["teacher"], other=noise(2))
         cache = write(tmp_path / f"{at}", slow)
-        assert cache.dtypes == {"teacher": dtype, "other": torch.float16}    # each name for itself
+        assert cache.dtypes == {"teacher": dtype, "other": torch.float16}  # each name for itself
         got = cache.fetch(torch.tensor([at[0]]), torch.tensor([at[1]]))["teacher"]
         assert got.tolist() == [[1, torch.tensor(value).item(), 1]]
 
@@ -146,7 +179,9 @@ def test_half_only_if_every_value_fits(tmp_path, value, dtype):
 def test_half_rounding_is_as_documented(tmp_path):
     x = torch.cat([torch.logspace(-9, 4.8, 2000), torch.tensor([2.0**-14, 2.0**-25])])
     cache = write(tmp_path / "c", Slow(teacher=lambda i, v: x))
-    error = (cache.fetch(torch.tensor([0]), torch.tensor([0]))["teacher"][0].double() - x.double()).abs()
+    error = (
+        cache.fetch(torch.tensor([0]), torch.tensor([0]))["teacher"][0].double() - x.double()
+    ).abs()
     normal = x >= 2.0**-14
     assert (error[normal] / x[normal]).max() <= 2**-11 and error[~normal].max() <= 2**-25
     kept = write(tmp_path / "d", Slow(teacher=lambda i, v: x), half=False)
@@ -156,14 +191,22 @@ def test_half_rounding_is_as_documented(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_floats(tmp_path, dtype):
     x = torch.randn(100, dtype=dtype)
-    cache = write(tmp_path / "c", Slow(teacher=lambda i, v: x, big=lambda i, v: x * 2.0**15 if dtype != torch.float16 else x))
+    cache = write(
+        tmp_path / "c",
+        Slow(teacher=lambda i, v: x, big=lambda i, v: x * 2.0**15 if dtype != torch.float16 else x),
+    )
     got = cache.fetch(torch.tensor([0]), torch.tensor([0]))
     assert torch.equal(got["teacher"][0], x.float().half())
-    if dtype != torch.float16:                                   # bfloat16 survives bit for bit in float32
-        assert got["big"].dtype == torch.float32 and torch.equal(got["big"][0], (x * 2.0**15).float())
+    # bfloat16 survives bit for bit in float32
+    if dtype != torch.float16:
+        assert got["big"].dtype == torch.float32 and torch.equal(
+            got["big"][0], (x * 2.0**15).float()
+        )
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+)
 def test_integers_stay_as_they_are(tmp_path, dtype):
     top = 1 if dtype == torch.bool else torch.iinfo(dtype).max
     cache = write(tmp_path / "c", constant(top, dtype))
@@ -176,8 +219,15 @@ def test_integers_stay_as_they_are(tmp_path, dtype):
 @pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
 @pytest.mark.parametrize("shape", [(), (2, 3)])
 def test_not_finite_names_the_sample(tmp_path, value, shape):
-    slow = Slow(**{"fine": noise(2), "teacher.fc": lambda i, v: torch.full(shape, value if (i, v) == (4, 2) else 1.0)})
-    with pytest.raises(ValueError, match=f"'teacher.fc' of index 4, view 2 is not finite: .* the first is {value}"):
+    slow = Slow(
+        **{
+            "fine": noise(2),
+            "teacher.fc": lambda i, v: torch.full(shape, value if (i, v) == (4, 2) else 1.0),
+        }
+    )
+    with pytest.raises(
+        ValueError, match=f"'teacher.fc' of index 4, view 2 is not finite: .* the first is {value}"
+    ):
         write(tmp_path / "c", slow)
     assert not (tmp_path / "c").exists() and leftovers(tmp_path / "c") == []
 
@@ -187,7 +237,8 @@ def test_float64_beyond_float32_is_an_error(tmp_path):
         write(tmp_path / "c", constant(1e300, torch.float64))
 
 
-# ---------------------------------------------------------------------------------------------------- batches and outputs
+# ------------------------------------------------------------------------------ batches and outputs
+
 
 def test_missing_pairs(tmp_path):
     given = batches(skip=[(3, 1), (5, 2)])
@@ -214,32 +265,74 @@ def test_bad_batches_and_sizes(tmp_path):
         TeacherCache.write(tmp_path / "c", KEY, 0, VIEWS, [], Slow(teacher=noise(2)))
 
 
-@pytest.mark.parametrize("outputs, error, message", [
-    (lambda b: {}, ValueError, "empty dict"),
-    (lambda b: {"teacher": torch.ones(9, 2)}, ValueError, r"'teacher' must be \(4, ...\), .* got \(9, 2\)"),
-    (lambda b: {"teacher": torch.ones(len(b["index"]), 0)}, ValueError, r"none of them empty, got \(4, 0\)"),
-    (lambda b: {"teacher": torch.ones(())}, ValueError, r"got \(\)"),
-    (lambda b: {"teacher": [torch.ones(4)]}, TypeError, "must be a tensor, got list"),
-    (lambda b: {"teacher": torch.ones(4, dtype=torch.complex64)}, TypeError, "complex64, which cannot be stored"),
-    # the last batch has one row, the others four
-    (lambda b: {"teacher": torch.ones(len(b["index"]), len(b["index"]))}, ValueError, r"changed .* \[4\].* \[1\]"),
-    (lambda b: {f"n{len(b['index'])}": torch.ones(len(b["index"]))}, ValueError, "changed .*'n4'.*'n1'"),
-    (lambda b: {"t": torch.ones(len(b["index"])).to(torch.int8 if len(b["index"]) == 4 else torch.int32)}, ValueError, "int32"),
-])
+@pytest.mark.parametrize(
+    "outputs, error, message",
+    [
+        (lambda b: {}, ValueError, "empty dict"),
+        (
+            lambda b: {"teacher": torch.ones(9, 2)},
+            ValueError,
+            r"'teacher' must be \(4, ...\), .* got "
+            r"\(9, 2\)",
+        ),
+        (
+            lambda b: {"teacher": torch.ones(len(b["index"]), 0)},
+            ValueError,
+            r"none of them empty, got "
+            r"\(4, 0\)",
+        ),
+        (lambda b: {"teacher": torch.ones(())}, ValueError, r"got \(\)"),
+        (lambda b: {"teacher": [torch.ones(4)]}, TypeError, "must be a tensor, got list"),
+        (
+            lambda b: {"teacher": torch.ones(4, dtype=torch.complex64)},
+            TypeError,
+            "complex64, which cannot be stored",
+        ),
+        # the last batch has one row, the others four
+        (
+            lambda b: {"teacher": torch.ones(len(b["index"]), len(b["index"]))},
+            ValueError,
+            r"changed .* "
+            r"\[4\].* "
+            r"\[1\]",
+        ),
+        (
+            lambda b: {f"n{len(b['index'])}": torch.ones(len(b["index"]))},
+            ValueError,
+            "changed .*'n4'.*'n1'",
+        ),
+        (
+            lambda b: {
+                "t": torch.ones(len(b["index"])).to(
+                    torch.int8 if len(b["index"]) == 4 else torch.int32
+                )
+            },
+            ValueError,
+            "int32",
+        ),
+    ],
+)
 def test_bad_outputs(tmp_path, outputs, error, message):
     with pytest.raises(error, match=message):
         write(tmp_path / "c", outputs)
     assert leftovers(tmp_path / "c") == [] and TeacherCache.open(tmp_path / "c", KEY) is None
 
 
-# ---------------------------------------------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------------------------- what is refused
+
 
 def test_foreign_key_with_an_explanation(tmp_path):
     folder = tmp_path / "c"
-    assert "no folder" in TeacherCache.difference(folder, KEY) and TeacherCache.open(folder, KEY) is None
+    assert (
+        "no folder" in TeacherCache.difference(folder, KEY)
+        and TeacherCache.open(folder, KEY) is None
+    )
     write(folder, Slow(teacher=noise(2)))
     assert TeacherCache.difference(folder, KEY) == "" and TeacherCache.open(folder, KEY).key == KEY
-    assert TeacherCache.open(folder, dict(reversed(KEY.items())) | {"data": ("digits", {"k": 8, "n": 7})})   # as JSON the same
+    # as JSON the same
+    assert TeacherCache.open(
+        folder, dict(reversed(KEY.items())) | {"data": ("digits", {"k": 8, "n": 7})}
+    )
     other = {**KEY, "teacher": "abd", "extra": None}
     del other["seed"]
     assert TeacherCache.open(folder, other) is None
@@ -247,8 +340,12 @@ def test_foreign_key_with_an_explanation(tmp_path):
     assert 'teacher is "abc", expected "abd"' in why
     assert "extra is absent, expected null" in why and "seed is 0, expected absent" in why
     assert "views" not in why and "data" not in why
-    for bad, error in (({"x": torch.ones(1)}, TypeError), ({"x": float("nan")}, ValueError), ({1: 2}, TypeError),
-                       ("abc", TypeError)):
+    for bad, error in (
+        ({"x": torch.ones(1)}, TypeError),
+        ({"x": float("nan")}, ValueError),
+        ({1: 2}, TypeError),
+        ("abc", TypeError),
+    ):
         with pytest.raises(error):
             TeacherCache.open(folder, bad)
 
@@ -284,11 +381,20 @@ def break_folder(folder, how):
         (folder / "meta.json").write_text(json.dumps({**meta, "samples": 8}))
 
 
-@pytest.mark.parametrize("how, why", [
-    ("truncated", "1.bin .* has 83 bytes, expected 84"), ("longer", "0.bin .* has 85 bytes"), ("no array", "has no 0.bin"),
-    ("no meta", "has no meta.json"), ("half a meta", "damaged"), ("meta is a list", "damaged"),
-    ("other format", "format 0, expected 2"), ("other dtype", "damaged.*'object'"),
-    ("other samples", "has 84 bytes, expected 96")])
+@pytest.mark.parametrize(
+    "how, why",
+    [
+        ("truncated", "1.bin .* has 83 bytes, expected 84"),
+        ("longer", "0.bin .* has 85 bytes"),
+        ("no array", "has no 0.bin"),
+        ("no meta", "has no meta.json"),
+        ("half a meta", "damaged"),
+        ("meta is a list", "damaged"),
+        ("other format", "format 0, expected 2"),
+        ("other dtype", "damaged.*'object'"),
+        ("other samples", "has 84 bytes, expected 96"),
+    ],
+)
 def test_broken_is_refused_and_replaced(tmp_path, how, why):
     folder, slow = tmp_path / "c", Slow(teacher=noise(2), other=noise(2))
     write(folder, slow)
@@ -302,14 +408,17 @@ def test_broken_is_refused_and_replaced(tmp_path, how, why):
     assert torch.equal(cache.fetch(index, view)["other"], slow.of(index, view)["other"].half())
 
 
-def test_one_damaged_bit_is_an_error_that_names_the_file_and_costs_nothing_again(tmp_path, monkeypatch):
+def test_one_damaged_bit_is_an_error_that_names_the_file_and_costs_nothing_again(
+    tmp_path, monkeypatch
+):
     folder = tmp_path / "c"
     write(folder, Slow(teacher=noise(5), other=noise(70)))
     read = []
     real = module._checksum
     monkeypatch.setattr(module, "_checksum", lambda file: read.append(file.name) or real(file))
     cache = TeacherCache.open(folder, KEY)
-    assert cache is not None and not read                                    # this process has just written it
+    # this process has just written it
+    assert cache is not None and not read
     monkeypatch.setattr(module, "_checked", set())
     assert TeacherCache.open(folder, KEY) is not None and TeacherCache.open(folder, KEY) is not None
     cache.fetch(torch.tensor([0, 1]), torch.tensor([0, 0]))
@@ -317,8 +426,15 @@ def test_one_damaged_bit_is_an_error_that_names_the_file_and_costs_nothing_again
     content = bytearray((folder / "1.bin").read_bytes())
     content[77] ^= 4
     (folder / "1.bin").write_bytes(content)
-    for again in (lambda: TeacherCache.open(folder, KEY), lambda: write(folder, Slow(teacher=noise(5)))):
-        with pytest.raises(RuntimeError, match=r"1\.bin is damaged.*checksum.*delete .*/c, and it is made again"):
+    for again in (
+        lambda: TeacherCache.open(folder, KEY),
+        lambda: write(folder, Slow(teacher=noise(5))),
+    ):
+        with pytest.raises(
+            RuntimeError,
+            match=r"1\.bin is damaged.*checksum.*delete .*/c, and it "
+            r"is made again",
+        ):
             again()
 
 
@@ -331,13 +447,16 @@ def test_a_link_or_somebody_elses_cache_is_refused(tmp_path, monkeypatch):
         TeacherCache.open(folder, KEY)
     (folder / "0.bin").unlink()
     (tmp_path / "away.bin").rename(folder / "0.bin")
-    (tmp_path / "linked").symlink_to(tmp_path)                               # the user's own way to a folder
+    # the user's own way to a folder
+    (tmp_path / "linked").symlink_to(tmp_path)
     assert TeacherCache.open(tmp_path / "linked" / "c", KEY) is not None
     real = os.lstat
 
     def lstat(path):
         found = real(path)
-        return os.stat_result((*found[:4], found.st_uid + 1, *found[5:])) if path == folder else found
+        return (
+            os.stat_result((*found[:4], found.st_uid + 1, *found[5:])) if path == folder else found
+        )
 
     monkeypatch.setattr(os, "lstat", lstat)
     with pytest.raises(PermissionError, match="belongs to user"):
@@ -353,7 +472,8 @@ def test_a_folder_with_other_files_is_never_deleted(tmp_path):
     assert slow.calls == 0 and (folder / "thesis.tex").read_text() == "ten years"
 
 
-# ---------------------------------------------------------------------------------------------------- crashes and races
+# -------------------------------------------------------------------------------- crashes and races
+
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_error_in_the_middle_leaves_nothing_new(tmp_path, error):
@@ -369,7 +489,8 @@ def test_an_error_in_the_middle_leaves_nothing_new(tmp_path, error):
     with pytest.raises(error):
         write(folder, fails)
     assert not folder.exists() and leftovers(folder) == []
-    write(folder, old)                                           # and an older cache stays until the new one stands
+    # and an older cache stays until the new one stands
+    write(folder, old)
     fails.left = 3
     with pytest.raises(error):
         write(folder, fails, {**KEY, "seed": 1})
@@ -394,8 +515,11 @@ def test_a_killed_process_leaves_nothing_usable(tmp_path):
     child.join(10)
     assert child.exitcode == -signal.SIGKILL
     [left] = leftovers(folder)
-    assert left.startswith(".c.") and left.endswith(".tmp")      # documented; under a name that nobody opens
-    assert TeacherCache.open(folder, KEY) is None and TeacherCache.open(tmp_path / left, KEY) is None
+    # documented; under a name that nobody opens
+    assert left.startswith(".c.") and left.endswith(".tmp")
+    assert (
+        TeacherCache.open(folder, KEY) is None and TeacherCache.open(tmp_path / left, KEY) is None
+    )
     assert write(folder, Slow(teacher=noise(2))).names == ("teacher",)
 
 
@@ -405,7 +529,9 @@ def test_a_complete_cache_is_used_as_it_is(tmp_path):
     calls = slow.calls
     again = write(tmp_path / "c", slow)
     assert slow.calls == calls and again.fetch(torch.tensor([1]), torch.tensor([1]))
-    with pytest.raises(ValueError, match="7 samples and 3 views, not 8 and 3: these numbers belong in the key"):
+    with pytest.raises(
+        ValueError, match="7 samples and 3 views, not 8 and 3: these numbers belong in the key"
+    ):
         write(tmp_path / "c", slow, samples=8)
 
 
@@ -413,7 +539,8 @@ def test_the_loser_of_a_race_uses_the_winners(tmp_path):
     folder = tmp_path / "c"
 
     def loser(batch):
-        if not folder.exists():                                  # the other process finishes while this one still runs
+        # the other process finishes while this one still runs
+        if not folder.exists():
             write(folder, Slow(teacher=lambda i, v: torch.tensor([1.0])))
         return {"teacher": torch.full((len(batch["index"]), 1), 2.0)}
 
@@ -428,12 +555,18 @@ def test_many_writers_over_a_broken_cache(tmp_path):
     barrier = threading.Barrier(6)
 
     def outputs(batch):
-        if len(batch["index"]) == 1:                             # the last batch: all finish at once
-            barrier.wait(60)                                     # a busy machine may start a thread late
+        # the last batch: all finish at once
+        if len(batch["index"]) == 1:
+            # a busy machine may start a thread late
+            barrier.wait(60)
         return slow.of(batch["index"], batch["view"])
 
     def run():
-        results.append(write(folder, outputs).fetch(torch.arange(7), torch.ones(7, dtype=torch.int64))["teacher"])
+        results.append(
+            write(folder, outputs).fetch(torch.arange(7), torch.ones(7, dtype=torch.int64))[
+                "teacher"
+            ]
+        )
 
     threads = [threading.Thread(target=run) for _ in range(6)]
     for thread in threads:
@@ -445,7 +578,8 @@ def test_many_writers_over_a_broken_cache(tmp_path):
     assert leftovers(folder) == [] and TeacherCache.open(folder, KEY)
 
 
-# ---------------------------------------------------------------------------------------------------- model_hash
+# --------------------------------------------------------------------------------------- model_hash
+
 
 def network(seed=0, slope=0.01):
     torch.manual_seed(seed)
@@ -457,13 +591,13 @@ def network(seed=0, slope=0.01):
 def test_hash_is_the_same_for_the_same_model():
     net = network()
     clone = copy.deepcopy(net).eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    network(1)                                                   # another one in between
+    network(1)  # another one in between
     assert len({model_hash(x) for x in (net, clone, network())}) == 1 and len(model_hash(net)) == 64
     loaded = network(5)
     loaded.load_state_dict(net.state_dict())
     assert model_hash(loaded) == model_hash(net)
     a, b = nn.Module(), nn.Module()
-    for parent, names in ((a, "xy"), (b, "yx")):                 # registered in another order
+    for parent, names in ((a, "xy"), (b, "yx")):  # registered in another order
         for name in names:
             parent.add_module(name, net[0] if name == "x" else net[3])
     assert model_hash(a) == model_hash(b)
@@ -474,11 +608,22 @@ def _flip(tensor):
     tensor.detach().reshape(-1).view(torch.uint8)[-tensor.element_size()] ^= 1
 
 
-@pytest.mark.parametrize("change", [
-    lambda n: _flip(n[0].weight), lambda n: _flip(n[3].bias), lambda n: _flip(n[1].running_var),
-    lambda n: _flip(n[1].num_batches_tracked), lambda n: _flip(n[0].mean), lambda n: n.__setitem__(2, nn.Tanh()),
-    lambda n: n.__setitem__(2, nn.LeakyReLU(0.2)), lambda n: n[3].double(), lambda n: setattr(n[0], "stride", (2, 2)),
-    lambda n: setattr(n[3], "weight", nn.Parameter(n[3].weight.detach().reshape(4, 2))), lambda n: n.append(nn.Identity())])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda n: _flip(n[0].weight),
+        lambda n: _flip(n[3].bias),
+        lambda n: _flip(n[1].running_var),
+        lambda n: _flip(n[1].num_batches_tracked),
+        lambda n: _flip(n[0].mean),
+        lambda n: n.__setitem__(2, nn.Tanh()),
+        lambda n: n.__setitem__(2, nn.LeakyReLU(0.2)),
+        lambda n: n[3].double(),
+        lambda n: setattr(n[0], "stride", (2, 2)),
+        lambda n: setattr(n[3], "weight", nn.Parameter(n[3].weight.detach().reshape(4, 2))),
+        lambda n: n.append(nn.Identity()),
+    ],
+)
 def test_hash_sees(change):
     net = network()
     before = model_hash(net)
@@ -490,7 +635,7 @@ def test_hash_extra_and_dtypes():
     net = network()
     assert len({model_hash(net), model_hash(net, "a"), model_hash(net, "b")}) == 3
     assert model_hash(network().bfloat16()) != model_hash(net)
-    net.register_buffer("nothing", torch.zeros(0, 3))            # a tensor without elements
+    net.register_buffer("nothing", torch.zeros(0, 3))  # a tensor without elements
     assert model_hash(net) == model_hash(copy.deepcopy(net)) != model_hash(network())
 
 
@@ -500,7 +645,7 @@ def test_hash_does_not_see_addresses():
             return f"function={self.function}"
 
     net = Odd(3, 3)
-    hashes, functions = set(), [object(), object()]              # both alive: two addresses
+    hashes, functions = set(), [object(), object()]  # both alive: two addresses
     for net.function in functions:
         assert " at 0x" in repr(net)
         hashes.add(model_hash(net))
@@ -518,13 +663,20 @@ def test_hash_refuses_what_has_no_weights():
         model_hash(Hidden())
 
 
-# ---------------------------------------------------------------------------------------------------- CUDA
+# --------------------------------------------------------------------------------------------- CUDA
+
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("limit", [0, 700, 2**30], ids=["mapped", "mixed", "resident"])
 def test_cuda_gives_the_same_without_waiting(tmp_path, limit):
-    slow = Slow(**{"teacher": noise(5), "teacher.layer3": noise(2, 3, 4), "assistant": lambda i, v: torch.tensor(i)})
+    slow = Slow(
+        **{
+            "teacher": noise(5),
+            "teacher.layer3": noise(2, 3, 4),
+            "assistant": lambda i, v: torch.tensor(i),
+        }
+    )
     cache = write(tmp_path / "c", slow).to("cuda", limit)
     index, view = torch.tensor([6, 0, 3]), torch.tensor([0, 2, 1])
     torch.cuda.set_sync_debug_mode("error")
@@ -534,6 +686,10 @@ def test_cuda_gives_the_same_without_waiting(tmp_path, limit):
         torch.cuda.set_sync_debug_mode("default")
     plain = cache.fetch(index, view, "cpu")
     for name, value in TeacherCache.open(tmp_path / "c", KEY).fetch(index, view).items():
-        assert got[name].is_cuda and torch.equal(got[name].cpu(), value) and torch.equal(plain[name], value)
+        assert (
+            got[name].is_cuda
+            and torch.equal(got[name].cpu(), value)
+            and torch.equal(plain[name], value)
+        )
     net = network()
     assert model_hash(net) == model_hash(copy.deepcopy(net).cuda())

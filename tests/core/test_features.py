@@ -25,7 +25,9 @@ def one_thread_one_seed():
 
 
 class Block(nn.Module):
-    """What makes taps hard: an in-place ReLU after ``norm``, and ``x += y`` on the output of ``conv2``."""
+    """What makes taps hard: an in-place ReLU after ``norm``, and ``x += y`` on the output of
+    ``conv2``.
+    """
 
     def __init__(self, channels=3):
         super().__init__()
@@ -42,8 +44,15 @@ class Block(nn.Module):
 
 class Net(nn.Sequential):
     def __init__(self):
-        super().__init__(OrderedDict(block1=Block(), block2=Block(), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(),
-                                     fc=nn.Linear(3, 5)))
+        super().__init__(
+            OrderedDict(
+                block1=Block(),
+                block2=Block(),
+                pool=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+                fc=nn.Linear(3, 5),
+            )
+        )
 
 
 PATHS = ["block1.norm", "block1.conv2", "block2.conv2", "block2", "fc"]
@@ -56,8 +65,12 @@ def image(rows=2, size=6):
 def hooked(model, paths, x):
     """The oracle: forward hooks that clone at once."""
     seen = {}
-    handles = [model.get_submodule(path).register_forward_hook(lambda m, a, out, path=path: seen.update({path: out.clone()}))
-               for path in paths]
+    handles = [
+        model.get_submodule(path).register_forward_hook(
+            lambda m, a, out, path=path: seen.update({path: out.clone()})
+        )
+        for path in paths
+    ]
     output = model(x)
     for handle in handles:
         handle.remove()
@@ -65,7 +78,9 @@ def hooked(model, paths, x):
 
 
 def untouched(model):
-    return not any("forward" in module.__dict__ or module._forward_hooks for module in model.modules())
+    return not any(
+        "forward" in module.__dict__ or module._forward_hooks for module in model.modules()
+    )
 
 
 def test_values_of_resnet18_are_those_before_its_in_place_relu_and_addition():
@@ -77,18 +92,24 @@ def test_values_of_resnet18_are_those_before_its_in_place_relu_and_addition():
         again = copy.deepcopy(model)
         expected, oracle = hooked(model.eval() if not training else model, paths, x)
         assert list(values) == paths and untouched(again)
-        if not training:                                         # in training the statistics moved in between, not the values
+        # in training the statistics moved in between, not the values
+        if not training:
             assert torch.equal(output, expected)
         for path in paths:
             assert torch.equal(values[path], oracle[path]), path
-        assert values["bn1"].min() < 0 and values["layer1.0.bn2"].min() < 0 and values["layer3"].min() == 0
+        assert (
+            values["bn1"].min() < 0
+            and values["layer1.0.bn2"].min() < 0
+            and values["layer3"].min() == 0
+        )
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_every_run_gives_the_values_and_the_gradients_of_cloning_hooks(training):
     model = Net().train(training)
     other, taps = copy.deepcopy(model), Taps(model, PATHS)
-    for rows in (2, 2, 3):                                       # the first run probes, the others know what to copy
+    # the first run probes, the others know what to copy
+    for rows in (2, 2, 3):
         x = image(rows)
         output, values = taps(x)
         expected, oracle = hooked(other, PATHS, x)
@@ -96,8 +117,12 @@ def test_every_run_gives_the_values_and_the_gradients_of_cloning_hooks(training)
         for path in PATHS:
             assert torch.equal(values[path], oracle[path]), path
             options = {"retain_graph": True, "allow_unused": True}
-            mine = torch.autograd.grad(values[path].square().sum(), list(model.parameters()), **options)
-            theirs = torch.autograd.grad(oracle[path].square().sum(), list(other.parameters()), **options)
+            mine = torch.autograd.grad(
+                values[path].square().sum(), list(model.parameters()), **options
+            )
+            theirs = torch.autograd.grad(
+                oracle[path].square().sum(), list(other.parameters()), **options
+            )
             for a, b in zip(mine, theirs):
                 assert (a is None) == (b is None) and (a is None or torch.equal(a, b)), path
 
@@ -105,7 +130,7 @@ def test_every_run_gives_the_values_and_the_gradients_of_cloning_hooks(training)
 def test_only_what_the_model_changes_is_copied_after_the_first_run():
     taps = Taps(Net(), ["block1.conv2", "fc"])
     outputs = [taps(image()) for _ in range(2)]
-    assert outputs[1][1]["fc"] is outputs[1][0]                  # no copy
+    assert outputs[1][1]["fc"] is outputs[1][0]  # no copy
     assert taps._changed[True] == {"block1.conv2"}
 
 
@@ -114,6 +139,7 @@ def test_a_value_that_is_changed_in_place_only_later_is_an_error_not_a_wrong_val
         def forward(self, x):
             x = self[0](x)
             return x.relu_() if self.late else x
+
     model = Sometimes(nn.Linear(2, 2))
     model.late = False
     taps = Taps(model, ["0"])
@@ -133,7 +159,9 @@ def test_a_first_run_in_inference_mode_decides_nothing():
         _, third = taps(x)
     _, oracle = hooked(model, PATHS, x)
     for path in PATHS:
-        assert all(torch.equal(values[path], oracle[path]) for values in (first, second, third)), path
+        assert all(torch.equal(values[path], oracle[path]) for values in (first, second, third)), (
+            path
+        )
 
 
 class Twice(nn.Module):
@@ -150,7 +178,10 @@ def test_a_module_that_runs_twice_needs_the_number_of_the_call():
     first = model.fc(x)
     last = model.fc(first + 1)
     _, values = Taps(model, ["fc@0", "fc@1", "fc@-1", "fc@-2"])(x)
-    assert [torch.equal(values[f"fc@{k}"], v) for k, v in ((0, first), (1, last), (-1, last), (-2, first))] == [True] * 4
+    assert [
+        torch.equal(values[f"fc@{k}"], v)
+        for k, v in ((0, first), (1, last), (-1, last), (-2, first))
+    ] == [True] * 4
     with pytest.raises(ValueError, match=r"'fc' ran 2 times.*'fc@0' to 'fc@1'.*'fc@-1'"):
         Taps(model, ["fc"])(x)
     with pytest.raises(ValueError, match=r"'fc@2'.*2 times.*no call 2"):
@@ -179,7 +210,7 @@ def test_an_unknown_path_is_an_error_at_once_with_the_nearest():
     with pytest.raises(ValueError, match=r"no submodule 'block1.nrom'; did you mean 'block1.norm'"):
         Taps(Net(), ["block1.nrom"])
     with pytest.raises(ValueError, match=r"no submodule"):
-        Taps(resnet18(), ["layer1.0.downsample"])                # registered, but None
+        Taps(resnet18(), ["layer1.0.downsample"])  # registered, but None
 
 
 def test_nested_outputs_keep_their_structure_and_their_values():
@@ -197,14 +228,21 @@ def test_nested_outputs_keep_their_structure_and_their_values():
             for tensor in (out["a"][0], out["a"][1][0], out["b"].first):
                 tensor.zero_()
             return out["b"].first
+
     x = torch.randn(3)
     taps = Taps(Model(), ["heads"])
     for _ in range(2):
         output, values = taps(x)
         found = values["heads"]
         assert output.eq(0).all() and type(found) is OrderedDict and type(found["b"]) is Pair
-        assert torch.equal(found["a"][0], x) and torch.equal(found["a"][1][0], 2 * x) and torch.equal(found["b"].first, 3 * x)
-        assert found["b"].second == "text" and found["c"] is None and isinstance(found["a"][1], list)
+        assert (
+            torch.equal(found["a"][0], x)
+            and torch.equal(found["a"][1][0], 2 * x)
+            and torch.equal(found["b"].first, 3 * x)
+        )
+        assert (
+            found["b"].second == "text" and found["c"] is None and isinstance(found["a"][1], list)
+        )
 
 
 def test_an_exception_in_the_model_leaves_nothing_behind():
@@ -212,7 +250,7 @@ def test_an_exception_in_the_model_leaves_nothing_behind():
     taps = Taps(model, PATHS)
     for _ in range(2):
         with pytest.raises(RuntimeError):
-            taps(torch.randn(2, 7, 6, 6))                        # wrong channels
+            taps(torch.randn(2, 7, 6, 6))  # wrong channels
         assert untouched(model) and not taps._seen
         taps(image())
 
@@ -221,7 +259,8 @@ def test_a_forward_of_the_users_own_is_called_and_put_back():
     model, x = Net(), image()
     taps = Taps(model, ["fc"])
     taps(x)
-    own = model.fc.forward = lambda value: value.new_ones(len(value), 5)             # after the first run
+    # after the first run
+    own = model.fc.forward = lambda value: value.new_ones(len(value), 5)
     assert torch.equal(taps(x)[1]["fc"], torch.ones(2, 5)) and model.fc.forward is own
     del model.fc.forward
     output, values = taps(x)
@@ -235,7 +274,8 @@ def test_a_head_that_was_replaced_after_construction_is_the_one_that_is_read():
     model.fc = nn.Linear(3, 9)
     output, values = taps(x)
     assert values["fc"].shape == (2, 9) and torch.equal(values["fc"], output)
-    model.fc = nn.Identity()                                     # its output is its input, which nobody changes
+    # its output is its input, which nobody changes
+    model.fc = nn.Identity()
     assert taps(x)[1]["fc"].shape == (2, 3)
     del model.fc
     with pytest.raises(ValueError, match=r"no submodule 'fc'"):
@@ -273,7 +313,7 @@ def test_the_wrapper_is_called_and_the_model_is_read():
     assert output[1] == "more" and torch.equal(values["fc"], output[0])
 
 
-# ---------------------------------------------------------------------------------------------------------- compiled
+# ----------------------------------------------------------------------------------------- compiled
 def compare(taps, reference, x, paths=PATHS):
     (output, values), (expected, oracle) = taps(x), reference(x)
     torch.testing.assert_close(output, expected)
@@ -283,12 +323,18 @@ def compare(taps, reference, x, paths=PATHS):
     total, wanted = (sum(v.square().sum() for v in found.values()) for found in (values, oracle))
     parameters = [list(t.model.parameters()) for t in (taps, reference)]
     if total.requires_grad:
-        for a, b in zip(torch.autograd.grad(total, parameters[0]), torch.autograd.grad(wanted, parameters[1])):
+        for a, b in zip(
+            torch.autograd.grad(total, parameters[0]), torch.autograd.grad(wanted, parameters[1])
+        ):
             torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("before", ["nothing", "torch.compile", "Module.compile", "Module.compile of a part"])
-def test_compiled_taps_equal_the_eager_ones_validation_first_other_batch_sizes_and_plain_compile_before(before):
+@pytest.mark.parametrize(
+    "before", ["nothing", "torch.compile", "Module.compile", "Module.compile of a part"]
+)
+def test_compiled_taps_equal_the_eager_ones_validation_first_other_batch_sizes_and_plain_compile_before(
+    before,
+):
     model, counter = Net(), CompileCounter()
     reference = Taps(copy.deepcopy(model), PATHS)
     plain = torch.compile(model, backend="eager") if before == "torch.compile" else model
@@ -309,14 +355,19 @@ def test_compiled_taps_equal_the_eager_ones_validation_first_other_batch_sizes_a
     seen = counter.frame_count
     for rows in (2, 3, 4, 5, 7):
         compare(taps, reference, image(rows))
-    assert counter.frame_count == seen                           # nothing is compiled again and again
-    x = image()                                                  # and the plain model is still itself
+    # nothing is compiled again and again
+    assert counter.frame_count == seen
+    # and the plain model is still itself
+    x = image()
     torch.testing.assert_close(plain.eval()(x), reference.model.eval()(x))
     torch.testing.assert_close(plain.train()(x), reference.model.train()(x))
 
 
 def test_taps_on_a_model_that_was_compiled_before_are_not_dropped_without_compile_either():
-    for compile_it in (lambda m: torch.compile(m, backend="eager"), lambda m: m.compile(backend="eager") or m):
+    for compile_it in (
+        lambda m: torch.compile(m, backend="eager"),
+        lambda m: m.compile(backend="eager") or m,
+    ):
         model = Net()
         reference = Taps(copy.deepcopy(model), PATHS)
         compiled = compile_it(model)
@@ -354,7 +405,10 @@ def test_more_units_than_torch_compiles_versions_of_a_function_are_all_compiled(
 def test_two_compiled_sets_of_taps_on_one_model_do_not_disturb_each_other():
     model = Net()
     reference = copy.deepcopy(model)
-    first, second = (Taps(model, paths, compile={"backend": "eager"}) for paths in (["fc"], ["block1.norm", "fc"]))
+    first, second = (
+        Taps(model, paths, compile={"backend": "eager"})
+        for paths in (["fc"], ["block1.norm", "fc"])
+    )
     for _ in range(3):
         for taps in (first, second):
             x = image()
@@ -391,6 +445,7 @@ def test_a_graph_break_in_the_model_costs_speed_not_values():
             torch._dynamo.graph_break()
             x = self.block2(x)
             return self.fc(self.flatten(self.pool(x)))
+
     model = Broken()
     reference = Taps(copy.deepcopy(model), PATHS)
     taps = Taps(model, PATHS, compile={"backend": "eager"})
@@ -414,14 +469,14 @@ def test_inductor_gives_the_eager_values_and_gradients():
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(inplace=True), nn.Linear(8, 5)).double()
     reference = Taps(copy.deepcopy(model), ["0", "2"])
     taps = Taps(model, ["0", "2"], compile=True)
-    for training in (False, True):                               # validate first
+    for training in (False, True):  # validate first
         model.train(training)
         for rows in (2, 2):
             with torch.set_grad_enabled(training):
                 compare(taps, reference, torch.randn(rows, 3, dtype=torch.float64), ["0", "2"])
 
 
-# -------------------------------------------------------------------------------------------------- gradient checkpointing
+# --------------------------------------------------------------------------- gradient checkpointing
 class Checkpointed(nn.Module):
     """Blocks that run in gradient checkpointing, as mmdet's with_cp or torch's own helpers call it."""
 
@@ -433,22 +488,33 @@ class Checkpointed(nn.Module):
     def forward(self, x):
         x = x.clone().requires_grad_()
         if self.how == "sequential":
-            x = torch.utils.checkpoint.checkpoint_sequential(self.block, 3, x, use_reentrant=self.reentrant)
+            x = torch.utils.checkpoint.checkpoint_sequential(
+                self.block, 3, x, use_reentrant=self.reentrant
+            )
         else:
             x = torch.utils.checkpoint.checkpoint(self.block, x, use_reentrant=self.reentrant)
         return self.after(x)
 
 
 @pytest.mark.parametrize("how", ["one", "sequential"])
-@pytest.mark.parametrize("path", ["block.0", "block.1"])                       # with parameters, and without
+# with parameters, and without
+@pytest.mark.parametrize("path", ["block.0", "block.1"])
 def test_a_tap_inside_of_reentrant_checkpointing_is_an_error_that_names_it(how, path):
     model, x = Checkpointed(how, True), torch.randn(2, 4)
-    for taps in (Taps(model, [path]), Taps(copy.deepcopy(model), [path], compile={"backend": "eager"})):
+    for taps in (
+        Taps(model, [path]),
+        Taps(copy.deepcopy(model), [path], compile={"backend": "eager"}),
+    ):
         for _ in range(2):
-            with pytest.raises(ValueError, match=rf"'{path}' is inside gradient checkpointing \(use_reentrant=True\)"):
+            with pytest.raises(
+                ValueError,
+                match=rf"'{path}' is inside gradient checkpointing "
+                r"\(use_reentrant=True\)",
+            ):
                 taps(x)
     with torch.no_grad():
-        assert Taps(model, [path])(x)[1][path].shape == (2, 5)                # as a teacher's, it is right
+        # as a teacher's, it is right
+        assert Taps(model, [path])(x)[1][path].shape == (2, 5)
     assert Taps(model, ["after"])(x)[1]["after"].requires_grad
 
 
@@ -461,7 +527,8 @@ def test_other_checkpointing_gives_the_value_of_the_first_forward_once_and_its_g
     for _ in range(3):
         torch.manual_seed(1)
         output, values = taps(x)
-        (output.square().sum() + values[path].square().sum()).backward()     # which runs the block once more
+        # which runs the block once more
+        (output.square().sum() + values[path].square().sum()).backward()
         torch.manual_seed(1)
         first = plain.block[0](x)
         value = first if path == "block.0" else plain.block[1](first)
@@ -500,7 +567,11 @@ def test_a_part_that_runs_without_gradient_must_be_frozen():
             return self.head(x)
 
     model, x = Held(), torch.randn(2, 4)
-    with pytest.raises(ValueError, match=r"'trunk.0' runs without gradient, since the model itself switches it off"):
+    with pytest.raises(
+        ValueError,
+        match=r"'trunk.0' runs without gradient, since the model itself "
+        r"switches it off",
+    ):
         Taps(model, ["trunk.0"])(x)
     model.trunk.requires_grad_(False)
     assert set(Taps(model, ["trunk.0", "trunk", "head"])(x)[1]) == {"trunk.0", "trunk", "head"}

@@ -1,4 +1,6 @@
-"""Rows of all processes: their order, and that a row's gradient is the sum over losses that differ from process to process."""
+"""Rows of all processes: their order, and that a row's gradient is the sum over losses that differ
+from process to process.
+"""
 
 from datetime import timedelta
 
@@ -17,11 +19,16 @@ def batch(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def two_ranks(rank: int, folder: str):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2,
-                                         timeout=timedelta(seconds=60))
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
     rows, weight = batch(rank)
     gathered = gather_rows(rows.requires_grad_())
-    gradient, = torch.autograd.grad((gathered * weight).sum(), rows)
+    (gradient,) = torch.autograd.grad((gathered * weight).sum(), rows)
     plain = gather_rows(rows.detach())
     torch.save((gathered.detach(), gradient, plain.requires_grad), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -33,7 +40,7 @@ def test_two_processes_gather_in_order_and_each_row_gets_what_both_losses_give(t
     for rank in range(2):
         gathered, gradient, detached_needs_it = torch.load(tmp_path / f"{rank}.pt")
         assert torch.equal(gathered, torch.cat([rows_0, rows_1])) and not detached_needs_it
-        assert torch.equal(gradient, (weight_0 + weight_1)[3 * rank:3 * rank + 3])
+        assert torch.equal(gradient, (weight_0 + weight_1)[3 * rank : 3 * rank + 3])
 
 
 def test_one_process_gathers_nothing():

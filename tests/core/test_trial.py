@@ -1,4 +1,6 @@
-"""What build and every other trial of a model leaves behind: nothing, whatever kind of state the model or the loss has."""
+"""What build and every other trial of a model leaves behind: nothing, whatever kind of state the
+model or the loss has.
+"""
 
 import copy
 import random
@@ -14,22 +16,31 @@ from torch.ao import quantization
 from kdtasks.core import Distiller
 from kdtasks.core.trial import state_kept, tried
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:Please use quant_min")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:torch.ao.quantization is deprecated", "ignore:Please use quant_min"
+)
 
 CLS = (F.cross_entropy, ("student", "target"))
 
 
 def batch(rows=6, scale=1.0):
     generator = torch.Generator().manual_seed(7)
-    return {"input": scale * torch.randn(rows, 3, 8, 8, generator=generator), "target": torch.arange(rows) % 3}
+    return {
+        "input": scale * torch.randn(rows, 3, 8, 8, generator=generator),
+        "target": torch.arange(rows) % 3,
+    }
 
 
 def convolutions():
-    return nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(180, 3))
+    return nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(180, 3)
+    )
 
 
 class Counting(nn.Module):
-    """Keeps state of every sort: a buffer that grows, one that is replaced, a frozen parameter, plain attributes."""
+    """Keeps state of every sort: a buffer that grows, one that is replaced, a frozen parameter,
+    plain attributes.
+    """
 
     def __init__(self):
         super().__init__()
@@ -37,7 +48,12 @@ class Counting(nn.Module):
         self.register_buffer("replaced", torch.zeros(2))
         self.register_buffer("grown", torch.zeros(0))
         self.momentum = nn.Parameter(torch.zeros(3), requires_grad=False)
-        self.calls, self.sizes, self.last, self.queue = 0, [1], {"mean": torch.zeros(1)}, deque([1], maxlen=2)
+        self.calls, self.sizes, self.last, self.queue = (
+            0,
+            [1],
+            {"mean": torch.zeros(1)},
+            deque([1], maxlen=2),
+        )
 
     def forward(self, x):
         self.replaced = self.replaced + 1
@@ -63,31 +79,56 @@ def everything(module):
     found = {name: value.tolist() for name, value in module.state_dict().items()}
     internals = nn.Module().__dict__
     for name, part in module.named_modules():
-        found |= {f"{name}.{key}": copy.deepcopy(value) for key, value in part.__dict__.items()
-                  if key not in internals and not callable(value)}
+        found |= {
+            f"{name}.{key}": copy.deepcopy(value)
+            for key, value in part.__dict__.items()
+            if key not in internals and not callable(value)
+        }
     return str(found), [part.training for part in module.modules()]
 
 
 def streams():
-    return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2]
+    return (
+        torch.get_rng_state().tolist(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        np.random.get_state()[2],
+    )
 
 
 @pytest.mark.parametrize("make", [convolutions, Counting, quantized])
 @pytest.mark.parametrize("role", ["student", "teacher", "peer"])
 def test_build_and_tensors_move_nothing_of_any_model(make, role):
-    models = {name: make() if name == role else convolutions() for name in ("student", "teacher", "peer")}
-    losses = {"loss_cls": CLS, "loss_same": (F.mse_loss, ("student", "teacher")), "loss_peer": (F.mse_loss, ("peer1", "student"))}
-    distiller = Distiller(models["student"], {"teacher": models["teacher"]}, losses, peers=[models["peer"]])
-    distiller(batch())                                                     # observers and queues hold something already
+    models = {
+        name: make() if name == role else convolutions() for name in ("student", "teacher", "peer")
+    }
+    losses = {
+        "loss_cls": CLS,
+        "loss_same": (F.mse_loss, ("student", "teacher")),
+        "loss_peer": (F.mse_loss, ("peer1", "student")),
+    }
+    distiller = Distiller(
+        models["student"], {"teacher": models["teacher"]}, losses, peers=[models["peer"]]
+    )
+    # observers and queues hold something already
+    distiller(batch())
     before, drawn = [everything(model) for model in models.values()], streams()
-    kept = [id(value) for model in models.values() for value in (*model.parameters(), *model.buffers())]
+    kept = [
+        id(value) for model in models.values() for value in (*model.parameters(), *model.buffers())
+    ]
     for trial in (distiller.build, distiller.tensors):
         trial(batch(scale=3.0))
         assert [everything(model) for model in models.values()] == before and streams() == drawn
-        assert [id(value) for model in models.values() for value in (*model.parameters(), *model.buffers())] == kept
+        assert [
+            id(value)
+            for model in models.values()
+            for value in (*model.parameters(), *model.buffers())
+        ] == kept
     distiller(batch(scale=3.0))
     if make is not convolutions:
-        assert everything(models[role]) != before[list(models).index(role)], "a step moves it, so a trial could have"
+        assert everything(models[role]) != before[list(models).index(role)], (
+            "a step moves it, so a trial could have"
+        )
 
 
 class Queue(nn.Module):
@@ -125,10 +166,21 @@ class Remembers:
 
 def test_build_fills_no_queue_and_keeps_what_a_loss_has_built():
     queue, plain, lazy = Queue(), Remembers(), nn.LazyLinear(1)
-    distiller = Distiller(convolutions(), losses={"loss_q": (queue, "student"), "loss_p": (plain, "student"),
-                                                  "loss_lazy": (nn.Sequential(lazy, _Mean()), "student")})
+    distiller = Distiller(
+        convolutions(),
+        losses={
+            "loss_q": (queue, "student"),
+            "loss_p": (plain, "student"),
+            "loss_lazy": (nn.Sequential(lazy, _Mean()), "student"),
+        },
+    )
     distiller.build(batch())
-    assert queue.count == 0 and not queue.rows.any() and queue.rows.shape == (4, 3) and queue.width == 3
+    assert (
+        queue.count == 0
+        and not queue.rows.any()
+        and queue.rows.shape == (4, 3)
+        and queue.width == 3
+    )
     assert plain.seen == [] and lazy.in_features == 3
     distiller(batch())
     assert queue.count == 1 and queue.rows.any() and len(plain.seen) == 1
@@ -138,7 +190,10 @@ def test_build_fills_no_queue_and_keeps_what_a_loss_has_built():
 
 
 def test_a_batch_of_one_row_is_tried_as_ever():
-    distiller = Distiller(nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)), losses={"loss_cls": CLS})
+    distiller = Distiller(
+        nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)),
+        losses={"loss_cls": CLS},
+    )
     assert distiller.build(batch(1))["student"] == (1, 3)
 
 
@@ -160,4 +215,9 @@ def test_containers_and_tensors_are_the_same_objects_afterwards():
     with state_kept(model.modules()):
         model(batch()["input"])
         model.sizes = None
-    assert all(a is b for a, b in zip(own, (model.sizes, model.queue, model.last, model.last["mean"], model.grown)))
+    assert all(
+        a is b
+        for a, b in zip(
+            own, (model.sizes, model.queue, model.last, model.last["mean"], model.grown)
+        )
+    )

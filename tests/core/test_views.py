@@ -1,4 +1,6 @@
-"""view_hash: against arithmetic on Python's integers, against values written down, and as a source of uniform numbers."""
+"""view_hash: against arithmetic on Python's integers, against values written down, and as a source
+of uniform numbers.
+"""
 
 import random
 
@@ -25,13 +27,27 @@ def slow_hash(seed, index, view, salt=0):
 
 def test_values_do_not_change():
     """A saved run resumes under a later version only while these stay."""
-    assert view_hash(0, torch.arange(3), 0).tolist() == [2391539541053276776, 1686945488949104677, 3197024143330230309]
-    assert view_hash(-7, torch.arange(2), 3, salt=5).tolist() == [966061436685462292, 931066497017060820]
+    assert view_hash(0, torch.arange(3), 0).tolist() == [
+        2391539541053276776,
+        1686945488949104677,
+        3197024143330230309,
+    ]
+    assert view_hash(-7, torch.arange(2), 3, salt=5).tolist() == [
+        966061436685462292,
+        931066497017060820,
+    ]
 
 
 def test_equals_arithmetic_modulo_2_to_64():
     draw = random.Random(0)
-    for seed, salt in [(0, 0), (1, 0), (0, 1), (-1, 2**63), (2**64 + 3, 7), (draw.getrandbits(62), draw.getrandbits(62))]:
+    for seed, salt in [
+        (0, 0),
+        (1, 0),
+        (0, 1),
+        (-1, 2**63),
+        (2**64 + 3, 7),
+        (draw.getrandbits(62), draw.getrandbits(62)),
+    ]:
         index = [0, 1, -1, 2**62, 2**63 - 1] + [draw.getrandbits(63) for _ in range(50)]
         view = [draw.getrandbits(10) for _ in index]
         expected = [slow_hash(seed, i, v, salt) for i, v in zip(index, view)]
@@ -39,7 +55,10 @@ def test_equals_arithmetic_modulo_2_to_64():
 
 
 def test_a_number_does_not_depend_on_its_batch_or_shape():
-    index, view = torch.randperm(1000, generator=torch.Generator().manual_seed(0)), torch.arange(1000) % 7
+    index, view = (
+        torch.randperm(1000, generator=torch.Generator().manual_seed(0)),
+        torch.arange(1000) % 7,
+    )
     whole = view_hash(3, index, view)
     assert torch.equal(whole[200:210], view_hash(3, index[200:210], view[200:210]))
     assert torch.equal(whole.view(10, 100), view_hash(3, index.view(10, 100), view.view(10, 100)))
@@ -55,7 +74,9 @@ def numbers_along(axis, n=1 << 16):
     if axis == "view":
         return view_hash(0, still, at)
     names = range(1 << 10)
-    return torch.stack([view_hash(**{"seed": 0, "salt": 0, axis: k}, index=at[:64], view=0) for k in names]).T.flatten()
+    return torch.stack(
+        [view_hash(**{"seed": 0, "salt": 0, axis: k}, index=at[:64], view=0) for k in names]
+    ).T.flatten()
 
 
 @pytest.mark.parametrize("axis", ["index", "view", "seed", "salt"])
@@ -63,11 +84,13 @@ def test_uniform_along_every_argument(axis):
     numbers = numbers_along(axis)
     n = len(numbers)
     assert numbers.min() >= 0 and len(numbers.unique()) == n
-    bits = (numbers[:, None] >> torch.arange(63) & 1).double()                             # (n, 63)
+    bits = (numbers[:, None] >> torch.arange(63) & 1).double()  # (n, 63)
     assert (bits.mean(0) - 0.5).abs().max() < 5 * 0.5 / n**0.5
-    assert (torch.corrcoef(bits.T) - torch.eye(63)).abs().max() < 5.5 / n**0.5             # bits know nothing of each other
+    # bits know nothing of each other
+    assert (torch.corrcoef(bits.T) - torch.eye(63)).abs().max() < 5.5 / n**0.5
     x = numbers.double() / 2**63
-    assert torch.corrcoef(torch.stack([x[:-1], x[1:]]))[0, 1].abs() < 5 / n**0.5           # nor do neighbours
+    # nor do neighbours
+    assert torch.corrcoef(torch.stack([x[:-1], x[1:]]))[0, 1].abs() < 5 / n**0.5
     for base in (2, 9, 10, 1000):
         count = torch.bincount(numbers % base, minlength=base).double()
         chi2 = ((count - n / base).square() / (n / base)).sum()
@@ -84,12 +107,22 @@ def test_one_bit_moves_half_of_the_bits():
 
 def test_seed_index_view_and_salt_do_not_stand_for_each_other():
     one = torch.tensor(1)
-    numbers = [view_hash(seed, one * i, v, salt) for seed in (0, 1) for i in (0, 1) for v in (0, 1) for salt in (0, 1)]
+    numbers = [
+        view_hash(seed, one * i, v, salt)
+        for seed in (0, 1)
+        for i in (0, 1)
+        for v in (0, 1)
+        for salt in (0, 1)
+    ]
     assert len({int(x) for x in numbers}) == 16
 
 
 def test_wants_int64():
-    with pytest.raises(TypeError, match=r"int64 for index and view, got torch\.int32 and torch\.int64"):
+    with pytest.raises(
+        TypeError,
+        match=r"int64 for index and view, got torch\.int32 and "
+        r"torch\.int64",
+    ):
         view_hash(0, torch.arange(3, dtype=torch.int32), 0)
 
 
@@ -102,5 +135,7 @@ def test_moves_no_random_stream():
 @pytest.mark.gpu
 def test_the_same_on_cuda():
     index, view = torch.arange(10_000) * 977, torch.arange(10_000) % 13
-    assert torch.equal(view_hash(5, index.cuda(), view.cuda(), 2).cpu(), view_hash(5, index, view, 2))
+    assert torch.equal(
+        view_hash(5, index.cuda(), view.cuda(), 2).cpu(), view_hash(5, index, view, 2)
+    )
     assert torch.equal(view_hash(5, index.cuda(), 4).cpu(), view_hash(5, index, 4))

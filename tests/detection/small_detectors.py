@@ -17,15 +17,37 @@ def fcos(width=4, num_classes=4, **kwargs):
 
 
 def faster_rcnn(width=4, num_classes=4, **kwargs):
-    settings = SIZE | {"rpn_batch_size_per_image": 32, "box_batch_size_per_image": 16, "rpn_pre_nms_top_n_train": 100,
-                       "rpn_post_nms_top_n_train": 50, "rpn_pre_nms_top_n_test": 100, "rpn_post_nms_top_n_test": 50}
-    return models.faster_rcnn(num_classes, models.small_resnet(width), 8, first=1, extra=None, anchor_sizes=[12, 24, 48],
-                              representation=32, **settings | kwargs)
+    settings = SIZE | {
+        "rpn_batch_size_per_image": 32,
+        "box_batch_size_per_image": 16,
+        "rpn_pre_nms_top_n_train": 100,
+        "rpn_post_nms_top_n_train": 50,
+        "rpn_pre_nms_top_n_test": 100,
+        "rpn_post_nms_top_n_test": 50,
+    }
+    return models.faster_rcnn(
+        num_classes,
+        models.small_resnet(width),
+        8,
+        first=1,
+        extra=None,
+        anchor_sizes=[12, 24, 48],
+        representation=32,
+        **settings | kwargs,
+    )
 
 
 def mask_rcnn(width=4, num_classes=4, **kwargs):
-    return models.mask_rcnn(num_classes, models.small_resnet(width), 8, first=1, extra=None, anchor_sizes=[12, 24, 48],
-                            representation=32, **SIZE | {"rpn_post_nms_top_n_train": 50} | kwargs)
+    return models.mask_rcnn(
+        num_classes,
+        models.small_resnet(width),
+        8,
+        first=1,
+        extra=None,
+        anchor_sizes=[12, 24, 48],
+        representation=32,
+        **SIZE | {"rpn_post_nms_top_n_train": 50} | kwargs,
+    )
 
 
 def ssdlite(num_classes=4):

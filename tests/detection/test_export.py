@@ -10,8 +10,11 @@ from kdtasks.detection import models
 from kdtasks.detection.export import OUTPUTS, OneImage, compare_detections, onnx_form
 from kdtasks.engine import export as exporting
 
-# Of the first two: torchvision's own graph, whose sizes are float32, resizes them to 95 or 96 columns where the model has 96 or 95.
+# Of the first two: torchvision's own graph, whose sizes are float32, resizes them to 95 or 96
+# columns where the model has 96 or 95.
 SIZES = [(20, 188), (20, 335), (64, 96), (37, 90), (133, 61)]
+
+
 def ssd():
     """torchvision's SSD, on a small network."""
     body = models.small_resnet(4)
@@ -19,12 +22,18 @@ def ssd():
     return SSD(body, DefaultBoxGenerator([[2]] * 4), (64, 64), 4, score_thresh=0.0)
 
 
-DETECTORS = {"retinanet": lambda: retinanet(score_thresh=0.0), "fcos": lambda: fcos(score_thresh=0.0),
-             "faster_rcnn": lambda: faster_rcnn(box_score_thresh=0.0), "ssd": ssd}
+DETECTORS = {
+    "retinanet": lambda: retinanet(score_thresh=0.0),
+    "fcos": lambda: fcos(score_thresh=0.0),
+    "faster_rcnn": lambda: faster_rcnn(box_score_thresh=0.0),
+    "ssd": ssd,
+}
 
 
 def lively(model):
-    """With weights that make detections differ, as after training: a new head gives next to the same score everywhere."""
+    """With weights that make detections differ, as after training: a new head gives next to the
+    same score everywhere.
+    """
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, value in model.named_parameters():
@@ -35,35 +44,48 @@ def lively(model):
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_onnx_gives_the_detectors_answers_at_any_size(name, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'kdtasks[export]'")
+    onnxruntime = pytest.importorskip(
+        "onnxruntime", reason="needs onnxruntime: pip install 'kdtasks[export]'"
+    )
     pytest.importorskip("onnx")
     torch.manual_seed(0)
     model = lively(DETECTORS[name]())
     form = onnx_form(model, batch(1)["input"])
     exporting.WRITERS["onnx"](form, {"classes": ["a", "b", "c"]}, tmp_path / "s.onnx", None)
     assert not model.training and "resize" not in model.transform.__dict__
-    session = onnxruntime.InferenceSession(str(tmp_path / "s.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "s.onnx"), providers=["CPUExecutionProvider"]
+    )
     assert [one.name for one in session.get_outputs()] == list(OUTPUTS)
     assert session.get_inputs()[0].shape == [3, "height", "width"]
-    images = [torch.rand(3, *size, generator=torch.Generator().manual_seed(size[1])) for size in SIZES]
+    images = [
+        torch.rand(3, *size, generator=torch.Generator().manual_seed(size[1])) for size in SIZES
+    ]
     with torch.no_grad():
         answers = [model([image])[0] for image in images]
     expected = [[answer[key][answer["labels"] > 0] for key in OUTPUTS] for answer in answers]
-    outputs = [[torch.from_numpy(value) for value in session.run(None, {"image": image.numpy()})] for image in images]
+    outputs = [
+        [torch.from_numpy(value) for value in session.run(None, {"image": image.numpy()})]
+        for image in images
+    ]
     assert sum(len(boxes) for boxes, *_ in expected) >= 50 * len(images)
     difference, allowed = compare_detections(form.model, images, expected, outputs, 1e-4)
     assert difference <= allowed
 
 
 def test_an_image_in_which_nothing_is_found(tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'kdtasks[export]'")
+    onnxruntime = pytest.importorskip(
+        "onnxruntime", reason="needs onnxruntime: pip install 'kdtasks[export]'"
+    )
     form = onnx_form(lively(faster_rcnn(box_score_thresh=0.999)), batch(1)["input"])
     exporting.WRITERS["onnx"](form, {}, tmp_path / "s.onnx", None)
-    found = onnxruntime.InferenceSession(str(tmp_path / "s.onnx")).run(None, {"image": batch(1)["input"][0].numpy()})
+    found = onnxruntime.InferenceSession(str(tmp_path / "s.onnx")).run(
+        None, {"image": batch(1)["input"][0].numpy()}
+    )
     assert [value.shape for value in found] == [(0, 4), (0,), (0,)]
 
 
-# What differs ---------------------------------------------------------------------------------------------------------
+# What differs -------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def found():
     """(model, images, what it gives)."""
@@ -98,13 +120,27 @@ def one_less(boxes, labels, scores):
 
 
 def one_more(boxes, labels, scores):
-    return [torch.cat([boxes, boxes[:1]]), torch.cat([labels, labels[:1]]), torch.cat([scores, scores[:1]])]
+    return [
+        torch.cat([boxes, boxes[:1]]),
+        torch.cat([labels, labels[:1]]),
+        torch.cat([scores, scores[:1]]),
+    ]
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (moved, r"in test image 1 of \(64, 96\) pixels 1 of the student's 100 detections are missing"), (other_label, "are missing"),
-    (less_sure, "100 of the student's 100 detections are missing"), (one_less, "are missing"),
-    (one_more, "it gives 1 detections that the student does not give")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            moved,
+            r"in test image 1 of \(64, 96\) pixels 1 of the student's 100 detections are "
+            r"missing",
+        ),
+        (other_label, "are missing"),
+        (less_sure, "100 of the student's 100 detections are missing"),
+        (one_less, "are missing"),
+        (one_more, "it gives 1 detections that the student does not give"),
+    ],
+)
 def test_a_wrong_detection_is_found(found, change, message):
     model, images, expected = found
     assert compare_detections(model, images, expected, expected, 1e-4)[0] == 0
@@ -118,7 +154,13 @@ def test_the_order_of_near_ties_is_free_and_nothing_to_compare_is_no_success(fou
     assert compare_detections(model, images, expected, turned, 1e-4)[0] == 0
     nothing = [[part[:0] for part in parts] for parts in expected]
     with pytest.raises(exporting.Differs, match="too little to compare: the student finds nothing"):
-        compare_detections(OneImage(lively(faster_rcnn(box_score_thresh=0.999))).eval(), images, nothing, nothing, 1e-4)
+        compare_detections(
+            OneImage(lively(faster_rcnn(box_score_thresh=0.999))).eval(),
+            images,
+            nothing,
+            nothing,
+            1e-4,
+        )
     torch.manual_seed(0)
     flat = OneImage(retinanet(score_thresh=0.0)).eval()
     torch.nn.init.zeros_(flat.detector.head.classification_head.cls_logits.weight)
@@ -131,5 +173,7 @@ def test_the_order_of_near_ties_is_free_and_nothing_to_compare_is_no_success(fou
 def test_what_the_file_cannot_hold_is_refused():
     with pytest.raises(ValueError, match="MaskRCNN also gives masks"):
         onnx_form(mask_rcnn(), batch(1)["input"])
-    with pytest.raises(ValueError, match="the student is a Linear; expected one of torchvision's detectors"):
+    with pytest.raises(
+        ValueError, match="the student is a Linear; expected one of torchvision's detectors"
+    ):
         onnx_form(torch.nn.Linear(1, 1), batch(1)["input"])

@@ -1,5 +1,7 @@
 """Detectors on any backbone: what they compute, and what they refuse."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,12 @@ from kdtasks.detection import models
 def test_small_resnet_has_maps_at_strides_4_to_32_of_growing_width():
     net = models.small_resnet(6, blocks=2)
     maps = net(torch.zeros(1, 3, 64, 96))
-    assert [tuple(m.shape) for m in maps.values()] == [(1, 6, 16, 24), (1, 12, 8, 12), (1, 24, 4, 6), (1, 48, 2, 3)]
+    assert [tuple(m.shape) for m in maps.values()] == [
+        (1, 6, 16, 24),
+        (1, 12, 8, 12),
+        (1, 24, 4, 6),
+        (1, 48, 2, 3),
+    ]
     assert net.channels == [6, 12, 24, 48]
 
 
@@ -19,7 +26,9 @@ def test_any_backbone_under_a_pyramid(backbone):
     fpn = models.FPN(backbone, channels=16, first=1, extra="p6p7")
     maps = fpn.eval()(torch.zeros(1, 3, 128, 128))
     assert list(maps) == ["1", "2", "3", "p6", "p7"] and fpn.levels == 5
-    assert [m.shape[-1] for m in maps.values()] == [16, 8, 4, 2, 1] and all(m.shape[1] == 16 for m in maps.values())
+    assert [m.shape[-1] for m in maps.values()] == [16, 8, 4, 2, 1] and all(
+        m.shape[1] == 16 for m in maps.values()
+    )
 
 
 def test_a_backbone_of_ones_own_needs_its_channels():
@@ -43,13 +52,16 @@ def test_what_does_not_exist_is_refused_with_the_nearest():
         models.FPN("resnet_18")
     with pytest.raises(ValueError, match="timm has no 'resnet18x'; did you mean 'resnet18'"):
         models.FPN("timm/resnet18x")
-    with pytest.raises(ValueError, match="resnet18 has no weights='IMAGENET1K_V9'; did you mean 'IMAGENET1K_V1'"):
+    with pytest.raises(
+        ValueError, match="resnet18 has no weights='IMAGENET1K_V9'; did you mean 'IMAGENET1K_V1'"
+    ):
         models.FPN("resnet18", weights="IMAGENET1K_V9")
     with pytest.raises(ValueError, match="'p6p7'"):
         models.FPN("small", extra="p6")
     with pytest.raises(ValueError, match=r"3 entries.*5 levels.*\[8, 16, 32, 64, 128\]"):
         models.retinanet(3, "small", 16, anchor_sizes=[8, 16, 32])
-    with pytest.raises(ValueError, match="min_size"):                      # torchvision would swallow it
+    # torchvision would swallow it
+    with pytest.raises(ValueError, match="min_size"):
         models.retinanet(3, "small", 16, min_siz=64)
     with pytest.raises(ValueError, match="score_thresh"):
         models.ssdlite(3, score_tresh=0.1)
@@ -59,8 +71,13 @@ def test_what_does_not_exist_is_refused_with_the_nearest():
 
 def test_anchors_are_the_papers_where_nothing_is_said():
     net = models.retinanet(3, "small", 16)
-    sizes = [[(box[2] - box[0]).item() * (box[3] - box[1]).item() for box in cell] for cell in net.anchor_generator.cell_anchors]
-    assert [round(min(level) ** 0.5) for level in sizes] == [32, 64, 128, 256, 512] and len(sizes[0]) == 9
+    sizes = [
+        [(box[2] - box[0]).item() * (box[3] - box[1]).item() for box in cell]
+        for cell in net.anchor_generator.cell_anchors
+    ]
+    assert [round(min(level) ** 0.5) for level in sizes] == [32, 64, 128, 256, 512] and len(
+        sizes[0]
+    ) == 9
     net = models.faster_rcnn(3, "small", 16)
     assert [s[0] for s in net.rpn.anchor_generator.sizes] == [32, 64, 128, 256, 512]
 
@@ -75,7 +92,9 @@ def test_the_head_starts_at_the_prior_of_the_focal_loss_with_group_norm_too():
 
 
 def test_feature_maps_stay_float32_under_autocast_so_anchors_are_exact():
-    net = models.retinanet(3, "small", 16, extra=None, anchor_sizes=[16, 32, 64], min_size=64, max_size=640).eval()
+    net = models.retinanet(
+        3, "small", 16, extra=None, anchor_sizes=[16, 32, 64], min_size=64, max_size=640
+    ).eval()
     seen = []
     forward = net.anchor_generator.forward
     net.anchor_generator.forward = lambda *args: seen.append(forward(*args)) or seen[-1]
@@ -87,15 +106,30 @@ def test_feature_maps_stay_float32_under_autocast_so_anchors_are_exact():
 
 
 def test_weights_load_into_a_second_model_and_give_the_same_boxes():
-    make = lambda: models.mask_rcnn(3, "small", 16, first=1, extra=None, anchor_sizes=[16, 32, 64], representation=16,  # noqa: E731
-                                    min_size=64, max_size=64, box_score_thresh=0.0)
+    make = partial(
+        models.mask_rcnn,
+        3,
+        "small",
+        16,
+        first=1,
+        extra=None,
+        anchor_sizes=[16, 32, 64],
+        representation=16,
+        min_size=64,
+        max_size=64,
+        box_score_thresh=0.0,
+    )
     torch.manual_seed(0)
     one, other = make().eval(), make().eval()
     other.load_state_dict(one.state_dict())
     image = [torch.rand(3, 64, 64)]
     with torch.no_grad():
         a, b = one(image)[0], other(image)[0]
-    assert a["masks"].shape[1:] == (1, 64, 64) and all(torch.equal(a[k], b[k]) for k in a) and len(a["boxes"])
+    assert (
+        a["masks"].shape[1:] == (1, 64, 64)
+        and all(torch.equal(a[k], b[k]) for k in a)
+        and len(a["boxes"])
+    )
 
 
 def test_fcos_and_ssd_are_torchvisions():

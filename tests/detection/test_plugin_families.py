@@ -1,4 +1,6 @@
-"""Which families of MMDetection's own configs can be student and teacher, on a CPU and before anybody initialized them."""
+"""Which families of MMDetection's own configs can be student and teacher, on a CPU and before
+anybody initialized them.
+"""
 
 import importlib.util
 
@@ -7,21 +9,42 @@ import torch
 
 pytestmark = [
     pytest.mark.mmdet,
-    pytest.mark.skipif(importlib.util.find_spec("mmdet") is None,
-                       reason="MMDetection is not installed; ../shared/README.md has the one line that makes its environment"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("mmdet") is None,
+        reason="MMDetection is not installed; ../shared/README.md has the one line "
+        "that makes its environment",
+    ),
 ]
-WIDTHS = ("in_channels", "out_channels", "feat_channels", "fc_out_channels", "conv_out_channels", "embed_dims", "channels",
-          "feedforward_channels", "proposal_feature_channel")
+WIDTHS = (
+    "in_channels",
+    "out_channels",
+    "feat_channels",
+    "fc_out_channels",
+    "conv_out_channels",
+    "embed_dims",
+    "channels",
+    "feedforward_channels",
+    "proposal_feature_channel",
+)
 SMALLER = {256: 32, 1024: 64, 2048: 64}
 FAMILIES = {
-    "RetinaNet": "retinanet/retinanet_r50_fpn_1x_coco.py", "FCOS": "fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py",
-    "ATSS": "atss/atss_r50_fpn_1x_coco.py", "GFL": "gfl/gfl_r50_fpn_1x_coco.py", "VFNet": "vfnet/vfnet_r50_fpn_1x_coco.py",
-    "TOOD": "tood/tood_r50_fpn_1x_coco.py", "DDOD": "ddod/ddod_r50_fpn_1x_coco.py",
-    "YOLOX": "yolox/yolox_tiny_8xb8-300e_coco.py", "RTMDet": "rtmdet/rtmdet_tiny_8xb32-300e_coco.py",
-    "CenterNet": "centernet/centernet_r18_8xb16-crop512-140e_coco.py", "YOLOF": "yolof/yolof_r50-c5_8xb8-1x_coco.py",
-    "DETR": "detr/detr_r50_8xb2-150e_coco.py", "Faster R-CNN": "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
-    "Mask R-CNN": "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py", "Cascade R-CNN": "cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py",
-    "Sparse R-CNN": "sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py", "QueryInst": "queryinst/queryinst_r50_fpn_1x_coco.py",
+    "RetinaNet": "retinanet/retinanet_r50_fpn_1x_coco.py",
+    "FCOS": "fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py",
+    "ATSS": "atss/atss_r50_fpn_1x_coco.py",
+    "GFL": "gfl/gfl_r50_fpn_1x_coco.py",
+    "VFNet": "vfnet/vfnet_r50_fpn_1x_coco.py",
+    "TOOD": "tood/tood_r50_fpn_1x_coco.py",
+    "DDOD": "ddod/ddod_r50_fpn_1x_coco.py",
+    "YOLOX": "yolox/yolox_tiny_8xb8-300e_coco.py",
+    "RTMDet": "rtmdet/rtmdet_tiny_8xb32-300e_coco.py",
+    "CenterNet": "centernet/centernet_r18_8xb16-crop512-140e_coco.py",
+    "YOLOF": "yolof/yolof_r50-c5_8xb8-1x_coco.py",
+    "DETR": "detr/detr_r50_8xb2-150e_coco.py",
+    "Faster R-CNN": "faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py",
+    "Mask R-CNN": "mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py",
+    "Cascade R-CNN": "cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py",
+    "Sparse R-CNN": "sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py",
+    "QueryInst": "queryinst/queryinst_r50_fpn_1x_coco.py",
 }
 
 
@@ -70,14 +93,26 @@ def test_a_family_is_built_taught_and_moves(name):
     from kdtasks.detection.plugin import DistillDetector
 
     torch.manual_seed(0)
-    detector = DistillDetector(model_of(name), model_of(name), {
-        "loss_hint": {"type": "kdtasks.detection.HintLoss", "of": ("features.student.0", "features.teacher.0")}})
+    detector = DistillDetector(
+        model_of(name),
+        model_of(name),
+        {
+            "loss_hint": {
+                "type": "kdtasks.detection.HintLoss",
+                "of": ("features.student.0", "features.teacher.0"),
+            }
+        },
+    )
     assert not any(getattr(part, "is_init", False) for part in detector.student.modules())
     torch.manual_seed(0)
     from mmdet.registry import MODELS
     from mmengine.config import ConfigDict
+
     plain = MODELS.build(ConfigDict(model_of(name), _scope_="mmdet"))
-    assert all(torch.equal(a, b) for a, b in zip(detector.student.state_dict().values(), plain.state_dict().values()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(detector.student.state_dict().values(), plain.state_dict().values())
+    )
     detector.init_weights()
     detector.train()
     batch = example_batch(detector.student)

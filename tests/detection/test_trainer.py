@@ -1,4 +1,6 @@
-"""Detection through the engine: a whole small run on real digits, its report, its resume, and what the engine asks of the task."""
+"""Detection through the engine: a whole small run on real digits, its report, its resume, and what
+the engine asks of the task.
+"""
 
 import json
 
@@ -15,18 +17,62 @@ from kdtasks.engine.dry_run import dry_run
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.run import Run
 
-DATA = {"type": "kdtasks.detection.data.digits_on_photos", "images": 24, "size": 64, "classes": 2, "objects": [1, 2]}
-RETINANET = {"type": "kdtasks.detection.models.retinanet", "num_classes": 3, "extra": None, "anchor_sizes": [16, 32, 64], "scales": 1,
-             "aspect_ratios": [1.0], "groups": 2, "min_size": 64, "max_size": 64}
-FASTER_RCNN = {"type": "kdtasks.detection.models.faster_rcnn", "num_classes": 3, "first": 1, "extra": None, "anchor_sizes": [16, 32, 64],
-               "representation": 16, "min_size": 64, "max_size": 64, "rpn_batch_size_per_image": 32, "box_batch_size_per_image": 16,
-               "rpn_pre_nms_top_n_train": 50, "rpn_post_nms_top_n_train": 20, "rpn_pre_nms_top_n_test": 50, "rpn_post_nms_top_n_test": 20}
-ADL = {"loss_adl": {"type": "kdtasks.detection.ADLLoss", "of": ("student.cls_logits", "teacher.cls_logits", "anchors.valid")}}
-CHEN = {"loss_mu": {"of": "student.loss_classifier", "weight": 0.5},
-        "loss_soft": {"type": "kdtasks.detection.WeightedSoftCrossEntropy", "of": ("rois.student.logits", "rois.teacher.logits"), "weight": 0.5},
-        "loss_bounded": {"type": "kdtasks.detection.BoundedRegressionLoss",
-                         "of": ("rois.student.deltas", "rois.teacher.deltas", "rois.target", "rois.count")},
-        "loss_hint": {"type": "kdtasks.detection.HintLoss", "of": ("features.student.3", "features.teacher.3")}}
+DATA = {
+    "type": "kdtasks.detection.data.digits_on_photos",
+    "images": 24,
+    "size": 64,
+    "classes": 2,
+    "objects": [1, 2],
+}
+RETINANET = {
+    "type": "kdtasks.detection.models.retinanet",
+    "num_classes": 3,
+    "extra": None,
+    "anchor_sizes": [16, 32, 64],
+    "scales": 1,
+    "aspect_ratios": [1.0],
+    "groups": 2,
+    "min_size": 64,
+    "max_size": 64,
+}
+FASTER_RCNN = {
+    "type": "kdtasks.detection.models.faster_rcnn",
+    "num_classes": 3,
+    "first": 1,
+    "extra": None,
+    "anchor_sizes": [16, 32, 64],
+    "representation": 16,
+    "min_size": 64,
+    "max_size": 64,
+    "rpn_batch_size_per_image": 32,
+    "box_batch_size_per_image": 16,
+    "rpn_pre_nms_top_n_train": 50,
+    "rpn_post_nms_top_n_train": 20,
+    "rpn_pre_nms_top_n_test": 50,
+    "rpn_post_nms_top_n_test": 20,
+}
+ADL = {
+    "loss_adl": {
+        "type": "kdtasks.detection.ADLLoss",
+        "of": ("student.cls_logits", "teacher.cls_logits", "anchors.valid"),
+    }
+}
+CHEN = {
+    "loss_mu": {"of": "student.loss_classifier", "weight": 0.5},
+    "loss_soft": {
+        "type": "kdtasks.detection.WeightedSoftCrossEntropy",
+        "of": ("rois.student.logits", "rois.teacher.logits"),
+        "weight": 0.5,
+    },
+    "loss_bounded": {
+        "type": "kdtasks.detection.BoundedRegressionLoss",
+        "of": ("rois.student.deltas", "rois.teacher.deltas", "rois.target", "rois.count"),
+    },
+    "loss_hint": {
+        "type": "kdtasks.detection.HintLoss",
+        "of": ("features.student.3", "features.teacher.3"),
+    },
+}
 
 
 def backbone(width):
@@ -34,28 +80,54 @@ def backbone(width):
 
 
 def config(detector=RETINANET, losses=ADL, **changes):
-    full = {"task": "kdtasks.detection.trainer", "distiller": {"type": "kdtasks.detection.distiller.DetectionDistiller"},
-            "student": {**detector, "backbone": backbone(4), "channels": 8}, "teacher": {**detector, "backbone": backbone(6), "channels": 8},
-            "losses": losses, "optimizer": {"type": "torch.optim.SGD", "lr": 0.01, "momentum": 0.9}, "length": {"iterations": 6},
-            "data": {"train": DATA, "test": {**DATA, "train": False, "images": 8}, "batch_size": 4, "test_batch_size": 4},
-            "clip_grad": 5.0, "checkpoint_interval": {"iterations": 2}, "log_interval": 2}
+    full = {
+        "task": "kdtasks.detection.trainer",
+        "distiller": {"type": "kdtasks.detection.distiller.DetectionDistiller"},
+        "student": {**detector, "backbone": backbone(4), "channels": 8},
+        "teacher": {**detector, "backbone": backbone(6), "channels": 8},
+        "losses": losses,
+        "optimizer": {"type": "torch.optim.SGD", "lr": 0.01, "momentum": 0.9},
+        "length": {"iterations": 6},
+        "data": {
+            "train": DATA,
+            "test": {**DATA, "train": False, "images": 8},
+            "batch_size": 4,
+            "test_batch_size": 4,
+        },
+        "clip_grad": 5.0,
+        "checkpoint_interval": {"iterations": 2},
+        "log_interval": 2,
+    }
     return configs.complete({**full, **changes})
 
 
-FEW = {"train": {"type": "kdtasks.detection.data.few_labels", "images": 8, "dataset": DATA},
-       "test": {**DATA, "train": False, "images": 8}, "batch_size": 4, "unlabelled_per_batch": 4, "test_batch_size": 4,
-       "iterations_per_epoch": 3}
+FEW = {
+    "train": {"type": "kdtasks.detection.data.few_labels", "images": 8, "dataset": DATA},
+    "test": {**DATA, "train": False, "images": 8},
+    "batch_size": 4,
+    "unlabelled_per_batch": 4,
+    "test_batch_size": 4,
+    "iterations_per_epoch": 3,
+}
 
 
-@pytest.mark.parametrize("full", [config(), config(FASTER_RCNN, CHEN), config(data=FEW)], ids=["adl", "chen", "semi"])
+@pytest.mark.parametrize(
+    "full", [config(), config(FASTER_RCNN, CHEN), config(data=FEW)], ids=["adl", "chen", "semi"]
+)
 def test_a_whole_run(full, tmp_path):
     run = Run(full, tmp_path / "run", device="cpu", quiet=True)
     results = run.train()
-    assert list(results["stages"]) == ["teacher", "alone", "distilled"] and results["primary"] == "map"
-    assert {"map", "map_50", "mar_100", "map_0", "map_1", "seconds"} <= set(results["stages"]["distilled"])
+    assert (
+        list(results["stages"]) == ["teacher", "alone", "distilled"] and results["primary"] == "map"
+    )
+    assert {"map", "map_50", "mar_100", "map_0", "map_1", "seconds"} <= set(
+        results["stages"]["distilled"]
+    )
     taught = {name.removeprefix("student.") for name in weights(run, "distilled")["state_dict"]}
     plain = run.experiment.model("student")
-    assert taught == set(plain.state_dict()) and not any("hint" in name or "teacher" in name for name in taught)
+    assert taught == set(plain.state_dict()) and not any(
+        "hint" in name or "teacher" in name for name in taught
+    )
     load_weights(plain, tmp_path / "run" / "student.pth")
     report = (tmp_path / "run" / "report.html").read_text()
     assert "ground truth" in report or report.count("<img") >= 2
@@ -63,23 +135,34 @@ def test_a_whole_run(full, tmp_path):
     assert any("gate is open" in title for title in titles) == ("loss_bounded" in full["losses"])
     assert any("Adaptive weight" in title for title in titles) == ("loss_adl" in full["losses"])
     history = json.loads((run.folder(run.experiment.stages[1]) / "history.json").read_text())
-    assert not any("adl" in key or "soft" in key or "hint" in key for entry in history for key in entry)      # alone
+    # alone
+    assert not any(
+        "adl" in key or "soft" in key or "hint" in key for entry in history for key in entry
+    )
 
 
 def test_the_control_has_the_detectors_own_losses_at_weight_one_and_labelled_images_only():
     run = Run(config(FASTER_RCNN, CHEN), "unused", device="cpu")
     alone = next(stage for stage in run.experiment.stages if stage.name == "alone")
-    assert alone.losses == {"loss_mu": {"of": "student.loss_classifier", "weight": 1}} and not alone.teachers
+    assert (
+        alone.losses == {"loss_mu": {"of": "student.loss_classifier", "weight": 1}}
+        and not alone.teachers
+    )
     run = Run(config(data=FEW), "unused", device="cpu")
     alone = next(stage for stage in run.experiment.stages if stage.name == "alone")
     assert alone.losses == {} and len(next(iter(run.experiment.train_loader(alone)))["input"]) == 4
     taught = next(iter(run.experiment.train_loader(run.experiment.stages[-1])))
-    assert taught["labelled"].tolist() == [True] * 4 + [False] * 4 and taught["target"][4:] == [None] * 4
+    assert (
+        taught["labelled"].tolist() == [True] * 4 + [False] * 4
+        and taught["target"][4:] == [None] * 4
+    )
     control = next(iter(run.experiment.train_loader(alone)))
     assert all(torch.equal(a, b) for a, b in zip(control["input"], taught["input"]))
 
 
-@pytest.mark.parametrize("full", [config(data=FEW), config(FASTER_RCNN, CHEN)], ids=["semi", "chen"])
+@pytest.mark.parametrize(
+    "full", [config(data=FEW), config(FASTER_RCNN, CHEN)], ids=["semi", "chen"]
+)
 def test_resume_equals_no_stop(full, tmp_path):
     whole = Run(full, tmp_path / "whole", device="cpu", quiet=True)
     whole.train()
@@ -89,12 +172,14 @@ def test_resume_equals_no_stop(full, tmp_path):
         pass
 
     from kdtasks.engine.runner import StageRunner
+
     save, count = StageRunner.save_now, []
 
     def save_and_stop(self):
         save(self)
         count.append(1)
-        if len(count) == 7:                                                # in the middle of the last stage
+        # in the middle of the last stage
+        if len(count) == 7:
             raise Stop
 
     with pytest.MonkeyPatch.context() as patch:
@@ -103,8 +188,13 @@ def test_resume_equals_no_stop(full, tmp_path):
             stopped.train()
     again = Run(full, tmp_path / "stopped", device="cpu", quiet=True)
     again.train(resume=True)
-    assert same(weights(whole, "distilled")["state_dict"], weights(again, "distilled")["state_dict"])
-    assert same(weights(whole, "distilled")["resume"]["losses"], weights(again, "distilled")["resume"]["losses"])
+    assert same(
+        weights(whole, "distilled")["state_dict"], weights(again, "distilled")["state_dict"]
+    )
+    assert same(
+        weights(whole, "distilled")["resume"]["losses"],
+        weights(again, "distilled")["resume"]["losses"],
+    )
 
 
 def test_dry_run_takes_random_images_of_the_size_that_the_data_has():
@@ -113,11 +203,18 @@ def test_dry_run_takes_random_images_of_the_size_that_the_data_has():
     assert rows[-1]["shapes"]["student.cls_logits"] == (8, 64 + 16 + 4, 3)
     batch = trainer.example(config(), 3)
     assert [tuple(image.shape) for image in batch["input"]] == [(3, 64, 64)] * 3
-    assert all((t["boxes"][:, 2:] > t["boxes"][:, :2]).all() and t["labels"].max() < 3 for t in batch["target"])
+    assert all(
+        (t["boxes"][:, 2:] > t["boxes"][:, :2]).all() and t["labels"].max() < 3
+        for t in batch["target"]
+    )
 
 
 def test_evaluate_gives_hundred_for_a_detector_that_knows():
-    data = Loader(Run(config(), "unused", device="cpu").experiment.data_set(config()["data"], "test"), 4, shuffle=False)
+    data = Loader(
+        Run(config(), "unused", device="cpu").experiment.data_set(config()["data"], "test"),
+        4,
+        shuffle=False,
+    )
 
     class Oracle(torch.nn.Module):
         def forward(self, images):
@@ -126,7 +223,13 @@ def test_evaluate_gives_hundred_for_a_detector_that_knows():
                 for i in range(len(data.dataset)):
                     if torch.equal(data.dataset[i]["input"], image):
                         target = data.dataset[i]["target"]
-                        found.append({"boxes": target["boxes"], "labels": target["labels"], "scores": torch.ones(len(target["labels"]))})
+                        found.append(
+                            {
+                                "boxes": target["boxes"],
+                                "labels": target["labels"],
+                                "scores": torch.ones(len(target["labels"])),
+                            }
+                        )
             return found
 
     found = trainer.evaluate(Oracle(), data)
@@ -136,9 +239,20 @@ def test_evaluate_gives_hundred_for_a_detector_that_knows():
 def test_label_zero_is_no_class_and_does_not_stop_an_evaluation():
     class Confused(torch.nn.Module):
         def forward(self, images):
-            return [{"boxes": torch.tensor([[1.0, 1, 9, 9]]), "labels": torch.tensor([0]), "scores": torch.tensor([0.9])} for _ in images]
+            return [
+                {
+                    "boxes": torch.tensor([[1.0, 1, 9, 9]]),
+                    "labels": torch.tensor([0]),
+                    "scores": torch.tensor([0.9]),
+                }
+                for _ in images
+            ]
 
-    loader = Loader(Run(config(), "unused", device="cpu").experiment.data_set(config()["data"], "test"), 4, shuffle=False)
+    loader = Loader(
+        Run(config(), "unused", device="cpu").experiment.data_set(config()["data"], "test"),
+        4,
+        shuffle=False,
+    )
     assert trainer.evaluate(Confused(), loader)["map"] == 0
 
 
@@ -161,7 +275,9 @@ def test_the_student_of_a_run_exports_and_gives_the_same_boxes(tmp_path):
     pytest.importorskip("safetensors")
     from kdtasks.engine.export import export
 
-    run = Run(config({**RETINANET, "score_thresh": 0.0}), tmp_path / "run", device="cpu", quiet=True)
+    run = Run(
+        config({**RETINANET, "score_thresh": 0.0}), tmp_path / "run", device="cpu", quiet=True
+    )
     run.train(only=["alone"])
     weights = "stages/1_alone/last.pth"
     done = export(tmp_path / "run", "safetensors", weights=weights)
@@ -169,18 +285,29 @@ def test_the_student_of_a_run_exports_and_gives_the_same_boxes(tmp_path):
     pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'kdtasks[export]'")
     done = export(tmp_path / "run", "onnx", weights=weights)
     assert 0 < done["difference"] <= done["allowed"] and done["images"] == 4
-    with pytest.raises(ConfigError, match="student.onnx' was not kept: .*finds nothing .*student.score_thresh"):
+    with pytest.raises(
+        ConfigError, match="student.onnx' was not kept: .*finds nothing .*student.score_thresh"
+    ):
         export(tmp_path / "run", "onnx", weights=weights, options={"student.score_thresh": 0.9})
 
 
 def test_a_step_in_bfloat16(tmp_path):
-    run = Run(config(FASTER_RCNN, CHEN, amp="bfloat16", length={"iterations": 2}), tmp_path / "run", device="cpu", quiet=True)
+    run = Run(
+        config(FASTER_RCNN, CHEN, amp="bfloat16", length={"iterations": 2}),
+        tmp_path / "run",
+        device="cpu",
+        quiet=True,
+    )
     assert set(run.train()["stages"]) == {"teacher", "alone", "distilled"}
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_an_annotation_file_that_is_missing_is_said_before_the_first_step(part, tmp_path):
-    missing = {"type": "kdtasks.detection.data.coco", "images": str(tmp_path), "annotations": str(tmp_path / "instances.json")}
+    missing = {
+        "type": "kdtasks.detection.data.coco",
+        "images": str(tmp_path),
+        "annotations": str(tmp_path / "instances.json"),
+    }
     full = config()
     full["data"][part] = missing
     with pytest.raises(FileNotFoundError, match=r"instances\.json"):

@@ -13,7 +13,9 @@ from kdtasks.engine import checkpoint
 @pytest.mark.parametrize("formerly", [True, False])
 @pytest.mark.parametrize("write", range(1, 3))
 @pytest.mark.parametrize("replaced", [True, False])
-def test_killed_between_weights_and_what_is_known_of_them(tmp_path, monkeypatch, formerly, write, replaced):
+def test_killed_between_weights_and_what_is_known_of_them(
+    tmp_path, monkeypatch, formerly, write, replaced
+):
     """Killed just before or just after each of the two files is moved to its place."""
     path, states = tmp_path / "student.pth", [nn.Linear(2, 2).state_dict() for _ in range(2)]
     if formerly:
@@ -37,11 +39,16 @@ def test_killed_between_weights_and_what_is_known_of_them(tmp_path, monkeypatch,
     except FileNotFoundError:
         assert not formerly and not (write == 2 and replaced)
     except ValueError as error:
-        assert formerly and (write, replaced) in ((1, True), (2, False)) and "is about other weights" in str(error)
+        assert (
+            formerly
+            and (write, replaced) in ((1, True), (2, False))
+            and "is about other weights" in str(error)
+        )
     else:
         assert torch.equal(state["weight"], states[meta["seed"]]["weight"])
         assert meta["seed"] == (write == 2 and replaced)
-    checkpoint.save_weights(states[1], {"seed": 1}, path)                                  # as --resume does
+    # as --resume does
+    checkpoint.save_weights(states[1], {"seed": 1}, path)
     state, meta = read_weights(path)
     assert meta["seed"] == 1 and torch.equal(state["weight"], states[1]["weight"])
     assert {p.name for p in tmp_path.iterdir()} == {"student.pth", "student.json"}

@@ -25,7 +25,10 @@ def test_dry_run_and_lists(capsys, tmp_path, monkeypatch):
 
 def test_tools_test_gives_the_runs_figure(undisturbed, capsys):
     cli.test([str(SMALL), str(undisturbed.work_dir / "student.pth"), "--device", "cpu"])
-    assert f"accuracy {undisturbed.results['stages']['distilled']['accuracy']:.3f}" in capsys.readouterr().out
+    assert (
+        f"accuracy {undisturbed.results['stages']['distilled']['accuracy']:.3f}"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.fixture
@@ -39,15 +42,29 @@ def closed_pipe():
 
 @pytest.mark.parametrize("config", [[], [str(SMALL)]])
 def test_a_reader_that_has_gone_ends_a_list_without_a_traceback(closed_pipe, config):
-    done = subprocess.run([sys.executable, ROOT / "tools" / "train.py", *config, "--list"], stdout=closed_pipe, cwd=ROOT,
-                          stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools" / "train.py", *config, "--list"],
+        stdout=closed_pipe,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_a_reader_that_has_gone_ends_the_other_tools_too(undisturbed, closed_pipe, capsys, monkeypatch, tmp_path):
+def test_a_reader_that_has_gone_ends_the_other_tools_too(
+    undisturbed, closed_pipe, capsys, monkeypatch, tmp_path
+):
     file = str(undisturbed.work_dir / "student.pth")
-    for tool, arguments in ((cli.test, [str(SMALL), file, "--device", "cpu"]), (cli.train, [str(SMALL), "--dry-run"]),
-                            (cli.export, [str(undisturbed.work_dir), "--format", "pth", "--output", str(tmp_path / "a.pth")])):
+    for tool, arguments in (
+        (cli.test, [str(SMALL), file, "--device", "cpu"]),
+        (cli.train, [str(SMALL), "--dry-run"]),
+        (
+            cli.export,
+            [str(undisturbed.work_dir), "--format", "pth", "--output", str(tmp_path / "a.pth")],
+        ),
+    ):
         with open(os.dup(closed_pipe), "w") as stdout, monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", stdout)
             with pytest.raises(SystemExit) as stopped:
@@ -65,14 +82,37 @@ def test_a_configs_name_does_not_depend_on_how_its_path_is_written(tmp_path, mon
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "link").symlink_to("configs/task")
-    cases = {".": {"configs/x.py": "x", "configs/task/x.py": "task_x", "link/x.py": "task_x", "mine/x.py": "mine_x",
-                   "mine/../configs/task/x.py": "task_x", "configs/task/sub/../x.py": "task_x", "configs/task/../x.py": "x"},
-             "configs/task/sub": {"../x.py": "task_x", "../../x.py": "x", "y.py": "y", "./y.py": "y", "../sub/y.py": "y"},
-             "mine": {"x.py": "x", "../mine/x.py": "x", "../link/sub/../x.py": "task_x", "../configs/task/sub/y.py": "sub_y"}}
+    cases = {
+        ".": {
+            "configs/x.py": "x",
+            "configs/task/x.py": "task_x",
+            "link/x.py": "task_x",
+            "mine/x.py": "mine_x",
+            "mine/../configs/task/x.py": "task_x",
+            "configs/task/sub/../x.py": "task_x",
+            "configs/task/../x.py": "x",
+        },
+        "configs/task/sub": {
+            "../x.py": "task_x",
+            "../../x.py": "x",
+            "y.py": "y",
+            "./y.py": "y",
+            "../sub/y.py": "y",
+        },
+        "mine": {
+            "x.py": "x",
+            "../mine/x.py": "x",
+            "../link/sub/../x.py": "task_x",
+            "../configs/task/sub/y.py": "sub_y",
+        },
+    }
     for here, names in cases.items():
         monkeypatch.chdir(tmp_path / here)
         for path, name in names.items():
-            assert cli.config_name(path) == cli.config_name(os.path.abspath(path)) == name, (here, path)
+            assert cli.config_name(path) == cli.config_name(os.path.abspath(path)) == name, (
+                here,
+                path,
+            )
     monkeypatch.chdir(tmp_path)
     assert cli.config_names(["mine/x.py", "configs/task/x.py"]) == ["mine_x", "task_x"]
     for name in ("a/task/x.py", "b/task/x.py"):
@@ -85,12 +125,25 @@ def test_a_configs_name_does_not_depend_on_how_its_path_is_written(tmp_path, mon
 NOWHERE = {"type": "kdtasks.classification.data.image_folder", "root": "nowhere"}
 
 
-@pytest.mark.parametrize("given, message, told", [
-    ("teacher.checkpoint='nowhere.pth'", "no checkpoint 'nowhere.pth'", True),
-    ("teacher.checkpoint='notes.txt'", "notes.txt", True),
-    (f"data.train={NOWHERE}", "no data set at nowhere", False), (f"data.test={NOWHERE}", "no data set at nowhere", True),
-    ("custom_hooks=[dict(type='EMAHook')]", "custom_hooks[0]: mmengine's EMAHook cannot work here", False),
-    ("custom_hooks.0.type=EarlyStoppingHook", "custom_hooks[0]: EarlyStoppingHook needs 'monitor'", False)])
+@pytest.mark.parametrize(
+    "given, message, told",
+    [
+        ("teacher.checkpoint='nowhere.pth'", "no checkpoint 'nowhere.pth'", True),
+        ("teacher.checkpoint='notes.txt'", "notes.txt", True),
+        (f"data.train={NOWHERE}", "no data set at nowhere", False),
+        (f"data.test={NOWHERE}", "no data set at nowhere", True),
+        (
+            "custom_hooks=[dict(type='EMAHook')]",
+            "custom_hooks[0]: mmengine's EMAHook cannot work here",
+            False,
+        ),
+        (
+            "custom_hooks.0.type=EarlyStoppingHook",
+            "custom_hooks[0]: EarlyStoppingHook needs 'monitor'",
+            False,
+        ),
+    ],
+)
 def test_dry_run_reads_what_the_run_will_read(given, message, told, capsys, tmp_path, monkeypatch):
     """What is told without the data is told; then the missing file is an error."""
     monkeypatch.chdir(tmp_path)
@@ -98,12 +151,22 @@ def test_dry_run_reads_what_the_run_will_read(given, message, told, capsys, tmp_
     with pytest.raises(SystemExit) as stopped:
         cli.train([str(SMALL), "--dry-run", "--device", "cpu", "--cfg-options", given])
     said = capsys.readouterr()
-    assert stopped.value.code == 1 and said.err.startswith("error: ") and message in said.err and said.err.count("\n") == 1
+    assert (
+        stopped.value.code == 1
+        and said.err.startswith("error: ")
+        and message in said.err
+        and said.err.count("\n") == 1
+    )
     assert ("distilled:" in said.out) == told
 
 
 def test_hooks_given_on_the_command_line_are_dicts():
     written = [cli.option("custom_hooks=[dict(type='EarlyStoppingHook', monitor='accuracy')]")]
-    by_key = [cli.option("custom_hooks.0.type=EarlyStoppingHook"), cli.option("custom_hooks.0.monitor=accuracy")]
+    by_key = [
+        cli.option("custom_hooks.0.type=EarlyStoppingHook"),
+        cli.option("custom_hooks.0.monitor=accuracy"),
+    ]
     for options in (written, by_key):
-        assert small(**dict(options))["custom_hooks"] == [{"type": "EarlyStoppingHook", "monitor": "accuracy"}]
+        assert small(**dict(options))["custom_hooks"] == [
+            {"type": "EarlyStoppingHook", "monitor": "accuracy"}
+        ]

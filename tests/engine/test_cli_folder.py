@@ -12,7 +12,9 @@ from kdtasks.engine import cli
 
 @pytest.fixture
 def task(monkeypatch):
-    """A task like the small config's that can predict; it notes what it is given, and leaves out what ``failed`` names."""
+    """A task like the small config's that can predict; it notes what it is given, and leaves out
+    what ``failed`` names.
+    """
     module = types.ModuleType("task_with_predict")
     for name in ("PRIMARY", "HIGHER_IS_BETTER", "evaluate", "example", "pictures"):
         setattr(module, name, getattr(trainer, name))
@@ -32,7 +34,17 @@ def task(monkeypatch):
 
 
 def call(run, *arguments, options=("task=task_with_predict",)):
-    cli.test([str(SMALL), str(run.work_dir / "student.pth"), "--device", "cpu", *arguments, "--cfg-options", *options])
+    cli.test(
+        [
+            str(SMALL),
+            str(run.work_dir / "student.pth"),
+            "--device",
+            "cpu",
+            *arguments,
+            "--cfg-options",
+            *options,
+        ]
+    )
 
 
 def test_the_task_predicts(undisturbed, task, capsys):
@@ -40,8 +52,23 @@ def test_the_task_predicts(undisturbed, task, capsys):
     call(undisturbed, "--inputs", "here", "--out", "there", "--tile", "64", "--all-sides")
     classes = [str(k) for k in range(10)]
     assert task.given == [
-        (False, "task_with_predict", "here", "there", True, {"classes": classes, "tile": None, "all_sides": False}),
-        (False, "task_with_predict", "here", "there", False, {"classes": classes, "tile": 64, "all_sides": True})]
+        (
+            False,
+            "task_with_predict",
+            "here",
+            "there",
+            True,
+            {"classes": classes, "tile": None, "all_sides": False},
+        ),
+        (
+            False,
+            "task_with_predict",
+            "here",
+            "there",
+            False,
+            {"classes": classes, "tile": 64, "all_sides": True},
+        ),
+    ]
     assert "accuracy" not in capsys.readouterr().out
 
 
@@ -55,12 +82,22 @@ def test_what_is_left_out_is_named_and_the_command_fails(undisturbed, task, caps
 def test_a_task_that_takes_no_folder(undisturbed, capsys):
     with pytest.raises(SystemExit) as stopped:
         call(undisturbed, "--images", "here", "--out", "there", options=("threads=1",))
-    assert stopped.value.code == 1 and "'kdtasks.classification.trainer' takes no folder of images" in capsys.readouterr().err
+    assert (
+        stopped.value.code == 1
+        and "'kdtasks.classification.trainer' takes no folder of images" in capsys.readouterr().err
+    )
 
 
-@pytest.mark.parametrize("arguments, said", [(["--images", "here"], "need --out"), (["--out", "there"], "need --images or --inputs"),
-                                             (["--tile", "0"], "need --images or --inputs"), (["--all-sides"], "--out, --tile, --all-sides need --images"),
-                                             (["--images", "here", "--inputs", "here", "--out", "there"], "not allowed with")])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--images", "here"], "need --out"),
+        (["--out", "there"], "need --images or --inputs"),
+        (["--tile", "0"], "need --images or --inputs"),
+        (["--all-sides"], "--out, --tile, --all-sides need --images"),
+        (["--images", "here", "--inputs", "here", "--out", "there"], "not allowed with"),
+    ],
+)
 def test_flags_that_do_not_go_together(undisturbed, task, capsys, arguments, said):
     with pytest.raises(SystemExit) as stopped:
         call(undisturbed, *arguments)
@@ -76,8 +113,14 @@ def test_help_shows_the_flags_of_the_task(task, capsys):
     assert "of task_with_predict" in said and "--tile TILE" in said and "so many pixels" in said
 
 
-@pytest.mark.parametrize("arguments, said", [([], "expected a config and a checkpoint"), ([str(SMALL)], "expected a config and a checkpoint"),
-                                             ([str(SMALL), "student.pth", "--tile", "3"], "unrecognized arguments: --tile 3")])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ([], "expected a config and a checkpoint"),
+        ([str(SMALL)], "expected a config and a checkpoint"),
+        ([str(SMALL), "student.pth", "--tile", "3"], "unrecognized arguments: --tile 3"),
+    ],
+)
 def test_what_is_missing_or_unknown(capsys, arguments, said):
     with pytest.raises(SystemExit) as stopped:
         cli.test(arguments)

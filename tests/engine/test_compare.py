@@ -1,4 +1,6 @@
-"""A comparison pairs each run with its own control, trains what is shared once, and says no more than its numbers do."""
+"""A comparison pairs each run with its own control, trains what is shared once, and says no more
+than its numbers do.
+"""
 
 import io
 import itertools
@@ -59,7 +61,9 @@ def _fast(monkeypatch):
 
 
 def small(**options) -> dict:
-    return configurations.load(SMALL, {"length": 1, "custom_hooks": [dict(type=f"{__name__}.Stop")], **options})
+    return configurations.load(
+        SMALL, {"length": 1, "custom_hooks": [dict(type=f"{__name__}.Stop")], **options}
+    )
 
 
 def pair() -> dict[str, dict]:
@@ -76,10 +80,12 @@ def written(folder: Path) -> dict[str, int]:
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in folder.rglob("*.pth")}
 
 
-# The numbers ----------------------------------------------------------------------------------------------------------
+# The numbers --------------------------------------------------------------------------------------
 def test_interval_by_hand():
-    mean, low, high = interval([1.0, 2.0, 3.0])                      # s = 1, t(0.975; 2) = 4.302653
-    assert (mean, low, high) == pytest.approx((2.0, 2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)), abs=1e-6)
+    mean, low, high = interval([1.0, 2.0, 3.0])  # s = 1, t(0.975; 2) = 4.302653
+    assert (mean, low, high) == pytest.approx(
+        (2.0, 2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)), abs=1e-6
+    )
     assert interval([1.5]) == (1.5, None, None)
 
 
@@ -91,41 +97,47 @@ def test_interval_agrees_with_scipy():
     assert interval(values, 0.8)[1:] == pytest.approx((expected.low, expected.high))
 
 
-@pytest.mark.parametrize(("differences", "higher", "lower"), [
-    ([1.0, 1.1, 0.9], "better", "worse"),
-    ([-1.0, -1.1, -0.9], "worse", "better"),
-    ([1.0, -0.5, 0.4], "no difference shown", "no difference shown"),
-    ([0.0, 0.0, 0.0], "no difference shown", "no difference shown"),
-    ([1.0, 1.1], None, None),
-    ([1.0, 1.1, math.nan], None, None),
-])
+@pytest.mark.parametrize(
+    ("differences", "higher", "lower"),
+    [
+        ([1.0, 1.1, 0.9], "better", "worse"),
+        ([-1.0, -1.1, -0.9], "worse", "better"),
+        ([1.0, -0.5, 0.4], "no difference shown", "no difference shown"),
+        ([0.0, 0.0, 0.0], "no difference shown", "no difference shown"),
+        ([1.0, 1.1], None, None),
+        ([1.0, 1.1, math.nan], None, None),
+    ],
+)
 def test_verdict(differences, higher, lower):
     assert verdict(differences, True)[0] == higher
     assert verdict(differences, False)[0] == lower
 
 
-# What is shared -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("options", "control", "teacher"), [
-    ({"losses.loss_kd.temperature": 8.0}, True, True),
-    ({"losses.loss_kd.weight": 0.5, "losses.loss_cls.weight": 0.5}, True, True),
-    ({"cache": {"views": 2}}, True, True),
-    ({"teacher.precision": "bfloat16"}, True, True),
-    ({"teacher.width": 6}, True, False),
-    ({"teacher_training.length": 2}, True, False),
-    ({"student.width": 6}, False, True),
-    ({"losses.loss_cls.label_smoothing": 0.1}, False, False),
-    ({"losses.loss_cls.alone": 0.5}, False, False),
-    ({"length": 2}, False, False),
-    ({"schedule": []}, False, False),
-    ({"optimizer.lr": 0.05}, False, False),
-    ({"data.train.count": 150}, False, False),
-    ({"data.batch_size": 16}, False, False),
-    ({"amp": "bfloat16"}, False, False),
-    ({"ema": 0.9}, False, False),
-    ({"accumulate": 2}, False, False),
-    ({"clip_grad": 1.0}, False, False),
-    ({"distiller": {"type": f"{__name__}.OtherDistiller"}}, False, False),
-])
+# What is shared -----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("options", "control", "teacher"),
+    [
+        ({"losses.loss_kd.temperature": 8.0}, True, True),
+        ({"losses.loss_kd.weight": 0.5, "losses.loss_cls.weight": 0.5}, True, True),
+        ({"cache": {"views": 2}}, True, True),
+        ({"teacher.precision": "bfloat16"}, True, True),
+        ({"teacher.width": 6}, True, False),
+        ({"teacher_training.length": 2}, True, False),
+        ({"student.width": 6}, False, True),
+        ({"losses.loss_cls.label_smoothing": 0.1}, False, False),
+        ({"losses.loss_cls.alone": 0.5}, False, False),
+        ({"length": 2}, False, False),
+        ({"schedule": []}, False, False),
+        ({"optimizer.lr": 0.05}, False, False),
+        ({"data.train.count": 150}, False, False),
+        ({"data.batch_size": 16}, False, False),
+        ({"amp": "bfloat16"}, False, False),
+        ({"ema": 0.9}, False, False),
+        ({"accumulate": 2}, False, False),
+        ({"clip_grad": 1.0}, False, False),
+        ({"distiller": {"type": f"{__name__}.OtherDistiller"}}, False, False),
+    ],
+)
 def test_what_is_shared_with(options, control, teacher, tmp_path):
     (a, b), jobs = plan_jobs({"a": small(), "b": small(**options)}, [0, 1], tmp_path, "cpu")
     for seed in (0, 1):
@@ -135,7 +147,11 @@ def test_what_is_shared_with(options, control, teacher, tmp_path):
         assert a.jobs[seed].folder != b.jobs[seed].folder
     assert a.controls[0] is not a.controls[1]
     assert a.jobs[0].given["teacher"] is a.jobs[1].given["teacher"]
-    assert len(jobs) == len({job.folder for job in jobs}) == 4 + (2 if control else 4) + (1 if teacher else 2)
+    assert (
+        len(jobs)
+        == len({job.folder for job in jobs})
+        == 4 + (2 if control else 4) + (1 if teacher else 2)
+    )
     order = {job: k for k, job in enumerate(jobs)}
     assert all(order[other] < order[job] for job in jobs for other in job.given.values())
 
@@ -146,12 +162,19 @@ class OtherDistiller(Distiller):
 
 def test_unlabelled_samples_do_not_matter_to_the_control(tmp_path):
     data = {"data.train.labelled": 150, "data.batch_size": 16}
-    (a, b), _ = plan_jobs({"a": small(**data), "b": small(**data, **{"data.unlabelled_per_batch": 8})}, [0], tmp_path, "cpu")
+    (a, b), _ = plan_jobs(
+        {"a": small(**data), "b": small(**data, **{"data.unlabelled_per_batch": 8})},
+        [0],
+        tmp_path,
+        "cpu",
+    )
     assert a.controls[0] is b.controls[0]
 
 
 def test_a_given_checkpoint_is_trained_by_nobody(tmp_path):
-    (arm,), jobs = plan_jobs({"a": small(**{"teacher.checkpoint": "some/teacher.pth"})}, [0, 1], tmp_path, "cpu")
+    (arm,), jobs = plan_jobs(
+        {"a": small(**{"teacher.checkpoint": "some/teacher.pth"})}, [0, 1], tmp_path, "cpu"
+    )
     assert arm.teachers == [] and [job.name for job in jobs] == ["alone", "a", "alone", "a"]
 
 
@@ -164,7 +187,7 @@ def test_a_teacher_for_each_seed(tmp_path):
     assert one.controls[3].folder == arm.controls[3].folder
 
 
-# Whole comparisons ----------------------------------------------------------------------------------------------------
+# Whole comparisons --------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """Two configs that share teacher and control, three seeds."""
@@ -180,11 +203,23 @@ def test_every_number_is_that_of_an_ordinary_run(undisturbed, tmp_path):
     row = result["configs"]["hot"]
     stages = Run(pair()["hot"], tmp_path / "0", 0, "cpu", quiet=True).train()["stages"]
     assert row["teachers"]["teacher"] == [stages["teacher"]["accuracy"]]
-    assert (row["alone"][0], row["distilled"][0]) == (stages["alone"]["accuracy"], stages["distilled"]["accuracy"])
+    assert (row["alone"][0], row["distilled"][0]) == (
+        stages["alone"]["accuracy"],
+        stages["distilled"]["accuracy"],
+    )
     teacher = str(tmp_path / "0" / "stages" / "0_teacher" / "last.pth")
-    run = Run(small(**{"losses.loss_kd.temperature": 8.0, "teacher.checkpoint": teacher}), tmp_path / "1", 1, "cpu", quiet=True)
+    run = Run(
+        small(**{"losses.loss_kd.temperature": 8.0, "teacher.checkpoint": teacher}),
+        tmp_path / "1",
+        1,
+        "cpu",
+        quiet=True,
+    )
     stages = run.train()["stages"]
-    assert (row["alone"][1], row["distilled"][1]) == (stages["alone"]["accuracy"], stages["distilled"]["accuracy"])
+    assert (row["alone"][1], row["distilled"][1]) == (
+        stages["alone"]["accuracy"],
+        stages["distilled"]["accuracy"],
+    )
     ours = torch.load(folder / row["folders"][1] / "student.pth", weights_only=True)
     its = torch.load(run.work_dir / "student.pth", weights_only=True)
     assert all(torch.equal(ours[name], its[name]) for name in its)
@@ -197,22 +232,31 @@ def test_pairs_by_seed(undisturbed):
         assert row["differences"] == [b - a for a, b in zip(row["alone"], row["distilled"])]
         assert (row["mean"], row["low"], row["high"]) == interval(row["differences"])
         for seed, own, control in zip(result["seeds"], row["folders"], row["controls"]):
-            results = [json.loads((folder / f / "results.json").read_text()) for f in (own, control)]
+            results = [
+                json.loads((folder / f / "results.json").read_text()) for f in (own, control)
+            ]
             assert [r["seed"] for r in results] == [seed, seed]
             assert results[0]["stages"]["alone"] == results[1]["stages"]["alone"]
         assert row["verdict"] in ("better", "worse", "no difference shown")
     assert len({tuple(row["alone"]) for row in result["configs"].values()}) == 1
-    assert len(set(result["configs"]["cold"]["alone"])) > 1                        # seeds do differ
+    assert len(set(result["configs"]["cold"]["alone"])) > 1  # seeds do differ
 
 
 def test_shared_runs_ran_once(undisturbed):
     folder, result = undisturbed
     shared = sorted(p.relative_to(folder / "shared") for p in (folder / "shared").glob("*/seed*"))
     assert [(p.parts[0].split("_")[0], p.parts[1]) for p in shared] == [
-        ("alone", "seed0"), ("alone", "seed1"), ("alone", "seed2"), ("teacher", "seed0")]
+        ("alone", "seed0"),
+        ("alone", "seed1"),
+        ("alone", "seed2"),
+        ("teacher", "seed0"),
+    ]
     assert [(e["stage"], e["seeds"], e["configs"]) for e in result["shared"]] == [
-        ("teacher", [0], ["cold", "hot"]), ("alone", [0, 1, 2], ["cold", "hot"])]
-    for log in folder.glob("*_*/seed*/train.log"):                                 # the own run trained one stage only
+        ("teacher", [0], ["cold", "hot"]),
+        ("alone", [0, 1, 2], ["cold", "hot"]),
+    ]
+    # the own run trained one stage only
+    for log in folder.glob("*_*/seed*/train.log"):
         assert "distilled" in str(list((log.parent / "stages").glob("2_*")))
         assert log.read_text().count("6/6  accuracy") == 1
     assert any("share their control" in note for note in result["notes"])
@@ -234,7 +278,11 @@ def test_goes_on_after_a_stop(undisturbed, tmp_path, at):
     with pytest.raises(KeyboardInterrupt):
         compare(pair(), [0, 1, 2], tmp_path, "cpu", quiet=True)
     assert not (tmp_path / "compare.json").exists()
-    finished = {f: t for f, t in written(tmp_path).items() if (tmp_path / f).parents[2].joinpath("results.json").exists()}
+    finished = {
+        f: t
+        for f, t in written(tmp_path).items()
+        if (tmp_path / f).parents[2].joinpath("results.json").exists()
+    }
     result = compare(pair(), [0, 1, 2], tmp_path, "cpu", quiet=True)
     assert without_seconds(result) == without_seconds(expected)
     assert finished.items() <= written(tmp_path).items()
@@ -246,7 +294,8 @@ def test_a_stop_while_stages_are_taken_over(undisturbed, tmp_path, monkeypatch):
     take, calls = WorkDir.adopt, itertools.count()
 
     def adopt(files, name, folder):
-        if next(calls) == 1:                                                       # the teacher is there, the control not
+        # the teacher is there, the control not
+        if next(calls) == 1:
             raise KeyboardInterrupt
         take(files, name, folder)
 
@@ -263,24 +312,34 @@ def test_jobs_side_by_side_give_the_same_numbers(tmp_path, capsys):
     two = compare(configs, [0], tmp_path / "two", "cpu", workers=2)
     assert without_seconds(two) == without_seconds(one)
     said = capsys.readouterr().err.splitlines()
-    started = [line.split(":")[0].removeprefix("started").strip() for line in said if line.startswith("started")]
+    started = [
+        line.split(":")[0].removeprefix("started").strip()
+        for line in said
+        if line.startswith("started")
+    ]
     assert len(started) == len(set(started)) == 3
-    assert started == ["teacher for small, seed 0", "alone for small, seed 0", "small, seed 0"]    # what others need comes before them
+    # what others need comes before them
+    assert started == ["teacher for small, seed 0", "alone for small, seed 0", "small, seed 0"]
     assert sum(line.startswith("finished") for line in said) == 3
     kept = written(tmp_path / "two")
     compare(configs, [0], tmp_path / "two", "cpu", quiet=True, workers=2)
-    assert written(tmp_path / "two") == kept                        # nothing is trained again
+    assert written(tmp_path / "two") == kept  # nothing is trained again
 
 
 def test_a_job_that_fails_is_named(tmp_path):
     bad = small(**{"losses.loss_cls.type": f"{__name__}.FailingLoss", "teacher.checkpoint": "own"})
-    with pytest.raises(RuntimeError, match=r"alone for bad, seed 0 \(.*seed0\): a loss that fails when trained"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"alone for bad, seed 0 \(.*seed0\): a loss that fails "
+        r"when trained",
+    ):
         compare({"bad": bad}, [0], tmp_path, "cpu", quiet=True, workers=2)
     assert not (tmp_path / "compare.json").exists()
 
 
 def test_no_verdict_for_two_seeds(undisturbed):
-    folder, full = undisturbed                                                     # its runs are there already
+    # its runs are there already
+    folder, full = undisturbed
     kept = {name: (folder / name).read_bytes() for name in ("compare.json", "compare.png")}
     result = compare(pair(), [0, 1], folder, "cpu", quiet=True)
     for name, content in kept.items():
@@ -291,16 +350,26 @@ def test_no_verdict_for_two_seeds(undisturbed):
     shown = io.StringIO()
     show(result, Console(file=shown, width=160))
     assert "no verdict: 2 of at least 3 seeds" in shown.getvalue()
-    assert not any(word in shown.getvalue().replace("is better", "") for word in ("better", "worse", "no difference shown"))
+    assert not any(
+        word in shown.getvalue().replace("is better", "")
+        for word in ("better", "worse", "no difference shown")
+    )
 
 
 def test_a_chain_is_paired_with_a_control_of_its_own_budget(undisturbed, tmp_path):
     stages = [
         dict(name="teacher", model="teacher", losses=dict(loss_cls={**CE, "weight": 1})),
-        dict(name="assistant1", model="assistant", teachers={"teacher": "teacher.last"},
-             losses=dict(loss_cls=CE, loss_kd=dict(KD, of=("student", "teacher")))),
-        dict(name="distilled", teachers={"assistant": "assistant1.last"},
-             losses=dict(loss_cls=CE, loss_kd=dict(KD, of=("student", "assistant")))),
+        dict(
+            name="assistant1",
+            model="assistant",
+            teachers={"teacher": "teacher.last"},
+            losses=dict(loss_cls=CE, loss_kd=dict(KD, of=("student", "teacher"))),
+        ),
+        dict(
+            name="distilled",
+            teachers={"assistant": "assistant1.last"},
+            losses=dict(loss_cls=CE, loss_kd=dict(KD, of=("student", "assistant"))),
+        ),
     ]
     chain = small(stages=stages, models=dict(assistant=dict(type="small_parts.Net", width=6)))
     (arm, cold), _ = plan_jobs({"chain": chain, "cold": small()}, [0], tmp_path, "cpu")
@@ -311,59 +380,114 @@ def test_a_chain_is_paired_with_a_control_of_its_own_budget(undisturbed, tmp_pat
     assert row["alone"] == expected["configs"]["cold"]["alone"][:1] and row["stage"] == "distilled"
     done = json.loads((tmp_path / row["folders"][0] / "results.json").read_text())["stages"]
     assert list(done) == ["teacher", "assistant1", "alone", "distilled"]
-    assert row["seconds"] == [pytest.approx(done["assistant1"]["seconds"] + done["distilled"]["seconds"])]
+    assert row["seconds"] == [
+        pytest.approx(done["assistant1"]["seconds"] + done["distilled"]["seconds"])
+    ]
     same = Run(chain, tmp_path / "run", 0, "cpu", quiet=True).train()["stages"]
     assert without_seconds(done) == without_seconds(same)
 
 
 def test_a_control_that_goes_on_from_another_stage_is_shared_with_it(undisturbed, tmp_path):
-    stages = [dict(name="warm", losses=dict(loss_cls=CE)),
-              dict(name="alone", student="keep", losses=dict(loss_cls=CE), length=3, optimizer_state="keep"),
-              dict(name="other", losses=dict(loss_cls=CE)),
-              dict(name="distilled", student="warm", teachers={"teacher": None},
-                   losses=dict(loss_cls=CE, loss_kd=dict(KD, of=("student", "teacher"))))]
-    teacher = next(Path(undisturbed[0]).glob("shared/teacher_*/seed0")) / "stages" / "0_teacher" / "last.pth"
+    stages = [
+        dict(name="warm", losses=dict(loss_cls=CE)),
+        dict(
+            name="alone", student="keep", losses=dict(loss_cls=CE), length=3, optimizer_state="keep"
+        ),
+        dict(name="other", losses=dict(loss_cls=CE)),
+        dict(
+            name="distilled",
+            student="warm",
+            teachers={"teacher": None},
+            losses=dict(loss_cls=CE, loss_kd=dict(KD, of=("student", "teacher"))),
+        ),
+    ]
+    teacher = (
+        next(Path(undisturbed[0]).glob("shared/teacher_*/seed0"))
+        / "stages"
+        / "0_teacher"
+        / "last.pth"
+    )
     config = small(**{"stages": stages, "teacher.checkpoint": str(teacher)})
-    warmer = small(**{"stages": stages, "teacher.checkpoint": str(teacher), "losses.loss_cls.weight": 0.5})
+    warmer = small(
+        **{"stages": stages, "teacher.checkpoint": str(teacher), "losses.loss_cls.weight": 0.5}
+    )
     arms, jobs = plan_jobs({"a": config, "b": warmer}, [0], tmp_path, "cpu")
-    assert arms[0].controls[0] is arms[1].controls[0] and arms[0].controls[0].stages == ["warm", "alone"]
+    assert arms[0].controls[0] is arms[1].controls[0] and arms[0].controls[0].stages == [
+        "warm",
+        "alone",
+    ]
     assert sorted(arms[0].jobs[0].given) == ["alone", "other", "warm"] and len(jobs) == 4
     row = compare({"a": config}, [0], tmp_path, "cpu", quiet=True)["configs"]["a"]
     done = json.loads((tmp_path / row["folders"][0] / "results.json").read_text())["stages"]
     same = Run(config, tmp_path / "run", 0, "cpu", quiet=True).train()["stages"]
-    assert without_seconds(done) == without_seconds(same) and row["seconds"] == [done["distilled"]["seconds"]]
+    assert without_seconds(done) == without_seconds(same) and row["seconds"] == [
+        done["distilled"]["seconds"]
+    ]
     assert row["metrics"]["accuracy"]["alone"] == [done["alone"]["accuracy"]]
 
 
-# Showing, and what cannot be compared ---------------------------------------------------------------------------------
+# Showing, and what cannot be compared -------------------------------------------------------------
 def test_shows_the_numbers(undisturbed, tmp_path):
     _, result = undisturbed
     shown = io.StringIO()
     show(result, Console(file=shown, width=160))
     text, row = shown.getvalue(), result["configs"]["hot"]
-    assert f"{row['mean']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" in text and row["verdict"] in text
+    assert (
+        f"{row['mean']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" in text
+        and row["verdict"] in text
+    )
     assert all(f"{value:.3f}" in text for value in (*row["alone"], *row["distilled"]))
-    assert "alone, seed 0 1 2: trained once, for cold, hot" in text and "note: configs that share" in text
+    assert (
+        "alone, seed 0 1 2: trained once, for cold, hot" in text
+        and "note: configs that share" in text
+    )
     plot(result, tmp_path / "a.png")
-    one = {**row, "alone": row["alone"][:1], "distilled": row["distilled"][:1], "low": None, "high": None, "verdict": None}
+    one = {
+        **row,
+        "alone": row["alone"][:1],
+        "distilled": row["distilled"][:1],
+        "low": None,
+        "high": None,
+        "verdict": None,
+    }
     plot({**result, "seeds": [0], "configs": {"one": one}}, tmp_path / "b.png")
-    assert (tmp_path / "a.png").read_bytes()[:4] == (tmp_path / "b.png").read_bytes()[:4] == b"\x89PNG"
+    assert (
+        (tmp_path / "a.png").read_bytes()[:4] == (tmp_path / "b.png").read_bytes()[:4] == b"\x89PNG"
+    )
 
 
 def test_command(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    main([str(SMALL), "--seeds", "5", "--device", "cpu", "--work-dir", "out", "--cfg-options", "length=1"])
+    main(
+        [
+            str(SMALL),
+            "--seeds",
+            "5",
+            "--device",
+            "cpu",
+            "--work-dir",
+            "out",
+            "--cfg-options",
+            "length=1",
+        ]
+    )
     said = capsys.readouterr()
-    assert "no verdict: 1 of at least 3 seeds" in said.out and "[1/3] teacher for small_small, seed 0" in said.err
+    assert (
+        "no verdict: 1 of at least 3 seeds" in said.out
+        and "[1/3] teacher for small_small, seed 0" in said.err
+    )
     assert (tmp_path / "out/compare.png").exists()
     assert json.loads((tmp_path / "out/compare.json").read_text())["seeds"] == [5]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ([str(SMALL), str(SMALL)], "a config is given twice"),
-    ([str(SMALL), "--seeds", "1", "1"], "expected different seeds, got [1, 1]"),
-    ([str(SMALL), "--cfg-options", "lenght=1"], "did you mean 'length'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([str(SMALL), str(SMALL)], "a config is given twice"),
+        ([str(SMALL), "--seeds", "1", "1"], "expected different seeds, got [1, 1]"),
+        ([str(SMALL), "--cfg-options", "lenght=1"], "did you mean 'length'"),
+    ],
+)
 def test_command_says_what_is_wrong(arguments, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*arguments, "--device", "cpu", "--work-dir", str(tmp_path / "out")])
@@ -379,6 +503,11 @@ def test_all_configs_are_checked_before_the_first_step(tmp_path):
 
 def test_different_metrics_are_not_compared(tmp_path, monkeypatch):
     from kdtasks.classification import trainer
-    monkeypatch.setitem(sys.modules, "other_trainer", types.SimpleNamespace(**{**vars(trainer), "PRIMARY": "psnr_y"}))
+
+    monkeypatch.setitem(
+        sys.modules,
+        "other_trainer",
+        types.SimpleNamespace(**{**vars(trainer), "PRIMARY": "psnr_y"}),
+    )
     with pytest.raises(ConfigError, match="measure different things: a accuracy, b psnr_y"):
         plan_jobs({"a": small(), "b": small(task="other_trainer")}, [0], tmp_path, "cpu")

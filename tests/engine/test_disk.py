@@ -1,4 +1,6 @@
-"""A disk that is full, has no inodes, or is read-only says so, and what was needed; what was there stays."""
+"""A disk that is full, has no inodes, or is read-only says so, and what was needed; what was there
+stays.
+"""
 
 import errno
 import os
@@ -18,7 +20,9 @@ from kdtasks.engine.run import Run
 @contextmanager
 def disk(folder, options):
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True
+    ).returncode:
         pytest.skip("may not mount a file system here")
     try:
         yield folder
@@ -28,15 +32,25 @@ def disk(folder, options):
 
 def test_a_full_disk_says_what_was_needed(tmp_path):
     with disk(tmp_path / "disk", "size=256k") as small_disk:
-        writers = {"last.pth": lambda path: checkpoint.save({"resume": {"x": torch.ones(10**6)}}, path),
-                   "student.pth": lambda path: checkpoint.save_weights({"x": torch.ones(10**6)}, {}, path)}
+        writers = {
+            "last.pth": lambda path: checkpoint.save({"resume": {"x": torch.ones(10**6)}}, path),
+            "student.pth": lambda path: checkpoint.save_weights({"x": torch.ones(10**6)}, {}, path),
+        }
         for name, write in writers.items():
-            with pytest.raises(OSError, match=r"No space left on device: .*: 4,000,000 bytes were needed, [\d,]+ are free.*no file was"
-                               ) as raised:
+            with pytest.raises(
+                OSError,
+                match=r"No space left on device: .*: 4,000,000 bytes were "
+                r"needed, [\d,]+ are free.*no file was",
+            ) as raised:
                 write(small_disk / name)
             assert raised.value.errno == errno.ENOSPC
-            del raised                                                     # its frames hold the open file
-        with pytest.raises(DiskError, match=r"No space left on device: '.*x.json' cannot be written"):
+            # its frames hold the open file
+            del raised
+        with pytest.raises(
+            DiskError,
+            match=r"No space left on device: '.*x.json' cannot be "
+            r"written",
+        ):
             checkpoint.save_json(["x" * 10**6], small_disk / "x.json")
         assert list(small_disk.iterdir()) == []
 
@@ -48,16 +62,28 @@ def test_a_cache_that_does_not_fit_is_said_after_the_first_batch(tmp_path):
         def outputs(batch):
             calls.append(len(batch["index"]))
             return {"teacher": torch.ones(len(batch["index"]), 100)}
-        batches = ({"index": torch.arange(k, k + 10), "view": torch.zeros(10, dtype=torch.int64)} for k in range(0, 1000, 10))
-        with pytest.raises(DiskError, match="No space left on device: a cache in .* 400,000 bytes were needed") as raised:
+
+        batches = (
+            {"index": torch.arange(k, k + 10), "view": torch.zeros(10, dtype=torch.int64)}
+            for k in range(0, 1000, 10)
+        )
+        with pytest.raises(
+            DiskError, match="No space left on device: a cache in .* 400,000 bytes were needed"
+        ) as raised:
             TeacherCache.write(small_disk / "cache", {"a": 1}, 1000, 1, batches, outputs)
-        assert raised.value.errno == errno.ENOSPC and calls == [10] and list(small_disk.iterdir()) == []
+        assert (
+            raised.value.errno == errno.ENOSPC
+            and calls == [10]
+            and list(small_disk.iterdir()) == []
+        )
 
 
 def test_no_inode_is_left(tmp_path):
     with disk(tmp_path / "disk", "size=1m,nr_inodes=2") as small_disk:
         (small_disk / "one").touch()
-        with pytest.raises(DiskError, match="No space left on device: .* no inode is left for another file"):
+        with pytest.raises(
+            DiskError, match="No space left on device: .* no inode is left for another file"
+        ):
             checkpoint.save_json([], small_disk / "x.json")
 
 
@@ -75,11 +101,16 @@ def test_what_is_no_fault_of_the_disk_stays_what_it_is(tmp_path):
     def full(path):
         with open("/dev/full", "wb") as device:
             device.write(b"x" * 10**6)
-    with pytest.raises(DiskError, match="No space left on device: .*x' cannot be written: 1,000,000 bytes were needed"):
+
+    with pytest.raises(
+        DiskError,
+        match="No space left on device: .*x' cannot be written: 1,000,000 bytes were needed",
+    ):
         write_atomically(tmp_path / "x", full, 10**6)
 
     def other(path):
         raise RuntimeError("something else")
+
     with pytest.raises(RuntimeError, match="^something else$"):
         write_atomically(tmp_path / "x", other)
     assert list(tmp_path.iterdir()) == []

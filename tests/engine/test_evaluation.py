@@ -1,4 +1,6 @@
-"""What is not finite never becomes a metric: images, logits, embeddings, pictures, boxes; and is said where it is."""
+"""What is not finite never becomes a metric: images, logits, embeddings, pictures, boxes; and is
+said where it is.
+"""
 
 import importlib
 import math
@@ -36,15 +38,18 @@ class Batches(list):
 def batches(image=0.0, count=2, size=3):
     images = torch.zeros(count, size, 1, 4, 4)
     images[-1, -1, 0, 2, 2] = image
-    return Batches({"input": one, "target": torch.tensor([0, 1, 0]), "index": torch.arange(3) + 3 * k}
-                   for k, one in enumerate(images))
+    return Batches(
+        {"input": one, "target": torch.tensor([0, 1, 0]), "index": torch.arange(3) + 3 * k}
+        for k, one in enumerate(images)
+    )
 
 
 def rows(*values):
     return torch.tensor(values)
 
 
-GOOD = rows([1.0, 0.0], [0.0, 1.0], [1.0, -INF])                            # a masked class is none of our business
+# a masked class is none of our business
+GOOD = rows([1.0, 0.0], [0.0, 1.0], [1.0, -INF])
 CLASSIFICATION = importlib.import_module("kdtasks.classification.trainer")
 
 
@@ -62,7 +67,9 @@ def test_logits(bad):
 
 def test_a_row_of_masked_classes_only():
     with pytest.raises(ValueError, match="output is not finite .* sample 5"):
-        evaluate(CLASSIFICATION, Answers(GOOD, rows([1.0, 0.0], [0.0, 1.0], [-INF, -INF])), batches())
+        evaluate(
+            CLASSIFICATION, Answers(GOOD, rows([1.0, 0.0], [0.0, 1.0], [-INF, -INF])), batches()
+        )
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
@@ -80,13 +87,23 @@ def test_an_image_in_a_list():
 def test_embeddings_name_the_sample_too():
     task = importlib.import_module("kdtasks.metric_learning.trainer")
     with pytest.raises(ValueError, match="output is not finite .* sample 3"):
-        evaluate(task, Answers(GOOD[:, :1].repeat(1, 2), rows([NAN, 0.0], [0.0, 1.0], [1.0, 1.0])), batches())
+        evaluate(
+            task,
+            Answers(GOOD[:, :1].repeat(1, 2), rows([NAN, 0.0], [0.0, 1.0], [1.0, 1.0])),
+            batches(),
+        )
 
 
 @pytest.mark.parametrize("bad", [NAN, -INF])
 def test_pictures(bad):
     task = importlib.import_module("kdtasks.super_resolution.trainer")
-    data = [{"input": torch.rand(2, 1, 24, 24), "target": torch.rand(2, 1, 24, 24), "scale": torch.tensor([2, 2])}]
+    data = [
+        {
+            "input": torch.rand(2, 1, 24, 24),
+            "target": torch.rand(2, 1, 24, 24),
+            "scale": torch.tensor([2, 2]),
+        }
+    ]
     output = torch.rand(2, 1, 24, 24)
     output[1, 0, 12, 12] = bad
     with pytest.raises(ValueError, match="output is not finite .* sample 1"):
@@ -95,19 +112,27 @@ def test_pictures(bad):
 
 @pytest.mark.parametrize("make", ["small_retinanet", "small_faster_rcnn"])
 def test_boxes(make):
-    """A detector drops boxes with a score of NaN: without a look at its heads an empty answer and mAP 0 would come out."""
+    """A detector drops boxes with a score of NaN: without a look at its heads an empty answer and
+    mAP 0 would come out.
+    """
     from torchvision.models import detection as torchvision_detection
 
     task = importlib.import_module("kdtasks.detection.trainer")
     torch.manual_seed(0)
-    kind = {"small_retinanet": "retinanet_resnet50_fpn", "small_faster_rcnn": "fasterrcnn_mobilenet_v3_large_320_fpn"}[make]
-    model = getattr(torchvision_detection, kind)(weights=None, weights_backbone=None, num_classes=3, min_size=64, max_size=64)
+    kind = {
+        "small_retinanet": "retinanet_resnet50_fpn",
+        "small_faster_rcnn": "fasterrcnn_mobilenet_v3_large_320_fpn",
+    }[make]
+    model = getattr(torchvision_detection, kind)(
+        weights=None, weights_backbone=None, num_classes=3, min_size=64, max_size=64
+    )
     target = {"boxes": torch.tensor([[4.0, 4, 40, 40]]), "labels": torch.tensor([1])}
     data = [{"input": [torch.rand(3, 64, 64)], "target": [target], "index": torch.tensor([7])}]
     assert "map" in evaluate(task, model, data)
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     with torch.no_grad():
-        first.weight[0, 0, 0, 0] = 3e38                                       # finite, and its square is not
+        # finite, and its square is not
+        first.weight[0, 0, 0, 0] = 3e38
         first.weight[1, 0, 0, 0] = -3e38
         for module in model.backbone.modules():
             if hasattr(module, "running_var"):
@@ -121,16 +146,20 @@ def test_what_fails_on_account_of_it_is_said_by_its_cause():
         @staticmethod
         def evaluate(model, loader):
             for batch in loader:
-                [int(value) for value in model(batch["input"]).sum(1)]        # int(nan) raises
+                [int(value) for value in model(batch["input"]).sum(1)]  # int(nan) raises
             return {}
 
     with pytest.raises(ValueError, match="output is not finite"):
         evaluate(Task, Answers(rows([NAN, 0.0], [0.0, 1.0], [1.0, 0.0])), batches())
 
 
-@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:Please use quant_min")
+@pytest.mark.filterwarnings(
+    "ignore:torch.ao.quantization is deprecated", "ignore:Please use quant_min"
+)
 def test_what_test_images_move_in_a_model_is_put_back():
-    """torch's observers follow the range of what they see in eval too; a counter of a model's own is an attribute."""
+    """torch's observers follow the range of what they see in eval too; a counter of a model's own
+    is an attribute.
+    """
     from torch.ao import quantization
 
     model = nn.Sequential(quantization.QuantStub(), nn.Flatten(), nn.Linear(16, 2))
@@ -140,7 +169,9 @@ def test_what_test_images_move_in_a_model_is_put_back():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     evaluate(CLASSIFICATION, model, batches(image=100.0))
     after = model.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert before.keys() == after.keys() and all(
+        torch.equal(before[name], after[name]) for name in before
+    )
     counting = Answers(GOOD)
     evaluate(CLASSIFICATION, counting, batches())
     assert counting.calls == 0

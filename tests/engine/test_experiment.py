@@ -32,7 +32,9 @@ def test_weights_come_from_the_files_that_are_given(undisturbed):
     loaded = experiment.distiller(stage, undisturbed.files).model("teacher")
     assert same(loaded.state_dict(), trained)
     assert same(experiment.distiller(stage).model("teacher").state_dict(), fresh)
-    assert same(experiment.trained(experiment.stage("teacher"), undisturbed.files).state_dict(), trained)
+    assert same(
+        experiment.trained(experiment.stage("teacher"), undisturbed.files).state_dict(), trained
+    )
     assert undisturbed.files.weights("teacher", "best").exists()
 
 

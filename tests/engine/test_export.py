@@ -52,7 +52,11 @@ def files(folder: Path) -> set[str]:
 
 def test_pth_is_a_plain_state_dict(run, reference):
     done = export(run.work_dir, "pth")
-    assert done["output"] == str(run.work_dir / "student_plain.pth") and done["images"] == 200 and done["difference"] == 0
+    assert (
+        done["output"] == str(run.work_dir / "student_plain.pth")
+        and done["images"] == 200
+        and done["difference"] == 0
+    )
     state = torch.load(done["output"], weights_only=True)
     student, _ = reference
     assert list(state) == list(student.state_dict())
@@ -62,7 +66,11 @@ def test_pth_is_a_plain_state_dict(run, reference):
 
 def test_a_file_of_somebody_else_beside_the_output_is_not_overwritten(run, tmp_path):
     (tmp_path / "net.json").write_text('{"mine": 1}')
-    with pytest.raises(ValueError, match=r"net.json' is no file of a run, and 'net.pth' needs its name"):
+    with pytest.raises(
+        ValueError,
+        match=r"net.json' is no file of a run, and 'net.pth' needs its "
+        r"name",
+    ):
         export(run.work_dir, "pth", tmp_path / "net.pth")
     assert files(tmp_path) == {"net.json"} and (tmp_path / "net.json").read_text() == '{"mine": 1}'
 
@@ -90,37 +98,62 @@ def test_tied_weights_are_all_written(tmp_path):
             self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
             self.b.weight = self.a.weight
 
-    exporting._write_safetensors(OnnxForm(model := Tied(), []), {}, tmp_path / "t.safetensors", None)
+    exporting._write_safetensors(
+        OnnxForm(model := Tied(), []), {}, tmp_path / "t.safetensors", None
+    )
     from safetensors.torch import load_file
+
     assert set(load_file(tmp_path / "t.safetensors")) == set(model.state_dict())
 
 
 def test_onnx_runs_for_any_batch_size(run, reference, tmp_path, capsys):
     import onnxruntime
 
-    main([str(run.work_dir), "--format", "onnx", "--output", str(tmp_path / "s.onnx"), "--opset", "18"])
+    main(
+        [
+            str(run.work_dir),
+            "--format",
+            "onnx",
+            "--output",
+            str(tmp_path / "s.onnx"),
+            "--opset",
+            "18",
+        ]
+    )
     said = capsys.readouterr()
-    assert "on 200 test images its outputs differ" in said.out and len(said.out.splitlines()) == 1 and not said.err
+    assert (
+        "on 200 test images its outputs differ" in said.out
+        and len(said.out.splitlines()) == 1
+        and not said.err
+    )
     assert files(tmp_path) == {"s.onnx"}
-    session = onnxruntime.InferenceSession(str(tmp_path / "s.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(tmp_path / "s.onnx"), providers=["CPUExecutionProvider"]
+    )
     student, images = reference
     for count in (1, 2, 7, 200):
-        output, = session.run(None, {"input": images[:count].numpy()})
-        np.testing.assert_allclose(output, student(images[:count]).detach().numpy(), rtol=0, atol=1e-5)
+        (output,) = session.run(None, {"input": images[:count].numpy()})
+        np.testing.assert_allclose(
+            output, student(images[:count]).detach().numpy(), rtol=0, atol=1e-5
+        )
     assert session.get_modelmeta().custom_metadata_map["stage"] == "distilled"
     import onnx
+
     assert {o.domain: o.version for o in onnx.load(tmp_path / "s.onnx").opset_import}[""] == 18
 
 
 def test_any_stage_of_a_student_can_be_exported(run, tmp_path):
     done = export(run.work_dir, "pth", tmp_path / "alone.pth", "stages/1_alone/last.pth")
     state = torch.load(run.work_dir / "stages/1_alone/last.pth", weights_only=True)["state_dict"]
-    assert all(torch.equal(value, state[name]) for name, value in torch.load(done["output"], weights_only=True).items())
+    assert all(
+        torch.equal(value, state[name])
+        for name, value in torch.load(done["output"], weights_only=True).items()
+    )
     with pytest.raises(ValueError, match="is not a checkpoint of this Net"):
         export(run.work_dir, "pth", tmp_path / "teacher.pth", "stages/0_teacher/last.pth")
 
 
-# What is wrong is not kept --------------------------------------------------------------------------------------------
+# What is wrong is not kept ------------------------------------------------------------------------
 def spoilt(student: nn.Module) -> nn.Module:
     other = copy.deepcopy(student)
     with torch.no_grad():
@@ -131,7 +164,11 @@ def spoilt(student: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("format", ["pth", "safetensors", "onnx"])
 def test_spoilt_weights_are_found_and_the_former_file_stands(run, tmp_path, monkeypatch, format):
     write = exporting.WRITERS[format]
-    monkeypatch.setitem(exporting.WRITERS, format, lambda form, *rest: write(dataclasses.replace(form, model=spoilt(form.model)), *rest))
+    monkeypatch.setitem(
+        exporting.WRITERS,
+        format,
+        lambda form, *rest: write(dataclasses.replace(form, model=spoilt(form.model)), *rest),
+    )
     with pytest.raises(ConfigError, match=r"was not kept: on real test images its outputs differ"):
         export(run.work_dir, format, tmp_path / f"new.{format}")
     assert not files(tmp_path)
@@ -141,35 +178,43 @@ def test_spoilt_weights_are_found_and_the_former_file_stands(run, tmp_path, monk
     assert files(tmp_path) == {"old"} and (tmp_path / "old").read_text() == "former"
 
 
-@pytest.mark.parametrize(("expected", "outputs", "message"), [
-    ([torch.ones(3)], [torch.tensor([1, 1, 1 + 2e-6])], "differ from the student's by 2"),
-    ([100 * torch.ones(3)], [100 * torch.tensor([1, 1, 1 + 2e-6])], "differ"),
-    ([torch.ones(3)], [torch.tensor([1, 1, float("nan")])], "differ from the student's by nan"),
-    ([torch.full((3,), float("nan"))], [torch.ones(3)], "differ"),
-    ([torch.ones(3)], [torch.ones(1, 3)], "shapes"),
-    ([torch.ones(3)], [torch.ones(3), torch.ones(3)], "shapes"),
-])
+@pytest.mark.parametrize(
+    ("expected", "outputs", "message"),
+    [
+        ([torch.ones(3)], [torch.tensor([1, 1, 1 + 2e-6])], "differ from the student's by 2"),
+        ([100 * torch.ones(3)], [100 * torch.tensor([1, 1, 1 + 2e-6])], "differ"),
+        ([torch.ones(3)], [torch.tensor([1, 1, float("nan")])], "differ from the student's by nan"),
+        ([torch.full((3,), float("nan"))], [torch.ones(3)], "differ"),
+        ([torch.ones(3)], [torch.ones(1, 3)], "shapes"),
+        ([torch.ones(3)], [torch.ones(3), torch.ones(3)], "shapes"),
+    ],
+)
 def test_outputs_that_differ(expected, outputs, message):
     with pytest.raises(ConfigError, match=message):
         exporting.compare([expected], [outputs], 1e-6)
 
 
 def test_outputs_that_agree():
-    expected, nested = [torch.ones(3), torch.zeros(0, 4)], [{"boxes": torch.zeros(0, 4), "scores": (torch.ones(3), None)}]
+    expected, nested = (
+        [torch.ones(3), torch.zeros(0, 4)],
+        [{"boxes": torch.zeros(0, 4), "scores": (torch.ones(3), None)}],
+    )
     assert [tuple(t.shape) for t in exporting._leaves(nested)] == [(0, 4), (3,)]
     assert exporting.compare([expected], [[torch.ones(3), torch.zeros(0, 4)]], 1e-6) == (0.0, 1e-6)
 
 
 def test_truncated_weights(run, tmp_path):
     whole = (run.work_dir / "student.pth").read_bytes()
-    (tmp_path / "half.pth").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"half.pth' is truncated"):
         export(run.work_dir, "pth", tmp_path / "out.pth", tmp_path / "half.pth")
     assert files(tmp_path) == {"half.pth"}
 
 
-@pytest.mark.parametrize(("format", "package"), [
-    ("safetensors", "safetensors"), ("onnx", "onnxruntime"), ("onnx", "onnxscript")])
+@pytest.mark.parametrize(
+    ("format", "package"),
+    [("safetensors", "safetensors"), ("onnx", "onnxruntime"), ("onnx", "onnxscript")],
+)
 def test_a_missing_package_is_named(run, monkeypatch, capsys, format, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SystemExit):
@@ -177,11 +222,14 @@ def test_a_missing_package_is_named(run, monkeypatch, capsys, format, package):
     assert f"needs the package {package}: pip install 'kdtasks[export]'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"work_dir": "nowhere"}, "'nowhere' holds no run"),
-    ({"output": "student.pth"}, "is the file that is exported"),
-    ({"format": "tflite"}, "format must be one of"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"work_dir": "nowhere"}, "'nowhere' holds no run"),
+        ({"output": "student.pth"}, "is the file that is exported"),
+        ({"format": "tflite"}, "format must be one of"),
+    ],
+)
 def test_what_cannot_be(run, monkeypatch, arguments, message):
     monkeypatch.chdir(run.work_dir)
     with pytest.raises(ConfigError, match=message):
@@ -190,7 +238,13 @@ def test_what_cannot_be(run, monkeypatch, arguments, message):
 
 def test_a_model_that_onnx_cannot_hold(run, tmp_path, monkeypatch, capsys):
     forward = nn.Sequential.forward
-    monkeypatch.setattr("small_parts.Net.forward", lambda self, x: forward(self, x if x.sum().item() > 0 else -x))
-    with pytest.raises(ConfigError, match=r"torch.onnx cannot export this student: .*data-dependent"):
+    monkeypatch.setattr(
+        "small_parts.Net.forward", lambda self, x: forward(self, x if x.sum().item() > 0 else -x)
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"torch.onnx cannot export this student: "
+        r".*data-dependent",
+    ):
         export(run.work_dir, "onnx", tmp_path / "s.onnx")
     assert not files(tmp_path) and capsys.readouterr() == ("", "")

@@ -1,5 +1,6 @@
-"""A kill at any write of a run, before, inside or after it: --resume goes on to the same bits, and so does a plain start
-of a run that had not begun."""
+"""A kill at any write of a run, before, inside or after it: --resume goes on to the same bits, and
+so does a plain start of a run that had not begun.
+"""
 
 import json
 import os
@@ -9,7 +10,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
-# Every run is a fork of one process that has imported all and trained nothing: a run costs what its steps cost.
+# Every run is a fork of one process that has imported all and trained nothing: a run costs what its
+# steps cost.
 SCRIPT = """
 import hashlib, json, os, sys
 from pathlib import Path
@@ -84,11 +86,17 @@ print(json.dumps(told))
 
 def test_a_kill_at_any_write(tmp_path):
     script = SCRIPT.format(here=str(HERE), root=str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                          cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(done.stdout.splitlines()[-1])
-    assert told["writes"] >= 15, told                            # config.json … report.html, and the cache's folder
+    # config.json … report.html, and the cache's folder
+    assert told["writes"] >= 15, told
     for at, moment, killed, resumed, found in told["runs"]:
         assert killed == 9, (at, moment, killed)
         assert resumed >= 100, (at, moment, done.stderr[-2000:])

@@ -18,23 +18,59 @@ from kdtasks.engine.run import Run
 
 
 def ranks(folder, *arguments):
-    """Two processes of a run, started by hand, since torchrun would end the one as soon as the other dies."""
+    """Two processes of a run, started by hand, since torchrun would end the one as soon as the
+    other dies.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "SLOW": "0.05"}
-    command = [sys.executable, str(ROOT / "tools" / "train.py"), str(SMALL), "--launcher", "pytorch", "--device", "cpu",
-               "--work-dir", str(folder), *arguments, "--cfg-options", "custom_hooks=[{'type': 'small_parts.Slow'}]", "length=99"]
-    return [subprocess.Popen(command, cwd=folder.parent, env={**common, "RANK": str(k), "LOCAL_RANK": str(k)}, text=True,
-                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for k in range(2)]
+    common = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+        "SLOW": "0.05",
+    }
+    command = [
+        sys.executable,
+        str(ROOT / "tools" / "train.py"),
+        str(SMALL),
+        "--launcher",
+        "pytorch",
+        "--device",
+        "cpu",
+        "--work-dir",
+        str(folder),
+        *arguments,
+        "--cfg-options",
+        "custom_hooks=[{'type': 'small_parts.Slow'}]",
+        "length=99",
+    ]
+    return [
+        subprocess.Popen(
+            command,
+            cwd=folder.parent,
+            env={**common, "RANK": str(k), "LOCAL_RANK": str(k)},
+            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for k in range(2)
+    ]
 
 
-@pytest.mark.parametrize(("sign", "what"), [(signal.SIGKILL, "has ended"), (signal.SIGSTOP, "does not answer within --wait-limit")])
+@pytest.mark.parametrize(
+    ("sign", "what"),
+    [(signal.SIGKILL, "has ended"), (signal.SIGSTOP, "does not answer within --wait-limit")],
+)
 def test_a_peer_that_is_gone_or_stands_still(tmp_path, sign, what):
     first, second = ranks(tmp_path / "run", "--wait-limit", "0.1")
     try:
         deadline = time.time() + 120
-        while not (tmp_path / "run" / "stages" / "0_teacher" / "last.pth").exists() and time.time() < deadline:
+        while (
+            not (tmp_path / "run" / "stages" / "0_teacher" / "last.pth").exists()
+            and time.time() < deadline
+        ):
             time.sleep(0.05)
         second.send_signal(sign)
         _, said = first.communicate(timeout=60)
@@ -42,10 +78,17 @@ def test_a_peer_that_is_gone_or_stands_still(tmp_path, sign, what):
         for process in (first, second):
             process.kill()
             process.communicate()
-    lines = [line for line in said.splitlines() if "rank" in line or "Traceback" in line or "Error" in line]
+    lines = [
+        line
+        for line in said.splitlines()
+        if "rank" in line or "Traceback" in line or "Error" in line
+    ]
     assert first.returncode == 1 and "Traceback" not in said, said
-    assert lines == [f"error: rank 0 stops: another process of this run {what}; see what that one says. The same command with "
-                     "--resume goes on from the last checkpoint"], said
+    assert lines == [
+        f"error: rank 0 stops: another process of this run {what}; see what that one "
+        "says. The same command with "
+        "--resume goes on from the last checkpoint"
+    ], said
 
 
 class Hangs:
@@ -63,7 +106,11 @@ class Hangs:
 def test_workers_that_hang_have_a_limit():
     loader = Loader(Hangs(), 1, shuffle=False, workers=1, timeout=1)
     began = time.time()
-    with pytest.raises(RuntimeError, match=r"the 1 workers of the loader gave no batch within 1 s: .*data.timeout=<seconds>"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"the 1 workers of the loader gave no batch within 1 s: "
+        r".*data.timeout=<seconds>",
+    ):
         list(loader)
     assert time.time() - began < 20
 
@@ -75,13 +122,16 @@ def test_a_config_sets_the_limit():
 
 
 def test_nothing_of_a_stage_stays_when_it_has_ended(tmp_path):
-    """mmengine keeps loggers, hubs, visualizers and scopes by name; the memory of a long chain of stages is flat."""
+    """mmengine keeps loggers, hubs, visualizers and scopes by name; the memory of a long chain of
+    stages is flat.
+    """
     from mmengine.logging import MessageHub, MMLogger
     from mmengine.registry import DefaultScope
     from mmengine.visualization import Visualizer
 
     kinds = (MMLogger, MessageHub, Visualizer, DefaultScope)
-    Run(small(length={"iterations": 1}), tmp_path / "first", quiet=True).train(only=["alone"])           # mmengine's own logger
+    # mmengine's own logger
+    Run(small(length={"iterations": 1}), tmp_path / "first", quiet=True).train(only=["alone"])
     before = [dict(kind._instance_dict) for kind in kinds]
     threads = threading.active_count()
     Run(small(length={"iterations": 1}), tmp_path / "second", quiet=True).train(only=["alone"])

@@ -31,7 +31,12 @@ def test_resume_in_the_middle_equals_no_stop(undisturbed, tmp_path, stage, itera
         ours, theirs = weights(run, name), weights(undisturbed, name)
         assert same(ours["state_dict"], theirs["state_dict"])
         assert ours["resume"]["history"] == theirs["resume"]["history"]
-        assert all(torch.equal(a, b) for a, b in zip(walk(ours["resume"]["optimizer"]), walk(theirs["resume"]["optimizer"]), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(
+                walk(ours["resume"]["optimizer"]), walk(theirs["resume"]["optimizer"]), strict=True
+            )
+        )
 
 
 def forget_hooks(work_dir):
@@ -40,8 +45,14 @@ def forget_hooks(work_dir):
 
 
 def test_resume_keeps_average_accumulation_and_scheduled_weights(tmp_path):
-    options = {"ema": 0.9, "accumulate": 2, "clip_grad": 0.5, "amp": "bfloat16", "checkpoint_interval": {"iterations": 4},
-               "losses.loss_kd.weight": {"type": "kdtasks.core.Linear", "start": 0.9, "end": 0.1}}
+    options = {
+        "ema": 0.9,
+        "accumulate": 2,
+        "clip_grad": 0.5,
+        "amp": "bfloat16",
+        "checkpoint_interval": {"iterations": 4},
+        "losses.loss_kd.weight": {"type": "kdtasks.core.Linear", "start": 0.9, "end": 0.1},
+    }
     whole = Run(small(**options), tmp_path / "whole", quiet=True)
     whole.train()
     hook = [{"type": "small_parts.StopAt", "stage": "distilled", "iteration": 10}]
@@ -53,22 +64,41 @@ def test_resume_keeps_average_accumulation_and_scheduled_weights(tmp_path):
     a, b = weights(whole, "distilled"), weights(cut, "distilled")
     assert same(a["state_dict"], b["state_dict"])
     assert same(a["resume"]["learners"][0], b["resume"]["learners"][0])
-    assert not same(a["state_dict"], a["resume"]["learners"][0])          # the average is another thing than the weights
+    # the average is another thing than the weights
+    assert not same(a["state_dict"], a["resume"]["learners"][0])
 
 
 def kill_and_resume(tmp_path, moment):
-    """Kill a run of its own process -9 after ``moment`` seconds of training, then resume it; its final weights."""
-    command = [sys.executable, str(ROOT / "tools" / "train.py"), str(SMALL), "--work-dir", str(tmp_path / "run"),
-               "--cfg-options", "checkpoint_interval={'iterations': 1}", "custom_hooks=[{'type': 'small_parts.Slow'}]"]
+    """Kill a run of its own process -9 after ``moment`` seconds of training, then resume it; its
+    final weights.
+    """
+    command = [
+        sys.executable,
+        str(ROOT / "tools" / "train.py"),
+        str(SMALL),
+        "--work-dir",
+        str(tmp_path / "run"),
+        "--cfg-options",
+        "checkpoint_interval={'iterations': 1}",
+        "custom_hooks=[{'type': 'small_parts.Slow'}]",
+    ]
     env = {**os.environ, "SLOW": "0.02"}
-    process = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     deadline = time.time() + 120
     while not list((tmp_path / "run").glob("stages/0_teacher/last.pth")) and time.time() < deadline:
         time.sleep(0.005)
     time.sleep(moment)
     process.kill()
     assert process.wait() == -9
-    subprocess.run([*command, "--resume"], cwd=tmp_path, env={**env, "SLOW": "0"}, check=True, capture_output=True)
+    subprocess.run(
+        [*command, "--resume"],
+        cwd=tmp_path,
+        env={**env, "SLOW": "0"},
+        check=True,
+        capture_output=True,
+    )
     return tmp_path / "run"
 
 
@@ -76,50 +106,110 @@ def assert_killed_run_equals(undisturbed, work_dir):
     run = Run(small(checkpoint_interval={"iterations": 1}), work_dir, quiet=True)
     for name in ("teacher", "alone", "distilled"):
         assert same(weights(run, name)["state_dict"], weights(undisturbed, name)["state_dict"])
-    assert same(torch.load(work_dir / "student.pth", weights_only=True), weights(undisturbed, "distilled")["state_dict"])
+    assert same(
+        torch.load(work_dir / "student.pth", weights_only=True),
+        weights(undisturbed, "distilled")["state_dict"],
+    )
 
 
 def test_kill_9_and_resume_gives_the_same_bits(undisturbed, tmp_path):
-    """A checkpoint is written at every step, so that the kill falls into the writing of one as likely as not."""
-    assert_killed_run_equals(undisturbed, kill_and_resume(tmp_path, random.Random().uniform(0, 1.5)))
+    """A checkpoint is written at every step, so that the kill falls into the writing of one as
+    likely as not.
+    """
+    assert_killed_run_equals(
+        undisturbed, kill_and_resume(tmp_path, random.Random().uniform(0, 1.5))
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attempt", range(5))
 def test_kill_9_at_random_moments(undisturbed, tmp_path, attempt):
-    assert_killed_run_equals(undisturbed, kill_and_resume(tmp_path, random.Random().uniform(0, 1.8)))
+    assert_killed_run_equals(
+        undisturbed, kill_and_resume(tmp_path, random.Random().uniform(0, 1.8))
+    )
 
 
 def test_two_gloo_processes_equal_one(tmp_path):
-    """Losses, gradients (through the weights they lead to), metrics: one process against two on the same global batch."""
-    options = ["student.norm=False", "teacher.norm=False", "student.width=4", "schedule=[]", "length={'iterations': 8}",
-               "data.test_batch_size=33"]
+    """Losses, gradients (through the weights they lead to), metrics: one process against two on the
+    same global batch.
+    """
+    options = [
+        "student.norm=False",
+        "teacher.norm=False",
+        "student.width=4",
+        "schedule=[]",
+        "length={'iterations': 8}",
+        "data.test_batch_size=33",
+    ]
     script = [str(ROOT / "tools" / "train.py"), str(SMALL), "--cfg-options", *options]
-    subprocess.run([sys.executable, *script, "--work-dir", str(tmp_path / "one")], cwd=tmp_path, check=True, capture_output=True)
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend",
-                           "c10d", "--rdzv-endpoint", "localhost:0", *script, "--work-dir", str(tmp_path / "two"), "--launcher", "pytorch"],
-                          cwd=tmp_path, capture_output=True, text=True)
+    subprocess.run(
+        [sys.executable, *script, "--work-dir", str(tmp_path / "one")],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            "--master-port",
+            "0",
+            "--rdzv-backend",
+            "c10d",
+            "--rdzv-endpoint",
+            "localhost:0",
+            *script,
+            "--work-dir",
+            str(tmp_path / "two"),
+            "--launcher",
+            "pytorch",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     for stage in ("0_teacher", "1_alone", "2_distilled"):
-        one, two = (torch.load(tmp_path / n / "stages" / stage / "last.pth", weights_only=True) for n in ("one", "two"))
+        one, two = (
+            torch.load(tmp_path / n / "stages" / stage / "last.pth", weights_only=True)
+            for n in ("one", "two")
+        )
         for name, value in one["state_dict"].items():
-            assert torch.allclose(value, two["state_dict"][name], rtol=1e-4, atol=1e-6), (stage, name)
-    one, two = (json.loads((tmp_path / n / "results.json").read_text())["stages"] for n in ("one", "two"))
-    for stage, found in one.items():                            # 200 images in batches of 33: the last has two
-        assert {k: v for k, v in found.items() if k != "seconds"} == {k: v for k, v in two[stage].items() if k != "seconds"}
+            assert torch.allclose(value, two["state_dict"][name], rtol=1e-4, atol=1e-6), (
+                stage,
+                name,
+            )
+    one, two = (
+        json.loads((tmp_path / n / "results.json").read_text())["stages"] for n in ("one", "two")
+    )
+    # 200 images in batches of 33: the last has two
+    for stage, found in one.items():
+        assert {k: v for k, v in found.items() if k != "seconds"} == {
+            k: v for k, v in two[stage].items() if k != "seconds"
+        }
     assert "BatchNorm" not in done.stdout + (tmp_path / "two" / "train.log").read_text()
 
 
 def test_resume_refuses_another_config_and_says_in_what(undisturbed):
     run = Run(small(losses__loss_kd__weight=0.5), undisturbed.work_dir, quiet=True)
-    with pytest.raises(ConfigError, match=r"another configuration:\s+losses.loss_kd.weight: 0.9 -> 0.5"):
+    with pytest.raises(
+        ConfigError,
+        match=r"another configuration:\s+losses.loss_kd.weight: 0.9 -> "
+        r"0.5",
+    ):
         run.train(resume=True)
     with pytest.raises(ConfigError, match=r"seed: 0 -> 3"):
         Run(small(), undisturbed.work_dir, seed=3, quiet=True).train(resume=True)
 
 
 def test_resume_in_an_empty_folder_starts(tmp_path):
-    assert "alone" in Run(small(), tmp_path / "run", quiet=True).train(resume=True, only=["alone"])["stages"]
+    assert (
+        "alone"
+        in Run(small(), tmp_path / "run", quiet=True).train(resume=True, only=["alone"])["stages"]
+    )
 
 
 def test_full_disk_leaves_the_former_checkpoint(tmp_path, monkeypatch):
@@ -129,6 +219,7 @@ def test_full_disk_leaves_the_former_checkpoint(tmp_path, monkeypatch):
     def full(state, file):
         Path(file).write_bytes(b"PK half of it")
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match=r"No space left.*the former one there still loads"):
         checkpoint.save({"resume": {"x": torch.zeros(3)}}, path)
@@ -141,7 +232,9 @@ def test_a_really_full_disk(tmp_path):
     """A small file system of its own, filled up: the checkpoint that was there still loads."""
     mount = tmp_path / "disk"
     mount.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(mount)], capture_output=True
+    ).returncode:
         pytest.skip("may not mount a file system here")
     try:
         checkpoint.save({"resume": {"x": torch.ones(1000)}}, mount / "last.pth")
@@ -153,12 +246,16 @@ def test_a_really_full_disk(tmp_path):
 
 
 def test_resume_with_an_adapter_in_a_loss(tmp_path):
-    """The adapter is drawn by the seed alone, whatever the streams of the process are, and its weights come back."""
+    """The adapter is drawn by the seed alone, whatever the streams of the process are, and its
+    weights come back.
+    """
     loss = {"type": "small_parts.BuiltHint", "of": ("student.2", "teacher.2"), "weight": 0.1}
     runs = {}
     for name, stop in (("whole", None), ("between", ("alone", 3)), ("inside", ("distilled", 8))):
         torch.manual_seed(len(name))
-        hooks = [{"type": "small_parts.StopAt", "stage": stop[0], "iteration": stop[1]}] if stop else []
+        hooks = (
+            [{"type": "small_parts.StopAt", "stage": stop[0], "iteration": stop[1]}] if stop else []
+        )
         run = Run(small(losses__loss_hint=loss, custom_hooks=hooks), tmp_path / name, quiet=True)
         if stop:
             with pytest.raises(KeyboardInterrupt):
@@ -173,7 +270,9 @@ def test_resume_with_an_adapter_in_a_loss(tmp_path):
         assert same(runs[name]["resume"]["losses"], runs["whole"]["resume"]["losses"])
     other = Run(small(losses__loss_hint=loss), tmp_path / "seed1", seed=1, quiet=True)
     other.train()
-    assert not same(weights(other, "distilled")["resume"]["losses"], runs["whole"]["resume"]["losses"])
+    assert not same(
+        weights(other, "distilled")["resume"]["losses"], runs["whole"]["resume"]["losses"]
+    )
 
 
 def test_a_cycle_schedule_resumes(tmp_path):
@@ -183,7 +282,9 @@ def test_a_cycle_schedule_resumes(tmp_path):
     whole.train(only=["alone"])
     with pytest.raises(KeyboardInterrupt):
         hooks = [{"type": "small_parts.StopAt", "stage": "alone", "iteration": 8}]
-        Run(small(schedule=schedule, custom_hooks=hooks), tmp_path / "cut", quiet=True).train(only=["alone"])
+        Run(small(schedule=schedule, custom_hooks=hooks), tmp_path / "cut", quiet=True).train(
+            only=["alone"]
+        )
     forget_hooks(tmp_path / "cut")
     cut = Run(small(schedule=schedule), tmp_path / "cut", quiet=True)
     cut.train(resume=True, only=["alone"])
@@ -191,17 +292,43 @@ def test_a_cycle_schedule_resumes(tmp_path):
 
 
 def test_two_processes_with_parameters_that_get_no_gradient(tmp_path):
-    """A loss on an inner layer only leaves the head without gradient in the second of two stages; DDP is told so."""
+    """A loss on an inner layer only leaves the head without gradient in the second of two stages;
+    DDP is told so.
+    """
     hint = {"loss_hint": {"type": "torch.nn.MSELoss", "of": ("student.2", "teacher.2")}}
     plain = {"loss_cls": {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}}
-    stages = [{"name": "teacher", "model": "teacher", "losses": plain}, {"name": "alone", "losses": plain},
-              {"name": "distilled", "teachers": {"teacher": "teacher"}, "losses": hint}]
+    stages = [
+        {"name": "teacher", "model": "teacher", "losses": plain},
+        {"name": "alone", "losses": plain},
+        {"name": "distilled", "teachers": {"teacher": "teacher"}, "losses": hint},
+    ]
     options = [f"stages={stages!r}", "student.width=8", "length={'iterations': 4}"]
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
-                           "--rdzv-endpoint", "localhost:0", str(ROOT / "tools" / "train.py"), str(SMALL), "--launcher", "pytorch",
-                           "--work-dir", str(tmp_path / "run"), "--cfg-options", *options], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            "--rdzv-backend",
+            "c10d",
+            "--rdzv-endpoint",
+            "localhost:0",
+            str(ROOT / "tools" / "train.py"),
+            str(SMALL),
+            "--launcher",
+            "pytorch",
+            "--work-dir",
+            str(tmp_path / "run"),
+            "--cfg-options",
+            *options,
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "distilled" in json.loads((tmp_path / "run" / "results.json").read_text())["stages"]
     said = "note: BatchNorm sees the rows of its own process only: 2 processes do not train as one would"
-    assert done.stdout.count(said) == 1                          # these networks have it
+    assert done.stdout.count(said) == 1  # these networks have it
     assert (tmp_path / "run" / "train.log").read_text().count(said.removeprefix("note: ")) == 3

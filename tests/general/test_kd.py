@@ -1,4 +1,6 @@
-"""The KD loss against a loop over indices, its gradient by formula, its laws, and the inputs at the edge."""
+"""The KD loss against a loop over indices, its gradient by formula, its laws, and the inputs at the
+edge.
+"""
 
 import itertools
 import math
@@ -33,7 +35,10 @@ def slow(student, teacher, temperature):
     total = positions = 0
     for b in range(student.shape[0]):
         for place in itertools.product(*map(range, student.shape[2:])):
-            s, t = ([z[(b, c, *place)].item() for c in range(student.shape[1])] for z in (student, teacher))
+            s, t = (
+                [z[(b, c, *place)].item() for c in range(student.shape[1])]
+                for z in (student, teacher)
+            )
             p, q = softmax(t, temperature), softmax(s, temperature)
             total += sum(a * (math.log(a) - math.log(b)) for a, b in zip(p, q))
             positions += 1
@@ -44,13 +49,22 @@ def slow(student, teacher, temperature):
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0, 20.0, 0.5])
 def test_it_equals_the_loop_over_indices(shape, temperature):
     student, teacher = logits(*shape), logits(*shape)
-    assert kd_loss(student, teacher, temperature).item() == pytest.approx(slow(student, teacher, temperature), rel=1e-12)
-    assert KDLoss(temperature)(student, teacher).item() == kd_loss(student, teacher, temperature).item()
+    assert kd_loss(student, teacher, temperature).item() == pytest.approx(
+        slow(student, teacher, temperature), rel=1e-12
+    )
+    assert (
+        KDLoss(temperature)(student, teacher).item()
+        == kd_loss(student, teacher, temperature).item()
+    )
 
 
 def test_the_default_temperature_is_four():
     student, teacher = logits(3, 5), logits(3, 5)
-    assert kd_loss(student, teacher) == kd_loss(student, teacher, temperature=4.0) == KDLoss()(student, teacher)
+    assert (
+        kd_loss(student, teacher)
+        == kd_loss(student, teacher, temperature=4.0)
+        == KDLoss()(student, teacher)
+    )
     assert repr(KDLoss(2.5)) == "KDLoss(temperature=2.5)"
 
 
@@ -62,21 +76,33 @@ def test_a_dense_map_is_a_batch_of_its_positions():
 
 def test_scaling_logits_and_temperature_together_multiplies_by_the_square():
     student, teacher = logits(4, 6), logits(4, 6)
-    torch.testing.assert_close(kd_loss(3 * student, 3 * teacher, 6.0), 9 * kd_loss(student, teacher, 2.0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        kd_loss(3 * student, 3 * teacher, 6.0),
+        9 * kd_loss(student, teacher, 2.0),
+        rtol=1e-12,
+        atol=0,
+    )
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (2, 3, 2, 2)])
 def test_gradcheck(shape):
     teacher = logits(*shape)
-    assert torch.autograd.gradcheck(lambda s: kd_loss(s, teacher, 3.0), logits(*shape).requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda s: kd_loss(s, teacher, 3.0), logits(*shape).requires_grad_()
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_the_gradient_is_the_difference_of_the_probabilities(temperature):
     student, teacher = logits(6, 5).requires_grad_(), logits(6, 5)
-    gradient, = torch.autograd.grad(kd_loss(student, teacher, temperature), student)
-    p_student, p_teacher = torch.softmax(student / temperature, 1), torch.softmax(teacher / temperature, 1)
-    torch.testing.assert_close(gradient, temperature / 6 * (p_student - p_teacher), rtol=1e-11, atol=1e-14)
+    (gradient,) = torch.autograd.grad(kd_loss(student, teacher, temperature), student)
+    p_student, p_teacher = (
+        torch.softmax(student / temperature, 1),
+        torch.softmax(teacher / temperature, 1),
+    )
+    torch.testing.assert_close(
+        gradient, temperature / 6 * (p_student - p_teacher), rtol=1e-11, atol=1e-14
+    )
 
 
 def test_the_teacher_receives_no_gradient():
@@ -96,8 +122,10 @@ def test_it_is_zero_at_equality_and_positive_elsewhere():
 
 def test_it_is_not_symmetric_and_weighs_by_the_teacher():
     sure, flat = torch.tensor([[8.0, 0, 0]], dtype=F64), torch.zeros(1, 3, dtype=F64)
-    assert kd_loss(flat, sure, 1.0).item() == pytest.approx(math.log(3), abs=0.02)           # KL(sure‖flat) ≈ log 3
-    assert kd_loss(sure, flat, 1.0).item() == pytest.approx(16 / 3 - math.log(3), abs=0.02)  # KL(flat‖sure)
+    # KL(sure‖flat) ≈ log 3
+    assert kd_loss(flat, sure, 1.0).item() == pytest.approx(math.log(3), abs=0.02)
+    # KL(flat‖sure)
+    assert kd_loss(sure, flat, 1.0).item() == pytest.approx(16 / 3 - math.log(3), abs=0.02)
 
 
 def test_a_constant_added_to_a_row_changes_nothing():
@@ -109,14 +137,19 @@ def test_a_constant_added_to_a_row_changes_nothing():
 def test_the_order_of_rows_and_of_classes_does_not_matter():
     student, teacher = logits(6, 5), logits(6, 5)
     rows, columns = torch.randperm(6), torch.randperm(5)
-    torch.testing.assert_close(kd_loss(student[rows][:, columns], teacher[rows][:, columns]), kd_loss(student, teacher))
-    assert (kd_loss(student[rows], teacher) - kd_loss(student, teacher)).abs() > 1e-3        # but rows belong together
+    torch.testing.assert_close(
+        kd_loss(student[rows][:, columns], teacher[rows][:, columns]), kd_loss(student, teacher)
+    )
+    # but rows belong together
+    assert (kd_loss(student[rows], teacher) - kd_loss(student, teacher)).abs() > 1e-3
 
 
 def test_a_large_temperature_matches_centred_logits():
     student, teacher = logits(5, 7), logits(5, 7)
     centred = (student - student.mean(1, keepdim=True)) - (teacher - teacher.mean(1, keepdim=True))
-    torch.testing.assert_close(kd_loss(student, teacher, 1e4), centred.square().sum() / (2 * 7 * 5), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        kd_loss(student, teacher, 1e4), centred.square().sum() / (2 * 7 * 5), rtol=1e-3, atol=0
+    )
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (0, 5, 3, 3), (2, 5, 0, 3)])
@@ -127,15 +160,23 @@ def test_an_empty_batch_is_a_zero_that_backpropagates(shape):
     assert loss.item() == 0 and loss.shape == () and student.grad.shape == shape
 
 
-@pytest.mark.parametrize("dtype, result", [
-    (torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float32, torch.float32), (F64, F64)])
+@pytest.mark.parametrize(
+    "dtype, result",
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (F64, F64),
+    ],
+)
 def test_half_precision_is_raised_and_float64_stays(dtype, result):
     student, teacher = logits(4, 5).to(dtype).requires_grad_(), logits(4, 5).to(dtype)
     loss = kd_loss(student, teacher)
     loss.backward()
     assert loss.dtype is result and student.grad.dtype is dtype
     exact = kd_loss(student.detach().to(F64), teacher.to(F64))
-    assert loss.item() == pytest.approx(exact.item(), rel=1e-12 if dtype is F64 else 1e-5)    # the arithmetic is not half
+    # the arithmetic is not half
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-12 if dtype is F64 else 1e-5)
 
 
 def test_a_cached_half_teacher_beside_a_float_student():
@@ -154,17 +195,22 @@ def test_under_autocast_it_is_computed_in_float32():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, F64])
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_saturated_logits_are_finite(dtype, temperature):
-    student = torch.tensor([[1e4, -1e4, 0], [0, 0, 1e4], [-1e4, 1e4, 1e4]], dtype=dtype, requires_grad=True)
+    student = torch.tensor(
+        [[1e4, -1e4, 0], [0, 0, 1e4], [-1e4, 1e4, 1e4]], dtype=dtype, requires_grad=True
+    )
     teacher = torch.tensor([[-1e4, 1e4, 0], [0, 0, 1e4], [1e4, -1e4, -1e4]], dtype=dtype)
     loss = kd_loss(student, teacher, temperature)
     loss.backward()
     s = student.detach()
-    expected = temperature / 3 * float(s[0, 0] - s[0, 1] + s[2, 1] - s[2, 0])                 # log p_student, at one class each
+    # log p_student, at one class each
+    expected = temperature / 3 * float(s[0, 0] - s[0, 1] + s[2, 1] - s[2, 0])
     assert loss.item() == pytest.approx(expected, rel=1e-3) and student.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("student, teacher", [
-    ((2, 3), (2, 4)), ((2, 3), (1, 3)), ((2, 3, 4, 4), (2, 3, 4, 5)), ((3,), (3,)), ((), ())])
+@pytest.mark.parametrize(
+    "student, teacher",
+    [((2, 3), (2, 4)), ((2, 3), (1, 3)), ((2, 3, 4, 4), (2, 3, 4, 5)), ((3,), (3,)), ((), ())],
+)
 def test_shapes_that_do_not_fit_are_in_the_message(student, teacher):
     with pytest.raises(ValueError, match=r"got student .* and teacher") as caught:
         kd_loss(torch.zeros(student), torch.zeros(teacher))
@@ -173,7 +219,10 @@ def test_shapes_that_do_not_fit_are_in_the_message(student, teacher):
 
 @pytest.mark.parametrize("temperature", [0, -1.0, float("nan")])
 def test_a_temperature_that_is_not_positive_is_an_error(temperature):
-    for make in (lambda: kd_loss(torch.zeros(1, 2), torch.zeros(1, 2), temperature), lambda: KDLoss(temperature)):
+    for make in (
+        lambda: kd_loss(torch.zeros(1, 2), torch.zeros(1, 2), temperature),
+        lambda: KDLoss(temperature),
+    ):
         with pytest.raises(ValueError, match=f"temperature must be > 0, got {temperature}"):
             make()
 
@@ -193,14 +242,23 @@ def test_it_teaches_a_linear_student_the_teachers_answers():
     assert (student(x).argmax(1) == target.argmax(1)).float().mean() > 0.95
 
 
-# ---------------------------------------------------------------------------------------------------------- sigmoid heads
+# ------------------------------------------------------------------------------------ sigmoid heads
 def slow_binary(student, teacher, temperature):
-    """T² · mean over rows of the sum over classes of the divergence of two answers, number by number."""
+    """T² · mean over rows of the sum over classes of the divergence of two answers, number by
+    number.
+    """
+
     def yes(z):
         return 1 / (1 + math.exp(-z / temperature))
 
-    cells = [(yes(t), yes(s)) for s, t in zip(student.flatten().tolist(), teacher.flatten().tolist())]
-    return temperature**2 / len(student) * math.fsum(q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p)) for q, p in cells)
+    cells = [
+        (yes(t), yes(s)) for s, t in zip(student.flatten().tolist(), teacher.flatten().tolist())
+    ]
+    return (
+        temperature**2
+        / len(student)
+        * math.fsum(q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p)) for q, p in cells)
+    )
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (4, 1), (1, 3)])
@@ -208,18 +266,27 @@ def slow_binary(student, teacher, temperature):
 def test_the_binary_form_equals_the_loop(shape, temperature):
     student, teacher = logits(*shape).requires_grad_(), logits(*shape)
     loss = binary_kd_loss(student, teacher, temperature)
-    assert loss.item() == pytest.approx(slow_binary(student.detach(), teacher, temperature), rel=1e-11)
-    assert BinaryKDLoss(temperature)(student, teacher).item() == loss.item() and binary_kd_loss(teacher, teacher) == 0
-    gradient, = torch.autograd.grad(loss, student)
+    assert loss.item() == pytest.approx(
+        slow_binary(student.detach(), teacher, temperature), rel=1e-11
+    )
+    assert (
+        BinaryKDLoss(temperature)(student, teacher).item() == loss.item()
+        and binary_kd_loss(teacher, teacher) == 0
+    )
+    (gradient,) = torch.autograd.grad(loss, student)
     difference = (student / temperature).sigmoid() - (teacher / temperature).sigmoid()
-    torch.testing.assert_close(gradient, temperature / shape[0] * difference, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(
+        gradient, temperature / shape[0] * difference, rtol=1e-10, atol=1e-14
+    )
 
 
 def test_one_logit_is_the_softmax_of_two():
     """σ(z) is the softmax of (0, z): so a head of one logit learns what kd_loss would teach two."""
     student, teacher = logits(6, 1), logits(6, 1)
     two = [torch.cat([torch.zeros_like(z), z], 1) for z in (student, teacher)]
-    torch.testing.assert_close(binary_kd_loss(student, teacher, 2.0), kd_loss(*two, 2.0), rtol=1e-11, atol=0)
+    torch.testing.assert_close(
+        binary_kd_loss(student, teacher, 2.0), kd_loss(*two, 2.0), rtol=1e-11, atol=0
+    )
 
 
 def test_its_edges():
@@ -229,8 +296,15 @@ def test_its_edges():
     saturated = torch.tensor([[1e4, -1e4]], dtype=torch.float16, requires_grad=True)
     loss = binary_kd_loss(saturated, -saturated.detach())
     loss.backward()
-    assert loss.dtype is torch.float32 and loss.item() == pytest.approx(2e4, rel=1e-3) and saturated.grad.isfinite().all()
-    for call in (lambda: binary_kd_loss(torch.zeros(2, 3), torch.zeros(2, 4)), lambda: binary_kd_loss(torch.zeros(3), torch.zeros(3))):
+    assert (
+        loss.dtype is torch.float32
+        and loss.item() == pytest.approx(2e4, rel=1e-3)
+        and saturated.grad.isfinite().all()
+    )
+    for call in (
+        lambda: binary_kd_loss(torch.zeros(2, 3), torch.zeros(2, 4)),
+        lambda: binary_kd_loss(torch.zeros(3), torch.zeros(3)),
+    ):
         with pytest.raises(ValueError, match="expected two equal shapes"):
             call()
     with pytest.raises(ValueError, match="temperature must be > 0, got 0"):

@@ -1,4 +1,6 @@
-"""The relational losses against loops over indices, their gradients, their laws, coincident rows, and what they cost."""
+"""The relational losses against loops over indices, their gradients, their laws, coincident rows,
+and what they cost.
+"""
 
 import math
 import weakref
@@ -50,7 +52,10 @@ def slow_distance(student, teacher, divisor="all"):
     s, t, n = student.double().tolist(), teacher.double().tolist(), len(student)
     pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
     mean_s, mean_t = (sum(distance(x[i], x[j]) for i, j in pairs) / len(pairs) for x in (s, t))
-    total = sum(huber(distance(s[i], s[j]) / (mean_s or 1), distance(t[i], t[j]) / (mean_t or 1)) for i, j in pairs)
+    total = sum(
+        huber(distance(s[i], s[j]) / (mean_s or 1), distance(t[i], t[j]) / (mean_t or 1))
+        for i, j in pairs
+    )
     return total / {"all": n * n, "pairs": len(pairs), "sum": 1}[divisor]
 
 
@@ -62,7 +67,9 @@ def slow_angle(student, teacher, divisor="all"):
         for j in range(n):
             for k in range(n):
                 if divisor == "all" or len({i, j, k}) == 3:
-                    total += huber(cosine(s[i], s[j], s[k], none_s), cosine(t[i], t[j], t[k], none_t))
+                    total += huber(
+                        cosine(s[i], s[j], s[k], none_s), cosine(t[i], t[j], t[k], none_t)
+                    )
                     count += 1
     return total if divisor == "sum" else total / count
 
@@ -75,14 +82,23 @@ def distance_by_autograd(student, teacher):
         i, j = torch.triu_indices(len(x), len(x), 1)
         d = (x[i] - x[j]).norm(dim=1)
         return d / d.mean()
-    return 2 * F.smooth_l1_loss(relative(student), relative(teacher), reduction="sum") / len(student) ** 2
+
+    return (
+        2
+        * F.smooth_l1_loss(relative(student), relative(teacher), reduction="sum")
+        / len(student) ** 2
+    )
 
 
 def angle_by_autograd(student, teacher):
-    """All difference vectors, divided by their norms: N² times the width in memory, 1e12 of gradient where a norm is 0."""
+    """All difference vectors, divided by their norms: N² times the width in memory, 1e12 of
+    gradient where a norm is 0.
+    """
+
     def cosines(x):
         arms = F.normalize(x[None] - x[:, None], dim=2)
         return arms @ arms.transpose(1, 2)
+
     return F.smooth_l1_loss(cosines(student), cosines(teacher))
 
 
@@ -95,39 +111,69 @@ def gradient(loss, student, *rest, **options):
     return value.detach(), *torch.autograd.grad(value, student)
 
 
-# ------------------------------------------------------------------------------------------------------------ the formula
+# -------------------------------------------------------------------------------------- the formula
 @pytest.mark.parametrize("loss, divisor", CASES)
 @pytest.mark.parametrize("n, ds, dt", [(3, 2, 2), (3, 1, 4), (5, 3, 2), (9, 4, 7)])
 def test_they_equal_the_loop_over_indices(loss, divisor, n, ds, dt):
     for scale in (1.0, 5.0):
         student, teacher = rows(n, ds, scale=scale), rows(n, dt)
-        assert loss(student, teacher, divisor=divisor).item() == pytest.approx(SLOW[loss](student, teacher, divisor), rel=1e-12)
+        assert loss(student, teacher, divisor=divisor).item() == pytest.approx(
+            SLOW[loss](student, teacher, divisor), rel=1e-12
+        )
 
 
 def test_known_numbers():
     """A right angle taught by a straight one, worked out by hand."""
-    student, teacher = torch.tensor([[1.0, 0], [0, 0], [0, 1]], dtype=F64), torch.tensor([[0.0], [1], [2]], dtype=F64)
-    half = math.sqrt(0.5)                                                  # angles: 45°, 90°, 45° and 0°, 180°, 0°
+    student, teacher = (
+        torch.tensor([[1.0, 0], [0, 0], [0, 1]], dtype=F64),
+        torch.tensor([[0.0], [1], [2]], dtype=F64),
+    )
+    # angles: 45°, 90°, 45° and 0°, 180°, 0°
+    half = math.sqrt(0.5)
     angles = 2 * (2 * 0.5 * (1 - half) ** 2 + 0.5 * 1**2)
-    assert rkd_angle_loss(student, teacher, divisor="sum").item() == pytest.approx(angles, rel=1e-14)
-    assert rkd_angle_loss(student, teacher, divisor="triplets").item() == pytest.approx(angles / 6, rel=1e-14)
+    assert rkd_angle_loss(student, teacher, divisor="sum").item() == pytest.approx(
+        angles, rel=1e-14
+    )
+    assert rkd_angle_loss(student, teacher, divisor="triplets").item() == pytest.approx(
+        angles / 6, rel=1e-14
+    )
     assert rkd_angle_loss(student, teacher).item() == pytest.approx(angles / 27, rel=1e-14)
-    mean = (2 + math.sqrt(2)) / 3                                          # distances 1, 1, √2 and 1, 1, 2 of mean 4/3
+    # distances 1, 1, √2 and 1, 1, 2 of mean 4/3
+    mean = (2 + math.sqrt(2)) / 3
     distances = 2 * (2 * 0.5 * (1 / mean - 3 / 4) ** 2 + 0.5 * (math.sqrt(2) / mean - 3 / 2) ** 2)
-    assert rkd_distance_loss(student, teacher, divisor="sum").item() == pytest.approx(distances, rel=1e-14)
-    assert rkd_distance_loss(student, teacher, divisor="pairs").item() == pytest.approx(distances / 6, rel=1e-14)
+    assert rkd_distance_loss(student, teacher, divisor="sum").item() == pytest.approx(
+        distances, rel=1e-14
+    )
+    assert rkd_distance_loss(student, teacher, divisor="pairs").item() == pytest.approx(
+        distances / 6, rel=1e-14
+    )
     assert rkd_distance_loss(student, teacher).item() == pytest.approx(distances / 9, rel=1e-14)
 
 
 def test_beyond_one_the_huber_loss_is_linear():
-    student, teacher = torch.tensor([[0.0], [1], [2]], dtype=F64), torch.tensor([[1.0], [0], [2]], dtype=F64)
+    student, teacher = (
+        torch.tensor([[0.0], [1], [2]], dtype=F64),
+        torch.tensor([[1.0], [0], [2]], dtype=F64),
+    )
     value = rkd_angle_loss(student, teacher, divisor="sum").item()
-    assert value == pytest.approx(2 * 2 * 1.5, rel=1e-14)                  # cosines of -1 and 1, at two vertices: 1.5, not 2
-    student, teacher = torch.tensor([[0.0], [1], [1], [60]], dtype=F64), torch.tensor([[0.0], [60], [1], [1]], dtype=F64)
-    errors = [abs(distance(student[i], student[j]) / 30.166666666666668 - distance(teacher[i], teacher[j]) / 30.166666666666668)
-              for i in range(4) for j in range(4)]
+    # cosines of -1 and 1, at two vertices: 1.5, not 2
+    assert value == pytest.approx(2 * 2 * 1.5, rel=1e-14)
+    student, teacher = (
+        torch.tensor([[0.0], [1], [1], [60]], dtype=F64),
+        torch.tensor([[0.0], [60], [1], [1]], dtype=F64),
+    )
+    errors = [
+        abs(
+            distance(student[i], student[j]) / 30.166666666666668
+            - distance(teacher[i], teacher[j]) / 30.166666666666668
+        )
+        for i in range(4)
+        for j in range(4)
+    ]
     assert max(errors) > 1.5
-    assert rkd_distance_loss(student, teacher).item() == pytest.approx(slow_distance(student, teacher), rel=1e-13)
+    assert rkd_distance_loss(student, teacher).item() == pytest.approx(
+        slow_distance(student, teacher), rel=1e-13
+    )
 
 
 @pytest.mark.parametrize("loss", BOTH)
@@ -135,7 +181,8 @@ def test_beyond_one_the_huber_loss_is_linear():
 def test_the_gradient_is_autograds(loss, n):
     """Also through the mean distance, and across the blocks' borders."""
     student, teacher = rows(n, 5), rows(n, 3)
-    teacher[: n // 2] *= 30                                                # relations far apart too, where Huber is linear
+    # relations far apart too, where Huber is linear
+    teacher[: n // 2] *= 30
     value, pull = gradient(loss, student, teacher)
     expected, expected_pull = gradient(AUTOGRAD[loss], student, teacher)
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
@@ -145,8 +192,12 @@ def test_the_gradient_is_autograds(loss, n):
 @pytest.mark.parametrize("loss, divisor", CASES)
 def test_gradcheck(loss, divisor):
     teacher = rows(5, 3)
-    assert torch.autograd.gradcheck(lambda s: loss(s, teacher, divisor=divisor), rows(5, 2).requires_grad_())
-    assert torch.autograd.gradcheck(lambda s: loss(s, teacher, divisor=divisor), rows(5, 4, scale=0.01).requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda s: loss(s, teacher, divisor=divisor), rows(5, 2).requires_grad_()
+    )
+    assert torch.autograd.gradcheck(
+        lambda s: loss(s, teacher, divisor=divisor), rows(5, 4, scale=0.01).requires_grad_()
+    )
 
 
 @pytest.mark.parametrize("detach_query", [False, True])
@@ -154,11 +205,23 @@ def test_squared_distances(detach_query):
     x = rows(5, 3)
     found = squared_distances(x, detach_query)
     torch.testing.assert_close(found, (x[:, None] - x[None]).square().sum(2), rtol=1e-14, atol=0)
-    assert torch.equal(found, found.T) and not found.diagonal().any() and squared_distances(x.float()).dtype is F64
+    assert (
+        torch.equal(found, found.T)
+        and not found.diagonal().any()
+        and squared_distances(x.float()).dtype is F64
+    )
     weight = rows(5, 5)
     plain = x.clone().requires_grad_()
-    expected, = torch.autograd.grad((((plain.detach() if detach_query else plain)[:, None] - plain[None]).square().sum(2) * weight).sum(), plain)
-    torch.testing.assert_close(gradient(lambda z: (squared_distances(z, detach_query) * weight).sum(), x)[1], expected)
+    (expected,) = torch.autograd.grad(
+        (
+            ((plain.detach() if detach_query else plain)[:, None] - plain[None]).square().sum(2)
+            * weight
+        ).sum(),
+        plain,
+    )
+    torch.testing.assert_close(
+        gradient(lambda z: (squared_distances(z, detach_query) * weight).sum(), x)[1], expected
+    )
     if not detach_query:
         assert torch.autograd.gradcheck(squared_distances, x.requires_grad_())
         assert torch.autograd.gradgradcheck(squared_distances, x)
@@ -166,22 +229,33 @@ def test_squared_distances(detach_query):
 
 @pytest.mark.parametrize("loss", BOTH)
 def test_far_from_the_origin_no_digit_is_lost(loss):
-    student, teacher = (rows(9, 4) * 2**20).round() / 2**20, rows(9, 3)    # so that the sum below is not rounded
+    # so that the sum below is not rounded
+    student, teacher = (rows(9, 4) * 2**20).round() / 2**20, rows(9, 3)
     value, pull = gradient(loss, student, teacher)
     far, far_pull = gradient(loss, student + 2**16, teacher)
     assert far == value and (far_pull - pull).norm() < 1e-14 * pull.norm()
 
 
-# ------------------------------------------------------------------------------------------------------------ the laws
+# ----------------------------------------------------------------------------------------- the laws
 @pytest.mark.parametrize("loss", BOTH)
 def test_a_student_that_is_the_teacher_moved_turned_mirrored_scaled_or_padded_is_at_zero(loss):
     teacher = rows(8, 4)
     turn, _ = torch.linalg.qr(rows(4, 4))
-    for student in (teacher, teacher + 3, teacher @ turn, teacher * torch.tensor([1.0, -1, 1, 1]), 7 * teacher,
-                    F.pad(teacher, (0, 3)), 0.1 * (teacher @ turn) - 100):
+    for student in (
+        teacher,
+        teacher + 3,
+        teacher @ turn,
+        teacher * torch.tensor([1.0, -1, 1, 1]),
+        7 * teacher,
+        F.pad(teacher, (0, 3)),
+        0.1 * (teacher @ turn) - 100,
+    ):
         value, pull = gradient(loss, student, teacher)
         assert value < 1e-24 and pull.abs().max() < 1e-11
-    assert loss(teacher + 0.1 * rows(8, 4), teacher) > 1e-5 and loss(teacher * torch.tensor([1.0, 1, 1, 3]), teacher) > 1e-4
+    assert (
+        loss(teacher + 0.1 * rows(8, 4), teacher) > 1e-5
+        and loss(teacher * torch.tensor([1.0, 1, 1, 3]), teacher) > 1e-4
+    )
 
 
 @pytest.mark.parametrize("loss", BOTH)
@@ -189,7 +263,11 @@ def test_either_side_may_be_moved_turned_or_scaled_and_the_gradient_goes_along(l
     student, teacher = rows(7, 4), rows(7, 3)
     turn, _ = torch.linalg.qr(rows(4, 4))
     value, pull = gradient(loss, student, teacher)
-    for other, expected in ((student + 5, pull), (student @ turn, pull @ turn), (4 * student, pull / 4)):
+    for other, expected in (
+        (student + 5, pull),
+        (student @ turn, pull @ turn),
+        (4 * student, pull / 4),
+    ):
         moved, moved_pull = gradient(loss, other, teacher)
         torch.testing.assert_close(moved, value, rtol=1e-12, atol=0)
         torch.testing.assert_close(moved_pull, expected, rtol=1e-10, atol=1e-15)
@@ -205,36 +283,65 @@ def test_the_order_of_the_batch_does_not_matter(loss, n):
     shuffled, shuffled_pull = gradient(loss, student[order], teacher[order])
     torch.testing.assert_close(shuffled, value, rtol=1e-12, atol=0)
     torch.testing.assert_close(shuffled_pull, pull[order], rtol=1e-10, atol=1e-15)
-    assert (loss(student[order], teacher) - value).abs() > 1e-4            # but the rows belong together
+    # but the rows belong together
+    assert (loss(student[order], teacher) - value).abs() > 1e-4
 
 
 @pytest.mark.parametrize("loss", BOTH)
 def test_nothing_moves_or_scales_the_student_as_a_whole(loss):
     student = rows(9, 5) + 2
     _, pull = gradient(loss, student, rows(9, 3))
-    assert pull.abs().max() > 1e-4 and pull.sum(0).abs().max() < 1e-16 and (pull * student).sum().abs() < 1e-15
+    assert (
+        pull.abs().max() > 1e-4
+        and pull.sum(0).abs().max() < 1e-16
+        and (pull * student).sum().abs() < 1e-15
+    )
 
 
 def test_the_divisors_are_multiples_of_each_other_but_for_coincident_rows():
     student, teacher, n = rows(7, 3), rows(7, 3), 7
-    values = {divisor: rkd_distance_loss(student, teacher, divisor=divisor).item() for divisor in ("sum", "pairs", "all")}
-    assert values["sum"] == pytest.approx(values["pairs"] * n * (n - 1)) == pytest.approx(values["all"] * n**2)
-    values = {divisor: rkd_angle_loss(student, teacher, divisor=divisor).item() for divisor in ("sum", "triplets", "all")}
-    assert values["sum"] == pytest.approx(values["triplets"] * n * (n - 1) * (n - 2)) == pytest.approx(values["all"] * n**3)
-    student[1] = student[0]                                                # (0, 1, 1), (1, 0, 0): an arm and itself, no cosine of 1
+    values = {
+        divisor: rkd_distance_loss(student, teacher, divisor=divisor).item()
+        for divisor in ("sum", "pairs", "all")
+    }
+    assert (
+        values["sum"]
+        == pytest.approx(values["pairs"] * n * (n - 1))
+        == pytest.approx(values["all"] * n**2)
+    )
+    values = {
+        divisor: rkd_angle_loss(student, teacher, divisor=divisor).item()
+        for divisor in ("sum", "triplets", "all")
+    }
+    assert (
+        values["sum"]
+        == pytest.approx(values["triplets"] * n * (n - 1) * (n - 2))
+        == pytest.approx(values["all"] * n**3)
+    )
+    # (0, 1, 1), (1, 0, 0): an arm and itself, no cosine of 1
+    student[1] = student[0]
     both = [rkd_angle_loss(student, teacher, divisor=divisor).item() for divisor in ("all", "sum")]
     assert both[0] * n**3 - both[1] == pytest.approx(2 * 0.5, rel=1e-12)
 
 
-# -------------------------------------------------------------------------------------------------------- coincident rows
+# ---------------------------------------------------------------------------------- coincident rows
 @pytest.mark.parametrize("loss, divisor", CASES)
 def test_coincident_rows_equal_the_loop(loss, divisor):
-    for same_s, same_t in (([0, 1], []), ([], [2, 3]), ([0, 1, 4], [2, 3]), ([1, 2], [1, 2]), (range(6), []), ([], range(6)),
-                           (range(6), range(6))):
+    for same_s, same_t in (
+        ([0, 1], []),
+        ([], [2, 3]),
+        ([0, 1, 4], [2, 3]),
+        ([1, 2], [1, 2]),
+        (range(6), []),
+        ([], range(6)),
+        (range(6), range(6)),
+    ):
         student, teacher = rows(6, 3), rows(6, 4)
         student[list(same_s)], teacher[list(same_t)] = 0.7, -1.3
         value, pull = gradient(loss, student, teacher, divisor=divisor)
-        assert value.item() == pytest.approx(SLOW[loss](student, teacher, divisor), rel=1e-12, abs=1e-15)
+        assert value.item() == pytest.approx(
+            SLOW[loss](student, teacher, divisor), rel=1e-12, abs=1e-15
+        )
         assert pull.isfinite().all() and pull.abs().max() < 10 * (1 if divisor != "sum" else 216)
 
 
@@ -246,21 +353,34 @@ def test_coincident_student_rows_receive_the_gradient_of_the_arms_that_have_a_le
     student[3] = student[7]
     _, pull = gradient(loss, student, teacher)
     moved = student.double().clone().requires_grad_()
-    arms, straight = moved[None] - moved[:, None], teacher.double()[None] - teacher.double()[:, None]
-    length = (arms.square().sum(2) + (arms.detach() == 0).all(2)).sqrt() * (arms.detach() != 0).any(2)   # (9, 9) 0 for no length
+    arms, straight = (
+        moved[None] - moved[:, None],
+        teacher.double()[None] - teacher.double()[:, None],
+    )
+    # (9, 9) 0 for no length
+    length = (arms.square().sum(2) + (arms.detach() == 0).all(2)).sqrt() * (arms.detach() != 0).any(
+        2
+    )
     if loss is rkd_angle_loss:
         unit = (arms / length.where(length > 0, 1)[..., None]).where((length > 0)[..., None], 0)
-        expected = F.smooth_l1_loss(unit @ unit.transpose(1, 2), (u := F.normalize(straight, dim=2)) @ u.transpose(1, 2))
+        expected = F.smooth_l1_loss(
+            unit @ unit.transpose(1, 2), (u := F.normalize(straight, dim=2)) @ u.transpose(1, 2)
+        )
     else:
         far = straight.norm(dim=2)
         expected = F.smooth_l1_loss(length / length.sum() * 72, far / far.sum() * 72)
-    expected_pull, = torch.autograd.grad(expected, moved)
-    assert (pull - expected_pull).norm() < 1e-6 * expected_pull.norm() and expected_pull.abs().max() < 0.1
+    (expected_pull,) = torch.autograd.grad(expected, moved)
+    assert (
+        pull - expected_pull
+    ).norm() < 1e-6 * expected_pull.norm() and expected_pull.abs().max() < 0.1
 
 
 @pytest.mark.parametrize("apart", [1e-16, 1e-12, 1e-8, 0.9e-6, 1.1e-6, 1e-4])
 def test_an_arm_has_a_length_from_a_millionth_of_the_largest_on(apart):
-    student, teacher = torch.tensor([[0.0], [apart], [1]], dtype=F64), torch.tensor([[0.0], [1], [2]], dtype=F64)
+    student, teacher = (
+        torch.tensor([[0.0], [apart], [1]], dtype=F64),
+        torch.tensor([[0.0], [1], [2]], dtype=F64),
+    )
     for divisor in DIVISORS[rkd_angle_loss]:
         for a, b in ((student, teacher), (teacher, 1e5 * student)):
             value = rkd_angle_loss(a, b, divisor=divisor).item()
@@ -275,7 +395,11 @@ def test_twins_that_differ_in_the_last_bit_do_not_explode():
     for x in (student, teacher):
         x[1] = x[0] * (1 + 6e-8 * torch.randint(-1, 2, x[0].shape))
     _, pull = gradient(rkd_angle_loss, student, teacher)
-    assert student[1].ne(student[0]).any() and teacher[1].ne(teacher[0]).any() and pull.abs().max() < 2 * plain.abs().max()
+    assert (
+        student[1].ne(student[0]).any()
+        and teacher[1].ne(teacher[0]).any()
+        and pull.abs().max() < 2 * plain.abs().max()
+    )
 
 
 @pytest.mark.parametrize("loss", [*BOTH, RKDLoss()])
@@ -285,7 +409,12 @@ def test_few_rows_are_a_number_that_backpropagates(loss, n, dtype):
     student = rows(n, 4, dtype).requires_grad_()
     value = loss(student, rows(n, 2, dtype))
     value.backward()
-    assert value.shape == () and value.isfinite() and student.grad.shape == (n, 4) and student.grad.isfinite().all()
+    assert (
+        value.shape == ()
+        and value.isfinite()
+        and student.grad.shape == (n, 4)
+        and student.grad.isfinite().all()
+    )
     if n < (2 if loss is rkd_distance_loss else 3) and loss in BOTH:
         assert value == 0 and not student.grad.any()
     elif n == 3:
@@ -296,8 +425,10 @@ def test_few_rows_are_a_number_that_backpropagates(loss, n, dtype):
 
 def test_two_rows_have_one_distance_and_no_angle():
     value, pull = gradient(RKDLoss(), rows(2, 4), rows(2, 4))
-    assert value == 0 and pull.abs().max() < 1e-15                         # it is the mean distance on both sides
-    assert RKDLoss(0, 1)(torch.ones(2, 4), rows(2, 4)) == 0                # nor one where the two coincide
+    # it is the mean distance on both sides
+    assert value == 0 and pull.abs().max() < 1e-15
+    # nor one where the two coincide
+    assert RKDLoss(0, 1)(torch.ones(2, 4), rows(2, 4)) == 0
 
 
 @pytest.mark.parametrize("loss", BOTH)
@@ -308,7 +439,7 @@ def test_rows_without_columns_coincide(loss):
     assert value.isfinite() and student.grad.shape == (4, 0)
 
 
-# ----------------------------------------------------------------------------------------------------------- precision, size
+# ---------------------------------------------------------------------------------- precision, size
 @pytest.mark.parametrize("loss", BOTH)
 @pytest.mark.parametrize("spread", [None, 1e-1, 1e-3, 1e-5])
 @pytest.mark.parametrize("offset", [0, 100])
@@ -319,7 +450,8 @@ def test_float32_rows_are_exact_to_1e_6_in_clusters_and_far_from_the_origin(loss
     student, teacher = (student + offset).float(), (teacher + offset).float()
     value, pull = gradient(loss, student, teacher)
     exact, exact_pull = gradient(AUTOGRAD[loss], student.double(), teacher.double())
-    if spread == 1e-5 and offset:                                          # float32 has rounded some of these rows together
+    # float32 has rounded some of these rows together
+    if spread == 1e-5 and offset:
         assert pull.isfinite().all()
         assert value.item() == pytest.approx(SLOW[loss](student, teacher), rel=1e-6)
     else:
@@ -330,23 +462,38 @@ def test_float32_rows_are_exact_to_1e_6_in_clusters_and_far_from_the_origin(loss
 @pytest.mark.parametrize("loss", BOTH)
 def test_duplicates_in_a_batch_equal_the_loop(loss):
     """A sampler with replacement gives the same image twice: both spaces coincide there."""
-    student, teacher = rows(5, 8, torch.float32)[[0, 1, 2, 3, 4, 1, 1, 3]], rows(5, 6, torch.float32)[[0, 1, 2, 3, 4, 1, 1, 3]]
+    student, teacher = (
+        rows(5, 8, torch.float32)[[0, 1, 2, 3, 4, 1, 1, 3]],
+        rows(5, 6, torch.float32)[[0, 1, 2, 3, 4, 1, 1, 3]],
+    )
     for offset in (0, 100):
         value, pull = gradient(loss, student + offset, teacher + offset)
-        assert value.item() == pytest.approx(SLOW[loss](student + offset, teacher + offset), rel=1e-6)
+        assert value.item() == pytest.approx(
+            SLOW[loss](student + offset, teacher + offset), rel=1e-6
+        )
         assert pull.isfinite().all() and pull.abs().max() < 1
 
 
 @pytest.mark.parametrize("loss", [*BOTH, RKDLoss()])
-@pytest.mark.parametrize("dtype, result", [
-    (torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float32, torch.float32), (F64, F64)])
+@pytest.mark.parametrize(
+    "dtype, result",
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (F64, F64),
+    ],
+)
 def test_half_precision_is_raised_and_float64_stays(loss, dtype, result):
-    student, teacher = rows(12, 6, dtype, scale=300.0), rows(12, 6, dtype)             # a squared length overflows in half
+    # a squared length overflows in half
+    student, teacher = rows(12, 6, dtype, scale=300.0), rows(12, 6, dtype)
     value, pull = gradient(loss, student, teacher)
     exact, exact_pull = gradient(loss, student.double(), teacher.double())
     assert value.dtype is result and pull.dtype is dtype
     assert value.item() == pytest.approx(exact.item(), rel=1e-14 if dtype is F64 else 1e-6)
-    torch.testing.assert_close(pull, exact_pull.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
+    torch.testing.assert_close(
+        pull, exact_pull.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-7
+    )
     assert loss(student, teacher.double()).dtype is loss(student.double(), teacher).dtype is F64
 
 
@@ -371,7 +518,9 @@ def test_blocks_do_not_show(monkeypatch, n):
 
 
 class LiveBytes(TorchDispatchMode):
-    """The most bytes of storages that were alive at once, of those made inside; and the largest of them."""
+    """The most bytes of storages that were alive at once, of those made inside; and the largest of
+    them.
+    """
 
     def __init__(self):
         super().__init__()
@@ -382,7 +531,11 @@ class LiveBytes(TorchDispatchMode):
         known = {t.untyped_storage() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in known and storage not in self.seen:
+            if (
+                isinstance(tensor, Tensor)
+                and (storage := tensor.untyped_storage()) not in known
+                and storage not in self.seen
+            ):
                 self.seen[storage] = None
                 self.now += storage.nbytes()
                 self.largest = max(self.largest, storage.nbytes())
@@ -400,10 +553,14 @@ def test_no_tensor_of_n_cubed_or_of_n_squared_times_the_width(loss):
     student, teacher = torch.randn(n, d).requires_grad_(), torch.randn(n, d)
     with LiveBytes() as usual:
         torch.autograd.grad(angle_by_autograd(student, teacher), student)
-    assert usual.peak > 4 * n**2 * d * 4                                   # what is measured is really there
+    # what is measured is really there
+    assert usual.peak > 4 * n**2 * d * 4
     with LiveBytes() as live:
         torch.autograd.grad(loss(student, teacher), student)
-    assert live.largest <= max(8 * n**2, 8 * n * d, 8 * rkd.BLOCK["cpu"]) and live.largest < 8 * n**3 / 20
+    assert (
+        live.largest <= max(8 * n**2, 8 * n * d, 8 * rkd.BLOCK["cpu"])
+        and live.largest < 8 * n**3 / 20
+    )
     assert 2 * live.largest < live.peak < usual.peak / 15
 
 
@@ -430,14 +587,18 @@ def test_a_row_that_is_not_a_number_is_not_hidden(loss):
             assert not loss(*pair).isfinite()
 
 
-# --------------------------------------------------------------------------------------------------------------- autograd
+# ----------------------------------------------------------------------------------------- autograd
 @pytest.mark.parametrize("loss", [*BOTH, RKDLoss()])
 def test_the_teacher_receives_no_gradient_and_nothing_is_changed(loss):
     student, teacher = rows(6, 4).requires_grad_(), rows(6, 3).requires_grad_()
     copies = student.detach().clone(), teacher.detach().clone()
     value = loss(student, teacher)
     value.backward()
-    assert teacher.grad is None and student.grad.any() and not loss(student.detach(), teacher).requires_grad
+    assert (
+        teacher.grad is None
+        and student.grad.any()
+        and not loss(student.detach(), teacher).requires_grad
+    )
     assert torch.equal(student, copies[0]) and torch.equal(teacher, copies[1])
     with torch.no_grad():
         assert loss(student, teacher) == value and not loss(student, teacher).requires_grad
@@ -457,22 +618,33 @@ def test_the_derivative_of_the_gradient_is_right_or_a_clear_error():
     student, teacher = rows(4, 3).requires_grad_(), rows(4, 3)
     assert torch.autograd.gradgradcheck(lambda s: rkd_distance_loss(s, teacher), student)
     with pytest.raises(RuntimeError, match="rkd_angle_loss can be differentiated once"):
-        torch.autograd.grad(rkd_angle_loss(student, teacher) + student.square().sum(), student, create_graph=True)
+        torch.autograd.grad(
+            rkd_angle_loss(student, teacher) + student.square().sum(), student, create_graph=True
+        )
 
 
-# ----------------------------------------------------------------------------------------------------------------- module
+# ------------------------------------------------------------------------------------------- module
 def test_the_module_is_the_weighted_sum():
     student, teacher = rows(6, 4), rows(6, 3)
     distance, angle = rkd_distance_loss(student, teacher), rkd_angle_loss(student, teacher)
-    assert RKDLoss()(student, teacher).item() == pytest.approx(distance.item() + 2 * angle.item(), rel=1e-14)
-    assert RKDLoss(25, 50)(student, teacher).item() == pytest.approx(25 * distance.item() + 50 * angle.item(), rel=1e-14)
-    assert RKDLoss(distance_weight=0)(student, teacher) == 2 * angle and RKDLoss(angle_weight=0)(student, teacher) == distance
+    assert RKDLoss()(student, teacher).item() == pytest.approx(
+        distance.item() + 2 * angle.item(), rel=1e-14
+    )
+    assert RKDLoss(25, 50)(student, teacher).item() == pytest.approx(
+        25 * distance.item() + 50 * angle.item(), rel=1e-14
+    )
+    assert (
+        RKDLoss(distance_weight=0)(student, teacher) == 2 * angle
+        and RKDLoss(angle_weight=0)(student, teacher) == distance
+    )
     assert repr(RKDLoss()) == "RKDLoss(distance_weight=1.0, angle_weight=2.0, gather=False)"
 
 
 def test_a_weight_of_nought_costs_nothing_and_both_losses_share_their_distances(monkeypatch):
     calls = []
-    monkeypatch.setattr(rkd, "squared_distances", lambda x: calls.append(len(x)) or squared_distances(x))
+    monkeypatch.setattr(
+        rkd, "squared_distances", lambda x: calls.append(len(x)) or squared_distances(x)
+    )
     student = rows(4, 2).requires_grad_()
     RKDLoss(0, 0)(student, rows(4, 2)).backward()
     assert not student.grad.any() and not calls
@@ -481,7 +653,10 @@ def test_a_weight_of_nought_costs_nothing_and_both_losses_share_their_distances(
     assert RKDLoss(angle_weight=0)(student, rows(4, 2)) > 0
 
 
-@pytest.mark.parametrize("student, teacher", [((2, 3), (3, 3)), ((3,), (3,)), ((), ()), ((2, 3, 4), (2, 3, 4)), ((2, 3), (2,))])
+@pytest.mark.parametrize(
+    "student, teacher",
+    [((2, 3), (3, 3)), ((3,), (3,)), ((), ()), ((2, 3, 4), (2, 3, 4)), ((2, 3), (2,))],
+)
 def test_shapes_that_do_not_fit_are_in_the_message(student, teacher):
     for loss in (*BOTH, RKDLoss(), RKDLoss(0, 0)):
         with pytest.raises(ValueError) as caught:
@@ -490,27 +665,37 @@ def test_shapes_that_do_not_fit_are_in_the_message(student, teacher):
 
 
 def test_an_unknown_divisor_names_the_nearest():
-    for loss, given, message in ((rkd_distance_loss, "pair", "no divisor 'pair'; did you mean 'pairs'?"),
-                                 (rkd_angle_loss, "triples", "no divisor 'triples'; did you mean 'triplets'?"),
-                                 (rkd_angle_loss, "pairs", "no divisor 'pairs'; there are 'all', 'triplets', 'sum'")):
+    for loss, given, message in (
+        (rkd_distance_loss, "pair", "no divisor 'pair'; did you mean 'pairs'?"),
+        (rkd_angle_loss, "triples", "no divisor 'triples'; did you mean 'triplets'?"),
+        (rkd_angle_loss, "pairs", "no divisor 'pairs'; there are 'all', 'triplets', 'sum'"),
+    ):
         for n in (0, 4):
             with pytest.raises(ValueError) as caught:
                 loss(rows(n, 2), rows(n, 2), divisor=given)
             assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("given", [{"distance_weight": -1.0}, {"angle_weight": math.nan}, {"angle_weight": math.inf}])
+@pytest.mark.parametrize(
+    "given", [{"distance_weight": -1.0}, {"angle_weight": math.nan}, {"angle_weight": math.inf}]
+)
 def test_weights_out_of_range_are_errors(given):
-    (name, value), = given.items()
+    ((name, value),) = given.items()
     with pytest.raises(ValueError, match=f"{name} must be >= 0 and finite, got {value}"):
         RKDLoss(**given)
 
 
 def test_through_the_distiller_a_narrow_student_takes_over_the_teachers_shape():
     x, teacher, student = torch.randn(40, 6), nn.Linear(6, 8), nn.Linear(6, 4)
-    distiller = Distiller(student, {"teacher": teacher}, {"loss_rkd": (RKDLoss(), ("student", "teacher"), 1.0)})
+    distiller = Distiller(
+        student, {"teacher": teacher}, {"loss_rkd": (RKDLoss(), ("student", "teacher"), 1.0)}
+    )
     distiller.build(x)
-    before, optimizer, losses = teacher.weight.clone(), torch.optim.Adam(distiller.parameters(), lr=0.05), []
+    before, optimizer, losses = (
+        teacher.weight.clone(),
+        torch.optim.Adam(distiller.parameters(), lr=0.05),
+        [],
+    )
     for _ in range(60):
         loss = distiller(x)["loss_rkd"]
         optimizer.zero_grad()
@@ -520,15 +705,24 @@ def test_through_the_distiller_a_narrow_student_takes_over_the_teachers_shape():
     assert losses[-1] < 0.2 * losses[0] and torch.equal(teacher.weight, before)
 
 
-# ------------------------------------------------------------------------------------------------------------- processes
+# ---------------------------------------------------------------------------------------- processes
 def two_ranks(rank: int, folder: str, world: int):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world,
-                                         timeout=timedelta(seconds=60))
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=60),
+    )
     images, teacher, weight = torch.load(f"{folder}/batch.pt")
     mine = slice(5 * rank, 5 * rank + 5)
-    found = {gather: gradient(lambda w, loss: loss(images[mine] @ w.T, teacher[mine]), weight, RKDLoss(gather=gather))
-             for gather in (True, False)}
+    found = {
+        gather: gradient(
+            lambda w, loss: loss(images[mine] @ w.T, teacher[mine]), weight, RKDLoss(gather=gather)
+        )
+        for gather in (True, False)
+    }
     torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -544,7 +738,8 @@ def test_two_processes_that_gather_equal_one(tmp_path):
         torch.testing.assert_close(found[True][0], value, rtol=1e-12, atol=0)
     averaged, apart = (sum(found[gather][1] for found in ranks) / 2 for gather in (True, False))
     torch.testing.assert_close(averaged, pull, rtol=1e-11, atol=1e-16)
-    assert (apart - pull).norm() > 0.05 * pull.norm()                      # ranks by themselves see other relations
+    # ranks by themselves see other relations
+    assert (apart - pull).norm() > 0.05 * pull.norm()
 
 
 @pytest.mark.gpu

@@ -19,21 +19,25 @@ def readers(tmp_path):
     """Each reads images and keeps them in ``tmp_path/cache``."""
     (tmp_path / "in" / "a").mkdir(parents=True)
     path = tmp_path / "in" / "a" / "a.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(
+        path
+    )
     cache = tmp_path / "cache"
-    return {"arrays": lambda: data.image_folder(tmp_path / "in", cache_dir=cache).images,
-            "pairs": lambda: Pairs([str(path)], cache_dir=cache).target.pixels}
+    return {
+        "arrays": lambda: data.image_folder(tmp_path / "in", cache_dir=cache).images,
+        "pairs": lambda: Pairs([str(path)], cache_dir=cache).target.pixels,
+    }
 
 
 @pytest.mark.parametrize("kind", ["arrays", "pairs"])
 def test_one_damaged_byte_of_the_pixels_is_an_error_that_names_the_file(readers, tmp_path, kind):
     read = readers[kind]
     first = read()
-    file, = (tmp_path / "cache").iterdir()
+    (file,) = (tmp_path / "cache").iterdir()
     assert (read() == first).all()
     whole = file.read_bytes()
     for at in (len(whole) // 3, len(whole) // 2, 200):
-        file.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1:])
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
         with pytest.raises(RuntimeError, match=rf"cache .*{file.name} is damaged .*delete it"):
             read()
     file.write_bytes(whole[:-100])
@@ -45,13 +49,14 @@ def test_one_damaged_byte_of_the_pixels_is_an_error_that_names_the_file(readers,
 def test_a_link_or_somebody_elses_file_is_refused(readers, tmp_path, kind, monkeypatch):
     read = readers[kind]
     read()
-    file, = (tmp_path / "cache").iterdir()
+    (file,) = (tmp_path / "cache").iterdir()
     moved = file.rename(tmp_path / "elsewhere.npz")
     file.symlink_to(moved)
     with pytest.raises(PermissionError, match=f"{file.name} is a link"):
         read()
     file.unlink()
-    file.symlink_to(tmp_path / "nowhere")                                   # would be written through
+    # would be written through
+    file.symlink_to(tmp_path / "nowhere")
     with pytest.raises(PermissionError, match=f"{file.name} is a link"):
         read()
     file.unlink()
@@ -60,10 +65,18 @@ def test_a_link_or_somebody_elses_file_is_refused(readers, tmp_path, kind, monke
 
     def lstat(path):
         found = real(path)
-        return os.stat_result((*found[:4], found.st_uid + 1, *found[5:])) if str(path) == str(file) else found
+        return (
+            os.stat_result((*found[:4], found.st_uid + 1, *found[5:]))
+            if str(path) == str(file)
+            else found
+        )
 
     monkeypatch.setattr(files.os, "lstat", lstat)
-    with pytest.raises(PermissionError, match=rf"{file.name} belongs to user \d+, neither to this one"):
+    with pytest.raises(
+        PermissionError,
+        match=rf"{file.name} belongs to user \d+, neither to this "
+        r"one",
+    ):
         read()
 
 
@@ -79,7 +92,11 @@ def test_a_full_disk_costs_the_cache_and_no_more(readers, tmp_path, kind):
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-        with pytest.warns(UserWarning, match=r"cache .* was not written.*: File too large: .*: [\d,]+ bytes were needed, [\d,]+ are free"):
+        with pytest.warns(
+            UserWarning,
+            match=r"cache .* was not written.*: File too large: .*: "
+            r"[\d,]+ bytes were needed, [\d,]+ are free",
+        ):
             read = readers[kind]()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

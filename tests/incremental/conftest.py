@@ -19,6 +19,7 @@ def finished(tmp_path_factory):
                 patch.setattr(trainer, "pictures", lambda run: [])
                 made[name].train()
         return made[name]
+
     return get
 
 

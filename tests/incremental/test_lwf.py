@@ -35,7 +35,9 @@ def softmax(scores):
 
 
 def slow_lwf(student, teacher, temperature):
-    """Of probabilities raised to 1/T and normalised, as the paper writes it, less the teacher's entropy."""
+    """Of probabilities raised to 1/T and normalised, as the paper writes it, less the teacher's
+    entropy.
+    """
     total = 0.0
     for s, t in zip(student.tolist(), teacher.tolist()):
         p, q = ([x ** (1 / temperature) for x in softmax(z)] for z in (s, t))
@@ -52,7 +54,9 @@ def test_loss_and_gradient_are_those_of_the_paper(temperature):
     p, q = ((z / temperature).softmax(1) for z in (student, teacher))
     torch.testing.assert_close(pull, (p - q) / temperature / 5)
     assert lwf_loss(student, student) == 0
-    assert torch.autograd.gradcheck(lambda s: lwf_loss(s, teacher, temperature), student.requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda s: lwf_loss(s, teacher, temperature), student.requires_grad_()
+    )
 
 
 def test_the_default_temperature_is_2_and_its_square_is_a_choice():
@@ -61,29 +65,48 @@ def test_the_default_temperature_is_2_and_its_square_is_a_choice():
     for loss in (lwf_loss, LwFLoss()):
         assert loss(student, teacher).item() == pytest.approx(expected, rel=1e-10)
     assert LwFLoss(scale_t2=True)(student, teacher).item() == pytest.approx(4 * expected, rel=1e-10)
-    torch.testing.assert_close(LwFLoss(3.0, scale_t2=True)(student, teacher), kd_loss(student, teacher, 3.0))
+    torch.testing.assert_close(
+        LwFLoss(3.0, scale_t2=True)(student, teacher), kd_loss(student, teacher, 3.0)
+    )
 
 
 def test_heads_are_summed_and_have_a_softmax_each():
     sizes, loss = [2, 3, 4], LwFLoss(1.5)
     student, teacher = rows(6, 9), rows(6, 9)
     value = loss(list(student.split(sizes, 1)), list(teacher.split(sizes, 1)))
-    assert value.item() == pytest.approx(sum(slow_lwf(s, t, 1.5) for s, t in zip(student.split(sizes, 1), teacher.split(sizes, 1))))
-    moved = student + torch.tensor([20.0] * 2 + [-1.0] * 3 + [0.0] * 4, dtype=student.dtype)               # a shift a head
-    torch.testing.assert_close(loss(list(moved.split(sizes, 1)), list(teacher.split(sizes, 1))), value)
+    assert value.item() == pytest.approx(
+        sum(slow_lwf(s, t, 1.5) for s, t in zip(student.split(sizes, 1), teacher.split(sizes, 1)))
+    )
+    # a shift a head
+    moved = student + torch.tensor([20.0] * 2 + [-1.0] * 3 + [0.0] * 4, dtype=student.dtype)
+    torch.testing.assert_close(
+        loss(list(moved.split(sizes, 1)), list(teacher.split(sizes, 1))), value
+    )
     assert abs(loss(moved, teacher) - loss(student, teacher)) > 0.1
     assert loss([student], [teacher]) == loss(student, teacher)
 
 
-@pytest.mark.parametrize("dtype, raised", [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+@pytest.mark.parametrize(
+    "dtype, raised",
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
 def test_precision_of_the_result_and_saturated_logits(dtype, raised):
     student, teacher = rows(4, 3, dtype=dtype), rows(4, 3, dtype=dtype)
     target = torch.tensor([0, 3, 4, 1])
     wide = torch.cat([student, student[:, :2]], 1)
-    for value, exact in ((lwf_loss(student, teacher), lwf_loss(student.double(), teacher.double())),
-                         (lwf_mc_loss(wide, teacher, target), lwf_mc_loss(wide.double(), teacher.double(), target))):
+    for value, exact in (
+        (lwf_loss(student, teacher), lwf_loss(student.double(), teacher.double())),
+        (lwf_mc_loss(wide, teacher, target), lwf_mc_loss(wide.double(), teacher.double(), target)),
+    ):
         assert value.dtype == raised and value.item() == pytest.approx(exact.item(), rel=1e-5)
-    for loss, of in ((lwf_loss, (teacher * 1000,)), (lwf_mc_loss, (teacher * 1000, target.clamp(max=2)))):
+    for loss, of in (
+        (lwf_loss, (teacher * 1000,)),
+        (lwf_mc_loss, (teacher * 1000, target.clamp(max=2))),
+    ):
         value, pull = gradient(loss, student * 1000, *of)
         assert value.isfinite() and pull.isfinite().all()
 
@@ -101,16 +124,24 @@ def test_no_row_or_no_old_class_is_a_zero_that_backpropagates(shape):
 
 
 def test_the_teacher_receives_no_gradient_and_nothing_is_changed():
-    student, teacher, target = rows(4, 5).requires_grad_(), rows(4, 5).requires_grad_(), torch.tensor([0, 1, 2, 3])
+    student, teacher, target = (
+        rows(4, 5).requires_grad_(),
+        rows(4, 5).requires_grad_(),
+        torch.tensor([0, 1, 2, 3]),
+    )
     before = student.detach().clone(), teacher.detach().clone()
-    for loss in (lwf_loss(student, teacher), LwFLoss()([student], [teacher]), lwf_mc_loss(student, teacher[:, :3], target)):
+    for loss in (
+        lwf_loss(student, teacher),
+        LwFLoss()([student], [teacher]),
+        lwf_mc_loss(student, teacher[:, :3], target),
+    ):
         student.grad = None
         loss.backward()
         assert student.grad.any() and teacher.grad is None
     assert torch.equal(student, before[0]) and torch.equal(teacher, before[1])
 
 
-# ---------------------------------------------------------------------------------------------------------------- LwF.MC
+# ------------------------------------------------------------------------------------------- LwF.MC
 def slow_mc(student, teacher, target):
     total = 0.0
     for s, t, y in zip(student.tolist(), teacher.tolist(), target.tolist()):
@@ -124,7 +155,8 @@ def slow_mc(student, teacher, target):
 
 @pytest.mark.parametrize("old", [0, 1, 3, 5])
 def test_lwf_mc_takes_the_old_columns_from_the_teacher_and_the_new_ones_from_the_label(old):
-    student, teacher, target = rows(6, 5), rows(6, old), torch.tensor([0, 1, 2, 3, 4, 4])        # some rows are of old classes
+    # some rows are of old classes
+    student, teacher, target = rows(6, 5), rows(6, old), torch.tensor([0, 1, 2, 3, 4, 4])
     value, pull = gradient(lwf_mc_loss, student, teacher, target)
     assert value.item() == pytest.approx(slow_mc(student, teacher, target), rel=1e-10)
     wanted = torch.cat([teacher.sigmoid(), torch.eye(5, dtype=student.dtype)[target][:, old:]], 1)
@@ -133,8 +165,10 @@ def test_lwf_mc_takes_the_old_columns_from_the_teacher_and_the_new_ones_from_the
         assert one_hot_bce(student, target) == lwf_mc_loss(student, None, target) == value
 
 
-# ---------------------------------------------------------------------------------------------------------------- errors
-@pytest.mark.parametrize("student, teacher", [((2, 3), (2, 4)), ((2, 3), (3, 3)), ((3,), (3,)), ((2, 3, 4), (2, 3, 4))])
+# ------------------------------------------------------------------------------------------- errors
+@pytest.mark.parametrize(
+    "student, teacher", [((2, 3), (2, 4)), ((2, 3), (3, 3)), ((3,), (3,)), ((2, 3, 4), (2, 3, 4))]
+)
 def test_shapes_that_do_not_fit_are_in_the_message(student, teacher):
     for loss in (lwf_loss, LwFLoss()):
         with pytest.raises(ValueError) as caught:
@@ -143,11 +177,24 @@ def test_shapes_that_do_not_fit_are_in_the_message(student, teacher):
         assert "('student.old', 'teacher')" in str(caught.value)
 
 
-@pytest.mark.parametrize("student, teacher, target", [((2, 3), (2, 4), (2,)), ((2, 3), (3, 3), (2,)), ((2, 3), None, (3,)),
-                                                      ((2, 3), (2, 2), (2, 1)), ((2, 3, 1), (2, 2), (2,)), ((2, 3), (2, 3, 1), (2,))])
+@pytest.mark.parametrize(
+    "student, teacher, target",
+    [
+        ((2, 3), (2, 4), (2,)),
+        ((2, 3), (3, 3), (2,)),
+        ((2, 3), None, (3,)),
+        ((2, 3), (2, 2), (2, 1)),
+        ((2, 3, 1), (2, 2), (2,)),
+        ((2, 3), (2, 3, 1), (2,)),
+    ],
+)
 def test_shapes_that_lwf_mc_does_not_take(student, teacher, target):
     with pytest.raises(ValueError) as caught:
-        lwf_mc_loss(torch.zeros(student), teacher and torch.zeros(teacher), torch.zeros(target, dtype=torch.int64))
+        lwf_mc_loss(
+            torch.zeros(student),
+            teacher and torch.zeros(teacher),
+            torch.zeros(target, dtype=torch.int64),
+        )
     assert f"got student {student}, teacher {teacher}, target {target}" in str(caught.value)
 
 
@@ -156,7 +203,11 @@ def test_other_errors():
         for call, of in ((LwFLoss, ()), (lwf_loss, (rows(2, 2), rows(2, 2)))):
             with pytest.raises(ValueError, match=f"temperature must be > 0, got {temperature}"):
                 call(*of, temperature=temperature)
-    with pytest.raises(ValueError, match=r"got 2 of the student, \[\(2, 3\), \(2, 1\)\], and 1 of the teacher, \[\(2, 3\)\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"got 2 of the student, \[\(2, 3\), \(2, 1\)\], and 1 of "
+        r"the teacher, \[\(2, 3\)\]",
+    ):
         LwFLoss()([rows(2, 3), rows(2, 1)], [rows(2, 3)])
     with pytest.raises(ValueError, match="no preset 'pycyl'; did you mean 'pycil'"):
         lwf_losses("pycyl")
@@ -165,7 +216,7 @@ def test_other_errors():
             lwf_losses("lwf_mc", **given)
 
 
-# --------------------------------------------------------------------------------------------------------------- presets
+# ------------------------------------------------------------------------------------------ presets
 def pair(sizes=(2, 3, 4)):
     torch.manual_seed(0)
     student, teacher = (growing(digits_cnn(width=4), s).double() for s in (sizes, sizes[:-1]))
@@ -173,17 +224,31 @@ def pair(sizes=(2, 3, 4)):
 
 
 def taught(losses, student, teacher):
-    entries = {name: (builder.bind({k: v for k, v in entry.items() if k not in ("of", "weight")}, name), entry["of"], entry["weight"])
-               for name, entry in losses.items()}
+    entries = {
+        name: (
+            builder.bind({k: v for k, v in entry.items() if k not in ("of", "weight")}, name),
+            entry["of"],
+            entry["weight"],
+        )
+        for name, entry in losses.items()
+    }
     return IncrementalDistiller(student, {"teacher": teacher}, entries)
 
 
-@pytest.mark.parametrize("preset, over, heads, weight", [
-    ("paper", "new", True, 1.0), ("facil", "new", False, 1.0), ("pycil", "new", False, 3.0),
-    ("mammoth", "seen", False, 0.5), ("avalanche", "seen", False, 1.0)])
+@pytest.mark.parametrize(
+    "preset, over, heads, weight",
+    [
+        ("paper", "new", True, 1.0),
+        ("facil", "new", False, 1.0),
+        ("pycil", "new", False, 3.0),
+        ("mammoth", "seen", False, 0.5),
+        ("avalanche", "seen", False, 1.0),
+    ],
+)
 def test_each_preset_is_what_its_system_computes(preset, over, heads, weight):
     student, teacher = pair()
-    x, target = torch.rand(6, 1, 8, 8, dtype=torch.float64), torch.tensor([5, 6, 7, 8, 5, 5])              # all of them new
+    # all of them new
+    x, target = torch.rand(6, 1, 8, 8, dtype=torch.float64), torch.tensor([5, 6, 7, 8, 5, 5])
     distiller = taught(lwf_losses(preset), student, teacher).eval()
     found = distiller(x, target)
     z, t = student(x), teacher(x)
@@ -191,9 +256,15 @@ def test_each_preset_is_what_its_system_computes(preset, over, heads, weight):
     hard = [zi[5:] if over == "new" else zi for zi in z]
     hard = sum(zi.logsumexp(0) - z[i, target[i]] for i, zi in enumerate(hard)) / 6
     torch.testing.assert_close(found["loss_cls"], hard)
-    torch.testing.assert_close(found["loss_lwf"].item(), weight * sum(slow_lwf(z[:, p], t[:, p], 2.0) for p in parts))
-    other = taught(lwf_losses(preset, weight=10.0, temperature=3.0, scale_t2=True), student, teacher).eval()(x, target)
-    torch.testing.assert_close(other["loss_lwf"].item(), 90 * sum(slow_lwf(z[:, p], t[:, p], 3.0) for p in parts))
+    torch.testing.assert_close(
+        found["loss_lwf"].item(), weight * sum(slow_lwf(z[:, p], t[:, p], 2.0) for p in parts)
+    )
+    other = taught(
+        lwf_losses(preset, weight=10.0, temperature=3.0, scale_t2=True), student, teacher
+    ).eval()(x, target)
+    torch.testing.assert_close(
+        other["loss_lwf"].item(), 90 * sum(slow_lwf(z[:, p], t[:, p], 3.0) for p in parts)
+    )
     assert other["loss_cls"] == found["loss_cls"]
 
 
@@ -206,7 +277,10 @@ def test_lwf_mc_is_one_loss_when_taught_and_leaves_its_control_another():
     torch.testing.assert_close(found["loss_lwf"].item(), slow_mc(student(x), teacher(x), target))
     alone = control(losses, {"teacher": None})
     assert list(alone) == ["loss_cls"] and alone["loss_cls"]["weight"] == 1
-    torch.testing.assert_close(taught(alone, student, teacher).eval()(x, target)["loss_cls"], one_hot_bce(student(x), target))
+    torch.testing.assert_close(
+        taught(alone, student, teacher).eval()(x, target)["loss_cls"],
+        one_hot_bce(student(x), target),
+    )
 
 
 def test_presets_are_fresh_each_time_and_the_docstring_has_them_all():
@@ -220,7 +294,8 @@ def test_some_steps_with_it_keep_the_old_outputs_better_than_without():
     x, drift = torch.randn(9, 1, 8, 8)[target] + 0.3 * torch.randn(32, 1, 8, 8), {}
     for weight in (0.0, 5.0):
         student, teacher = (model.float() for model in pair())
-        torch.nn.init.normal_(teacher.fc.blocks[0].weight)                                    # it knows something
+        # it knows something
+        torch.nn.init.normal_(teacher.fc.blocks[0].weight)
         student.load_state_dict(teacher.state_dict(), strict=False)
         before = {k: v.clone() for k, v in teacher.state_dict().items()}
         distiller = taught(lwf_losses("facil", weight=weight), student, teacher)

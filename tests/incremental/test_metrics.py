@@ -14,7 +14,8 @@ from kdtasks.incremental.metrics import (
 )
 
 ALL = [average_accuracy, average_incremental_accuracy, forgetting, forgetting_diag, forgetting_gd]
-HAND = [[90.0], [70, 80], [75, 60, 50]]                                    # task 0 falls to 70, then rises to 75
+# task 0 falls to 70, then rises to 75
+HAND = [[90.0], [70, 80], [75, 60, 50]]
 
 
 def slow(A, s):
@@ -27,8 +28,13 @@ def slow(A, s):
     diag = [(A[j][j] - A[T - 1][j], s[j]) for j in range(T - 1)]
     stages = [mean([(A[i][j], s[j]) for j in range(i + 1)]) for i in range(T)]
     gd = [sum(s[j] / sum(s) * (A[j][j] - A[t][j]) for j in range(t)) for t in range(T)]
-    return {"average_accuracy": stages[-1], "average_incremental_accuracy": sum(stages) / T, "forgetting": mean(best) if best else 0,
-            "forgetting_diag": mean(diag) if diag else 0, "forgetting_gd": sum(gd) / T}
+    return {
+        "average_accuracy": stages[-1],
+        "average_incremental_accuracy": sum(stages) / T,
+        "forgetting": mean(best) if best else 0,
+        "forgetting_diag": mean(diag) if diag else 0,
+        "forgetting_gd": sum(gd) / T,
+    }
 
 
 def test_by_hand():
@@ -46,31 +52,53 @@ def test_by_hand():
 
 
 def test_where_the_best_is_not_the_first():
-    """Task 0 rises to 95 before the end, and the last row, where it is best of all, is not in the maximum."""
+    """Task 0 rises to 95 before the end, and the last row, where it is best of all, is not in the
+    maximum.
+    """
     A = [[60.0], [95, 70], [99, 40, 50]]
-    assert forgetting(A) == pytest.approx((-4 + 30) / 2) and forgetting_diag(A) == pytest.approx((-39 + 30) / 2)
+    assert forgetting(A) == pytest.approx((-4 + 30) / 2) and forgetting_diag(A) == pytest.approx(
+        (-39 + 30) / 2
+    )
     A[2][0] = 90
-    assert forgetting(A) == pytest.approx((5 + 30) / 2) and forgetting_diag(A) == pytest.approx((-30 + 30) / 2)
+    assert forgetting(A) == pytest.approx((5 + 30) / 2) and forgetting_diag(A) == pytest.approx(
+        (-30 + 30) / 2
+    )
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 3, 6])
 @pytest.mark.parametrize("sized", [False, True])
 def test_they_are_the_loops_in_every_form_of_matrix(tasks, sized):
-    A = torch.rand(tasks, tasks, dtype=torch.float64, generator=torch.Generator().manual_seed(tasks))
+    A = torch.rand(
+        tasks, tasks, dtype=torch.float64, generator=torch.Generator().manual_seed(tasks)
+    )
     sizes = list(range(5, 5 + 3 * tasks, 3)) if sized else None
     expected = slow(A.tolist(), sizes or [1] * tasks)
     hidden = A.clone()
     hidden[torch.ones(tasks, tasks).triu(1).bool()] = torch.nan
-    ragged = [row[:i + 1] for i, row in enumerate(A.tolist())]
+    ragged = [row[: i + 1] for i, row in enumerate(A.tolist())]
     none = [row + [None] * (tasks - i - 1) for i, row in enumerate(ragged)]
-    for form in (A, hidden, hidden.numpy(), hidden.tolist(), ragged, none, [torch.tensor(row) for row in ragged]):
+    for form in (
+        A,
+        hidden,
+        hidden.numpy(),
+        hidden.tolist(),
+        ragged,
+        none,
+        [torch.tensor(row) for row in ragged],
+    ):
         for metric in ALL:
             found = metric(form, sizes=sizes)
-            assert type(found) is float and found == pytest.approx(expected[metric.__name__], rel=1e-6, abs=1e-7)
+            assert type(found) is float and found == pytest.approx(
+                expected[metric.__name__], rel=1e-6, abs=1e-7
+            )
     for metric in ALL:
-        assert metric(A, sizes=sizes) == pytest.approx(expected[metric.__name__], rel=1e-13, abs=1e-15)
+        assert metric(A, sizes=sizes) == pytest.approx(
+            expected[metric.__name__], rel=1e-13, abs=1e-15
+        )
         if sized:
-            assert metric(A, sizes=10 * torch.tensor(sizes)) == pytest.approx(expected[metric.__name__], rel=1e-13, abs=1e-15)
+            assert metric(A, sizes=10 * torch.tensor(sizes)) == pytest.approx(
+                expected[metric.__name__], rel=1e-13, abs=1e-15
+            )
 
 
 def test_one_task_forgets_nothing():
@@ -86,10 +114,20 @@ def test_a_nan_that_is_read_is_seen():
 
 
 @pytest.mark.parametrize("metric", ALL)
-@pytest.mark.parametrize("A, sizes, expected", [
-    ([], None, "no row"), ([[1], [1]], None, "row 1 has 1 entries"), ([[1], [], [1, 1, 1]], None, "row 1 has 0"),
-    (torch.zeros(2, 3), None, "row 0 has 3 entries; of 2 tasks"), (torch.zeros(3, 2), None, "row 2 has 2"),
-    (HAND, [1, 2], "sizes of 3 tasks"), (HAND, [1, 2, 0], r"\[1, 2, 0\]"), (HAND, [[1], [2], [3]], "3 tasks")], ids=str)
+@pytest.mark.parametrize(
+    "A, sizes, expected",
+    [
+        ([], None, "no row"),
+        ([[1], [1]], None, "row 1 has 1 entries"),
+        ([[1], [], [1, 1, 1]], None, "row 1 has 0"),
+        (torch.zeros(2, 3), None, "row 0 has 3 entries; of 2 tasks"),
+        (torch.zeros(3, 2), None, "row 2 has 2"),
+        (HAND, [1, 2], "sizes of 3 tasks"),
+        (HAND, [1, 2, 0], r"\[1, 2, 0\]"),
+        (HAND, [[1], [2], [3]], "3 tasks"),
+    ],
+    ids=str,
+)
 def test_what_is_no_matrix_is_named(metric, A, sizes, expected):
     with pytest.raises(ValueError, match=expected):
         metric(A, sizes=sizes)

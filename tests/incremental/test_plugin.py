@@ -1,4 +1,6 @@
-"""Our methods inside avalanche's own strategies, on digits in an order of classes that is not theirs, against loops."""
+"""Our methods inside avalanche's own strategies, on digits in an order of classes that is not
+theirs, against loops.
+"""
 
 import copy
 import math
@@ -58,11 +60,15 @@ class Images(TensorDataset):
 
 
 def benchmark(experiences=5, order=ORDER, data=Images, **options):
-    return class_incremental_benchmark({"train": data(), "test": data()}, num_experiences=experiences, class_order=order, **options)
+    return class_incremental_benchmark(
+        {"train": data(), "test": data()}, num_experiences=experiences, class_order=order, **options
+    )
 
 
 def task_benchmark(order=ORDER):
-    return checked_benchmark(task_incremental_benchmark(benchmark(order=order), reset_task_labels=True))
+    return checked_benchmark(
+        task_incremental_benchmark(benchmark(order=order), reset_task_labels=True)
+    )
 
 
 class Net(nn.Module):
@@ -70,8 +76,16 @@ class Net(nn.Module):
 
     def __init__(self, head, norm=True):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6) if norm else nn.Identity(), nn.Tanh())
-        self.layer3 = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8) if norm else nn.Identity(), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, 6, 3, stride=2, padding=1),
+            nn.BatchNorm2d(6) if norm else nn.Identity(),
+            nn.Tanh(),
+        )
+        self.layer3 = nn.Sequential(
+            nn.Conv2d(6, 8, 3, padding=1),
+            nn.BatchNorm2d(8) if norm else nn.Identity(),
+            nn.ReLU(inplace=True),
+        )
         self.head = head
 
     def features(self, x):
@@ -82,7 +96,9 @@ class Net(nn.Module):
 
 
 class ManyHeads(MultiTaskModule):
-    """The same with a head for each task; where ``scaled``, each task has a trunk of its own, if a simple one."""
+    """The same with a head for each task; where ``scaled``, each task has a trunk of its own, if a
+    simple one.
+    """
 
     def __init__(self, norm=True, scaled=False):
         super().__init__()
@@ -98,28 +114,49 @@ class ManyHeads(MultiTaskModule):
 
 
 def single_heads():
-    return {"linear": lambda: Net(nn.Linear(8, 10)), "incremental": lambda: Net(IncrementalClassifier(8)),
-            "growing": lambda: growing(Net(nn.Linear(8, 10)), (4, 6))}
+    return {
+        "linear": lambda: Net(nn.Linear(8, 10)),
+        "incremental": lambda: Net(IncrementalClassifier(8)),
+        "growing": lambda: growing(Net(nn.Linear(8, 10)), (4, 6)),
+    }
 
 
 class Steps:
-    """What every batch of a training experience was, seen after the plugin before it has changed the loss."""
+    """What every batch of a training experience was, seen after the plugin before it has changed
+    the loss.
+    """
 
     def __init__(self):
         self.seen = []
 
     def before_backward(self, strategy, **kwargs):
-        self.seen.append({"x": strategy.mb_x, "y": strategy.mb_y, "logits": strategy.mb_output.detach(), "loss": strategy.loss,
-                          "state": copy.deepcopy(strategy.model.state_dict())})
+        self.seen.append(
+            {
+                "x": strategy.mb_x,
+                "y": strategy.mb_y,
+                "logits": strategy.mb_output.detach(),
+                "loss": strategy.loss,
+                "state": copy.deepcopy(strategy.model.state_dict()),
+            }
+        )
 
 
 def strategy_of(model, plugins, lr=0.05, momentum=0.9, epochs=1, **options):
-    return SupervisedTemplate(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum), evaluator=None,
-                              train_mb_size=8, train_epochs=epochs, plugins=plugins, **options)
+    return SupervisedTemplate(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum),
+        evaluator=None,
+        train_mb_size=8,
+        train_epochs=epochs,
+        plugins=plugins,
+        **options,
+    )
 
 
 def trained(model, plugin, stream, count, **options):
-    """Train on ``count`` experiences; return the strategy, the model as it was before the last, in eval, and the last's batches."""
+    """Train on ``count`` experiences; return the strategy, the model as it was before the last, in
+    eval, and the last's batches.
+    """
     steps, strategy, before = Steps(), None, None
     strategy = strategy_of(model, [plugin, steps], **options)
     for experience in list(stream)[:count]:
@@ -145,15 +182,21 @@ def slow_lwf(student, teacher, classes, temperature):
 
 def slow_cross_entropy(logits, target, columns):
     rows = [(row, y) for row, y in zip(logits.tolist(), target.tolist()) if y in columns]
-    return -sum(math.log(softmax([row[c] for c in columns])[columns.index(y)]) for row, y in rows) / len(rows)
+    return -sum(
+        math.log(softmax([row[c] for c in columns])[columns.index(y)]) for row, y in rows
+    ) / len(rows)
 
 
-# LwF ---------------------------------------------------------------------------------------------------------------------
+# LwF ----------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("plugin", [lambda: LwFPlugin(weight=[7.0]), lambda: LwMPlugin()])
 def test_the_first_experience_is_the_strategy_s_own(plugin):
     _, _, steps = trained(Net(nn.Linear(8, 10)), plugin(), benchmark().train_stream, 1)
-    assert len(steps) == 3 and all(torch.equal(step["loss"], F.cross_entropy(step["logits"], step["y"])[None]) for step in steps)
+    assert len(steps) == 3 and all(
+        torch.equal(step["loss"], F.cross_entropy(step["logits"], step["y"])[None])
+        for step in steps
+    )
 
 
 @pytest.mark.parametrize("ce_over", ["new", "seen"])
@@ -180,9 +223,12 @@ def test_a_growing_head_may_grow_between_experiences():
     fresh = head_of(model)[1].blocks[1].weight.detach().clone()
     strategy.train(second)
     for step in steps.seen:
-        wanted = slow_cross_entropy(step["logits"], step["y"], [2, 3]) + slow_lwf(step["logits"], teacher(step["x"]), [0, 1], 2.0)
+        wanted = slow_cross_entropy(step["logits"], step["y"], [2, 3]) + slow_lwf(
+            step["logits"], teacher(step["x"]), [0, 1], 2.0
+        )
         assert step["loss"].item() == pytest.approx(wanted, rel=1e-4)
-    assert not torch.equal(head_of(model)[1].blocks[1].weight, fresh)                       # the optimizer was told
+    # the optimizer was told
+    assert not torch.equal(head_of(model)[1].blocks[1].weight, fresh)
 
 
 def test_rows_of_a_replay_take_no_part_in_the_cross_entropy_of_new_classes():
@@ -194,18 +240,27 @@ def test_rows_of_a_replay_take_no_part_in_the_cross_entropy_of_new_classes():
     strategy.train(second)
     assert {*torch.cat([step["y"] for step in steps.seen]).tolist()} == {0, 1, 3, 7}
     for step in steps.seen:
-        wanted = slow_cross_entropy(step["logits"], step["y"], [0, 1]) + slow_lwf(step["logits"], teacher(step["x"]), [3, 7], 2.0)
+        wanted = slow_cross_entropy(step["logits"], step["y"], [0, 1]) + slow_lwf(
+            step["logits"], teacher(step["x"]), [3, 7], 2.0
+        )
         assert step["loss"].item() == pytest.approx(wanted, rel=1e-4)
-    assert torch.isfinite(plugin._new_loss(torch.zeros(2, 10), torch.tensor([3, 7])))       # a batch of the replay alone
+    # a batch of the replay alone
+    assert torch.isfinite(plugin._new_loss(torch.zeros(2, 10), torch.tensor([3, 7])))
 
 
-@pytest.mark.parametrize("plugin", [lambda: LwFPlugin(), lambda: LwFMCPlugin(), lambda: LwMPlugin()])
+@pytest.mark.parametrize(
+    "plugin", [lambda: LwFPlugin(), lambda: LwFMCPlugin(), lambda: LwMPlugin()]
+)
 def test_the_teacher_is_frozen_and_its_batchnorm_stays(plugin):
     modes = []
 
     class Modes:
         def before_update(self, strategy, **kwargs):
-            modes.append({module.training for module in plugin.teacher.model.modules()} if plugin.teacher else {False})
+            modes.append(
+                {module.training for module in plugin.teacher.model.modules()}
+                if plugin.teacher
+                else {False}
+            )
 
     plugin, stream = plugin(), list(benchmark().train_stream)
     strategy = strategy_of(Net(nn.Linear(8, 10)), [plugin, Modes()])
@@ -214,37 +269,60 @@ def test_the_teacher_is_frozen_and_its_batchnorm_stays(plugin):
     teacher = plugin.teacher
     strategy.train(stream[1])
     assert modes == [{False}] * 6 and plugin.teacher is not teacher
-    assert all(torch.equal(value, taught[name]) for name, value in teacher.model.state_dict().items())
-    assert not torch.equal(strategy.model.stem[1].running_mean, taught["stem.1.running_mean"])       # the student's moves
-    assert strategy.model.stem[1].num_batches_tracked == 6                                           # once a batch
-    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.model.parameters())
-    optimised = {id(parameter) for group in strategy.optimizer.param_groups for parameter in group["params"]}
+    assert all(
+        torch.equal(value, taught[name]) for name, value in teacher.model.state_dict().items()
+    )
+    # the student's moves
+    assert not torch.equal(strategy.model.stem[1].running_mean, taught["stem.1.running_mean"])
+    # once a batch
+    assert strategy.model.stem[1].num_batches_tracked == 6
+    assert not any(
+        parameter.requires_grad or parameter.grad is not None
+        for parameter in teacher.model.parameters()
+    )
+    optimised = {
+        id(parameter) for group in strategy.optimizer.param_groups for parameter in group["params"]
+    }
     assert optimised == {id(parameter) for parameter in strategy.model.parameters()}
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in strategy.model.modules())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks for module in strategy.model.modules()
+    )
 
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_every_old_head_is_distilled_on_its_classes(scaled):
-    strategy, teacher, steps = trained(ManyHeads(scaled=scaled), LwFPlugin(weight=2.0), task_benchmark().train_stream, 3)
+    strategy, teacher, steps = trained(
+        ManyHeads(scaled=scaled), LwFPlugin(weight=2.0), task_benchmark().train_stream, 3
+    )
     for step in steps:
         student = copy.deepcopy(strategy.model)
         student.load_state_dict(step["state"])
-        logits = student(step["x"], None)                                                 # in training mode, as it was
-        old = [slow_lwf(logits[task], teacher(step["x"], task), classes, 2.0) for task, classes in [(0, [3, 7]), (1, [0, 1])]]
+        # in training mode, as it was
+        logits = student(step["x"], None)
+        old = [
+            slow_lwf(logits[task], teacher(step["x"], task), classes, 2.0)
+            for task, classes in [(0, [3, 7]), (1, [0, 1])]
+        ]
         assert min(old) > 0
         wanted = slow_cross_entropy(step["logits"], step["y"], [2, 9]) + 2 * sum(old)
         assert step["loss"].item() == pytest.approx(wanted, rel=1e-4)
-    # 3 batches in each of 3 experiences; without a shared trunk, once more for each task that is known
+    # 3 batches in each of 3 experiences; without a shared trunk, once more for each task that is
+    # known
     assert strategy.model.net.stem[1].num_batches_tracked == (9 + 3 * 2 + 3 * 3 if scaled else 9)
 
 
 @pytest.mark.parametrize("heads", [False, True])
 def test_it_agrees_with_avalanche_s_own_on_a_net_without_batchnorm(heads):
     found = []
-    for plugin in (LwFPlugin(weight=0.7, temperature=2.0, ce_over="seen"), TheirLwF(alpha=0.7, temperature=2.0)):
+    for plugin in (
+        LwFPlugin(weight=0.7, temperature=2.0, ce_over="seen"),
+        TheirLwF(alpha=0.7, temperature=2.0),
+    ):
         torch.manual_seed(1)
         model = ManyHeads(norm=False) if heads else Net(IncrementalClassifier(8), norm=False)
-        strategy, _, steps = trained(model, plugin, task_benchmark().train_stream if heads else benchmark().train_stream, 3)
+        strategy, _, steps = trained(
+            model, plugin, task_benchmark().train_stream if heads else benchmark().train_stream, 3
+        )
         found.append(([step["loss"].item() for step in steps], [*strategy.model.parameters()]))
     (ours, our_weights), (theirs, their_weights) = found
     assert ours == pytest.approx(theirs, rel=1e-5)
@@ -258,16 +336,21 @@ def test_errors_of_lwf():
     with pytest.raises(ValueError, match=r"weight has 1 entries, and this is experience 2"):
         trained(Net(nn.Linear(8, 10)), LwFPlugin(weight=[1.0]), benchmark().train_stream, 2)
     for plugin in (LwFMCPlugin(), LwMPlugin()):
-        with pytest.raises(ValueError, match="needs one head for all classes; ManyHeads has one a task"):
+        with pytest.raises(
+            ValueError, match="needs one head for all classes; ManyHeads has one a task"
+        ):
             trained(ManyHeads(), plugin, task_benchmark().train_stream, 1)
 
 
-# LwF.MC ------------------------------------------------------------------------------------------------------------------
+# LwF.MC -------------------------------------------------------------------------------------------
+
 
 def test_lwf_mc_takes_the_place_of_the_loss():
     def slow(step, teacher, old, new):
         total = 0.0
-        for row, taught, y in zip(step["logits"].tolist(), teacher(step["x"]).tolist(), step["y"].tolist()):
+        for row, taught, y in zip(
+            step["logits"].tolist(), teacher(step["x"]).tolist(), step["y"].tolist()
+        ):
             for c in old + new:
                 wanted = 1 / (1 + math.exp(-taught[c])) if c in old else float(c == y)
                 p = 1 / (1 + math.exp(-row[c]))
@@ -275,14 +358,21 @@ def test_lwf_mc_takes_the_place_of_the_loss():
         return total / len(step["y"]) / len(old + new)
 
     for count, old, new in ((1, [], [3, 7]), (3, [3, 7, 1, 0], [9, 2])):
-        _, teacher, steps = trained(Net(IncrementalClassifier(8)), LwFMCPlugin(), benchmark().train_stream, count)
-        assert [step["loss"].item() for step in steps] == pytest.approx([slow(step, teacher, old, new) for step in steps], rel=1e-4)
+        _, teacher, steps = trained(
+            Net(IncrementalClassifier(8)), LwFMCPlugin(), benchmark().train_stream, count
+        )
+        assert [step["loss"].item() for step in steps] == pytest.approx(
+            [slow(step, teacher, old, new) for step in steps], rel=1e-4
+        )
 
 
-# LwM ---------------------------------------------------------------------------------------------------------------------
+# LwM ----------------------------------------------------------------------------------------------
+
 
 def by_hand(model, teacher, x, y, old, beta, gamma, second_order=True):
-    """The loss of a net that ends in pooling and a linear head, where Grad-CAM is CAM: no gradient is asked for inside."""
+    """The loss of a net that ends in pooling and a linear head, where Grad-CAM is CAM: no gradient
+    is asked for inside.
+    """
     activation = model.features(x)
     logits = model.head(activation.mean((2, 3)))
     taught = teacher.features(x).detach()
@@ -291,16 +381,27 @@ def by_hand(model, teacher, x, y, old, beta, gamma, second_order=True):
     for i in range(len(x)):
         b = max(old, key=lambda c: logits[i, c].item())
         weight = model.head.weight[b] if second_order else model.head.weight[b].detach()
-        maps = [torch.relu((w[:, None, None] * a).sum(0)) for w, a in ((weight, activation[i]), (teacher.head.weight[b].detach(), taught[i]))]
-        loss = loss + gamma / len(x) * sum(abs(p / max(maps[0].norm(), 1e-12) - q / max(maps[1].norm(), 1e-12)) for p, q in zip(*(m.flatten() for m in maps)))
+        maps = [
+            torch.relu((w[:, None, None] * a).sum(0))
+            for w, a in ((weight, activation[i]), (teacher.head.weight[b].detach(), taught[i]))
+        ]
+        loss = loss + gamma / len(x) * sum(
+            abs(p / max(maps[0].norm(), 1e-12) - q / max(maps[1].norm(), 1e-12))
+            for p, q in zip(*(m.flatten() for m in maps))
+        )
         for c in old:
             p, q = logits[i, c].sigmoid(), teacher_logits[i, c].sigmoid()
             loss = loss - beta / len(x) * (q * p.log() + (1 - q) * (1 - p).log())
     return loss
 
 
-@pytest.mark.parametrize("beta, gamma, second_order", [(1.0, 1.0, True), (0.5, 2.0, False), (0.0, 1.0, True), (1.0, 0.0, True)])
-def test_lwm_is_of_the_strategy_s_own_forward_and_its_gradient_reaches_all_weights(beta, gamma, second_order):
+@pytest.mark.parametrize(
+    "beta, gamma, second_order",
+    [(1.0, 1.0, True), (0.5, 2.0, False), (0.0, 1.0, True), (1.0, 0.0, True)],
+)
+def test_lwm_is_of_the_strategy_s_own_forward_and_its_gradient_reaches_all_weights(
+    beta, gamma, second_order
+):
     gradients = []
 
     class Gradients:
@@ -314,13 +415,16 @@ def test_lwm_is_of_the_strategy_s_own_forward_and_its_gradient_reaches_all_weigh
     teacher, steps.seen = copy.deepcopy(strategy.model).eval(), []
     gradients.clear()
     with torch.no_grad():
-        strategy.model.head.bias[:2] += 9                                                    # so that a new class is likeliest
+        # so that a new class is likeliest
+        strategy.model.head.bias[:2] += 9
     strategy.train(second)
     for step, found in zip(steps.seen, gradients):
         student = copy.deepcopy(strategy.model).train()
         student.load_state_dict(step["state"])
         wanted = by_hand(student, teacher, step["x"], step["y"], [3, 7], beta, gamma, second_order)
-        torch.testing.assert_close(step["loss"].detach(), wanted.detach()[None], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            step["loss"].detach(), wanted.detach()[None], rtol=1e-4, atol=1e-5
+        )
         wanted.backward()
         for a, b in zip(found, student.parameters()):
             torch.testing.assert_close(a, b.grad, rtol=1e-3, atol=1e-4)
@@ -338,15 +442,22 @@ def test_of_the_attention_the_head_learns_in_second_order_only(second_order):
         first, second = list(benchmark().train_stream)[:2]
         strategy.train(first)
         with torch.no_grad():
-            strategy.model.layer3[0].weight.add_(0.1 * torch.randn(8, 6, 3, 3))              # so that it looks elsewhere
+            # so that it looks elsewhere
+            strategy.model.layer3[0].weight.add_(0.1 * torch.randn(8, 6, 3, 3))
         strategy.train_mb_size, before = 32, copy.deepcopy(strategy.model)
         strategy.train(second)
-        assert len(steps.seen) == 4                                                          # three, and now one
-        heads.append([after - old for after, old in zip(strategy.model.parameters(), before.parameters())])
+        # three, and now one
+        assert len(steps.seen) == 4
+        heads.append(
+            [after - old for after, old in zip(strategy.model.parameters(), before.parameters())]
+        )
     without, with_ = heads
-    assert not torch.allclose(without[0], with_[0], atol=1e-6)                               # the stem, in both orders
-    assert torch.equal(without[-2], with_[-2]) is not second_order                           # the head's weight
-    assert torch.equal(without[-1], with_[-1])                                               # its bias never
+    # the stem, in both orders
+    assert not torch.allclose(without[0], with_[0], atol=1e-6)
+    # the head's weight
+    assert torch.equal(without[-2], with_[-2]) is not second_order
+    # its bias never
+    assert torch.equal(without[-1], with_[-1])
 
 
 def test_a_value_that_is_changed_in_place_afterwards_is_taken_as_it_was():
@@ -360,14 +471,18 @@ def test_a_value_that_is_changed_in_place_afterwards_is_taken_as_it_was():
     student = copy.deepcopy(strategy.model)
     student.load_state_dict(step["state"])
     maps = []
-    b = student(step["x"])[:, [3, 7]].argmax(1).mul(4).add(3)                                # 0, 1 -> 3, 7
+    # 0, 1 -> 3, 7
+    b = student(step["x"])[:, [3, 7]].argmax(1).mul(4).add(3)
     for model in (student, teacher):
         before = model.layer3[0](model.stem(step["x"]))
         alpha = (model.head.weight[b][:, :, None, None] * (before > 0)).mean((2, 3))
-        maps.append(F.normalize(torch.einsum("bk,bkhw->bhw", alpha, before).relu().flatten(1), dim=1))
+        maps.append(
+            F.normalize(torch.einsum("bk,bkhw->bhw", alpha, before).relu().flatten(1), dim=1)
+        )
     wanted = F.cross_entropy(step["logits"], step["y"]) + (maps[0] - maps[1]).abs().sum(1).mean()
-    wanted = wanted + F.binary_cross_entropy_with_logits(step["logits"][:, [3, 7]], teacher(step["x"])[:, [3, 7]].sigmoid(),
-                                                         reduction="sum") / len(step["y"])
+    wanted = wanted + F.binary_cross_entropy_with_logits(
+        step["logits"][:, [3, 7]], teacher(step["x"])[:, [3, 7]].sigmoid(), reduction="sum"
+    ) / len(step["y"])
     torch.testing.assert_close(step["loss"].detach(), wanted.detach()[None], rtol=1e-4, atol=1e-5)
 
 
@@ -383,7 +498,8 @@ def test_errors_of_lwm():
         trained(Twice(nn.Linear(8, 10)), LwMPlugin("stem.2"), benchmark().train_stream, 2)
 
 
-# Global Distillation -----------------------------------------------------------------------------------------------------
+# Global Distillation ------------------------------------------------------------------------------
+
 
 def pool(n=60):
     return TensorDataset(torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(3)))
@@ -395,22 +511,30 @@ def columns_of(target, order):
 
 
 class Watch:
-    """Stands before the plugin at an experience's end, and keeps the model as the main step leaves it."""
+    """Stands before the plugin at an experience's end, and keeps the model as the main step leaves
+    it.
+    """
 
     def after_training_exp(self, strategy, **kwargs):
         self.main = copy.deepcopy(strategy.model)
 
 
 def distilled(count, unlabelled, lr=0.5, momentum=0.9, size=1000, **options):
-    """``count`` experiences of Global Distillation, by batches of everything or of ``size``: what there was at each point of the last."""
+    """``count`` experiences of Global Distillation, by batches of everything or of ``size``: what
+    there was at each point of the last.
+    """
     watch, steps, teachers = Watch(), Steps(), []
 
     class Teachers:
         def before_backward(self, strategy, **kwargs):
             teachers.append(plugin.current)
 
-    plugin = GlobalDistillationPlugin(lambda p: torch.optim.SGD(p, lr=lr), "head", 1, 1, coreset=10, pool=unlabelled, **options)
-    strategy = strategy_of(Net(nn.Linear(8, 10)), [watch, plugin, steps, Teachers()], momentum=momentum)
+    plugin = GlobalDistillationPlugin(
+        lambda p: torch.optim.SGD(p, lr=lr), "head", 1, 1, coreset=10, pool=unlabelled, **options
+    )
+    strategy = strategy_of(
+        Net(nn.Linear(8, 10)), [watch, plugin, steps, Teachers()], momentum=momentum
+    )
     before = None
     for experience in list(benchmark().train_stream)[:count]:
         before, steps.seen = copy.deepcopy(strategy.model), []
@@ -426,7 +550,12 @@ def test_global_distillation_s_main_step_is_of_the_classes_columns(unlabelled):
     for step in steps:
         logits, x = step["logits"][:, ORDER[:6]], step["x"]
         with torch.no_grad():
-            wanted = loss(logits, copy.deepcopy(before).eval()(x)[:, ORDER[:4]], current(x)[:, ORDER[4:6]], columns_of(step["y"], ORDER[:6]))
+            wanted = loss(
+                logits,
+                copy.deepcopy(before).eval()(x)[:, ORDER[:4]],
+                current(x)[:, ORDER[4:6]],
+                columns_of(step["y"], ORDER[:6]),
+            )
         torch.testing.assert_close(step["loss"].detach(), sum(wanted.values())[None], **EXACT)
     assert plugin.arrived == [3, 7, 0, 1, 2, 9] and not current.model.training
 
@@ -435,7 +564,8 @@ def test_its_first_experience_is_the_current_teacher_s_step():
     _, _, _, (step,), _, _ = distilled(1, pool())
     wanted = CurrentTeacherLoss()(step["logits"][:, ORDER[:2]], columns_of(step["y"], ORDER[:2]))
     torch.testing.assert_close(step["loss"].detach(), sum(wanted.values())[None], **EXACT)
-    assert len(step["y"]) == 40 and (step["y"] < 0).sum() == 20                              # as many of the pool as labelled ones
+    # as many of the pool as labelled ones
+    assert len(step["y"]) == 40 and (step["y"] < 0).sum() == 20
 
 
 def test_its_current_teacher_and_its_head_take_the_step_that_their_losses_say():
@@ -450,7 +580,15 @@ def test_its_current_teacher_and_its_head_take_the_step_that_their_losses_say():
     counts = torch.tensor([5, 5, 10, 10])
     assert torch.equal(torch.bincount(target[target >= 0]), counts)
     loss = GlobalDistillationLoss(balanced=True)
-    sum(loss(after(x)[:, ORDER[:4]], before.eval()(x)[:, ORDER[:2]], current(x)[:, ORDER[2:4]], target, counts).values()).backward()
+    sum(
+        loss(
+            after(x)[:, ORDER[:4]],
+            before.eval()(x)[:, ORDER[:2]],
+            current(x)[:, ORDER[2:4]],
+            target,
+            counts,
+        ).values()
+    ).backward()
     for (name, found), start in zip(strategy.model.named_parameters(), after.parameters()):
         moved = 0.1 * start.grad if name.startswith("head.") else 0
         torch.testing.assert_close(found, start - moved, rtol=1e-4, atol=1e-6)
@@ -459,14 +597,26 @@ def test_its_current_teacher_and_its_head_take_the_step_that_their_losses_say():
 
 def test_its_batches_are_the_experience_the_coreset_and_the_sample():
     _, plugin, before, steps, _, _ = distilled(3, pool(), size=7)
-    data, y, x = Images(), torch.cat([step["y"] for step in steps]), torch.cat([step["x"] for step in steps])
-    assert [(y == number).sum().item() for number in ORDER[:6]] == [2, 2, 3, 3, 10, 10]       # 10 kept of 4 classes, the latest first
-    assert [len(some) for _, some in plugin.kept] == [2, 4, 4]                              # 10 of 6: 1, 1, 2, 2, 2, 2
+    data, y, x = (
+        Images(),
+        torch.cat([step["y"] for step in steps]),
+        torch.cat([step["x"] for step in steps]),
+    )
+    # 10 kept of 4 classes, the latest first
+    assert [(y == number).sum().item() for number in ORDER[:6]] == [2, 2, 3, 3, 10, 10]
+    # 10 of 6: 1, 1, 2, 2, 2, 2
+    assert [len(some) for _, some in plugin.kept] == [2, 4, 4]
     old = {tuple(image.flatten().tolist()) for image in x[torch.isin(y, torch.tensor(ORDER[:4]))]}
-    ours = {tuple(image.flatten().tolist()) for image in data.tensors[0][torch.isin(data.tensors[1], torch.tensor(ORDER[:4]))]}
+    ours = {
+        tuple(image.flatten().tolist())
+        for image in data.tensors[0][torch.isin(data.tensors[1], torch.tensor(ORDER[:4]))]
+    }
     assert len(old) == 10 and old <= ours
-    kept = {tuple(images[i][0].flatten().tolist()) for images, some in plugin.kept[:2] for i in some}
-    assert kept <= old                                                                     # what was thrown away does not come back
+    kept = {
+        tuple(images[i][0].flatten().tolist()) for images, some in plugin.kept[:2] for i in some
+    }
+    # what was thrown away does not come back
+    assert kept <= old
     with torch.no_grad():
         scores = before.eval()(pool().tensors[0])[:, ORDER[:4]]
     sample = torch.cat([*sample_external(scores, 30, draw=2)])
@@ -479,16 +629,25 @@ def test_errors_of_global_distillation():
     with pytest.raises(ValueError, match="head='fc': Net has no such submodule"):
         trained(Net(nn.Linear(8, 10)), plugin, benchmark().train_stream, 1)
     plugin.head, again = "head", benchmark().train_stream[0]
-    with pytest.raises(ValueError, match=r"experience 2 has no new class: all of \[3, 7\] were seen before"):
+    with pytest.raises(
+        ValueError,
+        match=r"experience 2 has no new class: all of \[3, 7\] were "
+        r"seen before",
+    ):
         trained(Net(nn.Linear(8, 10)), plugin, [again, again], 2)
     with pytest.raises(ValueError, match="expected the 1 experiences that are over"):
         plugin.load_state_dict(plugin.state_dict(), Net(nn.Linear(8, 10)))
 
 
-# Benchmarks --------------------------------------------------------------------------------------------------------------
+# Benchmarks ---------------------------------------------------------------------------------------
+
 
 def test_a_class_that_a_benchmark_lost_is_named():
-    with pytest.raises(ValueError, match=r"classes \[5\] are in no experience of the stream 'train'"):
+    with pytest.raises(
+        ValueError,
+        match=r"classes \[5\] are in no experience of the stream "
+        r"'train'",
+    ):
         checked_benchmark(benchmark(3))
     assert checked_benchmark(benchmark(3), classes=ORDER[:9]) is not None
     with pytest.raises(ValueError, match=r"classes \[11\] are in no experience"):
@@ -500,8 +659,12 @@ def test_lists_of_classes_are_sorted_and_complete():
         assert checked_benchmark(made) is made
         for stream in made.streams.values():
             experience = list(stream)[2]
-            assert [experience.classes_in_this_experience, experience.previous_classes, experience.classes_seen_so_far,
-                    experience.future_classes] == [[2, 9], [0, 1, 3, 7], [0, 1, 2, 3, 7, 9], [4, 5, 6, 8]]
+            assert [
+                experience.classes_in_this_experience,
+                experience.previous_classes,
+                experience.classes_seen_so_far,
+                experience.future_classes,
+            ] == [[2, 9], [0, 1, 3, 7], [0, 1, 2, 3, 7, 9], [4, 5, 6, 8]]
 
 
 def test_datasets_without_task_labels_are_enough():
@@ -509,26 +672,52 @@ def test_datasets_without_task_labels_are_enough():
     assert not hasattr(made.train_stream[0].dataset, "targets_task_labels")
     plugin = LwFPlugin()
     _, teacher, steps = trained(Net(IncrementalClassifier(8)), plugin, made.train_stream, 2)
-    wanted = [slow_cross_entropy(s["logits"], s["y"], [0, 1]) + slow_lwf(s["logits"], teacher(s["x"]), [3, 7], 2.0) for s in steps]
+    wanted = [
+        slow_cross_entropy(s["logits"], s["y"], [0, 1])
+        + slow_lwf(s["logits"], teacher(s["x"]), [3, 7], 2.0)
+        for s in steps
+    ]
     assert [step["loss"].item() for step in steps] == pytest.approx(wanted, rel=1e-4)
     with pytest.raises(ValueError, match="a AvalancheDataset has no targets"):
-        checked_benchmark(benchmark_from_datasets(train=[AvalancheDataset([TensorDataset(torch.zeros(2, 1))])]))
+        checked_benchmark(
+            benchmark_from_datasets(train=[AvalancheDataset([TensorDataset(torch.zeros(2, 1))])])
+        )
     del made.train_stream[0].classes_in_this_experience
-    assert classes_of(made.train_stream[0]) == [3, 7]                                        # out of the targets
+    # out of the targets
+    assert classes_of(made.train_stream[0]) == [3, 7]
 
 
-# Stop and go on ----------------------------------------------------------------------------------------------------------
+# Stop and go on -----------------------------------------------------------------------------------
 
-RUNS = {"LwF, one head": (lambda: Net(IncrementalClassifier(8)), lambda: LwFPlugin(), False),
-        "LwF, a head a task": (lambda: ManyHeads(), lambda: LwFPlugin(weight=[1.0, 2.0, 3.0]), True),
-        "LwF.MC": (lambda: Net(nn.Linear(8, 10)), lambda: LwFMCPlugin(), False),
-        "LwM": (lambda: Net(IncrementalClassifier(8)), lambda: LwMPlugin(), False),
-        "Global Distillation": (lambda: Net(IncrementalClassifier(8)),
-                                lambda: GlobalDistillationPlugin(lambda p: torch.optim.SGD(p, lr=0.05), "head", 1, 1, 10, pool()), False)}
-OPTIMIZERS = {"SGD": lambda net: torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9),
-              "two groups": lambda net: torch.optim.SGD([{"params": [p for name, p in net.named_parameters() if name.startswith("head") is there],
-                                                          "lr": lr} for there, lr in ((True, 0.01), (False, 0.05))], momentum=0.9),
-              "Adam": lambda net: torch.optim.Adam(net.parameters(), lr=0.01)}
+RUNS = {
+    "LwF, one head": (lambda: Net(IncrementalClassifier(8)), lambda: LwFPlugin(), False),
+    "LwF, a head a task": (lambda: ManyHeads(), lambda: LwFPlugin(weight=[1.0, 2.0, 3.0]), True),
+    "LwF.MC": (lambda: Net(nn.Linear(8, 10)), lambda: LwFMCPlugin(), False),
+    "LwM": (lambda: Net(IncrementalClassifier(8)), lambda: LwMPlugin(), False),
+    "Global Distillation": (
+        lambda: Net(IncrementalClassifier(8)),
+        lambda: GlobalDistillationPlugin(
+            lambda p: torch.optim.SGD(p, lr=0.05), "head", 1, 1, 10, pool()
+        ),
+        False,
+    ),
+}
+OPTIMIZERS = {
+    "SGD": lambda net: torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9),
+    "two groups": lambda net: torch.optim.SGD(
+        [
+            {
+                "params": [
+                    p for name, p in net.named_parameters() if name.startswith("head") is there
+                ],
+                "lr": lr,
+            }
+            for there, lr in ((True, 0.01), (False, 0.05))
+        ],
+        momentum=0.9,
+    ),
+    "Adam": lambda net: torch.optim.Adam(net.parameters(), lr=0.01),
+}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -539,14 +728,21 @@ def test_stopped_and_gone_on_is_never_stopped(run, optimizer, tmp_path):
     def made(seed):
         torch.manual_seed(seed)
         net = model()
-        return SupervisedTemplate(model=net, optimizer=OPTIMIZERS[optimizer](net), evaluator=None, train_mb_size=8, plugins=[plugin()])
+        return SupervisedTemplate(
+            model=net,
+            optimizer=OPTIMIZERS[optimizer](net),
+            evaluator=None,
+            train_mb_size=8,
+            plugins=[plugin()],
+        )
 
     order = [1, 0, 3, 2, 5, 4, 7, 6, 9, 8]
     bench = task_benchmark(order) if tasks else checked_benchmark(benchmark(order=order))
     strategy = made(0)
     for experience in list(bench.train_stream)[:2]:
         strategy.train(experience)
-        strategy.eval(bench.test_stream[:3 + 2 * experience.current_experience])             # which makes heads grow
+        # which makes heads grow
+        strategy.eval(bench.test_stream[: 3 + 2 * experience.current_experience])
         for group in strategy.optimizer.param_groups:
             group["lr"] *= 0.5
     torch.save(checkpoint(strategy), tmp_path / "two.pth")
@@ -568,29 +764,48 @@ def test_errors_of_resume():
     with pytest.raises(ValueError, match="the checkpoint has 1 plugins, the strategy 0"):
         resume(strategy_of(Net(nn.Linear(8, 10)), []), checkpoint(strategy))
     with pytest.raises(RuntimeError, match="Missing key"):
-        resume(strategy_of(Net(nn.Linear(8, 10), norm=False), [LwFPlugin()]), {**checkpoint(strategy), "model": {"tensors": {}, "tasks": {}}})
+        resume(
+            strategy_of(Net(nn.Linear(8, 10), norm=False), [LwFPlugin()]),
+            {**checkpoint(strategy), "model": {"tensors": {}, "tasks": {}}},
+        )
 
 
-# One class at a time -----------------------------------------------------------------------------------------------------
+# One class at a time ------------------------------------------------------------------------------
+
 
 def test_a_softmax_over_one_class_is_refused_before_its_first_step():
-    """The first experience is the strategy's own, over all ten columns of the head; the second has nothing that a softmax keeps."""
+    """The first experience is the strategy's own, over all ten columns of the head; the second has
+    nothing that a softmax keeps.
+    """
     stream = benchmark(experiences=10).train_stream
     for plugin in (LwFPlugin(), LwFPlugin(ce_over="seen")):
-        with pytest.raises(ValueError, match="experience 2: LwF's softmax of an old head would be over one class, .* LwFMCPlugin"):
+        with pytest.raises(
+            ValueError,
+            match="experience 2: LwF's softmax of an old head would be "
+            "over one class, .* LwFMCPlugin",
+        ):
             trained(Net(nn.Linear(8, 10)), plugin, stream, 2)
     plugin = LwFPlugin()
     plugin.seen, plugin.teacher, plugin.experience = {0: [1, 2]}, object(), 1
     with pytest.raises(ValueError, match="experience 2 has one class, .* Expected ce_over='seen'"):
-        plugin.before_training_exp(SimpleNamespace(device="cpu", experience=next(iter(stream)), model=Net(nn.Linear(8, 10))))
+        plugin.before_training_exp(
+            SimpleNamespace(
+                device="cpu", experience=next(iter(stream)), model=Net(nn.Linear(8, 10))
+            )
+        )
     with pytest.raises(ValueError, match="experience 1 has one new class, .* LwFMCPlugin"):
-        trained(Net(nn.Linear(8, 10)), GlobalDistillationPlugin(lambda p: torch.optim.SGD(p, lr=0.1), "head", 1, 1), stream, 1)
+        trained(
+            Net(nn.Linear(8, 10)),
+            GlobalDistillationPlugin(lambda p: torch.optim.SGD(p, lr=0.1), "head", 1, 1),
+            stream,
+            1,
+        )
 
 
 def test_sigmoids_learn_one_class_at_a_time():
     stream = benchmark(experiences=10).train_stream
     strategy, before, steps = trained(Net(nn.Linear(8, 10)), LwFMCPlugin(), stream, 2)
-    new, = list(stream)[1].classes_in_this_experience
+    (new,) = list(stream)[1].classes_in_this_experience
     input = steps[-1]["x"]
     strategy.model.eval()
     assert (strategy.model(input)[:, new] > before(input)[:, new]).all()

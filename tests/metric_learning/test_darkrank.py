@@ -1,4 +1,6 @@
-"""DarkRank against loops over queries, places and permutations, its gradient, its laws, and its limits."""
+"""DarkRank against loops over queries, places and permutations, its gradient, its laws, and its
+limits.
+"""
 
 import itertools
 import math
@@ -16,9 +18,18 @@ from kdtasks.metric_learning import DarkRankLoss, darkrank, darkrank_hard_loss, 
 
 F64 = torch.float64
 BOTH = (darkrank_hard_loss, darkrank_soft_loss)
-SETTINGS = [{}, {"alpha": 12.25, "beta": 4.0}, {"beta": 1.0}, {"alpha": 0.5, "beta": 2.0, "list_length": 3}, {"list_length": 1},
-            {"list_length": 2}, {"list_length": None}, {"normalize": False, "alpha": 0.3}, {"alpha": 0.0, "list_length": None},
-            {"beta": 12.0}]
+SETTINGS = [
+    {},
+    {"alpha": 12.25, "beta": 4.0},
+    {"beta": 1.0},
+    {"alpha": 0.5, "beta": 2.0, "list_length": 3},
+    {"list_length": 1},
+    {"list_length": 2},
+    {"list_length": None},
+    {"normalize": False, "alpha": 0.3},
+    {"alpha": 0.0, "list_length": None},
+    {"beta": 12.0},
+]
 
 
 @pytest.fixture(autouse=True)
@@ -35,15 +46,24 @@ def distance(x, y):
 
 
 def lists(student, teacher, alpha=3.0, beta=3.0, list_length=4, normalize=True):
-    """For each query the student's and the teacher's scores of its candidates, in the teacher's order."""
-    s, t = ([[a / (math.hypot(*x) or 1) if normalize else a for a in x] for x in z.double().tolist()] for z in (student, teacher))
+    """For each query the student's and the teacher's scores of its candidates, in the teacher's
+    order.
+    """
+    s, t = (
+        [[a / (math.hypot(*x) or 1) if normalize else a for a in x] for x in z.double().tolist()]
+        for z in (student, teacher)
+    )
     for q in range(len(s)):
-        others = sorted((c for c in range(len(s)) if c != q), key=lambda c: (distance(t[q], t[c]), c))[:list_length]
+        others = sorted(
+            (c for c in range(len(s)) if c != q), key=lambda c: (distance(t[q], t[c]), c)
+        )[:list_length]
         yield tuple([-alpha * distance(z[q], z[c]) ** beta for c in others] for z in (s, t))
 
 
 def log_probability(scores):
-    """Of the ordering as it stands, place by place; scores less the largest that is left, so that exp does not overflow."""
+    """Of the ordering as it stands, place by place; scores less the largest that is left, so that
+    exp does not overflow.
+    """
     total = 0.0
     for i, score in enumerate(scores):
         top = max(scores[i:])
@@ -60,7 +80,10 @@ def soft_costs(*args, **settings):
 
 
 def over_all_orderings(s, t):
-    logs = [[log_probability([z[i] for i in order]) for z in (s, t)] for order in itertools.permutations(range(len(s)))]
+    logs = [
+        [log_probability([z[i] for i in order]) for z in (s, t)]
+        for order in itertools.permutations(range(len(s)))
+    ]
     assert math.fsum(math.exp(log_t) for _, log_t in logs) == pytest.approx(1, rel=1e-12)
     return math.fsum(math.exp(log_t) * (log_t - log_s) for log_s, log_t in logs)
 
@@ -82,7 +105,12 @@ def hard_by_autograd(student, teacher, alpha=3.0, beta=3.0, list_length=4, detac
     for q in range(len(s)):
         others = [c for c in range(len(s)) if c != q]
         others = sorted(others, key=lambda c: (t[q] - t[c]).norm().item())[:list_length]
-        z = torch.stack([-alpha * ((s[q].detach() if detach_query else s[q]) - s[c]).norm() ** beta for c in others])
+        z = torch.stack(
+            [
+                -alpha * ((s[q].detach() if detach_query else s[q]) - s[c]).norm() ** beta
+                for c in others
+            ]
+        )
         costs.append(sum(z[i:].logsumexp(0) - z[i] for i in range(len(z))))
     return sum(costs) / len(costs)
 
@@ -93,31 +121,43 @@ def gradient(loss, student, *rest, **options):
     return value.detach(), *torch.autograd.grad(value, student)
 
 
-# ------------------------------------------------------------------------------------------------------------ the formula
+# -------------------------------------------------------------------------------------- the formula
 @pytest.mark.parametrize("loss", BOTH)
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("n, ds, dt", [(3, 2, 4), (6, 3, 2), (7, 5, 5)])
 def test_they_equal_the_loop(loss, settings, n, ds, dt):
     student, teacher = rows(n, ds), rows(n, dt, scale=3.0)
     expected = SLOW[loss](student, teacher, **settings)
-    assert loss(student, teacher, **settings).item() == pytest.approx(expected, rel=1e-11, abs=1e-13)
+    assert loss(student, teacher, **settings).item() == pytest.approx(
+        expected, rel=1e-11, abs=1e-13
+    )
 
 
 def test_known_numbers():
-    """On a line, normalised to ±1: each query has one candidate at 0 and two at 2, or none at 0 and three at 2."""
+    """On a line, normalised to ±1: each query has one candidate at 0 and two at 2, or none at 0 and
+    three at 2.
+    """
     student = torch.tensor([[1.0], [2], [-1], [-3]], dtype=F64)
-    near, far = 1.0, math.exp(-0.5 * 2.0)                                  # alpha ½, beta 1
+    near, far = 1.0, math.exp(-0.5 * 2.0)  # alpha ½, beta 1
     teacher = torch.tensor([[0.0, 1], [1, 1], [-1, -1], [0, -1]], dtype=F64)
-    expected = -math.log(near / (near + 2 * far)) + math.log(2)            # both order the same one first, then a tie
-    assert darkrank_hard_loss(student, teacher, alpha=0.5, beta=1.0).item() == pytest.approx(expected, rel=1e-14)
+    # both order the same one first, then a tie
+    expected = -math.log(near / (near + 2 * far)) + math.log(2)
+    assert darkrank_hard_loss(student, teacher, alpha=0.5, beta=1.0).item() == pytest.approx(
+        expected, rel=1e-14
+    )
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 8])
 def test_soft_over_sets_equals_all_orderings(length):
     """Also where the scores are sharp, far from 0, or both; n = 8 are 40 320 orderings."""
     for scale in (0.1, 3.0, 60.0) if length < 8 else (3.0,):
-        student, teacher = scale * torch.randn(2, length, dtype=F64) - 1000, scale * torch.randn(2, length, dtype=F64)
-        for s, t, found in zip(student.tolist(), teacher.tolist(), darkrank._soft(student, teacher)[0].tolist()):
+        student, teacher = (
+            scale * torch.randn(2, length, dtype=F64) - 1000,
+            scale * torch.randn(2, length, dtype=F64),
+        )
+        for s, t, found in zip(
+            student.tolist(), teacher.tolist(), darkrank._soft(student, teacher)[0].tolist()
+        ):
             assert found == pytest.approx(over_all_orderings(s, t), rel=1e-12, abs=1e-12 * scale)
 
 
@@ -139,16 +179,25 @@ def test_without_reduction_there_is_a_cost_for_each_query(kind, costs):
     for n in (0, 1):
         student = rows(n, 4, torch.float16).requires_grad_()
         loss(student, rows(n, 3)).sum().backward()
-        assert torch.equal(loss(student, rows(n, 3)), torch.zeros(n, dtype=F64)) and not student.grad.any()
+        assert (
+            torch.equal(loss(student, rows(n, 3)), torch.zeros(n, dtype=F64))
+            and not student.grad.any()
+        )
 
 
 @pytest.mark.parametrize("detach_query", [False, True])
-@pytest.mark.parametrize("settings", [{}, {"list_length": None}, {"alpha": 12.25, "beta": 4.0}, {"beta": 1.0, "list_length": 5}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"list_length": None}, {"alpha": 12.25, "beta": 4.0}, {"beta": 1.0, "list_length": 5}],
+    ids=str,
+)
 def test_the_gradient_of_the_hard_form_is_autograds(settings, detach_query):
     student, teacher = rows(9, 4), rows(9, 3)
     module = DarkRankLoss("hard", detach_query=detach_query, **settings)
     value, pull = gradient(module, student, teacher)
-    expected, expected_pull = gradient(hard_by_autograd, student, teacher, detach_query=detach_query, **settings)
+    expected, expected_pull = gradient(
+        hard_by_autograd, student, teacher, detach_query=detach_query, **settings
+    )
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(pull, expected_pull, rtol=1e-9, atol=1e-13)
 
@@ -157,23 +206,31 @@ def test_the_gradient_of_the_hard_form_is_autograds(settings, detach_query):
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_gradcheck(loss, settings):
     teacher = rows(5, 3)
-    assert torch.autograd.gradcheck(lambda s: loss(s, teacher, **settings), rows(5, 3).requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda s: loss(s, teacher, **settings), rows(5, 3).requires_grad_()
+    )
 
 
 @pytest.mark.parametrize("places", [1, 3, 7])
 @pytest.mark.parametrize("bounded", [True, False])
 def test_what_the_places_of_a_list_cost_and_the_derivatives(bounded, places):
-    """Also where the last candidates, or all but one, stand as far below the best as the fast sum is allowed to see."""
+    """Also where the last candidates, or all but one, stand as far below the best as the fast sum
+    is allowed to see.
+    """
     z = torch.randn(5, 7, dtype=F64)
-    z[3:] = darkrank.EXP_LIMIT * torch.tensor([[0.0, -0.2, -0.999, -1, -0.998, -0.5, -1], [-1, -0.999, 0, -0.002, -1, -1, -1]])
+    z[3:] = darkrank.EXP_LIMIT * torch.tensor(
+        [[0.0, -0.2, -0.999, -1, -0.998, -0.5, -1], [-1, -0.999, 0, -0.002, -1, -1, -1]]
+    )
     z.requires_grad_()
     expected = sum(z[:, i:].logsumexp(1) - z[:, i] for i in range(places))
     found, pull = darkrank._hard(z.detach(), places, bounded)
     torch.testing.assert_close(found, expected.detach(), rtol=1e-13, atol=1e-13)
-    torch.testing.assert_close(pull, torch.autograd.grad(expected.sum(), z)[0], rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(
+        pull, torch.autograd.grad(expected.sum(), z)[0], rtol=1e-11, atol=1e-12
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------ the laws
+# ----------------------------------------------------------------------------------------- the laws
 @pytest.mark.parametrize("list_length", [3, 4, None])
 def test_soft_is_zero_where_all_scores_agree_and_hard_is_not(list_length):
     teacher = rows(7, 4)
@@ -189,8 +246,12 @@ def test_soft_is_zero_where_all_scores_agree_and_hard_is_not(list_length):
 def test_an_indifferent_student_costs_log_n_factorial():
     student, teacher = torch.ones(6, 3, dtype=F64), rows(6, 4)
     assert darkrank_hard_loss(student, teacher).item() == pytest.approx(math.log(24), rel=1e-14)
-    assert darkrank_hard_loss(student, teacher, list_length=None).item() == pytest.approx(math.log(120), rel=1e-14)
-    assert darkrank_hard_loss(rows(6, 3), teacher, alpha=0.0).item() == pytest.approx(math.log(24), rel=1e-14)
+    assert darkrank_hard_loss(student, teacher, list_length=None).item() == pytest.approx(
+        math.log(120), rel=1e-14
+    )
+    assert darkrank_hard_loss(rows(6, 3), teacher, alpha=0.0).item() == pytest.approx(
+        math.log(24), rel=1e-14
+    )
     assert darkrank_soft_loss(rows(6, 3), teacher, alpha=0.0) == 0
     assert darkrank_soft_loss(student, teacher, list_length=2) > 0
 
@@ -198,14 +259,21 @@ def test_an_indifferent_student_costs_log_n_factorial():
 def test_a_sharp_teacher_makes_soft_the_hard_one():
     student, teacher = 0.05 * rows(6, 3), 300 * rows(6, 3)
     settings = {"normalize": False, "alpha": 5.0, "beta": 2.0}
-    assert darkrank_soft_loss(student, teacher, **settings).item() == pytest.approx(darkrank_hard_loss(student, teacher, **settings).item(), rel=1e-9)
+    assert darkrank_soft_loss(student, teacher, **settings).item() == pytest.approx(
+        darkrank_hard_loss(student, teacher, **settings).item(), rel=1e-9
+    )
 
 
 def test_only_the_teachers_order_counts_in_the_hard_form_and_its_scores_in_the_soft_one():
     student, teacher = rows(7, 4), rows(7, 3)
     for other in (9 * teacher, 0.01 * teacher, F.pad(teacher, (0, 2))):
-        assert darkrank_hard_loss(student, other, normalize=False) == darkrank_hard_loss(student, teacher, normalize=False)
-    assert (darkrank_soft_loss(student, 0.5 * teacher, normalize=False) - darkrank_soft_loss(student, teacher, normalize=False)).abs() > 1e-3
+        assert darkrank_hard_loss(student, other, normalize=False) == darkrank_hard_loss(
+            student, teacher, normalize=False
+        )
+    assert (
+        darkrank_soft_loss(student, 0.5 * teacher, normalize=False)
+        - darkrank_soft_loss(student, teacher, normalize=False)
+    ).abs() > 1e-3
 
 
 @pytest.mark.parametrize("loss", BOTH)
@@ -219,10 +287,17 @@ def test_moving_turning_and_scaling(loss):
         torch.testing.assert_close(moved_pull, expected, rtol=1e-9, atol=1e-14)
     torch.testing.assert_close(loss(student, 4 * teacher), value, rtol=1e-11, atol=0)
     raw = loss(student, teacher, normalize=False, alpha=0.5)
-    torch.testing.assert_close(loss(student + 3, teacher - 2, normalize=False, alpha=0.5), raw, rtol=1e-11, atol=1e-15)
-    c, (alpha, beta) = 1.5, (0.5, 3.0)                                     # scaling both is another alpha
-    torch.testing.assert_close(loss(c * student, c * teacher, alpha, beta, normalize=False),
-                               loss(student, teacher, alpha * c**beta, beta, normalize=False), rtol=1e-11, atol=1e-15)
+    torch.testing.assert_close(
+        loss(student + 3, teacher - 2, normalize=False, alpha=0.5), raw, rtol=1e-11, atol=1e-15
+    )
+    # scaling both is another alpha
+    c, (alpha, beta) = 1.5, (0.5, 3.0)
+    torch.testing.assert_close(
+        loss(c * student, c * teacher, alpha, beta, normalize=False),
+        loss(student, teacher, alpha * c**beta, beta, normalize=False),
+        rtol=1e-11,
+        atol=1e-15,
+    )
     assert (value - raw).abs() > 1e-3
 
 
@@ -231,13 +306,15 @@ def test_moving_turning_and_scaling(loss):
 def test_the_order_of_the_batch_does_not_matter(loss, list_length):
     student, teacher, order = rows(8, 4), rows(8, 3), torch.randperm(8)
     value, pull = gradient(loss, student, teacher, list_length=list_length)
-    shuffled, shuffled_pull = gradient(loss, student[order], teacher[order], list_length=list_length)
+    shuffled, shuffled_pull = gradient(
+        loss, student[order], teacher[order], list_length=list_length
+    )
     torch.testing.assert_close(shuffled, value, rtol=1e-11, atol=0)
     torch.testing.assert_close(shuffled_pull, pull[order], rtol=1e-9, atol=1e-14)
     assert (loss(student[order], teacher, list_length=list_length) - value).abs() > 1e-3
 
 
-# ------------------------------------------------------------------------------------------------- lists, ties, duplicates
+# -------------------------------------------------------------------------- lists, ties, duplicates
 @pytest.mark.parametrize("loss", BOTH)
 def test_a_list_is_clamped_to_the_other_rows_and_none_takes_all(loss):
     student, teacher = rows(6, 4), rows(6, 3)
@@ -248,39 +325,58 @@ def test_a_list_is_clamped_to_the_other_rows_and_none_takes_all(loss):
 
 
 def test_equally_near_candidates_stand_by_their_index():
-    teacher = torch.tensor([[0.0, 0], [0, 2], [2, 0], [0, -2], [-2, 0]], dtype=F64)    # query 0: all four equally near
+    # query 0: all four equally near
+    teacher = torch.tensor([[0.0, 0], [0, 2], [2, 0], [0, -2], [-2, 0]], dtype=F64)
     student = torch.tensor([[0.0], [1], [2], [3], [4]], dtype=F64)
     settings = {"normalize": False, "alpha": 1.0, "beta": 1.0}
-    z = [-1.0, -2, -3, -4]                                                # 1, 2, 3, 4
-    first, = list(lists(student, teacher, **settings))[:1]
-    assert first[0] == z and darkrank_hard_loss(student, teacher, **settings).item() == pytest.approx(slow_hard(student, teacher, **settings), rel=1e-13)
+    z = [-1.0, -2, -3, -4]  # 1, 2, 3, 4
+    (first,) = list(lists(student, teacher, **settings))[:1]
+    assert first[0] == z and darkrank_hard_loss(
+        student, teacher, **settings
+    ).item() == pytest.approx(slow_hard(student, teacher, **settings), rel=1e-13)
     for length in (1, 2, 3):
         found = darkrank_hard_loss(student, teacher, list_length=length, **settings).item()
-        assert found == pytest.approx(slow_hard(student, teacher, list_length=length, **settings), rel=1e-13)
-    student, everywhere = rows(40, 1), torch.zeros(40, 2, dtype=F64)      # an unstable sort shows from 17 on
+        assert found == pytest.approx(
+            slow_hard(student, teacher, list_length=length, **settings), rel=1e-13
+        )
+    # an unstable sort shows from 17 on
+    student, everywhere = rows(40, 1), torch.zeros(40, 2, dtype=F64)
     for length in (3, 16, 17, None):
         found = darkrank_hard_loss(student, everywhere, normalize=False, list_length=length).item()
-        assert found == pytest.approx(slow_hard(student, everywhere, normalize=False, list_length=length), rel=1e-12)
+        assert found == pytest.approx(
+            slow_hard(student, everywhere, normalize=False, list_length=length), rel=1e-12
+        )
 
 
 @pytest.mark.parametrize("loss", BOTH)
 def test_a_query_is_left_out_by_its_index_also_where_a_duplicate_stands_before_it(loss):
     student, teacher = rows(7, 4), rows(7, 3)
-    teacher[5] = teacher[2]                                               # for query 5 the nearest is 2, not itself
+    # for query 5 the nearest is 2, not itself
+    teacher[5] = teacher[2]
     assert loss(student, teacher, list_length=1) == 0
     for list_length in (2, 3):
-        assert loss(student, teacher, list_length=list_length).item() == pytest.approx(SLOW[loss](student, teacher, list_length=list_length), rel=1e-11)
+        assert loss(student, teacher, list_length=list_length).item() == pytest.approx(
+            SLOW[loss](student, teacher, list_length=list_length), rel=1e-11
+        )
 
 
 @pytest.mark.parametrize("loss", BOTH)
 @pytest.mark.parametrize("beta", [0.5, 1.0, 2.0, 3.0])
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_coincident_rows_and_duplicates_equal_the_loop_and_have_a_gradient(loss, beta, dtype):
-    for same_s, same_t in (([0, 1], []), ([], [2, 3]), ([0, 1, 4], [0, 1, 4]), (range(6), []), (range(6), range(6))):
+    for same_s, same_t in (
+        ([0, 1], []),
+        ([], [2, 3]),
+        ([0, 1, 4], [0, 1, 4]),
+        (range(6), []),
+        (range(6), range(6)),
+    ):
         student, teacher = rows(6, 3, dtype), rows(6, 4, dtype)
         student[list(same_s)], teacher[list(same_t)] = 0.7, -1.3
         value, pull = gradient(loss, student, teacher, beta=beta)
-        assert value.item() == pytest.approx(SLOW[loss](student, teacher, beta=beta), rel=1e-6, abs=1e-13)
+        assert value.item() == pytest.approx(
+            SLOW[loss](student, teacher, beta=beta), rel=1e-6, abs=1e-13
+        )
         assert pull.isfinite().all() and pull.abs().max() < 100
     if len(same_s) == 6:
         assert not pull.any()
@@ -291,11 +387,19 @@ def test_coincident_rows_and_duplicates_equal_the_loop_and_have_a_gradient(loss,
 def test_a_row_of_zeros_has_no_direction(loss, normalize):
     student, teacher = rows(6, 3), rows(6, 4)
     student[1] = student[4] = 0
-    if not normalize:                                                     # else all are equally far from it, but for rounding
+    # else all are equally far from it, but for rounding
+    if not normalize:
         teacher[2] = 0
     value, pull = gradient(loss, student, teacher, normalize=normalize)
-    assert value.item() == pytest.approx(SLOW[loss](student, teacher, normalize=normalize), rel=1e-11)
-    assert pull.isfinite().all() and pull.abs().max() < 200 and pull[0].any() and pull[1].any() == (not normalize)
+    assert value.item() == pytest.approx(
+        SLOW[loss](student, teacher, normalize=normalize), rel=1e-11
+    )
+    assert (
+        pull.isfinite().all()
+        and pull.abs().max() < 200
+        and pull[0].any()
+        and pull[1].any() == (not normalize)
+    )
 
 
 @pytest.mark.parametrize("loss", [*BOTH, DarkRankLoss(), DarkRankLoss("soft", "released")])
@@ -305,36 +409,62 @@ def test_few_rows_are_a_number_that_backpropagates(loss, n, dtype):
     student = rows(n, 4, dtype).requires_grad_()
     value = loss(student, rows(n, 2, dtype))
     value.backward()
-    assert value.shape == () and value.isfinite() and student.grad.shape == (n, 4) and student.grad.isfinite().all()
-    if n < 3:                                                             # one candidate is always the first
+    assert (
+        value.shape == ()
+        and value.isfinite()
+        and student.grad.shape == (n, 4)
+        and student.grad.isfinite().all()
+    )
+    # one candidate is always the first
+    if n < 3:
         assert value == 0 and not student.grad.any()
     else:
         assert value > 0 and student.grad.any()
 
 
-# ----------------------------------------------------------------------------------------------------------- precision, size
+# ---------------------------------------------------------------------------------- precision, size
 @pytest.mark.parametrize("loss", BOTH)
 @pytest.mark.parametrize("spread", [1.0, 1e-2, 1e-3])
 @pytest.mark.parametrize("offset", [0, 100])
-def test_float32_rows_are_exact_to_1e_6_far_from_the_origin_and_near_each_other(loss, spread, offset):
-    student, teacher = (rows(10, 4) * spread + offset).float(), (rows(10, 4) * spread + offset).float()
-    for settings in ({"normalize": False, "alpha": 0.5 / spread, "beta": 1.0}, {"alpha": 3.0, "beta": 2.0}):
+def test_float32_rows_are_exact_to_1e_6_far_from_the_origin_and_near_each_other(
+    loss, spread, offset
+):
+    student, teacher = (
+        (rows(10, 4) * spread + offset).float(),
+        (rows(10, 4) * spread + offset).float(),
+    )
+    for settings in (
+        {"normalize": False, "alpha": 0.5 / spread, "beta": 1.0},
+        {"alpha": 3.0, "beta": 2.0},
+    ):
         value, pull = gradient(loss, student, teacher, **settings)
-        assert value.item() == pytest.approx(SLOW[loss](student, teacher, **settings), rel=1e-6, abs=1e-12)
+        assert value.item() == pytest.approx(
+            SLOW[loss](student, teacher, **settings), rel=1e-6, abs=1e-12
+        )
         exact_pull = gradient(loss, student.double(), teacher.double(), **settings)[1]
         assert (pull - exact_pull).norm() < 1e-6 * exact_pull.norm()
 
 
 @pytest.mark.parametrize("loss", [*BOTH, DarkRankLoss("soft", "released")])
-@pytest.mark.parametrize("dtype, result", [
-    (torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float32, torch.float32), (F64, F64)])
+@pytest.mark.parametrize(
+    "dtype, result",
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (F64, F64),
+    ],
+)
 def test_half_precision_is_raised_and_float64_stays(loss, dtype, result):
-    student, teacher = rows(9, 6, dtype, scale=300.0), rows(9, 6, dtype)              # a squared length overflows in half
+    # a squared length overflows in half
+    student, teacher = rows(9, 6, dtype, scale=300.0), rows(9, 6, dtype)
     value, pull = gradient(loss, student, teacher)
     exact, exact_pull = gradient(loss, student.double(), teacher.double())
     assert value.dtype is result and pull.dtype is dtype and value > 0.1
     assert value.item() == pytest.approx(exact.item(), rel=1e-14 if dtype is F64 else 1e-6)
-    torch.testing.assert_close(pull, exact_pull.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
+    torch.testing.assert_close(
+        pull, exact_pull.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-7
+    )
     assert loss(student, teacher.double()).dtype is loss(student.double(), teacher).dtype is F64
     with torch.autocast("cpu", torch.bfloat16):
         assert loss(student, teacher) == value
@@ -351,29 +481,46 @@ def test_scores_of_long_rows_do_not_overflow(loss):
 
 def test_a_whole_batch_is_one_list_and_soft_goes_to_twelve():
     student, teacher = rows(40, 8), rows(40, 8)
-    assert darkrank_hard_loss(student, teacher, list_length=None).item() == pytest.approx(slow_hard(student, teacher, list_length=None), rel=1e-12)
+    assert darkrank_hard_loss(student, teacher, list_length=None).item() == pytest.approx(
+        slow_hard(student, teacher, list_length=None), rel=1e-12
+    )
     start = time.process_time()
     value, pull = gradient(darkrank_soft_loss, student, teacher, list_length=12)
-    assert time.process_time() - start < 20 and value > 0 and pull.isfinite().all()    # 12! orderings would take weeks
+    # 12! orderings would take weeks
+    assert time.process_time() - start < 20 and value > 0 and pull.isfinite().all()
     picked = darkrank_soft_loss(student[:13], teacher[:13], list_length=12)
     assert picked == darkrank_soft_loss(student[:13], teacher[:13], list_length=None)
-    assert picked > darkrank_soft_loss(student[:13], teacher[:13], list_length=8)      # the first 8 places of a ranking know less
+    # the first 8 places of a ranking know less
+    assert picked > darkrank_soft_loss(student[:13], teacher[:13], list_length=8)
 
 
 @pytest.mark.parametrize("list_length", [13, 20, None])
 def test_soft_above_twelve_is_an_error_that_names_the_way_out(list_length):
-    for loss in (darkrank_soft_loss, lambda s, t, list_length: DarkRankLoss("soft", list_length=list_length)(s, t)):
-        with pytest.raises(ValueError, match="soft form takes lists of at most 12, got (13|20|29) .*use the hard form"):
+    for loss in (
+        darkrank_soft_loss,
+        lambda s, t, list_length: DarkRankLoss("soft", list_length=list_length)(s, t),
+    ):
+        with pytest.raises(
+            ValueError,
+            match="soft form takes lists of at most 12, got (13|20|29) .*use the hard form",
+        ):
             loss(rows(30, 4), rows(30, 4), list_length=list_length)
-        assert loss(rows(9, 4), rows(9, 4), list_length=list_length).isfinite()        # clamped to 8
+        # clamped to 8
+        assert loss(rows(9, 4), rows(9, 4), list_length=list_length).isfinite()
 
 
 def test_no_tensor_of_n_cubed_or_of_n_squared_times_the_width():
     student, teacher = torch.randn(128, 256).requires_grad_(), torch.randn(128, 256)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         torch.autograd.grad(darkrank_hard_loss(student, teacher, list_length=None), student)
-    sizes = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    assert 8 * 128 * 128 <= max(sizes) <= 8 * 128 * 256                    # the rows in float64
+    sizes = [
+        event.nbytes()
+        for event in profile.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
+    assert 8 * 128 * 128 <= max(sizes) <= 8 * 128 * 256  # the rows in float64
 
 
 @pytest.mark.parametrize("loss", BOTH)
@@ -386,14 +533,18 @@ def test_a_row_that_is_not_a_number_is_not_hidden(loss, normalize):
             assert not loss(*pair, list_length=3, normalize=normalize).isfinite()
 
 
-# --------------------------------------------------------------------------------------------------------------- autograd
+# ----------------------------------------------------------------------------------------- autograd
 @pytest.mark.parametrize("loss", [*BOTH, DarkRankLoss(), DarkRankLoss("soft", "released")])
 def test_the_teacher_receives_no_gradient_and_nothing_is_changed(loss):
     student, teacher = rows(6, 4).requires_grad_(), rows(6, 3).requires_grad_()
     copies = student.detach().clone(), teacher.detach().clone()
     value = loss(student, teacher)
     value.backward()
-    assert teacher.grad is None and student.grad.any() and not loss(student.detach(), teacher).requires_grad
+    assert (
+        teacher.grad is None
+        and student.grad.any()
+        and not loss(student.detach(), teacher).requires_grad
+    )
     assert torch.equal(student, copies[0]) and torch.equal(teacher, copies[1])
     with torch.no_grad():
         assert loss(student, teacher) == value and not loss(student, teacher).requires_grad
@@ -401,26 +552,46 @@ def test_the_teacher_receives_no_gradient_and_nothing_is_changed(loss):
         torch.autograd.grad(loss(student, teacher), student, create_graph=True)
 
 
-# ----------------------------------------------------------------------------------------------------------------- module
+# ------------------------------------------------------------------------------------------- module
 def test_presets_and_what_replaces_them():
     student, teacher = rows(9, 4), rows(9, 3)
     assert DarkRankLoss()(student, teacher) == darkrank_hard_loss(student, teacher)
     assert DarkRankLoss("soft")(student, teacher) == darkrank_soft_loss(student, teacher)
     released = DarkRankLoss("soft", "released")
-    assert released(student, teacher) == darkrank_soft_loss(student, teacher, alpha=3.5**2, beta=2 * 2.0)
+    assert released(student, teacher) == darkrank_soft_loss(
+        student, teacher, alpha=3.5**2, beta=2 * 2.0
+    )
     assert released.settings["detach_query"] and not DarkRankLoss().settings["detach_query"]
     assert not DarkRankLoss(preset="released", detach_query=False).settings["detach_query"]
-    for given in ({"alpha": 0.0}, {"beta": 1.0}, {"list_length": None}, {"list_length": 2}, {"normalize": False}):
+    for given in (
+        {"alpha": 0.0},
+        {"beta": 1.0},
+        {"list_length": None},
+        {"list_length": 2},
+        {"normalize": False},
+    ):
         for kind, loss in zip(("hard", "soft"), BOTH):
-            assert DarkRankLoss(kind, **given)(student, teacher) == loss(student, teacher, **given) != loss(student, teacher)
-    assert darkrank.PRESETS == {"quoted": {"alpha": 3.0, "beta": 3.0, "detach_query": False},
-                                "released": {"alpha": 12.25, "beta": 4.0, "detach_query": True}}       # no object changed them
-    assert repr(DarkRankLoss()) == ("DarkRankLoss(kind='hard', alpha=3.0, beta=3.0, detach_query=False, list_length=4, "
-                                    "normalize=True, places=None, reduction='mean', gather=False)")
+            assert (
+                DarkRankLoss(kind, **given)(student, teacher)
+                == loss(student, teacher, **given)
+                != loss(student, teacher)
+            )
+    assert darkrank.PRESETS == {
+        "quoted": {"alpha": 3.0, "beta": 3.0, "detach_query": False},
+        # no object changed them
+        "released": {"alpha": 12.25, "beta": 4.0, "detach_query": True},
+    }
+    assert repr(DarkRankLoss()) == (
+        "DarkRankLoss(kind='hard', alpha=3.0, beta=3.0, "
+        "detach_query=False, list_length=4, "
+        "normalize=True, places=None, reduction='mean', gather=False)"
+    )
 
 
 def test_the_released_scores_are_those_of_its_code():
-    """-(scale · d²)^power of normalised rows; cross-entropy over all orderings has the same gradient, at the candidates only."""
+    """-(scale · d²)^power of normalised rows; cross-entropy over all orderings has the same
+    gradient, at the candidates only.
+    """
     student, teacher = rows(6, 4), rows(6, 3)
     _, pull = gradient(DarkRankLoss("soft", "released"), student, teacher)
     s = student.clone().requires_grad_()
@@ -428,9 +599,13 @@ def test_the_released_scores_are_those_of_its_code():
     for q in range(6):
         far = (taught[q] - taught).square().sum(1)
         others = far.argsort()[1:5]
-        scores = [-(3.5 * (z[q].detach() - z[others]).square().sum(1)) ** 2.0 for z in (unit, taught)]
+        scores = [
+            -((3.5 * (z[q].detach() - z[others]).square().sum(1)) ** 2.0) for z in (unit, taught)
+        ]
         for order in itertools.permutations(range(4)):
-            log_s, log_t = (sum(z[list(order[i:])].log_softmax(0)[0] for i in range(4)) for z in scores)
+            log_s, log_t = (
+                sum(z[list(order[i:])].log_softmax(0)[0] for i in range(4)) for z in scores
+            )
             total = total - log_t.exp() * log_s
     torch.testing.assert_close(pull, torch.autograd.grad(total / 6, s)[0], rtol=1e-9, atol=1e-13)
 
@@ -438,11 +613,17 @@ def test_the_released_scores_are_those_of_its_code():
 def test_a_detached_query_changes_the_gradient_only():
     student, teacher = rows(6, 4), rows(6, 3)
     for kind in ("hard", "soft"):
-        (a, full), (b, detached) = (gradient(DarkRankLoss(kind, detach_query=d), student, teacher) for d in (False, True))
+        (a, full), (b, detached) = (
+            gradient(DarkRankLoss(kind, detach_query=d), student, teacher) for d in (False, True)
+        )
         assert a == b and (full - detached).norm() > 0.1 * full.norm()
     raw = {"normalize": False, "alpha": 0.1}
-    assert gradient(DarkRankLoss(**raw), student, teacher)[1].sum(0).abs().max() < 1e-14           # pushes and is pushed
-    assert gradient(DarkRankLoss(detach_query=True, **raw), student, teacher)[1].sum(0).abs().max() > 1e-3
+    # pushes and is pushed
+    assert gradient(DarkRankLoss(**raw), student, teacher)[1].sum(0).abs().max() < 1e-14
+    assert (
+        gradient(DarkRankLoss(detach_query=True, **raw), student, teacher)[1].sum(0).abs().max()
+        > 1e-3
+    )
 
 
 def test_first_places_of_the_whole_batch_have_full_denominators():
@@ -451,13 +632,20 @@ def test_first_places_of_the_whole_batch_have_full_denominators():
     for s, _ in lists(student, teacher, list_length=None):
         costs.append(sum(math.log(sum(map(math.exp, s[i:]))) - s[i] for i in range(3)))
     expected = sum(costs) / len(costs)
-    assert DarkRankLoss(list_length=None, places=3)(student, teacher).item() == pytest.approx(expected, rel=1e-12)
+    assert DarkRankLoss(list_length=None, places=3)(student, teacher).item() == pytest.approx(
+        expected, rel=1e-12
+    )
     assert abs(darkrank_hard_loss(student, teacher, list_length=3).item() - expected) > 0.1
     for places in (8, 100):
-        assert DarkRankLoss(list_length=None, places=places)(student, teacher) == darkrank_hard_loss(student, teacher, list_length=None)
+        assert DarkRankLoss(list_length=None, places=places)(
+            student, teacher
+        ) == darkrank_hard_loss(student, teacher, list_length=None)
 
 
-@pytest.mark.parametrize("student, teacher", [((2, 3), (3, 3)), ((3,), (3,)), ((), ()), ((2, 3, 4), (2, 3, 4)), ((2, 3), (2,))])
+@pytest.mark.parametrize(
+    "student, teacher",
+    [((2, 3), (3, 3)), ((3,), (3,)), ((), ()), ((2, 3, 4), (2, 3, 4)), ((2, 3), (2,))],
+)
 def test_shapes_that_do_not_fit_are_in_the_message(student, teacher):
     for loss in (*BOTH, DarkRankLoss(), DarkRankLoss(gather=True)):
         with pytest.raises(ValueError) as caught:
@@ -465,35 +653,69 @@ def test_shapes_that_do_not_fit_are_in_the_message(student, teacher):
         assert f"got student {student} and teacher {teacher}" in str(caught.value)
 
 
-@pytest.mark.parametrize("given, message", [
-    *(({"alpha": value}, f"alpha must be >= 0 and finite, got {value}") for value in (-1.0, math.nan, math.inf)),
-    *(({"beta": value}, f"beta must be > 0 and at most 1000, got {value}") for value in (0.0, 2000.0)),
-    *(({"list_length": value}, f"list_length must be an integer of at least 1 or None, got {value}") for value in (0, 4.0, 2.5))])
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        *(
+            ({"alpha": value}, f"alpha must be >= 0 and finite, got {value}")
+            for value in (-1.0, math.nan, math.inf)
+        ),
+        *(
+            ({"beta": value}, f"beta must be > 0 and at most 1000, got {value}")
+            for value in (0.0, 2000.0)
+        ),
+        *(
+            (
+                {"list_length": value},
+                f"list_length must be an integer of at least 1 or None, got {value}",
+            )
+            for value in (0, 4.0, 2.5)
+        ),
+    ],
+)
 def test_settings_out_of_range_are_errors(given, message):
-    calls = [lambda: DarkRankLoss(**given), *(lambda loss=loss: loss(rows(4, 2), rows(4, 2), **given) for loss in BOTH)]
+    calls = [
+        lambda: DarkRankLoss(**given),
+        *(lambda loss=loss: loss(rows(4, 2), rows(4, 2), **given) for loss in BOTH),
+    ]
     for call in calls:
         with pytest.raises(ValueError) as caught:
             call()
         assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("given, message", [
-    ({"kind": "sort"}, "no kind 'sort'; did you mean 'soft'?"), ({"preset": "release"}, "no preset 'release'; did you mean 'released'?"),
-    ({"reduction": "sum"}, "no reduction 'sum'; there are 'mean', 'none'"), ({"places": 2.0}, "places must be an integer of at least 1 or None, got 2.0"),
-    ({"kind": "soft", "places": 2}, "places=2 cuts the hard form's ordering; the soft one has all orderings of its lists")])
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"kind": "sort"}, "no kind 'sort'; did you mean 'soft'?"),
+        ({"preset": "release"}, "no preset 'release'; did you mean 'released'?"),
+        ({"reduction": "sum"}, "no reduction 'sum'; there are 'mean', 'none'"),
+        ({"places": 2.0}, "places must be an integer of at least 1 or None, got 2.0"),
+        (
+            {"kind": "soft", "places": 2},
+            "places=2 cuts the hard form's ordering; the soft one has all orderings of its lists",
+        ),
+    ],
+)
 def test_unknown_kinds_and_presets_are_errors(given, message):
     with pytest.raises(ValueError) as caught:
         DarkRankLoss(**given)
     assert str(caught.value) == message
 
 
-@pytest.mark.parametrize("loss", [DarkRankLoss(list_length=None), DarkRankLoss("soft", list_length=6)])
+@pytest.mark.parametrize(
+    "loss", [DarkRankLoss(list_length=None), DarkRankLoss("soft", list_length=6)]
+)
 def test_through_the_distiller_a_narrow_student_ranks_as_the_teacher_does(loss):
     x, teacher, student = torch.randn(24, 6), nn.Linear(6, 8), nn.Linear(6, 4)
-    distiller = Distiller(student, {"teacher": teacher}, {"loss_rank": (loss, ("student", "teacher"), 1.0)})
+    distiller = Distiller(
+        student, {"teacher": teacher}, {"loss_rank": (loss, ("student", "teacher"), 1.0)}
+    )
     distiller.build(x)
+
     def order(model):
         return torch.cdist(*[F.normalize(model(x))] * 2).argsort(1)[:, 1]
+
     before, agreed = teacher.weight.clone(), (order(student) == order(teacher)).float().mean()
     optimizer, losses = torch.optim.Adam(distiller.parameters(), lr=0.03), []
     for _ in range(80):
@@ -506,7 +728,7 @@ def test_through_the_distiller_a_narrow_student_ranks_as_the_teacher_does(loss):
     assert (order(student) == order(teacher)).float().mean() > agreed + 0.15
 
 
-# ------------------------------------------------------------------------------------------------------------- processes
+# ---------------------------------------------------------------------------------------- processes
 def on_batch(weight, loss, images, teacher):
     return loss(images @ weight.T, teacher)
 
@@ -516,12 +738,31 @@ GATHERED = [{"kind": "hard", "list_length": None}, {"kind": "soft", "preset": "r
 
 def two_ranks(rank: int, folder: str, world: int):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world,
-                                         timeout=timedelta(seconds=60))
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=60),
+    )
     images, teacher, weight = torch.load(f"{folder}/batch.pt")
     mine = slice(5 * rank, 5 * rank + 5)
-    torch.save([[gradient(on_batch, weight, DarkRankLoss(**given, gather=gather), images[mine], teacher[mine])
-                 for gather in (True, False)] for given in GATHERED], f"{folder}/{rank}.pt")
+    torch.save(
+        [
+            [
+                gradient(
+                    on_batch,
+                    weight,
+                    DarkRankLoss(**given, gather=gather),
+                    images[mine],
+                    teacher[mine],
+                )
+                for gather in (True, False)
+            ]
+            for given in GATHERED
+        ],
+        f"{folder}/{rank}.pt",
+    )
     torch.distributed.destroy_process_group()
 
 
@@ -532,22 +773,28 @@ def test_two_processes_that_gather_equal_one(tmp_path):
     torch.multiprocessing.spawn(two_ranks, (str(tmp_path), 2), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for i, given in enumerate(GATHERED):
-        value, pull = gradient(on_batch, weight, DarkRankLoss(**given, gather=True), images, teacher)
+        value, pull = gradient(
+            on_batch, weight, DarkRankLoss(**given, gather=True), images, teacher
+        )
         for found in ranks:
             torch.testing.assert_close(found[i][0][0], value, rtol=1e-12, atol=0)
         averaged, apart = (sum(found[i][k][1] for found in ranks) / 2 for k in (0, 1))
         torch.testing.assert_close(averaged, pull, rtol=1e-10, atol=1e-14)
-        assert (apart - pull).norm() > 0.05 * pull.norm()                  # ranks by themselves have other lists
+        # ranks by themselves have other lists
+        assert (apart - pull).norm() > 0.05 * pull.norm()
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("loss", [*BOTH, DarkRankLoss(list_length=None), DarkRankLoss("soft", list_length=12)])
+@pytest.mark.parametrize(
+    "loss", [*BOTH, DarkRankLoss(list_length=None), DarkRankLoss("soft", list_length=12)]
+)
 def test_on_a_gpu_it_is_the_same_and_never_waits(loss):
     student, teacher = rows(64, 32, torch.float32), rows(64, 32, torch.float32)
     expected, expected_pull = gradient(loss, student.double(), teacher.double())
     student, teacher = student.cuda(), teacher.cuda()
-    loss(student, teacher)                                                 # the table of sets is made once
+    # the table of sets is made once
+    loss(student, teacher)
     torch.cuda.set_sync_debug_mode("error")
     try:
         value, pull = gradient(loss, student, teacher)

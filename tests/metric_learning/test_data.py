@@ -18,7 +18,9 @@ def folder(tmp_path_factory):
     for c in "abcde":
         (root / c).mkdir()
         for i in range(4):
-            Image.fromarray(generator.integers(0, 255, (20 + i, 30, 3), dtype=np.uint8)).save(root / c / f"{i}.png")
+            Image.fromarray(generator.integers(0, 255, (20 + i, 30, 3), dtype=np.uint8)).save(
+                root / c / f"{i}.png"
+            )
     return root
 
 
@@ -26,23 +28,66 @@ def test_digits_of_the_test_are_never_trained_on():
     train, test = data.digits(), data.digits(train=False, augment={"crop": 1})
     counts = np.bincount(load_digits().target)
     assert train.classes == list("012345") and test.classes == list("6789")
-    assert torch.equal(train.target.bincount(), torch.from_numpy(counts[:6])) and torch.equal(test.target.bincount(), torch.from_numpy(counts[6:]))
+    assert torch.equal(train.target.bincount(), torch.from_numpy(counts[:6])) and torch.equal(
+        test.target.bincount(), torch.from_numpy(counts[6:])
+    )
     assert test.augment is None
-    pixels = {bytes((image * 255 / 16).round().astype(np.uint8)): int(t) for image, t in zip(load_digits().images, load_digits().target)}
+    pixels = {
+        bytes((image * 255 / 16).round().astype(np.uint8)): int(t)
+        for image, t in zip(load_digits().images, load_digits().target)
+    }
     for part in (train, test):
-        assert all(pixels[bytes(image.numpy())] == int(part.classes[t]) for image, t in zip(part.images, part.target.tolist()))
+        assert all(
+            pixels[bytes(image.numpy())] == int(part.classes[t])
+            for image, t in zip(part.images, part.target.tolist())
+        )
     assert data.digits(test_classes=[0, 5]).classes == list("12346789")
-    assert data.digits(test_classes=0.4).classes == data.digits(test_classes=4).classes == list("012345")
+    assert (
+        data.digits(test_classes=0.4).classes
+        == data.digits(test_classes=4).classes
+        == list("012345")
+    )
 
 
-@pytest.mark.parametrize("given, test", [(2, "de"), (0.4, "de"), (["b", "a"], "ab"), (0.5, "de"), (4, "bcde"), (np.int64(2), "de"),
-                                         (np.float32(0.4), "de"), ("b", "b")])
+@pytest.mark.parametrize(
+    "given, test",
+    [
+        (2, "de"),
+        (0.4, "de"),
+        (["b", "a"], "ab"),
+        (0.5, "de"),
+        (4, "bcde"),
+        (np.int64(2), "de"),
+        (np.float32(0.4), "de"),
+        ("b", "b"),
+    ],
+)
 def test_a_split_has_each_class_on_one_side(given, test):
     assert data.split_classes("abcde", given, False) == list(test)
     assert data.split_classes("abcde", given, True) == [c for c in "abcde" if c not in test]
 
 
-@pytest.mark.parametrize("given", [0, 5, 1.0, 2.0, 1.5, -1, -0.5, 0.01, float("nan"), True, False, None, ["a", "x"], "bird", list("abcde"), []])
+@pytest.mark.parametrize(
+    "given",
+    [
+        0,
+        5,
+        1.0,
+        2.0,
+        1.5,
+        -1,
+        -0.5,
+        0.01,
+        float("nan"),
+        True,
+        False,
+        None,
+        ["a", "x"],
+        "bird",
+        list("abcde"),
+        [],
+    ],
+)
 def test_a_split_without_two_sides_is_refused(given):
     with pytest.raises(ValueError, match="test_classes"):
         data.split_classes("abcde", given, train=True)
@@ -51,11 +96,19 @@ def test_a_split_without_two_sides_is_refused(given):
 
 def test_a_folder_in_memory_and_as_files(folder):
     for small in (True, False):
-        train, test = (data.image_folder(folder, train, ["b", "d"], size=8, small=small) for train in (True, False))
+        train, test = (
+            data.image_folder(folder, train, ["b", "d"], size=8, small=small)
+            for train in (True, False)
+        )
         assert train.classes == ["a", "c", "e"] and test.classes == ["b", "d"]
-        assert train.target.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and test.target.tolist() == [0] * 4 + [1] * 4
+        assert (
+            train.target.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+            and test.target.tolist() == [0] * 4 + [1] * 4
+        )
         batch = next(iter(Loader(train, 6, per_class=3)))
-        assert batch["input"].shape == (6, 3, 8, 8) and batch["target"].view(2, 3).unique(dim=1).shape == (2, 1)
+        assert batch["input"].shape == (6, 3, 8, 8) and batch["target"].view(2, 3).unique(
+            dim=1
+        ).shape == (2, 1)
     with pytest.raises(FileNotFoundError, match="KDTASKS_DATA"):
         data.image_folder(folder / "nowhere")
     with pytest.raises(ValueError, match="resize=77 belongs to small=False"):
@@ -63,18 +116,24 @@ def test_a_folder_in_memory_and_as_files(folder):
 
 
 def test_files_become_a_square_and_in_training_a_random_part_of_it_perhaps_mirrored(folder):
-    train, test = (data.image_folder(folder, train, "e", size=7, small=False, mean=[0, 0, 0], std=[1, 1, 1]) for train in (True, False))
+    train, test = (
+        data.image_folder(folder, train, "e", size=7, small=False, mean=[0, 0, 0], std=[1, 1, 1])
+        for train in (True, False)
+    )
     parts = []
     for part in (train, test):
-        square = Image.open(part.paths[3]).resize((8, 8), Image.Resampling.BILINEAR)                 # of 30 x 23
+        # of 30 x 23
+        square = Image.open(part.paths[3]).resize((8, 8), Image.Resampling.BILINEAR)
         whole = torch.from_numpy(np.array(square)).permute(2, 0, 1) / 255
-        parts.append([whole[:, y:y + 7, x:x + 7] for y in (0, 1) for x in (0, 1)])
+        parts.append([whole[:, y : y + 7, x : x + 7] for y in (0, 1) for x in (0, 1)])
     torch.manual_seed(0)
     views, seen = [*parts[0], *(view.flip(2) for view in parts[0])], set()
     for _ in range(100):
         image, _ = train[3]
         seen.add(next(k for k, view in enumerate(views) if torch.allclose(image, view, atol=1e-6)))
-    assert seen == set(range(8)) and all(torch.allclose(test[3][0], parts[1][0], atol=1e-6) for _ in range(5))
+    assert seen == set(range(8)) and all(
+        torch.allclose(test[3][0], parts[1][0], atol=1e-6) for _ in range(5)
+    )
 
 
 def test_cifar100_has_80_classes_and_20_others(tmp_path):
@@ -83,10 +142,19 @@ def test_cifar100_has_80_classes_and_20_others(tmp_path):
     for split in ("train", "test"):
         for name in CIFAR100_CLASSES:
             (tmp_path / split / name).mkdir(parents=True)
-            Image.fromarray(np.full((32, 32, 3), 7, np.uint8)).save(tmp_path / split / name / "0.png")
+            Image.fromarray(np.full((32, 32, 3), 7, np.uint8)).save(
+                tmp_path / split / name / "0.png"
+            )
     train, test = data.cifar100(True, tmp_path), data.cifar100(False, tmp_path)
-    assert train.classes == list(CIFAR100_CLASSES[:80]) and test.classes == list(CIFAR100_CLASSES[80:])
-    assert train.target.tolist() == list(range(80)) and "/test/" in test.path(0) and train.augment and not test.augment
+    assert train.classes == list(CIFAR100_CLASSES[:80]) and test.classes == list(
+        CIFAR100_CLASSES[80:]
+    )
+    assert (
+        train.target.tolist() == list(range(80))
+        and "/test/" in test.path(0)
+        and train.augment
+        and not test.augment
+    )
 
 
 def test_pmls_cub(tmp_path):
@@ -128,7 +196,8 @@ def test_pmls_products_have_numbers_for_names(tmp_path):
     assert data.pml_set("StanfordOnlineProducts", tmp_path, train=False).classes == ["8", "9"]
 
 
-# Embeddings that come with the data --------------------------------------------------------------------------------------
+# Embeddings that come with the data ---------------------------------------------------------------
+
 
 @pytest.mark.parametrize("kind", [".npy", ".pt", ".safetensors", "tensor"])
 def test_embeddings_go_with_their_samples(kind, tmp_path):
@@ -140,6 +209,7 @@ def test_embeddings_go_with_their_samples(kind, tmp_path):
         torch.save(rows, given)
     elif kind == ".safetensors":
         from safetensors.torch import save_file
+
         save_file({"rows": rows}, given)
     wrapped = data.with_teacher(data.digits(train=False), given).to("cpu")
     for batch in Loader(wrapped, 8, per_class=4):
@@ -150,9 +220,13 @@ def test_embeddings_go_with_their_samples(kind, tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_embeddings_of_files(folder, workers):
     files = data.image_folder(folder, size=8, small=False)
-    loader = Loader(data.with_teacher(files, torch.arange(len(files))[:, None]), 6, per_class=2, workers=workers)
+    loader = Loader(
+        data.with_teacher(files, torch.arange(len(files))[:, None]), 6, per_class=2, workers=workers
+    )
     for batch in loader:
-        assert batch["teacher"][:, 0].tolist() == batch["index"].tolist() and batch["input"].shape == (6, 3, 8, 8)
+        assert batch["teacher"][:, 0].tolist() == batch["index"].tolist() and batch[
+            "input"
+        ].shape == (6, 3, 8, 8)
 
 
 def test_wrong_embeddings_are_refused(tmp_path):
@@ -163,8 +237,12 @@ def test_wrong_embeddings_are_refused(tmp_path):
     torch.save({"a": 1}, tmp_path / "dict.pt")
     save_file({"a": torch.zeros(714, 2), "b": torch.zeros(3)}, tmp_path / "two.safetensors")
     (tmp_path / "text.csv").write_text("1,2")
-    for given, message in ((torch.zeros(3, 2), r"\(714, D\), got embeddings of shape \(3, 2\)"),
-                           (torch.zeros(714), r"\(N, D\), got embeddings of shape \(714,\)"), (tmp_path / "dict.pt", "holds a dict"),
-                           (tmp_path / "two.safetensors", "holds a dict"), (tmp_path / "text.csv", "expected .npy, .safetensors, or .pt")):
+    for given, message in (
+        (torch.zeros(3, 2), r"\(714, D\), got embeddings of shape \(3, 2\)"),
+        (torch.zeros(714), r"\(N, D\), got embeddings of shape \(714,\)"),
+        (tmp_path / "dict.pt", "holds a dict"),
+        (tmp_path / "two.safetensors", "holds a dict"),
+        (tmp_path / "text.csv", "expected .npy, .safetensors, or .pt"),
+    ):
         with pytest.raises(ValueError, match=message):
             data.with_teacher(data.digits(train=False), given)

@@ -48,22 +48,37 @@ def rows(n=12, width=5, seed=0):
     return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
 
 
-# Their losses in our configs ---------------------------------------------------------------------------------------------
+# Their losses in our configs ----------------------------------------------------------------------
+
 
 def test_a_loss_of_theirs_from_a_config():
     from pytorch_metric_learning import distances, losses, miners
 
     student, target = rows(), torch.arange(12) // 3
-    ours = PMLLoss({"type": LOSSES + "TripletMarginLoss", "margin": 0.3, "distance": RAW},
-                   {"type": "pytorch_metric_learning.miners.TripletMarginMiner", "margin": 0.1, "type_of_triplets": "hard", "distance": RAW})
+    ours = PMLLoss(
+        {"type": LOSSES + "TripletMarginLoss", "margin": 0.3, "distance": RAW},
+        {
+            "type": "pytorch_metric_learning.miners.TripletMarginMiner",
+            "margin": 0.1,
+            "type_of_triplets": "hard",
+            "distance": RAW,
+        },
+    )
     distance = distances.LpDistance(normalize_embeddings=False)
-    mined = miners.TripletMarginMiner(margin=0.1, type_of_triplets="hard", distance=distance)(student, target)
+    mined = miners.TripletMarginMiner(margin=0.1, type_of_triplets="hard", distance=distance)(
+        student, target
+    )
     theirs = losses.TripletMarginLoss(margin=0.3, distance=distance)
     assert len(mined[0]) > 0 and torch.equal(ours(student, target), theirs(student, target, mined))
-    assert not torch.equal(ours(student, target), theirs(student, target))                          # so the miner counts
-    by_hand = [max(0.0, float((student[a] - student[p]).norm() - (student[a] - student[n]).norm() + 0.3))
-               for a in range(12) for p in range(12) for n in range(12)
-               if a != p and target[a] == target[p] and target[a] != target[n]]
+    # so the miner counts
+    assert not torch.equal(ours(student, target), theirs(student, target))
+    by_hand = [
+        max(0.0, float((student[a] - student[p]).norm() - (student[a] - student[n]).norm() + 0.3))
+        for a in range(12)
+        for p in range(12)
+        for n in range(12)
+        if a != p and target[a] == target[p] and target[a] != target[n]
+    ]
     plain = PMLLoss(theirs)(student, target)
     assert float(plain) == pytest.approx(sum(by_hand) / sum(v > 0 for v in by_hand), rel=1e-5)
 
@@ -77,8 +92,13 @@ def test_proxies_are_trained_with_the_student():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in distiller.parameters())
 
 
-@pytest.mark.parametrize("loss", [{"type": LOSSES + "SelfSupervisedLoss", "loss": {"type": LOSSES + "NTXentLoss"}},
-                                  {"type": LOSSES + "VICRegLoss"}])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"type": LOSSES + "SelfSupervisedLoss", "loss": {"type": LOSSES + "NTXentLoss"}},
+        {"type": LOSSES + "VICRegLoss"},
+    ],
+)
 def test_a_loss_of_two_views_is_refused(loss):
     with pytest.raises(ValueError, match="compares two views of each sample"):
         PMLLoss(loss)
@@ -92,7 +112,8 @@ def test_half_precision_is_raised():
     assert value.dtype == torch.float32 and torch.equal(value, loss(student.float(), target))
 
 
-# Our losses in theirs ----------------------------------------------------------------------------------------------------
+# Our losses in theirs -----------------------------------------------------------------------------
+
 
 def test_an_adapter_gives_what_the_loss_gives_and_its_gradient():
     student, teacher = rows().requires_grad_(), rows(width=8, seed=1).requires_grad_()
@@ -101,7 +122,7 @@ def test_an_adapter_gives_what_the_loss_gives_and_its_gradient():
         value = loss(student, labels, None, ref_emb=teacher)
         assert torch.equal(value, relations(student, teacher))
     value.backward()
-    own, = torch.autograd.grad(relations(student, teacher), student)
+    (own,) = torch.autograd.grad(relations(student, teacher), student)
     assert torch.equal(student.grad, own) and teacher.grad is None
 
 
@@ -111,16 +132,32 @@ def test_reducers_act_on_the_queries_of_a_loss_that_has_them_and_regularizers_on
     student, teacher = rows(), rows(seed=1)
     loss = DarkRankLoss(reduction="none")
     values = loss(student, teacher)
-    assert torch.allclose(PMLDistillLoss(loss)(student, ref_emb=teacher), DarkRankLoss()(student, teacher))
-    assert torch.allclose(PMLDistillLoss(loss, reducer=reducers.SumReducer())(student, ref_emb=teacher), values.sum())
-    kept = PMLDistillLoss(loss, reducer=reducers.ThresholdReducer(low=float(values.median())))(student, ref_emb=teacher)
+    assert torch.allclose(
+        PMLDistillLoss(loss)(student, ref_emb=teacher), DarkRankLoss()(student, teacher)
+    )
+    assert torch.allclose(
+        PMLDistillLoss(loss, reducer=reducers.SumReducer())(student, ref_emb=teacher), values.sum()
+    )
+    kept = PMLDistillLoss(loss, reducer=reducers.ThresholdReducer(low=float(values.median())))(
+        student, ref_emb=teacher
+    )
     assert torch.allclose(kept, values[values > values.median()].mean())
     weights = torch.tensor([1.0, 2.0, 0.0, 5.0])
-    weighted = PMLDistillLoss(loss, reducer=reducers.ClassWeightedReducer(weights))(student, torch.arange(12) // 3, ref_emb=teacher)
+    weighted = PMLDistillLoss(loss, reducer=reducers.ClassWeightedReducer(weights))(
+        student, torch.arange(12) // 3, ref_emb=teacher
+    )
     assert torch.allclose(weighted, (values * weights.repeat_interleave(3)).mean())
-    more = PMLDistillLoss(RKDLoss(), reducer=reducers.SumReducer(), embedding_regularizer=regularizers.LpRegularizer(),
-                          embedding_reg_weight=0.5, distance=None)
-    assert torch.allclose(more(student, ref_emb=teacher), RKDLoss()(student, teacher) + 0.5 * student.norm(dim=1).mean())
+    more = PMLDistillLoss(
+        RKDLoss(),
+        reducer=reducers.SumReducer(),
+        embedding_regularizer=regularizers.LpRegularizer(),
+        embedding_reg_weight=0.5,
+        distance=None,
+    )
+    assert torch.allclose(
+        more(student, ref_emb=teacher),
+        RKDLoss()(student, teacher) + 0.5 * student.norm(dim=1).mean(),
+    )
 
 
 def test_what_an_adapter_refuses():
@@ -135,14 +172,28 @@ def test_what_an_adapter_refuses():
         loss(student, torch.arange(12) // 3, (torch.tensor([0]),) * 3, rows(seed=1))
     with pytest.raises(ValueError, match="no distance"):
         PMLDistillLoss(relations, distance=LpDistance())
-    for other, got in ((lambda s, t: {"a": s.sum()}, "dict"), (lambda s, t: s[:, :1], r"\(12, 1\)"), (lambda s, t: s[0], r"\(5,\)")):
-        with pytest.raises(ValueError, match=rf"one number, or of one a sample, \(12,\), got {got}"):
+    for other, got in (
+        (lambda s, t: {"a": s.sum()}, "dict"),
+        (
+            lambda s, t: s[:, :1],
+            r"\(12, "
+            r"1\)",
+        ),
+        (lambda s, t: s[0], r"\(5,\)"),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=rf"one number, or of one a sample, \(12,\), got "
+            rf"{got}",
+        ):
             PMLDistillLoss(other)(student, ref_emb=rows(seed=1))
 
 
 def test_it_can_be_copied_and_pickled():
     loss = pickle.loads(pickle.dumps(copy.deepcopy(PMLDistillLoss(Relations()))))
-    assert type(loss) is PMLDistillLoss and loss(rows(), ref_emb=rows(seed=1)) == relations(rows(), rows(seed=1))
+    assert type(loss) is PMLDistillLoss and loss(rows(), ref_emb=rows(seed=1)) == relations(
+        rows(), rows(seed=1)
+    )
     assert {"PMLDistillLoss", "DistillMetricTrainer", "PMLLoss"} <= set(dir(plugin))
     with pytest.raises(AttributeError, match="no attribute 'PMLDistilLoss'"):
         _ = plugin.PMLDistilLoss
@@ -163,11 +214,16 @@ def _gathered(rank, port, folder):
     value = DistributedLossWrapper(PMLDistillLoss(relations))(student, ref_emb=teacher)
     value.backward()
     try:
-        DistributedLossWrapper(PMLDistillLoss(relations), efficient=True)(student, torch.arange(6) // 3, ref_emb=teacher)
+        DistributedLossWrapper(PMLDistillLoss(relations), efficient=True)(
+            student, torch.arange(6) // 3, ref_emb=teacher
+        )
         refused = False
     except ValueError as error:
         refused = "efficient=False" in str(error) or "indices_tuple" in str(error)
-    torch.save({"value": value.detach(), "grad": model.module.weight.grad, "refused": refused}, f"{folder}/{rank}.pt")
+    torch.save(
+        {"value": value.detach(), "grad": model.module.weight.grad, "refused": refused},
+        f"{folder}/{rank}.pt",
+    )
     torch.distributed.destroy_process_group()
 
 
@@ -181,24 +237,38 @@ def test_two_processes_equal_one_through_their_wrapper(tmp_path):
     value.backward()
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert torch.allclose(found["value"], 2 * value.detach(), rtol=1e-5)                 # PML's wrapper multiplies by the world
+        # PML's wrapper multiplies by the world
+        assert torch.allclose(found["value"], 2 * value.detach(), rtol=1e-5)
         assert torch.allclose(found["grad"], weight.grad, rtol=1e-4, atol=1e-6) and found["refused"]
 
 
-# Their trainer with our teacher ------------------------------------------------------------------------------------------
+# Their trainer with our teacher -------------------------------------------------------------------
+
 
 def trainer(teacher, **changes):
     from pytorch_metric_learning.losses import TripletMarginLoss
     from pytorch_metric_learning.samplers import MPerClassSampler
 
     data = digits(train=False)
-    images = data.batch(torch.arange(len(data)), torch.zeros(len(data), dtype=torch.int64), 0)["input"]
+    images = data.batch(torch.arange(len(data)), torch.zeros(len(data), dtype=torch.int64), 0)[
+        "input"
+    ]
     torch.manual_seed(0)
     student = embedder("kdtasks.classification.models.digits_cnn", dim=4, in_channels=1, width=4)
     arguments = {
-        "models": {"trunk": student}, "optimizers": {"trunk_optimizer": torch.optim.Adam(student.parameters(), 1e-2)}, "batch_size": 32,
-        "loss_funcs": {"metric_loss": TripletMarginLoss(), "distill_loss": PMLDistillLoss(relations)}, "dataset": TensorDataset(images, data.target),
-        "sampler": MPerClassSampler(data.target, 4, 32, 320), "dataloader_num_workers": 0, "data_device": torch.device("cpu"), "teacher": teacher}
+        "models": {"trunk": student},
+        "optimizers": {"trunk_optimizer": torch.optim.Adam(student.parameters(), 1e-2)},
+        "batch_size": 32,
+        "loss_funcs": {
+            "metric_loss": TripletMarginLoss(),
+            "distill_loss": PMLDistillLoss(relations),
+        },
+        "dataset": TensorDataset(images, data.target),
+        "sampler": MPerClassSampler(data.target, 4, 32, 320),
+        "dataloader_num_workers": 0,
+        "data_device": torch.device("cpu"),
+        "teacher": teacher,
+    }
     return DistillMetricTrainer(**{**arguments, **changes}), student
 
 
@@ -207,28 +277,48 @@ def network():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
 
 
-@pytest.mark.parametrize("wrap", [PMLDistillLoss, lambda loss: loss, lambda loss: lambda student, teacher: loss(student, teacher)])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        PMLDistillLoss,
+        lambda loss: loss,
+        lambda loss: lambda student, teacher: loss(student, teacher),
+    ],
+)
 def test_a_student_learns_in_their_loop_and_the_teacher_stays(wrap):
     teacher = network()
     before = copy.deepcopy(teacher.state_dict())
     seen, modes, loss = [], [], Noted()
 
     def note(self):
-        seen.append([float(self.losses[f"{name}_loss"].detach()) for name in ("distill", "metric", "total")])
+        seen.append(
+            [float(self.losses[f"{name}_loss"].detach()) for name in ("distill", "metric", "total")]
+        )
         modes.append((self.teacher.model.training, self.models["trunk"].training))
 
     from pytorch_metric_learning.losses import TripletMarginLoss
 
-    run, student = trainer(teacher, loss_funcs={"metric_loss": TripletMarginLoss(), "distill_loss": wrap(loss)},
-                           loss_weights={"metric_loss": 0.5, "distill_loss": 2.0}, end_of_iteration_hook=note)
+    run, student = trainer(
+        teacher,
+        loss_funcs={"metric_loss": TripletMarginLoss(), "distill_loss": wrap(loss)},
+        loss_weights={"metric_loss": 0.5, "distill_loss": 2.0},
+        end_of_iteration_hook=note,
+    )
     start = copy.deepcopy(student.state_dict())
     run.train(num_epochs=4)
     distill, metric, total = zip(*seen)
-    assert len(seen) == 40 and sum(distill[-5:]) < 0.8 * sum(distill[:5]) and set(modes) == {(False, True)}
-    assert distill == pytest.approx([2 * value for value in loss.values]) and min(metric) > 0          # PML keeps the weighted ones
+    assert (
+        len(seen) == 40
+        and sum(distill[-5:]) < 0.8 * sum(distill[:5])
+        and set(modes) == {(False, True)}
+    )
+    # PML keeps the weighted ones
+    assert distill == pytest.approx([2 * value for value in loss.values]) and min(metric) > 0
     assert total == pytest.approx([d + m for d, m in zip(distill, metric)])
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
-    assert not any(p.requires_grad for p in teacher.parameters()) and isinstance(run.teacher, Teacher)
+    assert not any(p.requires_grad for p in teacher.parameters()) and isinstance(
+        run.teacher, Teacher
+    )
     assert any(not torch.equal(value, start[name]) for name, value in student.state_dict().items())
 
 
@@ -262,7 +352,11 @@ def test_the_teacher_and_its_batches_go_to_the_trainers_device_and_precision():
     for device, dtype in (("meta", None), ("cpu", torch.float64)):
         run, _ = trainer(network().to(dtype), data_device=torch.device(device), dtype=dtype)
         taught = run.teach(torch.zeros(3, 1, 8, 8))
-        assert taught.shape == (3, 8) and taught.device.type == device and taught.dtype == (dtype or torch.float32)
+        assert (
+            taught.shape == (3, 8)
+            and taught.device.type == device
+            and taught.dtype == (dtype or torch.float32)
+        )
 
 
 def test_a_miner_mines_for_the_metric_loss_only():
@@ -280,11 +374,18 @@ def test_a_miner_mines_for_the_metric_loss_only():
         given["distill"].append((len(student), len(teacher)))
         return relations(student, teacher)
 
-    run, _ = trainer(network(), mining_funcs={"tuple_miner": BatchHardMiner()},
-                     loss_funcs={"metric_loss": Metric(), "distill_loss": PMLDistillLoss(distill)})
+    run, _ = trainer(
+        network(),
+        mining_funcs={"tuple_miner": BatchHardMiner()},
+        loss_funcs={"metric_loss": Metric(), "distill_loss": PMLDistillLoss(distill)},
+    )
     run.train(num_epochs=1)
-    assert given["metric"] and all(len(mined) == 3 and len(mined[0]) == 32 for mined in given["metric"])     # a triplet a row
-    assert given["distill"] and all(rows == (32, 32) for rows in given["distill"])                            # all rows, as they are
+    # a triplet a row
+    assert given["metric"] and all(
+        len(mined) == 3 and len(mined[0]) == 32 for mined in given["metric"]
+    )
+    # all rows, as they are
+    assert given["distill"] and all(rows == (32, 32) for rows in given["distill"])
 
 
 def test_the_readmes_trainer_runs():
@@ -297,12 +398,31 @@ def test_the_readmes_trainer_runs():
 
     pytest.importorskip("kdtasks.general.rkd")
     text = (Path(__file__).parents[2] / "configs" / "metric_learning" / "README.md").read_text()
-    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "DistillMetricTrainer" in block)
+    code = next(
+        block
+        for block in re.findall(r"```python\n(.*?)```", text, re.S)
+        if "DistillMetricTrainer" in block
+    )
     data = digits(train=False)
-    images = data.batch(torch.arange(len(data)), torch.zeros(len(data), dtype=torch.int64), 0)["input"]
+    images = data.batch(torch.arange(len(data)), torch.zeros(len(data), dtype=torch.int64), 0)[
+        "input"
+    ]
     student = embedder("kdtasks.classification.models.digits_cnn", dim=4, in_channels=1, width=4)
     start = copy.deepcopy(student.state_dict())
-    names = {"student": student, "teacher": network(), "optimizer": torch.optim.SGD(student.parameters(), 0.1), "TripletMarginLoss": TripletMarginLoss,
-             "dataset": TensorDataset(images, data.target), "sampler": MPerClassSampler(data.target, 10, 40, 80)}
-    exec(code.replace("num_epochs=10", "num_epochs=1").replace("batch_size=60", "batch_size=40, dataloader_num_workers=0"), names)
-    assert not names["teacher"].training and not torch.equal(student.state_dict()["backbone.fc.weight"].cpu(), start["backbone.fc.weight"])
+    names = {
+        "student": student,
+        "teacher": network(),
+        "optimizer": torch.optim.SGD(student.parameters(), 0.1),
+        "TripletMarginLoss": TripletMarginLoss,
+        "dataset": TensorDataset(images, data.target),
+        "sampler": MPerClassSampler(data.target, 10, 40, 80),
+    }
+    exec(
+        code.replace("num_epochs=10", "num_epochs=1").replace(
+            "batch_size=60", "batch_size=40, dataloader_num_workers=0"
+        ),
+        names,
+    )
+    assert not names["teacher"].training and not torch.equal(
+        student.state_dict()["backbone.fc.weight"].cpu(), start["backbone.fc.weight"]
+    )

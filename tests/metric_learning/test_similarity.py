@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdtasks.core import Distiller
-from kdtasks.metric_learning import PKTLoss, RelativeTeacherLoss, SimilarityKLLoss, pkt_loss, similarity_kl_loss
+from kdtasks.metric_learning import (
+    PKTLoss,
+    RelativeTeacherLoss,
+    SimilarityKLLoss,
+    pkt_loss,
+    similarity_kl_loss,
+)
 
 F64 = torch.float64
 
@@ -41,7 +47,10 @@ def slow_kl(student, teacher, temperature=1.0, include_self=True):
     for i in range(len(s)):
         seen = [j for j in range(len(s)) if include_self or j != i]
         scores = [[cosine(z[i], z[j]) / temperature for j in seen] for z in (s, t)]
-        p_s, p_t = ([math.exp(c - max(row)) / math.fsum(math.exp(k - max(row)) for k in row) for c in row] for row in scores)
+        p_s, p_t = (
+            [math.exp(c - max(row)) / math.fsum(math.exp(k - max(row)) for k in row) for c in row]
+            for row in scores
+        )
         total += math.fsum(q * math.log(q / p) for p, q in zip(p_s, p_t) if q > 0)
     return total / len(s)
 
@@ -56,7 +65,11 @@ def slow_pkt(student, teacher):
     return total / len(s) ** 2
 
 
-SLOW = {similarity_kl_loss: slow_kl, pkt_loss: slow_pkt, others_kl: lambda s, t: slow_kl(s, t, 0.2, False)}
+SLOW = {
+    similarity_kl_loss: slow_kl,
+    pkt_loss: slow_pkt,
+    others_kl: lambda s, t: slow_kl(s, t, 0.2, False),
+}
 
 
 def gradient(loss, student, *rest):
@@ -65,12 +78,14 @@ def gradient(loss, student, *rest):
     return value.detach(), *torch.autograd.grad(value, student)
 
 
-# ------------------------------------------------------------------------------------------------------------ the formula
+# -------------------------------------------------------------------------------------- the formula
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("n, ds, dt", [(2, 3, 3), (3, 2, 4), (8, 5, 3)])
 def test_they_equal_the_loop(loss, n, ds, dt):
     student, teacher = rows(n, ds, scale=4.0), rows(n, dt)
-    assert loss(student, teacher).item() == pytest.approx(SLOW[loss](student, teacher), rel=1e-11, abs=1e-15)
+    assert loss(student, teacher).item() == pytest.approx(
+        SLOW[loss](student, teacher), rel=1e-11, abs=1e-15
+    )
 
 
 @pytest.mark.parametrize("include_self", [True, False])
@@ -85,17 +100,22 @@ def test_the_temperature_divides_the_cosines_and_nothing_else(temperature, inclu
 def test_known_numbers():
     """Two rows at a right angle, taught by two in one direction."""
     student, teacher = torch.eye(2, dtype=F64), torch.tensor([[1.0, 0], [3, 0]], dtype=F64)
-    kl = math.log(0.5) - (math.log(math.e / (math.e + 1)) + math.log(1 / (math.e + 1))) / 2        # ½, ½ and e, 1
+    # ½, ½ and e, 1
+    kl = math.log(0.5) - (math.log(math.e / (math.e + 1)) + math.log(1 / (math.e + 1))) / 2
     assert similarity_kl_loss(student, teacher).item() == pytest.approx(kl, rel=1e-14)
-    kl = math.log(0.5) - (math.log(2 / 3) + math.log(1 / 3)) / 2                                   # ½, ½ and 2, 1
-    assert pkt_loss(student, teacher).item() == pytest.approx(kl / 2, rel=1e-6)                    # of four entries two rows
+    # ½, ½ and 2, 1
+    kl = math.log(0.5) - (math.log(2 / 3) + math.log(1 / 3)) / 2
+    # of four entries two rows
+    assert pkt_loss(student, teacher).item() == pytest.approx(kl / 2, rel=1e-6)
 
 
 def test_the_epsilon_of_pkt_bounds_what_the_student_rules_out():
     """The student's cosine is -1 where the teacher's is 1: a probability of 0 that should be ½."""
     student, teacher = torch.tensor([[1.0], [-2]], dtype=F64), torch.tensor([[1.0], [2]], dtype=F64)
     value, pull = gradient(pkt_loss, student, teacher)
-    expected = 2 * (0.5 * math.log((0.5 + 1e-7) / (1 + 1e-7)) + 0.5 * math.log((0.5 + 1e-7) / 1e-7)) / 4
+    expected = (
+        2 * (0.5 * math.log((0.5 + 1e-7) / (1 + 1e-7)) + 0.5 * math.log((0.5 + 1e-7) / 1e-7)) / 4
+    )
     assert value.item() == pytest.approx(expected, rel=1e-12) and pull.isfinite().all()
 
 
@@ -105,15 +125,23 @@ def test_gradcheck(loss):
     assert torch.autograd.gradcheck(lambda s: loss(s, teacher), rows(5, 4).requires_grad_())
 
 
-# ------------------------------------------------------------------------------------------------------------ the laws
+# ----------------------------------------------------------------------------------------- the laws
 @pytest.mark.parametrize("loss", LOSSES)
 def test_zero_at_equal_cosines(loss):
     teacher = rows(7, 4)
     turn, _ = torch.linalg.qr(rows(4, 4))
-    for student in (teacher, teacher @ turn, -teacher, F.pad(teacher, (0, 2)), teacher * torch.rand(7, 1, dtype=F64).add(0.1)):
+    for student in (
+        teacher,
+        teacher @ turn,
+        -teacher,
+        F.pad(teacher, (0, 2)),
+        teacher * torch.rand(7, 1, dtype=F64).add(0.1),
+    ):
         value, pull = gradient(loss, student, teacher)
-        assert value.abs() < 1e-15 and pull.abs().max() < (1e-7 if loss is pkt_loss else 1e-14)     # its epsilon
-    assert loss(teacher + 1, teacher) > 1e-4 and loss(rows(7, 4), teacher) > 1e-4                  # moved, or others
+        # its epsilon
+        assert value.abs() < 1e-15 and pull.abs().max() < (1e-7 if loss is pkt_loss else 1e-14)
+    # moved, or others
+    assert loss(teacher + 1, teacher) > 1e-4 and loss(rows(7, 4), teacher) > 1e-4
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -124,16 +152,25 @@ def test_it_is_the_teacher_that_weighs(loss):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_turning_scaling_and_the_order_of_the_batch(loss):
-    student, teacher, order, c = rows(7, 4), rows(7, 3), torch.randperm(7), torch.rand(7, 1, dtype=F64) + 0.5
+    student, teacher, order, c = (
+        rows(7, 4),
+        rows(7, 3),
+        torch.randperm(7),
+        torch.rand(7, 1, dtype=F64) + 0.5,
+    )
     turn, _ = torch.linalg.qr(rows(4, 4))
     value, pull = gradient(loss, student, teacher)
-    for other, targets, expected in ((student @ turn, teacher, pull @ turn), (c * student, 9 * teacher, pull / c),
-                                     (student[order], teacher[order], pull[order])):
+    for other, targets, expected in (
+        (student @ turn, teacher, pull @ turn),
+        (c * student, 9 * teacher, pull / c),
+        (student[order], teacher[order], pull[order]),
+    ):
         found, found_pull = gradient(loss, other, targets)
         torch.testing.assert_close(found, value, rtol=1e-11, atol=0)
         torch.testing.assert_close(found_pull, expected, rtol=1e-9, atol=1e-15)
     assert (loss(student[order], teacher) - value).abs() > 1e-4
-    assert (pull * student).sum(1).abs().max() < 1e-15                                             # only directions count
+    # only directions count
+    assert (pull * student).sum(1).abs().max() < 1e-15
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -143,7 +180,9 @@ def test_coincident_rows_and_rows_of_zeros(loss, dtype):
     student[1] = student[4] = 0
     student[2], teacher[3], teacher[0] = student[5], teacher[5], 0
     value, pull = gradient(loss, student, teacher)
-    assert value.item() == pytest.approx(SLOW[loss](student, teacher), rel=1e-6 if dtype is not F64 else 1e-12)
+    assert value.item() == pytest.approx(
+        SLOW[loss](student, teacher), rel=1e-6 if dtype is not F64 else 1e-12
+    )
     assert pull.isfinite().all() and pull[0].any() and not pull[[1, 4]].any()
     value, pull = gradient(loss, torch.zeros_like(student), teacher)
     assert value > 0 and not pull.any()
@@ -168,16 +207,25 @@ def test_few_rows_are_a_number_that_backpropagates(loss, n, dtype):
     assert value.shape == () and student.grad.shape == (n, 4) and student.grad.isfinite().all()
     if n == 2 and loss is not others_kl:
         assert value > 0 and student.grad.any()
-    else:                                                                                          # one choice has no divergence
+    # one choice has no divergence
+    else:
         assert value == 0 and not student.grad.any()
 
 
-# ------------------------------------------------------------------------------------------------------- precision, modules
+# ------------------------------------------------------------------------------- precision, modules
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("dtype, result", [
-    (torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float32, torch.float32), (F64, F64)])
+@pytest.mark.parametrize(
+    "dtype, result",
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (F64, F64),
+    ],
+)
 def test_half_precision_is_raised_and_float64_stays(loss, dtype, result):
-    student, teacher = rows(9, 6, dtype, scale=300.0), rows(9, 6, dtype)                           # a squared length overflows in half
+    # a squared length overflows in half
+    student, teacher = rows(9, 6, dtype, scale=300.0), rows(9, 6, dtype)
     value, pull = gradient(loss, student, teacher)
     exact, exact_pull = gradient(loss, student.double(), teacher.double())
     assert value.dtype is result and pull.dtype is dtype
@@ -192,7 +240,9 @@ def test_a_small_divergence_keeps_its_digits_in_float32():
     teacher = rows(8, 16, torch.float32)
     student = teacher + rows(8, 16, torch.float32, scale=1e-4)
     for loss in LOSSES:
-        assert loss(student, teacher).item() == pytest.approx(SLOW[loss](student, teacher), rel=1e-5)
+        assert loss(student, teacher).item() == pytest.approx(
+            SLOW[loss](student, teacher), rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("loss", [*LOSSES, SimilarityKLLoss(), PKTLoss()])
@@ -204,14 +254,30 @@ def test_the_teacher_receives_no_gradient(loss):
 
 def test_the_modules_are_the_functions():
     student, teacher = rows(6, 4), rows(6, 3)
-    assert similarity_kl_loss(student, teacher) == SimilarityKLLoss()(student, teacher) == SimilarityKLLoss(1.0, True)(student, teacher)
-    assert SimilarityKLLoss(0.2, include_self=False)(student, teacher) == others_kl(student, teacher)
-    assert PKTLoss()(student, teacher) == PKTLoss(gather=True)(student, teacher) == pkt_loss(student, teacher)
-    assert repr(SimilarityKLLoss(0.2, False)) == "SimilarityKLLoss(temperature=0.2, include_self=False, gather=False)"
+    assert (
+        similarity_kl_loss(student, teacher)
+        == SimilarityKLLoss()(student, teacher)
+        == SimilarityKLLoss(1.0, True)(student, teacher)
+    )
+    assert SimilarityKLLoss(0.2, include_self=False)(student, teacher) == others_kl(
+        student, teacher
+    )
+    assert (
+        PKTLoss()(student, teacher)
+        == PKTLoss(gather=True)(student, teacher)
+        == pkt_loss(student, teacher)
+    )
+    assert (
+        repr(SimilarityKLLoss(0.2, False))
+        == "SimilarityKLLoss(temperature=0.2, include_self=False, gather=False)"
+    )
     assert repr(PKTLoss(True)) == "PKTLoss(gather=True)"
 
 
-@pytest.mark.parametrize("student, teacher", [((2, 3), (3, 3)), ((3,), (3,)), ((), ()), ((2, 3, 4), (2, 3, 4)), ((2, 3), (2,))])
+@pytest.mark.parametrize(
+    "student, teacher",
+    [((2, 3), (3, 3)), ((3,), (3,)), ((), ()), ((2, 3, 4), (2, 3, 4)), ((2, 3), (2,))],
+)
 def test_shapes_that_do_not_fit_are_in_the_message(student, teacher):
     for loss in (*LOSSES, SimilarityKLLoss(gather=True), PKTLoss(gather=True)):
         with pytest.raises(ValueError) as caught:
@@ -221,7 +287,10 @@ def test_shapes_that_do_not_fit_are_in_the_message(student, teacher):
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
 def test_a_temperature_out_of_range_is_an_error(temperature):
-    for call in (lambda: similarity_kl_loss(rows(3, 2), rows(3, 2), temperature), lambda: SimilarityKLLoss(temperature)):
+    for call in (
+        lambda: similarity_kl_loss(rows(3, 2), rows(3, 2), temperature),
+        lambda: SimilarityKLLoss(temperature),
+    ):
         with pytest.raises(ValueError, match=f"temperature must be > 0, got {temperature}"):
             call()
 
@@ -229,7 +298,9 @@ def test_a_temperature_out_of_range_is_an_error(temperature):
 @pytest.mark.parametrize("loss", [SimilarityKLLoss(0.1), PKTLoss()])
 def test_through_the_distiller_a_narrow_student_takes_the_teachers_cosines(loss):
     x, teacher, student = torch.randn(24, 6), nn.Linear(6, 8), nn.Linear(6, 4)
-    distiller = Distiller(student, {"teacher": teacher}, {"loss_similarity": (loss, ("student", "teacher"), 1.0)})
+    distiller = Distiller(
+        student, {"teacher": teacher}, {"loss_similarity": (loss, ("student", "teacher"), 1.0)}
+    )
     distiller.build(x)
 
     def apart():
@@ -244,8 +315,9 @@ def test_through_the_distiller_a_narrow_student_takes_the_teachers_cosines(loss)
     assert apart() < before / 3
 
 
-# ------------------------------------------------------------------------------------------------------------- processes
-GATHERING = (SimilarityKLLoss, PKTLoss, RelativeTeacherLoss)               # its test is here, as processes start slowly
+# ---------------------------------------------------------------------------------------- processes
+# its test is here, as processes start slowly
+GATHERING = (SimilarityKLLoss, PKTLoss, RelativeTeacherLoss)
 
 
 def on_batch(weight, loss, images, teacher):
@@ -254,12 +326,25 @@ def on_batch(weight, loss, images, teacher):
 
 def two_ranks(rank: int, folder: str, world: int):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world,
-                                         timeout=timedelta(seconds=60))
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=60),
+    )
     images, teacher, weight = torch.load(f"{folder}/batch.pt")
     mine = slice(5 * rank, 5 * rank + 5)
-    torch.save([[gradient(on_batch, weight, make(gather=gather), images[mine], teacher[mine]) for gather in (True, False)]
-                for make in GATHERING], f"{folder}/{rank}.pt")
+    torch.save(
+        [
+            [
+                gradient(on_batch, weight, make(gather=gather), images[mine], teacher[mine])
+                for gather in (True, False)
+            ]
+            for make in GATHERING
+        ],
+        f"{folder}/{rank}.pt",
+    )
     torch.distributed.destroy_process_group()
 
 
@@ -275,7 +360,8 @@ def test_two_processes_that_gather_equal_one(tmp_path):
             torch.testing.assert_close(found[i][0][0], value, rtol=1e-12, atol=0)
         together, apart = (sum(found[i][k][1] for found in ranks) / 2 for k in (0, 1))
         torch.testing.assert_close(together, pull, rtol=1e-10, atol=1e-14)
-        assert (apart - pull).norm() > 0.05 * pull.norm()                                          # ranks by themselves see less
+        # ranks by themselves see less
+        assert (apart - pull).norm() > 0.05 * pull.norm()
 
 
 @pytest.mark.gpu

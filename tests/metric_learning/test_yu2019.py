@@ -1,4 +1,6 @@
-"""The absolute and the relative teacher against loops, their gradients, their laws, and the projection."""
+"""The absolute and the relative teacher against loops, their gradients, their laws, and the
+projection.
+"""
 
 import copy
 import math
@@ -9,7 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdtasks.core import Distiller
-from kdtasks.metric_learning import AbsoluteTeacherLoss, RelativeTeacherLoss, absolute_teacher_loss, relative_teacher_loss
+from kdtasks.metric_learning import (
+    AbsoluteTeacherLoss,
+    RelativeTeacherLoss,
+    absolute_teacher_loss,
+    relative_teacher_loss,
+)
 
 F64 = torch.float64
 
@@ -32,12 +39,19 @@ def rows(n, d, dtype=F64, scale=1.0):
 
 
 def slow_absolute(student, teacher):
-    return sum(math.dist(s, t) for s, t in zip(student.double().tolist(), teacher.double().tolist())) / len(student)
+    return sum(
+        math.dist(s, t) for s, t in zip(student.double().tolist(), teacher.double().tolist())
+    ) / len(student)
 
 
 def slow_errors(student, teacher):
     s, t = student.double().tolist(), teacher.double().tolist()
-    return [math.dist(s[i], s[j]) - math.dist(t[i], t[j]) for i in range(len(s)) for j in range(len(s)) if i != j]
+    return [
+        math.dist(s[i], s[j]) - math.dist(t[i], t[j])
+        for i in range(len(s))
+        for j in range(len(s))
+        if i != j
+    ]
 
 
 def slow_frobenius(student, teacher):
@@ -58,7 +72,7 @@ def gradient(loss, student, *rest):
     return value.detach(), *torch.autograd.grad(value, student)
 
 
-# ------------------------------------------------------------------------------------------------------------ the formula
+# -------------------------------------------------------------------------------------- the formula
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("n, ds, dt", [(2, 3, 3), (5, 2, 4), (9, 6, 3)])
 def test_they_equal_the_loop(loss, n, ds, dt):
@@ -68,16 +82,25 @@ def test_they_equal_the_loop(loss, n, ds, dt):
 
 def test_known_numbers():
     """Distances 3, 4, 5 between the student's rows, 3, 3, 6 between the teacher's."""
-    student, teacher = torch.tensor([[0.0, 0], [3, 0], [0, 4]], dtype=F64), torch.tensor([[3.0, 0], [0, 0], [6, 0]], dtype=F64)
-    assert absolute_teacher_loss(student, teacher).item() == pytest.approx((3 + 3 + math.sqrt(52)) / 3, rel=1e-14)
-    assert relative_teacher_loss(student, teacher).item() == pytest.approx(2, rel=1e-14)               # each pair twice
+    student, teacher = (
+        torch.tensor([[0.0, 0], [3, 0], [0, 4]], dtype=F64),
+        torch.tensor([[3.0, 0], [0, 0], [6, 0]], dtype=F64),
+    )
+    assert absolute_teacher_loss(student, teacher).item() == pytest.approx(
+        (3 + 3 + math.sqrt(52)) / 3, rel=1e-14
+    )
+    # each pair twice
+    assert relative_teacher_loss(student, teacher).item() == pytest.approx(2, rel=1e-14)
     assert by_pairs(student, teacher).item() == pytest.approx(2 / 3, rel=1e-14)
 
 
 def test_frobenius_grows_with_the_batch_and_pairs_does_not():
-    student, teacher = torch.eye(16, dtype=F64), 2 * torch.eye(16, dtype=F64)                          # all √2 from 2 √2
+    # all √2 from 2 √2
+    student, teacher = torch.eye(16, dtype=F64), 2 * torch.eye(16, dtype=F64)
     for n in (2, 4, 16):
-        assert relative_teacher_loss(student[:n], teacher[:n]).item() == pytest.approx(math.sqrt(2 * n * (n - 1)), rel=1e-13)
+        assert relative_teacher_loss(student[:n], teacher[:n]).item() == pytest.approx(
+            math.sqrt(2 * n * (n - 1)), rel=1e-13
+        )
         assert by_pairs(student[:n], teacher[:n]).item() == pytest.approx(math.sqrt(2), rel=1e-13)
 
 
@@ -87,20 +110,22 @@ def test_gradcheck(loss):
     assert torch.autograd.gradcheck(lambda s: loss(s, teacher), rows(5, 3).requires_grad_())
 
 
-# ------------------------------------------------------------------------------------------------------------ the laws
+# ----------------------------------------------------------------------------------------- the laws
 def test_zero_at_equality_and_nowhere_a_gradient_there():
     teacher = rows(6, 4)
     turn, _ = torch.linalg.qr(rows(4, 4))
     for loss in LOSSES:
         value, pull = gradient(loss, teacher, teacher)
         assert value == 0 and not pull.any()
-    for student in (teacher @ turn, teacher + 5, -teacher, F.pad(teacher, (0, 3))):                    # other spaces, the same distances
+    # other spaces, the same distances
+    for student in (teacher @ turn, teacher + 5, -teacher, F.pad(teacher, (0, 3))):
         for loss in RELATIVE:
             assert loss(student, teacher) < 1e-13
         if student.shape == teacher.shape:
             assert absolute_teacher_loss(student, teacher) > 0.5
     for loss in LOSSES:
-        assert loss(2 * teacher, teacher) > 0.5                                                        # scale matters
+        # scale matters
+        assert loss(2 * teacher, teacher) > 0.5
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -109,8 +134,11 @@ def test_moving_turning_and_scaling_both_and_the_order_of_the_batch(loss):
     turn, _ = torch.linalg.qr(rows(4, 4))
     value, pull = gradient(loss, student, teacher)
     for other, targets, expected, expected_pull in (
-            (student @ turn, teacher @ turn, value, pull @ turn), (student + 3, teacher + 3, value, pull),
-            (1e-9 * student, 1e-9 * teacher, 1e-9 * value, pull), (student[order], teacher[order], value, pull[order])):
+        (student @ turn, teacher @ turn, value, pull @ turn),
+        (student + 3, teacher + 3, value, pull),
+        (1e-9 * student, 1e-9 * teacher, 1e-9 * value, pull),
+        (student[order], teacher[order], value, pull[order]),
+    ):
         found, found_pull = gradient(loss, other, targets)
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=0)
         torch.testing.assert_close(found_pull, expected_pull, rtol=1e-9, atol=1e-13)
@@ -123,7 +151,7 @@ def test_each_row_is_pulled_straight_and_equally_to_its_teacher():
     torch.testing.assert_close(pull, F.normalize(student - teacher) / 5)
 
 
-# ---------------------------------------------------------------------------------------------------- duplicates, few rows
+# ----------------------------------------------------------------------------- duplicates, few rows
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_rows_that_coincide_equal_the_loop_and_have_a_finite_gradient(loss, dtype):
@@ -134,7 +162,8 @@ def test_rows_that_coincide_equal_the_loop_and_have_a_finite_gradient(loss, dtyp
     assert value.item() == pytest.approx(SLOW[loss](student, teacher), rel=1e-6) and pull[0].any()
     assert pull.isfinite().all() and pull.abs().max() < 2
     if loss is absolute_teacher_loss:
-        assert not pull[3].any()                                                                       # has arrived
+        # has arrived
+        assert not pull[3].any()
     everywhere = torch.full_like(student, 0.7)
     value, pull = gradient(loss, everywhere, teacher)
     assert value.item() == pytest.approx(SLOW[loss](everywhere, teacher), rel=1e-6)
@@ -161,7 +190,7 @@ def test_a_row_that_is_not_finite_shows(loss):
         assert loss(*pair).isnan()
 
 
-# ------------------------------------------------------------------------------------------------------------- precision
+# ---------------------------------------------------------------------------------------- precision
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("spread", [1.0, 1e-3])
 def test_float32_rows_are_exact_far_from_the_origin_and_near_each_other(loss, spread):
@@ -173,10 +202,18 @@ def test_float32_rows_are_exact_far_from_the_origin_and_near_each_other(loss, sp
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("dtype, result", [
-    (torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float32, torch.float32), (F64, F64)])
+@pytest.mark.parametrize(
+    "dtype, result",
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (F64, F64),
+    ],
+)
 def test_half_precision_is_raised_and_float64_stays(loss, dtype, result):
-    student, teacher = rows(9, 6, dtype, scale=300.0), rows(9, 6, dtype)                               # a squared distance overflows in half
+    # a squared distance overflows in half
+    student, teacher = rows(9, 6, dtype, scale=300.0), rows(9, 6, dtype)
     value, pull = gradient(loss, student, teacher)
     exact, exact_pull = gradient(loss, student.double(), teacher.double())
     assert value.dtype is result and pull.dtype is dtype
@@ -187,7 +224,7 @@ def test_half_precision_is_raised_and_float64_stays(loss, dtype, result):
         assert loss(student, teacher) == value
 
 
-# --------------------------------------------------------------------------------------------- modules and the projection
+# ----------------------------------------------------------------------- modules and the projection
 def built(student, teacher, **options):
     loss = AbsoluteTeacherLoss(**options)
     loss.build(student, teacher)
@@ -203,14 +240,25 @@ def test_the_projection_is_a_linear_layer_to_the_teachers_width(dtype):
     value = loss(student, teacher)
     value.backward()
     moved = student.detach().double() @ weight.detach().double().T + bias.detach().double()
-    assert value.item() == pytest.approx(slow_absolute(moved, teacher), rel=1e-12 if dtype is F64 else 1e-6)
-    assert value.dtype is weight.dtype and student.grad.any() and weight.grad.any() and bias.grad.any() and teacher.grad is None
+    assert value.item() == pytest.approx(
+        slow_absolute(moved, teacher), rel=1e-12 if dtype is F64 else 1e-6
+    )
+    assert (
+        value.dtype is weight.dtype
+        and student.grad.any()
+        and weight.grad.any()
+        and bias.grad.any()
+        and teacher.grad is None
+    )
 
 
 def test_equal_widths_have_a_projection_only_when_asked_and_other_widths_always():
     student, teacher = rows(4, 3), rows(4, 3)
-    assert list(built(student, teacher).parameters()) == [] and built(student, teacher)(student, teacher) == absolute_teacher_loss(student, teacher)
-    assert AbsoluteTeacherLoss()(student, teacher) == absolute_teacher_loss(student, teacher)           # nothing to build
+    assert list(built(student, teacher).parameters()) == [] and built(student, teacher)(
+        student, teacher
+    ) == absolute_teacher_loss(student, teacher)
+    # nothing to build
+    assert AbsoluteTeacherLoss()(student, teacher) == absolute_teacher_loss(student, teacher)
     assert built(student, teacher, projection=True).projection.weight.shape == (3, 3)
     assert built(student, rows(4, 7)).projection.weight.shape == (7, 3)
 
@@ -218,11 +266,22 @@ def test_equal_widths_have_a_projection_only_when_asked_and_other_widths_always(
 def test_the_distiller_builds_the_projection_trains_it_and_keeps_it_out_of_the_student():
     x, teacher, student = torch.randn(24, 6), nn.Linear(6, 8), nn.Linear(6, 4)
     names = set(student.state_dict())
-    distiller = Distiller(student, {"teacher": teacher}, {"loss_absolute": (AbsoluteTeacherLoss(), ("student", "teacher"), 1.0)})
+    distiller = Distiller(
+        student,
+        {"teacher": teacher},
+        {"loss_absolute": (AbsoluteTeacherLoss(), ("student", "teacher"), 1.0)},
+    )
     distiller.build(x)
     projection = distiller.losses["loss_absolute"].projection
-    assert sum(p.numel() for p in distiller.parameters()) == sum(p.numel() for p in student.parameters()) + 8 * 5
-    optimizer, losses, before = torch.optim.Adam(distiller.parameters(), lr=0.03), [], copy.deepcopy(projection.weight)
+    assert (
+        sum(p.numel() for p in distiller.parameters())
+        == sum(p.numel() for p in student.parameters()) + 8 * 5
+    )
+    optimizer, losses, before = (
+        torch.optim.Adam(distiller.parameters(), lr=0.03),
+        [],
+        copy.deepcopy(projection.weight),
+    )
     for _ in range(60):
         loss = distiller(x)["loss_absolute"]
         optimizer.zero_grad()
@@ -231,7 +290,8 @@ def test_the_distiller_builds_the_projection_trains_it_and_keeps_it_out_of_the_s
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 2 and not torch.equal(projection.weight, before)
     distiller.losses["loss_absolute"].build(student(x), teacher(x))
-    assert distiller.losses["loss_absolute"].projection is projection                                  # built once
+    # built once
+    assert distiller.losses["loss_absolute"].projection is projection
     assert set(student.state_dict()) == names
 
 
@@ -251,15 +311,27 @@ def test_the_teacher_receives_no_gradient(loss):
 
 def test_the_modules_are_the_functions():
     student, teacher = rows(6, 4), rows(6, 3)
-    assert RelativeTeacherLoss()(student, teacher) == relative_teacher_loss(student, teacher, form="frobenius") == relative_teacher_loss(student, teacher)
+    assert (
+        RelativeTeacherLoss()(student, teacher)
+        == relative_teacher_loss(student, teacher, form="frobenius")
+        == relative_teacher_loss(student, teacher)
+    )
     assert RelativeTeacherLoss("pairs", gather=True)(student, teacher) == by_pairs(student, teacher)
     assert repr(RelativeTeacherLoss("pairs")) == "RelativeTeacherLoss(form='pairs', gather=False)"
 
 
-@pytest.mark.parametrize("student, teacher", [((2, 3), (3, 3)), ((3,), (3,)), ((), ()), ((2, 3, 4), (2, 3, 4)), ((2, 3), (2,))])
+@pytest.mark.parametrize(
+    "student, teacher",
+    [((2, 3), (3, 3)), ((3,), (3,)), ((), ()), ((2, 3, 4), (2, 3, 4)), ((2, 3), (2,))],
+)
 def test_shapes_that_do_not_fit_are_in_the_message(student, teacher):
-    calls = (*LOSSES, RelativeTeacherLoss(gather=True), AbsoluteTeacherLoss(), AbsoluteTeacherLoss().build,
-             built(rows(2, 3), rows(2, 5)))
+    calls = (
+        *LOSSES,
+        RelativeTeacherLoss(gather=True),
+        AbsoluteTeacherLoss(),
+        AbsoluteTeacherLoss().build,
+        built(rows(2, 3), rows(2, 5)),
+    )
     for call in calls:
         with pytest.raises(ValueError) as caught:
             call(torch.zeros(student), torch.zeros(teacher))
@@ -270,18 +342,31 @@ def test_other_widths_without_a_projection_and_than_it_was_built_for_are_errors(
     for loss in (absolute_teacher_loss, AbsoluteTeacherLoss(), built(rows(2, 3), rows(2, 3))):
         with pytest.raises(ValueError) as caught:
             loss(rows(2, 3), rows(2, 5))
-        assert str(caught.value).startswith("expected equal widths, got student (2, 3) and teacher (2, 5); AbsoluteTeacherLoss has a projection")
+        assert str(caught.value).startswith(
+            "expected equal widths, got student (2, 3) and teacher "
+            "(2, 5); AbsoluteTeacherLoss has a projection"
+        )
     loss = built(rows(2, 3), rows(2, 5))
     for student, teacher in (((2, 4), (2, 5)), ((2, 3), (2, 3))):
         with pytest.raises(ValueError) as caught:
             loss(torch.zeros(student), torch.zeros(teacher))
-        assert str(caught.value) == f"the projection goes from width 3 to 5, got student {student} and teacher {teacher}"
-    with pytest.raises(RuntimeError, match=r"call build\(student, teacher\) before the optimizer is made"):
+        assert (
+            str(caught.value)
+            == f"the projection goes from width 3 to 5, got student {student} and teacher {teacher}"
+        )
+    with pytest.raises(
+        RuntimeError,
+        match=r"call build\(student, teacher\) before the optimizer "
+        r"is made",
+    ):
         AbsoluteTeacherLoss(projection=True)(rows(2, 3), rows(2, 3))
 
 
 def test_an_unknown_form_is_an_error():
-    for call in (lambda: relative_teacher_loss(rows(2, 3), rows(2, 3), form="pair"), lambda: RelativeTeacherLoss("pair")):
+    for call in (
+        lambda: relative_teacher_loss(rows(2, 3), rows(2, 3), form="pair"),
+        lambda: RelativeTeacherLoss("pair"),
+    ):
         with pytest.raises(ValueError, match="no form 'pair'; did you mean 'pairs'?"):
             call()
 

@@ -1,4 +1,6 @@
-"""AIL's shipped configs: the rounds follow each other, and "alone" has their steps, learning rates and data."""
+"""AIL's shipped configs: the rounds follow each other, and "alone" has their steps, learning rates
+and data.
+"""
 
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from kdtasks.super_resolution.data import image_folder
 
 FOLDER = Path(__file__).parents[2] / "configs" / "super_resolution"
 PATHS = [*sorted(FOLDER.glob("ail_*.py")), FOLDER / "default.py"]
-PER_EPOCH, SHORT = 2, 20                                # iterations of an epoch; of a round that counts in iterations
+# iterations of an epoch; of a round that counts in iterations
+PER_EPOCH, SHORT = 2, 20
 
 
 @pytest.fixture(params=PATHS, ids=lambda path: path.stem, scope="module")
@@ -28,7 +31,7 @@ def rounds_of(config):
 
 
 def alone_of(config):
-    alone, = (stage for stage in config["stages"] if stage["name"] == "alone")
+    (alone,) = (stage for stage in config["stages"] if stage["name"] == "alone")
     return alone
 
 
@@ -38,11 +41,18 @@ def setting(config, stage, key):
 
 def test_rounds_follow_each_other(config):
     rounds = rounds_of(config)
-    assert [stage["name"] for stage in rounds] == [*(f"round{t}" for t in range(len(rounds) - 1)), "distilled"]
+    assert [stage["name"] for stage in rounds] == [
+        *(f"round{t}" for t in range(len(rounds) - 1)),
+        "distilled",
+    ]
     assert len(rounds) in (5, 10)
     settings = []
     for t, stage in enumerate(rounds):
-        loss = {key: value for key, value in stage["losses"]["loss_ail"].items() if key not in ("type", "of")}
+        loss = {
+            key: value
+            for key, value in stage["losses"]["loss_ail"].items()
+            if key not in ("type", "of")
+        }
         assert loss["round"] == t and stage["losses"]["loss_ail"]["of"] == AILLoss(**loss).of
         settings.append({key: value for key, value in loss.items() if key != "round"})
         supplied = {*stage.get("teachers", {}), "student", "target"}
@@ -50,20 +60,33 @@ def test_rounds_follow_each_other(config):
         if t:
             before = rounds[t - 1]["name"]
             assert stage["teachers"]["previous"] == before and stage["student"] in ("keep", before)
-            assert stage["optimizer_state"] == "keep" and config["stages"].index(stage) == config["stages"].index(rounds[t - 1]) + 1
-    assert "optimizer_state" not in rounds[0] and rounds[0].get("student") == alone_of(config).get("student")
+            assert (
+                stage["optimizer_state"] == "keep"
+                and config["stages"].index(stage) == config["stages"].index(rounds[t - 1]) + 1
+            )
+    assert "optimizer_state" not in rounds[0] and rounds[0].get("student") == alone_of(config).get(
+        "student"
+    )
     assert all(one == settings[0] for one in settings)
 
 
 def test_alone_has_the_steps_the_learning_rates_and_the_data_of_all_rounds(config):
     rounds, alone = rounds_of(config), alone_of(config)
-    full = [iterations(setting(config, stage, "length"), PER_EPOCH, "length") for stage in (*rounds, alone)]
+    full = [
+        iterations(setting(config, stage, "length"), PER_EPOCH, "length")
+        for stage in (*rounds, alone)
+    ]
     assert full[-1] == sum(full[:-1])
     joined = [rate for stage in rounds for rate in rates(config, stage)]
-    assert rates(config, alone) == pytest.approx(joined, rel=1e-6, abs=1e-12) and len(set(joined)) > 4
+    assert (
+        rates(config, alone) == pytest.approx(joined, rel=1e-6, abs=1e-12) and len(set(joined)) > 4
+    )
     for key in ("train", "batch_size"):
         assert all(of_data(config, stage, key) == of_data(config, alone, key) for stage in rounds)
-    assert all(setting(config, stage, "optimizer") == setting(config, alone, "optimizer") for stage in rounds)
+    assert all(
+        setting(config, stage, "optimizer") == setting(config, alone, "optimizer")
+        for stage in rounds
+    )
 
 
 def of_data(config, stage, key):
@@ -71,14 +94,23 @@ def of_data(config, stage, key):
 
 
 def rates(config, stage):
-    """The learning rate of each step; what counts in iterations is scaled down so that a round has ``SHORT``."""
+    """The learning rate of each step; what counts in iterations is scaled down so that a round has
+    ``SHORT``.
+    """
     length, schedule = setting(config, stage, "length"), setting(config, stage, "schedule")
     if isinstance(length, dict):
         factor = setting(config, rounds_of(config)[0], "length")["iterations"] // SHORT
-        length, schedule = {"iterations": length["iterations"] // factor}, shortened(schedule, factor)
+        length, schedule = (
+            {"iterations": length["iterations"] // factor},
+            shortened(schedule, factor),
+        )
     length = iterations(length, PER_EPOCH, "length")
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=setting(config, stage, "optimizer")["lr"])
-    schedulers = build_schedulers(schedule if isinstance(schedule, list) else [schedule], optimizer, length, PER_EPOCH)
+    optimizer = torch.optim.SGD(
+        [torch.zeros(1, requires_grad=True)], lr=setting(config, stage, "optimizer")["lr"]
+    )
+    schedulers = build_schedulers(
+        schedule if isinstance(schedule, list) else [schedule], optimizer, length, PER_EPOCH
+    )
     found = []
     for _ in range(length):
         found.append(optimizer.param_groups[0]["lr"])
@@ -89,7 +121,14 @@ def rates(config, stage):
 
 
 def shortened(schedule, factor):
-    return {**schedule, **({"periods": [period // factor for period in schedule["periods"]]} if "periods" in schedule else {})}
+    return {
+        **schedule,
+        **(
+            {"periods": [period // factor for period in schedule["periods"]]}
+            if "periods" in schedule
+            else {}
+        ),
+    }
 
 
 def test_the_config_of_291_images_cuts_patches_of_small_ones_too(tmp_path, monkeypatch):
@@ -103,13 +142,23 @@ def test_the_config_of_291_images_cuts_patches_of_small_ones_too(tmp_path, monke
     plain = next(stage for stage in config["stages"] if stage["name"] == "plain")
     for stage, scales in ((alone_of(config), 1), (plain, 3)):
         with pytest.warns(UserWarning, match=f"left out {scales} of {6 * scales} variants"):
-            patches = image_folder(**{key: value for key, value in of_data(config, stage, "train").items() if key != "type"})
+            patches = image_folder(
+                **{
+                    key: value
+                    for key, value in of_data(config, stage, "train").items()
+                    if key != "type"
+                }
+            )
         assert len(patches) == 33 * 5 * scales
 
 
 def test_the_released_stages_want_epochs_and_one_schedule():
     config = configs.load(FOLDER / "ail_vdsr32_vdsr13_bsds_x2_short.py")
-    with pytest.raises(ValueError, match=r"expected a length in epochs and one MultiStepLR, got length={'iterations': 7}"):
+    with pytest.raises(
+        ValueError,
+        match=r"expected a length in epochs and one MultiStepLR, got "
+        r"length={'iterations': 7}",
+    ):
         released_stages({**config, "length": {"iterations": 7}})
     with pytest.raises(ValueError, match=r"schedule={'type': 'ConstantLR'}"):
         released_stages({**config, "schedule": {"type": "ConstantLR"}})

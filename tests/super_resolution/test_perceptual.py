@@ -1,4 +1,6 @@
-"""LPIPS reaches its library in the library's own range and crop. Its trained weights cannot be fetched here: random ones."""
+"""LPIPS reaches its library in the library's own range and crop. Its trained weights cannot be
+fetched here: random ones.
+"""
 
 import sys
 
@@ -19,14 +21,22 @@ def network():
 def test_it_is_the_librarys_distance_of_the_cropped_images(network):
     a, b = torch.rand(2, 3, 72, 80), torch.rand(2, 3, 72, 80)
     with torch.no_grad():
-        expected = network(a[..., 4:-4, 4:-4] * 2 - 1, b[..., 4:-4, 4:-4] * 2 - 1).flatten()       # its range is [-1, 1]
+        # its range is [-1, 1]
+        expected = network(a[..., 4:-4, 4:-4] * 2 - 1, b[..., 4:-4, 4:-4] * 2 - 1).flatten()
     torch.testing.assert_close(lpips_rgb(a, b, crop=4, network=network), expected)
     assert lpips_rgb(a, a, network=network).tolist() == [0, 0] and float(expected.min()) > 0
-    torch.testing.assert_close(lpips_rgb(a + 5 * (a > 0.9), b, network=network), lpips_rgb(a.where(a <= 0.9, 1), b, network=network))
+    torch.testing.assert_close(
+        lpips_rgb(a + 5 * (a > 0.9), b, network=network),
+        lpips_rgb(a.where(a <= 0.9, 1), b, network=network),
+    )
 
 
 def test_wrong_input():
-    with pytest.raises(ValueError, match=r"expected two equal shapes \(B, 3, H, W\), got \(1, 1, 64, 64\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"expected two equal shapes \(B, 3, H, W\), got \(1, 1, "
+        r"64, 64\)",
+    ):
         lpips_rgb(torch.rand(1, 1, 64, 64), torch.rand(1, 1, 64, 64))
     with pytest.raises(ValueError, match=r"too small for LPIPS"):
         lpips_rgb(torch.rand(1, 3, 40, 64), torch.rand(1, 3, 40, 64), crop=8)

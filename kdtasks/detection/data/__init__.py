@@ -1,4 +1,5 @@
-"""Images with boxes: COCO's json, Pascal VOC's folders, images without labels, and a set that needs no download.
+"""Images with boxes: COCO's json, Pascal VOC's folders, images without labels, and a set that needs
+no download.
 
 All functions return :class:`DetectionData`. A path is taken as it stands, or else below
 :func:`kdtasks.images.roots.data_root` (the environment variable KDTASKS_DATA).
@@ -10,5 +11,17 @@ from kdtasks.detection.data.partly_labelled import few_labels, unlabelled, with_
 from kdtasks.detection.data.synthetic import digits_on_photos
 from kdtasks.detection.data.voc_xml import BCCD_CLASSES, VOC_CLASSES, bccd, voc, voc0712
 
-__all__ = ["BCCD_CLASSES", "VOC_CLASSES", "DetectionData", "bccd", "coco", "coco2017", "digits_on_photos", "few_labels",
-           "unlabelled", "voc", "voc0712", "with_unlabelled"]
+__all__ = [
+    "BCCD_CLASSES",
+    "VOC_CLASSES",
+    "DetectionData",
+    "bccd",
+    "coco",
+    "coco2017",
+    "digits_on_photos",
+    "few_labels",
+    "unlabelled",
+    "voc",
+    "voc0712",
+    "with_unlabelled",
+]

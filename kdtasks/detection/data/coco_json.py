@@ -9,17 +9,27 @@ from kdtasks.core.names import did_you_mean
 from kdtasks.detection.data.data_set import DetectionData, locate
 
 
-def coco(images, annotations, train: bool = True, size: Sequence[int] | None = None, in_memory: bool | None = None,
-         augment: str | Sequence[Callable] | None = "flip", keep_empty: bool = True, skip_bad: bool = False) -> DetectionData:
-    """A folder of images with a json file of COCO's "object detection" format; pycocotools is not needed.
+def coco(
+    images,
+    annotations,
+    train: bool = True,
+    size: Sequence[int] | None = None,
+    in_memory: bool | None = None,
+    augment: str | Sequence[Callable] | None = "flip",
+    keep_empty: bool = True,
+    skip_bad: bool = False,
+) -> DetectionData:
+    """A folder of images with a json file of COCO's "object detection" format; pycocotools is not
+    needed.
 
-    The categories become the labels 1..K in the order of their ids, gaps closed. A json file without ``annotations`` (COCO's
-    unlabelled images) gives unlabelled samples.
+    The categories become the labels 1..K in the order of their ids, gaps closed. A json file
+    without ``annotations`` (COCO's unlabelled images) gives unlabelled samples.
 
     Args:
         images: the folder that the file names in the json are relative to.
         annotations: the json file.
-        train: whether crowd boxes (``iscrowd=1``) are left out, and ``augment`` and ``keep_empty`` apply.
+        train: whether crowd boxes (``iscrowd=1``) are left out, and ``augment`` and ``keep_empty``
+            apply.
         size, in_memory, augment, keep_empty, skip_bad: see :class:`DetectionData`.
 
     Raises:
@@ -27,23 +37,48 @@ def coco(images, annotations, train: bool = True, size: Sequence[int] | None = N
         ValueError: not such a json file; says what is wrong.
     """
     folder = locate(images, "images", "the folder of the images that the json names")
-    file = locate(annotations, "annotations", "a json file with images, annotations and categories, as COCO's instances_*.json")
+    file = locate(
+        annotations,
+        "annotations",
+        "a json file with images, annotations and categories, as COCO's instances_*.json",
+    )
     content = _parsed(file)
     try:
         categories = sorted(content["categories"], key=lambda category: category["id"])
     except TypeError as error:
         ids = [category["id"] for category in content["categories"]]
-        raise ValueError(f"{file}: some ids of its categories are numbers, others texts: {ids!r:.200}") from error
+        raise ValueError(
+            f"{file}: some ids of its categories are numbers, others texts: {ids!r:.200}"
+        ) from error
     targets = {image["id"]: None for image in content["images"]}
     if "annotations" in content:
-        _sort_in(content["annotations"], targets, {c["id"]: label for label, c in enumerate(categories, 1)}, file)
+        _sort_in(
+            content["annotations"],
+            targets,
+            {c["id"]: label for label, c in enumerate(categories, 1)},
+            file,
+        )
     paths = [os.path.join(folder, _file_name(image["file_name"])) for image in content["images"]]
     if paths and not os.path.exists(paths[0]) and not skip_bad:
-        raise FileNotFoundError(f"{file} names the image {paths[0]}, which is not there; pass images=<its folder>")
-    sizes = [(image["height"], image["width"]) if image.get("height") and image.get("width") else None
-             for image in content["images"]]
-    return DetectionData(paths, list(targets.values()), [c["name"] for c in categories], sizes, train, size, in_memory,
-                         augment, keep_empty, skip_bad=skip_bad)
+        raise FileNotFoundError(
+            f"{file} names the image {paths[0]}, which is not there; pass images=<its folder>"
+        )
+    sizes = [
+        (image["height"], image["width"]) if image.get("height") and image.get("width") else None
+        for image in content["images"]
+    ]
+    return DetectionData(
+        paths,
+        list(targets.values()),
+        [c["name"] for c in categories],
+        sizes,
+        train,
+        size,
+        in_memory,
+        augment,
+        keep_empty,
+        skip_bad=skip_bad,
+    )
 
 
 def _file_name(name: str) -> str:
@@ -58,7 +93,10 @@ def _parsed(file: Path) -> dict:
         raise ValueError(f"{file} is not a json file: {error}") from error
     for name in ("images", "categories"):
         if not isinstance(content, dict) or name not in content:
-            raise ValueError(f"{file} has no {name!r}: {did_you_mean(name, content if isinstance(content, dict) else ())}")
+            raise ValueError(
+                f"{file} has no {name!r}: "
+                f"{did_you_mean(name, content if isinstance(content, dict) else ())}"
+            )
     for name, what in (("images", "file_name"), ("categories", "name")):
         for entry in content[name]:
             lacks = [key for key in ("id", what) if key not in entry]
@@ -70,8 +108,11 @@ def _parsed(file: Path) -> dict:
     for k, name in enumerate(names):
         if name in names[:k]:
             ids = [category["id"] for category in content["categories"] if category["name"] == name]
-            raise ValueError(f"{file}: the categories {ids[0]!r} and {ids[1]!r} are both called {name!r}: rename one, or merge "
-                             "them")
+            raise ValueError(
+                f"{file}: the categories {ids[0]!r} and {ids[1]!r} are both called "
+                f"{name!r}: rename one, or merge "
+                "them"
+            )
     return content
 
 
@@ -82,13 +123,21 @@ def _sort_in(annotations: Sequence[dict], targets: dict, number: dict, file: Pat
     for annotation in annotations:
         where = f"{file}: annotation {annotation.get('id')!r}"
         if annotation.get("image_id") not in targets:
-            raise ValueError(f"{where} belongs to image {annotation.get('image_id')!r}, which the file does not list"
-                             + _other_type(annotation.get("image_id"), targets))
+            raise ValueError(
+                f"{where} belongs to image {annotation.get('image_id')!r}, which the "
+                "file does not list" + _other_type(annotation.get("image_id"), targets)
+            )
         if annotation.get("category_id") not in number:
-            raise ValueError(f"{where} has category {annotation.get('category_id')!r}; there are {list(number)}"
-                             + _other_type(annotation.get("category_id"), number))
+            raise ValueError(
+                f"{where} has category {annotation.get('category_id')!r}; there are "
+                f"{list(number)}" + _other_type(annotation.get("category_id"), number)
+            )
         box = annotation.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
+        if (
+            not isinstance(box, list)
+            or len(box) != 4
+            or not all(isinstance(value, int | float) for value in box)
+        ):
             raise ValueError(f"{where}: bbox must be [left, top, width, height], got {box!r}")
         left, top, width, height = box
         target = targets[annotation["image_id"]]
@@ -101,17 +150,29 @@ def _sort_in(annotations: Sequence[dict], targets: dict, number: dict, file: Pat
 def _other_type(value, known) -> str:
     """What to say where an id is a text here and a number there."""
     same = next((one for one in known if str(one) == str(value)), None)
-    return "" if same is None else f": it has {same!r}, a {type(same).__name__}, not a {type(value).__name__}"
+    return (
+        ""
+        if same is None
+        else f": it has {same!r}, a {type(same).__name__}, not a {type(value).__name__}"
+    )
 
 
-def coco2017(train: bool = True, root="coco", size: Sequence[int] | None = None, in_memory: bool | None = None,
-             augment: str | Sequence[Callable] | None = "flip", keep_empty: bool = True,
-             skip_bad: bool = False) -> DetectionData:
-    """COCO 2017: the training images, or those of the validation set, which is what everyone tests on; 80 classes.
+def coco2017(
+    train: bool = True,
+    root="coco",
+    size: Sequence[int] | None = None,
+    in_memory: bool | None = None,
+    augment: str | Sequence[Callable] | None = "flip",
+    keep_empty: bool = True,
+    skip_bad: bool = False,
+) -> DetectionData:
+    """COCO 2017: the training images, or those of the validation set, which is what everyone tests
+    on; 80 classes.
 
     Args:
         train: ``train2017`` or ``val2017``.
-        root: the folder of ``train2017/``, ``val2017/`` and ``annotations/instances_{train,val}2017.json``.
+        root: the folder of ``train2017/``, ``val2017/`` and
+            ``annotations/instances_{train,val}2017.json``.
         size, in_memory, augment, keep_empty, skip_bad: see :class:`DetectionData`.
 
     Raises:
@@ -119,7 +180,10 @@ def coco2017(train: bool = True, root="coco", size: Sequence[int] | None = None,
     """
     split = "train2017" if train else "val2017"
     layout = f"<root>/{split}/*.jpg and <root>/annotations/instances_{split}.json"
-    images, annotations = (locate(Path(root) / part, "root", layout) for part in (split, f"annotations/instances_{split}.json"))
+    images, annotations = (
+        locate(Path(root) / part, "root", layout)
+        for part in (split, f"annotations/instances_{split}.json")
+    )
     return coco(images, annotations, train, size, in_memory, augment, keep_empty, skip_bad)
 
 

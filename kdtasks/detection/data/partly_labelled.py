@@ -10,13 +10,20 @@ from kdtasks.core.views import view_hash
 from kdtasks.detection.data.data_set import DetectionData, locate
 from kdtasks.images.files import SUFFIXES, images_below
 
-_FEW = 0x2A                                                                     # a salt of view_hash
+# a salt of view_hash
+_FEW = 0x2A
 
 
-def unlabelled(folder, like: DetectionData | None = None, classes: Sequence[str] | None = None,
-               size: Sequence[int] | None = None, in_memory: bool | None = None,
-               augment: str | Sequence[Callable] | None = "flip", limit: int | None = None,
-               train: bool = True) -> DetectionData:
+def unlabelled(
+    folder,
+    like: DetectionData | None = None,
+    classes: Sequence[str] | None = None,
+    size: Sequence[int] | None = None,
+    in_memory: bool | None = None,
+    augment: str | Sequence[Callable] | None = "flip",
+    limit: int | None = None,
+    train: bool = True,
+) -> DetectionData:
     """All images at any depth below a folder, without labels, in the order of their paths.
 
     Args:
@@ -34,9 +41,13 @@ def unlabelled(folder, like: DetectionData | None = None, classes: Sequence[str]
         raise ValueError("unlabelled needs like=<data set>, or else classes=<names>")
     if like is not None:
         if not size is in_memory is None or augment != "flip":
-            raise ValueError("unlabelled: size, in_memory and augment come from `like`; pass either")
+            raise ValueError(
+                "unlabelled: size, in_memory and augment come from `like`; pass either"
+            )
         classes, size, in_memory, augment = like.classes, like.size, like.in_memory, like.augment
-    folder = locate(folder, "folder", "<folder>/<any name>.jpg (or .png, .bmp, .webp, …), in folders or not")
+    folder = locate(
+        folder, "folder", "<folder>/<any name>.jpg (or .png, .bmp, .webp, …), in folders or not"
+    )
     paths = images_below(folder)[:limit]
     if not paths:
         raise FileNotFoundError(f"no image below {folder}; known are {', '.join(sorted(SUFFIXES))}")
@@ -44,9 +55,11 @@ def unlabelled(folder, like: DetectionData | None = None, classes: Sequence[str]
 
 
 def few_labels(dataset: DetectionData, images: int, seed: int = 0) -> DetectionData:
-    """The same data set, in which only ``images`` of the labelled images keep their label; the others become unlabelled.
+    """The same data set, in which only ``images`` of the labelled images keep their label; the
+    others become unlabelled.
 
-    Which ones follows from (seed, index). With the same seed a smaller number gives a subset of a larger one.
+    Which ones follows from (seed, index). With the same seed a smaller number gives a subset of a
+    larger one.
 
     Raises:
         ValueError: ``images`` is below 1, or more than are labelled.
@@ -55,7 +68,10 @@ def few_labels(dataset: DetectionData, images: int, seed: int = 0) -> DetectionD
     if not isinstance(images, int):
         raise ValueError(f"images must be a whole number, got {images!r}")
     if not 1 <= images <= len(known):
-        raise ValueError(f"images={images}: expected at least 1 and at most {len(known)}, the labelled images there are")
+        raise ValueError(
+            f"images={images}: expected at least 1 and at most {len(known)}, the "
+            "labelled images there are"
+        )
     kept = known[view_hash(seed, known, 0, _FEW).argsort(stable=True)[:images]]
     few = copy.copy(dataset)
     few.target = torch.full_like(dataset.target, UNLABELLED).index_fill_(0, kept, 0)
@@ -63,7 +79,8 @@ def few_labels(dataset: DetectionData, images: int, seed: int = 0) -> DetectionD
 
 
 def with_unlabelled(dataset: DetectionData, unlabelled: DetectionData) -> DetectionData:
-    """``dataset``, and after it the images of ``unlabelled``, whose labels, if they have any, are left out.
+    """``dataset``, and after it the images of ``unlabelled``, whose labels, if they have any, are
+    left out.
 
     Augmentation and use of memory are those of ``dataset``.
 
@@ -71,8 +88,10 @@ def with_unlabelled(dataset: DetectionData, unlabelled: DetectionData) -> Detect
         ValueError: the two differ in ``size``.
     """
     if dataset.size != unlabelled.size:
-        raise ValueError(f"size={dataset.size} and size={unlabelled.size} do not go together: "
-                         f"unlabelled(folder, like=<data set>) makes them equal")
+        raise ValueError(
+            f"size={dataset.size} and size={unlabelled.size} do not go together: "
+            f"unlabelled(folder, like=<data set>) makes them equal"
+        )
     both = copy.copy(dataset)
     both.target = torch.cat([dataset.target, torch.full_like(unlabelled.target, UNLABELLED)])
     both.start = dataset.start + [dataset.start[-1]] * len(unlabelled)
@@ -81,4 +100,4 @@ def with_unlabelled(dataset: DetectionData, unlabelled: DetectionData) -> Detect
     return both
 
 
-unlabelled.image_shape = (3, 800, 800)      # what --dry-run needs to know without reading
+unlabelled.image_shape = (3, 800, 800)  # what --dry-run needs to know without reading

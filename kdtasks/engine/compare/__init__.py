@@ -1,1 +1,3 @@
-"""What a teacher brings: each config over several seeds, every run paired with its control of the same seed."""
+"""What a teacher brings: each config over several seeds, every run paired with its control of the
+same seed.
+"""

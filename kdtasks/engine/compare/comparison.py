@@ -12,10 +12,18 @@ from kdtasks.engine.compare.result import collect
 from kdtasks.engine.compare.show import plot
 
 
-def compare(configs: Mapping[str, Mapping], seeds: Sequence[int], work_dir: str | Path = "work_dirs",
-            device: str | None = None, teacher_per_seed: bool = False, quiet: bool = False,
-            workers: int = 1, devices: Sequence[str] = ()) -> dict:
-    """Train every config for every seed beside its control, and write ``compare.json`` and ``compare.png``.
+def compare(
+    configs: Mapping[str, Mapping],
+    seeds: Sequence[int],
+    work_dir: str | Path = "work_dirs",
+    device: str | None = None,
+    teacher_per_seed: bool = False,
+    quiet: bool = False,
+    workers: int = 1,
+    devices: Sequence[str] = (),
+) -> dict:
+    """Train every config for every seed beside its control, and write ``compare.json`` and
+    ``compare.png``.
 
     Args:
         configs: ``{name: config}``, each from :func:`kdtasks.engine.config.load`.
@@ -30,8 +38,8 @@ def compare(configs: Mapping[str, Mapping], seeds: Sequence[int], work_dir: str 
         The content of ``compare.json``.
 
     Raises:
-        ConfigError: what cannot be compared, what is wrong in a config, or a folder in which another process works;
-            before the first step of any.
+        ConfigError: what cannot be compared, what is wrong in a config, or a folder in which
+            another process works; before the first step of any.
     """
     work_dir = Path(work_dir)
     arms, jobs = plan_jobs(configs, seeds, work_dir, device, teacher_per_seed)
@@ -41,7 +49,7 @@ def compare(configs: Mapping[str, Mapping], seeds: Sequence[int], work_dir: str 
     for arm in arms:
         if any(job in todo for job in arm.jobs.values()):
             check(arm.experiment)
-            arm.experiment.data.clear()          # the data is read again by the runs that need it
+            arm.experiment.data.clear()  # the data is read again by the runs that need it
     run_jobs(todo, device, workers, devices, quiet)
     result = collect(arms, jobs, list(seeds), work_dir, teacher_per_seed)
     checkpoint.save_json(result, work_dir / "compare.json")

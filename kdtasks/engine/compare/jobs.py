@@ -12,8 +12,13 @@ from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.compare.plan import TrainingJob
 
 
-def run_jobs(jobs: Sequence[TrainingJob], device: str | None = None, workers: int = 1,
-             devices: Sequence[str] = (), quiet: bool = False) -> None:
+def run_jobs(
+    jobs: Sequence[TrainingJob],
+    device: str | None = None,
+    workers: int = 1,
+    devices: Sequence[str] = (),
+    quiet: bool = False,
+) -> None:
     """Train what is not trained yet.
 
     Args:
@@ -36,7 +41,7 @@ def run_jobs(jobs: Sequence[TrainingJob], device: str | None = None, workers: in
         return
     places = list(devices) or [device] * workers
     threads = max(1, (os.cpu_count() or 1) // workers)
-    context = multiprocessing.get_context("spawn")            # a fork of torch's threads may hang
+    context = multiprocessing.get_context("spawn")  # a fork of torch's threads may hang
     free = context.SimpleQueue()
     for number in range(workers):
         free.put(places[number % len(places)])
@@ -45,20 +50,23 @@ def run_jobs(jobs: Sequence[TrainingJob], device: str | None = None, workers: in
         _run_side_by_side(pool, jobs, workers, quiet)
     except BaseException:
         for process in list((pool._processes or {}).values()):
-            process.terminate()                               # each goes on from its last checkpoint
+            # each goes on from its last checkpoint
+            process.terminate()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _run_side_by_side(pool: ProcessPoolExecutor, jobs: Sequence[TrainingJob], workers: int,
-                      quiet: bool) -> None:
+def _run_side_by_side(
+    pool: ProcessPoolExecutor, jobs: Sequence[TrainingJob], workers: int, quiet: bool
+) -> None:
     waiting, running, started = list(jobs), {}, {}
     while waiting or running:
         blocked = {id(job) for job in [*waiting, *running.values()]}
-        ready = [job for job in waiting
-                 if blocked.isdisjoint(id(other) for other in job.given.values())]
-        for job in ready[:workers - len(running)]:
+        ready = [
+            job for job in waiting if blocked.isdisjoint(id(other) for other in job.given.values())
+        ]
+        for job in ready[: workers - len(running)]:
             waiting.remove(job)
             started[id(job)] = time.perf_counter()
             running[pool.submit(_finish, job)] = job
@@ -75,14 +83,16 @@ def _check_result(future: Future, job: TrainingJob) -> None:
     try:
         future.result()
     except BrokenProcessPool as error:
-        raise RuntimeError(f"a process died while jobs ran, {job.title} among them "
-                           f"({job.folder}); the same command goes on from there") from error
+        raise RuntimeError(
+            f"a process died while jobs ran, {job.title} among them "
+            f"({job.folder}); the same command goes on from there"
+        ) from error
     except Exception as error:
         kind = ConfigError if isinstance(error, ConfigError) else RuntimeError
         raise kind(f"{job.title} ({job.folder}): {error}") from error
 
 
-_place: str | None = None                                     # the device of this worker
+_place: str | None = None  # the device of this worker
 
 
 def _prepare_worker(free, threads: int, path: list[str]) -> None:

@@ -1,9 +1,10 @@
 """What a comparison has to run.
 
-A comparison is a list of jobs, each one run in a folder of its own. What several configs or seeds have in common (a
-teacher, the control "alone" with the stages that lead to it) is one job in ``shared/<stage>_<hash>/seed<N>``: the hash is of
-all that matters to these stages, so equal ones meet in one folder. A config's own job, ``<config>_<hash>/seed<N>``, takes
-them over and trains the rest; it is an ordinary run. Jobs that have finished are not repeated, and one that was stopped goes
+A comparison is a list of jobs, each one run in a folder of its own. What several configs or seeds
+have in common (a teacher, the control "alone" with the stages that lead to it) is one job in
+``shared/<stage>_<hash>/seed<N>``: the hash is of all that matters to these stages, so equal ones
+meet in one folder. A config's own job, ``<config>_<hash>/seed<N>``, takes them over and trains the
+rest; it is an ordinary run. Jobs that have finished are not repeated, and one that was stopped goes
 on.
 """
 
@@ -19,8 +20,9 @@ from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.run import Run
 
-TEACHER_SEED = 0                               # of the one teacher that all seeds share
-OWN_KEYS = ("name", "model", "arguments", "student", "losses", "train", "keep")  # of a stage that stands alone in its config
+TEACHER_SEED = 0  # of the one teacher that all seeds share
+# of a stage that stands alone in its config
+OWN_KEYS = ("name", "model", "arguments", "student", "losses", "train", "keep")
 
 
 @dataclass(eq=False)
@@ -33,7 +35,8 @@ class TrainingJob:
         stages: the names of all its stages.
         given: stages that are taken over from other jobs.
         used_by: the configs that it counts for.
-        shared: whether it is one stage on its own, with those that lead to it, which several configs or seeds may use.
+        shared: whether it is one stage on its own, with those that lead to it, which several
+            configs or seeds may use.
     """
 
     name: str
@@ -67,7 +70,9 @@ class TrainingJob:
         try:
             for stage, other in self.given.items():
                 if stage not in run.done:
-                    run.files.adopt(stage, other.folder / "stages" / f"{other.stages.index(stage)}_{stage}")
+                    run.files.adopt(
+                        stage, other.folder / "stages" / f"{other.stages.index(stage)}_{stage}"
+                    )
             run.train(resume=True)
         finally:
             run.close()
@@ -80,8 +85,9 @@ class ConfigArm:
         experiment: what the config describes.
         final: the stage whose student is compared.
         teachers: the stages that train a teacher; none where checkpoints are given.
-        shared: ``{stage: (its config on its own, the stages that lead to it and itself)}`` of those that no teacher led to:
-            teachers, the control, and what else trains a student from fresh weights and is gone on with by none (``joint``).
+        shared: ``{stage: (its config on its own, the stages that lead to it and itself)}`` of those
+            that no teacher led to: teachers, the control, and what else trains a student from fresh
+            weights and is gone on with by none (``joint``).
         jobs: ``{seed: the config's own run}``.
         controls: ``{seed: the run that has the stage "alone"}``.
     """
@@ -92,56 +98,109 @@ class ConfigArm:
         stages = {stage.name: stage for stage in experiment.stages}
         final = experiment.final
         if final is None or "alone" not in stages:
-            raise ConfigError(f"{name}: there must be a stage 'alone' and another that trains the student, to compare them; "
-                              f"there are {list(stages)}")
+            raise ConfigError(
+                f"{name}: there must be a stage 'alone' and another that trains the "
+                "student, to compare them; "
+                f"there are {list(stages)}"
+            )
         self.final = final.name
         chains = {name: experiment.chain(stage) for name, stage in stages.items()}
-        chains = {name: chain for name, chain in chains.items()
-                  if not any(s.taught or experiment.unlabelled(s) for s in chain)}
-        self.teachers = [name for name, chain in chains.items() if stages[name].model != "student" and len(chain) == 1]
-        ends = {name for name, chain in chains.items() if len(chain) == 1} - {experiment.source(s) for s in stages.values()}
-        self.shared = {name: (on_its_own(experiment, chain), [stage.name for stage in chain])
-                       for name, chain in chains.items()
-                       if name in self.teachers or name == "alone" or name in ends}
+        chains = {
+            name: chain
+            for name, chain in chains.items()
+            if not any(s.taught or experiment.unlabelled(s) for s in chain)
+        }
+        self.teachers = [
+            name
+            for name, chain in chains.items()
+            if stages[name].model != "student" and len(chain) == 1
+        ]
+        ends = {name for name, chain in chains.items() if len(chain) == 1} - {
+            experiment.source(s) for s in stages.values()
+        }
+        self.shared = {
+            name: (on_its_own(experiment, chain), [stage.name for stage in chain])
+            for name, chain in chains.items()
+            if name in self.teachers or name == "alone" or name in ends
+        }
         self.jobs: dict[int, TrainingJob] = {}
         self.controls: dict[int, TrainingJob] = {}
 
-    def plan(self, seed: int, work_dir: Path, teacher_per_seed: bool, jobs: dict[Path, TrainingJob]) -> None:
+    def plan(
+        self, seed: int, work_dir: Path, teacher_per_seed: bool, jobs: dict[Path, TrainingJob]
+    ) -> None:
         """Add the jobs of one seed that are not planned yet."""
         needs = {}
         for stage, (config, chain) in self.shared.items():
             its_seed = TEACHER_SEED if stage in self.teachers and not teacher_per_seed else seed
             folder = work_dir / "shared" / f"{stage}_{_hash(config)}" / f"seed{its_seed}"
-            needs[stage] = jobs.setdefault(folder, TrainingJob(stage, config, folder, its_seed, chain, shared=True))
+            needs[stage] = jobs.setdefault(
+                folder, TrainingJob(stage, config, folder, its_seed, chain, shared=True)
+            )
             if self.name not in needs[stage].used_by:
                 needs[stage].used_by.append(self.name)
         names, config = [stage.name for stage in self.experiment.stages], self.experiment.config
-        folder = work_dir / f"{self.name}_{_hash([config, bool(self.teachers) and teacher_per_seed])}" / f"seed{seed}"
+        folder = (
+            work_dir
+            / f"{self.name}_{_hash([config, bool(self.teachers) and teacher_per_seed])}"
+            / f"seed{seed}"
+        )
         given = {stage: job for job in needs.values() for stage in job.stages if stage in names}
-        self.jobs[seed] = jobs[folder] = TrainingJob(self.name, config, folder, seed, names, given, [self.name])
+        self.jobs[seed] = jobs[folder] = TrainingJob(
+            self.name, config, folder, seed, names, given, [self.name]
+        )
         self.controls[seed] = needs.get("alone", self.jobs[seed])
 
 
 def on_its_own(experiment: Experiment, chain: Sequence[Stage]) -> dict:
-    """A config of the last of these stages and of those that lead to it, without all that cannot matter to them.
+    """A config of the last of these stages and of those that lead to it, without all that cannot
+    matter to them.
 
-    Equal ones train equal weights. Without teachers, neither these matter, nor other models, nor unlabelled samples.
+    Equal ones train equal weights. Without teachers, neither these matter, nor other models, nor
+    unlabelled samples.
     """
     config, stage = experiment.config, chain[-1]
     if len(chain) > 1:
-        own = [{**{key: getattr(s, key) for key in OWN_KEYS}, "student": experiment.source(s) or s.student,
-                "optimizer_state": s.optimizer_state, **_settings(experiment, s)} for s in chain]
-        return {**config, **_settings(experiment, stage), "teachers": {}, "models": {}, "peers": [], "teacher_training": {},
-                "cache": None, "losses": stage.losses, "stages": own}
+        own = [
+            {
+                **{key: getattr(s, key) for key in OWN_KEYS},
+                "student": experiment.source(s) or s.student,
+                "optimizer_state": s.optimizer_state,
+                **_settings(experiment, s),
+            }
+            for s in chain
+        ]
+        return {
+            **config,
+            **_settings(experiment, stage),
+            "teachers": {},
+            "models": {},
+            "peers": [],
+            "teacher_training": {},
+            "cache": None,
+            "losses": stage.losses,
+            "stages": own,
+        }
     spec = {"student": config["student"], **config["teachers"], **config["models"]}[stage.model]
     if stage.name == "alone" and stage.model == "student":
         spec = {**spec, **config["control"]}
-    if stage.model != "student":                                        # how it teaches later does not matter here
+    # how it teaches later does not matter here
+    if stage.model != "student":
         spec = {k: v for k, v in spec.items() if k not in configurations.TEACHER_KEYS}
     teachers = {} if stage.model == "student" else {stage.model: spec}
-    return {**config, **_settings(experiment, stage), "student": spec, "teachers": teachers, "control": {},
-            "models": {}, "peers": [], "teacher_training": {}, "cache": None, "losses": stage.losses,
-            "stages": [{key: getattr(stage, key) for key in OWN_KEYS}]}
+    return {
+        **config,
+        **_settings(experiment, stage),
+        "student": spec,
+        "teachers": teachers,
+        "control": {},
+        "models": {},
+        "peers": [],
+        "teacher_training": {},
+        "cache": None,
+        "losses": stage.losses,
+        "stages": [{key: getattr(stage, key) for key in OWN_KEYS}],
+    }
 
 
 def _settings(experiment: Experiment, stage: Stage) -> dict:
@@ -149,9 +208,15 @@ def _settings(experiment: Experiment, stage: Stage) -> dict:
     return {**settings, "data": {**settings["data"], "unlabelled_per_batch": 0}}
 
 
-def plan_jobs(configs: Mapping[str, Mapping], seeds: Sequence[int], work_dir: Path, device: str | None = None,
-              teacher_per_seed: bool = False) -> tuple[list[ConfigArm], list[TrainingJob]]:
-    """The arms, and all jobs in the order in which they run: seed by seed, what is shared before those that share it.
+def plan_jobs(
+    configs: Mapping[str, Mapping],
+    seeds: Sequence[int],
+    work_dir: Path,
+    device: str | None = None,
+    teacher_per_seed: bool = False,
+) -> tuple[list[ConfigArm], list[TrainingJob]]:
+    """The arms, and all jobs in the order in which they run: seed by seed, what is shared before
+    those that share it.
 
     Raises:
         ConfigError: seeds or configs that cannot be compared.
@@ -161,7 +226,10 @@ def plan_jobs(configs: Mapping[str, Mapping], seeds: Sequence[int], work_dir: Pa
     arms = [ConfigArm(name, config, device) for name, config in configs.items()]
     metrics = {arm.experiment.task.PRIMARY: arm.name for arm in arms}
     if len(metrics) > 1:
-        raise ConfigError("the configs measure different things: " + ", ".join(f"{n} {m}" for m, n in metrics.items()))
+        raise ConfigError(
+            "the configs measure different things: "
+            + ", ".join(f"{n} {m}" for m, n in metrics.items())
+        )
     jobs: dict[Path, TrainingJob] = {}
     for seed in seeds:
         for arm in arms:
@@ -170,4 +238,6 @@ def plan_jobs(configs: Mapping[str, Mapping], seeds: Sequence[int], work_dir: Pa
 
 
 def _hash(value) -> str:
-    return hashlib.sha256(json.dumps(configurations.plain(value), sort_keys=True, default=str).encode()).hexdigest()[:10]
+    return hashlib.sha256(
+        json.dumps(configurations.plain(value), sort_keys=True, default=str).encode()
+    ).hexdigest()[:10]

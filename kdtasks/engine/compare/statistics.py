@@ -5,10 +5,13 @@ import statistics
 from collections.abc import Sequence
 
 CONFIDENCE = 0.95
-MIN_SEEDS = 3                                  # for a verdict: two differences say too little of their spread
+# for a verdict: two differences say too little of their spread
+MIN_SEEDS = 3
 
 
-def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float | None, float | None]:
+def interval(
+    values: Sequence[float], confidence: float = CONFIDENCE
+) -> tuple[float, float | None, float | None]:
     r"""Mean and Student's interval: :math:`\bar d \pm t_{n-1}\, s / \sqrt n`.
 
     Args:
@@ -23,12 +26,18 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[f
         return mean, None, None
     from scipy.stats import t  # slow to import
 
-    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    half = (
+        float(t.ppf((1 + confidence) / 2, len(values) - 1))
+        * statistics.stdev(values)
+        / math.sqrt(len(values))
+    )
     return mean, mean - half, mean + half
 
 
 def verdict(differences: Sequence[float], higher_is_better: bool) -> tuple[str | None, str]:
-    """``('better' | 'worse' | 'no difference shown' | None, why)``: whether the interval of the differences excludes 0."""
+    """``('better' | 'worse' | 'no difference shown' | None, why)``: whether the interval of the
+    differences excludes 0.
+    """
     if len(differences) < MIN_SEEDS:
         return None, f"no verdict: {len(differences)} of at least {MIN_SEEDS} seeds"
     if not all(map(math.isfinite, differences)):
@@ -41,6 +50,14 @@ def verdict(differences: Sequence[float], higher_is_better: bool) -> tuple[str |
 
 
 def summary(alone: Sequence[float], distilled: Sequence[float]) -> dict:
-    """``{alone, distilled, mean, low, high}`` of paired values: the mean difference and its interval."""
+    """``{alone, distilled, mean, low, high}`` of paired values: the mean difference and its
+    interval.
+    """
     mean, low, high = interval([b - a for a, b in zip(alone, distilled)])
-    return {"alone": list(alone), "distilled": list(distilled), "mean": mean, "low": low, "high": high}
+    return {
+        "alone": list(alone),
+        "distilled": list(distilled),
+        "mean": mean,
+        "low": low,
+        "high": high,
+    }

@@ -1,6 +1,7 @@
 """report.html: what a run found, in one file with its pictures inside.
 
-``facts`` says what the numbers say, ``figures`` draws them, ``page`` puts both into ``template.html`` with ``style.css``.
+``facts`` says what the numbers say, ``figures`` draws them, ``page`` puts both into
+``template.html`` with ``style.css``.
 """
 
 from kdtasks.engine.report.figures import ALONE, DISTILLED, OTHERS, STYLE, TEACHER, stage_colors

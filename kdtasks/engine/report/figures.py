@@ -6,32 +6,65 @@ from collections.abc import Mapping, Sequence
 
 from kdtasks.engine.report import facts
 
-# Okabe and Ito's palette, which colour-blind eyes can tell apart too; yellow is left out, it is too pale for lines.
+# Okabe and Ito's palette, which colour-blind eyes can tell apart too; yellow is left out, it is too
+# pale for lines.
 TEACHER, ALONE, DISTILLED = "#5A6472", "#E69F00", "#0072B2"
 OTHERS = ("#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F", "#7B4FA3")
-STYLE = {                                                        # the task's pictures are drawn under it too
-    "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.fontsize": 9.5,
-    "text.color": "#1B2330", "axes.labelcolor": "#3C4758", "axes.titlecolor": "#1B2330", "xtick.color": "#3C4758",
-    "ytick.color": "#3C4758", "axes.edgecolor": "#AEB7C4", "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#E7EBF0", "legend.frameon": False, "lines.linewidth": 1.8,
-    "figure.facecolor": "white", "figure.constrained_layout.use": True, "savefig.facecolor": "white",
+# the task's pictures are drawn under it too
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "legend.fontsize": 9.5,
+    "text.color": "#1B2330",
+    "axes.labelcolor": "#3C4758",
+    "axes.titlecolor": "#1B2330",
+    "xtick.color": "#3C4758",
+    "ytick.color": "#3C4758",
+    "axes.edgecolor": "#AEB7C4",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E7EBF0",
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+    "savefig.facecolor": "white",
 }
-SMOOTHED = 60                                                    # points of a loss, from which on its mean is drawn too
-PIXELS_PER_INCH = 100                                            # of a figure on the page; stored finer
-LARGEST = 1_300_000                                              # bytes of all pictures, before base64 adds a third
+# points of a loss, from which on its mean is drawn too
+SMOOTHED = 60
+# of a figure on the page; stored finer
+PIXELS_PER_INCH = 100
+# bytes of all pictures, before base64 adds a third
+LARGEST = 1_300_000
 
 
 def stage_colors(run) -> dict[str, str]:
-    """One colour for each stage and each teacher of the config, the same in every picture of a report; six others are different
-    ones, and those on the way come last."""
+    """One colour for each stage and each teacher of the config, the same in every picture of a
+    report; six others are different ones, and those on the way come last.
+    """
     experiment = run.experiment
     teachers = [name for name in experiment.config["teachers"] if name != "alone"]
-    fixed = {"teacher": TEACHER, "alone": ALONE, facts.distilled_stage(run) or "distilled": DISTILLED}
+    fixed = {
+        "teacher": TEACHER,
+        "alone": ALONE,
+        facts.distilled_stage(run) or "distilled": DISTILLED,
+    }
     fixed |= {teachers[0]: TEACHER} if teachers and "teacher" not in teachers else {}
     stages = experiment.stages
-    known = [*teachers, *(s.name for s in stages), *(name for s in stages for name in s.teachers),
-             *run.done]
-    others = sorted((name for name in dict.fromkeys(known) if name not in fixed), key=facts.stages_on_the_way(run).__contains__)
+    known = [
+        *teachers,
+        *(s.name for s in stages),
+        *(name for s in stages for name in s.teachers),
+        *run.done,
+    ]
+    others = sorted(
+        (name for name in dict.fromkeys(known) if name not in fixed),
+        key=facts.stages_on_the_way(run).__contains__,
+    )
     return fixed | {name: OTHERS[k % len(OTHERS)] for k, name in enumerate(others)}
 
 
@@ -39,19 +72,39 @@ def draw(run) -> tuple[list, list]:
     """``[(title, figure)]`` of the results, and of the curves."""
     results, history, colors = run.results, facts.histories(run), stage_colors(run)
     primary, charts, curves = run.experiment.task.PRIMARY, [], []
-    values = {name: v[primary] for name, v in results["stages"].items() if facts.is_number(v.get(primary))}
+    values = {
+        name: v[primary] for name, v in results["stages"].items() if facts.is_number(v.get(primary))
+    }
     if values:
         shown, way = facts.comparable(run, values), facts.stages_on_the_way(run)
-        title = f"{primary} of each stage" + " that has the whole network" * bool(way and way.isdisjoint(shown))
+        title = f"{primary} of each stage" + " that has the whole network" * bool(
+            way and way.isdisjoint(shown)
+        )
         charts.append((title, _bars(shown, primary, colors)))
     finished = facts.comparable(run, {name: h for name, h in history.items() if h})
     if finished:
-        curves.append((f"{primary} on the test data, and the learning rate", _progress(finished, primary, colors)))
-        names = list(dict.fromkeys(k for h in finished.values() for entry in h if "lr" in entry for k in entry))
-        names = sorted((n for n in names if n not in ("iteration", "lr")), key=lambda n: n == "loss")      # the total last
+        curves.append(
+            (
+                f"{primary} on the test data, and the learning rate",
+                _progress(finished, primary, colors),
+            )
+        )
+        names = list(
+            dict.fromkeys(
+                k for h in finished.values() for entry in h if "lr" in entry for k in entry
+            )
+        )
+        # the total last
+        names = sorted(
+            (n for n in names if n not in ("iteration", "lr")), key=lambda n: n == "loss"
+        )
         if names:
-            many = any(len(facts.curve(h, name)[0]) > SMOOTHED for h in finished.values() for name in names)
-            title = "The losses, each times its weight" + ("; dark: running mean, pale: as read" if many else "")
+            many = any(
+                len(facts.curve(h, name)[0]) > SMOOTHED for h in finished.values() for name in names
+            )
+            title = "The losses, each times its weight" + (
+                "; dark: running mean, pale: as read" if many else ""
+            )
             curves.append((title, _losses(finished, names, colors)))
     return charts, curves
 
@@ -66,8 +119,15 @@ def _bars(values: Mapping[str, float], primary: str, colors: Mapping[str, str]):
     axes.set_yticks(rows, values, fontsize=11)
     axes.invert_yaxis()
     for row, value in zip(rows, values.values()):
-        axes.annotate(facts.number(value), (value, row), (5 if value >= 0 else -5, 0), textcoords="offset points", va="center",
-                      ha="left" if value >= 0 else "right", fontweight="bold")
+        axes.annotate(
+            facts.number(value),
+            (value, row),
+            (5 if value >= 0 else -5, 0),
+            textcoords="offset points",
+            va="center",
+            ha="left" if value >= 0 else "right",
+            fontweight="bold",
+        )
     if "alone" in values:
         axes.axvline(values["alone"], color=colors["alone"], linestyle=(0, (4, 3)), linewidth=1.2)
     axes.margins(x=0.08)
@@ -85,10 +145,14 @@ def _progress(history: Mapping[str, list[dict]], primary: str, colors: Mapping[s
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     for stage, entries in history.items():
         x, y = facts.curve(entries, primary)
-        top.plot(x, y, color=colors[stage], label=stage, marker="o" if len(x) <= 60 else "", markersize=4)
+        top.plot(
+            x, y, color=colors[stage], label=stage, marker="o" if len(x) <= 60 else "", markersize=4
+        )
         bottom.plot(*facts.curve(entries, "lr"), color=colors[stage], linewidth=1.3)
     top.set_ylabel(primary + facts.unit(primary).replace(" ", ", "))
-    figure.legend(*top.get_legend_handles_labels(), ncols=min(len(history), 6), loc="outside upper right")
+    figure.legend(
+        *top.get_legend_handles_labels(), ncols=min(len(history), 6), loc="outside upper right"
+    )
     bottom.set_ylabel("lr")
     bottom.set_ylim(bottom=0)
     bottom.set_xlabel("iteration of the stage")
@@ -107,27 +171,47 @@ def _losses(history: Mapping[str, list[dict]], names: Sequence[str], colors: Map
         for stage, entries in history.items():
             read = [entry for entry in entries if "lr" in entry]
             own = {key for entry in read for key in entry} - {"iteration", "lr"}
-            x, y = facts.curve(read, next(iter(own)) if name == "loss" and len(own) == 1 else name)       # one loss is the sum
+            # one loss is the sum
+            x, y = facts.curve(read, next(iter(own)) if name == "loss" and len(own) == 1 else name)
             if y:
                 smooth = len(x) > SMOOTHED
-                axes.plot(x, y, color=colors[stage], linewidth=1 if smooth else 1.5, alpha=0.25 if smooth else 1,
-                          label=None if smooth else stage, marker="o" if len(x) == 1 else "")
+                axes.plot(
+                    x,
+                    y,
+                    color=colors[stage],
+                    linewidth=1 if smooth else 1.5,
+                    alpha=0.25 if smooth else 1,
+                    label=None if smooth else stage,
+                    marker="o" if len(x) == 1 else "",
+                )
                 if smooth:
-                    axes.plot(x, facts.running_mean(y, len(y) // 30), color=colors[stage], linewidth=1.6, label=stage)
+                    axes.plot(
+                        x,
+                        facts.running_mean(y, len(y) // 30),
+                        color=colors[stage],
+                        linewidth=1.6,
+                        label=stage,
+                    )
                 values += y
         if values and min(values) > 0 and max(values) > 20 * min(values):
             axes.set_yscale("log")
         axes.set_title("sum of all losses" if name == "loss" else name)
         axes.set_xlabel("iteration of the stage")
-    for axes in panels[len(names):]:
+    for axes in panels[len(names) :]:
         axes.remove()
-    shown = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
+    shown = {
+        label: handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels())
+    }
     figure.legend(shown.values(), shown, loc="outside lower center", ncols=min(len(shown), 6))
     return figure
 
 
 def embed(pictures: Sequence[tuple]) -> list[tuple[str, str, int]]:
-    """``(title, data URI, width on the page)`` of figures; many or large ones are stored less finely."""
+    """``(title, data URI, width on the page)`` of figures; many or large ones are stored less
+    finely.
+    """
     for dpi in (160, 120, 85, 60):
         encoded = []
         for _, figure in pictures:
@@ -136,7 +220,11 @@ def embed(pictures: Sequence[tuple]) -> list[tuple[str, str, int]]:
             encoded.append(file.getvalue())
         if sum(map(len, encoded)) <= LARGEST:
             break
-    return [(title, "data:image/png;base64," + base64.b64encode(png).decode(), round(figure.get_figwidth() * PIXELS_PER_INCH))
-            for (title, figure), png in zip(pictures, encoded)]
-
-
+    return [
+        (
+            title,
+            "data:image/png;base64," + base64.b64encode(png).decode(),
+            round(figure.get_figwidth() * PIXELS_PER_INCH),
+        )
+        for (title, figure), png in zip(pictures, encoded)
+    ]

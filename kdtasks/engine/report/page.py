@@ -1,4 +1,6 @@
-"""The page of a report: facts and figures put into template.html, in one file that needs nothing else."""
+"""The page of a report: facts and figures put into template.html, in one file that needs nothing
+else.
+"""
 
 import warnings
 from pathlib import Path
@@ -13,7 +15,8 @@ from kdtasks.engine.report import facts, figures
 def write_report(run) -> None:
     """Write ``<work_dir>/report.html`` from what the run has so far.
 
-    The task's pictures are an extra: if they cannot be made, the report says why, and a warning does.
+    The task's pictures are an extra: if they cannot be made, the report says why, and a warning
+    does.
 
     Args:
         run: a :class:`kdtasks.engine.run.Run`; stages may be missing or unfinished.
@@ -34,19 +37,41 @@ def write_report(run) -> None:
 
 
 def render(run, charts: list, curves: list, pictures: list, note: str) -> str:
-    """The page as text; ``charts``, ``curves`` and ``pictures`` as :func:`~kdtasks.engine.report.figures.embed` gives them."""
+    """The page as text; ``charts``, ``curves`` and ``pictures`` as
+    :func:`~kdtasks.engine.report.figures.embed` gives them.
+    """
     experiment = run.experiment
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
     parameters = facts.parameter_counts(run)
     return environment.get_template("template.html").render(
-        name=experiment.name, seed=experiment.seed, colors=figures.stage_colors(run),
+        name=experiment.name,
+        seed=experiment.seed,
+        colors=figures.stage_colors(run),
         unit=facts.unit(experiment.task.PRIMARY),
-        about=[f"seed {experiment.seed}", run.results["device"],
-               f"kdtasks {kdtasks.__version__}", f"torch {torch.__version__}"],
-        sentence=facts.sentence(run), cards=facts.cards(run, parameters), unfinished=facts.unfinished(run),
-        table=facts.stage_table(run, parameters), unreadable=facts.unreadable(run), control=facts.control(run),
-        config=facts.config_text(run), charts=charts, curves=curves, pictures=pictures, note=note)
+        about=[
+            f"seed {experiment.seed}",
+            run.results["device"],
+            f"kdtasks {kdtasks.__version__}",
+            f"torch {torch.__version__}",
+        ],
+        sentence=facts.sentence(run),
+        cards=facts.cards(run, parameters),
+        unfinished=facts.unfinished(run),
+        table=facts.stage_table(run, parameters),
+        unreadable=facts.unreadable(run),
+        control=facts.control(run),
+        config=facts.config_text(run),
+        charts=charts,
+        curves=curves,
+        pictures=pictures,
+        note=note,
+    )

@@ -1,12 +1,15 @@
-"""The door to avalanche: our methods in its strategies, guards for its benchmarks, and checkpoints that load.
+"""The door to avalanche: our methods in its strategies, guards for its benchmarks, and checkpoints
+that load.
 
-- :class:`LwFPlugin`, :class:`LwFMCPlugin`, :class:`LwMPlugin` and :class:`GlobalDistillationPlugin` go into ``plugins=[…]`` of
-  any of its supervised strategies: ``SupervisedTemplate(model=…, optimizer=…, plugins=[LwFPlugin()])``.
+- :class:`LwFPlugin`, :class:`LwFMCPlugin`, :class:`LwMPlugin` and :class:`GlobalDistillationPlugin`
+  go into ``plugins=[…]`` of any of its supervised strategies: ``SupervisedTemplate(model=…,
+  optimizer=…, plugins=[LwFPlugin()])``.
 - :func:`checked_benchmark` finds the classes that a benchmark lost, and sorts its lists of classes.
-- :func:`checkpoint` and :func:`resume` stop and continue a strategy, to the same weights, by tensors and lists alone.
+- :func:`checkpoint` and :func:`resume` stop and continue a strategy, to the same weights, by
+  tensors and lists alone.
 
-The plugins have avalanche's events as methods and need no base class of it: it looks only for the names. It is imported where
-one of its classes has to be known, and not before.
+The plugins have avalanche's events as methods and need no base class of it: it looks only for the
+names. It is imported where one of its classes has to be known, and not before.
 
 Columns of logits are class numbers, as everywhere in avalanche, in whatever order the classes come.
 """
@@ -17,5 +20,13 @@ from kdtasks.incremental.plugin.gd import GlobalDistillationPlugin
 from kdtasks.incremental.plugin.lwf import LwFMCPlugin, LwFPlugin
 from kdtasks.incremental.plugin.lwm import LwMPlugin
 
-__all__ = ["GlobalDistillationPlugin", "LwFMCPlugin", "LwFPlugin", "LwMPlugin", "checked_benchmark", "checkpoint", "classes_of",
-           "resume"]
+__all__ = [
+    "GlobalDistillationPlugin",
+    "LwFMCPlugin",
+    "LwFPlugin",
+    "LwMPlugin",
+    "checked_benchmark",
+    "checkpoint",
+    "classes_of",
+    "resume",
+]

@@ -1,4 +1,6 @@
-"""What the plug-ins share: the old model, the classes that it had seen, and what they ask of a model."""
+"""What the plug-ins share: the old model, the classes that it had seen, and what they ask of a
+model.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -13,24 +15,29 @@ from kdtasks.incremental.plugin.models import load_model, model_state
 
 
 class OldModelPlugin:
-    """What the plugins share: the model as it was after the last experience, and the classes that it had seen.
+    """What the plugins share: the model as it was after the last experience, and the classes that
+    it had seen.
 
-    The teacher is an attribute of the plugin and no part of the strategy's model, all of whose parameters avalanche optimises.
+    The teacher is an attribute of the plugin and no part of the strategy's model, all of whose
+    parameters avalanche optimises.
     """
 
     supports_distributed = False
 
     def __init__(self):
         self.teacher: Teacher | None = None
-        self.experience = 0                                             # how many are over
-        self.seen: dict[int, list[int]] = {}                            # task label -> the classes of experiences that are over
-        self.columns: dict[int, Tensor] = {}                            # of these classes
-        self.old = self.new = torch.zeros(0, dtype=torch.long)          # columns: all of these, and those of this experience
+        self.experience = 0  # how many are over
+        # task label -> the classes of experiences that are over
+        self.seen: dict[int, list[int]] = {}
+        self.columns: dict[int, Tensor] = {}  # of these classes
+        # columns: all of these, and those of this experience
+        self.old = self.new = torch.zeros(0, dtype=torch.long)
         self._listening: AbstractContextManager = nullcontext([])
-        self.heard: list = []                                           # in the strategy's forward
+        self.heard: list = []  # in the strategy's forward
 
     def before_training_exp(self, strategy, **kwargs):
         """Find the columns of old classes and of this experience's."""
+
         def columns(classes) -> Tensor:
             return torch.tensor(sorted({*classes}), dtype=torch.long, device=strategy.device)
 
@@ -66,19 +73,29 @@ class OldModelPlugin:
         return self.teacher(input)
 
     def state_dict(self) -> dict:
-        """The old model's tensors, and numbers in lists: ``torch.load(weights_only=True)`` reads it."""
-        return {"experience": self.experience, "seen": copy.deepcopy(self.seen),
-                "teacher": None if self.teacher is None else model_state(self.teacher.model)}
+        """The old model's tensors, and numbers in lists: ``torch.load(weights_only=True)`` reads
+        it.
+        """
+        return {
+            "experience": self.experience,
+            "seen": copy.deepcopy(self.seen),
+            "teacher": None if self.teacher is None else model_state(self.teacher.model),
+        }
 
     def load_state_dict(self, state: dict, model: nn.Module, experiences: Sequence = ()) -> None:
         """
         Args:
             state: of :meth:`state_dict`.
-            model: of the same kind as the strategy's; it is copied, and its heads may be more, fewer or smaller.
+            model: of the same kind as the strategy's; it is copied, and its heads may be more,
+                fewer or smaller.
             experiences: not used here.
         """
         self.experience, self.seen = state["experience"], copy.deepcopy(state["seen"])
-        self.teacher = None if state["teacher"] is None else Teacher(load_model(copy.deepcopy(model), state["teacher"]))
+        self.teacher = (
+            None
+            if state["teacher"] is None
+            else Teacher(load_model(copy.deepcopy(model), state["teacher"]))
+        )
 
 
 def _classes_by_task(experience) -> dict[int, list[int]]:
@@ -92,7 +109,9 @@ def _classes_by_task(experience) -> dict[int, list[int]]:
 
 
 def class_places(known: Tensor, columns: Tensor) -> Tensor:
-    """By class number the place among ``columns``; -100, which is ignored, of the other known classes."""
+    """By class number the place among ``columns``; -100, which is ignored, of the other known
+    classes.
+    """
     places = torch.full((int(known.max()) + 1,), -100, device=known.device)
     places[columns] = torch.arange(len(columns), device=known.device)
     return places
@@ -108,4 +127,7 @@ def has_tasks(model: nn.Module) -> bool:
 def check_one_head(plugin, model: nn.Module) -> None:
     """ValueError: the model has a head for each task."""
     if has_tasks(model):
-        raise ValueError(f"{type(plugin).__name__} needs one head for all classes; {type(model).__name__} has one a task")
+        raise ValueError(
+            f"{type(plugin).__name__} needs one head for all classes; "
+            f"{type(model).__name__} has one a task"
+        )

@@ -16,33 +16,44 @@ class LwFPlugin(OldModelPlugin):
 
     .. math:: L = L_{new} + w \sum_k \mathrm{KL}\big(\mathrm{softmax}(z^{old}_k / T) \,\|\, \mathrm{softmax}(z_k / T)\big)
 
-    One head (a linear layer over all classes, avalanche's ``IncrementalClassifier``, our ``GrowingHead``): k is one, and z are
-    the columns of classes of earlier experiences, and no others. Several heads (avalanche's ``MultiTaskModule``): k are the
-    task labels of earlier experiences, each head cut to its classes. Old heads read the features of the strategy's own forward
-    where the model has one ``MultiHeadClassifier``; else the student runs once more, and moves its BatchNorm once more.
+    One head (a linear layer over all classes, avalanche's ``IncrementalClassifier``, our
+    ``GrowingHead``): k is one, and z are the columns of classes of earlier experiences, and no
+    others. Several heads (avalanche's ``MultiTaskModule``): k are the task labels of earlier
+    experiences, each head cut to its classes. Old heads read the features of the strategy's own
+    forward where the model has one ``MultiHeadClassifier``; else the student runs once more, and
+    moves its BatchNorm once more.
 
     The first experience is the strategy's own. The paper's warm-up of the new head is not made.
 
-    Against avalanche's ``LwFPlugin``: the same loss at ``ce_over='seen'``, for a model without BatchNorm and dropout. Its
-    teacher stays in training mode: it drops out, and its BatchNorm moves. One head on a benchmark with task labels: it distils
-    the classes of task 0 alone. Several heads: the student runs twice. Its datasets must have ``targets_task_labels``.
+    Against avalanche's ``LwFPlugin``: the same loss at ``ce_over='seen'``, for a model without
+    BatchNorm and dropout. Its teacher stays in training mode: it drops out, and its BatchNorm
+    moves. One head on a benchmark with task labels: it distils the classes of task 0 alone. Several
+    heads: the student runs twice. Its datasets must have ``targets_task_labels``.
 
     Args:
-        weight: w; a list has one for each experience of the stream (the first is never used). The paper's is 1.
+        weight: w; a list has one for each experience of the stream (the first is never used). The
+            paper's is 1.
         temperature: T, 2 in the paper.
         scale_t2: multiply by T², as Hinton's distillation does; the paper does not.
-        ce_over: ``'new'``: with one head, from the second experience on, the cross-entropy of the columns of this experience's
-            classes takes the place of the loss so far: the paper's new head. Rows of other classes, from a replay, are not in
-            its mean. The plugin has to stand before any that adds a loss. ``'seen'``: the strategy's criterion, over all
-            columns, stays.
+        ce_over: ``'new'``: with one head, from the second experience on, the cross-entropy of the
+            columns of this experience's classes takes the place of the loss so far: the paper's new
+            head. Rows of other classes, from a replay, are not in its mean. The plugin has to stand
+            before any that adds a loss. ``'seen'``: the strategy's criterion, over all columns,
+            stays.
 
     Raises:
-        ValueError: another ``ce_over``, a temperature that is not positive; (at the experience) a list of weights that has no
-            entry for it; a softmax over one class, of an old head, the only old class, or the new one (``ce_over='new'``).
+        ValueError: another ``ce_over``, a temperature that is not positive; (at the experience) a
+            list of weights that has no entry for it; a softmax over one class, of an old head, the
+            only old class, or the new one (``ce_over='new'``).
     """
 
-    def __init__(self, weight: float | Sequence[float] = 1.0, temperature: float = 2.0, scale_t2: bool = False,
-                 ce_over: str = "new"):
+    def __init__(
+        self,
+        weight: float | Sequence[float] = 1.0,
+        temperature: float = 2.0,
+        scale_t2: bool = False,
+        ce_over: str = "new",
+    ):
         super().__init__()
         if ce_over not in ("new", "seen"):
             raise ValueError(f"ce_over must be 'new' or 'seen', got {ce_over!r}")
@@ -54,7 +65,10 @@ class LwFPlugin(OldModelPlugin):
         self.place = class_places(torch.cat([self.old, self.new]), self.new)
         self._check_classes(strategy.model)
         if isinstance(self.weight, Sequence) and self.experience >= len(self.weight):
-            raise ValueError(f"weight has {len(self.weight)} entries, and this is experience {self.experience + 1}")
+            raise ValueError(
+                f"weight has {len(self.weight)} entries, and this is experience "
+                f"{self.experience + 1}"
+            )
 
     def _check_classes(self, model: nn.Module) -> None:
         """No softmax over one class: it is 1 whatever the logit."""
@@ -63,11 +77,18 @@ class LwFPlugin(OldModelPlugin):
         learns = "LwFMCPlugin, with a sigmoid for each class, learns and keeps one class at a time"
         parts = list(self.columns.values()) if has_tasks(model) else [self.old]
         if any(len(columns) == 1 for columns in parts):
-            raise ValueError(f"experience {self.experience + 1}: LwF's softmax of an old head would be over one class, seen so "
-                             f"far: {self.seen}, and keep nothing of it. {learns}")
+            raise ValueError(
+                f"experience {self.experience + 1}: LwF's softmax of an old head "
+                "would be over one class, seen so "
+                f"far: {self.seen}, and keep nothing of it. {learns}"
+            )
         if self.ce_over == "new" and len(self.new) == 1 and not has_tasks(model):
-            raise ValueError(f"experience {self.experience + 1} has one class, {self.new.tolist()}: with ce_over='new' its "
-                             f"cross-entropy is 0 whatever the logit. Expected ce_over='seen', over all columns; or {learns}")
+            raise ValueError(
+                f"experience {self.experience + 1} has one class, "
+                f"{self.new.tolist()}: with ce_over='new' its "
+                f"cross-entropy is 0 whatever the logit. Expected ce_over='seen', "
+                f"over all columns; or {learns}"
+            )
 
     def listen(self, model: nn.Module) -> AbstractContextManager:
         heads = _heads(model)
@@ -95,21 +116,27 @@ class LwFPlugin(OldModelPlugin):
         calls, self.heard = self.heard, []
         with torch.no_grad(), self.teacher.ready(), self.listen(self.teacher.model) as taught:
             teacher = self.teacher.model(strategy.mb_x, None)
-        shared = [tasks is None for _, tasks in taught] == [True]       # one trunk: the heads of all tasks in one call
+        # one trunk: the heads of all tasks in one call
+        shared = [tasks is None for _, tasks in taught] == [True]
         if shared and len(calls) == 1 and len(calls[0][0]) == len(strategy.mb_x):
             head = _heads(strategy.model)[0]
             student = {task: head.forward_single_task(calls[0][0], task) for task in self.seen}
         else:
             student = strategy.model(strategy.mb_x, None)
-        return [(student[task][:, classes], teacher[task][:, classes]) for task, classes in self.columns.items()]
+        return [
+            (student[task][:, classes], teacher[task][:, classes])
+            for task, classes in self.columns.items()
+        ]
 
 
 class LwFMCPlugin(OldModelPlugin):
-    r"""LwF.MC (arXiv 1611.07725): one binary cross-entropy a class takes the place of the strategy's loss, from the start.
+    r"""LwF.MC (arXiv 1611.07725): one binary cross-entropy a class takes the place of the
+    strategy's loss, from the start.
 
-    The target of an old class is the old model's sigmoid, of a class of this experience 1 or 0; the mean is over batch and
-    classes: :func:`~kdtasks.incremental.lwf_mc_loss`. Columns of classes that have not come yet are left alone. It replaces the
-    loss so far, so it stands before plugins that add to it.
+    The target of an old class is the old model's sigmoid, of a class of this experience 1 or 0; the
+    mean is over batch and classes: :func:`~kdtasks.incremental.lwf_mc_loss`. Columns of classes
+    that have not come yet are left alone. It replaces the loss so far, so it stands before plugins
+    that add to it.
 
     Raises:
         ValueError: (at the experience) the model has a head for each task.
@@ -123,7 +150,9 @@ class LwFMCPlugin(OldModelPlugin):
 
     def before_backward(self, strategy, **kwargs):
         teacher = None if self.teacher is None else self.teach(strategy.mb_x)[:, self.old]
-        strategy.loss = lwf_mc_loss(strategy.mb_output[:, self.all], teacher, self.place[strategy.mb_y]).reshape(1)
+        strategy.loss = lwf_mc_loss(
+            strategy.mb_output[:, self.all], teacher, self.place[strategy.mb_y]
+        ).reshape(1)
 
 
 def _heads(model: nn.Module) -> list[nn.Module]:

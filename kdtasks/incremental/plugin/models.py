@@ -10,9 +10,15 @@ def model_state(model: nn.Module) -> dict:
     """The tensors of a model, and what avalanche's modules of several tasks know beside them."""
     from avalanche.models import MultiTaskModule
 
-    tasks = {path: (sorted(module.known_train_tasks_labels), module.max_class_label)
-             for path, module in model.named_modules() if isinstance(module, MultiTaskModule)}
-    return {"tensors": {name: value.clone() for name, value in model.state_dict().items()}, "tasks": tasks}
+    tasks = {
+        path: (sorted(module.known_train_tasks_labels), module.max_class_label)
+        for path, module in model.named_modules()
+        if isinstance(module, MultiTaskModule)
+    }
+    return {
+        "tensors": {name: value.clone() for name, value in model.state_dict().items()},
+        "tasks": tasks,
+    }
 
 
 def load_model(model: nn.Module, state: dict) -> nn.Module:
@@ -27,12 +33,14 @@ def load_model(model: nn.Module, state: dict) -> nn.Module:
             for task in [task for task in module.classifiers if task not in wanted]:
                 del module.classifiers[task], module._buffers[f"active_units_T{task}"]
             for task in [task for task in wanted if task not in module.classifiers]:
-                module.classifiers[task] = IncrementalClassifier(module.in_features, size, masking=False, auto_adapt=False)
+                module.classifiers[task] = IncrementalClassifier(
+                    module.in_features, size, masking=False, auto_adapt=False
+                )
                 module.register_buffer(f"active_units_T{task}", torch.zeros(size, dtype=torch.int8))
         if isinstance(module, GrowingHead):
             wanted = _children(tensors, f"{path}.blocks." if path else "blocks.")
-            del module.blocks[len(wanted):]
-            for _ in wanted[len(module.blocks):]:
+            del module.blocks[len(wanted) :]
+            for _ in wanted[len(module.blocks) :]:
                 module.grow(1)
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, value in tensors.items():
@@ -47,7 +55,11 @@ def load_model(model: nn.Module, state: dict) -> nn.Module:
 
 def _children(tensors: dict[str, Tensor], prefix: str) -> list[str]:
     """The names that follow a prefix, each once, in order."""
-    return list(dict.fromkeys(name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)))
+    return list(
+        dict.fromkeys(
+            name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)
+        )
+    )
 
 
 def _replace(model: nn.Module, name: str, value: Tensor) -> None:
@@ -55,6 +67,10 @@ def _replace(model: nn.Module, name: str, value: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     old = getattr(module, leaf)
-    setattr(module, leaf, nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value)
+    setattr(
+        module,
+        leaf,
+        nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value,
+    )
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape

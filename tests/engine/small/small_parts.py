@@ -12,13 +12,27 @@ from torchvision import transforms
 
 
 class Net(nn.Sequential):
-    """A little network; with BatchNorm and dropout, or (for DDP, whose ranks have their own statistics) without."""
+    """A little network; with BatchNorm and dropout, or (for DDP, whose ranks have their own
+    statistics) without.
+    """
 
     def __init__(self, width: int = 8, norm: bool = True, num_classes: int = 10):
         def layer(a, b):
-            return [nn.Conv2d(a, b, 3, padding=1, bias=not norm), *([nn.BatchNorm2d(b)] if norm else []), nn.ReLU()]
-        super().__init__(*layer(1, width), nn.MaxPool2d(2), *layer(width, width), *([nn.Dropout(0.2)] if norm else []),
-                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
+            return [
+                nn.Conv2d(a, b, 3, padding=1, bias=not norm),
+                *([nn.BatchNorm2d(b)] if norm else []),
+                nn.ReLU(),
+            ]
+
+        super().__init__(
+            *layer(1, width),
+            nn.MaxPool2d(2),
+            *layer(width, width),
+            *([nn.Dropout(0.2)] if norm else []),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(width, num_classes),
+        )
 
 
 class Digits:
@@ -26,9 +40,11 @@ class Digits:
 
     image_shape = (1, 8, 8)
 
-    def __init__(self, first: int, count: int, labelled: int | None = None, noise: float = 0.0, classes=None):
+    def __init__(
+        self, first: int, count: int, labelled: int | None = None, noise: float = 0.0, classes=None
+    ):
         images, target = load_digits(return_X_y=True)
-        images, target = images[first:first + count], target[first:first + count]
+        images, target = images[first : first + count], target[first : first + count]
         self.images = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 16 - 0.3
         self.target = torch.tensor(target, dtype=torch.int64)
         self.classes = classes or [str(k) for k in range(10)]
@@ -42,7 +58,9 @@ class Digits:
     def batch(self, index, view, seed):
         images = self.images[index]
         if self.noise:
-            images = images + self.noise * torch.sin(index * 12.9 + view * 78.2 + seed).view(-1, 1, 1, 1)
+            images = images + self.noise * torch.sin(index * 12.9 + view * 78.2 + seed).view(
+                -1, 1, 1, 1
+            )
         return {"input": images, "target": self.target[index]}
 
 
@@ -136,8 +154,15 @@ class BreakStatistics(Hook):
 
 def views():
     """Random views of small grey images."""
-    return transforms.Compose([transforms.Grayscale(), transforms.RandomCrop(8, padding=1), transforms.ToTensor(),
-                               transforms.RandomErasing(p=0.5), transforms.Lambda(half)])
+    return transforms.Compose(
+        [
+            transforms.Grayscale(),
+            transforms.RandomCrop(8, padding=1),
+            transforms.ToTensor(),
+            transforms.RandomErasing(p=0.5),
+            transforms.Lambda(half),
+        ]
+    )
 
 
 def half(image):
@@ -148,7 +173,10 @@ def half(image):
 def agreement(outputs, target):
     """A loss a network: its cross-entropy and its distance to the mean of all."""
     mean = torch.stack(outputs).mean(0).detach()
-    return [nn.functional.cross_entropy(output, target) + (output - mean).square().mean() for output in outputs]
+    return [
+        nn.functional.cross_entropy(output, target) + (output - mean).square().mean()
+        for output in outputs
+    ]
 
 
 class Samples:
@@ -226,7 +254,10 @@ class Embedded(Digits):
 
     def batch(self, index, view, seed):
         batch = super().batch(index, view, seed)
-        return {**batch, self.name: 3 * torch.nn.functional.one_hot(batch["target"], 10).float().roll(1, 1)}
+        return {
+            **batch,
+            self.name: 3 * torch.nn.functional.one_hot(batch["target"], 10).float().roll(1, 1),
+        }
 
 
 class Noting(Hook):
@@ -238,6 +269,7 @@ class Noting(Hook):
 def _noting(name):
     def note(self, runner, **given):
         Noting.calls.append((name, given))
+
     return note
 
 
@@ -246,7 +278,9 @@ for _name in Hook.stages:
 
 
 class Memory(nn.Module):
-    """Remembers embeddings in plain attributes, as third-party losses do, and pulls on them; centres in a buffer."""
+    """Remembers embeddings in plain attributes, as third-party losses do, and pulls on them;
+    centres in a buffer.
+    """
 
     def __init__(self):
         super().__init__()
@@ -275,7 +309,7 @@ class Halve:
 
 def rate_of(step):
     """A factor for LambdaLR."""
-    return 0.9 ** step
+    return 0.9**step
 
 
 class Enlarged(nn.Module):
@@ -286,18 +320,24 @@ class Enlarged(nn.Module):
         self.model, self.side = model, side
 
     def forward(self, images):
-        return self.model(nn.functional.interpolate(images, (self.side, self.side)).expand(-1, 3, -1, -1))
+        return self.model(
+            nn.functional.interpolate(images, (self.side, self.side)).expand(-1, 3, -1, -1)
+        )
 
 
 def googlenet() -> nn.Module:
     """Three heads in training, one in eval."""
     from torchvision.models import googlenet
+
     return Enlarged(googlenet(aux_logits=True, init_weights=False, num_classes=10), 64)
 
 
 def deit() -> nn.Module:
     """Two heads in training, their mean in eval."""
     import timm
-    model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=10, img_size=32, depth=1)
+
+    model = timm.create_model(
+        "deit_tiny_distilled_patch16_224", num_classes=10, img_size=32, depth=1
+    )
     model.set_distilled_training(True)
     return Enlarged(model, 32)

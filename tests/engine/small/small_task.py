@@ -24,7 +24,10 @@ class Part:
 
 def summary(run, stage, found):
     """The accuracy of every stage so far."""
-    return {"so_far": [run.done[one.name]["accuracy"] for one in run.experiment.chain(stage)[:-1]] + [found["accuracy"]]}
+    return {
+        "so_far": [run.done[one.name]["accuracy"] for one in run.experiment.chain(stage)[:-1]]
+        + [found["accuracy"]]
+    }
 
 
 def pictures(run):
@@ -34,5 +37,13 @@ def pictures(run):
 def two_rounds(config, length, **more):
     """A stage after another, with a wider network."""
     plain = {"loss_cls": config["losses"]["loss_cls"]}
-    return [{"name": "teacher", "model": "teacher", "losses": plain, **more}, {"name": "alone", "losses": plain, "length": length},
-            {"name": "distilled", "student": "alone", "teachers": {"teacher": "teacher"}, "length": length}]
+    return [
+        {"name": "teacher", "model": "teacher", "losses": plain, **more},
+        {"name": "alone", "losses": plain, "length": length},
+        {
+            "name": "distilled",
+            "student": "alone",
+            "teachers": {"teacher": "teacher"},
+            "length": length,
+        },
+    ]

@@ -1,4 +1,6 @@
-"""What a user would have in files of his own: small images of a few kinds, streams of them, a network, a hook."""
+"""What a user would have in files of his own: small images of a few kinds, streams of them, a
+network, a hook.
+"""
 
 from types import SimpleNamespace
 
@@ -10,19 +12,41 @@ from torch.utils.data import TensorDataset
 from kdtasks.classification.data import ImageArrays
 
 CLASSES = list("abcdefg")
-ORDER = [4, 1, 5, 0, 3, 2, 6]                                              # of the small configs
+ORDER = [4, 1, 5, 0, 3, 2, 6]  # of the small configs
 
 
-def images(train: bool = True, per_class: int = 12, labelled: bool = True, augment: dict | None = None, seed: int = 0, classes: int = 6) -> ImageArrays:
+def images(
+    train: bool = True,
+    per_class: int = 12,
+    labelled: bool = True,
+    augment: dict | None = None,
+    seed: int = 0,
+    classes: int = 6,
+) -> ImageArrays:
     """6x6, grey: a few brightnesses, plain or striped, and noise. The classes take turns."""
-    generator = torch.Generator().manual_seed(seed + (0 if train else 10**6) + (0 if labelled else 10**7))
+    generator = torch.Generator().manual_seed(
+        seed + (0 if train else 10**6) + (0 if labelled else 10**7)
+    )
     target = torch.arange(classes * per_class) % classes
     stripes = (torch.arange(6) % 2 * 2 - 1) * (target % 2 * 25)[:, None, None, None]
-    values = 35 + 55 * (target // 2)[:, None, None, None] + stripes + 20 * torch.rand(len(target), 1, 6, 6, generator=generator)
-    return ImageArrays(values.byte(), target if labelled else None, CLASSES[:classes] if labelled else (), mean=[0.5], std=[0.25], augment=augment)
+    values = (
+        35
+        + 55 * (target // 2)[:, None, None, None]
+        + stripes
+        + 20 * torch.rand(len(target), 1, 6, 6, generator=generator)
+    )
+    return ImageArrays(
+        values.byte(),
+        target if labelled else None,
+        CLASSES[:classes] if labelled else (),
+        mean=[0.5],
+        std=[0.25],
+        augment=augment,
+    )
 
 
-images.image_shape = (1, 6, 6)                                              # for --dry-run, which reads no data
+# for --dry-run, which reads no data
+images.image_shape = (1, 6, 6)
 
 
 def tensors(**options) -> TensorDataset:
@@ -41,7 +65,12 @@ class Listed:
 
     def __init__(self, train: bool = True, noisy: bool = True, **options):
         made = images(train, **options)
-        self.data, self.targets, self.classes, self.noisy = made.images.float() / 255, made.target.tolist(), made.classes, noisy and train
+        self.data, self.targets, self.classes, self.noisy = (
+            made.images.float() / 255,
+            made.target.tolist(),
+            made.classes,
+            noisy and train,
+        )
 
     def __len__(self) -> int:
         return len(self.data)
@@ -58,28 +87,45 @@ class Dicts(Listed):
         self.hidden = self.__dict__.pop("targets")
 
     def __getitem__(self, i):
-        return {"input": self.data[i] + (0.1 * torch.rand(()) if self.noisy else 0), "target": torch.tensor(self.hidden[i])}
+        return {
+            "input": self.data[i] + (0.1 * torch.rand(()) if self.noisy else 0),
+            "target": torch.tensor(self.hidden[i]),
+        }
 
 
 def stream_of_sets(train: bool = True, sizes=(2, 1, 3)) -> list:
-    """As avalanche has it: a data set for each experience, and its classes as a set, filled in another order for the test."""
+    """As avalanche has it: a data set for each experience, and its classes as a set, filled in
+    another order for the test.
+    """
     found, start, whole = [], 0, Listed(train=train, classes=sum(sizes))
     for size in sizes:
-        classes = [8 * c for c in ORDER[start:start + size]]               # multiples of 8 come out of a set as they went in
+        # multiples of 8 come out of a set as they went in
+        classes = [8 * c for c in ORDER[start : start + size]]
         rows = [i for i, c in enumerate(whole.targets) if 8 * c in classes]
         data = TensorDataset(whole.data[rows], torch.tensor([8 * whole.targets[i] for i in rows]))
-        found.append(SimpleNamespace(dataset=data, classes_in_this_experience=set(classes if train else classes[::-1])))
+        found.append(
+            SimpleNamespace(
+                dataset=data, classes_in_this_experience=set(classes if train else classes[::-1])
+            )
+        )
         start += size
     return found
 
 
 class Net(nn.Module):
-    """Two convolutions, with BatchNorm or (for DDP, whose ranks have their own statistics) without, and a linear head."""
+    """Two convolutions, with BatchNorm or (for DDP, whose ranks have their own statistics) without,
+    and a linear head.
+    """
 
     def __init__(self, width: int = 4, norm: bool = True):
         super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(1, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
-        self.norm1, self.norm2 = (nn.BatchNorm2d(width) if norm else nn.Identity() for _ in range(2))
+        self.conv1, self.conv2 = (
+            nn.Conv2d(1, width, 3, padding=1),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+        self.norm1, self.norm2 = (
+            nn.BatchNorm2d(width) if norm else nn.Identity() for _ in range(2)
+        )
         self.fc = nn.Linear(width, 10)
 
     def forward(self, x):
