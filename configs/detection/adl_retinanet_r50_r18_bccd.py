@@ -5,6 +5,12 @@ _base_ = ['../_base_/bccd_full.py', '../_base_/adl.py', '../_base_/sgd_36e.py']
 task = 'kdtasks.detection.trainer'
 distiller = dict(type='kdtasks.detection.distiller.DetectionDistiller')
 
-_detector = dict(type='kdtasks.detection.models.retinanet', num_classes=4, weights='DEFAULT', min_size=480, max_size=640)
+_detector = dict(
+    type='kdtasks.detection.models.retinanet',
+    num_classes=4,
+    weights='DEFAULT',
+    min_size=480,
+    max_size=640,
+)
 student = dict(_detector, backbone='resnet18')
 teacher = dict(_detector, backbone='resnet50')

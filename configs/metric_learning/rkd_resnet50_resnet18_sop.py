@@ -1,4 +1,5 @@
-# ResNet-50, 512 numbers, teaches ResNet-18, 64 numbers, to embed Online Products: RKD's recipe (arXiv 1904.05068).
+# ResNet-50, 512 numbers, teaches ResNet-18, 64 numbers, to embed Online Products: RKD's recipe
+# (arXiv 1904.05068).
 # Run:     python tools/train.py configs/metric_learning/rkd_resnet50_resnet18_sop.py
 # Expect:  not measured here: it wants a GPU and ImageNet weights
 _base_ = ['../_base_/sop.py', '../_base_/embedders_resnet50_resnet18.py']
@@ -8,6 +9,12 @@ schedule = dict(milestones=[40, 80])
 length = 120
 teacher_training = dict(data=dict(iterations_per_epoch=1000))
 losses = dict(
-    loss_triplet=dict(weight=0),                                                                    # alone: weight 1
-    loss_rkd=dict(type='kdtasks.general.RKDLoss', distance_weight=1.0, angle_weight=2.0, of=('student', 'teacher')),
+    # alone: weight 1
+    loss_triplet=dict(weight=0),
+    loss_rkd=dict(
+        type='kdtasks.general.RKDLoss',
+        distance_weight=1.0,
+        angle_weight=2.0,
+        of=('student', 'teacher'),
+    ),
 )

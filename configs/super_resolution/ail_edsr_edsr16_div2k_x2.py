@@ -1,4 +1,5 @@
-# EDSR-baseline teaches one of a quarter of its width to enlarge DIV2K by 2: AIL on RGB with Adam (arXiv 1806.01576).
+# EDSR-baseline teaches one of a quarter of its width to enlarge DIV2K by 2: AIL on RGB with Adam
+# (arXiv 1806.01576).
 # Run:     python tools/train.py configs/super_resolution/ail_edsr_edsr16_div2k_x2.py
 # Expect:  not measured here: 300 thousand steps want a GPU
 task = 'kdtasks.super_resolution.trainer'
@@ -7,28 +8,63 @@ student = dict(type='kdtasks.super_resolution.models.EDSR', width=16)
 teacher = dict(type='kdtasks.super_resolution.models.EDSR')
 losses = dict(loss_l1=dict(type='torch.nn.L1Loss', of=('student', 'target')))
 
-# Below KDTASKS_DATA: DIV2K/DIV2K_train_HR, DIV2K/DIV2K_train_LR_bicubic/X2, and the same with valid.
+# Below KDTASKS_DATA: DIV2K/DIV2K_train_HR, DIV2K/DIV2K_train_LR_bicubic/X2, and the same with
+# valid.
 data = dict(
-    train=dict(type='kdtasks.super_resolution.data.paired_folders', hr='DIV2K/DIV2K_train_HR',
-               lr='DIV2K/DIV2K_train_LR_bicubic/X2', scale=2, patch=48, repeat=20),
-    test=dict(type='kdtasks.super_resolution.data.paired_folders', hr='DIV2K/DIV2K_valid_HR',
-              lr='DIV2K/DIV2K_valid_LR_bicubic/X2', train=False, scale=2),
+    train=dict(
+        type='kdtasks.super_resolution.data.paired_folders',
+        hr='DIV2K/DIV2K_train_HR',
+        lr='DIV2K/DIV2K_train_LR_bicubic/X2',
+        scale=2,
+        patch=48,
+        repeat=20,
+    ),
+    test=dict(
+        type='kdtasks.super_resolution.data.paired_folders',
+        hr='DIV2K/DIV2K_valid_HR',
+        lr='DIV2K/DIV2K_valid_LR_bicubic/X2',
+        train=False,
+        scale=2,
+    ),
     batch_size=16,
     test_batch_size=1,
 )
 optimizer = dict(type='torch.optim.Adam', lr=1e-4)
 length = dict(iterations=300_000)
-schedule = dict(type='CosineRestartLR', periods=[30_000] * 10, restart_weights=[1] * 10, eta_min=0, by_epoch=False)
+schedule = dict(
+    type='CosineRestartLR',
+    periods=[30_000] * 10,
+    restart_weights=[1] * 10,
+    eta_min=0,
+    by_epoch=False,
+)
 val_interval = dict(iterations=30_000)
 
-_round = dict(length=dict(iterations=30_000), schedule=dict(type='CosineAnnealingLR', by_epoch=False))
-_ail = dict(type='kdtasks.super_resolution.AILLoss', base='l1', channels='mean', reduction='mean')    # release: luma
+_round = dict(
+    length=dict(iterations=30_000), schedule=dict(type='CosineAnnealingLR', by_epoch=False)
+)
+# release: luma
+_ail = dict(type='kdtasks.super_resolution.AILLoss', base='l1', channels='mean', reduction='mean')
 stages = [
     dict(name='teacher', model='teacher'),
     dict(name='alone'),
-    dict(_round, name='round0', teachers=dict(teacher='teacher'),
-         losses=dict(loss_ail=dict(_ail, round=0, of=('student', 'teacher', 'target')))),
-    *[dict(_round, name=f'round{t}' if t < 9 else 'distilled', student='keep', optimizer_state='keep',
-           teachers=dict(teacher='teacher', previous=f'round{t - 1}'),
-           losses=dict(loss_ail=dict(_ail, round=t, of=('student', 'teacher', 'previous', 'target')))) for t in range(1, 10)],
+    dict(
+        _round,
+        name='round0',
+        teachers=dict(teacher='teacher'),
+        losses=dict(loss_ail=dict(_ail, round=0, of=('student', 'teacher', 'target'))),
+    ),
+    *[
+        dict(
+            _round,
+            name=f'round{t}' if t < 9 else 'distilled',
+            student='keep',
+            optimizer_state='keep',
+            teachers=dict(teacher='teacher', previous=f'round{t - 1}'),
+            losses=dict(
+                loss_ail=dict(_ail, round=t, of=('student', 'teacher', 'previous', 'target'))
+            ),
+        )
+        for t in range(1, 10)
+    ],
 ]

@@ -1,18 +1,35 @@
-# A small ESPCN taught by a larger one to enlarge by 2, BSDS to B100: adaptive importance learning (arXiv 1806.01576).
+# A small ESPCN taught by a larger one to enlarge by 2, BSDS to B100: adaptive importance learning
+# (arXiv 1806.01576).
 # Run:     python tools/train.py configs/super_resolution/ail_espcn_bsds_x2_short.py
-# Expect:  PSNR-Y on B100: alone 31.183 ± 0.011 dB, taught 31.184 ± 0.033 over 5 seeds, teacher 31.355, bicubic 29.57; 3 minutes
+# Expect:  PSNR-Y on B100: alone 31.183 ± 0.011 dB, taught 31.184 ± 0.033 over 5 seeds, teacher
+#          31.355, bicubic 29.57; 3 minutes
 _base_ = ['../_base_/bsds_x2_y.py', '../_base_/espcn_short.py']
 
-losses = dict(loss_l2=dict(type='torch.nn.MSELoss', of=('student', 'target')))          # of the teacher, and alone
+# of the teacher, and alone
+losses = dict(loss_l2=dict(type='torch.nn.MSELoss', of=('student', 'target')))
 
 _round = dict(length=dict(iterations=400), schedule=dict(type='CosineAnnealingLR', by_epoch=False))
 _ail = dict(type='kdtasks.super_resolution.AILLoss', reduction='mean')
 stages = [
     dict(name='teacher', model='teacher'),
     dict(name='alone'),
-    dict(_round, name='round0', teachers=dict(teacher='teacher'),
-         losses=dict(loss_ail=dict(_ail, round=0, of=('student', 'teacher', 'target')))),
-    *[dict(_round, name=f'round{t}' if t < 9 else 'distilled', student='keep',
-           optimizer_state='keep', teachers=dict(teacher='teacher', previous=f'round{t - 1}'),
-           losses=dict(loss_ail=dict(_ail, round=t, of=('student', 'teacher', 'previous', 'target')))) for t in range(1, 10)],
+    dict(
+        _round,
+        name='round0',
+        teachers=dict(teacher='teacher'),
+        losses=dict(loss_ail=dict(_ail, round=0, of=('student', 'teacher', 'target'))),
+    ),
+    *[
+        dict(
+            _round,
+            name=f'round{t}' if t < 9 else 'distilled',
+            student='keep',
+            optimizer_state='keep',
+            teachers=dict(teacher='teacher', previous=f'round{t - 1}'),
+            losses=dict(
+                loss_ail=dict(_ail, round=t, of=('student', 'teacher', 'previous', 'target'))
+            ),
+        )
+        for t in range(1, 10)
+    ],
 ]

@@ -1,16 +1,31 @@
-# A small ESPCN to enlarge by 2, BSDS to B100: adaptive importance learning, no teacher (after arXiv 1806.01576).
+# A small ESPCN to enlarge by 2, BSDS to B100: adaptive importance learning, no teacher (after arXiv
+# 1806.01576).
 # Run:     python tools/train.py configs/super_resolution/ail_no_teacher_espcn_bsds_x2_short.py
-# Expect:  PSNR-Y on B100: alone 31.183 ± 0.011 dB, taught 31.161 ± 0.027 over 5 seeds, bicubic 29.57; 3 minutes
+# Expect:  PSNR-Y on B100: alone 31.183 ± 0.011 dB, taught 31.161 ± 0.027 over 5 seeds, bicubic
+#          29.57; 3 minutes
 _base_ = ['../_base_/bsds_x2_y.py', '../_base_/espcn_short.py']
 
-losses = dict(loss_l2=dict(type='torch.nn.MSELoss', of=('student', 'target')))          # of alone, and of round 0
+# of alone, and of round 0
+losses = dict(loss_l2=dict(type='torch.nn.MSELoss', of=('student', 'target')))
 
 _round = dict(length=dict(iterations=400), schedule=dict(type='CosineAnnealingLR', by_epoch=False))
-_ail = dict(type='kdtasks.super_resolution.AILLoss', variant='no_teacher', reduction='mean', normalize=True)
+_ail = dict(
+    type='kdtasks.super_resolution.AILLoss', variant='no_teacher', reduction='mean', normalize=True
+)
 stages = [
     dict(name='alone'),
-    dict(_round, name='round0', losses=dict(loss_ail=dict(_ail, round=0, of=('student', 'target')))),
-    *[dict(_round, name=f'round{t}' if t < 9 else 'distilled', student='keep',
-           optimizer_state='keep', teachers=dict(previous=f'round{t - 1}'),
-           losses=dict(loss_ail=dict(_ail, round=t, of=('student', 'previous', 'target')))) for t in range(1, 10)],
+    dict(
+        _round, name='round0', losses=dict(loss_ail=dict(_ail, round=0, of=('student', 'target')))
+    ),
+    *[
+        dict(
+            _round,
+            name=f'round{t}' if t < 9 else 'distilled',
+            student='keep',
+            optimizer_state='keep',
+            teachers=dict(previous=f'round{t - 1}'),
+            losses=dict(loss_ail=dict(_ail, round=t, of=('student', 'previous', 'target'))),
+        )
+        for t in range(1, 10)
+    ],
 ]

@@ -1,6 +1,7 @@
 """Where configs lie: a file of one's own, or one that comes with the package, by its name."""
 
 import difflib
+import itertools
 import re
 import shutil
 from pathlib import Path
@@ -17,14 +18,16 @@ def shared_folder(name: str) -> Path:
 
 
 def config_titles() -> dict[str, str]:
-    """``{'classification/default': first line of its header}`` of every config that comes with the
-    package.
+    """``{'classification/default': what its header says it is}`` of every config that comes
+    with the package.
     """
     folder, titles = shared_folder("configs"), {}
     for path in sorted(p for p in folder.rglob("*.py") if "_base_" not in p.parts):
         with path.open(encoding="utf-8") as file:
-            first = next((line for line in file if line.startswith("#")), "#")
-        titles[path.relative_to(folder).with_suffix("").as_posix()] = first.lstrip("# ").rstrip()
+            header = itertools.takewhile(lambda line: line.startswith("#"), file)
+            title = itertools.takewhile(lambda line: not line.startswith("# Run:"), header)
+            text = " ".join(line.lstrip("# ").rstrip() for line in title)
+        titles[path.relative_to(folder).with_suffix("").as_posix()] = text
     return titles
 
 
