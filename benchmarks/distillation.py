@@ -1,4 +1,4 @@
-"""A KD step: by hand, through the Distiller, through torchdistill, and with cached teacher outputs."""
+"""A KD step: by hand, through the Distiller, through torchdistill, with cached teacher outputs."""
 
 import importlib.util
 import tempfile

@@ -92,7 +92,10 @@ def imports(o) -> Iterator[Line]:
     torch already.
     """
     for task in ("general", "detection", "metric_learning", "incremental"):
-        code = f"import time, torch; t = time.perf_counter(); import kdtasks.{task}; print(time.perf_counter() - t)"
+        code = (
+            "import time, torch; t = time.perf_counter(); "
+            f"import kdtasks.{task}; print(time.perf_counter() - t)"
+        )
         seconds = [
             float(
                 subprocess.run(

@@ -1,4 +1,4 @@
-"""Continual learning: LwM's maps, Global Distillation's choice from a pool, our LwF in avalanche."""
+"""Continual learning: LwM's maps, Global Distillation's pool, our LwF in avalanche."""
 
 import argparse
 import functools
@@ -106,7 +106,8 @@ def seconds(work):
     return time.process_time() - start
 
 def peak():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 making = seconds(lambda: [None for _ in chunks()])
 open("/proc/self/clear_refs", "w").write("5")

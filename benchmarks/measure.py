@@ -61,7 +61,7 @@ def median_interval(values: list[float], level: float = 0.95) -> tuple[float, fl
 def ratio(
     what: str, times: dict[str, list[float]], a: str, b: str, bar: float | None = None
 ) -> Line:
-    """The time of ``a`` over the time of ``b``, round by round; ``what`` is put before their names."""
+    """The time of ``a`` over that of ``b``, round by round; ``what`` stands before their names."""
     what = f"{what}{a} / {b}"
     if "torchdistill" in (a, b) and "torchdistill" not in times:
         return Line(what, [], bar, note="not installed: uv sync --extra bench")

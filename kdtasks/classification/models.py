@@ -6,16 +6,17 @@ in_channels, H, W)`` to logits ``(B, num_classes)`` and returns nothing else. Fe
 the dotted path of a submodule. The paths are stable, each module runs once in a forward, and no
 ReLU works in place, so what a module returned stays as it was:
 
-============  ===========================  ======================================  ========================================
-network       features (after ReLU)        before ReLU, n = index of a block       head
-============  ===========================  ======================================  ========================================
-ResNet        ``layer1`` … ``layer3``      ``layer3.n.add``: the residual sum      ``avgpool``, ``flatten`` (B, C), ``fc``
-wide ResNet   ``layer1`` … ``layer3``:     ``layer2.0.bn1``, ``layer3.0.bn1``,     ``avgpool``, ``flatten`` (B, C), ``fc``
-              sums, normalised later       ``bn``: what stage 1, 2, 3 hands on
-VGG, digits   ``layer1`` … ``layer5`` (3)  ``layer1.bn1``, ``layer4.bn2``, …       ``avgpool``, ``flatten`` (B, C), ``fc``
-plain CNN     ``layer1`` … ``layer4``      ``layer1.bn1``, ``layer1.bn2``, …       ``flatten``, (``fc1``, ``relu``,) ``fc``
-============  ===========================  ======================================  ========================================
+===========  ===========================  ===================================  ================
+network      features (after ReLU)        before ReLU, n = index of a block    head
+===========  ===========================  ===================================  ================
+ResNet       ``layer1`` … ``layer3``      ``layer3.n.add``: the residual sum   ``flatten`` (B, C), ``fc``
+wide ResNet  ``layer1`` … ``layer3``:     ``layer2.0.bn1``, ``layer3.0.bn1``,  ``flatten`` (B, C), ``fc``
+             sums, normalised later       ``bn``: what stage 1, 2, 3 hands on
+VGG, digits  ``layer1`` … ``layer5`` (3)  ``layer1.bn1``, ``layer4.bn2``, …    ``flatten`` (B, C), ``fc``
+plain CNN    ``layer1`` … ``layer4``      ``layer1.bn1``, ``layer1.bn2``, …    ``flatten``, ``fc``
+===========  ===========================  ===================================  ================
 
+``avgpool`` comes before ``flatten`` (not in the plain CNN, whose ``fc1`` and ``relu`` follow it).
 Shapes of ResNet stages for a (B, 3, 32, 32) input: (B, 16, 32, 32), (B, 32, 16, 16), (B, 64, 8, 8),
 ``flatten`` (B, 64).
 

@@ -323,7 +323,7 @@ class IncrementalSet:
         return self._with_pool(self.parts, self.pool, index)
 
     def whole_pool(self) -> "IncrementalSet":
-        """The pool alone, in its order and in the test's view; errors as in :meth:`with_external`."""
+        """The pool alone, in its order, in the test's view; errors as in :meth:`with_external`."""
         return self._with_pool(
             [], unaugmented(self.pool), torch.arange(0 if self.pool is None else len(self.pool))
         )

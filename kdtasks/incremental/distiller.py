@@ -19,7 +19,7 @@ class IncrementalDistiller(Distiller):
     Losses may also be of these names, where l are the columns of the student's experiences but the
     last, m those of the last:
 
-    ====================  =======================================================================================
+    ====================  ==========================================================================
     ``student.old``       (B, l) logits
     ``student.new``       (B, m) logits
     ``student.old_heads`` a list of (B, c), one an old experience
@@ -27,7 +27,7 @@ class IncrementalDistiller(Distiller):
     ``<teacher>.heads``   a list of (B, c), one an experience that the teacher knows
     ``target.new``        (B,) int64: target - l; -100 (ignored) where it is no new class
     ``target.all``        (B,) int64: the target of every row, unlabelled ones (-100) included
-    ====================  =======================================================================================
+    ====================  ==========================================================================
 
     A teacher of the experiences before has learned all of its columns, so what the student is
     compared with is ``('student.old', 'teacher')``. Losses of ``target`` itself see labelled rows

@@ -12,11 +12,11 @@ experience is four steps:
    (:class:`CurrentTeacherLoss`), and to be unsure of everything else: of the coreset and of all
    external images. With U the uniform distribution over the m classes:
 
-   .. math:: L = \underset{\text{new}}{\mathrm{mean}}\, \mathrm{CE}_m + \underset{\text{all others}}{\mathrm{mean}}\,
-       \mathrm{KL}(U \,\|\, p^C)
+   .. math:: L = \underset{\text{new}}{\mathrm{mean}}\, \mathrm{CE}_m
+       + \underset{\text{all others}}{\mathrm{mean}}\, \mathrm{KL}(U \,\|\, p^C)
 
    The first experience has no P: all external images are random ones, and what this step trains is
-       the model itself.
+   the model itself.
 2. **Global distillation** (:class:`GlobalDistillationLoss`): M, from P's weights, learns from
    labels, P, C, and Q, the two as one teacher of all r classes. Over the B rows of a batch, with a
    softmax over l or m columns only for P and C, at T = 2:
@@ -24,8 +24,10 @@ experience is four steps:
    .. math::
        L_{\mathrm{cls}} &= \tfrac{1}{B} \sum_{\text{labelled}} w_y\, \mathrm{CE}_r, \qquad
        L_Q = \tfrac{1}{B} \sum_{\text{unlabelled}} \mathrm{KL}(q \,\|\, p^M) \\
-       L_P &= \tfrac{l}{r} \tfrac{T^2}{B} \sum_{\text{all}} w^P\, \mathrm{KL}(p^P_T \,\|\, p^{M,\,\text{old}}_T), \qquad
-       L_C = \tfrac{m}{r} \tfrac{T^2}{B} \sum_{\text{all}} w^C\, \mathrm{KL}(p^C_T \,\|\, p^{M,\,\text{new}}_T)
+       L_P &= \tfrac{l}{r} \tfrac{T^2}{B} \sum_{\text{all}} w^P\,
+           \mathrm{KL}(p^P_T \,\|\, p^{M,\,\text{old}}_T), \qquad
+       L_C = \tfrac{m}{r} \tfrac{T^2}{B} \sum_{\text{all}} w^C\,
+           \mathrm{KL}(p^C_T \,\|\, p^{M,\,\text{new}}_T)
 
    added as they are; all w are 1 here. Q takes an external image for one of the classes before: P's
    top class k keeps its probability, and what is left is shared so that the other old classes and

@@ -5,12 +5,14 @@ New classes come, the old data is gone. The model of before, frozen, is shown th
 what it says of its own l classes is the target of the student's l old columns, both softened by a
 temperature T:
 
-.. math:: L_{\mathrm{old}} = \frac{1}{B} \sum_{b=1}^{B} \sum_{c=1}^{l} q_{bc} \,(\log q_{bc} - \log p_{bc}), \qquad
+.. math:: L_{\mathrm{old}} =
+    \frac{1}{B} \sum_{b=1}^{B} \sum_{c=1}^{l} q_{bc} \,(\log q_{bc} - \log p_{bc}), \qquad
     q = \mathrm{softmax}(z^t / T), \quad p = \mathrm{softmax}(z^s_{\mathrm{old}} / T)
 
-The paper writes probabilities raised to 1/T and normalised, which are these, and minimises the cross-entropy
-:math:`-\sum q \log p`, whose gradient is the same: :math:`(p - q) / (T B)`. **There is no T² here**: the authors' code divides
-by T once. At T = 2 the pull is a quarter of that of Hinton's loss at the same weight. T = 2 is the paper's, from a grid search.
+The paper writes probabilities raised to 1/T and normalised, which are these, and minimises the
+cross-entropy :math:`-\sum q \log p`, whose gradient is the same: :math:`(p - q) / (T B)`. **There is
+no T² here**: the authors' code divides by T once. At T = 2 the pull is a quarter of that of
+Hinton's loss at the same weight. T = 2 is the paper's, from a grid search.
 
 Several old heads, one an experience (the paper's task-incremental case): a softmax over each, and
 the sum over heads.
@@ -180,16 +182,16 @@ def lwf_losses(
     Six systems call these LwF; they differ in more than numbers. KL stands here for their
     cross-entropy: another value, the same gradient. No preset has T².
 
-    =============  =========================  ===================================  ============  ==========================
-    preset         cross-entropy over         distillation                         weight, T     source
-    =============  =========================  ===================================  ============  ==========================
-    ``paper``      the new head               a softmax for each old head, summed  1, 2          the authors' MatConvNet code
-    ``facil``      the new columns            one softmax over all old columns     1 (10), 2     ``approach/lwf.py``
-    ``pycil``      the new columns            one softmax over all old columns     3, 2          ``models/lwf.py``
-    ``mammoth``    all seen columns           one softmax over all old columns     0.5, 2        ``models/lwf.py``
-    ``avalanche``  all seen columns           one softmax over all old columns     1, 2          ``plugins/lwf.py``
-    ``lwf_mc``     (binary, with the rest)    :func:`lwf_mc_loss`                  none          mammoth's ``lwf_mc.py``
-    =============  =========================  ===================================  ============  ==========================
+    =============  ====================  ==========================  ============  ================
+    preset         cross-entropy over    distillation                weight, T     source
+    =============  ====================  ==========================  ============  ================
+    ``paper``      the new head          a softmax an old head       1, 2          MatConvNet code
+    ``facil``      the new columns       one softmax, old columns    1 (10), 2     approach/lwf.py
+    ``pycil``      the new columns       one softmax, old columns    3, 2          models/lwf.py
+    ``mammoth``    all seen columns      one softmax, old columns    0.5, 2        models/lwf.py
+    ``avalanche``  all seen columns      one softmax, old columns    1, 2          plugins/lwf.py
+    ``lwf_mc``     (binary, with both)   :func:`lwf_mc_loss`         none          mammoth's lwf_mc
+    =============  ====================  ==========================  ============  ================
 
     FACIL's default weight is 1, its survey's grid has 10: ``weight=10``. avalanche's ``LwFPlugin``
     has the defaults alpha 1 and temperature 2 (its strategy ``LwF`` has none).

@@ -17,7 +17,8 @@ same b for both models. With A the activation (K, h, w) of a layer and :math:`z_
 .. math:: \alpha_k = \frac{1}{hw} \sum_{ij} \frac{\partial z_b}{\partial A_{kij}}, \qquad
     Q = \mathrm{relu}\Bigl(\sum_k \alpha_k A_k\Bigr), \qquad
     L_{AD} = \frac{1}{B} \sum_{n=1}^{B}
-    \Bigl\lVert \frac{Q^s_n}{\lVert Q^s_n \rVert_2} - \frac{Q^t_n}{\lVert Q^t_n \rVert_2} \Bigr\rVert_1
+    \Bigl\lVert \frac{Q^s_n}{\lVert Q^s_n \rVert_2}
+    - \frac{Q^t_n}{\lVert Q^t_n \rVert_2} \Bigr\rVert_1
 
 L_AD is at most :math:`\sqrt{2hw}`, 11.3 for 8x8 pixels, so it is not small beside a cross-entropy.
 
@@ -67,7 +68,10 @@ from kdtasks.incremental.models import head_of
 
 # a map of a smaller norm is dead
 EPS = 1e-12
-_NOT_COMPILED = "maps by derivatives cannot be had inside of compiled code (AOTAutograd); expected compile=False"
+_NOT_COMPILED = (
+    "maps by derivatives cannot be had inside of compiled code (AOTAutograd); "
+    "expected compile=False"
+)
 
 
 # ------------------------------------------------------------------------------------------- losses
@@ -193,12 +197,13 @@ class LwMDistiller(IncrementalDistiller):
     """An :class:`~kdtasks.incremental.distiller.IncrementalDistiller` whose losses may also be of
     attention maps.
 
-    =======================  ===========================================================================================
-    ``student.attention``    (B, h, w) map of the class ``student.attended``; its gradient reaches all weights
+    =======================  =======================================================================
+    ``student.attention``    (B, h, w) map of the class ``student.attended``; its gradient reaches
+                             all weights
     ``<teacher>.attention``  (B, h, w) map of the same class; carries no gradient
-    ``student.attended``     (B,) int64 b: the old class that the student finds likeliest, as a column; or what the batch
-                             has under this name
-    =======================  ===========================================================================================
+    ``student.attended``     (B,) int64 b: the old class that the student finds likeliest, as a
+                             column; or what the batch has under this name
+    =======================  =======================================================================
 
     Each model runs once. Whether a model ends in pooling and its growing head, so that the short
     cut is exact, is found out on a few rows of the first batch (:meth:`build` has one), the student
@@ -316,7 +321,7 @@ class LwMDistiller(IncrementalDistiller):
     def _derived_map(
         self, logits: Tensor, activation: Tensor, attended: Tensor, gradients: bool
     ) -> Tensor:
-        """By the definition; the logits' graph is kept where the student is to be differentiated."""
+        """By the definition; the logits' graph is kept if the student will be differentiated."""
         order = self.second_order and gradients
         with torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
             score = raised(logits)[0].gather(1, attended[:, None]).sum()

@@ -43,7 +43,7 @@ class GrowingHead(nn.Module):
 
     @property
     def old(self) -> int:
-        """Classes of all experiences but the last: the columns ``[:old]`` are old, ``[old:]`` new."""
+        """Classes of all experiences but the last: columns ``[:old]`` are old, ``[old:]`` new."""
         return sum(self.sizes[:-1])
 
     def grow(self, classes: int) -> None:

@@ -248,7 +248,7 @@ class _Best:
 
 
 def _blocks(scores: Tensor | Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
-    """The rows in blocks of at most ENTRIES scores, each with the number of its first row; checked."""
+    """Checked blocks of rows, at most ENTRIES scores each, with the number of the first row."""
     first, columns = 0, None
     for chunk in [scores] if isinstance(scores, Tensor) else scores:
         if chunk.dim() != 2 or columns not in (None, chunk.shape[1]):

@@ -1,4 +1,4 @@
-"""Embedders: any image classifier whose last layer now gives ``dim`` numbers, L2-normalised or not."""
+"""Embedders: an image classifier whose last layer gives ``dim`` numbers, L2-normalised or not."""
 
 import importlib
 from collections.abc import Callable

@@ -2,8 +2,10 @@ r"""Figures of retrieval: each sample in turn is the query, all others are the g
 Euclidean distance.
 
 .. math::
-    \text{Recall@}k = \operatorname*{mean}_q \; [\text{one of the } k \text{ nearest has q's class}], \qquad
-    \text{MAP@R} = \operatorname*{mean}_q \frac{1}{R} \sum_{i=1}^{R} P(i) \, [\text{the i-th has q's class}]
+    \text{Recall@}k = \operatorname*{mean}_q \;
+    [\text{one of the } k \text{ nearest has q's class}], \qquad
+    \text{MAP@R} = \operatorname*{mean}_q \frac{1}{R} \sum_{i=1}^{R} P(i) \,
+    [\text{the i-th has q's class}]
 
 R is the number of other samples of q's class, P(i) the share of its class among the i nearest
 (Musgrave, Belongie and Lim, 2003.08505). A query is out of its own ranking by its number, not by

@@ -10,7 +10,8 @@ should be the teacher's:
     L_{\mathrm{S2SD}} = \frac{1}{N} \sum_{i,j} p^t_{ij} \log \frac{p^t_{ij}}{p^s_{ij}}, \qquad
     p_{ij} = \frac{\exp(c_{ij} / T)}{\sum_k \exp(c_{ik} / T)}
 
-    L_{\mathrm{PKT}} = \frac{1}{N^2} \sum_{i,j} q^t_{ij} \log \frac{q^t_{ij} + \epsilon}{q^s_{ij} + \epsilon}, \qquad
+    L_{\mathrm{PKT}} = \frac{1}{N^2} \sum_{i,j} q^t_{ij}
+    \log \frac{q^t_{ij} + \epsilon}{q^s_{ij} + \epsilon}, \qquad
     q_{ij} = \frac{(c_{ij} + 1) / 2}{\sum_k (c_{ik} + 1) / 2}, \qquad \epsilon = 10^{-7}
 
 Both are 0 where the student's rows are the teacher's turned, mirrored, or each scaled by a number
@@ -104,7 +105,10 @@ class SimilarityKLLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, include_self={self.include_self}, gather={self.gather}"
+        return (
+            f"temperature={self.temperature}, include_self={self.include_self}, "
+            f"gather={self.gather}"
+        )
 
 
 class PKTLoss(nn.Module):

@@ -14,15 +14,16 @@ with intensities in [0, 1]:
 
     L = \sum w^2\, (S - Y)^2
 
-=========  =============  =======================================================================================
+=========  =============  ==========================================================================
 symbol     argument       default, and what it means
-=========  =============  =======================================================================================
+=========  =============  ==========================================================================
 α          ``slope``      100
-b          ``threshold``  0.01, 2.55 of 255 grey levels: w₀ is 1 at no error, 0.684 at b, 1/e at 2b, 0.025 at 5b
+b          ``threshold``  0.01, 2.55 of 255 grey levels: w₀ is 1 at no error, 0.684 at b, 1/e at 2b,
+                          0.025 at 5b
 κ          ``decay``      10
-λ₀, ρ      ``pace``,      0.15, 0.15. A comment in the release gives 0.1, 0.1 "for each scale" and 0.15, 0.15 "for
-           ``growth``     all scales", yet its command, with 0.15, trains one scale
-=========  =============  =======================================================================================
+λ₀, ρ      ``pace``,      0.15, 0.15. A comment in the release gives 0.1, 0.1 "for each scale" and
+           ``growth``     0.15, 0.15 "for all scales", yet its command, with 0.15, trains one scale
+=========  =============  ==========================================================================
 
 - **The weight is squared**: the release multiplies both images by w, then takes the squared error.
 - The increment is added to w₀, not to the w of the round before. Nothing forces w to rise, and
@@ -36,7 +37,8 @@ The paper's text beyond its abstract could not be read, so its own symbols, pena
 not verified. One convex problem of which :math:`w_t` is the solution, an interpretation of ours in
 the abstract's sense, is, pixel by pixel,
 
-.. math:: w_t = \arg\min_{0 \le v \le 1}\; \tfrac{1}{2} (v - w_0)^2 - \lambda_t\, e^{-\kappa\,|S_{t-1} - Y|}\, v,
+.. math:: w_t = \arg\min_{0 \le v \le 1}\; \tfrac{1}{2} (v - w_0)^2
+    - \lambda_t\, e^{-\kappa\,|S_{t-1} - Y|}\, v,
 
 near the teacher's map, with a reward for what the student fits.
 
@@ -171,14 +173,14 @@ class AILLoss(nn.Module):
     """The loss of one round. Its tensors are the student, then whose errors make the importance,
     then the target:
 
-    ================  ==============================  ==================================================================
+    ================  ==============================  ==============================================
     ``variant``       round 0                         later
-    ================  ==============================  ==================================================================
+    ================  ==============================  ==============================================
     ``'ail'``         (student, teacher, target)      (student, teacher, previous, target)
     ``'initial'``     (student, teacher, target)      the same: the teacher's map in every round
     ``'no_teacher'``  (student, target), weight 1     (student, previous, target), w₀ = 0
     ``'uniform'``     (student, target), weight 1     the same: the plain loss, for the control
-    ================  ==============================  ==================================================================
+    ================  ==============================  ==============================================
 
     ``previous`` is the student frozen at the end of the last round, as a further teacher. ``'ail'``
     is the release. The paper's abstract implies a form without a teacher, but not which:

@@ -67,7 +67,10 @@ class Patches:
         return len(self.kept) * self.repeat
 
     def __repr__(self) -> str:
-        return f"Patches({self.pairs!r}, patch={self.patch}, repeat={self.repeat}, augment={self.augment})"
+        return (
+            f"Patches({self.pairs!r}, patch={self.patch}, repeat={self.repeat}, "
+            f"augment={self.augment})"
+        )
 
     def path(self, index: int) -> str:
         """The file that a sample is cut from."""

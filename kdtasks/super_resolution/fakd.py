@@ -5,13 +5,14 @@ With :math:`f_i` the features at place i, divided by their length, the affinity 
 cosine of their features. The student matches the teacher's affinities of all :math:`M = H W` places
 with each other, so the two may differ in width:
 
-.. math:: L = \frac{1}{N M^2} \sum_{n=1}^{N} \sum_{i,j=1}^{M} \bigl| f^s_{ni} \cdot f^s_{nj} - f^t_{ni} \cdot f^t_{nj} \bigr|
+.. math:: L = \frac{1}{N M^2} \sum_{n=1}^{N} \sum_{i,j=1}^{M}
+    \bigl| f^s_{ni} \cdot f^s_{nj} - f^t_{ni} \cdot f^t_{nj} \bigr|
 
-Read in the authors' release, ``Vincent-Hoo/Knowledge-Distillation-for-Super-resolution``, which adds 1e-8 to the lengths
-(another state of its history: 1e-7). There
-the student learns from 0.5 · L1 to the ground truth + 0.5 · L1 to the teacher's image + 10 · this loss, summed over the
-features after three stages, on 48x48 inputs. Without this loss that is plain output distillation; both images' terms are
-``torch.nn.L1Loss`` of a config: ::
+Read in the authors' release, ``Vincent-Hoo/Knowledge-Distillation-for-Super-resolution``, which
+adds 1e-8 to the lengths (another state of its history: 1e-7). There the student learns from 0.5 ·
+L1 to the ground truth + 0.5 · L1 to the teacher's image + 10 · this loss, summed over the features
+after three stages, on 48x48 inputs. Without this loss that is plain output distillation; both
+images' terms are ``torch.nn.L1Loss`` of a config: ::
 
     losses = dict(
         loss_target=dict(type='torch.nn.L1Loss', of=('student', 'target'), weight=0.5),

@@ -5,7 +5,9 @@ MATLAB's.
 the input, and is the mean of the pixels k around it with weights
 
 .. math:: w_k \propto \kappa(\min(s, 1)\,(u - k)), \qquad \kappa(t) = \begin{cases}
-    1.5|t|^3 - 2.5|t|^2 + 1 & |t| \le 1 \\ -0.5|t|^3 + 2.5|t|^2 - 4|t| + 2 & 1 < |t| \le 2 \\ 0 & \text{else} \end{cases}
+    1.5|t|^3 - 2.5|t|^2 + 1 & |t| \le 1 \\
+    -0.5|t|^3 + 2.5|t|^2 - 4|t| + 2 & 1 < |t| \le 2 \\
+    0 & \text{else} \end{cases}
 
 that add up to 1; beyond its edges the image is mirrored, the edge pixel repeated.
 ``torch.nn.functional.interpolate`` has another kernel (a = -0.75, sharper where it enlarges) and

@@ -296,7 +296,7 @@ def _fewer(columns: dict[str, list[float]], images: int) -> str:
 def _small_and_target(
     path: Path, scale: int, large: bool, measured: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """A file as RGB to be enlarged, (1,3,h,w), and what should come out, (1,3,H,W), both in [0,1]."""
+    """A file as RGB, (1,3,h,w), and what should come out, (1,3,H,W), both in [0,1]."""
     if not measured:
         return torch.from_numpy(read_levels(str(path))).movedim(2, 0)[None] / 255, None
     pairs = Pairs([str(path)], scale=scale)

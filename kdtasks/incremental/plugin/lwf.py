@@ -14,7 +14,8 @@ from kdtasks.incremental.plugin.base import OldModelPlugin, check_one_head, clas
 class LwFPlugin(OldModelPlugin):
     r"""Learning without Forgetting (arXiv 1606.09282) in an avalanche strategy.
 
-    .. math:: L = L_{new} + w \sum_k \mathrm{KL}\big(\mathrm{softmax}(z^{old}_k / T) \,\|\, \mathrm{softmax}(z_k / T)\big)
+    .. math:: L = L_{new}
+        + w \sum_k \mathrm{KL}\big(\mathrm{softmax}(z^{old}_k / T) \,\|\, \mathrm{softmax}(z_k / T)\big)
 
     One head (a linear layer over all classes, avalanche's ``IncrementalClassifier``, our
     ``GrowingHead``): k is one, and z are the columns of classes of earlier experiences, and no
