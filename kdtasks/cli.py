@@ -61,7 +61,7 @@ def list_configs(arguments: Sequence[str]) -> None:
 def copy(arguments: Sequence[str]) -> None:
     """Copy a config of the package, and what it builds on, to change it."""
     from kdtasks.engine.cli import plain_errors
-    from kdtasks.engine.config_files import copy_config
+    from kdtasks.engine.config_files import copy_config, library_of
 
     parser = argparse.ArgumentParser(prog="kdtasks copy", description=copy.__doc__)
     parser.add_argument("config", help="as 'kdtasks list' shows it")
@@ -70,7 +70,8 @@ def copy(arguments: Sequence[str]) -> None:
     with plain_errors():
         files = copy_config(args.config, args.folder)
         print("\n".join(map(str, files)))
-        print(f"kdtasks train {files[0]}")
+        library = library_of(files[0])
+        print(f"for {library}'s own tools" if library else f"kdtasks train {files[0]}")
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

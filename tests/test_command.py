@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kdtasks import cli
-from kdtasks.engine.config_files import config_titles, copy_config, find_config
+from kdtasks.engine.config_files import config_titles, copy_config, find_config, library_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = sorted(
@@ -67,7 +67,21 @@ def test_a_copy_means_what_the_original_means(name, tmp_path):
         files[0] == tmp_path / "mine" / f"{name}.py"
         and files[0].read_bytes() == (CONFIGS / f"{name}.py").read_bytes()
     )
+    # its base comes with that library
+    if library_of(files[0]):
+        assert len(files) == 1
+        return
     assert Config.fromfile(files[0]).to_dict() == Config.fromfile(CONFIGS / f"{name}.py").to_dict()
+
+
+def test_a_config_for_another_librarys_tools_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = next(name for name in NAMES if library_of(CONFIGS / f"{name}.py"))
+    cli.main(["copy", name])
+    assert capsys.readouterr().out.splitlines() == [f"configs/{name}.py", "for mmdet's own tools"]
+    with pytest.raises(SystemExit):
+        cli.main(["train", name, "--dry-run"])
+    assert "is for mmdet's own tools: its first lines say how" in capsys.readouterr().err
 
 
 def test_a_copy_overwrites_nothing(tmp_path, monkeypatch, capsys):

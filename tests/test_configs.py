@@ -7,11 +7,15 @@ import torch
 
 from kdtasks.core.stages import taught_names
 from kdtasks.engine import config as configs
+from kdtasks.engine.config_files import library_of
 from kdtasks.engine.dry_run import dry_run
 from kdtasks.engine.run import Run
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.py") if "_base_" not in p.parts)
+ALL = sorted(p for p in (ROOT / "configs").rglob("*.py") if "_base_" not in p.parts)
+# for another library's own tools, with which its tests run them
+FOREIGN = [path for path in ALL if library_of(path)]
+CONFIGS = [path for path in ALL if path not in FOREIGN]
 
 # Detectors of full size, on images that two cores step in seconds and without the weights that
 # would be fetched.
@@ -132,10 +136,19 @@ def test_config_builds_and_steps(path, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
 def test_config_opens_with_its_purpose_and_its_command(path):
-    lines = path.read_text().splitlines()
-    run = lines.index(f"# Run:     python tools/train.py {path.relative_to(ROOT)}")
+    lines, library = path.read_text().splitlines(), library_of(path)
+    tool = f"{library.upper()}/tools/train.py" if library else "tools/train.py"
+    run = lines.index(f"# Run:     python {tool} {path.relative_to(ROOT)}")
     title = " ".join(line.removeprefix("# ") for line in lines[:run])
     assert 1 <= run <= 2 and ("arXiv " in title or "no arXiv id" in title)
     assert lines[run + 1].startswith("# Expect:  ")
+
+
+@pytest.mark.parametrize("path", FOREIGN, ids=lambda p: p.stem)
+def test_a_config_of_another_librarys_tools_says_whose_it_is(path):
+    library = library_of(path)
+    assert path.parent.name == library
+    with pytest.raises(configs.ConfigError, match=f"it is for {library}'s own tools"):
+        configs.load(path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from kdtasks.core.names import did_you_mean
 from kdtasks.engine import builder, data_sets
 from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.config_files import library_of
 
 # Every key of a config, what it means, and its default. There are no others.
 KEYS = {
@@ -175,6 +176,12 @@ def load(path: str | Path, options: Mapping | None = None) -> dict:
     if not path.is_file():
         known = [str(p) for p in Path("configs").rglob("*.py")]
         raise FileNotFoundError(f"no config {str(path)!r}; {did_you_mean(str(path), known)}")
+    library = library_of(path)
+    if library:
+        raise ConfigError(
+            f"{str(path)!r} builds on a config of {library}, so it is for {library}'s own tools: "
+            f"its first lines say how to run it; expected a config with 'task' and 'student'"
+        )
     try:
         config = Config.fromfile(path).to_dict()
     except Exception as error:

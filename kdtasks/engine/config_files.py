@@ -55,6 +55,14 @@ def find_config(name: str | Path) -> Path:
     raise FileNotFoundError(f"no config {str(name)!r}; {hint}")
 
 
+def library_of(path: str | Path) -> str | None:
+    """The library whose runner a config is for: ``'lib'`` where a base of it is ``'lib::…'``, as
+    mmengine names configs that come with other libraries; None: it is ours.
+    """
+    scopes = [base.partition("::")[0] for base in _bases(Path(path)) if "::" in base]
+    return scopes[0] if scopes else None
+
+
 def copy_config(name: str | Path, folder: str | Path = "configs") -> list[Path]:
     """Copy a config of the package, and every base that it builds on, into ``folder``, in the same
     tree.
@@ -97,7 +105,8 @@ def _with_bases(path: Path) -> list[Path]:
         path = waiting.pop(0)
         if path not in found:
             found.append(path)
-            waiting += [(path.parent / base).resolve() for base in _bases(path)]
+            ours = [base for base in _bases(path) if "::" not in base]
+            waiting += [(path.parent / base).resolve() for base in ours]
     return found
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import random
+import runpy
 import subprocess
 import sys
 import warnings
@@ -1707,6 +1708,59 @@ def test_config_files_and_schedules(data, weights, tmp_path):
     (tmp_path / "empty.py").write_text("x = 1\n")
     with pytest.raises(ValueError, match="has no 'model'"):
         build(taught(str(tmp_path / "empty.py"), retinanet(), ADL, weights(retinanet())))
+
+
+CONFIGS = sorted((ROOT / "configs" / "detection" / "mmdet").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_trains_two_steps_by_mmdets_own_tool(path, data, tmp_path, monkeypatch):
+    """As it lies there; only the data, the size of the images and the files are others."""
+    import mmdet
+    from mmengine.config import Config
+
+    model = Config.fromfile(path).model
+    pipeline = [
+        {"type": "LoadImageFromFile"},
+        {"type": "LoadAnnotations", "with_bbox": True},
+        {"type": "Resize", "scale": (128, 128), "keep_ratio": True},
+        {"type": "PackDetInputs"},
+    ]
+    dataset = {
+        "data_root": str(data),
+        "ann_file": "all.json",
+        "data_prefix": {"img": ""},
+        "metainfo": {"classes": CLASSES},
+        "indices": 4,
+        "pipeline": pipeline,
+    }
+    changed = {
+        "_base_": [str(path)],
+        "model": {
+            "student": {"backbone": {"init_cfg": None}},
+            "teacher_checkpoint": str(tmp_path / "teacher.pth"),
+        },
+        "train_dataloader": {"num_workers": 0, "persistent_workers": False, "dataset": dataset},
+        "train_cfg": {"max_epochs": 1},
+        "default_hooks": {"logger": {"interval": 1}},
+        "val_cfg": None,
+        "val_dataloader": None,
+        "val_evaluator": None,
+        "log_level": "ERROR",
+    }
+    small = tmp_path / "small.py"
+    small.write_text("".join(f"{key} = {value!r}\n" for key, value in changed.items()))
+    torch.save(
+        {"state_dict": build(_model_of(model.teacher)).state_dict()}, tmp_path / "teacher.pth"
+    )
+    tool = Path(mmdet.__path__[0]) / ".mim" / "tools" / "train.py"
+    monkeypatch.setattr(sys, "argv", [str(tool), str(small), "--work-dir", str(tmp_path / "run")])
+    runpy.run_path(str(tool), run_name="__main__")
+    logged = log(tmp_path / "run")
+    for name in ["loss", "loss_cls", "loss_bbox", *model.losses]:
+        assert len(logged[name]) == 2 and np.isfinite(logged[name]).all(), name
+    plain = build(Config.fromfile(path).model.student)
+    load_weights(plain, tmp_path / "run" / "epoch_1.pth")
 
 
 def test_student_file_of_the_library_loads_too(data, weights, tmp_path):
