@@ -93,8 +93,8 @@ def imports(o) -> Iterator[Line]:
     """
     for task in ("general", "detection", "metric_learning", "incremental"):
         code = (
-            "import time, torch; t = time.perf_counter(); "
-            f"import kdtasks.{task}; print(time.perf_counter() - t)"
+            "import time, torch; t = time.perf_counter(); import "
+            f"kdtasks.{task}; print(time.perf_counter() - t)"
         )
         seconds = [
             float(

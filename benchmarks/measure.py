@@ -135,8 +135,7 @@ def same_work(variants: dict[str, Step]) -> None:
         )
         if not math.isclose(loss, other_loss, rel_tol=5e-6) or not apart <= 1e-4:
             raise RuntimeError(
-                f"{first} and {name} do different work: losses {loss:.8g} and "
-                f"{other_loss:.8g}, "
+                f"{first} and {name} do different work: losses {loss:.8g} and {other_loss:.8g}, "
                 f"gradients {apart:.1e} of their norm apart"
             )
 

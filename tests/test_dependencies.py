@@ -95,15 +95,10 @@ def test_every_module_of_the_package_travels():
 def test_a_machine_without_the_libraries_of_opencv_is_told_what_to_install(tmp_path):
     small = ROOT / "tests" / "engine" / "small" / "small.py"
     code = (
-        "import sys\n"
-        "class Broken:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
+        "import sys\nclass Broken:\n    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'cv2': raise ImportError('libGL.so.1: cannot open shared object "
-        "file')\n"
-        "sys.meta_path.insert(0, Broken())\n"
-        "from kdtasks.engine import cli\n"
-        f"cli.train([{str(small)!r}, '--device', 'cpu', '--work-dir', "
-        f"{str(tmp_path / 'run')!r}])\n"
+        "file')\nsys.meta_path.insert(0, Broken())\nfrom kdtasks.engine import cli\n"
+        f"cli.train([{str(small)!r}, '--device', 'cpu', '--work-dir', {str(tmp_path / 'run')!r}])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

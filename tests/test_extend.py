@@ -112,9 +112,8 @@ def train(folder: Path, loss: str, more: str = "", *options: str) -> subprocess.
 def test_a_loss_in_a_file_beside_the_config(outside):
     done = train(
         outside,
-        "loss_margin=dict(type='outside_method.ScaledMarginLoss', margin=2.0, "
-        "of=('student', 'teacher')), "
-        "loss_plain=dict(type='outside_method.margin_loss', margin=1.0, "
+        "loss_margin=dict(type='outside_method.ScaledMarginLoss', margin=2.0, of=('student', "
+        "'teacher')), loss_plain=dict(type='outside_method.margin_loss', margin=1.0, "
         "of=('student', 'teacher'))",
     )
     assert done.returncode == 0, done.stderr

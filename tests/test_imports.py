@@ -130,9 +130,8 @@ def allowed(file: str) -> tuple[set[str], set[str], set[str]]:
 
 def test_the_reader_of_imports_reads_all_kinds():
     top, inside = imports(
-        "import a.b\nfrom .c import d\nfrom .. import e\nif x:\n    import "
-        "f\ndef g():\n    import h\n"
-        "class I:\n    import j\n    def k(self): from ..l.m import n\n",
+        "import a.b\nfrom .c import d\nfrom .. import e\nif x:\n    import f\ndef g():\n    import "
+        "h\nclass I:\n    import j\n    def k(self): from ..l.m import n\n",
         "kdtasks.task.file",
     )
     assert top == {"a.b", "kdtasks.task.c.d", "kdtasks.e", "f", "j"} and inside == {
@@ -300,12 +299,10 @@ def test_nobody_imports_tools_configs_or_tests_and_tools_import_the_engine_only(
 )
 def test_what_only_informs_answers_without_torch(command):
     code = (
-        "import runpy, sys\nargs = sys.argv[1:]\nmodule = args[0] == '-m'\nsys.argv = args[1:] "
-        "if module else args\n"
-        "try: runpy.run_module(args[1], run_name='__main__') if module else "
-        "runpy.run_path(args[0], run_name='__main__')\n"
-        "except SystemExit as end: assert not end.code\n"
-        "print(sorted({name.split('.')[0] for name in sys.modules} - "
+        "import runpy, sys\nargs = sys.argv[1:]\nmodule = args[0] == '-m'\nsys.argv = args[1:] if "
+        "module else args\ntry: runpy.run_module(args[1], run_name='__main__') if module else "
+        "runpy.run_path(args[0], run_name='__main__')\nexcept SystemExit as end: assert not "
+        "end.code\nprint(sorted({name.split('.')[0] for name in sys.modules} - "
         "set(sys.stdlib_module_names)))"
     )
     done = subprocess.run(
@@ -324,8 +321,7 @@ def test_after_torch_a_task_costs_only_its_own_modules_and_the_standard_library(
     packages = ["kdtasks.core", "kdtasks.core.weights", *(f"kdtasks.{task}" for task in TASKS)]
     code = (
         "import sys, torch\nfor name in sys.argv[1:]:\n    before = set(sys.modules)\n    "
-        "__import__(name)\n"
-        "    print(name, *sorted(set(sys.modules) - before))"
+        "__import__(name)\n    print(name, *sorted(set(sys.modules) - before))"
     )
     lines = subprocess.run(
         [sys.executable, "-c", code, *packages],
@@ -357,8 +353,8 @@ PUBLIC = {
         ],
         "dml": ["mutual_losses(logits, target)"],
         "bss": [
-            "boundary_samples(score, input, base, target, step_size=0.3, max_steps=10, "
-            "eps=0.0001, clip=(-2.5, 2.5))"
+            "boundary_samples(score, input, base, target, step_size=0.3, max_steps=10, eps=0.0001, "
+            "clip=(-2.5, 2.5))"
         ],
         "ban": [
             "cwtm_loss(student, teacher, target)",
@@ -382,15 +378,12 @@ PUBLIC = {
             "weighted_soft_cross_entropy(student, teacher, class_weight, temperature=1.0)",
             "bounded_regression_loss(student, teacher, target, margin=0.0, normalizer=None)",
             "hint_loss(student, teacher, p=2)",
-            "HintLoss(student_channels=None, "
-            "teacher_channels=None, p=2, layout=None, "
-            "prefix_tokens=0, "
-            "grid=None)",
+            "HintLoss(student_channels=None, teacher_channels=None, p=2, layout=None, "
+            "prefix_tokens=0, grid=None)",
         ],
         "adl": [
             "adl_loss(student, teacher, gamma=1.0, beta=1.5, power=1.8, base='kl', alpha=None, "
-            "valid=None, "
-            "normalizer=None)"
+            "valid=None, normalizer=None)"
         ],
     },
     "metric_learning": {

@@ -56,8 +56,8 @@ def _blocks_per_stage(network: str, depth: int, rest: int) -> int:
     nearest = 6 * blocks + rest
     if depth != nearest:
         raise ValueError(
-            f"{network} depth must be 6n + {rest} with n >= 1, got {depth}; the "
-            f"nearest valid depth is {nearest}"
+            f"{network} depth must be 6n + {rest} with n >= 1, got {depth}; the nearest valid "
+            f"depth is {nearest}"
         )
     return blocks
 
@@ -348,8 +348,7 @@ class PlainNet(nn.Sequential):
     def _check(self, height: int, width: int) -> None:
         if min(height, width) < self.smallest:
             raise ValueError(
-                f"input of {height}x{width} pixels is too small: this network halves "
-                "it "
+                f"input of {height}x{width} pixels is too small: this network halves it "
                 f"{self.smallest.bit_length() - 1} times and needs at least "
                 f"{self.smallest}x{self.smallest}"
             )

@@ -240,8 +240,8 @@ def draw_changes(
             2,
         ),
         (
-            f"{len(broken)} broken: {labels[0]} (first answer) is right, {labels[1]} (second) "
-            "is wrong",
+            f"{len(broken)} broken: {labels[0]} (first answer) is right, {labels[1]} (second) is "
+            "wrong",
             broken,
             1,
         ),

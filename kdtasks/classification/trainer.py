@@ -58,8 +58,8 @@ def _check_highest(highest: int, outputs: int) -> None:
     if highest >= outputs:
         raise ValueError(
             f"the test data has the class number {highest}, but the model has "
-            f"{outputs} outputs, for classes from "
-            "0 on: the student's num_classes, or the data's classes, are wrong"
+            f"{outputs} outputs, for classes from 0 on: the student's num_classes, or the data's "
+            "classes, are wrong"
         )
 
 

@@ -33,11 +33,9 @@ def checked_benchmark(benchmark, classes: Iterable[int] | None = None):
         )
         if lost := sorted(wanted - {*present}):
             raise ValueError(
-                f"classes {lost} are in no experience of the stream {name!r}, which "
-                f"has {present}: give "
-                "class_incremental_benchmark a number of experiences that divides "
-                "that of the classes, or "
-                "num_classes_per_exp=[…]"
+                f"classes {lost} are in no experience of the stream {name!r}, which has "
+                f"{present}: give class_incremental_benchmark a number of experiences that divides "
+                "that of the classes, or num_classes_per_exp=[…]"
             )
         before: set[int] = set()
         for experience, those in zip(experiences, found):
@@ -70,9 +68,8 @@ def classes_of(experience) -> list[int]:
 def _targets(dataset) -> Iterable[int]:
     if not hasattr(dataset, "targets"):
         raise ValueError(
-            f"a {type(dataset).__name__} has no targets: give "
-            "class_incremental_benchmark plain datasets with "
-            ".targets, or benchmark_from_datasets those of as_classification_dataset"
+            f"a {type(dataset).__name__} has no targets: give class_incremental_benchmark plain "
+            "datasets with .targets, or benchmark_from_datasets those of as_classification_dataset"
         )
     return getattr(dataset.targets, "uniques", dataset.targets)
 

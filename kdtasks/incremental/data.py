@@ -77,8 +77,7 @@ def class_incremental(
     if sum(sizes) != len(numbers) or min(sizes) < 1:
         raise ValueError(
             f"sizes={tuple(sizes)} are {sum(sizes)} classes, the order has "
-            f"{len(numbers)}: every class belongs to "
-            "one experience"
+            f"{len(numbers)}: every class belongs to one experience"
         )
     found, start = [], 0
     for size in sizes:
@@ -198,9 +197,8 @@ def _columns(stream: Sequence) -> tuple[dict[int, int], list[str]]:
         again = [c for c in classes if c in columns]
         if again:
             raise ValueError(
-                f"the class {again[0]} is in experience {number} and in an earlier "
-                "one: expected each "
-                "class in one"
+                f"the class {again[0]} is in experience {number} and in an earlier one: expected "
+                "each class in one"
             )
         columns |= {c: len(columns) + k for k, c in enumerate(classes)}
         names += getattr(one, "names", None) or [str(c) for c in classes]
@@ -334,8 +332,7 @@ class IncrementalSet:
         if callable(getattr(pool, "batch", None)) != isinstance(self, BatchedSet):
             raise ValueError(
                 f"the pool {type(pool).__name__} and the labelled data "
-                f"{type(self.sources[0]).__name__} must both "
-                "be batched, or both map-style"
+                f"{type(self.sources[0]).__name__} must both be batched, or both map-style"
             )
         return type(self)(
             [*parts, _Part(pool, index, torch.full_like(index, UNLABELLED))],

@@ -83,8 +83,7 @@ def ensemble_probabilities(previous: Tensor, current: Tensor) -> Tensor:
     if any(z.dim() != 2 or not z.shape[1] or len(z) != len(current) for z in (current, previous)):
         raise ValueError(
             f"expected logits (B, l) and (B, m), l and m at least 1, got previous "
-            f"{tuple(previous.shape)} and current "
-            f"{tuple(current.shape)}"
+            f"{tuple(previous.shape)} and current {tuple(current.shape)}"
         )
     previous, current = raised(previous.detach(), current.detach())
     l, m = previous.shape[1], current.shape[1]
@@ -171,8 +170,7 @@ def global_distillation_losses(
     """
     if class_weight is not None and class_weight.shape != student.shape[1:]:
         raise ValueError(
-            f"expected class_weight (r,) of student (B, r) = {tuple(student.shape)}, "
-            "got "
+            f"expected class_weight (r,) of student (B, r) = {tuple(student.shape)}, got "
             f"{tuple(class_weight.shape)}"
         )
     weights = {} if class_weight is None else {"cls": class_weight}
@@ -206,8 +204,8 @@ class GlobalDistillationLoss(nn.Module):
             raise ValueError(f"temperature must be > 0, got {temperature}")
         if not terms or set(terms) - set("PCQ") or len(set(terms)) < len(terms):
             raise ValueError(
-                f"terms must be some of the letters P, C and Q, each once, as in "
-                f"'PCQ' or 'P', got {terms!r}"
+                "terms must be some of the letters P, C and Q, each once, as in 'PCQ' or 'P', got "
+                f"{terms!r}"
             )
         self.temperature, self.balanced, self.terms = temperature, balanced, terms
 
@@ -418,8 +416,8 @@ def _mean_over(rows: Tensor, costs: Tensor) -> Tensor:
 def _checked_counts(counts: Tensor | None, student: Tensor, teacher: Tensor) -> Tensor:
     if counts is None:
         raise ValueError(
-            "balanced=True needs counts: the labelled samples of each class, (r,), as "
-            "in a batch's 'counts'"
+            "balanced=True needs counts: the labelled samples of each class, (r,), as in a batch's "
+            "'counts'"
         )
     if counts.shape != student.shape[1:]:
         raise ValueError(
@@ -438,8 +436,7 @@ def _check_rows(logits: Tensor, target: Tensor, labelled: Tensor | None = None) 
         or any(tensor.shape != logits.shape[:1] for tensor in beside.values())
     ):
         raise ValueError(
-            f"expected logits (B, classes) and beside them (B,), got "
-            f"{tuple(logits.shape)}, "
+            f"expected logits (B, classes) and beside them (B,), got {tuple(logits.shape)}, "
             + ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in beside.items())
         )
     if target.is_floating_point() or (labelled is not None and labelled.dtype != torch.bool):
@@ -452,10 +449,9 @@ def _check_rows(logits: Tensor, target: Tensor, labelled: Tensor | None = None) 
 def _check_several(logits: Tensor) -> None:
     if logits.shape[1] == 1:
         raise ValueError(
-            f"expected at least two classes, got {tuple(logits.shape)}: the softmax "
-            "of one logit is 1 whatever "
-            "the logit, so that nothing would be learned; lwf_mc_loss, with sigmoids, "
-            "learns one class at a time"
+            f"expected at least two classes, got {tuple(logits.shape)}: the softmax of one logit "
+            "is 1 whatever the logit, so that nothing would be learned; lwf_mc_loss, with "
+            "sigmoids, learns one class at a time"
         )
 
 

@@ -70,11 +70,9 @@ def lwf_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tens
     if student.shape[1] == 1:
         raise ValueError(
             f"expected at least two old classes in one softmax, got "
-            f"{tuple(student.shape)}: the softmax of one "
-            "logit is 1 whatever the logit, so nothing of the class would be kept. "
-            "Expected one softmax over all "
-            "old columns, of=('student.old', 'teacher'), of two or more; or sigmoids: "
-            "lwf_mc_loss"
+            f"{tuple(student.shape)}: the softmax of one logit is 1 whatever the logit, so nothing "
+            "of the class would be kept. Expected one softmax over all old columns, "
+            "of=('student.old', 'teacher'), of two or more; or sigmoids: lwf_mc_loss"
         )
     return kd_loss(student, teacher, temperature) / temperature**2
 
@@ -106,10 +104,8 @@ class LwFLoss(nn.Module):
         heads, taught = ([z] if isinstance(z, Tensor) else list(z) for z in (student, teacher))
         if len(heads) != len(taught):
             raise ValueError(
-                f"expected as many old heads as the teacher has, got {len(heads)} of "
-                "the student, "
-                f"{[tuple(z.shape) for z in heads]}, and {len(taught)} of the "
-                "teacher, "
+                f"expected as many old heads as the teacher has, got {len(heads)} of the student, "
+                f"{[tuple(z.shape) for z in heads]}, and {len(taught)} of the teacher, "
                 f"{[tuple(z.shape) for z in taught]}"
             )
         if not heads:
@@ -149,11 +145,9 @@ def lwf_mc_loss(student: Tensor, teacher: Tensor | None, target: Tensor) -> Tens
         or old > student.shape[1]
     ):
         raise ValueError(
-            f"expected student (B, r), teacher (B, l) with l <= r or None, target "
-            "(B,), got student "
-            f"{tuple(student.shape)}, teacher "
-            f"{None if teacher is None else tuple(teacher.shape)}, "
-            f"target {tuple(target.shape)}"
+            "expected student (B, r), teacher (B, l) with l <= r or None, target (B,), got "
+            f"student {tuple(student.shape)}, teacher "
+            f"{None if teacher is None else tuple(teacher.shape)}, target {tuple(target.shape)}"
         )
     student, teacher = (
         (raised(student)[0], None) if teacher is None else raised(student, teacher.detach())
@@ -231,8 +225,7 @@ def lwf_losses(
     if preset == "lwf_mc":
         if weight is not None or temperature is not None or scale_t2:
             raise ValueError(
-                f"lwf_mc is one loss without weight or temperature, got "
-                f"weight={weight}, "
+                f"lwf_mc is one loss without weight or temperature, got weight={weight}, "
                 f"temperature={temperature}, scale_t2={scale_t2}"
             )
         return {

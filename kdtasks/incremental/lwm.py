@@ -69,8 +69,8 @@ from kdtasks.incremental.models import head_of
 # a map of a smaller norm is dead
 EPS = 1e-12
 _NOT_COMPILED = (
-    "maps by derivatives cannot be had inside of compiled code (AOTAutograd); "
-    "expected compile=False"
+    "maps by derivatives cannot be had inside of compiled code (AOTAutograd); expected "
+    "compile=False"
 )
 
 
@@ -90,9 +90,8 @@ def grad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
     """
     if activation.dim() != 4 or activation.shape != gradient.shape:
         raise ValueError(
-            f"expected two equal shapes (B, K, h, w), got activation "
-            f"{tuple(activation.shape)} "
-            f"and gradient {tuple(gradient.shape)}"
+            f"expected two equal shapes (B, K, h, w), got activation {tuple(activation.shape)} and "
+            f"gradient {tuple(gradient.shape)}"
         )
     activation, gradient = raised(activation, gradient)
     return _cam(activation, gradient.mean((2, 3)))
@@ -117,9 +116,8 @@ def lwm_attention_loss(student_map: Tensor, teacher_map: Tensor) -> Tensor:
     """
     if student_map.dim() != 3 or student_map.shape != teacher_map.shape:
         raise ValueError(
-            f"expected two equal shapes (B, h, w), got student "
-            f"{tuple(student_map.shape)} "
-            f"and teacher {tuple(teacher_map.shape)}"
+            f"expected two equal shapes (B, h, w), got student {tuple(student_map.shape)} and "
+            f"teacher {tuple(teacher_map.shape)}"
         )
     student_map, teacher_map = raised(student_map, teacher_map.detach())
     difference = _normalized(student_map) - _normalized(teacher_map)
@@ -253,8 +251,8 @@ class LwMDistiller(IncrementalDistiller):
             if self.path not in paths:
                 raise ValueError(
                     f"attention={attention!r}: {role} is a "
-                    f"{type(self.model(role)).__name__} without this "
-                    f"submodule; {did_you_mean(self.path, paths)}"
+                    f"{type(self.model(role)).__name__} without this submodule; "
+                    f"{did_you_mean(self.path, paths)}"
                 )
         if fast is False and compile:
             raise ValueError(f"fast=False with compile={compile}: {_NOT_COMPILED}")
@@ -305,8 +303,8 @@ class LwMDistiller(IncrementalDistiller):
         old = self.head("student").old
         if old == 0:
             raise ValueError(
-                "the student has no old classes whose attention could be kept: its "
-                "head has one block"
+                "the student has no old classes whose attention could be kept: its head has one "
+                "block"
             )
         return logits.detach()[:, :old].argmax(1)
 
@@ -314,8 +312,8 @@ class LwMDistiller(IncrementalDistiller):
         old = self.head("student").old
         if role != "student" and logits.shape[1] != old:
             raise ValueError(
-                f"{role} has {logits.shape[1]} columns, the student {old} old ones: "
-                "expected the same classes"
+                f"{role} has {logits.shape[1]} columns, the student {old} old ones: expected the "
+                "same classes"
             )
 
     def _derived_map(
@@ -350,9 +348,8 @@ class LwMDistiller(IncrementalDistiller):
             if not short and (self.fast or self._compile):
                 given = f"fast={self.fast}" if self.fast else f"compile={self._compile}"
                 raise ValueError(
-                    f"{given}: the logits of {role} are not its growing head on the "
-                    "mean over the pixels of "
-                    f"{self.attention!r}, in training; "
+                    f"{given}: the logits of {role} are not its growing head on the mean over the "
+                    f"pixels of {self.attention!r}, in training; "
                     f"{_NOT_COMPILED if self._compile else 'expected fast=None'}"
                 )
             # whether the short cut is exact
@@ -385,10 +382,8 @@ class LwMDistiller(IncrementalDistiller):
                     else type(activation).__name__
                 )
                 raise ValueError(
-                    f"attention={self.attention!r} of {role} gives {given}; expected "
-                    "maps (B, K, h, w) "
-                    "of more than "
-                    "one pixel"
+                    f"attention={self.attention!r} of {role} gives {given}; expected maps (B, K, "
+                    "h, w) of more than one pixel"
                 )
             return self.fast is not False and _is_head_of_mean(model, activation, logits)
 

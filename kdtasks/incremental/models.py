@@ -132,8 +132,7 @@ def head_of(model: nn.Module) -> tuple[str, GrowingHead]:
     if len(found) != 1:
         raise ValueError(
             f"{type(model).__name__} has {len(found)} growing heads, expected one: "
-            "dict(type='kdtasks.incremental.models.growing', network=dict(type=…), "
-            "sizes=…)"
+            "dict(type='kdtasks.incremental.models.growing', network=dict(type=…), sizes=…)"
         )
     return found[0]
 

@@ -304,10 +304,8 @@ def draw_attention(
     most = (2 * found[0].maps[0][0].numel()) ** 0.5
     title = (
         "Where the student looks (Grad-CAM) before its last experience and after, for the old "
-        "class that it then finds "
-        f"likeliest; below: this class and LwM's distance of the two maps, at most "
-        f"{most:.1f}. Mean of {len(target)} test "
-        f"images of old classes: {means}"
+        "class that it then finds likeliest; below: this class and LwM's distance of the two "
+        f"maps, at most {most:.1f}. Mean of {len(target)} test images of old classes: {means}"
     )
     return title, gallery(
         [(dict(enumerate(heads * 2)) if k == 0 else {}, row) for k, row in enumerate(pairs)], gaps

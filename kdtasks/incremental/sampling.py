@@ -283,8 +283,8 @@ def _input_of(batch: object) -> Tensor:
         return value
     got = f"a dict with {list(batch)}" if isinstance(batch, dict) else type(batch).__name__
     raise ValueError(
-        f"expected a tensor, a tuple or list that begins with one, or a dict with "
-        f"'input', got {got}"
+        "expected a tensor, a tuple or list that begins with one, or a dict with 'input', got "
+        f"{got}"
     )
 
 

@@ -69,8 +69,7 @@ def chain(
     if config["data"]["train"].get("memory") and only_new:
         raise ValueError(
             f"{only_new[0]} is of target.new, in which exemplars (data.train.memory="
-            f"{config['data']['train']['memory']}) have no class: expected "
-            "of=('student', 'target')"
+            f"{config['data']['train']['memory']}) have no class: expected of=('student', 'target')"
         )
 
     def arm(prefix: str, last: str, teach: bool) -> list[dict]:
@@ -267,9 +266,8 @@ def sizes_of(config: Mapping) -> tuple[int, ...]:
     if len(sizes) < 2:
         raise ValueError(
             f"expected a student with the sizes of at least two experiences, got "
-            f"{config['student']}: "
-            "dict(type='kdtasks.incremental.models.growing', network=dict(type=…), "
-            "sizes=(5, 5))"
+            f"{config['student']}: dict(type='kdtasks.incremental.models.growing', "
+            "network=dict(type=…), sizes=(5, 5))"
         )
     return sizes
 
@@ -288,14 +286,12 @@ def _check_softmax(losses: Mapping[str, Mapping], sizes: Sequence[int]) -> None:
             )
             if kind in _SOFTMAX and columns.get(of) == 1 and entry.get("weight", 1) != 0:
                 raise ValueError(
-                    f"{name}: {kind} of {of!r} is a softmax over one class in "
-                    f"experience {t + 1} of sizes "
-                    f"{tuple(sizes)}: it is 0 whatever the logit, and trains nothing. "
-                    "Expected two classes or "
-                    "more in each softmax: experiences of several classes, "
-                    "of=('student', 'target') for all seen "
-                    "columns in one; or a sigmoid for each class, "
-                    "lwf_losses('lwf_mc'), which learns one by one"
+                    f"{name}: {kind} of {of!r} is a softmax over one class in experience "
+                    f"{t + 1} of sizes "
+                    f"{tuple(sizes)}: it is 0 whatever the logit, and trains nothing. Expected two "
+                    "classes or more in each softmax: experiences of several classes, "
+                    "of=('student', 'target') for all seen columns in one; or a sigmoid for each "
+                    "class, lwf_losses('lwf_mc'), which learns one by one"
                 )
 
 

@@ -67,9 +67,8 @@ def evaluate(model: nn.Module, loader) -> dict[str, float]:
     single = [k + 1 for k in known if sizes[k] == 1]
     if single:
         warnings.warn(
-            f"experiences {single} have one class each: their task-incremental accuracy "
-            "is 100 whatever the model "
-            "says, and raises average_accuracy_task_il",
+            f"experiences {single} have one class each: their task-incremental accuracy is 100 "
+            "whatever the model says, and raises average_accuracy_task_il",
             stacklevel=2,
         )
     class_il = {k: 100 * seen[k] / count[k] for k in known}

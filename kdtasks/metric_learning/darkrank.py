@@ -208,8 +208,8 @@ def _check(
             raise ValueError(f"{name} must be an integer of at least 1 or None, got {value!r}")
     if places is not None and kind == "soft":
         raise ValueError(
-            f"places={places} cuts the hard form's ordering; the soft one has all "
-            "orderings of its lists"
+            f"places={places} cuts the hard form's ordering; the soft one has all orderings of its "
+            "lists"
         )
 
 
@@ -217,8 +217,7 @@ def _check_shapes(student: Tensor, teacher: Tensor) -> None:
     if student.dim() != 2 or teacher.dim() != 2 or len(student) != len(teacher):
         raise ValueError(
             f"expected (N, Ds) and (N, Dt) of the same N samples, got student "
-            f"{tuple(student.shape)} "
-            f"and teacher {tuple(teacher.shape)}"
+            f"{tuple(student.shape)} and teacher {tuple(teacher.shape)}"
         )
 
 
@@ -245,8 +244,7 @@ def _loss(
     if kind == "soft" and length > SOFT_LIMIT:
         raise ValueError(
             f"the soft form takes lists of at most {SOFT_LIMIT}, got {length} "
-            f"(list_length={list_length}, "
-            f"{len(student)} rows); use the hard form for longer ones"
+            f"(list_length={list_length}, {len(student)} rows); use the hard form for longer ones"
         )
     if length < 1:
         # (N,) zeros
@@ -315,8 +313,8 @@ class _Costs(torch.autograd.Function):
     def backward(ctx, weight: Tensor):
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "DarkRank can be differentiated once: its gradient has no "
-                "derivative, so no create_graph=True"
+                "DarkRank can be differentiated once: its gradient has no derivative, so no "
+                "create_graph=True"
             )
         order, pull = ctx.saved_tensors
         gradient = pull.new_zeros(len(pull), len(pull)).scatter_(1, order, pull * weight[:, None])

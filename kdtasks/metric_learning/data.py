@@ -55,10 +55,8 @@ def split_classes(
         )
         if not 0 < count < len(classes):
             raise ValueError(
-                f"test_classes={test_classes} of {len(classes)} classes: expected "
-                "their names, how many, "
-                "or a share "
-                "between 0 and 1, and some on both sides"
+                f"test_classes={test_classes} of {len(classes)} classes: expected their names, how "
+                "many, or a share between 0 and 1, and some on both sides"
             )
         test = classes[-count:]
     else:
@@ -180,9 +178,8 @@ def image_folder(
     folder = under_root(root)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"no folder {root} nor {folder}; set KDTASKS_DATA to the folder "
-            "that holds it, or pass its "
-            "path"
+            f"no folder {root} nor {folder}; set KDTASKS_DATA to the folder that holds it, or pass "
+            "its path"
         )
     every = list(class_folders(folder))
     names = split_classes(every, test_classes, train)
@@ -258,10 +255,8 @@ def pml_set(
         )
     except (ValueError, FileNotFoundError) as error:
         raise FileNotFoundError(
-            f"{name} is not at {root}: {error}. Set KDTASKS_DATA to the folder "
-            "that holds "
-            f"{PML_SETS.get(name, name)!r}, pass root=<folder>, or "
-            "download=True"
+            f"{name} is not at {root}: {error}. Set KDTASKS_DATA to the folder that holds "
+            f"{PML_SETS.get(name, name)!r}, pass root=<folder>, or download=True"
         ) from error
     labels, target = np.unique(found.labels, return_inverse=True)
     folder = {label: Path(path).parent.name for label, path in zip(found.labels, found.paths)}
@@ -337,9 +332,8 @@ def load_embeddings(embeddings) -> Tensor:
         path = under_root(embeddings)
         if not path.is_file():
             raise FileNotFoundError(
-                f"no file {embeddings} nor {path}; set KDTASKS_DATA to the "
-                "folder that holds it, or pass "
-                "its path"
+                f"no file {embeddings} nor {path}; set KDTASKS_DATA to the folder that holds it, "
+                "or pass its path"
             )
         rows = _read(path)
         if not isinstance(rows, Tensor | np.ndarray):

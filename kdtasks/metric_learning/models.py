@@ -33,16 +33,14 @@ class Embedder(nn.Module):
         if not isinstance(rows, Tensor):
             raise TypeError(
                 f"a backbone gives one tensor, {type(self.backbone).__name__} gives "
-                f"{type(rows).__name__} "
-                "(networks with auxiliary heads: aux_logits=False)"
+                f"{type(rows).__name__} (networks with auxiliary heads: aux_logits=False)"
             )
         rows = rows.flatten(1)
         if self.dim not in (None, rows.shape[1]):
             raise ValueError(
-                f"{type(self.backbone).__name__} gives rows of width {rows.shape[1]}, "
-                f"not {self.dim}: its last "
-                "layer is not its head. Make a head of this width yourself, and an "
-                "Embedder of the network"
+                f"{type(self.backbone).__name__} gives rows of width {rows.shape[1]}, not "
+                f"{self.dim}: its last layer is not its head. Make a head of this width yourself, "
+                "and an Embedder of the network"
             )
         if not self.normalize:
             return rows
@@ -99,9 +97,8 @@ def embedder(
         names = torchvision.models.list_models(module=torchvision.models)
         if backbone not in names:
             raise ValueError(
-                f"torchvision has no {backbone!r}: {did_you_mean(backbone, names)} "
-                "('timm/<name>' for one of "
-                "timm's, a dotted path for one of yours)"
+                f"torchvision has no {backbone!r}: {did_you_mean(backbone, names)} ('timm/<name>' "
+                "for one of timm's, a dotted path for one of yours)"
             )
         check_listed(torchvision.models.get_model_builder(backbone), {"weights": pretrained})
         model = torchvision.models.get_model(backbone, weights=pretrained, **options)
@@ -137,8 +134,8 @@ def _replace_head(model: nn.Module, dim: int) -> None:
     ]
     if not found:
         raise ValueError(
-            f"{type(model).__name__} has no linear layer and no 1x1 convolution, "
-            "whose place a new one could take"
+            f"{type(model).__name__} has no linear layer and no 1x1 convolution, whose place a new "
+            "one could take"
         )
     name, last = found[-1]
     fresh = (

@@ -47,8 +47,8 @@ class PMLLoss(nn.Module):
         self.miner = builder.build(miner, "miner") if isinstance(miner, Mapping) else miner
         if type(self.loss).__name__ in ("SelfSupervisedLoss", "VICRegLoss"):
             raise ValueError(
-                f"{type(self.loss).__name__} compares two views of each sample, and "
-                "PMLLoss has one and its class"
+                f"{type(self.loss).__name__} compares two views of each sample, and PMLLoss has "
+                "one and its class"
             )
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
@@ -107,16 +107,14 @@ def _distill_loss() -> type:
                 raise ValueError("PMLDistillLoss needs the teacher's embeddings as ref_emb=")
             if len(ref_emb) != len(embeddings):
                 raise ValueError(
-                    "the rows of embeddings and ref_emb must be of the same samples, "
-                    "got "
+                    "the rows of embeddings and ref_emb must be of the same samples, got "
                     f"{tuple(embeddings.shape)} and {tuple(ref_emb.shape)} "
-                    "(DistributedLossWrapper: "
-                    "efficient=False)"
+                    "(DistributedLossWrapper: efficient=False)"
                 )
             if indices_tuple is not None:
                 raise ValueError(
-                    "indices_tuple must be None: relations of all samples are "
-                    "compared, whatever their classes"
+                    "indices_tuple must be None: relations of all samples are compared, whatever "
+                    "their classes"
                 )
             values = self.loss(embeddings, ref_emb.detach())
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -180,8 +178,8 @@ def _trainer() -> type:
                 id(p) for own in self.models.values() for p in own.parameters()
             }:
                 raise ValueError(
-                    "the teacher has parameters of the student, which would be "
-                    "frozen: give it a copy.deepcopy"
+                    "the teacher has parameters of the student, which would be frozen: give it a "
+                    "copy.deepcopy"
                 )
             loss = self.loss_funcs["distill_loss"]
             if not isinstance(loss, BaseMetricLossFunction | DistributedLossWrapper):

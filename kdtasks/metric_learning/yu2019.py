@@ -46,10 +46,9 @@ def absolute_teacher_loss(student: Tensor, teacher: Tensor) -> Tensor:
     _check(student, teacher)
     if student.shape != teacher.shape:
         raise ValueError(
-            f"expected equal widths, got {_shapes(student, teacher)}; "
-            "AbsoluteTeacherLoss has a "
-            "projection between "
-            "them, which build(student, teacher) makes before the optimizer is made"
+            f"expected equal widths, got {_shapes(student, teacher)}; AbsoluteTeacherLoss has a "
+            "projection between them, which build(student, teacher) makes before the optimizer is "
+            "made"
         )
     student, teacher = raised(student, teacher.detach())
     return torch.linalg.vector_norm(student - teacher, dim=1).sum() / max(len(student), 1)
@@ -126,8 +125,8 @@ class AbsoluteTeacherLoss(nn.Module):
             student = self.projection(student.to(self.projection.weight.dtype))
         elif self.always:
             raise RuntimeError(
-                "the projection is not there: call build(student, teacher) before "
-                "the optimizer is made"
+                "the projection is not there: call build(student, teacher) before the optimizer is "
+                "made"
             )
         return absolute_teacher_loss(student, teacher)
 

@@ -132,8 +132,7 @@ def importance(
     _check_numbers(decay=decay, pace=pace, growth=growth)
     if initial.shape != target.shape:
         raise ValueError(
-            f"expected an importance for each value, got initial "
-            f"{tuple(initial.shape)} and target "
+            f"expected an importance for each value, got initial {tuple(initial.shape)} and target "
             f"{tuple(target.shape)}"
         )
     if round == 0:
@@ -290,20 +289,17 @@ class AILLoss(nn.Module):
         low, high = (value.item() for value in target.aminmax())
         if low < -0.5 or high > 1.5:
             raise ValueError(
-                f"the target's values lie in [{low:g}, {high:g}], but the importance "
-                "is of intensities in [0, 1] "
-                f"(threshold={self.initial['threshold']:g}, "
-                f"decay={self.increment['decay']:g}): divide 0..255 by "
-                "255, take a mean and std back"
+                f"the target's values lie in [{low:g}, {high:g}], but the importance is of "
+                f"intensities in [0, 1] (threshold={self.initial['threshold']:g}, "
+                f"decay={self.increment['decay']:g}): divide 0..255 by 255, take a mean and std "
+                "back"
             )
         if "teacher" in self.of and (mean := weight.mean().item()) < POOR:
             warnings.warn(
-                f"the mean importance of the teacher's map is {mean:.2g}: its error is "
-                "far above threshold="
-                f"{self.initial['threshold']:g} nearly everywhere, so there is next to "
-                "nothing to learn from. To be "
-                "expected before the teacher is trained; else look at its output, or "
-                "raise the threshold",
+                f"the mean importance of the teacher's map is {mean:.2g}: its error is far above "
+                f"threshold={self.initial['threshold']:g} nearly everywhere, so there is next to "
+                "nothing to learn from. To be expected before the teacher is trained; else look at "
+                "its output, or raise the threshold",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -313,9 +309,8 @@ class AILLoss(nn.Module):
         names = self.of[1:]
         if len(others) != len(names):
             raise ValueError(
-                f"round {self.round} of variant {self.variant!r} takes {len(self.of)} "
-                f"tensors, of={self.of}; got "
-                f"{len(others) + 1}"
+                f"round {self.round} of variant {self.variant!r} takes {len(self.of)} tensors, "
+                f"of={self.of}; got {len(others) + 1}"
             )
         target = others[-1]
         errors = [
@@ -459,14 +454,13 @@ def _weighted(
 ) -> Tensor:
     if student.shape != target.shape:
         raise ValueError(
-            f"expected two equal shapes, got student {tuple(student.shape)} and "
-            f"target {tuple(target.shape)}"
+            f"expected two equal shapes, got student {tuple(student.shape)} and target "
+            f"{tuple(target.shape)}"
         )
     if weight.shape not in (target.shape, (*target.shape[:1], 1, *target.shape[2:])):
         raise ValueError(
             f"expected a weight for each value or each pixel, got weight "
-            f"{tuple(weight.shape)} and target "
-            f"{tuple(target.shape)}"
+            f"{tuple(weight.shape)} and target {tuple(target.shape)}"
         )
     student, target, weight = raised(student, target.detach(), weight.detach())
     error = student - target

@@ -20,9 +20,9 @@ def scale_of(batch: dict) -> int:
     if len(scales) > 1 or scales == [1]:
         raise ValueError(
             f"expected one scale of at least 2 for a batch, got {scales} for inputs "
-            f"{tuple(batch['input'].shape)} and "
-            f"targets {tuple(batch['target'].shape)}; give the batch its 'scale', and "
-            "take test_batch_size=1"
+            f"{tuple(batch['input'].shape)} and targets "
+            f"{tuple(batch['target'].shape)}; give the batch its 'scale', and take "
+            "test_batch_size=1"
         )
     return int(scales[0])
 

@@ -113,16 +113,14 @@ def _large_enough(pairs: Pairs, patch: int) -> list[int]:
         height, width = pairs.input.spans[at][1]
         raise ValueError(
             f"patch={patch}, but the input made of {pairs.paths[at]} has "
-            f"{height}x{width} pixels: leave this "
-            f"image out or take a patch of at most {sides[at]}"
+            f"{height}x{width} pixels: leave this image out or take a patch of at most {sides[at]}"
         )
     if small:
         counts = Counter(pairs.variants[at][1] for at in small)
         which = ", ".join(f"{count} at downsize {downsize}" for downsize, count in counts.items())
         warnings.warn(
             f"left out {len(small)} of {len(pairs)} variants of images, smaller than "
-            f"patch={patch}: {which}; the "
-            f"first is of {pairs.paths[small[0]]}",
+            f"patch={patch}: {which}; the first is of {pairs.paths[small[0]]}",
             stacklevel=3,
         )
     return kept
@@ -346,8 +344,7 @@ def paired_folders(
     if alone:
         some = ", ".join(alone[:_NAMED]) + ", …" * (len(alone) > _NAMED)
         raise FileNotFoundError(
-            f"{len(alone)} images have no partner: {some}. The LR image of "
-            "<hr>/<name>.png is "
+            f"{len(alone)} images have no partner: {some}. The LR image of <hr>/<name>.png is "
             f"<lr>/{' or <lr>/'.join(f'<name>{ending}.png' for ending in suffixes)}"
         )
     return _data_set(
@@ -405,9 +402,8 @@ def _folder(
     folder = under_root(root)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"no folder {root} nor {folder}. Set the environment variable "
-            "KDTASKS_DATA to the folder that "
-            f"holds it, or pass its path. Expected layout: {layout}"
+            f"no folder {root} nor {folder}. Set the environment variable KDTASKS_DATA to the "
+            f"folder that holds it, or pass its path. Expected layout: {layout}"
         )
     return folder
 

@@ -69,10 +69,8 @@ def affinity_loss(
     student, teacher = pair_to_nchw(student, teacher, layout, prefix_tokens, grid)
     if student.dim() != 4 or teacher.dim() != 4 or student[:, :0].shape != teacher[:, :0].shape:
         raise ValueError(
-            f"expected (N, Cs, H, W) and (N, Ct, H, W) of the same N, H and W, got "
-            "student "
-            f"{tuple(student.shape)} and "
-            f"teacher {tuple(teacher.shape)}"
+            f"expected (N, Cs, H, W) and (N, Ct, H, W) of the same N, H and W, got student "
+            f"{tuple(student.shape)} and teacher {tuple(teacher.shape)}"
         )
     if pool is not None and pool < 1:
         raise ValueError(f"pool must be at least 1 or None, got {pool}")
@@ -81,9 +79,8 @@ def affinity_loss(
         fits = next(p for p in range(1, places) if _places(student, p) <= LIMIT)
         raise ValueError(
             f"{places} places of features {tuple(student.shape)} (pool={pool}) have "
-            f"{float(places) ** 2:.1e} "
-            f"affinities an image, and {LIMIT} places are the limit: use pool={fits} "
-            "or more, or smaller patches"
+            f"{float(places) ** 2:.1e} affinities an image, and "
+            f"{LIMIT} places are the limit: use pool={fits} or more, or smaller patches"
         )
     dtype = torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
     with torch.autocast(student.device.type, enabled=False):
@@ -153,8 +150,7 @@ class _Distance(torch.autograd.Function):
     def backward(ctx, scale: Tensor):
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "affinity_loss can be differentiated once: its gradient has no "
-                "derivative, so no "
+                "affinity_loss can be differentiated once: its gradient has no derivative, so no "
                 "create_graph=True"
             )
         (gradient,) = ctx.saved_tensors

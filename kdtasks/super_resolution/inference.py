@@ -60,8 +60,8 @@ def tiled(
             )
             if output.shape != expected:
                 raise ValueError(
-                    f"the model made {tuple(output.shape)} of {tuple(window.shape)}, "
-                    f"which is not scale={scale}"
+                    f"the model made {tuple(output.shape)} of {tuple(window.shape)}, which is not "
+                    f"scale={scale}"
                 )
             if whole is None:
                 size = (len(image), output.shape[1], scale * image.shape[2], scale * image.shape[3])
@@ -142,9 +142,8 @@ def upscale_rgb(
     output = model(y if enlarged else luma(rgb))
     if output.shape != y.shape:
         raise ValueError(
-            f"the model made {tuple(output.shape)} of Y, expected {tuple(y.shape)}; a "
-            "network whose "
-            "input is enlarged "
-            "already, like VDSR, needs enlarged=True, and no other may have it"
+            f"the model made {tuple(output.shape)} of Y, expected {tuple(y.shape)}; a network "
+            "whose input is enlarged already, like VDSR, needs enlarged=True, and no other may "
+            "have it"
         )
     return bicubic + (output - y) * (255 / 219)

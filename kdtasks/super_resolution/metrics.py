@@ -48,9 +48,8 @@ def imresize(image: Tensor, scale: float) -> Tensor:
     """
     if not image.is_floating_point():
         raise TypeError(
-            f"imresize needs floating point, got {image.dtype}. For uint8: "
-            "imresize(image / 255, scale), and back "
-            "with .mul(255).round().clamp(0, 255).byte()"
+            f"imresize needs floating point, got {image.dtype}. For uint8: imresize(image / 255, "
+            "scale), and back with .mul(255).round().clamp(0, 255).byte()"
         )
     if image.ndim != 4 or 0 in image.shape[1:]:
         raise ValueError(
@@ -191,8 +190,8 @@ def _levels(output: Tensor, target: Tensor, crop: int, least: int) -> list[Tenso
         )
     if not (output.is_floating_point() and target.is_floating_point()):
         raise TypeError(
-            f"expected floating point in [0,1], got {output.dtype} and {target.dtype}; "
-            "for uint8: image / 255"
+            f"expected floating point in [0,1], got {output.dtype} and {target.dtype}; for uint8: "
+            "image / 255"
         )
     if crop < 0 or min(shape[2:]) - 2 * crop < least:
         raise ValueError(

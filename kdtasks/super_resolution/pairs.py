@@ -154,8 +154,7 @@ class Pairs:
     def __repr__(self) -> str:
         return (
             f"{len(self)} images, scale {self.scale}, "
-            f"{self.color}{', enlarged' if self.enlarged else ''}, "
-            f"{self.target.pixels.device}"
+            f"{self.color}{', enlarged' if self.enlarged else ''}, {self.target.pixels.device}"
         )
 
     def to(self, device) -> "Pairs":
@@ -324,8 +323,8 @@ def _checked(
         raise ValueError(f"scale must be a whole number of at least 2, got {scale!r}")
     if scales != (scale,) and (lr is not None or not enlarged):
         raise ValueError(
-            f"scale={scale!r}: several scales expected enlarged=True and LR images "
-            "that are made here"
+            f"scale={scale!r}: several scales expected enlarged=True and LR images that are made "
+            "here"
         )
     if color not in ("rgb", "y"):
         raise ValueError(f"color must be 'rgb' or 'y', got {color!r}")
@@ -347,8 +346,8 @@ def _cut(size: tuple[int, int], downsize: float, scale: int, name: str) -> tuple
     height, width = (math.ceil(side * downsize) // scale * scale for side in size)
     if not height or not width:
         raise ValueError(
-            f"{name} has {size[0]}x{size[1]} pixels: with downsize {downsize} nothing "
-            f"is left at scale {scale}"
+            f"{name} has {size[0]}x{size[1]} pixels: with downsize {downsize} nothing is left at "
+            f"scale {scale}"
         )
     return height, width
 
@@ -358,8 +357,8 @@ def _check_sizes(high: Sequence, low: Sequence, scale: int, names: Sequence[str]
         if large != (small[0] * scale, small[1] * scale):
             raise ValueError(
                 f"{name} has {large[0]}x{large[1]} pixels, its LR image "
-                f"{small[0]}x{small[1]}: at scale {scale} "
-                f"HR must have {small[0] * scale}x{small[1] * scale} (height x width)"
+                f"{small[0]}x{small[1]}: at scale {scale} HR must have "
+                f"{small[0] * scale}x{small[1] * scale} (height x width)"
             )
 
 

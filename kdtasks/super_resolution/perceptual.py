@@ -40,9 +40,8 @@ def lpips_rgb(
         )
     if min(output.shape[2:]) - 2 * crop < 32:
         raise ValueError(
-            f"images of {tuple(output.shape[2:])} less crop={crop} are too small for "
-            "LPIPS: expected at "
-            "least 32x32"
+            f"images of {tuple(output.shape[2:])} less crop={crop} are too small for LPIPS: "
+            "expected at least 32x32"
         )
     if len(target) and float(target.max()) > 2:
         raise ValueError(

@@ -174,11 +174,10 @@ def draw_details(shown: Sequence[Shown], pair: Sequence[str], colors: Mapping[st
             ]
         )
     title = (
-        f"{len(shown)} images spread evenly over the test set, where each has most detail "
-        "(local variance of the luma); "
+        f"{len(shown)} images spread evenly over the test set, where each has most detail (local "
+        "variance of the luma); "
         "below, PSNR-Y of the whole image, bold: the better student" + grey * "; grey: the "
-        "networks see "
-        "luma alone"
+        "networks see luma alone"
     )
     return title, _table(images, rows, colors)
 
@@ -221,8 +220,8 @@ def draw_errors(
                 Cell(gain, shades, (-_highest(gain.abs()), _highest(gain.abs())), bar=True)
             )
     title = (
-        "Errors |output − HR| of the luma in grey levels of 255, means over small squares; "
-        "framed: the detail above"
+        "Errors |output − HR| of the luma in grey levels of 255, means over small squares; framed: "
+        "the detail above"
         + bool(compared)
         * "; right: their difference, in the colour of the better one"
     )
@@ -281,8 +280,7 @@ def draw_importance(importance: Mapping[str, Sequence[Tensor]], shown: Sequence[
         axes.legend(loc="lower right", ncols=2)
     return (
         f"AIL's importance of the pixels (1: counts fully), stage by stage: on average "
-        f"{means[0].mean():.2f} in "
-        f"{stages[0]}, {means[-1].mean():.2f} in {stages[-1]}"
+        f"{means[0].mean():.2f} in {stages[0]}, {means[-1].mean():.2f} in {stages[-1]}"
     ), figure
 
 
@@ -309,9 +307,8 @@ def draw_gains(
     axes.set(xlabel=f"PSNR-Y of {before}, dB", ylabel=f"{after} − {before}, dB")
     figure.legend(loc="outside upper right")
     return (
-        f"Gain in PSNR-Y of each test image, from {before} to {after}: mean {gain.mean():+.3f} "
-        "dB, better in "
-        f"{int((gain > 0).sum())} of {len(gain)}"
+        f"Gain in PSNR-Y of each test image, from {before} to {after}: mean {gain.mean():+.3f} dB, "
+        f"better in {int((gain > 0).sum())} of {len(gain)}"
     ), figure
 
 

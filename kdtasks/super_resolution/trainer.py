@@ -273,8 +273,7 @@ def _measures(path: Path, target: Tensor, scale: int) -> dict:
     some = side > 2 * scale
     warnings.warn(
         f"{path} is {target.shape[2]}x{target.shape[3]}, SSIM at scale {scale} needs "
-        f"{least}x{least} "
-        f"pixels: its {'SSIM is' if some else 'PSNR and SSIM are'} left out",
+        f"{least}x{least} pixels: its {'SSIM is' if some else 'PSNR and SSIM are'} left out",
         stacklevel=4,
     )
     return {"psnr_y": psnr_y} if some else {}

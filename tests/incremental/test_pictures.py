@@ -254,8 +254,8 @@ def test_accuracy_and_forgetting_after_each_experience():
     assert [line.get_linestyle() for line in left.lines] == ["-"] * 3 + ["--"] * 3
     assert [line.get_color() for line in left.lines] == [*COLORS.values()] * 2
     assert title.endswith(
-        "after experience 2, class-incremental: alone 50.0 % and 70.0 points; "
-        "distilled 55.0 % and 30.0 points"
+        "after experience 2, class-incremental: alone 50.0 % and 70.0 points; distilled 55.0 % and "
+        "30.0 points"
     )
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         *COLORS,

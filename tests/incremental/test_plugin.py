@@ -781,8 +781,8 @@ def test_a_softmax_over_one_class_is_refused_before_its_first_step():
     for plugin in (LwFPlugin(), LwFPlugin(ce_over="seen")):
         with pytest.raises(
             ValueError,
-            match="experience 2: LwF's softmax of an old head would be "
-            "over one class, .* LwFMCPlugin",
+            match="experience 2: LwF's softmax of an old head would be over one class, .* "
+            "LwFMCPlugin",
         ):
             trained(Net(nn.Linear(8, 10)), plugin, stream, 2)
     plugin = LwFPlugin()

@@ -405,8 +405,8 @@ def test_the_forms_that_learn_one_class_are_not_refused(config):
 def test_global_distillation_of_one_class(gd):
     with pytest.raises(
         ValueError,
-        match="loss_new: CurrentTeacherLoss of 'student.new' is a "
-        "softmax over one class in experience 2",
+        match="loss_new: CurrentTeacherLoss of 'student.new' is a softmax over one class in "
+        "experience 2",
     ):
         global_distillation(sized(gd, 2, 1, 2), {"length": 1})
     with pytest.raises(

@@ -956,8 +956,8 @@ def test_a_cache_of_what_is_no_tensor_is_refused_before_the_first_step(tmp_path)
     )
     with pytest.raises(
         ConfigError,
-        match="the cache keeps tensors, and 'teacher.heads' is none: "
-        "cache=None, or a loss of one tensor",
+        match="the cache keeps tensors, and 'teacher.heads' is none: cache=None, or a loss of one "
+        "tensor",
     ):
         run.train()
     assert not list(tmp_path.rglob("*.pth"))

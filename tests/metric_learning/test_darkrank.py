@@ -582,8 +582,7 @@ def test_presets_and_what_replaces_them():
         "released": {"alpha": 12.25, "beta": 4.0, "detach_query": True},
     }
     assert repr(DarkRankLoss()) == (
-        "DarkRankLoss(kind='hard', alpha=3.0, beta=3.0, "
-        "detach_query=False, list_length=4, "
+        "DarkRankLoss(kind='hard', alpha=3.0, beta=3.0, detach_query=False, list_length=4, "
         "normalize=True, places=None, reduction='mean', gather=False)"
     )
 

@@ -343,8 +343,8 @@ def test_other_widths_without_a_projection_and_than_it_was_built_for_are_errors(
         with pytest.raises(ValueError) as caught:
             loss(rows(2, 3), rows(2, 5))
         assert str(caught.value).startswith(
-            "expected equal widths, got student (2, 3) and teacher "
-            "(2, 5); AbsoluteTeacherLoss has a projection"
+            "expected equal widths, got student (2, 3) and teacher (2, 5); AbsoluteTeacherLoss has "
+            "a projection"
         )
     loss = built(rows(2, 3), rows(2, 5))
     for student, teacher in (((2, 4), (2, 5)), ((2, 3), (2, 3))):

@@ -77,8 +77,7 @@ class GlobalDistillationPlugin(OldModelPlugin):
         check_one_head(self, strategy.model)
         if self.head not in (paths := module_paths(strategy.model)):
             raise ValueError(
-                f"head={self.head!r}: {type(strategy.model).__name__} has no such "
-                "submodule; "
+                f"head={self.head!r}: {type(strategy.model).__name__} has no such submodule; "
                 f"{did_you_mean(self.head, paths)}"
             )
         self.old = torch.tensor(self.arrived, dtype=torch.long, device=strategy.device)
@@ -91,10 +90,9 @@ class GlobalDistillationPlugin(OldModelPlugin):
         if len(self.new) == 1:
             raise ValueError(
                 f"experience {self.experience + 1} has one new class, "
-                f"{self.new.tolist()}: the current teacher's "
-                "softmax over it is 1 whatever the logit, and learns nothing. "
-                "Expected two or more; LwFMCPlugin, "
-                "with a sigmoid for each class, learns one class at a time"
+                f"{self.new.tolist()}: the current teacher's softmax over it is 1 whatever the "
+                "logit, and learns nothing. Expected two or more; LwFMCPlugin, with a sigmoid for "
+                "each class, learns one class at a time"
             )
         self.all = torch.cat([self.old, self.new])
         self.place, self.new_place = (
@@ -228,9 +226,8 @@ class GlobalDistillationPlugin(OldModelPlugin):
         """``experiences``: those that are over, out of which the coreset is taken."""
         if len(experiences) != len(state["kept"]):
             raise ValueError(
-                f"expected the {len(state['kept'])} experiences that are over, which "
-                "have the coreset, got "
-                f"{len(experiences)}"
+                f"expected the {len(state['kept'])} experiences that are over, which have the "
+                f"coreset, got {len(experiences)}"
             )
         super().load_state_dict(state, model)
         self.arrived = [*state["arrived"]]

@@ -79,16 +79,14 @@ class LwFPlugin(OldModelPlugin):
         parts = list(self.columns.values()) if has_tasks(model) else [self.old]
         if any(len(columns) == 1 for columns in parts):
             raise ValueError(
-                f"experience {self.experience + 1}: LwF's softmax of an old head "
-                "would be over one class, seen so "
-                f"far: {self.seen}, and keep nothing of it. {learns}"
+                f"experience {self.experience + 1}: LwF's softmax of an old head would be over one "
+                f"class, seen so far: {self.seen}, and keep nothing of it. {learns}"
             )
         if self.ce_over == "new" and len(self.new) == 1 and not has_tasks(model):
             raise ValueError(
                 f"experience {self.experience + 1} has one class, "
-                f"{self.new.tolist()}: with ce_over='new' its "
-                f"cross-entropy is 0 whatever the logit. Expected ce_over='seen', "
-                f"over all columns; or {learns}"
+                f"{self.new.tolist()}: with ce_over='new' its cross-entropy is 0 whatever the "
+                f"logit. Expected ce_over='seen', over all columns; or {learns}"
             )
 
     def listen(self, model: nn.Module) -> AbstractContextManager:

@@ -60,9 +60,8 @@ class LwMPlugin(OldModelPlugin):
         check_one_head(self, strategy.model)
         if self.attention not in (paths := module_paths(strategy.model)):
             raise ValueError(
-                f"attention={self.attention!r}: {type(strategy.model).__name__} has "
-                "no such submodule; "
-                f"{did_you_mean(self.attention, paths)}"
+                f"attention={self.attention!r}: {type(strategy.model).__name__} has no such "
+                f"submodule; {did_you_mean(self.attention, paths)}"
             )
 
     def listen(self, model: nn.Module) -> AbstractContextManager:
