@@ -98,9 +98,9 @@ def watch_untaught(run) -> dict[str, list]:
     def watched(stage, files=None, load=True):
         distiller = build(stage, files, load)
         if not stage.teachers:
-            seen, known = called.setdefault(stage.name, []), distiller._known
+            seen, known = called.setdefault(stage.name, []), distiller.supply
             names = {"teacher", *run.experiment.config["teachers"], *untaught} - {"peers"}
-            distiller._known = lambda batch, *args, **kwargs: known(
+            distiller.supply = lambda batch, *args, **kwargs: known(
                 {**batch, **{n: Marked() for n in names}}, *args, **kwargs
             )
             distiller._terms = {

@@ -50,8 +50,8 @@ class Distiller(nn.Module):
     …``, where a plain model becomes a frozen :class:`Teacher`, ``distiller.losses['loss_hint'] =
     …``. The optimizer is not the Distiller's: it goes on with the parameters that it was given.
 
-    A subclass may override :meth:`names` and :meth:`outputs`, to supply names of its own; nothing
-    else.
+    A subclass may override :meth:`names` and :meth:`outputs`, to supply names of its own, and
+    :meth:`needs`, where a role reads names of another; nothing else.
 
     Args:
         student: the model that learns.
@@ -107,7 +107,7 @@ class Distiller(nn.Module):
                 "name that contains "
                 "'loss', with a weight other than 0, does"
             )
-        self.wanted = self._resolve(supplied)
+        self._find_turns()
         self._followed = self._parts()
 
     @property
@@ -163,7 +163,8 @@ class Distiller(nn.Module):
                     "former had not: make a new "
                     "Distiller of it"
                 )
-        self._supplied, self.wanted = supplied, self._resolve(supplied)
+        self._supplied = supplied
+        self._find_turns()
         self._followed = parts
 
     def facts(self, *roles: str) -> dict:
@@ -224,6 +225,26 @@ class Distiller(nn.Module):
             self.losses[name] = loss
         self._terms[name] = (_itself if loss is None else loss, of, weight)
 
+    def _find_turns(self) -> None:
+        """What the losses read of each role, what roles need of each other, and so their order."""
+        self.wanted = self._resolve(self._supplied)
+        self._needed = {role: self._needed_by(role) for role in self.roles}
+        # teachers first: what they need on the way is free again before the student's graph takes
+        # its memory (the other way round costs a fifth of a step on a CPU, in page faults)
+        self.order = turn_order([*self.teachers, *self.learners], self._needed)
+
+    def _needed_by(self, role: str) -> dict[str, str]:
+        """``{name: role that supplies it}`` of what a role needs."""
+        needed = {name: self._role_of(name, self._supplied) for name in self.needs(role)}
+        for name, owner in needed.items():
+            if owner in (None, role):
+                others = [n for r in self.roles if r != role for n in self._supplied[r]]
+                raise ValueError(
+                    f"{type(self).__name__}.needs({role!r}) names {name!r}, which no other role "
+                    f"supplies; {did_you_mean(name, others)}"
+                )
+        return needed
+
     def _resolve(self, supplied: dict[str, dict]) -> dict[str, list[str]]:
         """Which names each role has to supply; names with no role in front are the batch's."""
         wanted: dict[str, list[str]] = {role: [] for role in self.roles}
@@ -271,14 +292,22 @@ class Distiller(nn.Module):
         """
         return [role, *(f"{role}.{path}" for path in module_paths(self.model(role)))]
 
+    def needs(self, role: str) -> Sequence[str]:
+        """The names of other roles that :meth:`outputs` reads from ``batch`` in this role's turn.
+
+        They decide the order of turns: a role runs after those that it needs; else teachers run
+        first, then the student, then the peers. May be overridden, as where a teacher follows what
+        the student chose; ``self.wanted[role]``, what the losses read of a role, is known here.
+        """
+        return ()
+
     def outputs(
         self, role: str, batch: Mapping[str, object], wanted: list[str]
     ) -> dict[str, object]:
         """The wanted names of one role; may be overridden together with :meth:`names`.
 
-        Teachers run first, then the student, then the peers; but ``batch[name]`` of a name that
-        another role supplies runs that role at once, so a teacher can be run on what the student
-        chose. A teacher's turn is under ``no_grad``.
+        ``batch`` has what the loop gave, and of other roles the names that :meth:`needs` declares.
+        A teacher's turn is under ``no_grad``.
         """
         return self.run(role, self._value(batch, "input", role), wanted)
 
@@ -316,7 +345,7 @@ class Distiller(nn.Module):
         batch = _batch(input, target)
         self._follow()
         weights = self._weights()
-        known = self._known(batch, self._resting(weights))
+        known = self.supply(batch, self._resting(weights))
         rows = _labelled_rows(batch.get("labelled"))
         losses: dict[str, Tensor] = {}
         for name, (loss, of, _) in self._terms.items():
@@ -377,59 +406,59 @@ class Distiller(nn.Module):
         }
         return [role for role in self.teachers if pulling.isdisjoint(self.wanted[role])]
 
-    def _known(
+    def supply(
         self, batch: Mapping[str, object], resting: Sequence[str] = (), partly: bool = False
     ) -> dict[str, object]:
-        """The batch and every name that some loss wants, each model run at most once; what the
-        batch carries stays.
+        """The batch and every name that some loss reads: roles run in turn, each at most once.
 
-        With ``partly``, entries that an output lacks in this mode are left out.
-
-        Teachers first: what they need on the way is free again before the student's graph takes its
-        memory. (The other way round costs a fifth of a step on a CPU, in page faults.)
+        Args:
+            batch: what it carries stays as it is, and is not computed.
+            resting: teachers that run only where another role needs them.
+            partly: leave out the entries that an output lacks in this mode.
         """
-        running: list[str] = []
+        found = dict(batch)
         gradients = torch.is_grad_enabled()
-
-        def run(role: str, also: Sequence[str] = ()) -> None:
-            missing = [
-                name for name in dict.fromkeys([*self.wanted[role], *also]) if name not in known
-            ]
-            if not missing:
-                return
-            if role in running:
-                raise ValueError(
-                    f"{' and '.join(running)} each need a name of the other before "
-                    "their own can be known"
-                )
-            running.append(role)
+        for role, asked in self._turns(batch, resting):
             with torch.set_grad_enabled(gradients and role in self.learners):
-                found = self.outputs(role, known, missing)
-            running.pop()
-            absent = [name for name in missing if name not in found]
-            if absent:
-                self._check_absent(role, absent, found, partly)
-            for name, value in found.items():
-                known.setdefault(name, value)
-
-        def supply(name: str) -> None:
-            role = self._role_of(name, self._supplied)
-            if role is None:
-                raise KeyError(name)
-            run(role, [name])
-
-        known = _Known(batch, supply)
-        for role in (*self.teachers, *self.learners):
-            if role not in resting:
-                run(role)
-        found = dict(known)
-        # `known`, `supply` and `run` hold each other:
-        known.clear()
-        # the graph must not wait for the collector
-        known.supply = None
+                given = self._take_turn(role, batch, found, asked)
+            self._check_absent(role, [name for name in asked if name not in given], given, partly)
+            for name, value in given.items():
+                found.setdefault(name, value)
         if all(role in found for role in self.learners):
             found["peers"] = [found[role] for role in self.learners]
         return found
+
+    def _turns(
+        self, batch: Mapping[str, object], resting: Sequence[str]
+    ) -> list[tuple[str, list[str]]]:
+        """The roles that run for this batch, in order, and what each is asked for: names that some
+        loss reads, or a role after it needs, and the batch does not carry.
+        """
+        asked = {role: [] if role in resting else [*self.wanted[role]] for role in self.order}
+        for role in reversed(self.order):
+            asked[role] = [name for name in dict.fromkeys(asked[role]) if name not in batch]
+            if asked[role]:
+                for name, owner in self._needed[role].items():
+                    asked[owner].append(name)
+        return [(role, names) for role, names in asked.items() if names]
+
+    def _take_turn(
+        self, role: str, batch: Mapping[str, object], found: Mapping[str, object], asked: list[str]
+    ) -> dict[str, object]:
+        """What a role gives, which sees the batch and the names that it needs of others."""
+        needed = {name: found[name] for name in self._needed[role] if name in found}
+        seen = {**batch, **needed}
+        try:
+            return self.outputs(role, seen, asked)
+        except KeyError as error:
+            name = error.args[0] if error.args else None
+            owner = self._role_of(name, self._supplied) if isinstance(name, str) else None
+            if owner in (None, role) or name in self._needed[role]:
+                raise
+            raise ValueError(
+                f"{type(self).__name__}.outputs({role!r}) reads {name!r}, which {owner} supplies, "
+                f"and does not say so: needs({role!r}) must name it"
+            ) from error
 
     def _check_absent(
         self, role: str, absent: Sequence[str], found: Mapping[str, object], partly: bool
@@ -437,6 +466,8 @@ class Distiller(nn.Module):
         """Names that a role did not give are entries that its output lacks, or a subclass forgot
         them.
         """
+        if not absent:
+            return
         entries = [name for name in absent if split_call(name)[0] not in self._supplied[role]]
         if entries != absent or role not in found:
             raise ValueError(
@@ -496,7 +527,7 @@ class Distiller(nn.Module):
         batch = _batch(input, target)
         with self.at_rest(training=True):
             with torch.enable_grad():
-                known = self._known(batch)
+                known = self.supply(batch)
             known = {
                 name: value.detach() if isinstance(value, Tensor) else value
                 for name, value in known.items()
@@ -520,7 +551,7 @@ class Distiller(nn.Module):
         Entries of an output that the model gives in training only are left out.
         """
         with self.at_rest():
-            return self._known(_batch(input, target), partly=True)
+            return self.supply(_batch(input, target), partly=True)
 
     @contextmanager
     def at_rest(self, training: bool = False):
@@ -615,18 +646,38 @@ class _Teachers(nn.ModuleDict):
         super().__setattr__(name, Teacher(value) if plain else value)
 
 
-class _Known(dict):
-    """The batch and what the models add to it; asking for a name that is not there yet has it
-    supplied.
+def turn_order(roles: Sequence[str], needs: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """The roles, each after those that it needs; where nothing is needed, in the given order.
+
+    Args:
+        roles: in the order that is preferred.
+        needs: ``{role: {name that it needs: role that supplies it}}``.
+
+    Raises:
+        ValueError: they need each other in a circle, which is named.
     """
+    order: list[str] = []
+    waiting = list(roles)
+    while waiting:
+        ready = [role for role in waiting if set(needs[role].values()) <= set(order)]
+        if not ready:
+            raise ValueError(f"no role can run first: {_circle(waiting, needs)}")
+        order.append(ready[0])
+        waiting.remove(ready[0])
+    return order
 
-    def __init__(self, batch: Mapping[str, object], supply: Callable[[str], None]):
-        super().__init__(batch)
-        self.supply = supply
 
-    def __missing__(self, name: str):
-        self.supply(name)
-        return self[name]
+def _circle(waiting: Sequence[str], needs: Mapping[str, Mapping[str, str]]) -> str:
+    """A circle among roles that all wait for another one, in words."""
+    path = [waiting[0]]
+    while path[-1] not in path[:-1]:
+        path.append(next(owner for owner in needs[path[-1]].values() if owner in waiting))
+    circle = path[path.index(path[-1]) :]
+    steps = []
+    for role, owner in itertools.pairwise(circle):
+        name = next(name for name, supplier in needs[role].items() if supplier == owner)
+        steps.append(f"{role} needs {name!r} of {owner}")
+    return ", ".join(steps)
 
 
 def _may_be_entry(path: str) -> bool:

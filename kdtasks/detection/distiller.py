@@ -152,10 +152,14 @@ class DetectionDistiller(Distiller):
             facts["levels"] = detectors.feature_keys(self.model(role))
         return facts["levels"]
 
+    def needs(self, role: str) -> list[str]:
+        """A teacher follows what the student saw and sampled."""
+        return [] if role == "student" else ["student.seen"]
+
     def outputs(
         self, role: str, batch: Mapping[str, object], wanted: list[str]
     ) -> dict[str, object]:
-        """The wanted names of one role; a teacher has the student run first, and follows it."""
+        """The wanted names of one role; a teacher runs after the student, and follows it."""
         if role == "student":
             return self._student_outputs(batch, wanted)
         return self._teacher_outputs(role, batch["student.seen"], wanted)

@@ -162,11 +162,16 @@ class MMDetDistiller(Distiller):
         # no bare 'student': it is no one tensor
         return found + super().names(role)[1:]
 
+    def needs(self, role: str) -> list[str]:
+        """A teacher whose RPN or RoI head is compared follows the student's samples."""
+        follows = role in self.teachers and _heads(role, self.wanted[role]) & {"rpn", "rois"}
+        return ["student.seen"] if follows else []
+
     def outputs(
         self, role: str, batch: Mapping[str, object], wanted: list[str]
     ) -> dict[str, object]:
-        """The wanted names of one role; a teacher that wants the student's samples has it run
-        first, once for all of them.
+        """The wanted names of one role; a teacher that needs the student's samples runs after it,
+        any other before.
         """
         if role == "student":
             return self._student_outputs(batch, wanted)
@@ -227,7 +232,6 @@ class MMDetDistiller(Distiller):
         model, heads = self.model(role), _heads(role, wanted)
         for part in heads:
             self._check(role, part, wanted)
-        # the student runs here, before the teacher
         seen = batch["student.seen"] if heads & {"rpn", "rois"} else None
         rois = seen.get("rois.boxes") if "rois" in heads else None
         images = batch["input"]

@@ -264,12 +264,15 @@ class LwMDistiller(IncrementalDistiller):
         maps = [f"{role}.attention"] if role == "student" or role in self.teachers else []
         return [*super().names(role), *maps, *["student.attended"] * (role == "student")]
 
+    def needs(self, role: str) -> list[str]:
+        """A teacher's map is of the class b that the student chooses."""
+        follows = role in self.teachers and f"{role}.attention" in self.wanted[role]
+        return ["student.attended"] if follows else []
+
     def outputs(
         self, role: str, batch: Mapping[str, object], wanted: list[str]
     ) -> dict[str, object]:
-        """The wanted names of one role, from one forward; a teacher's map waits for the student to
-        say b.
-        """
+        """The wanted names of one role, from one forward; a teacher's map is of the student's b."""
         own = {f"{role}.attention", "student.attended"}
         if own.isdisjoint(wanted) or role in self.learners[1:]:
             return super().outputs(role, batch, wanted)

@@ -403,6 +403,9 @@ class Detector(Distiller):
     def names(self, role):
         return [*super().names(role), *(self.OWN if role == "student" else ["rois.target"])]
 
+    def needs(self, role):
+        return ["student"] if role == "teacher" else []
+
     def outputs(self, role, batch, wanted):
         found = self.run(
             role,
@@ -1406,15 +1409,16 @@ def test_a_step_on_a_gpu_does_not_wait_for_it():
 
 
 class OnWhatTheStudentChose(Distiller):
-    """The teacher speaks about rows that the student chooses in its own turn: a name of another
-    role, asked for in a turn.
-    """
+    """The teacher speaks about rows that the student chooses, and so needs a name of it."""
 
     def names(self, role):
         return [
             *super().names(role),
             *({"student": ["chosen"], "teacher": ["teacher.chosen"]}.get(role, [])),
         ]
+
+    def needs(self, role):
+        return {"teacher": ["chosen"]}.get(role, [])
 
     def outputs(self, role, batch, wanted):
         if role == "student":
@@ -1436,7 +1440,7 @@ def test_a_teacher_can_be_run_on_what_the_student_chose():
     )
     x = torch.randn(5, 3)
     loss = distiller(x)["loss_kd"]
-    # once, with gradient, though asked for by the teacher
+    # once, with gradient, before the teacher
     assert calls == [True]
     expected = kd_loss(student(x), teacher(x * student(x).argmax(1)[:, None].float()))
     assert torch.allclose(loss, expected)
@@ -1444,19 +1448,102 @@ def test_a_teacher_can_be_run_on_what_the_student_chose():
     assert student.weight.grad.abs().sum() > 0 and teacher.weight.grad is None
 
 
-def test_two_roles_that_wait_for_each_other_are_an_error():
+def chosen_of(distiller, **teachers):
+    """A Distiller of this class whose teacher speaks about what the student chose."""
+    teachers = {"teacher": nn.Linear(3, 4), **teachers}
+    return distiller(
+        nn.Linear(3, 4), teachers, {"loss_kd": (kd_loss, ("student", "teacher.chosen"))}
+    )
+
+
+def test_a_circle_of_needs_is_an_error_that_names_it():
     class Circle(OnWhatTheStudentChose):
+        def needs(self, role):
+            return {"teacher": ["chosen"], "student": ["second"], "second": ["teacher.chosen"]}[
+                role
+            ]
+
+    with pytest.raises(
+        ValueError,
+        match="teacher needs 'chosen' of student, student needs 'second' of second, "
+        r"second needs 'teacher.chosen' of teacher",
+    ):
+        chosen_of(Circle, second=nn.Linear(3, 4))
+
+
+def test_a_name_of_another_role_that_is_read_but_not_declared_is_an_error_that_names_needs():
+    class Undeclared(OnWhatTheStudentChose):
+        def needs(self, role):
+            return []
+
+    with pytest.raises(
+        ValueError,
+        match=r"Undeclared.outputs\('teacher'\) reads 'chosen', which student supplies.*"
+        r"needs\('teacher'\) must name it",
+    ):
+        chosen_of(Undeclared)(torch.randn(5, 3))
+
+    class TheOtherWay(OnWhatTheStudentChose):
+        """Reads what is there by the order of turns, which it does not declare."""
+
+        def needs(self, role):
+            return []
+
         def outputs(self, role, batch, wanted):
-            batch["teacher.chosen" if role == "student" else "chosen"]
+            if role == "student":
+                batch["teacher"]
+            return self.run(role, batch["input"], wanted)
+
+    distiller = TheOtherWay(
+        nn.Linear(3, 4), {"teacher": nn.Linear(3, 4)}, {"loss_kd": (kd_loss, KD[1])}
+    )
+    with pytest.raises(ValueError, match=r"reads 'teacher', .*needs\('student'\) must name it"):
+        distiller(torch.randn(5, 3))
+
+
+@pytest.mark.parametrize("name", ["chosn", "teacher.chosen"])
+def test_a_need_that_no_other_role_supplies_is_an_error_with_the_nearest(name):
+    class Wrong(OnWhatTheStudentChose):
+        def needs(self, role):
+            return [name] if role == "teacher" else []
+
+    with pytest.raises(ValueError, match=rf"needs\('teacher'\) names '{name}'.*mean 'chosen'"):
+        chosen_of(Wrong)
+
+
+def test_only_the_teachers_that_need_the_student_run_after_it():
+    order = []
+
+    class Noting(OnWhatTheStudentChose):
+        def outputs(self, role, batch, wanted):
+            order.append((role, sorted(set(batch) - {"input"})))
+            if role == "other":
+                return self.run(role, batch["input"], wanted)
             return super().outputs(role, batch, wanted)
 
-    distiller = Circle(
-        nn.Linear(3, 4),
-        {"teacher": nn.Linear(3, 4)},
-        {"loss_kd": (kd_loss, ("student", "teacher.chosen"))},
-    )
-    with pytest.raises(ValueError, match="teacher and student each need a name of the other"):
-        distiller(torch.randn(5, 3))
+    models = {"teacher": nn.Linear(3, 4), "other": nn.Linear(3, 4)}
+    losses = {
+        "loss_chosen": (kd_loss, ("student", "teacher.chosen")),
+        "loss_other": (kd_loss, ("student", "other")),
+    }
+    distiller = Noting(nn.Linear(3, 4), models, losses)
+    assert distiller.order == ["other", "student", "teacher"]
+    distiller(torch.randn(5, 3))
+    assert order == [("other", []), ("student", []), ("teacher", ["chosen"])]
+
+
+def test_what_a_role_needs_is_not_computed_where_the_batch_carries_what_the_role_gives():
+    runs = []
+    distiller = chosen_of(OnWhatTheStudentChose)
+    distiller.student.register_forward_hook(lambda *_: runs.append("student"))
+    x = torch.randn(5, 3)
+    words = {"student": torch.randn(5, 4), "teacher.chosen": torch.randn(5, 4)}
+    distiller.supply({"input": x, **words})
+    assert not runs
+    distiller.supply({"input": x, "student": words["student"], "chosen": torch.ones(5).long()})
+    assert not runs
+    distiller.supply({"input": x, "student": words["student"]})
+    assert runs == ["student"]
 
 
 def test_teachers_run_before_the_student():

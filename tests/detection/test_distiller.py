@@ -343,7 +343,7 @@ def test_the_teachers_heads_run_on_the_students_anchors_and_proposals():
         student, {"teacher": teacher}, {"loss_seen": (seen, (*RPN[:4], *ROIS[:4]))}
     )
     distiller.train()
-    known = distiller._known(data)
+    known = distiller.supply(data)
     record = known["student.seen"]
     with torch.no_grad():
         features = teacher.backbone(record.batch.tensors)
@@ -406,7 +406,7 @@ def test_a_teacher_with_other_images_gives_rois_on_rescaled_proposals_and_no_anc
     shapes = distiller.build(data)
     assert shapes["features.teacher.2"][-1] == 2 * shapes["features.student.2"][-1]
     distiller.train()
-    known = distiller._known(data)
+    known = distiller.supply(data)
     record = known["student.seen"]
     with torch.no_grad():
         images, _ = teacher.transform(data["input"])
@@ -524,7 +524,7 @@ def test_a_class_map_takes_the_teachers_columns():
         take(ROIS[:2], student, teacher, data)
     _, _, distiller = take(ROIS[:4], student, teacher, data, class_map=[0, 5, 2])
     distiller.eval()
-    known = distiller._known(data)
+    known = distiller.supply(data)
     record = known["student.seen"]
     with torch.no_grad():
         features = teacher.backbone(record.batch.tensors)
@@ -834,7 +834,7 @@ def test_at_rest_images_have_one_size_and_frozen_parts_stay_frozen():
     assert len(sizes) == 1
     # in training as before
     assert (
-        len({distiller.train()._known(batch())["student.cls_logits"].shape[1] for _ in range(12)})
+        len({distiller.train().supply(batch())["student.cls_logits"].shape[1] for _ in range(12)})
         > 1
     )
 

@@ -651,12 +651,13 @@ def taken(detector, data, names, indices=(0, 1)):
     inputs, samples = batch_of(detector, data, indices)
     kept = {}
     distiller = detector.distiller
-    for role in ("teacher", "student"):
-        distiller.wanted[role] = list(
-            dict.fromkeys(
-                [*distiller.wanted[role], *(n for n in names if n in distiller.names(role))]
-            )
-        )
+    supplied = {name for role in distiller.roles for name in distiller.names(role)}
+    distiller._terms["seen"] = (
+        lambda *tensors: torch.zeros(()),
+        tuple(name for name in names if name in supplied),
+        1.0,
+    )
+    distiller._find_turns()
     original = distiller.outputs
 
     def outputs(role, batch, wanted):
@@ -668,8 +669,8 @@ def taken(detector, data, names, indices=(0, 1)):
     try:
         losses = detector(inputs, samples, mode="loss")
     finally:
-        del distiller.__dict__["outputs"]
-    return losses, kept
+        del distiller.__dict__["outputs"], distiller._terms["seen"]
+    return {name: value for name, value in losses.items() if name != "seen"}, kept
 
 
 # Tests --------------------------------------------------------------------------------------------
