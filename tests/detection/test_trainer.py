@@ -311,5 +311,5 @@ def test_an_annotation_file_that_is_missing_is_said_before_the_first_step(part, 
     full = config()
     full["data"][part] = missing
     with pytest.raises(FileNotFoundError, match=r"instances\.json"):
-        check(Run(full, tmp_path / "run", device="cpu", quiet=True))
+        check(Run(full, tmp_path / "run", device="cpu", quiet=True).experiment)
     assert not (tmp_path / "run").exists()

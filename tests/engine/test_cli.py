@@ -122,15 +122,20 @@ def test_a_configs_name_does_not_depend_on_how_its_path_is_written(tmp_path, mon
         cli.config_names(["a/task/x.py", "a/../a/task/x.py"])
 
 
-NOWHERE = {"type": "kdtasks.classification.data.image_folder", "root": "nowhere"}
+NOWHERE = {"type": "kdtasks.classification.data.image_folder", "root": "nowhere", "size": 8}
+COLOURED = "|".join(
+    f"{model}.{option}"
+    for model in ("student", "teacher")
+    for option in ("type=kdtasks.classification.models.digits_cnn", "in_channels=3")
+)
 
 
 @pytest.mark.parametrize(
     "given, message, told",
     [
         ("teacher.checkpoint='nowhere.pth'", "no checkpoint 'nowhere.pth'", True),
-        ("teacher.checkpoint='notes.txt'", "notes.txt", True),
-        (f"data.train={NOWHERE}", "no data set at nowhere", False),
+        ("teacher.checkpoint='notes.txt'", "'notes.txt', which is neither a file nor", False),
+        (f"data.train={NOWHERE}|" + COLOURED, "no data set at nowhere", True),
         (f"data.test={NOWHERE}", "no data set at nowhere", True),
         (
             "custom_hooks=[dict(type='EMAHook')]",
@@ -149,7 +154,7 @@ def test_dry_run_reads_what_the_run_will_read(given, message, told, capsys, tmp_
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("no weights")
     with pytest.raises(SystemExit) as stopped:
-        cli.train([str(SMALL), "--dry-run", "--device", "cpu", "--cfg-options", given])
+        cli.train([str(SMALL), "--dry-run", "--device", "cpu", "--cfg-options", *given.split("|")])
     said = capsys.readouterr()
     assert (
         stopped.value.code == 1

@@ -91,7 +91,7 @@ def test_a_student_with_more_outputs_in_training_names_one(
     with pytest.raises(SystemExit):
         cli.train([str(SMALL), "--dry-run", "--device", "cpu", "--cfg-options", *given])
     assert f"'student.{entries[0]}' (" in capsys.readouterr().err
-    teacher = str(undisturbed.folder(undisturbed.stages[0]) / "last.pth")
+    teacher = str(undisturbed.folder(undisturbed.experiment.stages[0]) / "last.pth")
     of = {
         "losses__loss_cls__of": (f"student.{entries[0]}", "target"),
         "losses__loss_kd__of": (f"student.{entries[1]}", "teacher"),
