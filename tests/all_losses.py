@@ -247,7 +247,7 @@ CALLS = {
     "importance_loss": _plain(lambda: (*_IMAGES(), _image(2, 1, 4, 4)), {}, {"power": 1}),
     "teacher_importance": _plain(_IMAGES),
     "importance": _plain(lambda: (*_IMAGES(), _image(2, 3, 4, 4)), rest=(2,)),
-    "BalancedCrossEntropy": _with_counts,
+    "BalancedCrossEntropyLoss": _with_counts,
     "CurrentTeacherLoss": _plain(lambda: (_normal(8, 5),), rest=(TARGET,)),
     "GlobalDistillationLoss": _gd_module,
     "global_distillation_losses": _gd_function,

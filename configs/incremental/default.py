@@ -22,7 +22,7 @@ losses = dict(
         of=('student.old_heads', 'teacher.heads'),
     ),
 )
-stages = dict(type='kdtasks.incremental.stages.chain')
+stages = dict(type='kdtasks.incremental.stages.class_incremental_stages')
 
 optimizer = dict(type='torch.optim.SGD', lr=0.02, momentum=0.9, weight_decay=5e-4)
 schedule = dict(type='CosineAnnealingLR')

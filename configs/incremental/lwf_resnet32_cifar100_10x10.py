@@ -10,4 +10,4 @@ losses = dict(
         type='kdtasks.incremental.lwf_loss', temperature=2.0, of=('student.old', 'teacher')
     ),
 )
-stages = dict(type='kdtasks.incremental.stages.chain')
+stages = dict(type='kdtasks.incremental.stages.class_incremental_stages')

@@ -2,7 +2,7 @@
 
 from kdtasks.incremental.distiller import IncrementalDistiller
 from kdtasks.incremental.gd import (
-    BalancedCrossEntropy,
+    BalancedCrossEntropyLoss,
     CurrentTeacherLoss,
     GlobalDistillationLoss,
     class_balance_weights,
@@ -28,7 +28,7 @@ from kdtasks.incremental.metrics import (
 from kdtasks.incremental.sampling import confident_indices, coreset_indices, sample_external
 
 __all__ = [
-    "BalancedCrossEntropy",
+    "BalancedCrossEntropyLoss",
     "CurrentTeacherLoss",
     "GlobalDistillationLoss",
     "IncrementalDistiller",

@@ -283,7 +283,7 @@ class CurrentTeacherLoss(nn.Module):
         return f"confidence={self.confidence}"
 
 
-class BalancedCrossEntropy(nn.Module):
+class BalancedCrossEntropyLoss(nn.Module):
     """Cross-entropy, with each row weighed by its class: the steps above for a student without
     teachers.
 

@@ -27,7 +27,7 @@ _SOFTMAX = {
     "lwf_loss",
     "CurrentTeacherLoss",
     # losses that take a softmax of their first tensor
-    "BalancedCrossEntropy",
+    "BalancedCrossEntropyLoss",
     "GlobalDistillationLoss",
 }
 _ALL = {"student.new": "student", "target.new": "target"}
@@ -35,7 +35,7 @@ _ALL = {"student.new": "student", "target.new": "target"}
 _FREE = {"fixed_norm": False, "train_old_heads": True}
 
 
-def chain(
+def class_incremental_stages(
     config: Mapping,
     warm_up: Mapping | None = None,
     first: Mapping | None = None,
@@ -80,7 +80,7 @@ def chain(
                 start = f"warm_{name}"
                 found.append(
                     {
-                        **at(config, t, fixed_norm=True),
+                        **experience_settings(config, t, fixed_norm=True),
                         **warm_up,
                         "name": start,
                         "student": before,
@@ -89,7 +89,7 @@ def chain(
                 )
             found.append(
                 {
-                    **at(config, t),
+                    **experience_settings(config, t),
                     "name": name,
                     "student": start,
                     "teachers": {"teacher": before} if teach else {},
@@ -99,9 +99,9 @@ def chain(
         return found
 
     return [
-        {**at(config, 0), **(first or {}), "name": "experience1"},
+        {**experience_settings(config, 0), **(first or {}), "name": "experience1"},
         *arm("alone", "alone", False),
-        *([whole(config)] if joint else []),
+        *([joint_stage(config)] if joint else []),
         *arm("taught", "distilled", True),
     ]
 
@@ -128,19 +128,20 @@ def global_distillation(
     arms' beginning.
 
     Args:
-        config: as for :func:`chain`. With ``pool`` in ``data.train``, ``data.unlabelled_per_batch``
-            rows of a batch are of it.
+        config: as for :func:`class_incremental_stages`. With ``pool`` in ``data.train``,
+            ``data.unlabelled_per_batch`` rows of a batch are of it.
         finetune: ``optimizer``, ``schedule``, ``length`` of the fine-tuning.
         current: those of the stages that train C, where they differ.
         first: those of the first experience, where they differ.
         head: path of the growing head in the network.
         terms, temperature: of :class:`~kdtasks.incremental.gd.GlobalDistillationLoss`.
         confidence: weight of the confidence loss of C.
-        joint: as for :func:`chain`; with the config's ``losses``.
+        joint: as for :func:`class_incremental_stages`; with the config's ``losses``.
 
     Raises:
-        ValueError: as :func:`chain`; or there is a pool, but no row of it in a batch; an experience
-            of one class, where C, or the first experience, has a softmax over its classes.
+        ValueError: as :func:`class_incremental_stages`; or there is a pool, but no row of it in a
+            batch; an experience of one class, where C, or the first experience, has a softmax over
+            its classes.
     """
     sizes, package = sizes_of(config), "kdtasks.incremental.gd"
     unlabelled = config["data"]["unlabelled_per_batch"]
@@ -153,7 +154,7 @@ def global_distillation(
     def plain(balanced: bool) -> dict:
         return {
             "loss_cls": {
-                "type": f"{package}.BalancedCrossEntropy",
+                "type": f"{package}.BalancedCrossEntropyLoss",
                 "balanced": balanced,
                 "of": ["student", "target.all", "class_counts"],
             }
@@ -187,7 +188,10 @@ def global_distillation(
             ("distilled", "alone") if t == len(sizes) - 1 else (f"taught{t + 1}", f"alone{t + 1}")
         )
         teachers = {"previous": before, **({"current": f"current{t + 1}"} if with_c else {})}
-        own, labelled = at(config, t), at(_without_pool(config), t)
+        own, labelled = (
+            experience_settings(config, t),
+            experience_settings(_without_pool(config), t),
+        )
         alone += [
             {**labelled, "name": f"alone{t + 1}_main", "student": control, "losses": plain(False)},
             {
@@ -235,13 +239,13 @@ def global_distillation(
         control, before = other, name
     return [
         {
-            **at(_without_pool(config), 0),
+            **experience_settings(_without_pool(config), 0),
             **(first or {}),
             "name": "experience1",
             "losses": plain(False),
         },
         *alone,
-        *([whole(_without_pool(config))] if joint else []),
+        *([joint_stage(_without_pool(config))] if joint else []),
         *taught,
     ]
 
@@ -295,7 +299,7 @@ def _check_softmax(losses: Mapping[str, Mapping], sizes: Sequence[int]) -> None:
                 )
 
 
-def at(config: Mapping, t: int, **arguments) -> dict:
+def experience_settings(config: Mapping, t: int, **arguments) -> dict:
     """What every stage of experience t (from 0) has: the head so far, its samples, the test of all
     classes seen.
     """
@@ -307,7 +311,7 @@ def at(config: Mapping, t: int, **arguments) -> dict:
     }
 
 
-def whole(config: Mapping) -> dict:
+def joint_stage(config: Mapping) -> dict:
     """The stage "joint": all classes are new, and there are as many steps as in all experiences of
     an arm.
     """

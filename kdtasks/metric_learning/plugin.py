@@ -199,12 +199,14 @@ def _trainer() -> type:
                 mined = self.maybe_mine_embeddings(embeddings, labels)
                 self.losses["metric_loss"] = self.maybe_get_metric_loss(embeddings, labels, mined)
             if self.loss_weights["distill_loss"] > 0:
-                loss = self.loss_funcs["distill_loss"](embeddings, ref_emb=self.teach(data))
+                loss = self.loss_funcs["distill_loss"](
+                    embeddings, ref_emb=self.teacher_embeddings(data)
+                )
                 # PML multiplies by the weight in place
                 self.losses["distill_loss"] = loss.clone()
 
         @torch.no_grad()
-        def teach(self, data) -> Tensor:
+        def teacher_embeddings(self, data) -> Tensor:
             """The teacher's embeddings of a batch. Override it to look them up instead."""
             return self.teacher(data.to(device=self.data_device, dtype=self.dtype or data.dtype))
 

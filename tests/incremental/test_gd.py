@@ -9,7 +9,7 @@ from torch import nn
 
 from kdtasks.incremental.distiller import IncrementalDistiller
 from kdtasks.incremental.gd import (
-    BalancedCrossEntropy,
+    BalancedCrossEntropyLoss,
     CurrentTeacherLoss,
     GlobalDistillationLoss,
     class_balance_weights,
@@ -360,9 +360,9 @@ def test_without_labels_there_is_no_class_to_take_a_weight_from(balanced):
     for no_class in (-2, -100, -(10**6)):
         other = torch.where(target < 0, no_class, target)
         assert loss(student, previous, current, other, counts) == expected
-        assert BalancedCrossEntropy(balanced)(student, other, counts) == BalancedCrossEntropy(
-            balanced
-        )(student[:2], target[:2], counts)
+        assert BalancedCrossEntropyLoss(balanced)(
+            student, other, counts
+        ) == BalancedCrossEntropyLoss(balanced)(student[:2], target[:2], counts)
     weights = {
         "cls": slow_weights(counts.tolist()),
         "p": slow_weights(counts[:90].tolist()),
@@ -423,12 +423,12 @@ def test_the_control_is_cross_entropy_and_its_weights():
     student, _, _, target, labelled = batch(9)
     target, counts = torch.where(labelled, target, -100), [4, 9, 1, 0, 30]
     torch.testing.assert_close(
-        BalancedCrossEntropy()(student, target), F.cross_entropy(student, target)
+        BalancedCrossEntropyLoss()(student, target), F.cross_entropy(student, target)
     )
     rows = [(z, y) for z, y in zip(student.tolist(), target.tolist()) if y >= 0]
     # not by the weights' sum
     expected = sum(-slow_weights(counts)[y] * math.log(softmax(z)[y]) for z, y in rows) / len(rows)
-    loss = BalancedCrossEntropy(balanced=True)
+    loss = BalancedCrossEntropyLoss(balanced=True)
     assert loss(student, target, torch.tensor(counts)).item() == pytest.approx(expected, rel=1e-12)
     assert loss(student[labelled], target[labelled], torch.tensor(counts)).item() == pytest.approx(
         expected, rel=1e-12
@@ -454,7 +454,7 @@ def every_loss(student, previous, current, target, labelled):
         *GlobalDistillationLoss(terms="P")(student, previous, None, negative).values(),
         *CurrentTeacherLoss()(student, negative).values(),
         confidence_loss(student),
-        BalancedCrossEntropy(balanced=True)(student, negative, counts),
+        BalancedCrossEntropyLoss(balanced=True)(student, negative, counts),
     ]
 
 
@@ -484,7 +484,9 @@ def test_weights_and_counts_of_another_precision_do_not_change_the_losses():
             "loss_cls"
         ].item() == pytest.approx(expected["cls"], rel=1e-5)
     counts = torch.arange(1, 6, dtype=F64)
-    found = BalancedCrossEntropy(balanced=True)(student, torch.where(labelled, target, -1), counts)
+    found = BalancedCrossEntropyLoss(balanced=True)(
+        student, torch.where(labelled, target, -1), counts
+    )
     assert found.dtype == torch.float32
 
 
@@ -575,7 +577,7 @@ def test_what_the_modules_refuse():
         GlobalDistillationLoss(-1)
     for loss, tensors in (
         (GlobalDistillationLoss(balanced=True), (student, previous, current, target)),
-        (BalancedCrossEntropy(balanced=True), (student, target)),
+        (BalancedCrossEntropyLoss(balanced=True), (student, target)),
     ):
         with pytest.raises(ValueError, match="needs counts"):
             loss(*tensors)
@@ -631,7 +633,7 @@ def test_a_student_learns_from_labels_and_teachers():
 
 
 def test_one_class_is_refused_by_the_losses_that_would_learn_nothing_of_it():
-    for loss in (CurrentTeacherLoss(), BalancedCrossEntropy()):
+    for loss in (CurrentTeacherLoss(), BalancedCrossEntropyLoss()):
         with pytest.raises(
             ValueError,
             match=r"expected at least two classes, got \(4, 1\).* "

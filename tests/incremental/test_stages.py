@@ -6,7 +6,11 @@ from small_incremental import small
 from kdtasks.core.stages import Stage, check_stages, final_stage, with_control
 from kdtasks.engine.builder import ConfigError
 from kdtasks.incremental.lwf import lwf_losses
-from kdtasks.incremental.stages import at, chain, global_distillation
+from kdtasks.incremental.stages import (
+    class_incremental_stages,
+    experience_settings,
+    global_distillation,
+)
 
 GD = "kdtasks.incremental.gd."
 
@@ -44,7 +48,7 @@ def gd():
 
 # LwF, LwM: one stage an experience ----------------------------------------------------------------
 def test_a_chain_of_experiences(config):
-    stages = by_name(chain(config))
+    stages = by_name(class_incremental_stages(config))
     assert list(stages) == ["experience1", "alone2", "alone", "joint", "taught2", "distilled"]
     assert {name: stage.get("student", "fresh") for name, stage in stages.items()} == {
         "experience1": "fresh",
@@ -75,7 +79,7 @@ def test_a_chain_of_experiences(config):
 
 @pytest.mark.parametrize("warm_up", [None, {"length": 1, "optimizer": {"lr": 0.5}}])
 def test_the_arms_differ_in_the_teacher_alone(config, warm_up):
-    for a, b in zip(*control_and_taught(chain(config, warm_up)), strict=True):
+    for a, b in zip(*control_and_taught(class_incremental_stages(config, warm_up)), strict=True):
         other = {key for key in {**a, **b} if a.get(key) != b.get(key)}
         assert other <= {"name", "student", "teachers"} and not a.get("teachers")
 
@@ -83,7 +87,9 @@ def test_the_arms_differ_in_the_teacher_alone(config, warm_up):
 def test_the_control_of_a_chain_is_made_of_its_losses(config):
     stages = {
         stage.name: stage
-        for stage in with_control([Stage(**s) for s in chain(config)], config["losses"], {})
+        for stage in with_control(
+            [Stage(**s) for s in class_incremental_stages(config)], config["losses"], {}
+        )
     }
     for name in ("experience1", "alone2", "alone"):
         assert (
@@ -98,7 +104,7 @@ def test_the_control_of_a_chain_is_made_of_its_losses(config):
 
 def test_joint_has_cross_entropy_of_all_classes_and_no_exemplars(gd, config):
     config["losses"]["loss_aux"] = {"type": "torch.nn.MSELoss", "of": "student.new", "alone": 0.5}
-    joint = by_name(chain(config))["joint"]
+    joint = by_name(class_incremental_stages(config))["joint"]
     assert joint["losses"]["loss_cls"]["of"] == ["student", "target"] and list(joint["losses"]) == [
         "loss_cls",
         "loss_aux",
@@ -113,13 +119,13 @@ def test_joint_has_cross_entropy_of_all_classes_and_no_exemplars(gd, config):
         by_name(global_distillation(gd, {}))["joint"]["losses"]["loss_cls"]["label_smoothing"]
         == 0.1
     )
-    assert "joint" not in by_name(chain(config, joint=False)) and "joint" not in by_name(
-        global_distillation(gd, {}, joint=False)
-    )
+    assert "joint" not in by_name(
+        class_incremental_stages(config, joint=False)
+    ) and "joint" not in by_name(global_distillation(gd, {}, joint=False))
 
 
 def test_a_warm_up_trains_the_new_head_alone_with_fixed_norm(config):
-    stages = by_name(chain(config, warm_up={"length": 3}, head="net.fc"))
+    stages = by_name(class_incremental_stages(config, warm_up={"length": 3}, head="net.fc"))
     assert [name for name in stages if "warm" in name] == [
         "warm_alone2",
         "warm_alone",
@@ -151,7 +157,7 @@ def test_a_warm_up_trains_the_new_head_alone_with_fixed_norm(config):
 
 
 def test_the_first_experience_may_differ(config):
-    stages = by_name(chain(config, first={"length": 9, "optimizer": {"lr": 1}}))
+    stages = by_name(class_incremental_stages(config, first={"length": 9, "optimizer": {"lr": 1}}))
     assert (stages["experience1"]["length"], stages["experience1"]["optimizer"]) == (
         9,
         {"lr": 1},
@@ -161,17 +167,19 @@ def test_the_first_experience_may_differ(config):
 def test_what_only_makes_sense_after_a_first_experience_waits_for_it():
     """BatchNorm without statistics, and old heads that never learned, are not held fixed."""
     config = small(student__fixed_norm=True, student__train_old_heads=False)
-    stages = by_name(chain(config))
+    stages = by_name(class_incremental_stages(config))
     for name in ("experience1", "joint"):
         assert {**config["student"], **stages[name]["arguments"]}["fixed_norm"] is False
         assert {**config["student"], **stages[name]["arguments"]}["train_old_heads"] is True
     assert (
         "fixed_norm" not in stages["taught2"]["arguments"]
-        and "fixed_norm" not in by_name(chain(small()))["joint"]["arguments"]
+        and "fixed_norm" not in by_name(class_incremental_stages(small()))["joint"]["arguments"]
     )
 
 
-@pytest.mark.parametrize("make", [chain, lambda config: global_distillation(config, {})])
+@pytest.mark.parametrize(
+    "make", [class_incremental_stages, lambda config: global_distillation(config, {})]
+)
 @pytest.mark.parametrize("sizes", [None, (6,), ()])
 def test_a_student_without_experiences(gd, make, sizes):
     gd["student"]["sizes"] = sizes
@@ -188,10 +196,10 @@ def test_a_student_without_experiences(gd, make, sizes):
             {"stages.warm_up": {"lenght": 1}},
             r"stages\[1\] has no key 'lenght'; did you mean 'length'",
         ),
-        ({"stages.warmup": {}}, "stages: chain has no argument 'warmup'; did you mean 'warm_up'"),
+        ({"stages.warmup": {}}, "stages: class_incremental_stages has no argument 'warmup'; did you mean 'warm_up'"),
         (
             {"student": {"type": "small_streams.Net"}},
-            r"stages \(chain\): expected a student with the "
+            r"stages \(class_incremental_stages\): expected a student with the "
             r"sizes of at least two",
         ),
         (
@@ -277,10 +285,10 @@ def test_the_losses_of_global_distillation(gd):
         for entry in stage["losses"].values()
     }
     assert kinds == {
-        "experience1": ("BalancedCrossEntropy", False),
+        "experience1": ("BalancedCrossEntropyLoss", False),
         "joint": ("torch.nn.CrossEntropyLoss", None),
-        **dict.fromkeys(["alone2_main", "alone3_main"], ("BalancedCrossEntropy", False)),
-        **dict.fromkeys(["alone2", "alone"], ("BalancedCrossEntropy", True)),
+        **dict.fromkeys(["alone2_main", "alone3_main"], ("BalancedCrossEntropyLoss", False)),
+        **dict.fromkeys(["alone2", "alone"], ("BalancedCrossEntropyLoss", True)),
         **dict.fromkeys(["current2", "current3"], ("CurrentTeacherLoss", None)),
         **dict.fromkeys(["main2", "main3"], ("GlobalDistillationLoss", False)),
         **dict.fromkeys(["taught2", "distilled"], ("GlobalDistillationLoss", True)),
@@ -308,15 +316,15 @@ def test_exemplars_want_a_loss_of_all_columns(config):
         match=r"loss_cls is of target.new, in which exemplars "
         r"\(data.train.memory=4\) have no class",
     ):
-        chain({**config, "data": data})
+        class_incremental_stages({**config, "data": data})
 
 
 def test_joint_has_the_steps_of_all_experiences(config):
-    assert by_name(chain({**config, "length": {"iterations": 7}}))["joint"]["length"] == {
-        "iterations": 7 * len(config["student"]["sizes"])
-    }
+    assert by_name(class_incremental_stages({**config, "length": {"iterations": 7}}))["joint"][
+        "length"
+    ] == {"iterations": 7 * len(config["student"]["sizes"])}
     # epochs are of all samples already
-    assert "length" not in by_name(chain({**config, "length": 2}))["joint"]
+    assert "length" not in by_name(class_incremental_stages({**config, "length": 2}))["joint"]
 
 
 def test_the_arms_of_global_distillation_differ_in_teachers_losses_and_the_pool(gd):
@@ -340,8 +348,8 @@ def test_a_pool_that_would_not_be_used(gd):
 def test_the_config_is_left_as_it_is(gd):
     before = repr(gd)
     global_distillation(gd, {"length": 1})
-    chain(gd)
-    at(gd, 1)
+    class_incremental_stages(gd)
+    experience_settings(gd, 1)
     assert repr(gd) == before and gd["stages"]["type"].endswith("global_distillation")
 
 
@@ -374,7 +382,7 @@ def test_an_experience_of_one_class_is_refused_where_a_softmax_would_not_learn_i
     with pytest.raises(
         ValueError, match=f"(?s){said}.*lwf_losses\\('lwf_mc'\\), which learns one by one"
     ):
-        chain(sized(config, *sizes, losses=lwf_losses(preset)))
+        class_incremental_stages(sized(config, *sizes, losses=lwf_losses(preset)))
 
 
 def test_old_heads_and_the_only_old_class(config):
@@ -387,19 +395,19 @@ def test_old_heads_and_the_only_old_class(config):
         match="loss_lwf: LwFLoss of 'student.old_heads' is a softmax "
         "over one class in experience 3",
     ):
-        chain(sized(config, 2, 1, 2, losses=only_old))
+        class_incremental_stages(sized(config, 2, 1, 2, losses=only_old))
     with pytest.raises(
         ValueError,
         match="loss_lwf: LwFLoss of 'student.old' is a softmax over one class in experience 2",
     ):
-        chain(
+        class_incremental_stages(
             sized(config, 1, 2, 2, losses={**only_old, "loss_lwf": lwf_losses("facil")["loss_lwf"]})
         )
 
 
 def test_the_forms_that_learn_one_class_are_not_refused(config):
     for preset, sizes in (("lwf_mc", (1, 1, 1)), ("avalanche", (2, 1, 1)), ("mammoth", (2, 1, 2))):
-        assert by_name(chain(sized(config, *sizes, losses=lwf_losses(preset))))
+        assert by_name(class_incremental_stages(sized(config, *sizes, losses=lwf_losses(preset))))
 
 
 def test_global_distillation_of_one_class(gd):
@@ -410,7 +418,7 @@ def test_global_distillation_of_one_class(gd):
     ):
         global_distillation(sized(gd, 2, 1, 2), {"length": 1})
     with pytest.raises(
-        ValueError, match="loss_cls: BalancedCrossEntropy of 'student' .* in experience 1"
+        ValueError, match="loss_cls: BalancedCrossEntropyLoss of 'student' .* in experience 1"
     ):
         global_distillation(sized(gd, 1, 2, 2), {"length": 1}, terms="P")
     # labels teach M the one class

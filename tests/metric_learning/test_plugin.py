@@ -351,7 +351,7 @@ def test_a_teacher_that_shares_parameters_with_the_student_is_refused_and_not_fr
 def test_the_teacher_and_its_batches_go_to_the_trainers_device_and_precision():
     for device, dtype in (("meta", None), ("cpu", torch.float64)):
         run, _ = trainer(network().to(dtype), data_device=torch.device(device), dtype=dtype)
-        taught = run.teach(torch.zeros(3, 1, 8, 8))
+        taught = run.teacher_embeddings(torch.zeros(3, 1, 8, 8))
         assert (
             taught.shape == (3, 8)
             and taught.device.type == device

@@ -68,7 +68,7 @@ class OldModelPlugin:
             self.seen[task] = sorted({*self.seen.get(task, []), *classes})
 
     @torch.no_grad()
-    def teach(self, input: Tensor) -> Tensor:
+    def teacher_logits(self, input: Tensor) -> Tensor:
         """The old model's logits."""
         return self.teacher(input)
 

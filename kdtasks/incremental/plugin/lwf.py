@@ -15,7 +15,8 @@ class LwFPlugin(OldModelPlugin):
     r"""Learning without Forgetting (arXiv 1606.09282) in an avalanche strategy.
 
     .. math:: L = L_{new}
-        + w \sum_k \mathrm{KL}\big(\mathrm{softmax}(z^{old}_k / T) \,\|\, \mathrm{softmax}(z_k / T)\big)
+        + w \sum_k \mathrm{KL}\big(\mathrm{softmax}(z^{old}_k / T)
+        \,\|\, \mathrm{softmax}(z_k / T)\big)
 
     One head (a linear layer over all classes, avalanche's ``IncrementalClassifier``, our
     ``GrowingHead``): k is one, and z are the columns of classes of earlier experiences, and no
@@ -100,7 +101,9 @@ class LwFPlugin(OldModelPlugin):
         if has_tasks(strategy.model):
             pairs = self._old_heads(strategy)
         else:
-            pairs = [(strategy.mb_output[:, self.old], self.teach(strategy.mb_x)[:, self.old])]
+            pairs = [
+                (strategy.mb_output[:, self.old], self.teacher_logits(strategy.mb_x)[:, self.old])
+            ]
             if self.ce_over == "new":
                 strategy.loss = self._new_loss(strategy.mb_output, strategy.mb_y).reshape(1)
         strategy.loss = strategy.loss + weight * self.loss(*zip(*pairs))
@@ -148,7 +151,7 @@ class LwFMCPlugin(OldModelPlugin):
         self.place = class_places(self.all, self.all)
 
     def before_backward(self, strategy, **kwargs):
-        teacher = None if self.teacher is None else self.teach(strategy.mb_x)[:, self.old]
+        teacher = None if self.teacher is None else self.teacher_logits(strategy.mb_x)[:, self.old]
         strategy.loss = lwf_mc_loss(
             strategy.mb_output[:, self.all], teacher, self.place[strategy.mb_y]
         ).reshape(1)

@@ -72,7 +72,7 @@ class LwMPlugin(OldModelPlugin):
             return
         student, input = strategy.mb_output, strategy.mb_x
         if self.gamma == 0:
-            teacher = self.teach(input)
+            teacher = self.teacher_logits(input)
         else:
             with torch.enable_grad(), self.listen(self.teacher.model) as taught:
                 teacher = self.teacher(input)

@@ -15,7 +15,7 @@ losses = dict(
         weight=3.0,
     ),
 )
-stages = dict(type="kdtasks.incremental.stages.chain")
+stages = dict(type="kdtasks.incremental.stages.class_incremental_stages")
 _stream = dict(
     type="kdtasks.incremental.data.class_incremental", sizes=(2, 2, 3), order=[4, 1, 5, 0, 3, 2, 6]
 )
