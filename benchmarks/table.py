@@ -38,7 +38,11 @@ ROWS = {
     "gd_sampling": "incremental",
     "avalanche_lwf": "incremental",
     "imports": "engine",
+    "start": "commands",
+    "whole_run": "commands",
+    "compare_jobs": "commands",
 }
+LONG = ("whole_run", "compare_jobs")  # minutes: only where --rows names them
 
 
 def machine(o) -> dict:
@@ -77,7 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument(
-        "--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS)
+        "--rows",
+        nargs="+",
+        choices=ROWS,
+        default=[row for row in ROWS if row not in LONG],
+        metavar="ROW",
+        help=f"{', '.join(ROWS)}; all but {' and '.join(LONG)} by default",
     )
     parser.add_argument("--threads", type=int, default=1, help="of torch, on the CPU")
     parser.add_argument(

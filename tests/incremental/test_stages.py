@@ -196,7 +196,10 @@ def test_a_student_without_experiences(gd, make, sizes):
             {"stages.warm_up": {"lenght": 1}},
             r"stages\[1\] has no key 'lenght'; did you mean 'length'",
         ),
-        ({"stages.warmup": {}}, "stages: class_incremental_stages has no argument 'warmup'; did you mean 'warm_up'"),
+        (
+            {"stages.warmup": {}},
+            "stages: class_incremental_stages has no argument 'warmup'; did you mean 'warm_up'",
+        ),
         (
             {"student": {"type": "small_streams.Net"}},
             r"stages \(class_incremental_stages\): expected a student with the "
