@@ -132,31 +132,38 @@ def bounded_regression_loss(
     Raises:
         ValueError: the shapes do not fit, or the margin is negative.
     """
-    if (
-        not student.shape == teacher.shape == target.shape
-        or student.dim() != 2
-        or student.shape[1] != 4
-    ):
-        raise ValueError(
-            f"expected three equal shapes (N, 4), got student {tuple(student.shape)}, "
-            "teacher "
-            f"{tuple(teacher.shape)} "
-            f"and target {tuple(target.shape)}"
-        )
     if not margin >= 0:
         raise ValueError(f"margin must be >= 0, got {margin}")
-    student, teacher, target = raised(student, teacher.detach(), target.detach())
-    # (N,) the bound has no gradient
-    student_error = (student.detach() - target).square().sum(1)
-    teacher_error = (teacher - target).square().sum(1)  # (N,)
-    # (N,) False if one is NaN
-    free = student_error + margin <= teacher_error
+    student_error, teacher_error = box_errors(student, teacher, target)
+    counted = is_above_bound(student_error, teacher_error, margin)
+    student, _, target = raised(student, teacher.detach(), target.detach())
     # a box that costs nothing may hold inf
-    error = torch.where(free[:, None], 0, student - target).square().sum()
+    error = torch.where(counted[:, None], student - target, 0).square().sum()
     error = error + teacher_error.where(teacher_error.isnan(), 0).sum()
     if isinstance(normalizer, Tensor):
         return error / normalizer.detach()
     return error / (normalizer or max(len(student), 1))
+
+
+def box_errors(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """``e_s`` and ``e_t`` of eq. 4: what each box of student and teacher is off, ``(N,)``, summed
+    squares of ``(N, 4)`` deltas. They have no gradient.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    if not student.shape == teacher.shape == target.shape or student.shape[1:] != (4,):
+        raise ValueError(
+            f"expected three equal shapes (N, 4), got student {tuple(student.shape)}, "
+            f"teacher {tuple(teacher.shape)} and target {tuple(target.shape)}"
+        )
+    student, teacher, target = raised(student.detach(), teacher.detach(), target.detach())
+    return (student - target).square().sum(1), (teacher - target).square().sum(1)
+
+
+def is_above_bound(student_error: Tensor, teacher_error: Tensor, margin: float) -> Tensor:
+    """Which boxes count in eq. 4: ``e_s + m > e_t``, bool ``(N,)``; those with a NaN, too."""
+    return ~(student_error + margin <= teacher_error)
 
 
 def hint_loss(student: Tensor, teacher: Tensor, p: float = 2) -> Tensor:
