@@ -9,7 +9,8 @@ teacher's, by a margin. One stage of training, all losses together:
 
 .. math::
     L &= L^{\mathrm{RPN}} + L^{\mathrm{RoI}} + \gamma L_{\mathrm{hint}}, \qquad
-    L^{\mathrm{head}} = \frac{1}{N} \sum_i L_{\mathrm{cls}}(i) + \lambda \frac{1}{N} \sum_j L_{\mathrm{reg}}(j) && (1)
+    L^{\mathrm{head}} = \frac{1}{N} \sum_i L_{\mathrm{cls}}(i)
+    + \lambda \frac{1}{N} \sum_j L_{\mathrm{reg}}(j) && (1)
 
     L_{\mathrm{cls}} &= \mu L_{\mathrm{hard}}(p^s, y) + (1 - \mu) L_{\mathrm{soft}}(p^s, p^t) && (2)
 
@@ -20,7 +21,8 @@ teacher's, by a margin. One stage of training, all losses together:
 
     L_{\mathrm{reg}} &= L_{\mathrm{smooth\,L1}}(s, y) + \nu L_b(s, t, y) && (5)
 
-    L_{\mathrm{hint}} &= \lVert V - Z \rVert_2^2 \;\text{ (6)} \quad\text{or}\quad \lVert V - Z \rVert_1 && (7)
+    L_{\mathrm{hint}} &= \lVert V - Z \rVert_2^2 \;\text{ (6)} \quad\text{or}\quad
+    \lVert V - Z \rVert_1 && (7)
 
 N: boxes in the head's mini-batch; s, t, y: the four encoded deltas of student, teacher and ground
 truth; Z: the teacher's map; V: the student's after a 1x1 convolution, which is kept where the
@@ -193,7 +195,7 @@ def hint_loss(student: Tensor, teacher: Tensor, p: float = 2) -> Tensor:
     return (error if p == 1 else error.pow(p)).sum() / max(error.numel(), 1)
 
 
-class WeightedSoftCrossEntropy(nn.Module):
+class WeightedSoftCrossEntropyLoss(nn.Module):
     """:func:`weighted_soft_cross_entropy` with one weight for background and 1 for every other
     class, however many there are.
 
