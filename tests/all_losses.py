@@ -22,20 +22,38 @@ TASKS = [
 ]
 # distillers, metrics, images, choices: no loss, nor a part of one
 OTHER = {
+    "BSSDistiller",
+    "Ensemble",
     "IncrementalDistiller",
     "LwMDistiller",
+    "ab_losses",
+    "activation_disagreement",
+    "all_paths",
+    "anchor_hardness",
     "average_accuracy",
     "average_incremental_accuracy",
+    "base_samples",
+    "boundary_samples",
+    "channel_bounds",
     "confident_indices",
     "coreset_indices",
+    "equal_interval_anchors",
+    "expose_pre_relu",
     "forgetting",
     "forgetting_diag",
     "forgetting_gd",
     "imresize",
     "lwf_losses",
+    "nearest_mean",
+    "next_anchor",
+    "peer_agreement",
+    "perturbation_similarity",
+    "pre_relu_paths",
     "psnr_y",
     "sample_external",
+    "sequential_step",
     "ssim_y",
+    "target_classes",
 }
 
 
@@ -119,6 +137,8 @@ def _built(module, *tensors: Tensor):
 # all classes, and two rows of none
 TARGET = torch.tensor([0, 1, 2, 3, 4, 3, -100, -100])
 COUNTS = torch.tensor([20, 30, 5, 8, 90])
+# of the four classes that are not the greatest, in each row
+ORDERS = torch.tensor([[1, 0, 3, 2], [3, 2, 1, 0], [0, 1, 2, 3]] * 2)
 
 
 def _plain(tensors: Callable[[], tuple], *settings: dict, rest: tuple = ()):
@@ -135,6 +155,19 @@ def _plain(tensors: Callable[[], tuple], *settings: dict, rest: tuple = ()):
                 else partial(thing, **setting)
             )
             yield Case(name, called, given, rest)
+
+    return made
+
+
+def _peers(*rest):
+    """A loss of a list of logits, with two of three peers to be changed."""
+
+    def made(thing):
+        for count in (2, 3):
+            others = [_normal(6, 5) for _ in range(count - 2)]
+            yield Case(
+                f"{count} peers", lambda s, t, more=others: thing([s, t, *more], *rest), _logits()
+            )
 
     return made
 
@@ -212,6 +245,18 @@ _IMAGES = lambda: (_image(2, 3, 4, 4), _image(2, 3, 4, 4))  # noqa: E731
 _FEATURES = lambda: (_normal(2, 3, 4, 5), _normal(2, 4, 4, 5))  # noqa: E731
 _MAPS = lambda: (_image(3, 2, 4), _image(3, 2, 4))  # noqa: E731
 CALLS = {
+    "ABLoss": _plain(_FEATURES, {}, {"reduction": "mean"}),
+    "ab_loss": _plain(_logits, {}, {"margin": 0.5}),
+    "BSSLoss": _plain(_logits),
+    "bss_loss": _plain(_logits),
+    "CWTMLoss": _plain(_logits, rest=(TARGET[:6],)),
+    "cwtm_loss": _plain(_logits, rest=(TARGET[:6],)),
+    # of two classes: a permutation of one is always the same
+    "DKPPLoss": _plain(lambda: (_normal(6, 2), _normal(6, 2))),
+    "dkpp_loss": _plain(_logits, rest=(ORDERS,)),
+    "mutual_losses": _peers(TARGET[:6]),
+    "mean_posterior_losses": _peers(TARGET[:6]),
+    "mutual_divergences": _peers(),
     "KDLoss": _plain(_logits),
     "kd_loss": _plain(_logits, {}, {"temperature": 1.0}),
     "BinaryKDLoss": _plain(_logits),
@@ -225,7 +270,7 @@ CALLS = {
     "bounded_regression_loss": _plain(_boxes, {}, {"margin": 0.3}),
     "HintLoss": _plain(_FEATURES),
     "hint_loss": _plain(_logits, {}, {"p": 1}),
-    "WeightedSoftCrossEntropyLoss": _plain(_logits),
+    "WeightedSoftCrossEntropy": _plain(_logits),
     "weighted_soft_cross_entropy": _soft_cross_entropy,
     "AbsoluteTeacherLoss": _plain(_rows),
     "absolute_teacher_loss": _plain(_logits),

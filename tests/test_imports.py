@@ -362,7 +362,10 @@ PUBLIC = {
             "CWTMLoss()",
             "DKPPLoss()",
         ],
-        "ab": ["ab_loss(student, teacher, margin=1.0)", "ABLoss(margin=1.0)"],
+        "ab": [
+            "ab_loss(student, teacher, margin=1.0)",
+            "ABLoss(margin=1.0, reduction='sum', student_channels=None, teacher_channels=None)",
+        ],
         "rkd": [
             "rkd_distance_loss(student, teacher, divisor='all')",
             "rkd_angle_loss(student, teacher, divisor='all')",

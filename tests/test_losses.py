@@ -13,12 +13,12 @@ from torch import Tensor, distributed
 import kdtasks
 from kdtasks.core.gather import _GatherRows
 from kdtasks.detection import (
-    WeightedSoftCrossEntropyLoss,
+    WeightedSoftCrossEntropy,
     adl_loss,
     bounded_regression_loss,
     weighted_soft_cross_entropy,
 )
-from kdtasks.general import binary_kd_loss, kd_loss
+from kdtasks.general import binary_kd_loss, bss_loss, kd_loss, mutual_divergences
 from kdtasks.incremental import (
     GlobalDistillationLoss,
     global_distillation_losses,
@@ -125,12 +125,14 @@ LOGITS = {
     "kd_loss": (kd_loss, 1),
     "kd_loss of maps": (lambda s, t: kd_loss(s[..., None], t[..., None]), 1),
     "lwf_loss": (lwf_loss, 1),
+    "mutual_divergences": (lambda s, t: mutual_divergences([s, t])[0], 1),
+    "bss_loss": (bss_loss, 1),
     "binary_kd_loss": (binary_kd_loss, 1),
     "lwm_distill_bce": (lwm_distill_bce, 1),
     "lwm_distill": (lwm_distill, 1),
     "lwm_distill_bce, mean": (lambda s, t: lwm_distill_bce(s, t, "mean"), 5 / 3),
     "weighted": (lambda s, t: weighted_soft_cross_entropy(s, t, [1.0] * s.shape[1]), 1),
-    "weighted, module": (lambda s, t: WeightedSoftCrossEntropyLoss()(s, t), 1),
+    "weighted, module": (lambda s, t: WeightedSoftCrossEntropy()(s, t), 1),
     "lwf_mc_loss": (lambda s, t: lwf_mc_loss(s, t, torch.zeros(len(s), dtype=torch.long)), 5 / 3),
     "adl_loss": (lambda s, t: adl_loss(s, t, normalizer=1.0), 1),
     "adl_loss, ce": (

@@ -1,14 +1,71 @@
 """Distillation methods for any task, studied on classification."""
 
+from kdtasks.general.ab import (
+    ABLoss,
+    ab_loss,
+    ab_losses,
+    activation_disagreement,
+    expose_pre_relu,
+    pre_relu_paths,
+)
+from kdtasks.general.ban import CWTMLoss, DKPPLoss, Ensemble, cwtm_loss, dkpp_loss
+from kdtasks.general.bss import (
+    BSSDistiller,
+    BSSLoss,
+    base_samples,
+    boundary_samples,
+    bss_loss,
+    channel_bounds,
+    perturbation_similarity,
+    target_classes,
+)
+from kdtasks.general.dml import (
+    mean_posterior_losses,
+    mutual_divergences,
+    mutual_losses,
+    peer_agreement,
+    sequential_step,
+)
 from kdtasks.general.kd import BinaryKDLoss, KDLoss, binary_kd_loss, kd_loss
+from kdtasks.general.rco import anchor_hardness, equal_interval_anchors, next_anchor
 from kdtasks.general.rkd import RKDLoss, rkd_angle_loss, rkd_distance_loss
+from kdtasks.general.takd import all_paths, nearest_mean
 
 __all__ = [
+    "ABLoss",
+    "BSSDistiller",
+    "BSSLoss",
     "BinaryKDLoss",
+    "CWTMLoss",
+    "DKPPLoss",
+    "Ensemble",
     "KDLoss",
     "RKDLoss",
+    "ab_loss",
+    "ab_losses",
+    "activation_disagreement",
+    "all_paths",
+    "anchor_hardness",
+    "base_samples",
     "binary_kd_loss",
+    "boundary_samples",
+    "bss_loss",
+    "channel_bounds",
+    "cwtm_loss",
+    "dkpp_loss",
+    "equal_interval_anchors",
+    "expose_pre_relu",
     "kd_loss",
+    "mean_posterior_losses",
+    "mutual_divergences",
+    "mutual_losses",
+    "nearest_mean",
+    "next_anchor",
+    "peer_agreement",
+    "perturbation_similarity",
+    "pre_relu_paths",
     "rkd_angle_loss",
     "rkd_distance_loss",
+    "sequential_step",
+    "target_classes",
 ]

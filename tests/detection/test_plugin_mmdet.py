@@ -458,7 +458,7 @@ HINT = {
     }
 }
 SOFT, BOUNDED = (
-    "kdtasks.detection.WeightedSoftCrossEntropyLoss",
+    "kdtasks.detection.WeightedSoftCrossEntropy",
     "kdtasks.detection.BoundedRegressionLoss",
 )
 CHEN = {

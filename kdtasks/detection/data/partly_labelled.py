@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
@@ -16,7 +15,7 @@ _FEW = 0x2A
 
 
 def unlabelled(
-    folder: str | Path,
+    folder,
     like: DetectionData | None = None,
     classes: Sequence[str] | None = None,
     size: Sequence[int] | None = None,

@@ -38,7 +38,7 @@ _VOC_LAYOUT = (
 
 
 def voc(
-    root: str | Path,
+    root,
     split: str,
     classes: Sequence[str] | None = None,
     train: bool | None = None,
@@ -85,7 +85,7 @@ def _voc(
     parts: Sequence[tuple[Path, str]],
     classes: Sequence[str] | None,
     inclusive: bool | None,
-    *settings: object,
+    *settings,
 ) -> DetectionData:
     """The images of all ``parts``, (folder, split) each; ``settings`` from ``train`` on, as for
     :class:`DetectionData`.
@@ -187,7 +187,7 @@ def _annotation(
 def bccd(
     train: bool = True,
     split: str | None = None,
-    root: str | Path = "bccd",
+    root="bccd",
     size: Sequence[int] | None = None,
     in_memory: bool | None = None,
     augment: str | Sequence[Callable] | None = "flip",
@@ -216,7 +216,7 @@ def bccd(
 
 def voc0712(
     train: bool = True,
-    root: str | Path = "VOCdevkit",
+    root="VOCdevkit",
     size: Sequence[int] | None = None,
     in_memory: bool | None = None,
     augment: str | Sequence[Callable] | None = "flip",

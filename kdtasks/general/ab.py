@@ -1,0 +1,319 @@
+r"""Activation Boundaries (Heo, Lee, Yun and Choi, arXiv 1811.03233).
+
+What a ReLU network computes is decided by which of its neurons are active. Before anything is
+classified, the student learns the teacher's *signs*: with the responses **before** the ReLU,
+:math:`t` of the teacher and :math:`r(s)` of the student behind a connector r (1x1 convolution and
+batch norm), a squared hinge of margin :math:`\mu` with the teacher's sign as its label,
+
+.. math:: L = \frac{1}{B} \sum_i [t_i > 0]\, \max(0, \mu - r(s)_i)^2
+    + [t_i \le 0]\, \max(0, \mu + r(s)_i)^2
+
+How strongly a neuron of the teacher responds does not matter; a response of 0 is inactive. It
+stands for :func:`activation_disagreement`, the share of neurons whose sign differs, which has no
+gradient. Then the connectors are dropped, and the student learns to classify from there: by KD, or
+by labels.
+
+**Layers.** The sum is over channels and places, so the weights belong to the shapes. The authors'
+code has 0.003 for the deepest of three layers and half of it for each layer before (CIFAR: 0.003,
+0.0015, 0.00075), 0.001 and halves for four layers (MIT scenes); :func:`ab_losses` makes these
+entries. :func:`pre_relu_paths` says where the responses are in the networks that it knows.
+
+**Teacher.** It is in eval here. In the released CIFAR script it is in training mode in the first
+phase, so that batch statistics decide its signs, and its running statistics drift.
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdtasks.core.precision import raised
+
+
+def ab_loss(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
+    """The squared hinge with the teacher's signs as labels: sum over elements, divided by the rows.
+
+    Args:
+        student: ``(B, *)`` responses before the ReLU, of the connector where there is one; carries
+            the gradient.
+        teacher: responses of the same shape, > 0 is active; before or after the ReLU, whose sign
+            is the same. Never receives a gradient.
+        margin: mu > 0.
+
+    Returns:
+        A scalar; half precision is raised to float32, float64 stays. A zero that still
+        backpropagates when there are no rows.
+
+    Raises:
+        ValueError: the shapes differ or have no rows' axis, or the margin is not positive.
+    """
+    _check(student, teacher)
+    _check_margin(margin)
+    student, teacher = raised(student, teacher.detach())
+    sign = (2.0 * (teacher > 0) - 1).to(teacher.dtype).where(~teacher.isnan(), teacher)
+    return F.relu(margin - sign * student).square().sum() / max(len(student), 1)
+
+
+def activation_disagreement(student: Tensor, teacher: Tensor) -> Tensor:
+    """Share of the responses of which one is active (> 0) and the other is not: the paper's
+    transfer loss, which has no gradient, and for which :func:`ab_loss` stands.
+    """
+    _check(student, teacher)
+    differ = (student > 0) != (teacher > 0)
+    return differ.sum() / max(differ.numel(), 1)
+
+
+class ABLoss(nn.Module):
+    """:func:`ab_loss` of one layer, with the connector that brings the student's channels to the
+    teacher's.
+
+    The connector is a 1x1 convolution without bias (weights :math:`N(0, 2 / C_{teacher})`) and batch
+    norm, and is there only where the channels differ, both as released. It trains with the student
+    and belongs to one stage.
+
+    Args:
+        margin: mu.
+        reduction: ``'sum'`` over elements, divided by the batch, as released; ``'mean'`` over all
+            elements, whose weight does not depend on the shapes.
+        student_channels, teacher_channels: None: found by :meth:`build`.
+
+    Raises:
+        ValueError: here, a margin that is not positive, or another reduction; in ``build`` and
+            ``forward``, shapes that do not fit: equal but for the channels, axis 1.
+    """
+
+    def __init__(
+        self,
+        margin: float = 1.0,
+        reduction: str = "sum",
+        student_channels: int | None = None,
+        teacher_channels: int | None = None,
+    ):
+        super().__init__()
+        _check_margin(margin)
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+        self.margin, self.reduction = margin, reduction
+        self.student_channels, self.teacher_channels = student_channels, teacher_channels
+        self.connector: nn.Module | None = None
+        if student_channels and teacher_channels:
+            self.connector = _connector(student_channels, teacher_channels)
+
+    def build(self, student: Tensor, teacher: Tensor) -> None:
+        """Makes the connector that these two need, if it is not there; the Distiller calls it before
+        the optimizer is made.
+        """
+        self._check(student, teacher)
+        if self.connector is None:
+            self.student_channels, self.teacher_channels = student.shape[1], teacher.shape[1]
+            (like,) = raised(student.detach())
+            self.connector = _connector(self.student_channels, self.teacher_channels).to(like)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        if self.connector is None:
+            raise RuntimeError(
+                "the connector does not know its channels: give student_channels and "
+                "teacher_channels, or call build(student, teacher) before the optimizer is made"
+            )
+        self._check(student, teacher)
+        student, teacher = raised(student, teacher.detach())
+        loss = ab_loss(self.response(student), teacher, self.margin)
+        per_row = teacher.shape[1:].numel()
+        return loss / max(per_row, 1) if self.reduction == "mean" else loss
+
+    def response(self, student: Tensor) -> Tensor:
+        """The student's responses behind the connector, of the teacher's shape."""
+        weight = next(self.connector.parameters(), None)
+        maps = student[:, :, None, None] if student.dim() == 2 else student
+        found = maps if weight is None else self.connector(maps.to(weight.dtype)).to(maps.dtype)
+        return found.flatten(1) if student.dim() == 2 else found
+
+    def _check(self, student: Tensor, teacher: Tensor) -> None:
+        shapes = f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
+        if student.dim() not in (2, 4) or _but_channels(student) != _but_channels(teacher):
+            raise ValueError(
+                "expected two maps (B, C, H, W) or two tensors of rows (B, C), equal but for C, "
+                f"got {shapes}"
+            )
+        known = (self.student_channels, self.teacher_channels)
+        if None not in known and (student.shape[1], teacher.shape[1]) != known:
+            raise ValueError(f"expected {known[0]} and {known[1]} channels, got {shapes}")
+
+    def extra_repr(self) -> str:
+        return f"margin={self.margin}, reduction={self.reduction!r}"
+
+
+def _connector(inputs: int, outputs: int) -> nn.Module:
+    if inputs == outputs:
+        return nn.Identity()
+    convolution = nn.Conv2d(inputs, outputs, 1, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
+
+
+def _but_channels(tensor: Tensor) -> tuple[int, ...]:
+    return (*tensor.shape[:1], *tensor.shape[2:])
+
+
+def _check(student: Tensor, teacher: Tensor) -> None:
+    if student.shape != teacher.shape or not student.dim():
+        raise ValueError(
+            f"expected two equal shapes (B, *), got student {tuple(student.shape)} and teacher "
+            f"{tuple(teacher.shape)}"
+        )
+
+
+def _check_margin(margin: float) -> None:
+    if not margin > 0:
+        raise ValueError(f"margin must be > 0, got {margin}")
+
+
+# ------------------------------------------------------------------------------- where the ReLUs are
+def pre_relu_paths(model: nn.Module) -> list[str]:
+    """Where the responses before the ReLU stand at the end of each stage, the shallowest first.
+
+    It goes by how a network is built, and knows
+
+    - the ResNets of :mod:`kdtasks.classification.models`: the residual sums ``layer<k>.<last>.add``;
+      its wide ResNets: what a stage hands on, behind the first batch norm of the next
+      (``layer2.0.bn1``, ``layer3.0.bn1``, ``bn``), as in the authors' code; its chains of
+      convolutions (VGG, digits): the last batch norm of each layer;
+    - torchvision's ResNets: the residual sums, ``layer<k>.<last>.relu.before@-1``, once
+      :func:`expose_pre_relu` has made modules of them;
+    - torchvision's MobileNetV2: the expansions (convolution and batch norm) of the blocks that
+      halve the map, from a quarter of the image's size on, and the last convolution's: four maps of
+      1/4, 1/8, 1/16 and 1/32, as a ResNet has.
+
+    Returns:
+        Paths for :class:`~kdtasks.core.Taps`, or with ``'student.'`` in front for a ``Distiller``.
+
+    Raises:
+        ValueError: another kind of network, or a torchvision ResNet as it comes.
+    """
+    if isinstance(getattr(model, "features", None), nn.Sequential):
+        return _of_inverted_residuals(model)
+    stages = {name: part for name, part in model.named_children() if _is_stage(name, part)}
+    if not stages:
+        raise ValueError(
+            f"{type(model).__name__} has no stages layer1, layer2, … and no inverted residuals "
+            "among its features: name the modules whose outputs a ReLU is given yourself"
+        )
+    ends = {name: stage[-1] for name, stage in stages.items()}
+    if all(hasattr(block, "add") for block in ends.values()):
+        return [f"{name}.{len(stage) - 1}.add" for name, stage in stages.items()]
+    if all(hasattr(block, "shortcut") for block in ends.values()) and hasattr(model, "bn"):
+        return [*(f"{name}.0.bn1" for name in list(stages)[1:]), "bn"]
+    if all(hasattr(block, "downsample") for block in ends.values()):
+        return [_of_shared_relu(name, stage) for name, stage in stages.items()]
+    norms = {name: _last_norm(stage) for name, stage in stages.items()}
+    if all(norms.values()):
+        return [f"{name}.{norm}" for name, norm in norms.items()]
+    raise ValueError(
+        f"the stages {list(stages)} of {type(model).__name__} are of no kind that is known here: "
+        "name the modules whose outputs a ReLU is given yourself"
+    )
+
+
+def expose_pre_relu(model: nn.Module) -> nn.Module:
+    """A torchvision ResNet in which what the last ReLU of each stage is given is a module's output.
+
+    There the residual sum is no module's, and one ``relu`` runs two or three times in a block: it
+    becomes an ``Identity`` called ``before``, and the ReLU. What the network computes and its
+    state_dict stay. In a config: ``dict(type='kdtasks.general.ab.expose_pre_relu',
+    model=dict(type='torchvision.models.resnet18'))``.
+
+    Args:
+        model: changed in place, and returned.
+
+    Raises:
+        ValueError: it has no stages of blocks with a ``relu``.
+    """
+    stages = [part for name, part in model.named_children() if _is_stage(name, part)]
+    blocks = [stage[-1] for stage in stages if isinstance(stage[-1], nn.Module)]
+    if not blocks or not all(isinstance(getattr(b, "relu", None), nn.Module) for b in blocks):
+        raise ValueError(
+            f"expected a ResNet as torchvision builds it, with stages layer1, layer2, … of blocks "
+            f"with a relu, got {type(model).__name__}"
+        )
+    for block in blocks:
+        if not hasattr(block.relu, "before"):
+            block.relu = nn.Sequential()
+            block.relu.add_module("before", nn.Identity())
+            block.relu.add_module("relu", nn.ReLU())
+    return model
+
+
+def _is_stage(name: str, part: nn.Module) -> bool:
+    return name.startswith("layer") and name[5:].isdigit() and isinstance(part, nn.Sequential)
+
+
+def _of_shared_relu(name: str, stage: nn.Sequential) -> str:
+    path = f"{name}.{len(stage) - 1}.relu"
+    if not hasattr(getattr(stage[-1], "relu", None), "before"):
+        raise ValueError(
+            f"what {path!r} is given is no module's output: call expose_pre_relu(model) first"
+        )
+    return f"{path}.before@-1"
+
+
+def _last_norm(stage: nn.Sequential) -> str | None:
+    return next(
+        (
+            n
+            for n, part in reversed(list(stage.named_children()))
+            if isinstance(part, nn.BatchNorm2d)
+        ),
+        None,
+    )
+
+
+def _of_inverted_residuals(model: nn.Module) -> list[str]:
+    found = []
+    for k, block in enumerate(model.features):
+        # expansion, depthwise convolution, projection, batch norm
+        parts = getattr(block, "conv", None)
+        if isinstance(parts, nn.Sequential) and len(parts) == 4 and parts[1][0].stride[0] == 2:
+            found.append(f"features.{k}.conv.0.1")
+    last = model.features[-1]
+    if len(found) < 2 or not isinstance(last, nn.Sequential):
+        raise ValueError(
+            f"the features of {type(model).__name__} are no inverted residuals: name the modules "
+            "whose outputs a ReLU is given yourself"
+        )
+    # the first expansion is of half the size, which no stage of a ResNet has
+    return [*found[1:], f"features.{len(model.features) - 1}.1"]
+
+
+def ab_losses(
+    student: Sequence[str],
+    teacher: Sequence[str],
+    weight: float = 0.003,
+    margin: float = 1.0,
+    reduction: str = "sum",
+) -> dict[str, dict]:
+    """Entries of a config's ``losses``, one for each pair of layers: ``loss_ab1``, ``loss_ab2`` …
+
+    Args:
+        student, teacher: paths of the layers (:func:`pre_relu_paths`), the shallowest first.
+        weight: of the deepest; each one before has half of the next one's. 0.003 is that of the
+            authors' CIFAR script, for ``reduction='sum'``.
+        margin, reduction: of :class:`ABLoss`.
+
+    Raises:
+        ValueError: not equally many layers, or none.
+    """
+    if not student or len(student) != len(teacher):
+        raise ValueError(
+            f"expected as many layers of the student as of the teacher, got {list(student)} and "
+            f"{list(teacher)}"
+        )
+    return {
+        f"loss_ab{k + 1}": {
+            "type": "kdtasks.general.ABLoss",
+            "margin": margin,
+            "reduction": reduction,
+            "of": (f"student.{own}", f"teacher.{other}"),
+            "weight": weight / 2 ** (len(student) - 1 - k),
+        }
+        for k, (own, other) in enumerate(zip(student, teacher))
+    }

@@ -1,0 +1,168 @@
+r"""Deep Mutual Learning (Zhang, Xiang, Hospedales and Lu, arXiv 1706.00384).
+
+No teacher: K networks ("peers") learn the same batch side by side, and each also learns what the
+others think of it. With :math:`p_k = \mathrm{softmax}(z_k)`, the temperature being 1:
+
+.. math:: L_k = \mathrm{CE}(z_k, y) + \frac{1}{K-1} \sum_{l \neq k} \mathrm{KL}(p_l \,\|\, p_k)
+
+The other peer is the target, and a constant: the gradient of the sum of all :math:`L_k` with
+respect to peer k is that of :math:`L_k`, so one forward of each peer, one backward of the sum and
+one optimizer serve all (the "simultaneous" form). In a config that is an entry of ``'peers'``:
+
+    student = dict(…); peers = [dict(…)]
+    losses = dict(
+        loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target'), weight=0),  # alone: 1
+        loss_dml=dict(type='kdtasks.general.mutual_losses', of=('peers', 'target')),
+    )
+
+The paper's algorithm 1 is sequential: peer 2 learns from what peer 1 thinks after its step. That is
+:func:`sequential_step`, for a loop of your own. The variant :func:`mean_posterior_losses`
+(DML_e) has one target, the mean of the others' probabilities; the paper finds it worse: a mean says
+less about which wrong classes look alike.
+
+The published TensorFlow code adds the divergences up without :math:`1 / (K-1)`, the same for two
+peers, and draws another batch for each peer.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kdtasks.core.precision import raised
+from kdtasks.general.divergences import times
+
+
+def mutual_losses(logits: Sequence[Tensor], target: Tensor) -> list[Tensor]:
+    """For each peer: cross-entropy, and the mean over the other peers of KL(other ‖ peer).
+
+    Args:
+        logits: of K >= 2 peers, ``(B, C)`` each; a peer's carry the gradient of its own loss alone.
+            -inf: a masked class, see :mod:`kdtasks.general.divergences`.
+        target: ``(B,)`` class numbers; -100: unlabelled, which only the peers speak about.
+
+    Returns:
+        K scalars in nats. The cross-entropy is a mean over the labelled rows, the divergence over
+        all. Half precision is raised to float32, float64 stays; zeros that still backpropagate
+        when there are no rows.
+
+    Raises:
+        ValueError: fewer than two peers, or shapes that do not fit.
+    """
+    return _with_labels(_log_probabilities(logits), target, _mean_divergence)
+
+
+def mean_posterior_losses(logits: Sequence[Tensor], target: Tensor) -> list[Tensor]:
+    """DML_e: as :func:`mutual_losses`, but KL(mean of the others' probabilities ‖ peer)."""
+    return _with_labels(_log_probabilities(logits), target, _divergence_of_mean)
+
+
+def mutual_divergences(logits: Sequence[Tensor]) -> list[Tensor]:
+    """The second half of :func:`mutual_losses`, for images without labels: ``of=('peers',)``."""
+    log_p = _log_probabilities(logits)
+    return [_mean_divergence(log_p, k) for k in range(len(log_p))]
+
+
+def peer_agreement(logits: Sequence[Tensor]) -> Tensor:
+    """Percentage of rows to which two peers give the same class, mean over all pairs of peers.
+
+    In a config an entry that only informs: ``agreement=dict(type=…, of=('peers',))``.
+    """
+    _check(logits)
+    answers = torch.stack([z.detach().argmax(1) for z in logits])
+    pairs = torch.combinations(torch.arange(len(logits), device=answers.device))
+    same = answers[pairs[:, 0]] == answers[pairs[:, 1]]
+    return 100 * same.sum() / max(same.numel(), 1)
+
+
+def sequential_step(
+    peers: Sequence[nn.Module],
+    optimizers: Sequence[torch.optim.Optimizer],
+    input: Tensor,
+    target: Tensor,
+    losses: Callable[[Sequence[Tensor], Tensor], list[Tensor]] = mutual_losses,
+) -> list[Tensor]:
+    """The paper's algorithm 1 on one batch: each peer steps in turn, and the next one learns from
+    what it thinks then.
+
+    It costs 2K - 1 forwards, of which K record a graph; BatchNorm statistics of all peers but the
+    last move twice.
+
+    Args:
+        peers: K >= 2 models, in training mode; each returns ``(B, C)`` logits.
+        optimizers: one for each.
+        input, target: the batch.
+        losses: :func:`mutual_losses` or :func:`mean_posterior_losses`.
+
+    Returns:
+        The loss of each peer as it was before its step.
+
+    Raises:
+        ValueError: not one optimizer for each peer; as ``losses``.
+    """
+    if len(peers) != len(optimizers):
+        raise ValueError(
+            f"expected an optimizer for each peer, got {len(peers)} peers and "
+            f"{len(optimizers)} optimizers"
+        )
+    logits, found = [peer(input) for peer in peers], []
+    for k, (peer, optimizer) in enumerate(zip(peers, optimizers)):
+        loss = losses(logits, target)[k]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.detach())
+        if k + 1 < len(peers):
+            with torch.no_grad():
+                logits[k] = peer(input)
+    return found
+
+
+def _with_labels(
+    log_p: list[Tensor], target: Tensor, divergence: Callable[[list[Tensor], int], Tensor]
+) -> list[Tensor]:
+    if target.shape != log_p[0].shape[:1]:
+        raise ValueError(
+            f"expected a target (B,), got target {tuple(target.shape)} and logits "
+            f"{tuple(log_p[0].shape)}"
+        )
+    labelled = (target != -100).sum().clamp(min=1)
+    return [
+        F.nll_loss(own, target, reduction="sum") / labelled + divergence(log_p, k)
+        for k, own in enumerate(log_p)
+    ]
+
+
+def _mean_divergence(log_p: list[Tensor], k: int) -> Tensor:
+    """The mean over the others of KL(other ‖ peer k)."""
+    others = [other.detach() for other in log_p[:k] + log_p[k + 1 :]]
+    return sum(_divergence(log_p[k], other) for other in others) / len(others)
+
+
+def _divergence_of_mean(log_p: list[Tensor], k: int) -> Tensor:
+    """KL(mean of the others ‖ peer k)."""
+    others = [other.detach().exp() for other in log_p[:k] + log_p[k + 1 :]]
+    return _divergence(log_p[k], (sum(others) / len(others)).log())
+
+
+def _divergence(log_own: Tensor, log_other: Tensor) -> Tensor:
+    """KL(other ‖ own), mean over rows."""
+    terms = times(log_other.exp(), log_other - log_own)
+    return terms.sum() / max(len(log_own), 1)
+
+
+def _log_probabilities(logits: Sequence[Tensor]) -> list[Tensor]:
+    _check(logits)
+    return [F.log_softmax(z, dim=1) for z in raised(*logits)]
+
+
+def _check(logits: Sequence[Tensor]) -> None:
+    shapes = [tuple(z.shape) for z in logits]
+    if len(shapes) < 2:
+        raise ValueError(
+            f"expected the logits of two peers or more, got {shapes}: one alone has nobody to "
+            "learn from (in a config: peers=[dict(type=…)])"
+        )
+    if len(set(shapes)) > 1 or len(shapes[0]) != 2:
+        raise ValueError(f"expected the peers' logits to be of one shape (B, C), got {shapes}")

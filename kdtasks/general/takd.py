@@ -1,0 +1,61 @@
+r"""Teacher Assistant Knowledge Distillation (Mirzadeh et al., arXiv 1902.03393).
+
+A student much smaller than its teacher learns less from it than from a mediocre one: networks of
+sizes between them ("assistants") pass the knowledge on. In a chain
+:math:`T \to A_1 \to \dots \to S` each hop is plain KD from the network before, with its own weights:
+
+.. math:: L = (1 - \lambda)\, \mathrm{CE}(z, y) + \lambda\, \mathrm{KD}(z, z_\mathrm{before}; T)
+
+where KD has its :math:`T^2` (:func:`kdtasks.general.kd_loss`). The paper's code divides the soft
+term by the number of classes as well, so that a :math:`\lambda` from there weighs it C times less,
+and hands on each hop's best checkpoint as the *test* images have it; here it is the last.
+
+With sizes between teacher and student there are :func:`all_paths`. The paper finds that any
+assistant helps, the longest chain most, and that of single assistants the best is the one whose
+accuracy is nearest the mean of teacher's and student's (:func:`nearest_mean`), which is not the one
+of the mean depth. A chain costs the training of its assistants: compare it with plain KD, and with
+a student that has the whole chain's budget.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+
+def all_paths(sizes: Sequence) -> list[tuple]:
+    """Every chain from the first of ``sizes`` (the teacher) to the last (the student).
+
+    Args:
+        sizes: at least two, by falling size: numbers, names, anything.
+
+    Returns:
+        2 ** (n - 2) tuples: the direct one first, then by length, the longest last; in each, the
+        order of ``sizes``.
+
+    Raises:
+        ValueError: fewer than two.
+    """
+    sizes = tuple(sizes)
+    if len(sizes) < 2:
+        raise ValueError(f"expected a teacher and a student at least, got {sizes}")
+    between = sizes[1:-1]
+    return [
+        (sizes[0], *chosen, sizes[-1])
+        for length in range(len(between) + 1)
+        for chosen in itertools.combinations(between, length)
+    ]
+
+
+def nearest_mean(accuracies: Mapping[str, float], teacher: float, student: float) -> str:
+    """The assistant whose accuracy, trained alone, is nearest the mean of the two.
+
+    Args:
+        accuracies: ``{assistant: accuracy}``; on ties the first counts.
+        teacher, student: their accuracies, alone.
+
+    Raises:
+        ValueError: there is no assistant.
+    """
+    if not accuracies:
+        raise ValueError("expected the accuracy of one assistant at least, got none")
+    mean = (teacher + student) / 2
+    return min(accuracies, key=lambda name: abs(accuracies[name] - mean))
