@@ -59,17 +59,11 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*
 
 
 def imports(source: str, module: str = "") -> tuple[set[str], set[str]]:
-    """What a file imports at its top, and inside of its functions: full names,
-    ``kdtasks.core.names.did_you_mean``.
+    """What a file imports at its top, and inside of its functions or for type checkers only: full
+    names, ``kdtasks.core.names.did_you_mean``.
     """
     tree, package = ast.parse(source), module.rpartition(".")[0]
-    functions = ast.FunctionDef | ast.AsyncFunctionDef
-    inside = {
-        id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, functions)
-        for node in ast.walk(function)
-    }
+    inside = {id(node) for part in ast.walk(tree) if _is_run_later(part) for node in ast.walk(part)}
     found = set(), set()
     for node in ast.walk(tree):
         names = []
@@ -86,6 +80,12 @@ def imports(source: str, module: str = "") -> tuple[set[str], set[str]]:
             ]
         found[id(node) in inside].update(names)
     return found
+
+
+def _is_run_later(node: ast.AST) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or (
+        isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+    )
 
 
 def own(names) -> set[str]:
@@ -131,12 +131,14 @@ def allowed(file: str) -> tuple[set[str], set[str], set[str]]:
 def test_the_reader_of_imports_reads_all_kinds():
     top, inside = imports(
         "import a.b\nfrom .c import d\nfrom .. import e\nif x:\n    import f\ndef g():\n    import "
-        "h\nclass I:\n    import j\n    def k(self): from ..l.m import n\n",
+        "h\nclass I:\n    import j\n    def k(self): from ..l.m import n\n"
+        "if TYPE_CHECKING:\n    import o\n",
         "kdtasks.task.file",
     )
     assert top == {"a.b", "kdtasks.task.c.d", "kdtasks.e", "f", "j"} and inside == {
         "h",
         "kdtasks.l.m.n",
+        "o",
     }
 
 
