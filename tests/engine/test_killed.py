@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).parent
 
 # Every run is a fork of one process that has imported all and trained nothing: a run costs what its
@@ -22,7 +24,7 @@ from small_runs import small
 import kdtasks.core.cache, kdtasks.core.files, kdtasks.engine.report, kdtasks.engine.runner
 from kdtasks.engine.run import Run
 
-root = Path({root!r})
+root, every = Path({root!r}), {every!r}
 losses = {{"loss_cls": {{"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}},
            "loss_kd": {{"type": "kdtasks.general.KDLoss", "of": ("student", "teacher")}}}}
 config = small(length={{"iterations": 1}}, checkpoint_interval={{"iterations": 1}}, losses=losses, schedule=[], cache={{"views": 1}},
@@ -72,8 +74,8 @@ def found(folder):
 
 writes = forked(root / "whole", False) - 100
 told = {{"writes": writes, "whole": found(root / "whole"), "runs": []}}
-for at in range(1, writes + 1):
-    for moment in ("inside", "after") if at < 5 or at > writes - 5 else ("inside",):
+for at in [at for at in range(1, writes + 1) if every or at < 4 or at > writes - 3 or at % 3 == 0]:
+    for moment in ("inside", "after") if at < 4 or at > writes - 3 or every else ("inside",):
         folder = root / f"{{at}}_{{moment}}"
         killed = forked(folder, False, at, moment)
         resumed = forked(folder, at % 2 == 1 or at > 2)        # a plain start, too, of what has not begun
@@ -84,8 +86,10 @@ print(json.dumps(told))
 """
 
 
-def test_a_kill_at_any_write(tmp_path):
-    script = SCRIPT.format(here=str(HERE), root=str(tmp_path))
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_kill_at_any_write(every, tmp_path):
+    """By default the first and last writes and every third between; all of them are slow."""
+    script = SCRIPT.format(here=str(HERE), root=str(tmp_path), every=every)
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
