@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.measure import SGD, Line, Step, ratio, same_work, step_times, update
+from kdtasks.classification import models
 from kdtasks.core import Distiller
 from kdtasks.core.cache import TeacherCache
-from kdtasks.general import KDLoss, models
+from kdtasks.general import KDLoss
 
 # temperature; weights of cross-entropy, soft targets, each feature
 T, HARD, SOFT, HINT = 4.0, 0.1, 0.9, 0.5

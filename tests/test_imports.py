@@ -491,7 +491,7 @@ def test_public_names_of_the_core():
     core = importlib.import_module("kdtasks.core")
     for name in core.__all__:
         assert getattr(core, name).__module__.startswith("kdtasks.core."), name
-    assert {"Distiller", "Stage", "Teacher", "Taps", "Linear", "Cosine", "Steps"} <= set(
+    assert {"Distiller", "Stage", "Teacher", "FeatureRecorder", "Linear", "Cosine", "Steps"} <= set(
         core.__all__
     )
     first = list(inspect.signature(core.Distiller).parameters)

@@ -1,12 +1,16 @@
 """A frozen model that teaches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdtasks.core.names import PEERS
+
+# names of a step that a teacher cannot have
+RESERVED = (PEERS, "input", "target", "index", "labelled")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -128,3 +132,43 @@ class Teacher(nn.Module):
 
     def __deepcopy__(self, memo) -> "Teacher":
         return self
+
+
+class Teachers(nn.ModuleDict):
+    """Teachers by name; a plain model that is put here is frozen as a :class:`Teacher`."""
+
+    def add_module(self, name: str, module: nn.Module) -> None:
+        """Add a teacher."""
+        super().add_module(name, module if isinstance(module, Teacher) else Teacher(module))
+
+    def __setattr__(self, name: str, value) -> None:
+        plain = isinstance(value, nn.Module) and not isinstance(value, Teacher)
+        super().__setattr__(name, Teacher(value) if plain else value)
+
+
+def check_teachers(teachers: Mapping[str, nn.Module], learners: Mapping[str, nn.Module]) -> None:
+    """Check the names of teachers, and that no learner shares a parameter with one.
+
+    Args:
+        teachers: by name, models or :class:`Teacher`.
+        learners: the student and its peers, by role.
+
+    Raises:
+        ValueError: a name that something else has, or that is no identifier; a shared parameter.
+    """
+    frozen = {}
+    for name, teacher in teachers.items():
+        if name in (*learners, *RESERVED) or not name.isidentifier():
+            raise ValueError(
+                f"a teacher cannot be called {name!r}: expected an identifier that names nothing "
+                "else"
+            )
+        model = teacher.model if isinstance(teacher, Teacher) else teacher
+        frozen |= {id(parameter): name for parameter in model.parameters()}
+    for role, model in learners.items():
+        for path, parameter in model.named_parameters():
+            if id(parameter) in frozen:
+                raise ValueError(
+                    f"{role} and {frozen[id(parameter)]} share the parameter {path!r}, and a "
+                    "teacher is frozen: give the teacher a copy (copy.deepcopy)"
+                )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.core import Distiller
-from kdtasks.core.features import Taps
+from kdtasks.core.recorder import FeatureRecorder
 from kdtasks.detection import detectors
 
 TAPPED = {
@@ -510,7 +510,7 @@ class DetectionDistiller(Distiller):
 
     def _taps_of(
         self, role: str, needed: Sequence[str], wanted: Sequence[str], call: Callable
-    ) -> Taps:
+    ) -> FeatureRecorder:
         """A forward that records the submodules that are needed here or wanted; made once."""
         facts, key = self.facts(role), ("taps", *wanted)
         if key not in facts:
@@ -518,7 +518,7 @@ class DetectionDistiller(Distiller):
             paths = [
                 name.removeprefix(f"{role}.") for name in wanted if name.split("@")[0] in modules
             ]
-            facts[key] = Taps(self.model(role), [*needed, *paths], call)
+            facts[key] = FeatureRecorder(self.model(role), [*needed, *paths], call)
         return facts[key]
 
 

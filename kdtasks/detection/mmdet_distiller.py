@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.core import Distiller, Teacher
-from kdtasks.core.features import Taps
+from kdtasks.core.recorder import FeatureRecorder
 from kdtasks.core.trial import tried
 from kdtasks.detection.detectors import replaced
 
@@ -221,7 +221,7 @@ class MMDetDistiller(Distiller):
             paths = [
                 name.removeprefix(f"{role}.") for name in wanted if name.split("@")[0] in modules
             ]
-            facts[key] = Taps(self.model(role), paths, call)
+            facts[key] = FeatureRecorder(self.model(role), paths, call)
         output, values = facts[key](images, also)
         return output, {f"{role}.{path}": value for path, value in values.items()}
 

@@ -56,7 +56,7 @@ class IncrementalDistiller(Distiller):
         if any(name not in found for name in rest) or (
             role not in found and any(not _of_target(name) for name in own)
         ):
-            found = self.run(role, self._value(batch, "input", role), rest)
+            found = self.run(role, self.read(batch, "input", role), rest)
         for name in own:
             found[name] = (
                 self._target(name, batch)
@@ -79,7 +79,7 @@ class IncrementalDistiller(Distiller):
         return blocks[:-1] if what == "old_heads" else blocks
 
     def _target(self, name: str, batch: Mapping[str, object]) -> Tensor:
-        target = self._value(batch, "target", name)
+        target = self.read(batch, "target", name)
         old = self.head("student").old
         return (
             target if name == "target.all" else torch.where(target >= old, target - old, UNLABELLED)

@@ -57,10 +57,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdtasks.core.features import Taps, map_tensors, module_paths
 from kdtasks.core.layouts import check_channels_first, to_nchw
 from kdtasks.core.names import did_you_mean, split_call
+from kdtasks.core.outputs import map_tensors
 from kdtasks.core.precision import raised
+from kdtasks.core.recorder import FeatureRecorder, module_paths
 from kdtasks.core.trial import tried
 from kdtasks.general.divergences import binary_cross_entropy_terms, times
 from kdtasks.incremental.distiller import IncrementalDistiller
@@ -347,7 +348,7 @@ class LwMDistiller(IncrementalDistiller):
     def _is_short(self, role: str, batch: Mapping[str, object]) -> bool:
         facts = self.facts(role)
         if "short" not in facts:
-            short = self._find_short(role, self._value(batch, "input", role))
+            short = self._find_short(role, self.read(batch, "input", role))
             if not short and (self.fast or self._compile):
                 given = f"fast={self.fast}" if self.fast else f"compile={self._compile}"
                 raise ValueError(
@@ -366,7 +367,7 @@ class LwMDistiller(IncrementalDistiller):
         if isinstance(input, Tensor):
             input = input[:8] if len(input) > 1 else torch.rand(2, *input.shape[1:]).to(input)
         model = self.model(role)
-        taps = Taps(model, [self.attention], model if role == "student" else self.teachers[role])
+        taps = FeatureRecorder(model, [self.attention], model if role == "student" else self.teachers[role])
         with tried(model, training=role == "student"):
             logits, values = taps(input)
             activation = values[self.attention]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from kdtasks.core import Distiller, Taps
+from kdtasks.core import Distiller, FeatureRecorder
 from kdtasks.core.layouts import check_channels_first, pair_to_nchw, to_nchw
 from kdtasks.detection import HintLoss
 from kdtasks.super_resolution.fakd import AffinityLoss
@@ -42,7 +42,7 @@ def models():
 
 def features(models, name, rows=2, side=64):
     model, path = models[name]
-    return Taps(model, [path])(
+    return FeatureRecorder(model, [path])(
         torch.randn(rows, 3, side, side, generator=torch.Generator().manual_seed(1))
     )[1][path]
 

@@ -652,12 +652,9 @@ def taken(detector, data, names, indices=(0, 1)):
     kept = {}
     distiller = detector.distiller
     supplied = {name for role in distiller.roles for name in distiller.names(role)}
-    distiller._terms["seen"] = (
-        lambda *tensors: torch.zeros(()),
-        tuple(name for name in names if name in supplied),
-        1.0,
-    )
-    distiller._find_turns()
+    readers = {name: term.of for name, term in distiller.terms.items()}
+    readers["seen"] = [name for name in names if name in supplied]
+    distiller.plan(distiller.list_names(), readers)
     original = distiller.outputs
 
     def outputs(role, batch, wanted):
@@ -669,8 +666,8 @@ def taken(detector, data, names, indices=(0, 1)):
     try:
         losses = detector(inputs, samples, mode="loss")
     finally:
-        del distiller.__dict__["outputs"], distiller._terms["seen"]
-    return {name: value for name, value in losses.items() if name != "seen"}, kept
+        del distiller.__dict__["outputs"]
+    return losses, kept
 
 
 # Tests --------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from kdtasks.core import Teacher
-from kdtasks.core.features import module_paths
 from kdtasks.core.names import did_you_mean
+from kdtasks.core.recorder import module_paths
 from kdtasks.incremental.gd import CurrentTeacherLoss, GlobalDistillationLoss
 from kdtasks.incremental.plugin.base import OldModelPlugin, check_one_head, class_places
 from kdtasks.incremental.sampling import coreset_indices, coreset_quota, sample_external, scores_of

@@ -5,9 +5,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from kdtasks.core.features import check_gradient, module_paths
 from kdtasks.core.layouts import check_channels_first, to_nchw
 from kdtasks.core.names import did_you_mean
+from kdtasks.core.recorder import check_gradient, module_paths
 from kdtasks.incremental.lwm import grad_cam, lwm_attention_loss, lwm_distill_bce
 from kdtasks.incremental.plugin.base import OldModelPlugin, check_one_head
 

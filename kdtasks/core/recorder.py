@@ -5,16 +5,17 @@ import copy
 import functools
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from kdtasks.core.names import did_you_mean, split_call
+from kdtasks.core.outputs import map_tensors, tensors_in
 
 
-class Taps:
+class FeatureRecorder:
     """The function ``input -> (output, {path: value})`` of one model and a few of its submodules.
 
     While it runs, each tapped submodule's ``forward`` is replaced, on the instance, by one that
@@ -63,7 +64,7 @@ class Taps:
         self._run = _compiled(call or model, compile) if compile else call or model
 
     def __deepcopy__(self, memo):
-        return Taps(
+        return FeatureRecorder(
             copy.deepcopy(self.model, memo),
             self.paths,
             copy.deepcopy(self.call, memo),
@@ -194,7 +195,7 @@ def check_gradient(path: str, module: nn.Module) -> None:
 
 
 def module_paths(model: nn.Module) -> list[str]:
-    """Every path that :class:`Taps` accepts for ``model``, in the order of definition."""
+    """Every path that :class:`FeatureRecorder` accepts for ``model``, in the order of definition."""
     return [path for path, _ in model.named_modules(remove_duplicate=False) if path]
 
 
@@ -240,36 +241,8 @@ def _nothing_compiled():
     )
 
 
-def map_tensors(function: Callable, value):
-    """``function`` on every tensor of a tensor, tuple, list or dict."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, dict):
-        return type(value)((key, map_tensors(function, item)) for key, item in value.items())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        items = [map_tensors(function, item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
-
-
-def entries_of(output) -> dict[str, object]:
-    """What a tuple, list or dict has, by index (``'0'``, ``'-1'``), key or field; nothing of a
-    tensor or of another object.
-    """
-    if isinstance(output, Mapping):
-        return {str(key): value for key, value in output.items()}
-    if not isinstance(output, tuple | list):
-        return {}
-    fields = dict(zip(getattr(output, "_fields", ()), output))
-    return fields | {str(k): output[k] for k in range(-len(output), len(output))}
-
-
 def _versions(value) -> tuple[int, ...]:
     """The in-place counters of the tensors of a value; -1 for a tensor of inference mode, which has
     none.
     """
-    if isinstance(value, Tensor):
-        return (-1 if value.is_inference() else value._version,)
-    found = []
-    map_tensors(lambda tensor: found.extend(_versions(tensor)) or tensor, value)
-    return tuple(found)
+    return tuple(-1 if t.is_inference() else t._version for t in tensors_in(value))

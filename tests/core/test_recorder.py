@@ -1,4 +1,4 @@
-"""Taps: each value as its submodule returned it, and nothing left behind; compiled or not."""
+"""FeatureRecorder: each value as its submodule returned it, and nothing left behind; compiled or not."""
 
 import copy
 import gc
@@ -11,8 +11,8 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torchvision.models import resnet18
 
-from kdtasks.core import Taps
-from kdtasks.core.features import module_paths
+from kdtasks.core import FeatureRecorder
+from kdtasks.core.recorder import module_paths
 
 Pair = namedtuple("Pair", "first second")
 
@@ -88,7 +88,7 @@ def test_values_of_resnet18_are_those_before_its_in_place_relu_and_addition():
     paths = ["bn1", "layer1.0.bn2", "layer2.0.downsample", "layer3", "fc"]
     for training in (False, True, True, False):
         model.train(training)
-        output, values = Taps(model, paths)(x)
+        output, values = FeatureRecorder(model, paths)(x)
         again = copy.deepcopy(model)
         expected, oracle = hooked(model.eval() if not training else model, paths, x)
         assert list(values) == paths and untouched(again)
@@ -107,7 +107,7 @@ def test_values_of_resnet18_are_those_before_its_in_place_relu_and_addition():
 @pytest.mark.parametrize("training", [True, False])
 def test_every_run_gives_the_values_and_the_gradients_of_cloning_hooks(training):
     model = Net().train(training)
-    other, taps = copy.deepcopy(model), Taps(model, PATHS)
+    other, taps = copy.deepcopy(model), FeatureRecorder(model, PATHS)
     # the first run probes, the others know what to copy
     for rows in (2, 2, 3):
         x = image(rows)
@@ -128,7 +128,7 @@ def test_every_run_gives_the_values_and_the_gradients_of_cloning_hooks(training)
 
 
 def test_only_what_the_model_changes_is_copied_after_the_first_run():
-    taps = Taps(Net(), ["block1.conv2", "fc"])
+    taps = FeatureRecorder(Net(), ["block1.conv2", "fc"])
     outputs = [taps(image()) for _ in range(2)]
     assert outputs[1][1]["fc"] is outputs[1][0]  # no copy
     assert taps._changed[True] == {"block1.conv2"}
@@ -142,7 +142,7 @@ def test_a_value_that_is_changed_in_place_only_later_is_an_error_not_a_wrong_val
 
     model = Sometimes(nn.Linear(2, 2))
     model.late = False
-    taps = Taps(model, ["0"])
+    taps = FeatureRecorder(model, ["0"])
     taps(torch.randn(1, 2))
     model.late = True
     with pytest.raises(ValueError, match=r"'0'.*in place"):
@@ -151,7 +151,7 @@ def test_a_value_that_is_changed_in_place_only_later_is_an_error_not_a_wrong_val
 
 def test_a_first_run_in_inference_mode_decides_nothing():
     model, x = Net().eval(), image()
-    taps = Taps(model, PATHS)
+    taps = FeatureRecorder(model, PATHS)
     with torch.inference_mode():
         _, first = taps(x)
     _, second = taps(x)
@@ -177,24 +177,24 @@ def test_a_module_that_runs_twice_needs_the_number_of_the_call():
     model, x = Twice(), torch.randn(2, 4)
     first = model.fc(x)
     last = model.fc(first + 1)
-    _, values = Taps(model, ["fc@0", "fc@1", "fc@-1", "fc@-2"])(x)
+    _, values = FeatureRecorder(model, ["fc@0", "fc@1", "fc@-1", "fc@-2"])(x)
     assert [
         torch.equal(values[f"fc@{k}"], v)
         for k, v in ((0, first), (1, last), (-1, last), (-2, first))
     ] == [True] * 4
     with pytest.raises(ValueError, match=r"'fc' ran 2 times.*'fc@0' to 'fc@1'.*'fc@-1'"):
-        Taps(model, ["fc"])(x)
+        FeatureRecorder(model, ["fc"])(x)
     with pytest.raises(ValueError, match=r"'fc@2'.*2 times.*no call 2"):
-        Taps(model, ["fc@2"])(x)
+        FeatureRecorder(model, ["fc@2"])(x)
     with pytest.raises(ValueError, match=r"after '@' comes the number"):
-        Taps(model, ["fc@last"])
+        FeatureRecorder(model, ["fc@last"])
     assert untouched(model)
 
 
 def test_one_module_under_two_paths_counts_all_its_runs_under_each():
     model, x = Twice(), torch.randn(2, 4)
     model.alias = model.fc
-    taps = Taps(model, ["fc@0", "alias@1"])
+    taps = FeatureRecorder(model, ["fc@0", "alias@1"])
     for _ in range(2):
         output, values = taps(x)
         assert torch.equal(values["fc@0"], model.fc(x)) and torch.equal(values["alias@1"], output)
@@ -203,14 +203,14 @@ def test_one_module_under_two_paths_counts_all_its_runs_under_each():
 
 def test_a_module_that_does_not_run_is_an_error():
     with pytest.raises(ValueError, match=r"'unused' gave no value.*Twice"):
-        Taps(Twice(), ["unused"])(torch.randn(2, 4))
+        FeatureRecorder(Twice(), ["unused"])(torch.randn(2, 4))
 
 
 def test_an_unknown_path_is_an_error_at_once_with_the_nearest():
     with pytest.raises(ValueError, match=r"no submodule 'block1.nrom'; did you mean 'block1.norm'"):
-        Taps(Net(), ["block1.nrom"])
+        FeatureRecorder(Net(), ["block1.nrom"])
     with pytest.raises(ValueError, match=r"no submodule"):
-        Taps(resnet18(), ["layer1.0.downsample"])  # registered, but None
+        FeatureRecorder(resnet18(), ["layer1.0.downsample"])  # registered, but None
 
 
 def test_nested_outputs_keep_their_structure_and_their_values():
@@ -230,7 +230,7 @@ def test_nested_outputs_keep_their_structure_and_their_values():
             return out["b"].first
 
     x = torch.randn(3)
-    taps = Taps(Model(), ["heads"])
+    taps = FeatureRecorder(Model(), ["heads"])
     for _ in range(2):
         output, values = taps(x)
         found = values["heads"]
@@ -247,7 +247,7 @@ def test_nested_outputs_keep_their_structure_and_their_values():
 
 def test_an_exception_in_the_model_leaves_nothing_behind():
     model = Net()
-    taps = Taps(model, PATHS)
+    taps = FeatureRecorder(model, PATHS)
     for _ in range(2):
         with pytest.raises(RuntimeError):
             taps(torch.randn(2, 7, 6, 6))  # wrong channels
@@ -257,7 +257,7 @@ def test_an_exception_in_the_model_leaves_nothing_behind():
 
 def test_a_forward_of_the_users_own_is_called_and_put_back():
     model, x = Net(), image()
-    taps = Taps(model, ["fc"])
+    taps = FeatureRecorder(model, ["fc"])
     taps(x)
     # after the first run
     own = model.fc.forward = lambda value: value.new_ones(len(value), 5)
@@ -269,7 +269,7 @@ def test_a_forward_of_the_users_own_is_called_and_put_back():
 
 def test_a_head_that_was_replaced_after_construction_is_the_one_that_is_read():
     model, x = Net(), image()
-    taps = Taps(model, ["fc", "block1.conv2"])
+    taps = FeatureRecorder(model, ["fc", "block1.conv2"])
     taps(x)
     model.fc = nn.Linear(3, 9)
     output, values = taps(x)
@@ -284,7 +284,7 @@ def test_a_head_that_was_replaced_after_construction_is_the_one_that_is_read():
 
 def test_a_copy_carries_nothing_and_reads_its_own_model():
     model, x = Net(), image()
-    taps = Taps(model, PATHS)
+    taps = FeatureRecorder(model, PATHS)
     taps(x)
     clone, other = copy.deepcopy(model), copy.deepcopy(taps)
     assert untouched(clone) and other.model is not model
@@ -295,7 +295,7 @@ def test_a_copy_carries_nothing_and_reads_its_own_model():
 
 
 def test_nothing_keeps_a_value_alive_after_its_step():
-    taps = Taps(Net(), PATHS)
+    taps = FeatureRecorder(Net(), PATHS)
     gc.disable()
     try:
         for _ in range(2):
@@ -309,7 +309,7 @@ def test_nothing_keeps_a_value_alive_after_its_step():
 
 def test_the_wrapper_is_called_and_the_model_is_read():
     model, x = Net(), image()
-    output, values = Taps(model, ["fc"], call=lambda x: (model(x * 2), "more"))(x)
+    output, values = FeatureRecorder(model, ["fc"], call=lambda x: (model(x * 2), "more"))(x)
     assert output[1] == "more" and torch.equal(values["fc"], output[0])
 
 
@@ -336,7 +336,7 @@ def test_compiled_taps_equal_the_eager_ones_validation_first_other_batch_sizes_a
     before,
 ):
     model, counter = Net(), CompileCounter()
-    reference = Taps(copy.deepcopy(model), PATHS)
+    reference = FeatureRecorder(copy.deepcopy(model), PATHS)
     plain = torch.compile(model, backend="eager") if before == "torch.compile" else model
     if before == "Module.compile":
         model.compile(backend="eager")
@@ -344,7 +344,7 @@ def test_compiled_taps_equal_the_eager_ones_validation_first_other_batch_sizes_a
         model.block1.compile(backend="eager")
     plain.eval()(image())
     reference.model.load_state_dict(model.state_dict())
-    taps = Taps(model, PATHS, compile={"backend": counter})
+    taps = FeatureRecorder(model, PATHS, compile={"backend": counter})
     for training in (False, True, False, True):
         model.train(training), reference.model.train(training)
         for rows in (2, 2, 3, 5, 2):
@@ -369,12 +369,12 @@ def test_taps_on_a_model_that_was_compiled_before_are_not_dropped_without_compil
         lambda m: m.compile(backend="eager") or m,
     ):
         model = Net()
-        reference = Taps(copy.deepcopy(model), PATHS)
+        reference = FeatureRecorder(copy.deepcopy(model), PATHS)
         compiled = compile_it(model)
         for _ in range(2):
             compiled(image())
         reference.model.load_state_dict(model.state_dict())
-        taps = Taps(model, PATHS)
+        taps = FeatureRecorder(model, PATHS)
         for rows in (2, 3):
             compare(taps, reference, image(rows))
 
@@ -383,8 +383,8 @@ def test_compiled_models_of_one_class_do_not_share_their_taps():
     for paths in ([["fc"], ["block2", "fc"], []], [[], ["block1.norm"], ["block1.conv2"]]):
         for k, mine in enumerate(paths):
             model = Net()
-            reference = Taps(copy.deepcopy(model), mine)
-            taps = Taps(model, mine, compile={"backend": "eager"})
+            reference = FeatureRecorder(copy.deepcopy(model), mine)
+            taps = FeatureRecorder(model, mine, compile={"backend": "eager"})
             for _ in range(3):
                 x = image()
                 (output, values), (expected, oracle) = taps(x), reference(x)
@@ -395,7 +395,7 @@ def test_compiled_models_of_one_class_do_not_share_their_taps():
 def test_more_units_than_torch_compiles_versions_of_a_function_are_all_compiled():
     for _ in range(torch._dynamo.config.recompile_limit + 2):
         counter, x = CompileCounter(), torch.randn(2, 3)
-        taps = Taps(nn.Sequential(nn.Linear(3, 3)), ["0"], compile={"backend": counter})
+        taps = FeatureRecorder(nn.Sequential(nn.Linear(3, 3)), ["0"], compile={"backend": counter})
         for _ in range(2):
             output, values = taps(x)
             assert torch.equal(values["0"], output)
@@ -406,7 +406,7 @@ def test_two_compiled_sets_of_taps_on_one_model_do_not_disturb_each_other():
     model = Net()
     reference = copy.deepcopy(model)
     first, second = (
-        Taps(model, paths, compile={"backend": "eager"})
+        FeatureRecorder(model, paths, compile={"backend": "eager"})
         for paths in (["fc"], ["block1.norm", "fc"])
     )
     for _ in range(3):
@@ -419,7 +419,7 @@ def test_two_compiled_sets_of_taps_on_one_model_do_not_disturb_each_other():
 
 def test_compiled_taps_read_a_replaced_head():
     model, x = Net(), image()
-    taps = Taps(model, ["fc"], compile={"backend": "eager"})
+    taps = FeatureRecorder(model, ["fc"], compile={"backend": "eager"})
     for _ in range(3):
         taps(x)
     model.fc = nn.Linear(3, 9)
@@ -430,12 +430,12 @@ def test_compiled_taps_read_a_replaced_head():
 
 def test_compiled_calls_by_number_and_errors():
     model, x = Twice(), torch.randn(2, 4)
-    taps = Taps(model, ["fc@0", "fc@-1"], compile={"backend": "eager"})
+    taps = FeatureRecorder(model, ["fc@0", "fc@-1"], compile={"backend": "eager"})
     for _ in range(3):
         output, values = taps(x)
         assert torch.equal(values["fc@0"], model.fc(x)) and torch.equal(values["fc@-1"], output)
     with pytest.raises(ValueError, match=r"'fc' ran 2 times"):
-        Taps(model, ["fc"], compile={"backend": "eager"})(x)
+        FeatureRecorder(model, ["fc"], compile={"backend": "eager"})(x)
 
 
 def test_a_graph_break_in_the_model_costs_speed_not_values():
@@ -447,15 +447,15 @@ def test_a_graph_break_in_the_model_costs_speed_not_values():
             return self.fc(self.flatten(self.pool(x)))
 
     model = Broken()
-    reference = Taps(copy.deepcopy(model), PATHS)
-    taps = Taps(model, PATHS, compile={"backend": "eager"})
+    reference = FeatureRecorder(copy.deepcopy(model), PATHS)
+    taps = FeatureRecorder(model, PATHS, compile={"backend": "eager"})
     for rows in (2, 2, 3, 2):
         compare(taps, reference, image(rows))
     assert untouched(model)
 
 
 def test_nothing_compiled_keeps_a_value_alive():
-    taps = Taps(Net(), PATHS, compile={"backend": "eager"})
+    taps = FeatureRecorder(Net(), PATHS, compile={"backend": "eager"})
     for _ in range(3):
         taps(image())
     output, values = taps(image())
@@ -467,8 +467,8 @@ def test_nothing_compiled_keeps_a_value_alive():
 
 def test_inductor_gives_the_eager_values_and_gradients():
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(inplace=True), nn.Linear(8, 5)).double()
-    reference = Taps(copy.deepcopy(model), ["0", "2"])
-    taps = Taps(model, ["0", "2"], compile=True)
+    reference = FeatureRecorder(copy.deepcopy(model), ["0", "2"])
+    taps = FeatureRecorder(model, ["0", "2"], compile=True)
     for training in (False, True):  # validate first
         model.train(training)
         for rows in (2, 2):
@@ -502,8 +502,8 @@ class Checkpointed(nn.Module):
 def test_a_tap_inside_of_reentrant_checkpointing_is_an_error_that_names_it(how, path):
     model, x = Checkpointed(how, True), torch.randn(2, 4)
     for taps in (
-        Taps(model, [path]),
-        Taps(copy.deepcopy(model), [path], compile={"backend": "eager"}),
+        FeatureRecorder(model, [path]),
+        FeatureRecorder(copy.deepcopy(model), [path], compile={"backend": "eager"}),
     ):
         for _ in range(2):
             with pytest.raises(
@@ -514,8 +514,8 @@ def test_a_tap_inside_of_reentrant_checkpointing_is_an_error_that_names_it(how, 
                 taps(x)
     with torch.no_grad():
         # as a teacher's, it is right
-        assert Taps(model, [path])(x)[1][path].shape == (2, 5)
-    assert Taps(model, ["after"])(x)[1]["after"].requires_grad
+        assert FeatureRecorder(model, [path])(x)[1][path].shape == (2, 5)
+    assert FeatureRecorder(model, ["after"])(x)[1]["after"].requires_grad
 
 
 @pytest.mark.parametrize("how", ["one", "sequential"])
@@ -523,7 +523,7 @@ def test_a_tap_inside_of_reentrant_checkpointing_is_an_error_that_names_it(how, 
 def test_other_checkpointing_gives_the_value_of_the_first_forward_once_and_its_gradient(how, path):
     model, x = Checkpointed(how, False), torch.randn(2, 4)
     plain = copy.deepcopy(model)
-    taps = Taps(model, [path])
+    taps = FeatureRecorder(model, [path])
     for _ in range(3):
         torch.manual_seed(1)
         output, values = taps(x)
@@ -548,7 +548,7 @@ def test_timms_own_checkpointing_stays_right():
     model.set_grad_checkpointing(True)
     results = []
     for network in (model, plain):
-        output, values = Taps(network, ["blocks.0", "blocks.1.mlp"])(x)
+        output, values = FeatureRecorder(network, ["blocks.0", "blocks.1.mlp"])(x)
         (output.sum() + sum(value.square().mean() for value in values.values())).backward()
         results.append([output, *values.values(), *(p.grad for p in network.parameters())])
     for a, b in zip(*results):
@@ -572,6 +572,6 @@ def test_a_part_that_runs_without_gradient_must_be_frozen():
         match=r"'trunk.0' runs without gradient, since the model itself "
         r"switches it off",
     ):
-        Taps(model, ["trunk.0"])(x)
+        FeatureRecorder(model, ["trunk.0"])(x)
     model.trunk.requires_grad_(False)
-    assert set(Taps(model, ["trunk.0", "trunk", "head"])(x)[1]) == {"trunk.0", "trunk", "head"}
+    assert set(FeatureRecorder(model, ["trunk.0", "trunk", "head"])(x)[1]) == {"trunk.0", "trunk", "head"}
