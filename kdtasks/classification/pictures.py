@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kdtasks.core.choices import evenly_spaced
 from kdtasks.images.display import pictures_of
 
 
@@ -274,7 +275,9 @@ def _gallery(groups, models: Mapping[str, Answers], names, images, colors):
 
     columns = 8 if max(map(len, names)) <= 8 else 6
     groups = [
-        (text, _spread(chosen, rows * columns)) for text, chosen, rows in groups if len(chosen)
+        (text, chosen[evenly_spaced(len(chosen), rows * columns)])
+        for text, chosen, rows in groups
+        if len(chosen)
     ]
     cell = 10.4 / columns
     height = cell * 0.78 + 0.17 * (1 + len(models)) + 0.16
@@ -317,13 +320,6 @@ def _gallery(groups, models: Mapping[str, Answers], names, images, colors):
                 )
         y -= -(-len(chosen) // columns) * height + 0.05
     return figure
-
-
-def _spread(chosen: Tensor, count: int) -> Tensor:
-    """At most ``count`` of ``chosen``, evenly spaced, in their order."""
-    if len(chosen) <= count:
-        return chosen
-    return chosen[torch.arange(count) * len(chosen) // count]
 
 
 def _dark(color: str) -> str:

@@ -1,4 +1,4 @@
-"""Outputs of submodules by dotted path, taken during one forward and gone after it."""
+"""Outputs of submodules by dotted path, recorded during one forward."""
 
 import contextlib
 import copy
@@ -18,10 +18,10 @@ from kdtasks.core.outputs import map_tensors, tensors_in
 class FeatureRecorder:
     """The function ``input -> (output, {path: value})`` of one model and a few of its submodules.
 
-    While it runs, each tapped submodule's ``forward`` is replaced, on the instance, by one that
+    While it runs, the ``forward`` of each named submodule is replaced, on the instance, by one that
     also records its result; afterwards the model is as it was, so a copy of it carries nothing.
     Registered hooks are not used: ``torch.compile`` does not guard on them, and silently drops
-    those that were not there when it first traced. A replaced ``forward`` it does guard on, through
+    those that were not there when it first traced. It does guard on a replaced ``forward``, through
     recompilation and graph breaks.
 
     A value that the model later changes in place (a ReLU with ``inplace=True``, ``x += y``) is kept
@@ -53,13 +53,14 @@ class FeatureRecorder:
         self.paths = {path: split_call(path) for path in dict.fromkeys(paths)}
         for path, (module_path, _) in self.paths.items():
             _submodule(model, module_path, path)
-        self._tapped = list(dict.fromkeys(module_path for module_path, _ in self.paths.values()))
+        self._recorded = list(dict.fromkeys(module_path for module_path, _ in self.paths.values()))
         self._seen: dict[str, list] = {}
         self._recorders: dict[str, tuple[nn.Module, Callable | None, Callable]] = {}
-        # mode -> the tapped modules whose values are changed in place
+        # mode -> the recorded modules whose values are changed in place
         self._changed: dict[bool, set[str]] = {}
-        self._copied: set[str] = set()  # those that this run copies
-        # whether values of this run may be trained by
+        # the modules whose values this run copies
+        self._copied: set[str] = set()
+        # whether this run records a graph
         self._gradients = False
         self._run = _compiled(call or model, compile) if compile else call or model
 
@@ -74,14 +75,14 @@ class FeatureRecorder:
     def __call__(self, *args, **kwargs) -> tuple[object, dict[str, Tensor]]:
         """Run the model once; return its output and the value at each path."""
         mode = self.model.training
-        # no change can be seen there
+        # in-place changes cannot be seen in these modes
         blind = torch.is_inference_mode_enabled() or torch.compiler.is_compiling()
         probing = blind or mode not in self._changed
-        self._copied = set(self._tapped) if probing else self._changed[mode]
+        self._copied = set(self._recorded) if probing else self._changed[mode]
         self._gradients = torch.is_grad_enabled()
         replaced = []
         try:
-            for path in self._tapped:
+            for path in self._recorded:
                 module = _submodule(self.model, path, path)
                 own = module.__dict__.get("forward")
                 replaced.append((module, own))
@@ -100,33 +101,32 @@ class FeatureRecorder:
             self._seen.clear()
 
     def _recorder(self, path: str, module: nn.Module, own: Callable | None) -> Callable:
-        """The recorder of a tapped module; another one only when the module is (a grown head), or
-        its own ``forward``.
+        """The recording ``forward`` of a module; kept until the module (a grown head) or its own
+        ``forward`` is replaced.
         """
-        known = self._recorders.get(path)
-        if known is None or known[0] is not module or known[1] is not own:
-            forward, seen = module.forward, self._seen
+        kept = self._recorders.get(path)
+        if kept is None or kept[0] is not module or kept[1] is not own:
+            kept = self._recorders[path] = (module, own, self._make_recorder(path, module))
+        return kept[2]
 
-            def recording(*args, **kwargs):
-                output = forward(*args, **kwargs)
-                if (
-                    self._gradients
-                    and not torch.is_grad_enabled()
-                    and not torch.compiler.is_compiling()
-                ):
-                    check_gradient(path, module)
-                kept = map_tensors(torch.clone, output) if path in self._copied else output
-                seen.setdefault(path, []).append(
-                    (kept, output, () if torch.compiler.is_compiling() else _versions(output))
-                )
-                return output
+    def _make_recorder(self, path: str, module: nn.Module) -> Callable:
+        forward, seen = module.forward, self._seen
 
-            self._recorders[path] = known = (module, own, recording)
-        return known[2]
+        def record(*args, **kwargs):
+            output = forward(*args, **kwargs)
+            compiling = torch.compiler.is_compiling()
+            if self._gradients and not torch.is_grad_enabled() and not compiling:
+                check_gradient(path, module)
+            value = map_tensors(torch.clone, output) if path in self._copied else output
+            versions = () if compiling else _versions(output)
+            seen.setdefault(path, []).append((value, output, versions))
+            return output
+
+        return record
 
     def _check_changed(self, mode: bool) -> None:
-        """Find out what the model changed in place, the first time; see that it is the same, from
-        then on.
+        """On the first run in a mode, note which values the model changed in place; later, check
+        that there are no others.
         """
         changed = {
             path
@@ -136,10 +136,8 @@ class FeatureRecorder:
         }
         if not changed <= self._changed.setdefault(mode, changed):
             raise ValueError(
-                f"{sorted(changed - self._changed[mode])}: the model changed this "
-                "value in place, "
-                "as it did not do in the first run in this mode; make that operation "
-                "out of place"
+                f"{sorted(changed - self._changed[mode])}: the model changed this value in place, "
+                "as it did not in the first run in this mode; make that operation out of place"
             )
 
     def _collect(self) -> dict[str, Tensor]:
@@ -148,15 +146,13 @@ class FeatureRecorder:
             calls = self._seen.get(module_path, [])
             if not calls:
                 raise ValueError(
-                    f"{path!r} gave no value: this submodule of "
-                    f"{type(self.model).__name__} does not run "
-                    "in the forward (or is reached without being called)"
+                    f"{path!r} gave no value: this submodule of {type(self.model).__name__} does "
+                    "not run in the forward (or is reached without being called)"
                 )
             if call is None and len(calls) > 1:
                 raise ValueError(
-                    f"{path!r} ran {len(calls)} times in one forward: say which call, "
-                    f"'{path}@0' to '{path}@{len(calls) - 1}', or '{path}@-1' for the "
-                    "last"
+                    f"{path!r} ran {len(calls)} times in one forward: say which call, '{path}@0' "
+                    f"to '{path}@{len(calls) - 1}', or '{path}@-1' for the last"
                 )
             if call is not None and not -len(calls) <= call < len(calls):
                 raise ValueError(
@@ -167,30 +163,28 @@ class FeatureRecorder:
 
 
 def check_gradient(path: str, module: nn.Module) -> None:
-    """Called where a submodule of a model that learns runs with gradients off.
+    """Check a submodule of a model that learns, while it runs with gradients off.
 
     Raises:
-        ValueError: a loss of what it gives would train nothing: it runs inside of an autograd
-            function, as reentrant gradient checkpointing calls it, or has parameters that want a
-            gradient. A frozen part may run so.
+        ValueError: a loss of its output would train nothing: it runs inside an autograd function,
+            as reentrant gradient checkpointing calls it, or has parameters that need a gradient. A
+            frozen part may run so.
     """
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "forward" and isinstance(frame.f_locals.get("ctx"), FunctionCtx):
             raise ValueError(
-                f"{path!r} is inside gradient checkpointing (use_reentrant=True), "
-                "where what it gives has no "
-                "gradient, so that a loss of it would train nothing: use "
+                f"{path!r} is inside gradient checkpointing (use_reentrant=True), where its output "
+                "has no gradient, so that a loss of it would train nothing: use "
                 "use_reentrant=False, or a module outside"
             )
         frame = frame.f_back
     if any(parameter.requires_grad for parameter in module.parameters()):
         raise ValueError(
-            f"{path!r} runs without gradient, since the model itself switches it off "
-            "there (torch.no_grad), so "
-            "that a loss of it would train nothing, though its parameters want a "
-            "gradient: freeze them "
-            "(requires_grad_(False)) where that is meant, or name another module"
+            f"{path!r} runs without gradient, since the model itself switches it off there "
+            "(torch.no_grad), so that a loss of it would train nothing, though its parameters need "
+            "a gradient: freeze them (requires_grad_(False)) where that is meant, or name another "
+            "module"
         )
 
 
@@ -217,7 +211,7 @@ def _submodule(model: nn.Module, module_path: str, path: str) -> nn.Module:
 
 
 def _compiled(function: Callable, options: bool | dict) -> Callable:
-    """``function`` compiled with a code object of its own, since torch keeps what it compiled by
+    """``function`` compiled with a code object of its own, since torch caches compiled code by
     code object.
     """
 
@@ -231,10 +225,10 @@ def _compiled(function: Callable, options: bool | dict) -> Callable:
 
 
 def _nothing_compiled():
-    """Runs what was compiled before (a part of the model, perhaps) eagerly: compiled, it hides its
-    in-place changes.
+    """A context in which code compiled before (a part of the model, perhaps) runs eagerly:
+    compiled, it hides its in-place changes.
     """
-    # else nothing is compiled, and it takes seconds
+    # if it is not loaded nothing is compiled, and loading it takes seconds
     compiler_is_loaded = "torch._dynamo" in sys.modules
     return (
         torch.compiler.set_stance("force_eager") if compiler_is_loaded else contextlib.nullcontext()

@@ -5,10 +5,12 @@ A method that changes the course of training is a list of these, not a trainer o
 entries of ``losses`` are as in a config: ``{name: dict(type=…, of=…, weight=…, alone=…)}``.
 """
 
+import itertools
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from kdtasks.core.names import did_you_mean
+from kdtasks.core.names import TensorName, as_names, did_you_mean
+from kdtasks.core.terms import trains
 
 # weights that a model has from the start, as its `type` builds it
 OWN = "own"
@@ -86,11 +88,16 @@ def taught_names(
     """
 
     def taught(name: str) -> bool:
-        base = name.split("@")[0]
-        role = base.split(".")[0]
-        return role in teachers or not (role in NO_TEACHERS or base in own)
+        parts = TensorName.parse(name)
+        return parts.role in teachers or not (parts.role in NO_TEACHERS or parts.base in own)
 
-    return [name for name in _tuple(of) if taught(name)]
+    return [name for name in as_names(of) if taught(name)]
+
+
+def has_peers(losses: Mapping[str, Mapping]) -> bool:
+    """Whether some loss is of a peer."""
+    names = itertools.chain(*(as_names(entry["of"]) for entry in losses.values()))
+    return any(TensorName.parse(name).is_of_peers for name in names)
 
 
 def standard_stages(
@@ -171,7 +178,7 @@ def control(
         # an own loss that is not listed would have weight 1
         if weight or (own_losses and not taught):
             plain[name] = {**{k: v for k, v in entry.items() if k != "alone"}, "weight": weight}
-    if not own_losses and not any("loss" in name for name in plain):
+    if not own_losses and not any(trains(name) for name in plain):
         unknown = next(iter(unmarked(losses, teachers, own).values()), "")
         hint = (
             f" ({unknown!r} counts as a teacher's; {did_you_mean(unknown, ('student', 'target'))})"
@@ -198,7 +205,8 @@ def unmarked(
     """
 
     def unknown(name: str) -> bool:
-        return not (_of_role(name, teachers) or _of_role(name, ("teacher",)) or _of_peers(name))
+        is_teachers = _of_role(name, teachers) or _of_role(name, ("teacher",))
+        return not (is_teachers or TensorName.parse(name).is_of_peers)
 
     found = {
         name: next(filter(unknown, taught_names(entry["of"], own, teachers)), None)
@@ -316,20 +324,12 @@ def _check_control(stages: Sequence[Stage]) -> None:
             )
 
 
-def _tuple(of: str | Sequence[str]) -> tuple[str, ...]:
-    return (of,) if isinstance(of, str) else tuple(of)
-
-
 def _of_role(name: str, roles: Container[str]) -> bool:
     """Whether a name is of one of these roles: ``'<role>'``, ``'<role>.…'`` or
     ``'<part>.<role>.…'``.
     """
-    return any(part in roles for part in name.split("@")[0].split(".")[:2])
-
-
-def _of_peers(name: str) -> bool:
-    role = name.split("@")[0].split(".")[0]
-    return role == "peers" or (role.startswith("peer") and role[4:].isdigit())
+    parts = TensorName.parse(name)
+    return parts.role in roles or parts.path.split(".")[0] in roles
 
 
 def check_stages(stages: Sequence[Stage], models: Sequence[str]) -> None:

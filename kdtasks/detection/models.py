@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
@@ -27,6 +26,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from kdtasks.core.names import did_you_mean
+from kdtasks.core.precision import raised
 from kdtasks.engine.listed import check_listed, check_timm_name
 
 Backbone = str | nn.Module
@@ -151,10 +151,7 @@ class FPN(nn.Module):
         """
         maps = list(self.body(image).items())[self.first :]
         levels = self.fpn(OrderedDict(maps)).items()
-        return OrderedDict(
-            (name, level if level.dtype == torch.float64 else level.float())
-            for name, level in levels
-        )
+        return OrderedDict((name, raised(level)[0]) for name, level in levels)
 
 
 def _body(backbone: Backbone, weights: str | None, norm_layer) -> nn.Module:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdtasks.core.choices import evenly_spaced
 from kdtasks.detection.coco_metrics import class_figures
 
 # Okabe and Ito's colours first, then others that stand out on a photograph.
@@ -29,11 +30,10 @@ TRUTH = "ground truth"
 
 
 # From tensors to what is drawn --------------------------------------------------------------------
-def evenly(targets: Sequence, count: int = 4) -> list[int]:
+def choose_labelled(targets: Sequence, count: int = 4) -> list[int]:
     """Places of at most ``count`` images that have a target, evenly spaced."""
     labelled = [i for i, target in enumerate(targets) if target is not None]
-    count = min(count, len(labelled))
-    return [labelled[(2 * k + 1) * len(labelled) // (2 * count)] for k in range(count)]
+    return [labelled[k] for k in evenly_spaced(len(labelled), count)]
 
 
 def images_of(loader, index: Sequence[int]) -> list[Tensor]:

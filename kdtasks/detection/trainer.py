@@ -102,11 +102,11 @@ def pictures(run) -> list[tuple]:
     labelled = getattr(loader.dataset, "target", [0] * len(loader.dataset))
     known = [None if int(one) < 0 else 0 for one in labelled]
     # thresholds are chosen on these
-    samples = list(readable(loader.dataset, draw.evenly(known, 64)).values())
+    samples = list(readable(loader.dataset, draw.choose_labelled(known, 64)).values())
     images, targets = [[s[key] for s in samples] for key in ("input", "target")]
     found = {name: _found(model, images, experiment.device) for name, model in models.items()}
     least = {name: draw.best_threshold(answers, targets) for name, answers in found.items()}
-    few = draw.evenly(targets)
+    few = draw.choose_labelled(targets)
     images, targets = [images[i] for i in few], [targets[i] for i in few]
     shown = {name: [answers[i] for i in few] for name, answers in found.items()}
     bounded, weights = _inside(distiller, loader) if distiller else ({}, [])

@@ -6,6 +6,7 @@ import warnings
 
 import torch
 
+from kdtasks.core.terms import total_loss
 from kdtasks.engine import builder
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.experiment import Experiment
@@ -49,7 +50,7 @@ def dry_run(experiment: Experiment, steps: int = 2) -> list[dict]:
             distiller.progress = (step, steps)
             with experiment.precision():
                 losses = distiller(batch)
-            total = sum(value for name, value in losses.items() if "loss" in name)
+            total = total_loss(losses)
             total.backward()
             if experiment.config["clip_grad"]:
                 torch.nn.utils.clip_grad_norm_(trained, experiment.config["clip_grad"])

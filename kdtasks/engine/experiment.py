@@ -12,8 +12,8 @@ from torch import nn
 
 import kdtasks
 from kdtasks.core import Distiller, Stage, Teacher
-from kdtasks.core.names import did_you_mean
-from kdtasks.core.stages import OWN, final_stage, stage_reference
+from kdtasks.core.names import as_names, did_you_mean
+from kdtasks.core.stages import OWN, final_stage, has_peers, stage_reference
 from kdtasks.core.weights import load_weights
 from kdtasks.engine import builder, data_sets
 from kdtasks.engine.builder import ConfigError
@@ -286,7 +286,7 @@ class Experiment:
     def _peers(
         self, losses: Mapping[str, Mapping], files: WorkDir | None, load: bool
     ) -> list[nn.Module]:
-        if not any(n.startswith("peer") for entry in losses.values() for n in _tuple(entry["of"])):
+        if not has_peers(losses):
             return []
         peers = []
         for k, spec in enumerate(self.config["peers"]):
@@ -337,7 +337,7 @@ class Experiment:
 
     def _check_classes(self, stage: Stage, teachers: Mapping[str, Teacher]) -> None:
         """A teacher whose output is compared knows the classes of the data, in their order."""
-        compared = {name for entry in stage.losses.values() for name in _tuple(entry["of"])}
+        compared = {name for entry in stage.losses.values() for name in as_names(entry["of"])}
         for name, teacher in teachers.items():
             known = teacher.classes
             if not known or name not in compared or not self._has_plain_distiller:
@@ -479,10 +479,6 @@ class Experiment:
             "spec": described,
             "classes": self.classes(stage),
         }
-
-
-def _tuple(of: str | Sequence[str]) -> tuple[str, ...]:
-    return (of,) if isinstance(of, str) else tuple(of)
 
 
 def _loss(where: str, entry: Mapping) -> tuple:

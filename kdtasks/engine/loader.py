@@ -24,8 +24,8 @@ from kdtasks.engine.order import (
 )
 from kdtasks.engine.reader import MapReader, path_of, stack
 
-# these index caches and masks: on the CPU they cost no sync
-_STAYS = ("index", "view", "labelled")
+# kept on the CPU: indexing a GPU tensor with them would synchronise
+CPU_KEYS = ("index", "view", "labelled")
 
 
 class Loader:
@@ -280,7 +280,7 @@ class Loader:
                     batch["target"][known:] = UNLABELLED
                 elif isinstance(batch.get("target"), list):
                     batch["target"] = batch["target"][:known] + [None] * (len(index) - known)
-            batch = {k: v if k in _STAYS else to_device(v, self.device) for k, v in batch.items()}
+            batch = {k: v if k in CPU_KEYS else to_device(v, self.device) for k, v in batch.items()}
             if (
                 self.channels_last
                 and isinstance(batch.get("input"), Tensor)

@@ -23,6 +23,7 @@ from kdtasks.core import Distiller
 from kdtasks.core.attributes import attributes_of, changed, set_attributes
 from kdtasks.core.finite import not_finite
 from kdtasks.core.names import did_you_mean
+from kdtasks.core.terms import total_loss
 from kdtasks.core.trial import state_kept
 from kdtasks.engine import checkpoint
 from kdtasks.engine.evaluation import evaluate
@@ -150,7 +151,7 @@ class StageLoop(BaseLoop):
         runner.call_hook("before_train_iter", batch_idx=iteration, data_batch=batch)
         with runner.optim_wrapper.optim_context(runner.model):
             losses = runner.model(batch)
-            total = sum(value for name, value in losses.items() if "loss" in name)
+            total = total_loss(losses)
         runner.optim_wrapper.update_params(total)
         if runner.average and runner.optim_wrapper.should_update():
             runner.average.update()
@@ -708,7 +709,7 @@ def leaves_parameters_out(distiller: Distiller, batch: dict) -> bool:
     ):
         losses = distiller(batch)
         trained = [p for p in distiller.parameters() if p.requires_grad]
-        total = sum(value for name, value in losses.items() if "loss" in name)
+        total = total_loss(losses)
         found = torch.autograd.grad(total, trained, allow_unused=True)
     return any(g is None for g in found) or any(
         callable(weight) for _, _, weight in distiller.terms.values()

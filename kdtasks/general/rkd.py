@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from kdtasks.core.gather import gather_rows
 from kdtasks.core.names import did_you_mean
+from kdtasks.core.precision import raised_dtype
 from kdtasks.general.distances import squared_distances
 
 ROWS = 32  # of a block
@@ -76,7 +77,7 @@ def rkd_distance_loss(student: Tensor, teacher: Tensor, divisor: str = "all") ->
     if len(student) < 2:
         return _nothing(student, teacher)
     loss = _distances(squared_distances(student), squared_distances(teacher.detach()))
-    return (loss / count).to(_precision(student, teacher))
+    return (loss / count).to(raised_dtype(student, teacher))
 
 
 def rkd_angle_loss(student: Tensor, teacher: Tensor, divisor: str = "all") -> Tensor:
@@ -109,7 +110,7 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor, divisor: str = "all") -> Te
     if divisor != "all":
         # an arm and itself
         loss = loss - (_has_length(apart[0]) != _has_length(apart[1])).sum() / 2
-    return (loss / count).to(_precision(student, teacher))
+    return (loss / count).to(raised_dtype(student, teacher))
 
 
 class RKDLoss(nn.Module):
@@ -150,7 +151,7 @@ class RKDLoss(nn.Module):
             loss = loss + self.distance_weight * (_distances(*apart) / n**2)
         if self.angle_weight and n > 2:
             loss = loss + self.angle_weight * (_angles(*apart) / n**3)
-        return loss.to(_precision(student, teacher))
+        return loss.to(raised_dtype(student, teacher))
 
     def extra_repr(self) -> str:
         return f"distance_weight={self.distance_weight}, angle_weight={self.angle_weight}, gather={self.gather}"
@@ -173,13 +174,9 @@ def _check(student: Tensor, teacher: Tensor) -> None:
         )
 
 
-def _precision(*tensors: Tensor) -> torch.dtype:
-    return torch.float64 if any(t.element_size() == 8 for t in tensors) else torch.float32
-
-
 def _nothing(student: Tensor, teacher: Tensor) -> Tensor:
     """A zero that is connected to the student, whatever its rows hold."""
-    return student[:0].sum().to(_precision(student, teacher))
+    return student[:0].sum().to(raised_dtype(student, teacher))
 
 
 def _distances(student: Tensor, teacher: Tensor) -> Tensor:

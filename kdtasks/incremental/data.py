@@ -15,11 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdtasks.core.classes import class_numbers, counted, renumbered
+from kdtasks.core.classes import UNLABELLED, class_numbers, counted, renumbered
 from kdtasks.core.names import did_you_mean
 from kdtasks.engine.reader import stack
 from kdtasks.incremental.avalanche_benchmarks import checked_benchmark
-from kdtasks.incremental.distiller import UNLABELLED
 from kdtasks.incremental.sampling import coreset_indices, coreset_quota
 
 

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from kdtasks.core import Distiller
+from kdtasks.core.classes import UNLABELLED
 from kdtasks.incremental.models import GrowingHead, head_of
-
-# the target that torch's cross-entropy ignores
-UNLABELLED = -100
 
 
 class IncrementalDistiller(Distiller):

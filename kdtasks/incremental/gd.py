@@ -61,7 +61,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.core.gather import mean_over_processes
-from kdtasks.core.precision import raised
+from kdtasks.core.precision import raised, raised_dtype
 from kdtasks.general.divergences import kl_terms, times
 
 
@@ -424,8 +424,7 @@ def _checked_counts(counts: Tensor | None, student: Tensor, teacher: Tensor) -> 
             f"expected counts (r,) of student (B, r) = {tuple(student.shape)}, got "
             f"{tuple(counts.shape)}"
         )
-    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-    return counts.to(student.device, dtype, non_blocking=True)
+    return counts.to(student.device, raised_dtype(student, teacher), non_blocking=True)
 
 
 def _check_rows(logits: Tensor, target: Tensor, labelled: Tensor | None = None) -> None:

@@ -367,7 +367,9 @@ class LwMDistiller(IncrementalDistiller):
         if isinstance(input, Tensor):
             input = input[:8] if len(input) > 1 else torch.rand(2, *input.shape[1:]).to(input)
         model = self.model(role)
-        taps = FeatureRecorder(model, [self.attention], model if role == "student" else self.teachers[role])
+        taps = FeatureRecorder(
+            model, [self.attention], model if role == "student" else self.teachers[role]
+        )
         with tried(model, training=role == "student"):
             logits, values = taps(input)
             activation = values[self.attention]

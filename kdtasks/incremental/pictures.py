@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdtasks.core.choices import evenly_spaced
 from kdtasks.core.stages import Stage
 from kdtasks.engine.reader import readable
 from kdtasks.images.display import pictures_of
@@ -81,12 +82,6 @@ def arms_of(run) -> dict[str, Stage]:
 
 def _is_whole(matrix: Sequence[Sequence[float]]) -> bool:
     return len(matrix) > 1 and all(len(row) == i + 1 for i, row in enumerate(matrix))
-
-
-def evenly(number: int, count: int) -> Tensor:
-    """Places of at most ``count`` of ``number`` things, evenly spaced."""
-    count = min(count, number)
-    return (2 * torch.arange(count) + 1) * number // max(2 * count, 1)
 
 
 # Numbers ------------------------------------------------------------------------------------------
@@ -257,7 +252,7 @@ def attention_of(run, arms: Mapping[str, Stage], path: str) -> tuple:
         )
         models = run.trained(before), run.trained(own.name)
         old = (dataset.target < sum(counts[:-1])).nonzero()[:, 0]
-        index = old[evenly(len(old), MEASURED)]
+        index = old[evenly_spaced(len(old), MEASURED)]
         if not callable(getattr(dataset, "batch", None)):
             index = torch.tensor(list(readable(dataset, index.tolist())), dtype=torch.int64)
         inputs = (inputs_of(dataset, part, experiment.seed) for part in index.split(CHUNK))
@@ -267,7 +262,7 @@ def attention_of(run, arms: Mapping[str, Stage], path: str) -> tuple:
         found.append(Looks(before, own.name, attended, maps, (maps[0] - maps[1]).abs().sum((1, 2))))
     return (
         found,
-        images_of(dataset, index[evenly(len(index), SHOWN)]),
+        images_of(dataset, index[evenly_spaced(len(index), SHOWN)]),
         dataset.target[index],
         dataset.classes,
     )
@@ -285,7 +280,7 @@ def draw_attention(
         classes: names of the columns.
     """
     rows = []
-    for image, place in zip(images, evenly(len(target), SHOWN).tolist()):
+    for image, place in zip(images, evenly_spaced(len(target), SHOWN)):
         top = max(float(one[place].max()) for pair in found for one in pair.maps)
         cells = [Cell(image, (classes[target[place]],))]
         for pair in found:
@@ -382,7 +377,7 @@ def picked_of(run) -> Picked | None:
     if len(chosen["confident"]):
         # (n, l)
         scores = scored(chosen["confident"])
-        for column in evenly(scores.shape[1], CLASSES).tolist():
+        for column in evenly_spaced(scores.shape[1], CLASSES):
             best = scores[:, column].argsort(descending=True, stable=True)[:BEST]
             example = (test.target == column).nonzero()[:1, 0]
             pictures = pictures_of(_readable(pool, experiment.seed), chosen["confident"][best])
@@ -390,7 +385,7 @@ def picked_of(run) -> Picked | None:
                 (images_of(test, example) or [None])[0],
                 list(zip(pictures, scores[best, column].tolist())),
             )
-    index = chosen["random"][evenly(len(chosen["random"]), BEST)]
+    index = chosen["random"][evenly_spaced(len(chosen["random"]), BEST)]
     others = []
     if len(index):
         value, column = scored(index).max(1)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.core.names import did_you_mean
+from kdtasks.core.precision import raised
 from kdtasks.core.views import view_hash
 
 ENTRIES = 2**18  # scores of a block: 1 MiB in float32
@@ -157,8 +158,7 @@ def scores_of(
     try:
         for batch in loader:
             with torch.no_grad():
-                logits = model(_input_of(batch).to(device, non_blocking=True))
-                logits = logits if logits.dtype == torch.float64 else logits.float()
+                (logits,) = raised(model(_input_of(batch).to(device, non_blocking=True)))
                 scores = logits if score == "logit" else logits.log_softmax(1)
             yield scores
     finally:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from kdtasks.core.classes import UNLABELLED
 from kdtasks.core.stages import Stage
 from kdtasks.engine import checkpoint
 from kdtasks.engine.data_sets import image_shape
@@ -226,7 +227,7 @@ def example(config: dict, batch_size: int) -> dict[str, Tensor]:
     batch["target"] = batch["target"] + sum(sizes[:-1])
     batch["class_counts"] = torch.ones(sum(sizes), dtype=torch.long)
     if unlabelled and batch_size > config["data"]["batch_size"]:
-        batch["target"][config["data"]["batch_size"] :] = -100
+        batch["target"][config["data"]["batch_size"] :] = UNLABELLED
     return batch
 
 

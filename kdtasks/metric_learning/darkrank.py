@@ -47,6 +47,7 @@ from torch import Tensor, nn
 
 from kdtasks.core.gather import gather_rows
 from kdtasks.core.names import did_you_mean
+from kdtasks.core.precision import raised_dtype
 from kdtasks.general.distances import squared_distances
 
 PRESETS = {
@@ -235,11 +236,7 @@ def _loss(
 ) -> Tensor:
     _check(kind, alpha, beta, list_length, normalize, detach_query, places, reduction)
     _check_shapes(student, teacher)
-    dtype = (
-        torch.float64
-        if student.element_size() == 8 or teacher.element_size() == 8
-        else torch.float32
-    )
+    dtype = raised_dtype(student, teacher)
     length = min(len(student) - 1, len(student) if list_length is None else list_length)
     if kind == "soft" and length > SOFT_LIMIT:
         raise ValueError(

@@ -7,6 +7,7 @@ import torchvision
 from torch import Tensor, nn
 
 from kdtasks.core.names import did_you_mean
+from kdtasks.core.precision import raised
 from kdtasks.engine.listed import check_listed, check_timm_name
 
 
@@ -44,7 +45,7 @@ class Embedder(nn.Module):
             )
         if not self.normalize:
             return rows
-        rows = rows if rows.element_size() == 8 else rows.float()
+        (rows,) = raised(rows)
         squared = rows.square().sum(1, keepdim=True)
         return rows * squared.where(squared > 0, float("inf")).rsqrt()
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from kdtasks.core.choices import evenly_spaced
 from kdtasks.images.display import pictures_of
 from kdtasks.metric_learning.retrieval import kendall_tau, nearest
 
@@ -30,15 +31,6 @@ QUERIES, CANDIDATES, NEIGHBOURS = 500, 100, 50  # of the agreement
 
 
 # From tensors to what is drawn --------------------------------------------------------------------
-def spread(chosen: Tensor, count: int) -> Tensor:
-    """At most ``count`` of ``chosen``, evenly spaced, in their order."""
-    return chosen[
-        torch.arange(min(count, len(chosen)), device=chosen.device)
-        * len(chosen)
-        // max(min(count, len(chosen)), 1)
-    ]
-
-
 def first_right(found: Found) -> Tensor:
     """Whether the nearest other sample has the query's class, bool (N,)."""
     rows, target, _ = found
@@ -83,7 +75,7 @@ def agreement(
         teacher's k nearest that are among the student's k nearest, for k = 1, 2, ….
     """
     every = torch.arange(len(teacher), device=teacher.device)
-    rows, others = spread(every, queries), spread(every, candidates + 1)
+    rows, others = (every[evenly_spaced(len(every), n)] for n in (queries, candidates + 1))
     ranked = others.expand(len(rows), -1)
     place = torch.where(ranked == rows[:, None], len(every), ranked).argsort(dim=1, stable=True)
     # (M, n), a query's own number last
@@ -168,7 +160,11 @@ def draw_gallery(
                     3,
                 )
             )
-    groups = [(text, spread(chosen, most)) for text, chosen, most in groups if len(chosen)]
+    groups = [
+        (text, chosen[evenly_spaced(len(chosen), most)])
+        for text, chosen, most in groups
+        if len(chosen)
+    ]
     shown = min(SHOWN, len(target) - 1)
     width, gap, head = 10.4, 0.16, 0.5
     cell = (width - gap * len(models)) / (1 + shown * len(models))
@@ -255,8 +251,10 @@ def draw_map(models: Mapping[str, Found], names: Sequence[str]) -> tuple:
     from matplotlib.figure import Figure
 
     target = next(iter(models.values()))[1]
-    classes = spread(target.unique(), len(CLASS_COLORS))
-    points = spread(torch.isin(target, classes).nonzero()[:, 0], POINTS)
+    classes = target.unique()
+    classes = classes[evenly_spaced(len(classes), len(CLASS_COLORS))]
+    points = torch.isin(target, classes).nonzero()[:, 0]
+    points = points[evenly_spaced(len(points), POINTS)]
     figure = Figure(figsize=(10.4, 10.4 / max(len(models), 2) + 0.55))
     grid = figure.subplots(1, max(len(models), 2), squeeze=False)[0]
     first = None

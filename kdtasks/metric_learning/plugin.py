@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.core import Teacher
+from kdtasks.core.precision import raised
 from kdtasks.engine import builder
 from kdtasks.metric_learning.retrieval import k_means
 
@@ -58,7 +59,7 @@ class PMLLoss(nn.Module):
             target: int64 (B,) classes.
         """
         with torch.autocast(student.device.type, enabled=False):
-            student = student if student.element_size() == 8 else student.float()
+            (student,) = raised(student)
             return self.loss(
                 student, target, None if self.miner is None else self.miner(student, target)
             )

@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdtasks.core.gather import gather_rows
+from kdtasks.core.precision import raised_dtype
 
 # of PKT, as in RepDistiller's port of the authors' code
 EPS = 1e-7
@@ -67,7 +68,7 @@ def similarity_kl_loss(
         scores = [score.masked_fill(itself, torch.finfo(score.dtype).min) for score in scores]
     log_student, log_teacher = (F.log_softmax(score, dim=1) for score in scores)
     divergence = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
-    return (divergence / max(len(student), 1)).to(_precision(student, teacher))
+    return (divergence / max(len(student), 1)).to(raised_dtype(student, teacher))
 
 
 def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
     kernels = (_cosines(rows) + 1 for rows in (student, teacher.detach()))
     q_student, q_teacher = (kernel / kernel.sum(1, keepdim=True) for kernel in kernels)
     divergence = (q_teacher * ((q_teacher + EPS) / (q_student + EPS)).log()).sum()
-    return (divergence / max(len(student), 1) ** 2).to(_precision(student, teacher))
+    return (divergence / max(len(student), 1) ** 2).to(raised_dtype(student, teacher))
 
 
 class SimilarityKLLoss(nn.Module):
@@ -138,10 +139,6 @@ def _check(student: Tensor, teacher: Tensor) -> None:
 def _gathered(student: Tensor, teacher: Tensor, gather: bool) -> tuple[Tensor, Tensor]:
     _check(student, teacher)
     return (gather_rows(student), gather_rows(teacher.detach())) if gather else (student, teacher)
-
-
-def _precision(*tensors: Tensor) -> torch.dtype:
-    return torch.float64 if any(t.element_size() == 8 for t in tensors) else torch.float32
 
 
 def _cosines(rows: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from kdtasks.core.precision import raised
 from kdtasks.core.stages import final_stage
 from kdtasks.engine.data_sets import image_shape
 from kdtasks.metric_learning.data import load_embeddings
@@ -40,13 +41,7 @@ def embeddings_of(model: nn.Module, loader) -> tuple[Tensor, Tensor, Tensor]:
     parts = []
     for batch in loader:
         rows = model(batch["input"]).flatten(1)
-        parts.append(
-            [
-                rows if rows.element_size() == 8 else rows.float(),
-                batch["target"],
-                batch["index"].to(rows.device),
-            ]
-        )
+        parts.append([*raised(rows), batch["target"], batch["index"].to(rows.device)])
     rows, target, index = (torch.cat(column) for column in zip(*parts))
     known = target >= 0
     return rows[known], target[known], index[known]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from kdtasks.core.gather import gather_rows
 from kdtasks.core.names import did_you_mean
-from kdtasks.core.precision import raised
+from kdtasks.core.precision import raised, raised_dtype
 from kdtasks.general.distances import squared_distances
 
 FORMS = ("frobenius", "pairs")
@@ -82,9 +82,7 @@ def relative_teacher_loss(student: Tensor, teacher: Tensor, form: str = "frobeni
         if form == "frobenius"
         else error.abs().sum() / max(n * (n - 1), 1)
     )
-    return loss.to(
-        torch.float64 if 8 in (student.element_size(), teacher.element_size()) else torch.float32
-    )
+    return loss.to(raised_dtype(student, teacher))
 
 
 class AbsoluteTeacherLoss(nn.Module):
@@ -108,10 +106,8 @@ class AbsoluteTeacherLoss(nn.Module):
         """
         _check(student, teacher)
         if self.projection is None and (self.always or student.shape != teacher.shape):
-            dtype = torch.float64 if student.element_size() == 8 else torch.float32
-            self.projection = nn.Linear(
-                student.shape[1], teacher.shape[1], device=student.device, dtype=dtype
-            )
+            widths = student.shape[1], teacher.shape[1]
+            self.projection = nn.Linear(*widths, device=student.device, dtype=raised_dtype(student))
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         _check(student, teacher)

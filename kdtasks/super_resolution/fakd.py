@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdtasks.core.layouts import pair_to_nchw
+from kdtasks.core.precision import raised
 
 # affinities at a time, 16 MiB in float32; or one row of each image's
 BLOCK = 2**22
@@ -82,9 +83,9 @@ def affinity_loss(
             f"{float(places) ** 2:.1e} affinities an image, and "
             f"{LIMIT} places are the limit: use pool={fits} or more, or smaller patches"
         )
-    dtype = torch.float64 if torch.float64 in (student.dtype, teacher.dtype) else torch.float32
     with torch.autocast(student.device.type, enabled=False):
-        student, teacher = (_directions(x.to(dtype), pool) for x in (student, teacher.detach()))
+        rows = raised(student, teacher.detach())
+        student, teacher = (_directions(features, pool) for features in rows)
         return _Distance.apply(student, teacher, student.requires_grad and torch.is_grad_enabled())
 
 

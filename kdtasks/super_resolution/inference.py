@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from kdtasks.core.precision import raised
 from kdtasks.super_resolution.metrics import imresize, luma
 
 
@@ -111,7 +112,7 @@ def self_ensemble(model: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
             seen = torch.rot90(image.flip(-1) if mirrored else image, turns, (-2, -1))
             output = torch.rot90(model(seen.contiguous()), -turns, (-2, -1))
             output = output.flip(-1) if mirrored else output
-            total = total + (output if output.dtype == torch.float64 else output.float())
+            total = total + raised(output)[0]
     return (total / 8).to(output.dtype)
 
 

@@ -25,6 +25,8 @@ import math
 import torch
 from torch import Tensor
 
+from kdtasks.core.precision import raised
+
 # of SSIM (Wang et al., IEEE TIP 2004), like the two constants
 WINDOW, SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03
@@ -57,7 +59,7 @@ def imresize(image: Tensor, scale: float) -> Tensor:
         )
     if not 0 < scale < math.inf:
         raise ValueError(f"scale must be positive and finite, got {scale}")
-    image = _raised(image)
+    (image,) = raised(image)
     # no tensors of a trace in the cache
     taps = _taps.__wrapped__ if torch.compiler.is_compiling() else _taps
     # rows, then columns as rows: whole lines are copied
@@ -117,7 +119,7 @@ def luma(rgb: Tensor) -> Tensor:
     """
     if rgb.ndim != 4 or rgb.shape[1] != 3:
         raise ValueError(f"luma needs RGB (B,3,H,W), got {tuple(rgb.shape)}")
-    red, green, blue = _raised(rgb).split(1, dim=1)
+    red, green, blue = raised(rgb)[0].split(1, dim=1)
     return (65.481 * red + 128.553 * green + 24.966 * blue + 16) / 255
 
 
@@ -173,10 +175,6 @@ def ssim_rgb(output: Tensor, target: Tensor, crop: int) -> Tensor:
     # one by one: faster than all at once
     channels = zip(output.split(1, dim=1), target.split(1, dim=1))
     return torch.stack([_ssim(*both) for both in channels]).mean(0)
-
-
-def _raised(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 @torch.no_grad()

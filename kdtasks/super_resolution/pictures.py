@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdtasks.core.choices import evenly_spaced
 from kdtasks.super_resolution.batches import enlarged, scale_of
 from kdtasks.super_resolution.metrics import imresize, luma, psnr_y
 
@@ -53,12 +54,6 @@ class Cell:
 
 
 # From tensors to what is drawn --------------------------------------------------------------------
-def evenly(number: int, count: int) -> list[int]:
-    """Places of at most ``count`` of ``number`` things, evenly spaced."""
-    count = min(count, number)
-    return [(2 * k + 1) * number // (2 * count) for k in range(count)]
-
-
 def brightness(image: Tensor) -> Tensor:
     """(B,1,H,W): the luma of RGB; one channel is luma already."""
     return luma(image) if image.shape[1] == 3 else image
@@ -94,7 +89,7 @@ def look(
     """PSNR of the luma of every test image, (N,) in dB, for ``'bicubic'`` and by name of the model;
     and ``count`` of the images, spread evenly over the set, not chosen by what comes out.
     """
-    chosen, psnr, shown = evenly(len(loader.dataset), count), {}, []
+    chosen, psnr, shown = evenly_spaced(len(loader.dataset), count), {}, []
     for batch in loader:
         input, target, scale = batch["input"], batch["target"], scale_of(batch)
         outputs = {"bicubic": enlarged(input, target)} | {
@@ -243,7 +238,7 @@ def draw_importance(importance: Mapping[str, Sequence[Tensor]], shown: Sequence[
         dict.fromkeys(stages[k * (len(stages) - 1) // (STAGES - 1)] for k in range(STAGES))
     )
     rows = []
-    for k in evenly(len(shown), MAPS):
+    for k in evenly_spaced(len(shown), MAPS):
         maps = {name: importance[name][k] for name in names}
         rows.append(
             [

@@ -204,9 +204,3 @@ def test_images_are_drawn_as_they_are():
         np.testing.assert_allclose(array, want.numpy(), rtol=1e-5, atol=1e-6)
     flat = SimpleNamespace(dataset=[(torch.ones(1, 2, 2), 0)], seed=0)
     assert not np.isnan(pictures.pictures_of(flat, torch.tensor([0]))[0]).any()
-
-
-def test_spread_is_even_and_in_order():
-    chosen = torch.arange(100, 200)
-    assert pictures._spread(chosen, 4).tolist() == [100, 125, 150, 175]
-    assert pictures._spread(chosen[:3], 4).tolist() == [100, 101, 102]

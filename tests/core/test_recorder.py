@@ -25,7 +25,7 @@ def one_thread_one_seed():
 
 
 class Block(nn.Module):
-    """What makes taps hard: an in-place ReLU after ``norm``, and ``x += y`` on the output of
+    """What makes recording hard: an in-place ReLU after ``norm``, and ``x += y`` on the output of
     ``conv2``.
     """
 
@@ -107,11 +107,11 @@ def test_values_of_resnet18_are_those_before_its_in_place_relu_and_addition():
 @pytest.mark.parametrize("training", [True, False])
 def test_every_run_gives_the_values_and_the_gradients_of_cloning_hooks(training):
     model = Net().train(training)
-    other, taps = copy.deepcopy(model), FeatureRecorder(model, PATHS)
+    other, recorder = copy.deepcopy(model), FeatureRecorder(model, PATHS)
     # the first run probes, the others know what to copy
     for rows in (2, 2, 3):
         x = image(rows)
-        output, values = taps(x)
+        output, values = recorder(x)
         expected, oracle = hooked(other, PATHS, x)
         assert torch.equal(output, expected)
         for path in PATHS:
@@ -128,10 +128,10 @@ def test_every_run_gives_the_values_and_the_gradients_of_cloning_hooks(training)
 
 
 def test_only_what_the_model_changes_is_copied_after_the_first_run():
-    taps = FeatureRecorder(Net(), ["block1.conv2", "fc"])
-    outputs = [taps(image()) for _ in range(2)]
+    recorder = FeatureRecorder(Net(), ["block1.conv2", "fc"])
+    outputs = [recorder(image()) for _ in range(2)]
     assert outputs[1][1]["fc"] is outputs[1][0]  # no copy
-    assert taps._changed[True] == {"block1.conv2"}
+    assert recorder._changed[True] == {"block1.conv2"}
 
 
 def test_a_value_that_is_changed_in_place_only_later_is_an_error_not_a_wrong_value():
@@ -142,21 +142,21 @@ def test_a_value_that_is_changed_in_place_only_later_is_an_error_not_a_wrong_val
 
     model = Sometimes(nn.Linear(2, 2))
     model.late = False
-    taps = FeatureRecorder(model, ["0"])
-    taps(torch.randn(1, 2))
+    recorder = FeatureRecorder(model, ["0"])
+    recorder(torch.randn(1, 2))
     model.late = True
     with pytest.raises(ValueError, match=r"'0'.*in place"):
-        taps(torch.randn(1, 2))
+        recorder(torch.randn(1, 2))
 
 
 def test_a_first_run_in_inference_mode_decides_nothing():
     model, x = Net().eval(), image()
-    taps = FeatureRecorder(model, PATHS)
+    recorder = FeatureRecorder(model, PATHS)
     with torch.inference_mode():
-        _, first = taps(x)
-    _, second = taps(x)
+        _, first = recorder(x)
+    _, second = recorder(x)
     with torch.inference_mode():
-        _, third = taps(x)
+        _, third = recorder(x)
     _, oracle = hooked(model, PATHS, x)
     for path in PATHS:
         assert all(torch.equal(values[path], oracle[path]) for values in (first, second, third)), (
@@ -194,9 +194,9 @@ def test_a_module_that_runs_twice_needs_the_number_of_the_call():
 def test_one_module_under_two_paths_counts_all_its_runs_under_each():
     model, x = Twice(), torch.randn(2, 4)
     model.alias = model.fc
-    taps = FeatureRecorder(model, ["fc@0", "alias@1"])
+    recorder = FeatureRecorder(model, ["fc@0", "alias@1"])
     for _ in range(2):
-        output, values = taps(x)
+        output, values = recorder(x)
         assert torch.equal(values["fc@0"], model.fc(x)) and torch.equal(values["alias@1"], output)
     assert untouched(model) and {"fc", "alias"} <= set(module_paths(model))
 
@@ -230,9 +230,9 @@ def test_nested_outputs_keep_their_structure_and_their_values():
             return out["b"].first
 
     x = torch.randn(3)
-    taps = FeatureRecorder(Model(), ["heads"])
+    recorder = FeatureRecorder(Model(), ["heads"])
     for _ in range(2):
-        output, values = taps(x)
+        output, values = recorder(x)
         found = values["heads"]
         assert output.eq(0).all() and type(found) is OrderedDict and type(found["b"]) is Pair
         assert (
@@ -247,59 +247,59 @@ def test_nested_outputs_keep_their_structure_and_their_values():
 
 def test_an_exception_in_the_model_leaves_nothing_behind():
     model = Net()
-    taps = FeatureRecorder(model, PATHS)
+    recorder = FeatureRecorder(model, PATHS)
     for _ in range(2):
         with pytest.raises(RuntimeError):
-            taps(torch.randn(2, 7, 6, 6))  # wrong channels
-        assert untouched(model) and not taps._seen
-        taps(image())
+            recorder(torch.randn(2, 7, 6, 6))  # wrong channels
+        assert untouched(model) and not recorder._seen
+        recorder(image())
 
 
 def test_a_forward_of_the_users_own_is_called_and_put_back():
     model, x = Net(), image()
-    taps = FeatureRecorder(model, ["fc"])
-    taps(x)
+    recorder = FeatureRecorder(model, ["fc"])
+    recorder(x)
     # after the first run
     own = model.fc.forward = lambda value: value.new_ones(len(value), 5)
-    assert torch.equal(taps(x)[1]["fc"], torch.ones(2, 5)) and model.fc.forward is own
+    assert torch.equal(recorder(x)[1]["fc"], torch.ones(2, 5)) and model.fc.forward is own
     del model.fc.forward
-    output, values = taps(x)
+    output, values = recorder(x)
     assert torch.equal(values["fc"], output) and not torch.equal(output, torch.ones(2, 5))
 
 
 def test_a_head_that_was_replaced_after_construction_is_the_one_that_is_read():
     model, x = Net(), image()
-    taps = FeatureRecorder(model, ["fc", "block1.conv2"])
-    taps(x)
+    recorder = FeatureRecorder(model, ["fc", "block1.conv2"])
+    recorder(x)
     model.fc = nn.Linear(3, 9)
-    output, values = taps(x)
+    output, values = recorder(x)
     assert values["fc"].shape == (2, 9) and torch.equal(values["fc"], output)
     # its output is its input, which nobody changes
     model.fc = nn.Identity()
-    assert taps(x)[1]["fc"].shape == (2, 3)
+    assert recorder(x)[1]["fc"].shape == (2, 3)
     del model.fc
     with pytest.raises(ValueError, match=r"no submodule 'fc'"):
-        taps(x)
+        recorder(x)
 
 
 def test_a_copy_carries_nothing_and_reads_its_own_model():
     model, x = Net(), image()
-    taps = FeatureRecorder(model, PATHS)
-    taps(x)
-    clone, other = copy.deepcopy(model), copy.deepcopy(taps)
+    recorder = FeatureRecorder(model, PATHS)
+    recorder(x)
+    clone, other = copy.deepcopy(model), copy.deepcopy(recorder)
     assert untouched(clone) and other.model is not model
     with torch.no_grad():
         other.model.fc.weight.zero_()
         other.model.fc.bias.zero_()
-    assert other(x)[1]["fc"].eq(0).all() and not taps(x)[1]["fc"].eq(0).any()
+    assert other(x)[1]["fc"].eq(0).all() and not recorder(x)[1]["fc"].eq(0).any()
 
 
 def test_nothing_keeps_a_value_alive_after_its_step():
-    taps = FeatureRecorder(Net(), PATHS)
+    recorder = FeatureRecorder(Net(), PATHS)
     gc.disable()
     try:
         for _ in range(2):
-            output, values = taps(image())
+            output, values = recorder(image())
             alive = [weakref.ref(value) for value in (output, *values.values())]
             del output, values
             assert [ref() for ref in alive] == [None] * len(alive)
@@ -314,14 +314,14 @@ def test_the_wrapper_is_called_and_the_model_is_read():
 
 
 # ----------------------------------------------------------------------------------------- compiled
-def compare(taps, reference, x, paths=PATHS):
-    (output, values), (expected, oracle) = taps(x), reference(x)
+def compare(recorder, reference, x, paths=PATHS):
+    (output, values), (expected, oracle) = recorder(x), reference(x)
     torch.testing.assert_close(output, expected)
     assert list(values) == list(oracle) == paths
     for path in paths:
         torch.testing.assert_close(values[path], oracle[path])
     total, wanted = (sum(v.square().sum() for v in found.values()) for found in (values, oracle))
-    parameters = [list(t.model.parameters()) for t in (taps, reference)]
+    parameters = [list(t.model.parameters()) for t in (recorder, reference)]
     if total.requires_grad:
         for a, b in zip(
             torch.autograd.grad(total, parameters[0]), torch.autograd.grad(wanted, parameters[1])
@@ -344,17 +344,17 @@ def test_compiled_taps_equal_the_eager_ones_validation_first_other_batch_sizes_a
         model.block1.compile(backend="eager")
     plain.eval()(image())
     reference.model.load_state_dict(model.state_dict())
-    taps = FeatureRecorder(model, PATHS, compile={"backend": counter})
+    recorder = FeatureRecorder(model, PATHS, compile={"backend": counter})
     for training in (False, True, False, True):
         model.train(training), reference.model.train(training)
         for rows in (2, 2, 3, 5, 2):
             with torch.set_grad_enabled(training):
-                compare(taps, reference, image(rows))
+                compare(recorder, reference, image(rows))
         assert untouched(model)
     assert counter.frame_count > 0 or before.startswith("Module.compile")
     seen = counter.frame_count
     for rows in (2, 3, 4, 5, 7):
-        compare(taps, reference, image(rows))
+        compare(recorder, reference, image(rows))
     # nothing is compiled again and again
     assert counter.frame_count == seen
     # and the plain model is still itself
@@ -374,9 +374,9 @@ def test_taps_on_a_model_that_was_compiled_before_are_not_dropped_without_compil
         for _ in range(2):
             compiled(image())
         reference.model.load_state_dict(model.state_dict())
-        taps = FeatureRecorder(model, PATHS)
+        recorder = FeatureRecorder(model, PATHS)
         for rows in (2, 3):
-            compare(taps, reference, image(rows))
+            compare(recorder, reference, image(rows))
 
 
 def test_compiled_models_of_one_class_do_not_share_their_taps():
@@ -384,10 +384,10 @@ def test_compiled_models_of_one_class_do_not_share_their_taps():
         for k, mine in enumerate(paths):
             model = Net()
             reference = FeatureRecorder(copy.deepcopy(model), mine)
-            taps = FeatureRecorder(model, mine, compile={"backend": "eager"})
+            recorder = FeatureRecorder(model, mine, compile={"backend": "eager"})
             for _ in range(3):
                 x = image()
-                (output, values), (expected, oracle) = taps(x), reference(x)
+                (output, values), (expected, oracle) = recorder(x), reference(x)
                 assert torch.equal(output, expected) and list(values) == mine, k
                 assert all(torch.equal(values[path], oracle[path]) for path in mine)
 
@@ -395,9 +395,9 @@ def test_compiled_models_of_one_class_do_not_share_their_taps():
 def test_more_units_than_torch_compiles_versions_of_a_function_are_all_compiled():
     for _ in range(torch._dynamo.config.recompile_limit + 2):
         counter, x = CompileCounter(), torch.randn(2, 3)
-        taps = FeatureRecorder(nn.Sequential(nn.Linear(3, 3)), ["0"], compile={"backend": counter})
+        recorder = FeatureRecorder(nn.Sequential(nn.Linear(3, 3)), ["0"], compile={"backend": counter})
         for _ in range(2):
-            output, values = taps(x)
+            output, values = recorder(x)
             assert torch.equal(values["0"], output)
         assert counter.frame_count == 1
 
@@ -410,29 +410,29 @@ def test_two_compiled_sets_of_taps_on_one_model_do_not_disturb_each_other():
         for paths in (["fc"], ["block1.norm", "fc"])
     )
     for _ in range(3):
-        for taps in (first, second):
+        for recorder in (first, second):
             x = image()
-            _, oracle = hooked(reference, list(taps.paths), x)
-            _, values = taps(x)
-            assert all(torch.equal(values[path], oracle[path]) for path in taps.paths)
+            _, oracle = hooked(reference, list(recorder.paths), x)
+            _, values = recorder(x)
+            assert all(torch.equal(values[path], oracle[path]) for path in recorder.paths)
 
 
 def test_compiled_taps_read_a_replaced_head():
     model, x = Net(), image()
-    taps = FeatureRecorder(model, ["fc"], compile={"backend": "eager"})
+    recorder = FeatureRecorder(model, ["fc"], compile={"backend": "eager"})
     for _ in range(3):
-        taps(x)
+        recorder(x)
     model.fc = nn.Linear(3, 9)
     for _ in range(2):
-        output, values = taps(x)
+        output, values = recorder(x)
         assert values["fc"].shape == (2, 9) and torch.equal(values["fc"], output)
 
 
 def test_compiled_calls_by_number_and_errors():
     model, x = Twice(), torch.randn(2, 4)
-    taps = FeatureRecorder(model, ["fc@0", "fc@-1"], compile={"backend": "eager"})
+    recorder = FeatureRecorder(model, ["fc@0", "fc@-1"], compile={"backend": "eager"})
     for _ in range(3):
-        output, values = taps(x)
+        output, values = recorder(x)
         assert torch.equal(values["fc@0"], model.fc(x)) and torch.equal(values["fc@-1"], output)
     with pytest.raises(ValueError, match=r"'fc' ran 2 times"):
         FeatureRecorder(model, ["fc"], compile={"backend": "eager"})(x)
@@ -448,17 +448,17 @@ def test_a_graph_break_in_the_model_costs_speed_not_values():
 
     model = Broken()
     reference = FeatureRecorder(copy.deepcopy(model), PATHS)
-    taps = FeatureRecorder(model, PATHS, compile={"backend": "eager"})
+    recorder = FeatureRecorder(model, PATHS, compile={"backend": "eager"})
     for rows in (2, 2, 3, 2):
-        compare(taps, reference, image(rows))
+        compare(recorder, reference, image(rows))
     assert untouched(model)
 
 
 def test_nothing_compiled_keeps_a_value_alive():
-    taps = FeatureRecorder(Net(), PATHS, compile={"backend": "eager"})
+    recorder = FeatureRecorder(Net(), PATHS, compile={"backend": "eager"})
     for _ in range(3):
-        taps(image())
-    output, values = taps(image())
+        recorder(image())
+    output, values = recorder(image())
     alive = [weakref.ref(value) for value in (output, *values.values())]
     del output, values
     gc.collect()
@@ -468,12 +468,12 @@ def test_nothing_compiled_keeps_a_value_alive():
 def test_inductor_gives_the_eager_values_and_gradients():
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(inplace=True), nn.Linear(8, 5)).double()
     reference = FeatureRecorder(copy.deepcopy(model), ["0", "2"])
-    taps = FeatureRecorder(model, ["0", "2"], compile=True)
+    recorder = FeatureRecorder(model, ["0", "2"], compile=True)
     for training in (False, True):  # validate first
         model.train(training)
         for rows in (2, 2):
             with torch.set_grad_enabled(training):
-                compare(taps, reference, torch.randn(rows, 3, dtype=torch.float64), ["0", "2"])
+                compare(recorder, reference, torch.randn(rows, 3, dtype=torch.float64), ["0", "2"])
 
 
 # --------------------------------------------------------------------------- gradient checkpointing
@@ -501,7 +501,7 @@ class Checkpointed(nn.Module):
 @pytest.mark.parametrize("path", ["block.0", "block.1"])
 def test_a_tap_inside_of_reentrant_checkpointing_is_an_error_that_names_it(how, path):
     model, x = Checkpointed(how, True), torch.randn(2, 4)
-    for taps in (
+    for recorder in (
         FeatureRecorder(model, [path]),
         FeatureRecorder(copy.deepcopy(model), [path], compile={"backend": "eager"}),
     ):
@@ -511,7 +511,7 @@ def test_a_tap_inside_of_reentrant_checkpointing_is_an_error_that_names_it(how, 
                 match=rf"'{path}' is inside gradient checkpointing "
                 r"\(use_reentrant=True\)",
             ):
-                taps(x)
+                recorder(x)
     with torch.no_grad():
         # as a teacher's, it is right
         assert FeatureRecorder(model, [path])(x)[1][path].shape == (2, 5)
@@ -523,10 +523,10 @@ def test_a_tap_inside_of_reentrant_checkpointing_is_an_error_that_names_it(how, 
 def test_other_checkpointing_gives_the_value_of_the_first_forward_once_and_its_gradient(how, path):
     model, x = Checkpointed(how, False), torch.randn(2, 4)
     plain = copy.deepcopy(model)
-    taps = FeatureRecorder(model, [path])
+    recorder = FeatureRecorder(model, [path])
     for _ in range(3):
         torch.manual_seed(1)
-        output, values = taps(x)
+        output, values = recorder(x)
         # which runs the block once more
         (output.square().sum() + values[path].square().sum()).backward()
         torch.manual_seed(1)
@@ -574,4 +574,8 @@ def test_a_part_that_runs_without_gradient_must_be_frozen():
     ):
         FeatureRecorder(model, ["trunk.0"])(x)
     model.trunk.requires_grad_(False)
-    assert set(FeatureRecorder(model, ["trunk.0", "trunk", "head"])(x)[1]) == {"trunk.0", "trunk", "head"}
+    assert set(FeatureRecorder(model, ["trunk.0", "trunk", "head"])(x)[1]) == {
+        "trunk.0",
+        "trunk",
+        "head",
+    }

@@ -302,11 +302,10 @@ def test_weights_lie_over_their_images():
 
 def test_places_and_images():
     targets = [None if i % 2 else {} for i in range(40)]
-    assert pictures.evenly(targets, 4) == [4, 14, 24, 34] and pictures.evenly(targets[:3], 4) == [
-        0,
-        2,
-    ]
-    assert pictures.evenly([None], 4) == [] == pictures.evenly([], 4)
+    assert pictures.choose_labelled(targets, 4) == [4, 14, 24, 34] and pictures.choose_labelled(
+        targets[:3], 4
+    ) == [0, 2]
+    assert pictures.choose_labelled([None], 4) == [] == pictures.choose_labelled([], 4)
     images = [torch.full((3, 4, 4 + k), float(k)) for k in range(6)]
 
     class Loader(list):

@@ -12,6 +12,7 @@ from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 
+from kdtasks.core.choices import evenly_spaced
 from kdtasks.engine import checkpoint, report
 from kdtasks.engine import config as configs
 from kdtasks.engine.run import Run
@@ -287,7 +288,7 @@ def test_the_maps_are_of_the_old_class_that_the_new_model_finds_likeliest(whole)
     ]
     dataset = whole.experiment.test_loader(whole.experiment.stages[-1]).dataset
     old = (dataset.target < 4).nonzero()[:, 0]
-    index = old[pictures.evenly(len(old), 256)]
+    index = old[evenly_spaced(len(old), 256)]
     assert torch.equal(dataset.target[index], target) and classes == [
         "7",
         "3",
@@ -316,7 +317,7 @@ def test_the_maps_are_of_the_old_class_that_the_new_model_finds_likeliest(whole)
                 float((slow[0] - slow[1]).abs().sum()), abs=1e-4
             )
     raw = dataset.sources[0]
-    for image, k in zip(images, pictures.evenly(len(index), 8).tolist(), strict=True):
+    for image, k in zip(images, evenly_spaced(len(index), 8), strict=True):
         place = int(dataset.places[index[k]])
         np.testing.assert_allclose(image, raw.images[place, 0] / 255, atol=1e-6)
         assert raw.classes[int(raw.target[place])] == classes[int(target[k])]
@@ -328,7 +329,7 @@ def test_attention_is_drawn_with_its_class_and_distance(whole):
     assert len(panels(saved(figure))) == 8 * 5
     heads = ["image", "alone2", "alone", "taught2", "distilled"] * 2
     assert said(figure)[:10] == heads
-    k = int(pictures.evenly(len(target), 8)[0])
+    k = evenly_spaced(len(target), 8)[0]
     first = [
         classes[target[k]],
         *(f"for {classes[pair.attended[k]]}: {pair.distance[k]:.2f}" for pair in found),
@@ -390,7 +391,7 @@ def test_the_pool_s_images_are_those_of_the_largest_score_of_a_class(tmp_path, s
         same = [k for k in range(len(test.images)) if np.allclose(example, test.images[k, 0] / 255)]
         assert test.classes[int(test.target[same[0]])] == name
     drawn = range(1, 1200, 17)
-    for (image, name, value), k in zip(picked.others, pictures.evenly(71, 9).tolist(), strict=True):
+    for (image, name, value), k in zip(picked.others, evenly_spaced(71, 9), strict=True):
         np.testing.assert_allclose(image, pool.images[drawn[k], 0] / 255, atol=1e-6)
         assert (
             value == pytest.approx(float(scores[drawn[k]].max()), abs=1e-4)
@@ -437,13 +438,6 @@ def test_map_style_data_is_stretched_to_what_can_be_seen():
     np.testing.assert_allclose(
         shown[0], np.broadcast_to(np.arange(4)[:, None] / 3, (4, 4, 3)), atol=1e-6
     )
-
-
-def test_evenly():
-    assert pictures.evenly(100, 4).tolist() == [12, 37, 62, 87] and pictures.evenly(
-        3, 4
-    ).tolist() == [0, 1, 2]
-    assert pictures.evenly(0, 4).tolist() == []
 
 
 def test_every_text_lies_inside_its_figure_and_off_the_pictures(whole):

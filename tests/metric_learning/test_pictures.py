@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.stats import kendalltau
 
+from kdtasks.core.choices import evenly_spaced
 from kdtasks.engine.loader import Loader
 from kdtasks.metric_learning import data, pictures
 
@@ -68,13 +69,6 @@ def test_the_first_one_found():
     assert torch.equal(right, target[d.argmin(1)] == target)
 
 
-def test_spread():
-    assert pictures.spread(torch.arange(10), 4).tolist() == [0, 2, 5, 7] and pictures.spread(
-        torch.arange(3), 9
-    ).tolist() == [0, 1, 2]
-    assert len(pictures.spread(torch.arange(0), 4)) == 0
-
-
 @pytest.mark.parametrize(
     "names, pair",
     [
@@ -132,7 +126,7 @@ def test_the_images_framed_are_those_of_the_querys_class():
         for ax in figure.axes
     ]
     assert len(axes) == 10 * 6
-    for query, place in enumerate(pictures.spread(kept, 10).tolist()):
+    for query, place in enumerate(kept[evenly_spaced(len(kept), 10)].tolist()):
         (_, first), *rest = axes[6 * query : 6 * query + 6]
         assert first == place
         assert [ax.spines["top"].get_visible() for ax, _ in rest] == [

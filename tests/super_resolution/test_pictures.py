@@ -101,14 +101,6 @@ def test_squares_are_means():
     assert torch.allclose(pictures.squares(values[None, :, :80, :80]), values[:, :80, :80].mean(0))
 
 
-def test_evenly():
-    assert (
-        pictures.evenly(100, 4) == [12, 37, 62, 87]
-        and pictures.evenly(3, 4) == [0, 1, 2]
-        and pictures.evenly(0, 4) == []
-    )
-
-
 @pytest.mark.parametrize("channels, enlarged", [(3, False), (1, False), (1, True)])
 def test_all_images_are_measured_and_some_kept(channels, enlarged):
     psnr, shown = looked(channels, enlarged)

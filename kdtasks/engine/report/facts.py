@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from kdtasks.core.stages import stage_reference
+from kdtasks.core.stages import has_peers, stage_reference
 from kdtasks.engine.config import plain
 from kdtasks.engine.show import decimals
 
@@ -183,12 +183,7 @@ def teachers_of(run, stage) -> str:
             if o
         ]
         known.append(f"{name} ({', '.join(origins)})" if origins and origins != [name] else name)
-    of = [
-        n
-        for e in stage.losses.values()
-        for n in ([e["of"]] if isinstance(e["of"], str) else e["of"])
-    ]
-    if any(name.startswith("peer") for name in of):
+    if has_peers(stage.losses):
         known.append(f"{len(experiment.config['peers'])} peer(s)")
     return ", ".join(known)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.core import Teacher
+from kdtasks.core.classes import UNLABELLED
 from kdtasks.incremental.avalanche_benchmarks import classes_of
 from kdtasks.incremental.plugin.models import load_model, model_state
 
@@ -112,7 +113,7 @@ def class_places(known: Tensor, columns: Tensor) -> Tensor:
     """By class number the place among ``columns``; -100, which is ignored, of the other known
     classes.
     """
-    places = torch.full((int(known.max()) + 1,), -100, device=known.device)
+    places = torch.full((int(known.max()) + 1,), UNLABELLED, device=known.device)
     places[columns] = torch.arange(len(columns), device=known.device)
     return places
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
 from kdtasks.core import Teacher
+from kdtasks.core.classes import UNLABELLED
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.recorder import module_paths
 from kdtasks.incremental.gd import CurrentTeacherLoss, GlobalDistillationLoss
@@ -253,8 +254,8 @@ class _Rows(Dataset):
             image, target, *_ = self.labelled[index]
             return image, int(target), 0
         item = self.pool[self.sample[index - len(self.labelled)]]
-        return item[0] if isinstance(item, tuple | list) else item, -100, 0
+        return item[0] if isinstance(item, tuple | list) else item, UNLABELLED, 0
 
 
 def _placed(places: Tensor, target: Tensor) -> Tensor:
-    return torch.where(target >= 0, places[target.clamp(min=0)], -100)
+    return torch.where(target >= 0, places[target.clamp(min=0)], UNLABELLED)

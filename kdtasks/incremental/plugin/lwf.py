@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdtasks.core.precision import raised
 from kdtasks.incremental.lwf import LwFLoss, lwf_mc_loss
 from kdtasks.incremental.plugin.base import OldModelPlugin, check_one_head, class_places, has_tasks
 
@@ -109,8 +110,7 @@ class LwFPlugin(OldModelPlugin):
         strategy.loss = strategy.loss + weight * self.loss(*zip(*pairs))
 
     def _new_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        logits, target = logits[:, self.new], self.place[target]
-        logits = logits if logits.element_size() == 8 else logits.float()
+        (logits,), target = raised(logits[:, self.new]), self.place[target]
         return F.cross_entropy(logits, target, reduction="sum") / (target >= 0).sum().clamp(min=1)
 
     def _old_heads(self, strategy) -> list[tuple[Tensor, Tensor]]:
