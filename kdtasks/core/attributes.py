@@ -1,5 +1,4 @@
-"""What objects hold in plain attributes, which no ``state_dict`` has: read as plain types, and put
-back.
+"""State in plain attributes, which no ``state_dict`` holds: read as plain types, and put back.
 
 A memory of embeddings, a counter, a best score so far: third-party losses, hooks and schedulers
 keep these in attributes. Values are written as ``(kind, …)`` of plain types, which a checkpoint
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
-_LEFT = ("left",)  # has no plain form
+# stands for a value that has no plain form
+_LEFT = ("left",)
 _PLAIN = (bool, int, float, str, bytes, type(None))
 _SEQUENCES = {"list": list, "tuple": tuple, "deque": deque, "set": set}
 _MAPPINGS = {"dict": dict, "OrderedDict": OrderedDict}
@@ -38,9 +38,9 @@ def attributes_of(owner: object, inside: bool = False) -> dict[str, tuple]:
     return _read_attributes(owner, inside, frozenset())
 
 
-def changed(now: Mapping[str, tuple], before: Mapping[str, tuple]) -> dict[str, tuple]:
-    """Of two results of :func:`attributes_of`, what the first has and the second has not, or has
-    otherwise.
+def changed_attributes(now: Mapping[str, tuple], before: Mapping[str, tuple]) -> dict[str, tuple]:
+    """Of two results of :func:`attributes_of`, the entries of ``now`` that ``before`` lacks or has
+    with another value.
     """
     return {
         name: value

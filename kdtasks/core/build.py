@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from kdtasks.core.outputs import describe, describe_shape, entries_of
+from kdtasks.core.outputs import describe_output, describe_shape, entries_of
 from kdtasks.core.terms import Term, check_informs, named_values
-from kdtasks.core.trial import state_kept
+from kdtasks.core.trial import keep_state
 
 
 def try_terms(
@@ -54,7 +54,7 @@ def _call(name: str, term: Term, tensors: Sequence, built: dict) -> dict[str, Te
             loss.build(*tensors)
             built[name] = loss
             _move_to(loss, tensors)
-        with state_kept(loss.modules() if isinstance(loss, nn.Module) else [loss]):
+        with keep_state(loss.modules() if isinstance(loss, nn.Module) else [loss]):
             return named_values(name, loss(*tensors))
 
 
@@ -89,7 +89,7 @@ def _check_classes(name: str, term: Term, tensors: Sequence) -> None:
 def _hint_at_entries(term: Term, tensors: Sequence, models: Mapping[str, nn.Module]) -> str:
     """The entries of outputs that are no tensor, one of which may be meant."""
     return "".join(
-        f"; {role} {mode_of(models[role])} is {describe(role, output)}: name the entry that is "
+        f"; {role} {mode_of(models[role])} is {describe_output(role, output)}: name the entry that is "
         "meant"
         for role, output in zip(term.of, tensors)
         if role in models and entries_of(output)

@@ -1,15 +1,19 @@
 """Teacher outputs kept between epochs.
 
-The teacher runs once over ``samples x views`` inputs; from then on a batch simply carries what it said::
+The teacher runs once over ``samples x views`` inputs; from then on a batch carries its outputs::
 
-    key = {"teacher": model_hash(model), "data": "cifar100-train", "seed": 0, "views": 4, "names":
-    ["teacher"]} cache = TeacherCache.open(folder, key) or TeacherCache.write(folder, key, samples,
-    4, batches, outputs) batch.update(cache.fetch(batch["index"], batch["view"], device))
+    key = {"teacher": model_hash(model), "data": "cifar100-train", "seed": 0, "views": 4,
+           "names": ["teacher"]}
+    cache = TeacherCache.open(folder, key)
+    if cache is None:
+        cache = TeacherCache.write(folder, key, samples, 4, batches, outputs)
+    batch.update(cache.fetch(batch["index"], batch["view"], device))
 
-A cache is a folder: ``0.bin``, ``1.bin``, ... hold one name each, a plain little-endian array (views, samples, *shape);
-``meta.json`` holds the key, the names, shapes, dtypes, sizes and checksums; a process compares the bytes of a file with its
-checksum once, when it first opens the cache. The folder is built under another name and renamed when it
-is complete, so under its own name it is never half there.
+A cache is a folder: ``0.bin``, ``1.bin``, ... hold one name each, a plain little-endian array
+(views, samples, *shape); ``meta.json`` holds the key, the names, shapes, dtypes, sizes and
+checksums; a process compares the bytes of a file with its checksum once, when it first opens the
+cache. The folder is built under another name and renamed when it is complete, so it is never seen
+half written.
 """
 
 import errno
@@ -31,7 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdtasks.core.files import DiskError, check_own, disk_error, room, sync_folder
+from kdtasks.core.files import DiskError, check_own, describe_room, disk_error, sync_folder
 
 FORMAT = 2  # of the folder; another number is not read
 HALF_MAX = 65504.0  # the largest float16
@@ -41,8 +45,7 @@ CHUNK = 2**22
 
 
 def model_hash(model: nn.Module, extra: str = "") -> str:
-    """What a cache must know of its teacher: one hash over the model's structure and every bit of
-    its weights.
+    """One hash over a model's structure and every bit of its weights, for the key of a cache.
 
     It covers the class and ``extra_repr`` (stride, slope, eps, ...) of each submodule, and name,
     dtype, shape and bytes of each parameter and buffer (those out of ``state_dict`` too). It does
@@ -421,13 +424,13 @@ def _write_arrays(
 
 
 def _check_room(folder: Path, size: int) -> None:
-    """A disk that is too small is said after the first batch, not after hours."""
+    """Raise DiskError after the first batch, not after hours, if the disk is too small."""
     if shutil.disk_usage(folder).free < size:
         raise DiskError(
             errno.ENOSPC,
             f"{os.strerror(errno.ENOSPC)}: a cache in "
             f"{str(folder.parent)!r} cannot be written: "
-            f"{room(folder, size)}",
+            f"{describe_room(folder, size)}",
         )
 
 

@@ -1,4 +1,4 @@
-"""One list of classes for every split of the data: by name, never by number."""
+"""Classes are matched by name between the splits of the data, never by number."""
 
 import os
 import warnings
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from kdtasks.core.names import did_you_mean
 
-UNLABELLED = -100  # the target that torch's cross-entropy ignores
+# the target of a sample without a label: torch's cross-entropy ignores it
+UNLABELLED = -100
 
 
 def class_name(name) -> str:
@@ -25,7 +26,7 @@ def class_name(name) -> str:
     return str(name)
 
 
-def known_class(name: str, names: Sequence[str]) -> str:
+def check_class(name: str, names: Sequence[str]) -> str:
     """``name``, if it is one of ``names``.
 
     Raises:
@@ -79,9 +80,8 @@ def class_numbers(
         )
         if not drop:
             raise ValueError(
-                f"it has {len(unknown)} classes that the training data lacks: {of}. "
-                "The training data has "
-                f"{len(names)}: {_some(names)}; this has {len(own)}: {_some(own)}. "
+                f"it has {len(unknown)} classes that the training data lacks: {of}. The training "
+                f"data has {len(names)}: {_some(names)}; this has {len(own)}: {_some(own)}. "
                 "data.unknown_classes='drop' leaves out what is of them"
             )
         warnings.warn(
@@ -91,14 +91,14 @@ def class_numbers(
     return torch.tensor([place.get(name, UNLABELLED) for name in own], dtype=torch.int64)
 
 
-def renumbered(target: Tensor, numbers: Tensor) -> Tensor:
-    """``numbers`` of each class number in ``target``, (n,) or any shape; negative ones (unlabelled)
-    stay.
+def renumber(target: Tensor, numbers: Tensor) -> Tensor:
+    """Replace each class number k of ``target``, of any shape, by ``numbers[k]``; negative ones
+    (unlabelled) stay.
     """
     return torch.where(target < 0, target, numbers.to(target.device)[target.clamp(min=0)])
 
 
-def counted(target: Tensor, classes: int) -> list[int]:
+def count_classes(target: Tensor, classes: int) -> list[int]:
     """How often each class number occurs in ``target``, int64; negative ones do not count.
 
     Raises:

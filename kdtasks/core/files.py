@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and are one's own."""
+"""Files that are written whole or not at all, and that belong to this user."""
 
 import errno
 import os
@@ -9,7 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-ALMOST_NOTHING = 2**16  # bytes free on a disk that a failed write has filled
+# bytes that may be free on a disk that a failed write has filled
+ALMOST_NOTHING = 2**16
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None], size: int = 0) -> None:
@@ -57,11 +58,11 @@ class DiskError(OSError):
 
 
 def disk_error(error: Exception, path: Path, size: int = 0) -> "DiskError | None":
-    """The error of a disk in plain words, with its errno; None where it is none: then the error
-    itself says it better.
+    """A clear error, with its errno, for one that a full or read-only disk caused; None for any
+    other, which explains itself better.
 
     Args:
-        error: what has been raised while ``path`` was written, and not cleaned up yet.
+        error: raised while ``path`` was written; nothing is cleaned up yet.
         path: of a file or folder, perhaps not there yet.
         size: bytes that were needed; 0: not known.
     """
@@ -83,19 +84,17 @@ def disk_error(error: Exception, path: Path, size: int = 0) -> "DiskError | None
     if disk.f_files and not disk.f_favail:
         why = "no inode is left for another file"
     else:
-        why = room(path, size) if size else f"{free:,} bytes are free"
+        why = describe_room(path, size) if size else f"{free:,} bytes are free"
     return DiskError(code, f"{os.strerror(code)}: {str(path)!r} cannot be written: {why}")
 
 
 def write_text(path: Path, text: str) -> None:
-    """UTF-8 whatever the locale; file names that the locale cannot decode come out as they are on
-    the disk.
-    """
+    """Write UTF-8 whatever the locale; file names that the locale cannot decode keep their bytes."""
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut; Windows has no such call."""
+    """Flush the names in a folder to the disk, to survive a power cut; Windows has no such call."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -105,8 +104,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_own(path: Path) -> bool:
-    """Whether there is something at ``path``; it then is no link, and this user's or its folder's
-    owner's.
+    """Whether ``path`` exists; if it does, check that it is no link and belongs to this user or to
+    the owner of its folder.
 
     In a folder where many may write, anybody could have put a file under a name that can be
     foreseen. The folder's owner counts as this user does: a cache may be shared, or lie on a disk
@@ -121,23 +120,20 @@ def check_own(path: Path) -> bool:
         return False
     if stat.S_ISLNK(found.st_mode):
         raise PermissionError(
-            f"the cache {path} is a link, which may lead anywhere: delete it, or "
-            "choose "
-            "another folder"
+            f"the cache {path} is a link, which may lead anywhere: delete it, or choose another "
+            "folder"
         )
     owner = os.stat(path.parent).st_uid
     if os.name == "posix" and found.st_uid not in (os.geteuid(), owner):
         raise PermissionError(
-            f"the cache {path} belongs to user {found.st_uid}, neither to this "
-            "one "
-            f"({os.geteuid()}) nor to the owner of its folder ({owner}): delete "
-            "it, or "
-            "choose another folder"
+            f"the cache {path} belongs to user {found.st_uid}, neither to this one "
+            f"({os.geteuid()}) nor to the owner of its folder ({owner}): delete it, or choose "
+            "another folder"
         )
     return True
 
 
-def room(path: Path, wanted: int) -> str:
+def describe_room(path: Path, needed: int) -> str:
     """How many bytes were needed at ``path``, and how many are free there."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
-    return f"{wanted:,} bytes were needed, {shutil.disk_usage(folder).free:,} are free"
+    return f"{needed:,} bytes were needed, {shutil.disk_usage(folder).free:,} are free"

@@ -1,4 +1,4 @@
-"""Which tensors hold a NaN or an infinity, found with one wait for each device."""
+"""Find the tensors that hold a NaN or an infinity, with one synchronisation for each device."""
 
 import math
 from collections.abc import Mapping

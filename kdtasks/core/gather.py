@@ -1,5 +1,5 @@
-"""What losses need of all processes: the rows, where samples are related to each other; and what
-they divide by.
+"""Tensors of all processes, for losses that relate samples to each other or divide by a sum over
+the batch.
 """
 
 import torch

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 LAYOUTS = ("nchw", "nhwc", "tokens")
-# maps of one scene whose proportions differ by more are none
+# maps of one scene have proportions that differ by less than this factor
 PARTS = 1.3
 
 
@@ -39,8 +39,7 @@ def to_nchw(
         return features
     if features.dim() != 3 or not 0 <= prefix_tokens < features.shape[1]:
         raise ValueError(
-            f"layout='tokens': expected (B, N, C) with N > "
-            f"prefix_tokens={prefix_tokens}, got "
+            f"layout='tokens': expected (B, N, C) with N > prefix_tokens={prefix_tokens}, got "
             f"{tuple(features.shape)}"
         )
     places = features.shape[1] - prefix_tokens
@@ -49,9 +48,8 @@ def to_nchw(
     if height * width != places:
         raise ValueError(
             f"layout='tokens': {places} tokens of {tuple(features.shape)} "
-            f"(prefix_tokens={prefix_tokens}) fill no "
-            f"{height} x {width}: give the right prefix_tokens (of the class, and "
-            "registers), or grid=(H, W)"
+            f"(prefix_tokens={prefix_tokens}) fill no {height} x {width}: give the right "
+            "prefix_tokens (of the class, and registers), or grid=(H, W)"
         )
     return features[:, prefix_tokens:].transpose(1, 2).unflatten(2, (height, width))
 
@@ -79,7 +77,8 @@ def pair_to_nchw(
 
 
 def check_channels_first(*features: Tensor) -> None:
-    """
+    """Check that features have their channels second.
+
     Raises:
         ValueError: features of four axes whose channels can only be the last axis: (B, 7, 7, 768)
             is of a square map, and as (B, C, H, W) more than four times as wide as high; or the
@@ -99,9 +98,7 @@ def check_channels_first(*features: Tensor) -> None:
         last = [max(proportions) >= PARTS * min(proportions) and bool(same)] * 2
     if any(last):
         raise ValueError(
-            f"features {' and '.join(map(str, shapes))} look like (B, H, W, C), as "
-            "Swin gives them, and are taken "
-            "as (B, C, H, W): expected layout='nhwc' (or a pair, the student's and "
-            "the teacher's); layout='nchw' "
-            "says that they are what they are taken for"
+            f"features {' and '.join(map(str, shapes))} look like (B, H, W, C), as Swin gives "
+            "them, and are taken as (B, C, H, W): expected layout='nhwc' (or a pair, the student's "
+            "and the teacher's); layout='nchw' says that they are right"
         )

@@ -36,7 +36,7 @@ def entries_of(output) -> dict[str, object]:
     return fields | {str(k): output[k] for k in range(-len(output), len(output))}
 
 
-def describe(role: str, output, most: int = 8) -> str:
+def describe_output(role: str, output, most: int = 8) -> str:
     """An output with the names of its entries, for a message."""
     if isinstance(output, Tensor):
         return f"a tensor {tuple(output.shape)}"

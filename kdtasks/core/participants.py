@@ -10,7 +10,7 @@ from torch import nn
 
 from kdtasks.core.names import STUDENT, learner_roles
 from kdtasks.core.teacher import Teachers, check_teachers
-from kdtasks.core.trial import learn, modes_kept, random_streams_kept, state_kept
+from kdtasks.core.trial import keep_modes, keep_random_streams, keep_state, set_learning
 
 
 class Participants(nn.Module):
@@ -96,15 +96,15 @@ class Participants(nn.Module):
         """
         parts = [part for role in self.roles for part in self.model(role).modules()]
         with (
-            modes_kept(self),
-            random_streams_kept([*self.modules(), *parts]),
-            state_kept(parts),
+            keep_modes(self),
+            keep_random_streams([*self.modules(), *parts]),
+            keep_state(parts),
             torch.no_grad(),
         ):
             if training:
                 self.losses.eval()
                 for model in self.learning_models().values():
-                    learn(model)
+                    set_learning(model)
             else:
                 self.eval()
             yield

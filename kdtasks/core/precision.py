@@ -1,4 +1,4 @@
-"""The precision in which losses are worked out: float32 at least, and never below an input's."""
+"""The precision in which losses are computed: float32 at least, and never below an input's."""
 
 import torch
 from torch import Tensor

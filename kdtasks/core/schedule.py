@@ -1,8 +1,8 @@
 """Loss weights that change with the step: functions of ``progress = (iteration, total)``.
 
 A weight is a number or any callable ``progress -> float``. Those here are what the papers use.
-Points on the way are given as fractions of the run, so that a schedule does not change its meaning
-with the length of a stage.
+Points of the run are given as fractions of it, so that a schedule keeps its meaning whatever the
+length of a stage.
 """
 
 import bisect
@@ -58,9 +58,8 @@ class Steps:
     def __post_init__(self):
         if len(self.values) != len(self.at) + 1:
             raise ValueError(
-                f"Steps needs one value more than fractions, got {len(self.values)} "
-                "values "
-                f"and {len(self.at)} fractions"
+                f"Steps needs one value more than fractions, got {len(self.values)} values and "
+                f"{len(self.at)} fractions"
             )
         if list(self.at) != sorted(set(self.at)) or not all(0 < f < 1 for f in self.at):
             raise ValueError(f"Steps: 'at' must rise strictly between 0 and 1, got {list(self.at)}")

@@ -6,7 +6,7 @@ import torch
 
 from kdtasks.core.build import mode_of
 from kdtasks.core.names import TensorName, did_you_mean
-from kdtasks.core.outputs import describe, entries_of
+from kdtasks.core.outputs import describe_output, entries_of
 from kdtasks.core.participants import Participants
 from kdtasks.core.recorder import FeatureRecorder, module_paths
 from kdtasks.core.roles import NameTable, Turns, needed_names, turn_order
@@ -185,5 +185,5 @@ class TensorSupply(Participants):
             raise ValueError(
                 f"{reader}: {name!r} is no submodule, and the output of {role} "
                 f"{mode_of(self.model(role))} has no such entry: it is "
-                f"{describe(role, given[role])}; {did_you_mean(name, self._names.of(role))}"
+                f"{describe_output(role, given[role])}; {did_you_mean(name, self._names.of(role))}"
             )

@@ -1,4 +1,4 @@
-"""Trying a model out without a trace: its modes, buffers, other state and every random stream are
+"""Try a model out and leave no trace: its modes, buffers, other state and every random stream are
 put back.
 """
 
@@ -18,21 +18,22 @@ _NORMS = nn.modules.batchnorm._NormBase
 
 
 @contextmanager
-def tried(model: nn.Module, training: bool = False) -> Iterator[None]:
-    """In eval or in training mode, without gradient; nothing has moved afterwards."""
+def try_out(model: nn.Module, training: bool = False) -> Iterator[None]:
+    """A model in eval or in training mode, without gradient; afterwards it is as it was."""
     with (
-        modes_kept(model),
-        random_streams_kept(model.modules()),
-        state_kept(model.modules()),
+        keep_modes(model),
+        keep_random_streams(model.modules()),
+        keep_state(model.modules()),
         torch.no_grad(),
     ):
         model.train(training)
         yield
 
 
-def learn(model: nn.Module) -> None:
-    """In training mode, but for BatchNorms, which would refuse a batch of one row; flags of a model
-    that trains stay.
+def set_learning(model: nn.Module) -> None:
+    """Put a model into training mode, but for BatchNorms, which would refuse a batch of one row.
+
+    A model that is in training mode already keeps the flags of its parts.
     """
     if not model.training:
         model.train()
@@ -42,8 +43,8 @@ def learn(model: nn.Module) -> None:
 
 
 @contextmanager
-def modes_kept(module: nn.Module) -> Iterator[None]:
-    """Which parts are in training mode is put back; what is new is then as the whole is."""
+def keep_modes(module: nn.Module) -> Iterator[None]:
+    """Put the training flags of all parts back; new parts get that of the whole."""
     modes = {part: part.training for part in module.modules()}
     try:
         yield
@@ -53,15 +54,15 @@ def modes_kept(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def random_streams_kept(modules: Iterable[nn.Module] = ()) -> Iterator[None]:
-    """Python's, NumPy's and torch's random streams, the CPU's and those of the modules' devices,
-    are put back.
+def keep_random_streams(modules: Iterable[nn.Module] = ()) -> Iterator[None]:
+    """Put the random streams of Python, NumPy and torch back: the CPU's, and those of the modules'
+    devices.
     """
     tensors = (
         t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None
     )
     devices = sorted({t.device.index for t in tensors if t.is_cuda})
-    # who has not imported it draws nothing from it
+    # nothing is drawn from it before it is imported
     numpy = sys.modules.get("numpy")
     python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
     try:
@@ -74,12 +75,11 @@ def random_streams_kept(modules: Iterable[nn.Module] = ()) -> Iterator[None]:
 
 
 @contextmanager
-def state_kept(owners: Iterable[object]) -> Iterator[None]:
-    """Buffers, parameters that need no gradient, and other attributes of modules, or of objects
-    that are none, are put back.
+def keep_state(owners: Iterable[object]) -> Iterator[None]:
+    """Put back buffers, parameters that need no gradient, and other attributes of modules or of
+    other objects.
 
-    A module that has got parameters, buffers or submodules inside keeps what it found: it is a lazy
-    one, and its sizes stay.
+    A module that gets parameters, buffers or submodules meanwhile (a lazy one) keeps them all.
     """
     with ExitStack() as stack:
         for owner in owners:
@@ -111,7 +111,7 @@ def _memory_of(owner: object) -> Callable[[], None]:
 
 
 def _shape_of(owner: object) -> list:
-    """What changes when a module grows."""
+    """Names and kinds of a module's parts, which change when it grows."""
     if not isinstance(owner, nn.Module):
         return []
     tensors = [*owner._parameters.items(), *owner._buffers.items()]
@@ -123,8 +123,8 @@ def _shape_of(owner: object) -> list:
 
 
 def _memory(value) -> Callable[[], object]:
-    """What gives a value back as it is now: tensors and containers themselves, with their content
-    of now.
+    """A function that gives a value back as it is now: the same tensors and containers, with their
+    present content.
     """
     if isinstance(value, Tensor):
         return _memory_of_tensor(value)

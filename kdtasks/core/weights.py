@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from kdtasks.core.finite import not_finite
 from kdtasks.core.names import did_you_mean
-from kdtasks.core.trial import state_kept
+from kdtasks.core.trial import keep_state
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -408,7 +408,7 @@ def _fits(model: nn.Module, state: dict, grown: bool) -> bool:
 def _loads(model: nn.Module, state: dict, grown: bool) -> bool:
     """Whether torch can load it, by trying; the model is as it was afterwards."""
     with torch.no_grad(), ExitStack() as undo:
-        undo.enter_context(state_kept(model.modules()))
+        undo.enter_context(keep_state(model.modules()))
         for parameter in model.parameters():
             if not is_lazy(parameter):
                 undo.callback(parameter.copy_, parameter.clone())

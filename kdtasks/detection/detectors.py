@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from kdtasks.core.trial import tried
+from kdtasks.core.trial import try_out
 
 # What a detector calls its losses -> what they are called here: mmengine's log, and ours, train
 # only what is named a loss.
@@ -227,7 +227,7 @@ def feature_keys(model: nn.Module) -> list[str]:
     """The keys of the backbone's output, by running it on nothing, which leaves no trace."""
     parameter = next(model.parameters())
     height, width = getattr(model.transform, "fixed_size", None) or (64, 64)
-    with tried(model.backbone):
+    with try_out(model.backbone):
         return list(
             levels_of(
                 model.backbone(

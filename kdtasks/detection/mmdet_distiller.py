@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kdtasks.core import Distiller, Teacher
 from kdtasks.core.recorder import FeatureRecorder
-from kdtasks.core.trial import tried
+from kdtasks.core.trial import try_out
 from kdtasks.detection.detectors import replaced
 
 # px of the one image that tells losses, levels and channels: 3 x 128
@@ -704,14 +704,14 @@ def example_batch(model: nn.Module) -> dict[str, object]:
 
 def _levels(model: nn.Module) -> int:
     """How many levels its neck gives."""
-    with tried(model):
+    with try_out(model):
         return len(model.extract_feat(example_batch(model)["input"]))
 
 
 def _tried(student: nn.Module) -> tuple[int, list[str]]:
     """How many levels its neck gives, and the names of what it gives in mode='loss'."""
     batch = example_batch(student)
-    with tried(student), _noted(student, "extract_feat") as calls:
+    with try_out(student), _noted(student, "extract_feat") as calls:
         try:
             own = list(_losses(student, batch["input"], batch["target"]))
         except Exception as error:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from kdtasks.core.classes import class_name, class_numbers, counted, renumbered
+from kdtasks.core.classes import class_name, class_numbers, count_classes, renumber
 from kdtasks.engine import builder
 from kdtasks.engine.builder import ConfigError
 
@@ -130,7 +130,7 @@ def with_classes(dataset, names: Sequence[str] | None, drop: bool, where: str):
         if own is None:
             targets = _targets(dataset)
             if targets is not None:
-                counted(targets, len(names))
+                count_classes(targets, len(names))
             return dataset
         made = getattr(dataset, "with_classes", None)
         return made(names, drop) if made else Renumbered(dataset, names, drop)
@@ -171,10 +171,10 @@ class Renumbered:
         own, self._boxes = class_names(dataset), _has_boxes(dataset)
         targets = None if self._boxes else _targets(dataset)
         self._numbers = class_numbers(
-            own, names, None if targets is None else counted(targets, len(own)), drop
+            own, names, None if targets is None else count_classes(targets, len(own)), drop
         )
         if targets is not None:
-            self.target = self.targets = renumbered(targets, self._numbers)
+            self.target = self.targets = renumber(targets, self._numbers)
         if callable(getattr(dataset, "batch", None)):
             self.batch = self._batch
 
@@ -206,7 +206,7 @@ class Renumbered:
             return None
         if isinstance(target, Mapping):
             labels = torch.as_tensor(target["labels"])
-            new = torch.where(labels > 0, renumbered(labels - 1, self._numbers) + 1, labels)
+            new = torch.where(labels > 0, renumber(labels - 1, self._numbers) + 1, labels)
             kept = new >= 0
             tensors = {
                 k: v for k, v in target.items() if isinstance(v, Tensor) and v.ndim and k != "scale"
@@ -220,7 +220,7 @@ class Renumbered:
                 "expected the same order"
             )
         if isinstance(target, Tensor):
-            return renumbered(target.long(), self._numbers)
+            return renumber(target.long(), self._numbers)
         return int(self._numbers[int(target)]) if int(target) >= 0 else target
 
 

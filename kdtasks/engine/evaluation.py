@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from kdtasks.core.trial import state_kept
+from kdtasks.core.trial import keep_state
 
 
 def evaluate(
@@ -39,7 +39,7 @@ def evaluate(
     modules = task.deciding(model) if hasattr(task, "deciding") else [model]
     hooks = [module.register_forward_hook(watch.note_output) for module in modules]
     try:
-        with state_kept(model.modules()), torch.no_grad():
+        with keep_state(model.modules()), torch.no_grad():
             # which some models do not return
             model.eval()
             found = task.evaluate(model, watch)

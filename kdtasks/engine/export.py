@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kdtasks.core.files import write_atomically
 from kdtasks.core.finite import not_finite
-from kdtasks.core.trial import tried
+from kdtasks.core.trial import try_out
 from kdtasks.core.weights import load_weights
 from kdtasks.engine import checkpoint
 from kdtasks.engine import config as configurations
@@ -128,7 +128,7 @@ def export(
         else OnnxForm(student, [(images,)])
     )
     # observers move in eval too; the file has them as loaded
-    with tried(student):
+    with try_out(student):
         expected = [_leaves(form.model(*example)) for example in form.examples]
     if any(not_finite({str(k): leaf for k, leaf in enumerate(leaves)}) for leaves in expected):
         raise ConfigError(

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdtasks.core import Distiller
-from kdtasks.core.attributes import attributes_of, changed, set_attributes
+from kdtasks.core.attributes import attributes_of, changed_attributes, set_attributes
 from kdtasks.core.finite import not_finite
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.terms import total_loss
-from kdtasks.core.trial import state_kept
+from kdtasks.core.trial import keep_state
 from kdtasks.engine import checkpoint
 from kdtasks.engine.evaluation import evaluate
 from kdtasks.engine.hooks import build_hooks
@@ -539,7 +539,7 @@ class StageRunner(Runner):
     def _attributes(self) -> dict[str, dict]:
         """What is held in attributes, and has changed since it was made."""
         found = {
-            name: changed(attributes_of(owner, inside), self._as_made[name])
+            name: changed_attributes(attributes_of(owner, inside), self._as_made[name])
             for name, (owner, inside) in self._owners.items()
         }
         return {name: attributes for name, attributes in found.items() if attributes}
@@ -704,7 +704,7 @@ def leaves_parameters_out(distiller: Distiller, batch: dict) -> bool:
     distiller.progress = (0, 1)
     with (
         distiller.at_rest(training=True),
-        state_kept(distiller.losses.modules()),
+        keep_state(distiller.losses.modules()),
         torch.enable_grad(),
     ):
         losses = distiller(batch)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from kdtasks.core.classes import UNLABELLED, class_numbers, counted, renumbered
+from kdtasks.core.classes import UNLABELLED, class_numbers, count_classes, renumber
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.views import view_hash
 
@@ -137,9 +137,11 @@ class ImageArrays:
         """The same images, their classes numbered as in ``names``; see
         :func:`kdtasks.core.classes.class_numbers`.
         """
-        numbers = class_numbers(self.classes, names, counted(self.target, len(self.classes)), drop)
+        numbers = class_numbers(
+            self.classes, names, count_classes(self.target, len(self.classes)), drop
+        )
         other = copy.copy(self)
-        other.classes, other.target = list(names), renumbered(self.target, numbers)
+        other.classes, other.target = list(names), renumber(self.target, numbers)
         return other
 
     def statistics(self) -> tuple[list[float], list[float]]:

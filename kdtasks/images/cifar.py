@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdtasks.core.classes import UNLABELLED, known_class
+from kdtasks.core.classes import UNLABELLED, check_class
 from kdtasks.images.arrays import ImageArrays
 from kdtasks.images.files import decoded
 from kdtasks.images.folders import listed_images
@@ -88,7 +88,7 @@ def cifar100(
         }
     )
     every = list(dict.fromkeys(group.values()))
-    names = every if classes is None else [known_class(name, every) for name in classes]
+    names = every if classes is None else [check_class(name, every) for name in classes]
     kept = [name for name in CIFAR100_CLASSES if group[name] in names]
     # place in `kept` -> target
     number = torch.tensor([names.index(group[name]) for name in kept])

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdtasks.core.classes import class_name, class_numbers, counted, renumbered
+from kdtasks.core.classes import class_name, class_numbers, count_classes, renumber
 from kdtasks.images.cache import load_arrays, save_arrays
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
@@ -323,9 +323,11 @@ class ImageFiles:
         """The same files, their classes numbered as in ``names``; see
         :func:`kdtasks.core.classes.class_numbers`.
         """
-        numbers = class_numbers(self.classes, names, counted(self.target, len(self.classes)), drop)
+        numbers = class_numbers(
+            self.classes, names, count_classes(self.target, len(self.classes)), drop
+        )
         other = copy.copy(self)
-        other.classes, other.target = list(names), renumbered(self.target, numbers)
+        other.classes, other.target = list(names), renumber(self.target, numbers)
         return other
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdtasks.core.classes import known_class
+from kdtasks.core.classes import check_class
 from kdtasks.images.arrays import ImageArrays
 from kdtasks.images.files import (
     IMAGENET,
@@ -154,7 +154,7 @@ def listed_images(
         )
     names = list(classes or found)
     if subset is not None:
-        names = [known_class(name, names) for name in subset]
+        names = [check_class(name, names) for name in subset]
     files = [images_below(found[name]) for name in names]
     for name, of_class in zip(names, files):
         if not of_class:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdtasks.core.classes import UNLABELLED, class_numbers, counted, renumbered
+from kdtasks.core.classes import UNLABELLED, class_numbers, count_classes, renumber
 from kdtasks.core.names import did_you_mean
 from kdtasks.engine.reader import stack
 from kdtasks.incremental.avalanche_benchmarks import checked_benchmark
@@ -302,12 +302,14 @@ class IncrementalSet:
         """The same samples, their columns those of ``names``; see
         :func:`kdtasks.core.classes.class_numbers`.
         """
-        numbers = class_numbers(self.classes, names, counted(self.target, len(self.classes)), drop)
+        numbers = class_numbers(
+            self.classes, names, count_classes(self.target, len(self.classes)), drop
+        )
         other = copy.copy(self)
         other.parts = [
-            _Part(part.dataset, part.index, renumbered(part.target, numbers)) for part in self.parts
+            _Part(part.dataset, part.index, renumber(part.target, numbers)) for part in self.parts
         ]
-        other.classes, other.target = list(names), renumbered(self.target, numbers)
+        other.classes, other.target = list(names), renumber(self.target, numbers)
         other.class_counts = torch.bincount(other.target[other.target >= 0], minlength=len(names))
         return other
 

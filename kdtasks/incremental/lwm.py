@@ -62,7 +62,7 @@ from kdtasks.core.names import did_you_mean, split_call
 from kdtasks.core.outputs import map_tensors
 from kdtasks.core.precision import raised
 from kdtasks.core.recorder import FeatureRecorder, module_paths
-from kdtasks.core.trial import tried
+from kdtasks.core.trial import try_out
 from kdtasks.general.divergences import binary_cross_entropy_terms, times
 from kdtasks.incremental.distiller import IncrementalDistiller
 from kdtasks.incremental.models import head_of
@@ -370,7 +370,7 @@ class LwMDistiller(IncrementalDistiller):
         taps = FeatureRecorder(
             model, [self.attention], model if role == "student" else self.teachers[role]
         )
-        with tried(model, training=role == "student"):
+        with try_out(model, training=role == "student"):
             logits, values = taps(input)
             activation = values[self.attention]
             if isinstance(activation, Tensor):

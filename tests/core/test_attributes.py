@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from kdtasks.core.attributes import attributes_of, changed, set_attributes
+from kdtasks.core.attributes import attributes_of, changed_attributes, set_attributes
 
 
 class Memory:
@@ -45,7 +45,7 @@ def test_whatever_a_module_keeps_beside_its_state_dict_comes_back():
     loss = Loss()
     fresh = attributes_of(loss, inside=True)
     loss.move(2.0)
-    found = changed(attributes_of(loss, inside=True), fresh)
+    found = changed_attributes(attributes_of(loss, inside=True), fresh)
     assert "temperature" not in found and "fc" not in found and "rule" not in found
     file = io.BytesIO()
     torch.save(found, file)
@@ -69,7 +69,7 @@ def test_whatever_a_module_keeps_beside_its_state_dict_comes_back():
     )
     loss.move(3.0), other.move(3.0)
     a, b = attributes_of(loss, inside=True), attributes_of(other, inside=True)
-    assert a.keys() == b.keys() and not changed(a, b)
+    assert a.keys() == b.keys() and not changed_attributes(a, b)
 
 
 def test_what_holds_itself_or_has_a_gradient_is_left():

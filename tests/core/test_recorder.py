@@ -395,7 +395,9 @@ def test_compiled_models_of_one_class_do_not_share_their_taps():
 def test_more_units_than_torch_compiles_versions_of_a_function_are_all_compiled():
     for _ in range(torch._dynamo.config.recompile_limit + 2):
         counter, x = CompileCounter(), torch.randn(2, 3)
-        recorder = FeatureRecorder(nn.Sequential(nn.Linear(3, 3)), ["0"], compile={"backend": counter})
+        recorder = FeatureRecorder(
+            nn.Sequential(nn.Linear(3, 3)), ["0"], compile={"backend": counter}
+        )
         for _ in range(2):
             output, values = recorder(x)
             assert torch.equal(values["0"], output)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.ao import quantization
 
 from kdtasks.core import Distiller
-from kdtasks.core.trial import state_kept, tried
+from kdtasks.core.trial import keep_state, try_out
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:torch.ao.quantization is deprecated", "ignore:Please use quant_min"
@@ -201,7 +201,7 @@ def test_tried_runs_in_the_mode_and_puts_back_what_fails_too():
     model = Counting()
     before = everything(model)
     for training in (True, False):
-        with pytest.raises(ZeroDivisionError), tried(model, training):
+        with pytest.raises(ZeroDivisionError), try_out(model, training):
             assert model.training == training and not torch.is_grad_enabled()
             model(batch()["input"])
             assert model.calls == 1
@@ -212,7 +212,7 @@ def test_tried_runs_in_the_mode_and_puts_back_what_fails_too():
 def test_containers_and_tensors_are_the_same_objects_afterwards():
     model = Counting()
     own = model.sizes, model.queue, model.last, model.last["mean"], model.grown
-    with state_kept(model.modules()):
+    with keep_state(model.modules()):
         model(batch()["input"])
         model.sizes = None
     assert all(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdtasks.core.classes import UNLABELLED, class_numbers, counted
+from kdtasks.core.classes import UNLABELLED, class_numbers, count_classes
 from kdtasks.core.names import did_you_mean
 from kdtasks.images.files import image_size, read_image
 from kdtasks.images.roots import data_root
@@ -229,7 +229,7 @@ class DetectionData:
         See :func:`kdtasks.core.classes.class_numbers`.
         """
         numbers = class_numbers(
-            self.classes, names, counted(self.labels - 1, len(self.classes)), drop
+            self.classes, names, count_classes(self.labels - 1, len(self.classes)), drop
         )
         other, labels = copy.copy(self), numbers[self.labels - 1] + 1
         kept = labels > 0
