@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 from kdtasks.classification import models
-from kdtasks.core import Distiller, Taps
+from kdtasks.core import Distiller, FeatureRecorder
 from kdtasks.general import (
     ABLoss,
     ab_loss,
@@ -195,7 +195,7 @@ def test_what_stands_there_is_what_the_relu_is_given(kind, training):
     model = SMALL[kind]().train(training)
     paths, ceiling = pre_relu_paths(model), 6 if kind == "mobilenet" else float("inf")
     assert len(paths) == len(AFTER[kind])
-    _, values = Taps(model, [*paths, *AFTER[kind]])(torch.randn(2, 3, 64, 64))
+    _, values = FeatureRecorder(model, [*paths, *AFTER[kind]])(torch.randn(2, 3, 64, 64))
     for path, after in zip(paths, AFTER[kind]):
         assert (values[path] < 0).any()
         torch.testing.assert_close(values[path].clamp(0, ceiling), values[after])
@@ -205,7 +205,7 @@ def test_four_maps_of_a_mobilenet_have_the_size_of_a_resnets():
     image, sizes = torch.randn(1, 3, 64, 64), []
     for kind in ("torchvision basic", "mobilenet"):
         model = SMALL[kind]().eval()
-        _, values = Taps(model, pre_relu_paths(model))(image)
+        _, values = FeatureRecorder(model, pre_relu_paths(model))(image)
         sizes.append([value.shape[2:] for value in values.values()])
     assert sizes[0] == sizes[1]
 
