@@ -185,7 +185,8 @@ def pre_relu_paths(model: nn.Module) -> list[str]:
       1/4, 1/8, 1/16 and 1/32, as a ResNet has.
 
     Returns:
-        Paths for :class:`~kdtasks.core.FeatureRecorder`, or with ``'student.'`` in front for a ``Distiller``.
+        Paths for :class:`~kdtasks.core.FeatureRecorder`, or with ``'student.'`` in front for a
+        ``Distiller``.
 
     Raises:
         ValueError: another kind of network, or a torchvision ResNet as it comes.

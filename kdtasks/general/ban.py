@@ -32,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdtasks.core.classes import UNLABELLED
 from kdtasks.core.precision import raised
 from kdtasks.core.weights import load_weights
 from kdtasks.general.divergences import times
@@ -60,7 +61,7 @@ def cwtm_loss(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
             f"{tuple(student.shape)}"
         )
     student, teacher = raised(student, teacher.detach())
-    confidence = teacher.softmax(1).amax(1).masked_fill(target == -100, 0)
+    confidence = teacher.softmax(1).amax(1).masked_fill(target == UNLABELLED, 0)
     weight = confidence / confidence.sum().clamp(min=torch.finfo(confidence.dtype).tiny)
     return (weight * F.cross_entropy(student, target, reduction="none")).sum()
 

@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdtasks.core.classes import UNLABELLED
 from kdtasks.core.precision import raised
 from kdtasks.general.divergences import times
 
@@ -127,7 +128,7 @@ def _with_labels(
             f"expected a target (B,), got target {tuple(target.shape)} and logits "
             f"{tuple(log_p[0].shape)}"
         )
-    labelled = (target != -100).sum().clamp(min=1)
+    labelled = (target != UNLABELLED).sum().clamp(min=1)
     return [
         F.nll_loss(own, target, reduction="sum") / labelled + divergence(log_p, k)
         for k, own in enumerate(log_p)
