@@ -21,13 +21,13 @@ from benchmarks.measure import (
 from kdtasks.detection import (
     ADLLoss,
     BoundedRegressionLoss,
-    WeightedSoftCrossEntropy,
+    WeightedSoftCrossEntropyLoss,
     adl_loss,
     models,
 )
 from kdtasks.detection.distiller import DetectionDistiller
 
-SOFT_TARGETS, BOUNDED = WeightedSoftCrossEntropy(), BoundedRegressionLoss()
+SOFT_TARGETS, BOUNDED = WeightedSoftCrossEntropyLoss(), BoundedRegressionLoss()
 DENSE = {"loss_adl": (ADLLoss(), ("student.cls_logits", "teacher.cls_logits", "anchors.valid"))}
 TWO_STAGE = {
     "loss_soft": (SOFT_TARGETS, ("rois.student.logits", "rois.teacher.logits")),

@@ -270,7 +270,7 @@ CALLS = {
     "bounded_regression_loss": _plain(_boxes, {}, {"margin": 0.3}),
     "HintLoss": _plain(_FEATURES),
     "hint_loss": _plain(_logits, {}, {"p": 1}),
-    "WeightedSoftCrossEntropy": _plain(_logits),
+    "WeightedSoftCrossEntropyLoss": _plain(_logits),
     "weighted_soft_cross_entropy": _soft_cross_entropy,
     "AbsoluteTeacherLoss": _plain(_rows),
     "absolute_teacher_loss": _plain(_logits),

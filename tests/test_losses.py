@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 import kdtasks
 from kdtasks.core.gather import _GatherRows
 from kdtasks.detection import (
-    WeightedSoftCrossEntropy,
+    WeightedSoftCrossEntropyLoss,
     adl_loss,
     bounded_regression_loss,
     weighted_soft_cross_entropy,
@@ -132,7 +132,7 @@ LOGITS = {
     "lwm_distill": (lwm_distill, 1),
     "lwm_distill_bce, mean": (lambda s, t: lwm_distill_bce(s, t, "mean"), 5 / 3),
     "weighted": (lambda s, t: weighted_soft_cross_entropy(s, t, [1.0] * s.shape[1]), 1),
-    "weighted, module": (lambda s, t: WeightedSoftCrossEntropy()(s, t), 1),
+    "weighted, module": (lambda s, t: WeightedSoftCrossEntropyLoss()(s, t), 1),
     "lwf_mc_loss": (lambda s, t: lwf_mc_loss(s, t, torch.zeros(len(s), dtype=torch.long)), 5 / 3),
     "adl_loss": (lambda s, t: adl_loss(s, t, normalizer=1.0), 1),
     "adl_loss, ce": (

@@ -6,7 +6,7 @@ _mu, _nu, _gamma = 0.5, 0.5, 0.5
 losses = dict(
     loss_rpn_hard=dict(of='student.loss_objectness', weight=_mu),
     loss_rpn_soft=dict(
-        type='kdtasks.detection.WeightedSoftCrossEntropy',
+        type='kdtasks.detection.WeightedSoftCrossEntropyLoss',
         background_weight=1.5,
         of=('rpn.student.logits', 'rpn.teacher.logits'),
         weight=1 - _mu,
@@ -19,7 +19,7 @@ losses = dict(
     ),
     loss_rois_hard=dict(of='student.loss_classifier', weight=_mu),
     loss_rois_soft=dict(
-        type='kdtasks.detection.WeightedSoftCrossEntropy',
+        type='kdtasks.detection.WeightedSoftCrossEntropyLoss',
         background_weight=1.5,
         of=('rois.student.logits', 'rois.teacher.logits'),
         weight=1 - _mu,

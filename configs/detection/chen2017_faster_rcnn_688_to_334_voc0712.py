@@ -19,7 +19,7 @@ teacher = dict(_detector, min_size=688, max_size=1147)
 losses = dict(
     loss_rois_hard=dict(of='student.loss_classifier', weight=0.5),
     loss_rois_soft=dict(
-        type='kdtasks.detection.WeightedSoftCrossEntropy',
+        type='kdtasks.detection.WeightedSoftCrossEntropyLoss',
         background_weight=1.5,
         of=('rois.student.logits', 'rois.teacher.logits'),
         weight=0.5,

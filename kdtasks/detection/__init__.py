@@ -4,7 +4,7 @@ from kdtasks.detection.adl import ADLLoss, adl_loss
 from kdtasks.detection.chen2017 import (
     BoundedRegressionLoss,
     HintLoss,
-    WeightedSoftCrossEntropy,
+    WeightedSoftCrossEntropyLoss,
     bounded_regression_loss,
     hint_loss,
     weighted_soft_cross_entropy,
@@ -14,7 +14,7 @@ __all__ = [
     "ADLLoss",
     "BoundedRegressionLoss",
     "HintLoss",
-    "WeightedSoftCrossEntropy",
+    "WeightedSoftCrossEntropyLoss",
     "adl_loss",
     "bounded_regression_loss",
     "hint_loss",

@@ -9,7 +9,8 @@ teacher's, by a margin. One stage of training, all losses together:
 
 .. math::
     L &= L^{\mathrm{RPN}} + L^{\mathrm{RoI}} + \gamma L_{\mathrm{hint}}, \qquad
-    L^{\mathrm{head}} = \frac{1}{N} \sum_i L_{\mathrm{cls}}(i) + \lambda \frac{1}{N} \sum_j L_{\mathrm{reg}}(j) && (1)
+    L^{\mathrm{head}} = \frac{1}{N} \sum_i L_{\mathrm{cls}}(i)
+    + \lambda \frac{1}{N} \sum_j L_{\mathrm{reg}}(j) && (1)
 
     L_{\mathrm{cls}} &= \mu L_{\mathrm{hard}}(p^s, y) + (1 - \mu) L_{\mathrm{soft}}(p^s, p^t) && (2)
 
@@ -20,7 +21,8 @@ teacher's, by a margin. One stage of training, all losses together:
 
     L_{\mathrm{reg}} &= L_{\mathrm{smooth\,L1}}(s, y) + \nu L_b(s, t, y) && (5)
 
-    L_{\mathrm{hint}} &= \lVert V - Z \rVert_2^2 \;\text{ (6)} \quad\text{or}\quad \lVert V - Z \rVert_1 && (7)
+    L_{\mathrm{hint}} &= \lVert V - Z \rVert_2^2 \;\text{ (6)} \quad\text{or}\quad
+    \lVert V - Z \rVert_1 && (7)
 
 N: boxes in the head's mini-batch; s, t, y: the four encoded deltas of student, teacher and ground
 truth; Z: the teacher's map; V: the student's after a 1x1 convolution, which is kept where the
@@ -132,31 +134,38 @@ def bounded_regression_loss(
     Raises:
         ValueError: the shapes do not fit, or the margin is negative.
     """
-    if (
-        not student.shape == teacher.shape == target.shape
-        or student.dim() != 2
-        or student.shape[1] != 4
-    ):
-        raise ValueError(
-            f"expected three equal shapes (N, 4), got student {tuple(student.shape)}, "
-            "teacher "
-            f"{tuple(teacher.shape)} "
-            f"and target {tuple(target.shape)}"
-        )
     if not margin >= 0:
         raise ValueError(f"margin must be >= 0, got {margin}")
-    student, teacher, target = raised(student, teacher.detach(), target.detach())
-    # (N,) the bound has no gradient
-    student_error = (student.detach() - target).square().sum(1)
-    teacher_error = (teacher - target).square().sum(1)  # (N,)
-    # (N,) False if one is NaN
-    free = student_error + margin <= teacher_error
+    student_error, teacher_error = box_errors(student, teacher, target)
+    counted = is_above_bound(student_error, teacher_error, margin)
+    student, _, target = raised(student, teacher.detach(), target.detach())
     # a box that costs nothing may hold inf
-    error = torch.where(free[:, None], 0, student - target).square().sum()
+    error = torch.where(counted[:, None], student - target, 0).square().sum()
     error = error + teacher_error.where(teacher_error.isnan(), 0).sum()
     if isinstance(normalizer, Tensor):
         return error / normalizer.detach()
     return error / (normalizer or max(len(student), 1))
+
+
+def box_errors(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """``e_s`` and ``e_t`` of eq. 4: what each box of student and teacher is off, ``(N,)``, summed
+    squares of ``(N, 4)`` deltas. They have no gradient.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    if not student.shape == teacher.shape == target.shape or student.shape[1:] != (4,):
+        raise ValueError(
+            f"expected three equal shapes (N, 4), got student {tuple(student.shape)}, "
+            f"teacher {tuple(teacher.shape)} and target {tuple(target.shape)}"
+        )
+    student, teacher, target = raised(student.detach(), teacher.detach(), target.detach())
+    return (student - target).square().sum(1), (teacher - target).square().sum(1)
+
+
+def is_above_bound(student_error: Tensor, teacher_error: Tensor, margin: float) -> Tensor:
+    """Which boxes count in eq. 4: ``e_s + m > e_t``, bool ``(N,)``; those with a NaN, too."""
+    return ~(student_error + margin <= teacher_error)
 
 
 def hint_loss(student: Tensor, teacher: Tensor, p: float = 2) -> Tensor:
@@ -186,7 +195,7 @@ def hint_loss(student: Tensor, teacher: Tensor, p: float = 2) -> Tensor:
     return (error if p == 1 else error.pow(p)).sum() / max(error.numel(), 1)
 
 
-class WeightedSoftCrossEntropy(nn.Module):
+class WeightedSoftCrossEntropyLoss(nn.Module):
     """:func:`weighted_soft_cross_entropy` with one weight for background and 1 for every other
     class, however many there are.
 

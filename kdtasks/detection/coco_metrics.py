@@ -3,7 +3,7 @@ faster-coco-eval.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -26,7 +26,9 @@ FIGURES = (
 
 
 @torch.no_grad()
-def detections_of(model: nn.Module, loader) -> tuple[list[dict], list[dict | None]]:
+def detections_of(
+    model: nn.Module, loader: Iterable[Mapping]
+) -> tuple[list[dict], list[dict | None]]:
     """What ``model``, in eval, finds in each image of ``loader``, and the images' targets; on the
     CPU, one copy a batch.
 
@@ -43,42 +45,28 @@ def detections_of(model: nn.Module, loader) -> tuple[list[dict], list[dict | Non
     detections, targets = [], []
     for batch in loader:
         images, start = batch["input"], len(detections)
-        # 0 is no class
-        answers = [
-            {key: answer[key][answer["labels"] > 0] for key in ("boxes", "labels", "scores")}
-            for answer in model(images)
-        ]
-        rows = torch.cat(
-            [
-                torch.cat(
-                    [
-                        answer["boxes"].float(),
-                        answer["scores"].float()[:, None],
-                        answer["labels"][:, None],
-                    ],
-                    1,
-                )
-                # (Σn, 6)
-                for answer in answers
-            ]
-        ).cpu()
         index = batch["index"].tolist() if "index" in batch else range(start, start + len(images))
-        parts = rows.split([len(answer["scores"]) for answer in answers])
-        detections += [
-            {
-                "boxes": part[:, :4],
-                "labels": part[:, 5].long(),
-                "scores": part[:, 4],
-                "index": place,
-            }
-            for part, place in zip(parts, index)
-        ]
+        for found, place in zip(_on_cpu(model(images)), index):
+            detections.append({**found, "index": place})
         given = batch.get("target") or [None] * len(images)
         targets += [
             None if target is None else {key: value.cpu() for key, value in target.items()}
             for target in given
         ]
     return detections, targets
+
+
+def _on_cpu(answers: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """What a model found in each image of a batch, brought to the CPU in one copy."""
+    rows = []
+    for answer in answers:
+        known = answer["labels"] > 0  # 0 is no class
+        columns = [answer["boxes"], answer["scores"][:, None], answer["labels"][:, None]]
+        rows.append(torch.cat([column[known].float() for column in columns], 1))
+    parts = torch.cat(rows).cpu().split([len(part) for part in rows])  # (Σn, 6)
+    return [
+        {"boxes": part[:, :4], "labels": part[:, 5].long(), "scores": part[:, 4]} for part in parts
+    ]
 
 
 def class_figures(classes: Sequence[str]) -> list[str]:
@@ -126,24 +114,16 @@ def coco_metrics(
         )
     labelled = [i for i, target in enumerate(targets) if target is not None]
     truth, found = ([which[i] for i in labelled] for which in (targets, detections))
-    scale = np.array([_array(t["scale"]) if "scale" in t else (1.0, 1.0) for t in truth]).reshape(
-        -1, 2
-    )
+    scales = [_array(t["scale"]) if "scale" in t else (1.0, 1.0) for t in truth]
+    scale = np.array(scales).reshape(-1, 2)
     named = None if classes is None else len(classes)
-    truth, found = (
-        _table("target", labelled, truth, scale, named),
-        _table("detection", labelled, found, scale, named),
-    )
-    highest = (
-        max(truth["label"].max(initial=0), found["label"].max(initial=0))
-        if named is None
-        else named
-    )
-    names = class_figures(
-        [f"class_{label}" for label in range(1, highest + 1)] if classes is None else classes
-    )
+    truth = _table("target", labelled, truth, scale, named)
+    found = _table("detection", labelled, found, scale, named)
+    if classes is None:
+        highest = max(truth["label"].max(initial=0), found["label"].max(initial=0))
+        classes = [f"class_{label}" for label in range(1, highest + 1)]
     # (T,R,K,A,M), (T,K,A,M): see there
-    precision, recall = _evaluated(truth, found, len(labelled), highest)
+    precision, recall = _evaluated(truth, found, len(labelled), len(classes))
     values = [
         precision[..., 0, -1],
         precision[0, ..., 0, -1],
@@ -151,9 +131,10 @@ def coco_metrics(
         *(precision[..., a, -1] for a in (1, 2, 3)),
         *(recall[..., 0, m] for m in (0, 1, 2)),
         *(recall[..., a, -1] for a in (1, 2, 3)),
-        *(precision[:, :, k, 0, -1] for k in range(highest)),
+        *(precision[:, :, k, 0, -1] for k in range(len(classes))),
     ]
-    known = [(name, value[value > -1]) for name, value in zip([*FIGURES, *names], values)]
+    names = [*FIGURES, *class_figures(classes)]
+    known = [(name, value[value > -1]) for name, value in zip(names, values)]
     return {name: 100 * float(value.mean()) for name, value in known if value.size}
 
 
@@ -167,34 +148,8 @@ def _table(
     """Rows of all images under each other: ``image``, ``label``, ``box`` (x, y, width, height),
     ``area``, and ``score`` or ``iscrowd``; in original pixels.
     """
-    counts = np.array([len(entry["boxes"]) for entry in entries], dtype=np.int64)
-    image = np.repeat(np.arange(len(entries)), counts)
-
-    def column(key: str, width: tuple = (), default: np.ndarray | None = None) -> np.ndarray:
-        ends = np.cumsum(counts)
-        parts = [
-            _array(entry[key]) if key in entry or default is None else default[end - n : end]
-            for entry, n, end in zip(entries, counts, ends)
-        ]
-        for place, part, n in zip(images, parts, counts):
-            if part.shape != (n, *width) and (n or part.size):
-                raise ValueError(
-                    f"the {kind} of image {place} has {n} boxes, but {key} of shape "
-                    f"{part.shape}; "
-                    f"expected {(int(n), *width)}"
-                )
-        joined = np.concatenate(
-            [part.reshape(-1, *width) for part in parts] or [np.zeros((0, *width))]
-        )
-        bad = ~np.isfinite(joined).all(axis=tuple(range(1, joined.ndim)))
-        if bad.any():
-            row = int(bad.argmax())
-            raise ValueError(
-                f"the {kind} of image {images[image[row]]} has {key} that are not "
-                f"finite: {joined[row].tolist()}"
-            )
-        return joined
-
+    column = _Columns(kind, images, entries)
+    image = column.image
     corners = column("boxes", (4,)) / np.tile(scale, 2)[image]
     sides = (corners[:, 2:] - corners[:, :2]).clip(min=0)
     label = column("labels").astype(np.int64)
@@ -221,7 +176,50 @@ def _table(
     }
 
 
-def _array(values) -> np.ndarray:
+class _Columns:
+    """The values of all images under one key, under each other, checked.
+
+    Args:
+        kind: what they are of, for messages.
+        images: the places of the images in the data set.
+        entries: of each image, tensors by key.
+    """
+
+    def __init__(self, kind: str, images: Sequence[int], entries: Sequence[Mapping[str, Tensor]]):
+        self.kind, self.images, self.entries = kind, images, entries
+        self.counts = np.array([len(entry["boxes"]) for entry in entries], dtype=np.int64)
+        self.image = np.repeat(np.arange(len(entries)), self.counts)  # of each row
+
+    def __call__(
+        self, key: str, width: tuple = (), default: np.ndarray | None = None
+    ) -> np.ndarray:
+        parts = self._parts(key, default)
+        for place, part, n in zip(self.images, parts, self.counts):
+            if part.shape != (n, *width) and (n or part.size):
+                raise ValueError(
+                    f"the {self.kind} of image {place} has {n} boxes, but {key} of shape "
+                    f"{part.shape}; expected {(int(n), *width)}"
+                )
+        nothing = np.zeros((0, *width))
+        joined = np.concatenate([part.reshape(-1, *width) for part in parts] or [nothing])
+        bad = ~np.isfinite(joined).all(axis=tuple(range(1, joined.ndim)))
+        if bad.any():
+            row = int(bad.argmax())
+            raise ValueError(
+                f"the {self.kind} of image {self.images[self.image[row]]} has {key} that are not "
+                f"finite: {joined[row].tolist()}"
+            )
+        return joined
+
+    def _parts(self, key: str, default: np.ndarray | None) -> list[np.ndarray]:
+        ends = np.cumsum(self.counts)
+        return [
+            _array(entry[key]) if key in entry or default is None else default[end - n : end]
+            for entry, n, end in zip(self.entries, self.counts, ends)
+        ]
+
+
+def _array(values: object) -> np.ndarray:
     return np.asarray(torch.as_tensor(values).detach().cpu().double())
 
 
@@ -241,26 +239,12 @@ def _evaluated(
         ) from error
 
     def coco(table: Mapping, key: str) -> COCO:
-        columns = [table[name].tolist() for name in ("image", "label", "box", "area")]
-        rows = [
-            {
-                "id": n,
-                "image_id": image,
-                "category_id": label,
-                "bbox": box,
-                "area": area,
-                "iscrowd": 0,
-                key: value,
-            }
-            for n, (image, label, box, area, value) in enumerate(
-                zip(*columns, table[key].tolist()), 1
-            )
-        ]
         known = {
             "images": [{"id": i} for i in range(images)],
             "categories": [{"id": k} for k in range(1, classes + 1)],
+            "annotations": _annotations(table, key),
         }
-        return COCO({**known, "annotations": rows}, print_function=_silent)
+        return COCO(known, print_function=_silent)
 
     if not images or not classes:
         return np.full((10, 101, classes, 4, 3), -1.0), np.full((10, classes, 4, 3), -1.0)
@@ -270,6 +254,16 @@ def _evaluated(
     evaluation.evaluate()
     evaluation.accumulate()
     return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+
+
+def _annotations(table: Mapping, key: str) -> list[dict]:
+    """The rows of a table as COCO has them; ``key`` is the column that only they have."""
+    names = {"image_id": "image", "category_id": "label", "bbox": "box", "area": "area", key: key}
+    columns = [table[column].tolist() for column in names.values()]
+    return [
+        {"id": n, "iscrowd": 0, **dict(zip(names, values))}
+        for n, values in enumerate(zip(*columns), 1)
+    ]
 
 
 def _silent(*_) -> None:

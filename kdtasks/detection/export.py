@@ -145,40 +145,44 @@ def compare_detections(
         ).all(0)
         near_ties = max(len(wanted[1]), *(len(answer[1]) for answer in answers)) - int(stable.sum())
         partner = _partners(wanted, got, tolerance, limit)
-        missing = stable & (partner < 0)
         where = f"in test image {number} of {tuple(image.shape[-2:])} pixels"
-        if missing.any():
-            first = int(missing.nonzero()[0])
-            raise Differs(
-                f"{where} {int(missing.sum())} of the student's {len(stable)} detections "
-                "are missing, the first "
-                f"{[round(x, 2) for x in wanted[0][first].tolist()]}, label "
-                f"{int(wanted[1][first])}, score "
-                f"{float(wanted[2][first]):.4f}"
-            )
-        more = len(got[1]) - int((partner >= 0).sum())
+        _check_none_missing(where, wanted, stable & (partner < 0))
+        found = partner >= 0
+        more = len(got[1]) - int(found.sum())
         if more > near_ties:
             raise Differs(f"{where} it gives {more} detections that the student does not give")
-        found = partner >= 0
-        if found.any():
-            pairs += [
-                (float((wanted[0][found] - got[0][partner[found]]).abs().max()), limit),
-                (float((wanted[2][found] - got[2][partner[found]]).abs().max()), tolerance),
-            ]
+        for part, most in ((0, limit), (2, tolerance)):  # boxes, scores
+            differences = (wanted[part][found] - got[part][partner[found]]).abs().flatten()
+            pairs += [(float(difference), most) for difference in differences]
         count, certain = count + len(stable), certain + int(stable.sum())
-    if 2 * certain <= count:
+    _check_enough(count, certain)
+    return max(pairs, key=lambda pair: pair[0] / pair[1])
+
+
+def _check_none_missing(where: str, wanted: Sequence[Tensor], missing: Tensor) -> None:
+    if missing.any():
+        first = int(missing.nonzero()[0])
+        box = [round(x, 2) for x in wanted[0][first].tolist()]
+        raise Differs(
+            f"{where} {int(missing.sum())} of the student's {len(missing)} detections are missing, "
+            f"the first {box}, label {int(wanted[1][first])}, score {float(wanted[2][first]):.4f}"
+        )
+
+
+def _check_enough(count: int, certain: int) -> None:
+    if 2 * certain > count:
+        return
+    reason = (
+        f"of the student's {count} detections in the test images only {certain} do not hang on "
+        "rounding: their scores are all but equal, as before training"
+    )
+    if not count:
         reason = (
             "the student finds nothing in the test images: train longer, or lower its score "
-            "threshold (--cfg-options "
-            "student.score_thresh=0.01, of two-stage detectors "
+            "threshold (--cfg-options student.score_thresh=0.01, of two-stage detectors "
             "student.box_score_thresh)"
-            if not count
-            else f"of the student's {count} detections in the test images only {certain} do not "
-            "hang on rounding: their "
-            "scores are all but equal, as before training"
         )
-        raise Differs(f"there is too little to compare: {reason}")
-    return max(pairs, key=lambda pair: pair[0] / pair[1])
+    raise Differs(f"there is too little to compare: {reason}")
 
 
 @torch.no_grad()

@@ -1,8 +1,10 @@
 """A folder of images: what a detector finds in them, as COCO's json and as pictures."""
 
+import argparse
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +14,11 @@ from kdtasks.detection.coco_metrics import detections_of
 from kdtasks.detection.pictures import CLASS_COLORS
 from kdtasks.images.files import read_image, results_of
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
-def predict_arguments(parser) -> None:
+
+def predict_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of tools/test.py that :func:`predict` takes as keyword arguments."""
     parser.add_argument(
         "--score",
@@ -61,23 +66,12 @@ def predict(
     Warns:
         UserWarning: a file cannot be read; it is left out.
     """
-    from torchvision.transforms.v2.functional import pil_to_tensor
-
     from kdtasks.engine.checkpoint import save_json
 
-    if measured:
-        raise ValueError(
-            "--images compares restored images with what they were, and a detector "
-            "restores none; expected "
-            "--inputs for its detections (without it the config's test data is "
-            "evaluated)"
-        )
-    if not 0 <= score <= 1:
-        raise ValueError(f"score={score} is no probability: expected 0 to 1")
+    _check_arguments(measured, score)
     names, out, size = results_of(folder, out), Path(out), config["data"]["test"].get("size")
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    images, annotations, failed, most = [], [], [], 0
-    for path, name in names.items():
+    content, failed = _CocoFile(folder, classes), []
+    for path, place in names.items():
         try:
             picture = read_image(path)
         # whatever a broken file raises
@@ -85,51 +79,78 @@ def predict(
             warnings.warn(f"left out: {path}: {error}", stacklevel=2)
             failed.append(str(path))
             continue
-        found = _found(model, pil_to_tensor(picture), size, device)
+        found = _detect(model, picture, size)
         found = {key: value[found["scores"] >= score] for key, value in found.items()}
-        most = max(most, *found["labels"].tolist(), 0)
-        image = {
-            "id": len(images) + 1,
-            "file_name": path.relative_to(folder).as_posix(),
-            "height": picture.height,
-            "width": picture.width,
-        }
-        images.append(image)
-        for box, label, sure in zip(
-            found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist()
-        ):
-            x, y, width, height = box[0], box[1], box[2] - box[0], box[3] - box[1]
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image["id"],
-                    "category_id": label,
-                    "bbox": [x, y, width, height],
-                    "score": sure,
-                    "area": width * height,
-                    "iscrowd": 0,
-                }
-            )
-        name.parent.mkdir(parents=True, exist_ok=True)
+        content.add(path, picture, found)
+        place.parent.mkdir(parents=True, exist_ok=True)
         _draw(picture, found, classes)
-        picture.save(name)
-    known = [_name(classes, label) for label in range(1, max(most, len(classes or ())) + 1)]
-    categories = [{"id": label, "name": name} for label, name in enumerate(known, 1)]
+        picture.save(place)
     out.mkdir(parents=True, exist_ok=True)
-    save_json(
-        {"images": images, "categories": categories, "annotations": annotations},
-        out / "detections.json",
-    )
+    save_json(content.as_dict(), out / "detections.json")
     print(
-        f"{len(annotations)} detections with a score of at least {score:g} in {len(images)} "
-        "images: "
-        f"{out / 'detections.json'}"
+        f"{len(content.annotations)} detections with a score of at least {score:g} in "
+        f"{len(content.images)} images: {out / 'detections.json'}"
     )
     return failed
 
 
-def _found(model: nn.Module, pixels: Tensor, size, device: torch.device) -> dict[str, Tensor]:
-    """Boxes in pixels of the image, labels and scores, on the CPU; ``pixels`` uint8 (3,H,W)."""
+def _check_arguments(measured: bool, score: float) -> None:
+    if measured:
+        raise ValueError(
+            "--images compares restored images with what they were, and a detector restores none; "
+            "expected --inputs for its detections (without it the config's test data is evaluated)"
+        )
+    if not 0 <= score <= 1:
+        raise ValueError(f"score={score} is no probability: expected 0 to 1")
+
+
+class _CocoFile:
+    """Detections as COCO's json holds them."""
+
+    def __init__(self, folder: str | Path, classes: Sequence[str] | None):
+        self.folder, self.classes = folder, classes
+        self.images: list[dict] = []
+        self.annotations: list[dict] = []
+
+    def add(self, path: Path, picture: "Image", found: dict[str, Tensor]) -> None:
+        image = {
+            "id": len(self.images) + 1,
+            "file_name": path.relative_to(self.folder).as_posix(),
+            "height": picture.height,
+            "width": picture.width,
+        }
+        self.images.append(image)
+        rows = zip(found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist())
+        for (left, top, right, bottom), label, score in rows:
+            annotation = {
+                "id": len(self.annotations) + 1,
+                "image_id": image["id"],
+                "category_id": label,
+                "bbox": [left, top, right - left, bottom - top],
+                "score": score,
+                "area": (right - left) * (bottom - top),
+                "iscrowd": 0,
+            }
+            self.annotations.append(annotation)
+
+    def as_dict(self) -> dict[str, list]:
+        labels = [annotation["category_id"] for annotation in self.annotations]
+        highest = max([len(self.classes or ()), *labels])
+        categories = [
+            {"id": label, "name": _class_name(self.classes, label)}
+            for label in range(1, highest + 1)
+        ]
+        return {"images": self.images, "categories": categories, "annotations": self.annotations}
+
+
+def _detect(
+    model: nn.Module, picture: "Image", size: int | Sequence[int] | None
+) -> dict[str, Tensor]:
+    """Boxes in pixels of the picture, labels and scores, on the CPU."""
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    pixels = pil_to_tensor(picture)  # uint8 (3,H,W)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     image, across = pixels.to(device).float() / 255, torch.ones(4)
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else size
@@ -139,11 +160,11 @@ def _found(model: nn.Module, pixels: Tensor, size, device: torch.device) -> dict
     return {"boxes": found["boxes"] * across, "labels": found["labels"], "scores": found["scores"]}
 
 
-def _name(classes: Sequence[str] | None, label: int) -> str:
+def _class_name(classes: Sequence[str] | None, label: int) -> str:
     return str(classes[label - 1]) if classes and label <= len(classes) else f"class_{label}"
 
 
-def _draw(picture, found: dict[str, Tensor], classes: Sequence[str] | None) -> None:
+def _draw(picture: "Image", found: dict[str, Tensor], classes: Sequence[str] | None) -> None:
     """Boxes and what they say into a PIL image, the surest on top."""
     from PIL import ImageDraw, ImageFont
 
@@ -153,7 +174,7 @@ def _draw(picture, found: dict[str, Tensor], classes: Sequence[str] | None) -> N
         box, label = found["boxes"][n].tolist(), int(found["labels"][n])
         color, text = (
             CLASS_COLORS[(label - 1) % len(CLASS_COLORS)],
-            f"{_name(classes, label)} {float(found['scores'][n]):.2f}",
+            f"{_class_name(classes, label)} {float(found['scores'][n]):.2f}",
         )
         draw.rectangle(box, outline=color, width=line)
         area = draw.textbbox((box[0], box[1]), text, font=font)

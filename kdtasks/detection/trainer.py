@@ -2,19 +2,28 @@
 
 import functools
 import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdtasks.core.stages import final_stage
 from kdtasks.core.weights import load_weights
 from kdtasks.detection.adl import ADLLoss
+from kdtasks.detection.chen2017 import box_errors
 from kdtasks.detection.coco_metrics import coco_metrics, detections_of
 from kdtasks.detection.distiller import DetectionDistiller
 from kdtasks.detection.export import onnx_form
 from kdtasks.detection.predictions import predict, predict_arguments
 from kdtasks.engine.data_sets import image_shape
 from kdtasks.engine.reader import readable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from kdtasks.core.stages import Stage
+    from kdtasks.engine.run import Run
 
 __all__ = [
     "HIGHER_IS_BETTER",
@@ -31,7 +40,7 @@ PRIMARY = "map"
 HIGHER_IS_BETTER = True
 
 
-def evaluate(model: nn.Module, loader) -> dict[str, float]:
+def evaluate(model: nn.Module, loader: Iterable[Mapping]) -> dict[str, float]:
     """COCO's twelve figures and the average precision of each class, in percent; see
     :func:`coco_metrics`.
     """
@@ -70,7 +79,7 @@ def _boxes(height: int, width: int, classes: int, generator: torch.Generator) ->
     return {"boxes": torch.cat([corner, corner + size], 1), "labels": labels, "masks": masks}
 
 
-def pictures(run) -> list[tuple]:
+def pictures(run: "Run") -> list[tuple[str, "Figure"]]:
     """``[(title, figure)]`` on the test data: boxes side by side, precision of each class, where
     the teacher bounded the student's boxes (Chen et al.), and the adaptive weights (ADL).
 
@@ -78,53 +87,55 @@ def pictures(run) -> list[tuple]:
     stage used it.
     """
     from kdtasks.detection import pictures as draw  # what draws is imported only here
+    from kdtasks.detection.matching import best_threshold
     from kdtasks.engine.report import stage_colors
 
-    experiment, finished = run.experiment, run.finished
-    if not finished:
+    if not run.finished:
         return []
-    loader = experiment.test_loader(finished[-1])
-    final = final_stage(finished)
-    students = [final.name] if final else []
-    taught = next((stage for stage in reversed(finished) if stage.teachers), None)
-    names = [s.name for s in finished if s.name in experiment.config["teachers"]]
-    names += [name for name in ("alone", *students) if name in run.done]
-    models, metrics = (
-        {name: run.trained(name) for name in names},
-        {name: run.done[name] for name in names},
-    )
+    loader = run.experiment.test_loader(run.finished[-1])
+    taught = next((stage for stage in reversed(run.finished) if stage.teachers), None)
     distiller = _as_trained(run, taught) if taught else None
-    for name in distiller.teachers if distiller else ():
-        # from a file: nobody has measured it yet
-        if name not in models:
-            model = functools.partial(distiller.detections, name)  # in the student's classes
-            models, metrics = {name: model, **models}, {name: evaluate(model, loader), **metrics}
+    models, metrics = _measured_models(run, distiller, loader)
+    final = final_stage(run.finished)
+    pair = [name for name in ("alone", *([final.name] if final else [])) if name in models]
     labelled = getattr(loader.dataset, "target", [0] * len(loader.dataset))
     known = [None if int(one) < 0 else 0 for one in labelled]
     # thresholds are chosen on these
     samples = list(readable(loader.dataset, draw.choose_labelled(known, 64)).values())
     images, targets = [[s[key] for s in samples] for key in ("input", "target")]
-    found = {name: _found(model, images, experiment.device) for name, model in models.items()}
-    least = {name: draw.best_threshold(answers, targets) for name, answers in found.items()}
+    found = {name: _detect(model, images, run.experiment.device) for name, model in models.items()}
     few = draw.choose_labelled(targets)
-    images, targets = [images[i] for i in few], [targets[i] for i in few]
-    shown = {name: [answers[i] for i in few] for name, answers in found.items()}
-    bounded, weights = _inside(distiller, loader) if distiller else ({}, [])
     return draw.draw(
-        images,
-        targets,
-        shown,
+        [images[i] for i in few],
+        [targets[i] for i in few],
+        {name: [answers[i] for i in few] for name, answers in found.items()},
         metrics,
         getattr(loader.dataset, "classes", None),
         stage_colors(run),
-        [name for name in ("alone", *students) if name in models],
-        bounded,
-        weights,
-        least,
+        pair,
+        *(_inside(distiller, loader) if distiller else ({}, [])),
+        {name: best_threshold(answers, targets) for name, answers in found.items()},
     )
 
 
-def _as_trained(run, stage):
+def _measured_models(
+    run: "Run", distiller: DetectionDistiller | None, loader: Iterable[Mapping]
+) -> tuple[dict, dict]:
+    """The models that are drawn, and their figures, by name: teachers first."""
+    final = final_stage(run.finished)
+    names = [s.name for s in run.finished if s.name in run.experiment.config["teachers"]]
+    names += [name for name in ("alone", *([final.name] if final else [])) if name in run.done]
+    models = {name: run.trained(name) for name in names}
+    metrics = {name: run.done[name] for name in names}
+    for name in distiller.teachers if distiller else ():
+        # from a file: nobody has measured it yet
+        if name not in models:
+            model = functools.partial(distiller.detections, name)  # in the student's classes
+            models, metrics = {name: model, **models}, {name: evaluate(model, loader), **metrics}
+    return models, metrics
+
+
+def _as_trained(run: "Run", stage: "Stage") -> DetectionDistiller:
     """The stage's distiller with the student that it ended with."""
     distiller = run.experiment.distiller(stage, run.files)
     load_weights(distiller.student, run.folder(stage) / "last.pth")
@@ -132,22 +143,17 @@ def _as_trained(run, stage):
     return distiller
 
 
-def _found(model: nn.Module, images: list, device: torch.device) -> list[dict]:
+def _detect(model: nn.Module, images: Sequence[Tensor], device: torch.device) -> list[dict]:
     batches = [[image.to(device) for image in images[i : i + 8]] for i in range(0, len(images), 8)]
     return detections_of(model, [{"input": batch, "target": None} for batch in batches])[0]
 
 
-def _inside(distiller: DetectionDistiller, loader, batches: int = 4) -> tuple[dict, list]:
+def _inside(
+    distiller: DetectionDistiller, loader: Iterable[Mapping], batches: int = 4
+) -> tuple[dict[str, tuple], list[tuple]]:
     """Squared errors of boxes by head, and maps of ADL's weights, of the first test batches; what
     the losses do not use is left out.
     """
-    from kdtasks.detection.pictures import (
-        adl_weight_map,
-        over_levels,
-        probability_map,
-        squared_errors,
-    )
-
     teacher = next(iter(distiller.teachers))
     errors: dict[str, list] = {}
     weights: list[tuple] = []
@@ -156,42 +162,42 @@ def _inside(distiller: DetectionDistiller, loader, batches: int = 4) -> tuple[di
         for head in ("rpn", "rois", "anchors"):
             names = [f"{head}.student.deltas", f"{head}.{teacher}.deltas", f"{head}.target"]
             if all(name in known for name in names):
-                errors.setdefault(head, []).append(squared_errors(*(known[name] for name in names)))
-        pair = [known.get(f"{role}.cls_logits") for role in ("student", teacher)]
-        if all(logits is not None for logits in pair) and not weights:
-            seen = known["student.seen"]
-            sizes = [tuple(level.shape[-2:]) for level in seen.features.values()]
-            found = next(
-                (loss.settings for loss in distiller.losses.values() if isinstance(loss, ADLLoss)),
-                {},
-            )
-            settings = {name: found[name] for name in ("gamma", "beta") if name in found}
-            padded = seen.batch.tensors.shape[-2:]
-            for k, image in enumerate(batch["input"][:4]):
-                maps = [
-                    ("teacher's probability", over_levels(probability_map(pair[1][k], sizes))),
-                    (
-                        "adaptive weight",
-                        over_levels(adl_weight_map(pair[0][k], pair[1][k], sizes, **settings)),
-                    ),
-                ]
-                span = [
-                    p * full / part
-                    for p, full, part in zip(padded, image.shape[-2:], seen.batch.image_sizes[k])
-                ]
-                weights.append((image.cpu(), maps, tuple(span)))
+                deltas = [known[name].detach().cpu().double() for name in names]
+                errors.setdefault(head, []).append(box_errors(*deltas))
+        weights = weights or _weight_rows(distiller, teacher, batch, known)
     return {
         head: (*map(torch.cat, zip(*pairs)), _margin(distiller, head))
         for head, pairs in errors.items()
     }, weights
 
 
+def _weight_rows(
+    distiller: DetectionDistiller, teacher: str, batch: Mapping, known: Mapping
+) -> list[tuple]:
+    """``(image, maps, (height, width) of what they span)`` of the first images of a batch; none
+    without a dense head's logits.
+    """
+    from kdtasks.detection.anchor_maps import adl_weight_map, over_levels, probability_map
+
+    pair = [known.get(f"{role}.cls_logits") for role in ("student", teacher)]
+    if any(logits is None for logits in pair):
+        return []
+    seen = known["student.seen"]
+    sizes = [tuple(level.shape[-2:]) for level in seen.features.values()]
+    adl = next((loss for loss in distiller.losses.values() if isinstance(loss, ADLLoss)), None)
+    settings = {name: adl.settings[name] for name in ("gamma", "beta")} if adl else {}
+    padded, rows = seen.batch.tensors.shape[-2:], []
+    for k, (image, ours, theirs) in enumerate(zip(batch["input"][:4], *pair)):
+        sure = over_levels(probability_map(theirs, sizes))
+        weight = over_levels(adl_weight_map(ours, theirs, sizes, **settings))
+        size = seen.batch.image_sizes[k]
+        span = [p * full / part for p, full, part in zip(padded, image.shape[-2:], size)]
+        maps = [("teacher's probability", sure), ("adaptive weight", weight)]
+        rows.append((image.cpu(), maps, tuple(span)))
+    return rows
+
+
 def _margin(distiller: DetectionDistiller, head: str) -> float:
-    return next(
-        (
-            getattr(loss, "margin", 0.0)
-            for loss, of, _ in distiller.terms.values()
-            if f"{head}.target" in of
-        ),
-        0.0,
-    )
+    """Of the bounded regression of a head; 0 without one."""
+    losses = [loss for loss, of, _ in distiller.terms.values() if f"{head}.target" in of]
+    return getattr(losses[0], "margin", 0.0) if losses else 0.0

@@ -13,7 +13,7 @@ from kdtasks.core import Distiller
 from kdtasks.detection import (
     BoundedRegressionLoss,
     HintLoss,
-    WeightedSoftCrossEntropy,
+    WeightedSoftCrossEntropyLoss,
     bounded_regression_loss,
     hint_loss,
     weighted_soft_cross_entropy,
@@ -162,27 +162,27 @@ def test_the_module_weighs_the_background_of_as_many_classes_as_there_are():
     for classes in (2, 4, 7):
         student, teacher = values(3, classes), values(3, classes)
         first, last = [1.5] + [1.0] * (classes - 1), [1.0] * (classes - 1) + [1.5]
-        assert WeightedSoftCrossEntropy()(student, teacher) == weighted_soft_cross_entropy(
+        assert WeightedSoftCrossEntropyLoss()(student, teacher) == weighted_soft_cross_entropy(
             student, teacher, first
         )
-        assert WeightedSoftCrossEntropy(background_index=-1)(
+        assert WeightedSoftCrossEntropyLoss(background_index=-1)(
             student, teacher
         ) == weighted_soft_cross_entropy(student, teacher, last)
     student, teacher = values(3, 1), values(3, 1)
     # one logit is foreground's, wherever background is
     for index in (0, -1):
-        loss = WeightedSoftCrossEntropy(2.0, index, temperature=3.0)(student, teacher)
+        loss = WeightedSoftCrossEntropyLoss(2.0, index, temperature=3.0)(student, teacher)
         assert loss == weighted_soft_cross_entropy(student, teacher, (2.0, 1.0), 3.0)
     assert (
-        repr(WeightedSoftCrossEntropy())
-        == "WeightedSoftCrossEntropy(background_weight=1.5, background_index=0, temperature=1.0)"
+        repr(WeightedSoftCrossEntropyLoss())
+        == "WeightedSoftCrossEntropyLoss(background_weight=1.5, background_index=0, temperature=1.0)"
     )
     with pytest.raises(
         ValueError,
         match=r"background_index 5 is not one of the 3 classes of "
         r"student \(2, 3\)",
     ):
-        WeightedSoftCrossEntropy(background_index=5)(values(2, 3), values(2, 3))
+        WeightedSoftCrossEntropyLoss(background_index=5)(values(2, 3), values(2, 3))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, F64])
@@ -191,7 +191,7 @@ def test_saturated_logits_are_finite_where_the_naive_form_is_not(dtype, classes)
     rows = {1: [[1e4], [-1e4], [1e4]], 3: [[1e4, -1e4, 0], [-1e4, 1e4, 0], [0, 0, 1e4]]}[classes]
     student = torch.tensor(rows, dtype=dtype, requires_grad=True)
     teacher = -torch.tensor(rows, dtype=dtype)
-    loss = WeightedSoftCrossEntropy()(student, teacher)
+    loss = WeightedSoftCrossEntropyLoss()(student, teacher)
     loss.backward()
     assert loss.isfinite() and loss > 1e3 and student.grad.isfinite().all() and student.grad.any()
     again = student.detach().float().requires_grad_()
@@ -489,7 +489,7 @@ def test_an_adapter_without_channels_and_other_channels_than_said_are_errors():
 LOSSES = {
     "soft": (lambda s, t: weighted_soft_cross_entropy(s, t, (1.5, 1, 1, 1)), 4),
     "soft, one logit": (lambda s, t: weighted_soft_cross_entropy(s, t, (1.5, 1)), 1),
-    "soft module": (WeightedSoftCrossEntropy(), 4),
+    "soft module": (WeightedSoftCrossEntropyLoss(), 4),
     "bounded": (lambda s, t: bounded_regression_loss(s, t, torch.ones_like(s), margin=1e6), 4),
     "hint 1": (lambda s, t: hint_loss(s, t, 1), 4),
     "hint 2": (hint_loss, 4),
@@ -562,7 +562,7 @@ def test_a_hint_of_half_maps_is_computed_in_float32():
 def test_soft_targets_of_wrong_shapes_are_in_the_message(student, teacher):
     for loss in (
         lambda s, t: weighted_soft_cross_entropy(s, t, (1.0,) * 3),
-        WeightedSoftCrossEntropy(),
+        WeightedSoftCrossEntropyLoss(),
     ):
         with pytest.raises(ValueError) as caught:
             loss(torch.zeros(student), torch.zeros(teacher))
@@ -614,7 +614,7 @@ NUMBERS = [
         "temperature must be > 0",
         0,
     ),
-    (lambda bad: WeightedSoftCrossEntropy(temperature=bad), "temperature must be > 0", -1.0),
+    (lambda bad: WeightedSoftCrossEntropyLoss(temperature=bad), "temperature must be > 0", -1.0),
     (lambda bad: hint_loss(*[torch.zeros(1, 4)] * 2, bad), "p must be >= 1", 0.5),
     (lambda bad: HintLoss(p=bad), "p must be >= 1", 0.5),
 ]

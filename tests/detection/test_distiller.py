@@ -12,7 +12,7 @@ from torchvision.models.detection.retinanet import sigmoid_focal_loss
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.ops import box_iou
 
-from kdtasks.detection import ADLLoss, BoundedRegressionLoss, HintLoss, WeightedSoftCrossEntropy
+from kdtasks.detection import ADLLoss, BoundedRegressionLoss, HintLoss, WeightedSoftCrossEntropyLoss
 from kdtasks.detection.distiller import DetectionDistiller
 
 
@@ -62,8 +62,8 @@ ROIS = tuple(name.replace("rpn", "rois") for name in RPN)
 CHEN = {
     "loss_objectness": (None, "student.loss_objectness", 0.5),
     "loss_classifier": (None, "student.loss_classifier", 0.5),
-    "loss_rpn_soft": (WeightedSoftCrossEntropy(), RPN[:2], 0.5),
-    "loss_rois_soft": (WeightedSoftCrossEntropy(), ROIS[:2], 0.5),
+    "loss_rpn_soft": (WeightedSoftCrossEntropyLoss(), RPN[:2], 0.5),
+    "loss_rois_soft": (WeightedSoftCrossEntropyLoss(), ROIS[:2], 0.5),
     "loss_rpn_bounded": (BoundedRegressionLoss(), RPN[2:], 0.5),
     "loss_rois_bounded": (BoundedRegressionLoss(), ROIS[2:], 0.5),
     "loss_hint": (HintLoss(), ("features.student.3", "features.teacher.3"), 0.5),

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from kdtasks.detection import pictures
+from kdtasks.detection import anchor_maps, chen2017, matching, pictures
 
 COLORS = {"teacher": "#5A6472", "alone": "#E69F00", "distilled": "#0072B2"}
 NOTHING = {
@@ -54,11 +54,11 @@ def test_match_by_hand():
     ]  # a crowd of another class
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     b, l, s, want = (torch.tensor(column)[order] for column in zip(*rows))
-    state, seen = pictures.match({"boxes": b.float(), "labels": l, "scores": s}, target)
+    state, seen = matching.match({"boxes": b.float(), "labels": l, "scores": s}, target)
     assert state.tolist() == want.tolist() and seen.tolist() == [True, True, False, False]
-    state, seen = pictures.match(NOTHING, target)
+    state, seen = matching.match(NOTHING, target)
     assert state.shape == (0,) and not seen.any()
-    state, seen = pictures.match({"boxes": b.float(), "labels": l, "scores": s}, NOTHING)
+    state, seen = matching.match({"boxes": b.float(), "labels": l, "scores": s}, NOTHING)
     assert state.tolist() == [0] * 6 and seen.shape == (0,)
 
 
@@ -183,7 +183,7 @@ def test_nothing_to_draw():
 
 def test_squared_errors_equal_a_loop():
     s, t, y = torch.randn(3, 7, 4).half().unbind()
-    e_s, e_t = pictures.squared_errors(s, t, y)
+    e_s, e_t = chen2017.box_errors(s, t, y)
     for i in range(7):
         assert e_s[i].item() == pytest.approx(
             sum((s[i, k].double() - y[i, k].double()).item() ** 2 for k in range(4))
@@ -191,12 +191,8 @@ def test_squared_errors_equal_a_loop():
         assert e_t[i].item() == pytest.approx(
             sum((t[i, k].double() - y[i, k].double()).item() ** 2 for k in range(4))
         )
-    with pytest.raises(
-        ValueError,
-        match=r"expected three tensors \(P,4\), got \(7, 4\), \(7, 4\), "
-        r"\(6, 4\)",
-    ):
-        pictures.squared_errors(s, t, y[:6])
+    with pytest.raises(ValueError, match=r"expected three equal shapes \(N, 4\), got .*\(6, 4\)"):
+        chen2017.box_errors(s, t, y[:6])
 
 
 def test_the_gate_is_counted_strictly():
@@ -228,8 +224,8 @@ def test_adl_weights_equal_a_loop(gamma, beta):
         torch.randn(total, classes, dtype=torch.float64),
     )
     maps, probabilities = (
-        pictures.adl_weight_map(student, teacher, SIZES, gamma, beta),
-        pictures.probability_map(teacher, SIZES),
+        anchor_maps.adl_weight_map(student, teacher, SIZES, gamma, beta),
+        anchor_maps.probability_map(teacher, SIZES),
     )
     row = 0
     for (h, w), weights, largest in zip(SIZES, maps, probabilities):
@@ -255,7 +251,7 @@ def test_the_order_is_that_of_torchvision():
 
     head = RetinaNetClassificationHead(4, 3, 2).eval()
     features = [torch.randn(1, 4, h, w) for h, w in SIZES]
-    maps = pictures.probability_map(head(features)[0], SIZES)
+    maps = anchor_maps.probability_map(head(features)[0], SIZES)
     for level, feature in zip(maps, features):
         want = head.cls_logits(head.conv(feature))[0].amax(0).sigmoid()
         torch.testing.assert_close(level, want.detach())
@@ -263,18 +259,20 @@ def test_the_order_is_that_of_torchvision():
 
 def test_adl_weights_of_extreme_logits_and_wrong_shapes():
     far = torch.tensor([[400.0], [-400.0], [0.0], [400.0]])
-    (level,) = pictures.adl_weight_map(far, far, [(2, 2)])
+    (level,) = anchor_maps.adl_weight_map(far, far, [(2, 2)])
     assert level.flatten().tolist() == pytest.approx([0, 0, 1 - math.exp(-1.5 * math.log(2)), 0])
-    assert pictures.adl_weight_map(-far, far, [(2, 2)])[0][0].tolist() == [1, 1]
+    assert anchor_maps.adl_weight_map(-far, far, [(2, 2)])[0][0].tolist() == [1, 1]
     with pytest.raises(
         ValueError,
         match=r"a multiple of the 4 locations of \[\(2, 2\)\], got "
         r"\(6,\)",
     ):
-        pictures.adl_weight_map(torch.zeros(6, 2), torch.zeros(6, 2), [(2, 2)])
+        anchor_maps.adl_weight_map(torch.zeros(6, 2), torch.zeros(6, 2), [(2, 2)])
     with pytest.raises(ValueError, match=r"two tensors \(A,K\), got \(4, 1\) and \(4, 2\)"):
-        pictures.adl_weight_map(far, torch.zeros(4, 2), [(2, 2)])
-    coarse = pictures.over_levels([torch.tensor([[0.1, 0.2], [0.3, 0.9]]), torch.tensor([[0.25]])])
+        anchor_maps.adl_weight_map(far, torch.zeros(4, 2), [(2, 2)])
+    coarse = anchor_maps.over_levels(
+        [torch.tensor([[0.1, 0.2], [0.3, 0.9]]), torch.tensor([[0.25]])]
+    )
     assert coarse.flatten().tolist() == pytest.approx([0.25, 0.25, 0.3, 0.9])
 
 
@@ -335,11 +333,11 @@ def test_the_best_threshold_is_that_of_the_highest_f1_and_crowds_do_not_count():
         {"boxes": box[:1], "labels": torch.tensor([1]), "iscrowd": torch.tensor([1])},
     ]
     # 2 right of 2; the third box is wrong
-    assert pictures.best_threshold(found, targets) == pytest.approx(0.3)
-    assert pictures.best_threshold(
+    assert matching.best_threshold(found, targets) == pytest.approx(0.3)
+    assert matching.best_threshold(
         found[:1], [{"boxes": box[2:], "labels": torch.tensor([1])}]
     ) == pytest.approx(0.2)
-    assert pictures.best_threshold(found[:1], [{"boxes": box[:0], "labels": torch.zeros(0)}]) == 0.5
+    assert matching.best_threshold(found[:1], [{"boxes": box[:0], "labels": torch.zeros(0)}]) == 0.5
     image = torch.rand(3, 60, 60)
     title, figure = pictures.draw_detections(
         [image], targets[:1], {"alone": found[:1]}, None, COLORS, {"alone": 0.3}

@@ -458,7 +458,7 @@ HINT = {
     }
 }
 SOFT, BOUNDED = (
-    "kdtasks.detection.WeightedSoftCrossEntropy",
+    "kdtasks.detection.WeightedSoftCrossEntropyLoss",
     "kdtasks.detection.BoundedRegressionLoss",
 )
 CHEN = {

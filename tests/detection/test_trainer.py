@@ -60,7 +60,7 @@ ADL = {
 CHEN = {
     "loss_mu": {"of": "student.loss_classifier", "weight": 0.5},
     "loss_soft": {
-        "type": "kdtasks.detection.WeightedSoftCrossEntropy",
+        "type": "kdtasks.detection.WeightedSoftCrossEntropyLoss",
         "of": ("rois.student.logits", "rois.teacher.logits"),
         "weight": 0.5,
     },

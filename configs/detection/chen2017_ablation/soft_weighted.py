@@ -6,14 +6,14 @@ _base_ = ['../../_base_/bccd.py', '../../_base_/faster_rcnn_small.py', '../../_b
 losses = dict(
     loss_rpn_hard=dict(of='student.loss_objectness', weight=0.5),
     loss_rpn_soft=dict(
-        type='kdtasks.detection.WeightedSoftCrossEntropy',
+        type='kdtasks.detection.WeightedSoftCrossEntropyLoss',
         background_weight=1.5,
         of=('rpn.student.logits', 'rpn.teacher.logits'),
         weight=0.5,
     ),
     loss_rois_hard=dict(of='student.loss_classifier', weight=0.5),
     loss_rois_soft=dict(
-        type='kdtasks.detection.WeightedSoftCrossEntropy',
+        type='kdtasks.detection.WeightedSoftCrossEntropyLoss',
         background_weight=1.5,
         of=('rois.student.logits', 'rois.teacher.logits'),
         weight=0.5,

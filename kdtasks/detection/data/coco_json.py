@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from kdtasks.core.names import did_you_mean
@@ -10,8 +10,8 @@ from kdtasks.detection.data.data_set import DetectionData, locate
 
 
 def coco(
-    images,
-    annotations,
+    images: str | Path,
+    annotations: str | Path,
     train: bool = True,
     size: Sequence[int] | None = None,
     in_memory: bool | None = None,
@@ -43,30 +43,17 @@ def coco(
         "a json file with images, annotations and categories, as COCO's instances_*.json",
     )
     content = _parsed(file)
-    try:
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-    except TypeError as error:
-        ids = [category["id"] for category in content["categories"]]
-        raise ValueError(
-            f"{file}: some ids of its categories are numbers, others texts: {ids!r:.200}"
-        ) from error
+    categories = _sorted_categories(content, file)
     targets = {image["id"]: None for image in content["images"]}
     if "annotations" in content:
-        _sort_in(
-            content["annotations"],
-            targets,
-            {c["id"]: label for label, c in enumerate(categories, 1)},
-            file,
-        )
+        numbers = {category["id"]: label for label, category in enumerate(categories, 1)}
+        _sort_in(content["annotations"], targets, numbers, file)
     paths = [os.path.join(folder, _file_name(image["file_name"])) for image in content["images"]]
     if paths and not os.path.exists(paths[0]) and not skip_bad:
         raise FileNotFoundError(
             f"{file} names the image {paths[0]}, which is not there; pass images=<its folder>"
         )
-    sizes = [
-        (image["height"], image["width"]) if image.get("height") and image.get("width") else None
-        for image in content["images"]
-    ]
+    sizes = [_size(image) for image in content["images"]]
     return DetectionData(
         paths,
         list(targets.values()),
@@ -79,6 +66,22 @@ def coco(
         keep_empty,
         skip_bad=skip_bad,
     )
+
+
+def _sorted_categories(content: dict, file: Path) -> list[dict]:
+    try:
+        return sorted(content["categories"], key=lambda category: category["id"])
+    except TypeError as error:
+        ids = [category["id"] for category in content["categories"]]
+        raise ValueError(
+            f"{file}: some ids of its categories are numbers, others texts: {ids!r:.200}"
+        ) from error
+
+
+def _size(image: dict) -> tuple[int, int] | None:
+    """(height, width), if the json tells."""
+    known = image.get("height") and image.get("width")
+    return (image["height"], image["width"]) if known else None
 
 
 def _file_name(name: str) -> str:
@@ -147,7 +150,7 @@ def _sort_in(annotations: Sequence[dict], targets: dict, number: dict, file: Pat
         target["area"].append(annotation.get("area", float("nan")))
 
 
-def _other_type(value, known) -> str:
+def _other_type(value: object, known: Iterable) -> str:
     """What to say where an id is a text here and a number there."""
     same = next((one for one in known if str(one) == str(value)), None)
     return (
@@ -159,7 +162,7 @@ def _other_type(value, known) -> str:
 
 def coco2017(
     train: bool = True,
-    root="coco",
+    root: str | Path = "coco",
     size: Sequence[int] | None = None,
     in_memory: bool | None = None,
     augment: str | Sequence[Callable] | None = "flip",

@@ -98,20 +98,7 @@ class DetectionData:
             if values is not None and len(values) != n:
                 raise ValueError(f"{n} paths, but {len(values)} {what}")
         self.memory = [None] * n if images is None else list(images)
-        sizes = (
-            [None if image is None else image.shape[-2:] for image in self.memory]
-            if sizes is None
-            else sizes
-        )
-        self.unreadable: dict[str, str] = {}
-        self.sizes = [
-            self._file_size(path, skip_bad)
-            if size is None and target is not None
-            else size and tuple(map(int, size))
-            for path, target, size in zip(self.paths, targets, sizes)
-        ]
-        if self.unreadable:
-            targets = self._without_unreadable(targets)
+        targets = self._take_sizes(sizes, targets, skip_bad)
         self.target = torch.tensor(
             [UNLABELLED if target is None else 0 for target in targets], dtype=torch.int64
         )
@@ -124,6 +111,21 @@ class DetectionData:
             )
         if train and not keep_empty:
             self._leave_out_empty()
+
+    def _take_sizes(
+        self, sizes: Sequence | None, targets: Sequence[dict | None], skip_bad: bool
+    ) -> Sequence[dict | None]:
+        """The original sizes; the targets of the images that can be read."""
+        if sizes is None:
+            sizes = [None if image is None else image.shape[-2:] for image in self.memory]
+        self.unreadable: dict[str, str] = {}
+        self.sizes = [
+            self._file_size(path, skip_bad)
+            if size is None and target is not None
+            else size and tuple(map(int, size))
+            for path, target, size in zip(self.paths, targets, sizes)
+        ]
+        return self._without_unreadable(targets) if self.unreadable else targets
 
     def _file_size(self, path: str, skip_bad: bool) -> tuple[int, int] | None:
         try:
@@ -139,7 +141,7 @@ class DetectionData:
         warnings.warn(
             f"left out {len(self.unreadable)} unreadable of {len(self.paths)} images: "
             f"{path}: {why}",
-            stacklevel=3,
+            stacklevel=4,
         )
         kept = [i for i, path in enumerate(self.paths) if path not in self.unreadable]
         self.paths, self.sizes, self.memory, targets = (
@@ -424,7 +426,7 @@ def _transformed(
     }
 
 
-def locate(path, argument: str, layout: str) -> Path:
+def locate(path: str | Path, argument: str, layout: str) -> Path:
     """``path`` as it stands or below :func:`~kdtasks.images.roots.data_root`, whichever exists."""
     looked = list(dict.fromkeys((Path(path), data_root() / path)))
     for place in looked:

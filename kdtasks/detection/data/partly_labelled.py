@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -15,7 +16,7 @@ _FEW = 0x2A
 
 
 def unlabelled(
-    folder,
+    folder: str | Path,
     like: DetectionData | None = None,
     classes: Sequence[str] | None = None,
     size: Sequence[int] | None = None,

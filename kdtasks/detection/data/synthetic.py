@@ -1,7 +1,7 @@
 """Digits on photos: a set that needs no download."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -50,25 +50,12 @@ def digits_on_photos(
         ValueError: an argument outside its range.
     """
     images = (600 if train else 200) if images is None else images
-    for name, value, low, high in (
-        ("images", images, 1, 10**6),
-        ("size", size, 32, 240),
-        ("classes", classes, 1, 10),
-    ):
-        if not low <= value <= high:
-            raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
+    _check_arguments(images, size, classes, objects)
     low, high = objects
-    if not 0 <= low <= high or not high:
-        raise ValueError(
-            f"objects must be (least, largest) with 0 <= least <= largest and largest "
-            f"> 0, got {objects}"
-        )
     digits = digit_images(train)
     known = (digits.target < classes).nonzero()[:, 0]
-    inks, labels = (
-        digits.images[known, 0].numpy().astype(np.float32) / 255,
-        (digits.target[known] + 1).tolist(),
-    )
+    inks = digits.images[known, 0].numpy().astype(np.float32) / 255
+    labels = (digits.target[known] + 1).tolist()
     numbers = _numbers(seed, images, 5 + high * (7 + 2 * _TRIES), train)
     pictures, targets = np.empty((images, size, size, 3), np.uint8), []
     for picture, row in zip(pictures, numbers):
@@ -88,6 +75,22 @@ def digits_on_photos(
         augment,
         images=pictures.unbind(),
     )
+
+
+def _check_arguments(images: int, size: int, classes: int, objects: Sequence[int]) -> None:
+    for name, value, low, high in (
+        ("images", images, 1, 10**6),
+        ("size", size, 32, 240),
+        ("classes", classes, 1, 10),
+    ):
+        if not low <= value <= high:
+            raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
+    low, high = objects
+    if not 0 <= low <= high or not high:
+        raise ValueError(
+            f"objects must be (least, largest) with 0 <= least <= largest and largest "
+            f"> 0, got {objects}"
+        )
 
 
 def _numbers(seed: int, images: int, count: int, train: bool) -> np.ndarray:
@@ -122,7 +125,11 @@ def _window(numbers: Sequence[float], size: int, train: bool) -> np.ndarray:
 
 
 def _scattered(
-    picture: np.ndarray, inks: np.ndarray, labels: Sequence[int], count: int, number
+    picture: np.ndarray,
+    inks: np.ndarray,
+    labels: Sequence[int],
+    count: int,
+    number: Iterator[float],
 ) -> dict:
     """Blends up to ``count`` digits into ``picture`` (size,size,3); ``number`` gives numbers in [0,
     1).

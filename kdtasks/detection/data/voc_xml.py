@@ -38,7 +38,7 @@ _VOC_LAYOUT = (
 
 
 def voc(
-    root,
+    root: str | Path,
     split: str,
     classes: Sequence[str] | None = None,
     train: bool | None = None,
@@ -85,7 +85,7 @@ def _voc(
     parts: Sequence[tuple[Path, str]],
     classes: Sequence[str] | None,
     inclusive: bool | None,
-    *settings,
+    *settings: object,
 ) -> DetectionData:
     """The images of all ``parts``, (folder, split) each; ``settings`` from ``train`` on, as for
     :class:`DetectionData`.
@@ -187,7 +187,7 @@ def _annotation(
 def bccd(
     train: bool = True,
     split: str | None = None,
-    root="bccd",
+    root: str | Path = "bccd",
     size: Sequence[int] | None = None,
     in_memory: bool | None = None,
     augment: str | Sequence[Callable] | None = "flip",
@@ -216,7 +216,7 @@ def bccd(
 
 def voc0712(
     train: bool = True,
-    root="VOCdevkit",
+    root: str | Path = "VOCdevkit",
     size: Sequence[int] | None = None,
     in_memory: bool | None = None,
     augment: str | Sequence[Callable] | None = "flip",
