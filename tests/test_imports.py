@@ -38,6 +38,7 @@ FRAMEWORK_FILES = (
     "export",
     "predictions",
     "perceptual",
+    "avalanche_benchmarks",
 )
 SLOW = {
     "avalanche",
@@ -96,6 +97,23 @@ def foreign(names) -> set[str]:
     return {name.split(".")[0] for name in names} - {"kdtasks"} - set(sys.stdlib_module_names)
 
 
+def is_late(file: str) -> bool:
+    """Whether a file belongs to a task's package ``plugin`` that reaches it by imports inside of
+    functions only: such a file may import a slow library at its top.
+    """
+    package, _, name = file.partition("/plugin/")
+    reached, left = set(), ["__init__"] if name else []
+    while left:
+        module = left.pop()
+        reached.add(module)
+        top, _ = imports((PACKAGE / package / "plugin" / f"{module}.py").read_text())
+        for path in top:
+            prefix, _, rest = path.partition(f"kdtasks.{package}.plugin.")
+            if not prefix and rest and rest.split(".")[0] not in reached:
+                left.append(rest.split(".")[0])
+    return bool(name) and name.removesuffix(".py") not in reached
+
+
 def is_framework(file: str) -> bool:
     """Whether a task's file, or the package that it is in, may need more than torch."""
     return file.split("/")[1].removesuffix(".py") in FRAMEWORK_FILES
@@ -110,7 +128,11 @@ def allowed(file: str) -> tuple[set[str], set[str], set[str]]:
         more = {"cache.py": {"numpy"}, "weights.py": {"safetensors"}}.get(name, set())
         return {"core"}, {"torch"} | more - {"safetensors"}, more
     if folder == "images":
-        return {"core", "images"}, {"torch", "numpy"}, {"PIL", "torchvision", "sklearn"}
+        return (
+            {"core", "images"},
+            {"torch", "numpy"},
+            {"PIL", "torchvision", "sklearn", "matplotlib"},
+        )
     if folder == "general":
         return {"core", "general"}, {"torch"}, set()
     if folder.split("/")[0] == "engine":
@@ -120,12 +142,21 @@ def allowed(file: str) -> tuple[set[str], set[str], set[str]]:
         libraries = {"torch", "torchvision", "numpy", "PIL"} | (
             {"mmengine"} if Path(name).stem in ("plugin", "mmdet_distiller") else set()
         )
+        if is_late(file):
+            libraries = libraries | SLOW
         return (
             {"core", "general", "images", "engine", folder.split("/")[0]},
             libraries,
             libraries | SLOW,
         )
     return {"core", "general", folder.split("/")[0]}, {"torch"}, set()
+
+
+def test_late_files_are_those_that_a_plugin_imports_inside_of_functions():
+    assert is_late("metric_learning/plugin/distill_loss.py")
+    for file in ("metric_learning/plugin/losses.py", "incremental/plugin/base.py"):
+        assert not is_late(file)
+    assert not any(is_late(file) for file in FILES if "/plugin/" not in file)
 
 
 def test_the_reader_of_imports_reads_all_kinds():

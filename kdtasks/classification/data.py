@@ -1,5 +1,5 @@
-"""Images for classification: whole data sets in one uint8 tensor, or files that are read when their
-turn comes.
+"""Images for classification: whole data sets in one uint8 tensor, or files that are read when they
+are needed.
 
 ``digits``, ``cifar100``, ``image_folder``, ``torchvision_set``, ``arrays``: labelled images.
 ``unlabelled_folder``: images without labels. ``concat``, ``few_labels``: sets made of others.

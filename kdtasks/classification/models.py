@@ -63,7 +63,7 @@ def _blocks_per_stage(network: str, depth: int, rest: int) -> int:
 
 
 def _stage(
-    block: type[nn.Module], inputs: int, outputs: int, stride: int, blocks: int, **options
+    block: type[nn.Module], inputs: int, outputs: int, stride: int, blocks: int, **options: object
 ) -> nn.Sequential:
     """A chain of blocks; the first one changes width and resolution."""
     first = block(inputs, outputs, stride, **options)
@@ -75,7 +75,7 @@ class BasicBlock(nn.Module):
     """``relu2(add)`` with ``add = bn2(conv2(relu1(bn1(conv1(x))))) + shortcut(x)`` (He et al.,
     1512.03385, figure 2).
 
-    ``add`` is a module of its own so that its output, the response before the ReLU, can be tapped.
+    ``add`` is a module of its own so that its output, the response before the ReLU, can be read.
     The shortcut is x itself where the shape stays, else ``downsample``: 1x1 convolution + batch
     norm (option B).
     """
@@ -96,6 +96,7 @@ class BasicBlock(nn.Module):
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
         shortcut = x if self.downsample is None else self.downsample(x)
         residual = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
         return self.relu2(self.add(residual + shortcut))
@@ -180,8 +181,8 @@ def resnet110(num_classes: int = 10, in_channels: int = 3, width: int = 16) -> R
 
 
 def resnet8x4(num_classes: int = 10, in_channels: int = 3, width: int = 64) -> ResNet:
-    """ResNet-8 with widths 32 | 64, 128, 256: the stages are four times as wide, the stem twice; 1
-    233 540 parameters.
+    """ResNet-8 with widths 32 | 64, 128, 256: the stages are four times as wide, the stem twice;
+    1 233 540 parameters.
     """
     return ResNet(8, num_classes, in_channels, width, stem=width // 2)
 
@@ -213,6 +214,7 @@ class PreActBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
         h = self.relu1(self.bn1(x))
         residual = self.conv2(self.dropout(self.relu2(self.bn2(self.conv1(h)))))
         return residual + (x if self.shortcut is None else self.shortcut(h))
@@ -342,6 +344,7 @@ class PlainNet(nn.Sequential):
         self.fc = nn.Linear(hidden or features, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, num_classes)."""
         self._check(*x.shape[-2:])
         return super().forward(x)
 

@@ -1,4 +1,6 @@
-"""Classification: what the engine needs to know of the task."""
+"""Classification as the engine sees it: metrics, example, figures."""
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -6,11 +8,15 @@ from torch import Tensor, nn
 from kdtasks.core.stages import final_stage
 from kdtasks.engine.data_sets import image_shape
 
+if TYPE_CHECKING:
+    from kdtasks.engine.loader import Loader
+    from kdtasks.engine.run import Run
+
 PRIMARY = "accuracy"
 HIGHER_IS_BETTER = True
 
 
-def evaluate(model: nn.Module, loader) -> dict[str, float]:
+def evaluate(model: nn.Module, loader: "Loader") -> dict[str, float]:
     """``accuracy`` (top-1) and, with more than 5 classes, ``accuracy_top5``, in percent of the
     labelled samples.
 
@@ -20,46 +26,40 @@ def evaluate(model: nn.Module, loader) -> dict[str, float]:
         ValueError: a target is a class for which the model has no output.
     """
     right = right5 = count = highest = 0
-    top5, outputs = False, None
+    outputs = None
     for batch in loader:
         logits, target = model(batch["input"]), batch["target"]
         if outputs is None:
             outputs = logits.shape[1]
-            _check_highest(_highest_known(loader), outputs)
-        top5, highest = outputs > 5, torch.clamp(target.max(), min=highest)
+            _check_highest(_highest_target(loader), outputs)
+        highest = torch.clamp(target.max(), min=highest)
         # (B, 5)
-        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]
-        right, right5, count = (
-            right + ranked[:, 0].sum(),
-            right5 + ranked.sum(),
-            count + (target >= 0).sum(),
-        )
+        hits = logits.topk(min(5, outputs), dim=1).indices == target[:, None]
+        right, right5 = right + hits[:, 0].sum(), right5 + hits.sum()
+        count = count + (target >= 0).sum()
+    hits = {"accuracy": right}
     if outputs is not None:
         _check_highest(int(highest), outputs)
-    share = {"accuracy": right} | ({"accuracy_top5": right5} if top5 else {})
-    return {name: 100 * float(value) / max(int(count), 1) for name, value in share.items()}
+        if outputs > 5:
+            hits["accuracy_top5"] = right5
+    return {name: 100 * float(number) / max(int(count), 1) for name, number in hits.items()}
 
 
-def _highest_known(loader) -> int:
-    """The highest class number of the whole data set, where it lists them: what is wrong is then
-    said before the first step.
+def _highest_target(loader: "Loader") -> int:
+    """The highest class number of the data set if it has ``target``, so that an error comes before
+    the whole test; else -1.
     """
     target = getattr(getattr(loader, "dataset", None), "target", None)
-    plain = (
-        isinstance(target, Tensor)
-        and target.ndim == 1
-        and len(target)
-        and not target.is_floating_point()
-    )
-    return int(target.max()) if plain else -1
+    if not isinstance(target, Tensor) or target.ndim != 1 or not len(target):
+        return -1
+    return -1 if target.is_floating_point() else int(target.max())
 
 
 def _check_highest(highest: int, outputs: int) -> None:
     if highest >= outputs:
         raise ValueError(
-            f"the test data has the class number {highest}, but the model has "
-            f"{outputs} outputs, for classes from 0 on: the student's num_classes, or the data's "
-            "classes, are wrong"
+            f"the test data has the class number {highest}, but the model has {outputs} outputs, "
+            "for classes from 0 on: the student's num_classes, or the data's classes, are wrong"
         )
 
 
@@ -67,16 +67,15 @@ def example(config: dict, batch_size: int) -> dict[str, Tensor]:
     """Random images and labels of the shape that the data has, without reading it."""
     generator = torch.Generator().manual_seed(0)
     classes = config["student"].get("num_classes", 10)
+    shape = image_shape(config["data"]["train"])
     return {
-        "input": torch.randn(
-            batch_size, *image_shape(config["data"]["train"]), generator=generator
-        ),
+        "input": torch.randn(batch_size, *shape, generator=generator),
         "index": torch.arange(batch_size),
         "target": torch.randint(classes, (batch_size,), generator=generator),
     }
 
 
-def pictures(run) -> list[tuple]:
+def pictures(run: "Run") -> list[tuple]:
     """``[(title, figure)]`` on the test data: accuracy of each class, images whose answer changed,
     and reliability.
 

@@ -1,9 +1,18 @@
-"""Samples of a data set as pictures."""
+"""Samples of a data set as pictures, and what galleries of them are made with.
+
+Places are in inches from a figure's upper left corner.
+"""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy import ndarray
 
 
 def pictures_of(loader, index: Tensor) -> list:
@@ -26,3 +35,36 @@ def pictures_of(loader, index: Tensor) -> list:
             (image - image.min()) / (image.max() - image.min()).clamp(min=1e-12) for image in images
         ]
     return [(image[:3].movedim(0, -1) if len(image) >= 3 else image[0]).numpy() for image in images]
+
+
+def add_axes(figure: "Figure", left: float, top: float, width: float, height: float) -> "Axes":
+    """Axes without ticks, grid and frame."""
+    wide, high = figure.get_size_inches()
+    box = left / wide, 1 - (top + height) / high, width / wide, height / high
+    axes = figure.add_axes(box, xticks=[], yticks=[])
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    return axes
+
+
+def draw_image(axes: "Axes", image: "ndarray", **options: object) -> None:
+    """An array (H,W), in grey, or (H,W,3) in [0,1]; the pixels of a small one are seen."""
+    interpolation = "nearest" if max(image.shape[:2]) <= 64 else "antialiased"
+    axes.imshow(image, cmap="gray", interpolation=interpolation, **options)
+
+
+def write(figure: "Figure", left: float, top: float, text: str, **font: object) -> None:
+    """A line of text whose upper left corner lies there."""
+    wide, high = figure.get_size_inches()
+    figure.text(left / wide, 1 - top / high, text, va="top", **font)
+
+
+def shortened(text: str, most: int) -> str:
+    """At most ``most`` characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def darker(color: str) -> str:
+    """``'#RRGGBB'`` at 72 % of its intensities: the colour of bars as that of text on white."""
+    levels = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(0.72 * level):02X}" for level in levels)

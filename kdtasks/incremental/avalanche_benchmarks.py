@@ -3,10 +3,16 @@ that are missing.
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from avalanche.benchmarks import CLExperience, CLScenario
 
 
-def checked_benchmark(benchmark, classes: Iterable[int] | None = None):
-    """The benchmark, its lists of classes sorted, and found to have lost none.
+def checked_benchmark(
+    benchmark: "CLScenario", classes: Iterable[int] | None = None
+) -> "CLScenario":
+    """The benchmark with its lists of classes sorted, once it is sure that none is lost.
 
     ``class_incremental_benchmark(…, num_experiences=3)`` leaves out the last class of ten without a
     word. It also gives classes as sets, which avalanche's ``MultiHeadClassifier`` cannot index
@@ -24,37 +30,44 @@ def checked_benchmark(benchmark, classes: Iterable[int] | None = None):
     """
     for name, stream in benchmark.streams.items():
         experiences = list(stream)
-        found = [classes_of(experience) for experience in experiences]
-        present = sorted({*(number for those in found for number in those)})
-        wanted = (
-            {*classes}
-            if classes is not None
-            else {*_targets_of_sources(e.dataset for e in experiences)}
-        )
-        if lost := sorted(wanted - {*present}):
+        lists = [classes_of(experience) for experience in experiences]
+        present = set().union(*lists)
+        if classes is None:
+            expected = _targets_of_sources(experience.dataset for experience in experiences)
+        else:
+            expected = {*classes}
+        if lost := sorted(expected - present):
             raise ValueError(
                 f"classes {lost} are in no experience of the stream {name!r}, which has "
-                f"{present}: give class_incremental_benchmark a number of experiences that divides "
-                "that of the classes, or num_classes_per_exp=[…]"
+                f"{sorted(present)}: give class_incremental_benchmark a number of experiences that "
+                "divides that of the classes, or num_classes_per_exp=[…]"
             )
-        before: set[int] = set()
-        for experience, those in zip(experiences, found):
-            lists = {
-                "classes_in_this_experience": those,
-                "previous_classes": sorted(before),
-                "classes_seen_so_far": sorted({*those} | before),
-                "future_classes": sorted({*present} - {*those} - before),
-            }
-            before |= {*those}
-            for key, value in lists.items():
-                if getattr(experience, key, None) != value:
-                    setattr(experience, key, value)
+        _sort_lists(experiences, lists, present)
     return benchmark
 
 
-def classes_of(experience) -> list[int]:
-    """The class numbers of an experience, sorted; out of its dataset's ``targets`` where it does
-    not list them.
+def _sort_lists(
+    experiences: list["CLExperience"], lists: list[list[int]], present: set[int]
+) -> None:
+    """Give each experience its lists of classes, sorted."""
+    before: set[int] = set()
+    for experience, classes in zip(experiences, lists):
+        seen = before | {*classes}
+        attributes = {
+            "classes_in_this_experience": classes,
+            "previous_classes": sorted(before),
+            "classes_seen_so_far": sorted(seen),
+            "future_classes": sorted(present - seen),
+        }
+        before = seen
+        for key, value in attributes.items():
+            if getattr(experience, key, None) != value:
+                setattr(experience, key, value)
+
+
+def classes_of(experience: "CLExperience") -> list[int]:
+    """The class numbers of an experience, sorted; from its dataset's ``targets`` if it does not
+    list them.
 
     Raises:
         ValueError: it has neither.
@@ -65,7 +78,7 @@ def classes_of(experience) -> list[int]:
     return sorted({int(number) for number in classes})
 
 
-def _targets(dataset) -> Iterable[int]:
+def _targets(dataset: object) -> Iterable[int]:
     if not hasattr(dataset, "targets"):
         raise ValueError(
             f"a {type(dataset).__name__} has no targets: give class_incremental_benchmark plain "
@@ -76,13 +89,15 @@ def _targets(dataset) -> Iterable[int]:
 
 def _targets_of_sources(datasets: Iterable) -> set[int]:
     """All targets of the datasets inside of avalanche's, those that no experience took included."""
-    found, known, left = set(), set(), list(datasets)
+    targets: set[int] = set()
+    visited: set[int] = set()
+    left = list(datasets)
     while left:
         dataset = left.pop()
         inner = getattr(getattr(dataset, "_flat_data", dataset), "_datasets", None)
         if inner is not None:
             left.extend(inner)
-        elif id(dataset) not in known:
-            known.add(id(dataset))
-            found.update(int(number) for number in getattr(dataset, "targets", ()))
-    return found
+        elif id(dataset) not in visited:
+            visited.add(id(dataset))
+            targets.update(int(number) for number in getattr(dataset, "targets", ()))
+    return targets

@@ -2,8 +2,8 @@
 
 A stream is any sequence of objects with ``.dataset`` and ``.classes_in_this_experience``:
 :func:`class_incremental` makes one of a classification data set, :func:`avalanche_stream` takes one
-of an avalanche benchmark, and a function of your own may give another. Classes are numbered as the
-data has them, in any order; the **columns** of the head are the classes in the order in which the
+of an avalanche benchmark, and a function of your own may give another. Classes have the numbers of
+the data set, in any order; the **columns** of the head are the classes in the order in which the
 stream brings them. :func:`experiences` maps one to the other, once, for training, test and
 exemplars alike.
 """
@@ -11,6 +11,7 @@ exemplars alike.
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from kdtasks.core.names import did_you_mean
 from kdtasks.engine.reader import stack
 from kdtasks.incremental.avalanche_benchmarks import checked_benchmark
 from kdtasks.incremental.sampling import coreset_indices, coreset_quota
+
+if TYPE_CHECKING:
+    from avalanche.benchmarks import CLScenario
 
 
 @dataclass
@@ -43,7 +47,7 @@ class Experience:
 
 
 def class_incremental(
-    dataset, sizes: Sequence[int], order: Sequence[int | str] | None = None
+    dataset: object, sizes: Sequence[int], order: Sequence[int | str] | None = None
 ) -> list[Experience]:
     """The classes of a data set, some at a time.
 
@@ -59,32 +63,38 @@ def class_incremental(
             ``kdtasks.classification.data.cifar100(classes=…)`` does.
     """
     target = targets_of(dataset)
-    names = [str(name) for name in getattr(dataset, "classes", [])] or [
-        str(c) for c in range(int(target.max()) + 1)
-    ]
-    if order is None:
-        order = torch.randperm(len(names)).tolist()
-    numbers = [_class_number(c, names) for c in order]
-    twice = {c for c in numbers if numbers.count(c) > 1}
-    if twice:
-        raise ValueError(f"order has the class {names[min(twice)]!r} more than once")
-    left = [name for number, name in enumerate(names) if number not in numbers]
-    if left:
-        raise ValueError(
-            f"order leaves out {len(left)} of the data's {len(names)} classes: {left[:5]}"
-        )
+    names = [str(name) for name in getattr(dataset, "classes", [])]
+    if not names:
+        names = [str(number) for number in range(int(target.max()) + 1)]
+    numbers = _class_order(order, names)
     if sum(sizes) != len(numbers) or min(sizes) < 1:
         raise ValueError(
             f"sizes={tuple(sizes)} are {sum(sizes)} classes, the order has "
             f"{len(numbers)}: every class belongs to one experience"
         )
-    found, start = [], 0
+    stream, start = [], 0
     for size in sizes:
-        of = numbers[start : start + size]
-        index = torch.isin(target, torch.tensor(of)).nonzero()[:, 0]
-        found.append(Experience(dataset, of, index, [names[c] for c in of], target))
+        classes = numbers[start : start + size]
+        index = torch.isin(target, torch.tensor(classes)).nonzero()[:, 0]
+        stream.append(Experience(dataset, classes, index, [names[c] for c in classes], target))
         start += size
-    return found
+    return stream
+
+
+def _class_order(order: Sequence[int | str] | None, names: list[str]) -> list[int]:
+    """The numbers of all classes, each once, in their order."""
+    if order is None:
+        return torch.randperm(len(names)).tolist()
+    numbers = [_class_number(value, names) for value in order]
+    repeated = {number for number in numbers if numbers.count(number) > 1}
+    if repeated:
+        raise ValueError(f"order has the class {names[min(repeated)]!r} more than once")
+    left = [name for number, name in enumerate(names) if number not in numbers]
+    if left:
+        raise ValueError(
+            f"order leaves out {len(left)} of the data's {len(names)} classes: {left[:5]}"
+        )
+    return numbers
 
 
 def _class_number(value: int | str, names: list[str]) -> int:
@@ -97,25 +107,24 @@ def _class_number(value: int | str, names: list[str]) -> int:
     return int(value)
 
 
-def targets_of(dataset) -> Tensor:
-    """(n,) int64 on the CPU: ``target`` or ``targets`` of a data set; where it has neither, every
+def targets_of(dataset: object) -> Tensor:
+    """(n,) int64 on the CPU: ``target`` or ``targets`` of a data set; if it has neither, every
     sample is read once.
 
-    torch's random stream stays where it is, whatever augmentation draws from it meanwhile.
+    torch's random stream does not move, whatever augmentation draws from it meanwhile.
     """
     for name in ("target", "targets"):
-        found = getattr(dataset, name, None)
-        if found is not None:
-            return (
-                (found if isinstance(found, Tensor) else torch.tensor([int(y) for y in found]))
-                .long()
-                .cpu()
-            )
+        target = getattr(dataset, name, None)
+        if isinstance(target, Tensor):
+            return target.long().cpu()
+        if target is not None:
+            return torch.tensor([int(number) for number in target], dtype=torch.long)
+    numbers = []
     with torch.random.fork_rng(devices=[]):
-        samples = (dataset[i] for i in range(len(dataset)))
-        return torch.tensor(
-            [int(s["target"] if isinstance(s, dict) else s[1]) for s in samples], dtype=torch.long
-        )
+        for i in range(len(dataset)):
+            sample = dataset[i]
+            numbers.append(int(sample["target"] if isinstance(sample, dict) else sample[1]))
+    return torch.tensor(numbers, dtype=torch.long)
 
 
 def experiences(
@@ -123,12 +132,12 @@ def experiences(
     experience: int | None = None,
     test: bool = False,
     memory: int = 0,
-    pool=None,
+    pool: object | None = None,
     sampling: dict | None = None,
     seed: int = 0,
 ) -> "IncrementalSet":
-    """What one experience learns from: its samples, and exemplars of the classes before; or what it
-    is tested on.
+    """The samples of one experience: to train on, with exemplars of the classes before; or to test
+    on.
 
     Args:
         stream: see above.
@@ -152,26 +161,29 @@ def experiences(
         raise ValueError(f"experience={experience}, the stream has 0..{len(stream) - 1}")
     last = len(stream) - 1 if experience is None else experience
     columns, names = _columns(stream[: last + 1])
-    everything = test or experience is None
-    parts = [_part(one, columns) for one in (stream[: last + 1] if everything else [stream[last]])]
-    if memory and last and not everything:
-        old = [_part(one, columns) for one in stream[:last]]
-        target = torch.cat([part.target for part in old])
-        kept = coreset_indices(
-            target,
-            coreset_quota(memory, len(columns) - len(stream[last].classes_in_this_experience)),
-            seed,
-        )
-        parts += [part.subset(kept, start) for part, start in zip(old, _starts(old))]
-    kind = (
-        BatchedSet
-        if all(callable(getattr(part.dataset, "batch", None)) for part in parts)
-        else IncrementalSet
-    )
+    if test or experience is None:
+        parts = [_part(seen, columns) for seen in stream[: last + 1]]
+    else:
+        parts = [_part(stream[last], columns)]
+        if memory and last:
+            parts += _exemplars(stream[:last], columns, memory, seed)
+    batched = all(callable(getattr(part.dataset, "batch", None)) for part in parts)
+    kind = BatchedSet if batched else IncrementalSet
     return kind(parts, names, pool, sampling or {}, seed)
 
 
-def avalanche_stream(benchmark, part: str | None = None, train: bool = True) -> list:
+def _exemplars(
+    stream: Sequence[Experience], columns: dict[int, int], memory: int, seed: int
+) -> list["_Part"]:
+    """The samples of past experiences that are kept."""
+    parts = [_part(past, columns) for past in stream]
+    classes = sum(len(past.classes_in_this_experience) for past in stream)
+    target = torch.cat([part.target for part in parts])
+    kept = coreset_indices(target, coreset_quota(memory, classes), seed)
+    return [part.subset(kept, start) for part, start in zip(parts, _starts(parts))]
+
+
+def avalanche_stream(benchmark: "CLScenario", part: str | None = None, train: bool = True) -> list:
     """The experiences of an avalanche benchmark, checked
     (:func:`kdtasks.incremental.avalanche_benchmarks.checked_benchmark`).
 
@@ -181,7 +193,6 @@ def avalanche_stream(benchmark, part: str | None = None, train: bool = True) -> 
         part: ``'train'`` or ``'test'``; None: as ``train`` says.
         train: whether it is the training stream.
     """
-
     part = part or ("train" if train else "test")
     if part not in ("train", "test"):
         raise ValueError(f"part must be 'train' or 'test', got {part!r}")
@@ -191,8 +202,8 @@ def avalanche_stream(benchmark, part: str | None = None, train: bool = True) -> 
 def _columns(stream: Sequence) -> tuple[dict[int, int], list[str]]:
     """``{class number: column}`` in the order in which the classes come, and their names."""
     columns, names = {}, []
-    for number, one in enumerate(stream):
-        classes = _classes(one)
+    for number, experience in enumerate(stream):
+        classes = _classes(experience)
         again = [c for c in classes if c in columns]
         if again:
             raise ValueError(
@@ -200,16 +211,16 @@ def _columns(stream: Sequence) -> tuple[dict[int, int], list[str]]:
                 "each class in one"
             )
         columns |= {c: len(columns) + k for k, c in enumerate(classes)}
-        names += getattr(one, "names", None) or [str(c) for c in classes]
+        names += getattr(experience, "names", None) or [str(c) for c in classes]
     return columns, names
 
 
-def _classes(one) -> list[int]:
-    """The class numbers of an experience, in their order; a set has none, so they rise."""
-    classes = [int(c) for c in one.classes_in_this_experience]
-    return (
-        sorted(classes) if isinstance(one.classes_in_this_experience, set | frozenset) else classes
-    )
+def _classes(experience: Experience) -> list[int]:
+    """The class numbers of an experience, in its order; a set is unordered, so it is sorted."""
+    classes = [int(number) for number in experience.classes_in_this_experience]
+    if isinstance(experience.classes_in_this_experience, set | frozenset):
+        return sorted(classes)
+    return classes
 
 
 @dataclass
@@ -222,23 +233,23 @@ class _Part:
 
     def subset(self, index: Tensor, start: int) -> "_Part":
         """Those of ``index``, which counts this part's samples from ``start``."""
-        own = index[(index >= start) & (index < start + len(self.index))] - start
-        return _Part(self.dataset, self.index[own], self.target[own])
+        rows = index[(index >= start) & (index < start + len(self.index))] - start
+        return _Part(self.dataset, self.index[rows], self.target[rows])
 
 
-def _part(one, columns: dict[int, int]) -> _Part:
-    target, index = getattr(one, "target", None), getattr(one, "index", None)
-    target = targets_of(one.dataset) if target is None else target
+def _part(experience: Experience, columns: dict[int, int]) -> _Part:
+    target, index = getattr(experience, "target", None), getattr(experience, "index", None)
+    target = targets_of(experience.dataset) if target is None else target
     index = torch.arange(len(target)) if index is None else index
-    target, classes = target[index], _classes(one)
+    target, classes = target[index], _classes(experience)
     wrong = target[~torch.isin(target, torch.tensor(classes))]
     if len(wrong):
         raise ValueError(
             f"an experience of the classes {classes} has a sample of class {int(wrong[0])}"
         )
-    table = torch.full((max(classes) + 1,), UNLABELLED)
-    table[torch.tensor(classes)] = torch.tensor([columns[c] for c in classes])
-    return _Part(one.dataset, index, table[target])
+    column_of = torch.full((max(classes) + 1,), UNLABELLED)
+    column_of[torch.tensor(classes)] = torch.tensor([columns[c] for c in classes])
+    return _Part(experience.dataset, index, column_of[target])
 
 
 def _starts(parts: Sequence[_Part]) -> list[int]:
@@ -263,15 +274,15 @@ class IncrementalSet:
     """
 
     def __init__(
-        self, parts: Sequence[_Part], classes: Sequence[str], pool, sampling: dict, seed: int
+        self,
+        parts: Sequence[_Part],
+        classes: Sequence[str],
+        pool: object | None,
+        sampling: dict,
+        seed: int,
     ):
-        self.parts, self.classes, self.pool, self.sampling, self.seed = (
-            list(parts),
-            list(classes),
-            pool,
-            sampling,
-            seed,
-        )
+        self.parts, self.classes = list(parts), list(classes)
+        self.pool, self.sampling, self.seed = pool, sampling, seed
         self.sources = list({id(part.dataset): part.dataset for part in parts}.values())
         number = {id(source): k for k, source in enumerate(self.sources)}
         self.source_index = torch.cat(
@@ -286,16 +297,18 @@ class IncrementalSet:
 
     @property
     def unreadable(self) -> dict[str, str]:
-        """``{path: why}`` of what the data sets have left out when they were made."""
-        made = [*self.sources, *([] if self.pool is None else [self.pool])]
-        return {
-            path: why
-            for one in made
-            for path, why in (getattr(one, "unreadable", None) or {}).items()
-        }
+        """``{path: why}`` of the files that the data sets left out when they were made."""
+        reasons: dict[str, str] = {}
+        for dataset in self._all_sources():
+            reasons |= getattr(dataset, "unreadable", None) or {}
+        return reasons
+
+    def _all_sources(self) -> list:
+        """The data sets, the pool among them."""
+        return self.sources if self.pool is None else [*self.sources, self.pool]
 
     def path(self, index: int) -> str:
-        """The file of a sample, where its data set tells it."""
+        """The file of a sample, if its data set has ``path``."""
         return self.sources[int(self.source_index[index])].path(int(self.places[index]))
 
     def with_classes(self, names: Sequence[str], drop: bool = False) -> "IncrementalSet":
@@ -323,11 +336,12 @@ class IncrementalSet:
 
     def whole_pool(self) -> "IncrementalSet":
         """The pool alone, in its order, in the test's view; errors as in :meth:`with_external`."""
-        return self._with_pool(
-            [], unaugmented(self.pool), torch.arange(0 if self.pool is None else len(self.pool))
-        )
+        count = 0 if self.pool is None else len(self.pool)
+        return self._with_pool([], unaugmented(self.pool), torch.arange(count))
 
-    def _with_pool(self, parts: Sequence[_Part], pool, index: Tensor) -> "IncrementalSet":
+    def _with_pool(
+        self, parts: Sequence[_Part], pool: object | None, index: Tensor
+    ) -> "IncrementalSet":
         if pool is None:
             raise ValueError("there is no pool of unlabelled samples: experiences(pool=…)")
         if callable(getattr(pool, "batch", None)) != isinstance(self, BatchedSet):
@@ -335,24 +349,16 @@ class IncrementalSet:
                 f"the pool {type(pool).__name__} and the labelled data "
                 f"{type(self.sources[0]).__name__} must both be batched, or both map-style"
             )
-        return type(self)(
-            [*parts, _Part(pool, index, torch.full_like(index, UNLABELLED))],
-            self.classes,
-            None,
-            {},
-            self.seed,
-        )
+        unlabelled = _Part(pool, index, torch.full_like(index, UNLABELLED))
+        return type(self)([*parts, unlabelled], self.classes, None, {}, self.seed)
 
     def __getitem__(self, i: int) -> dict:
         sample = self.sources[int(self.source_index[i])][int(self.places[i])]
-        image = (
-            sample["input"]
-            if isinstance(sample, dict)
-            else sample[0]
-            if isinstance(sample, list | tuple)
-            else sample
-        )
-        return {"input": image, "target": int(self.target[i])}
+        if isinstance(sample, dict):
+            sample = sample["input"]
+        elif isinstance(sample, list | tuple):
+            sample = sample[0]
+        return {"input": sample, "target": int(self.target[i])}
 
     def collate(self, samples: Sequence[dict]) -> dict:
         """A batch of samples."""
@@ -362,9 +368,9 @@ class IncrementalSet:
 class BatchedSet(IncrementalSet):
     """The same of data sets that make whole batches, on their own device."""
 
-    def to(self, device) -> "BatchedSet":
-        """Moves the data sets to ``device``; returns itself."""
-        for source in [*self.sources, *([] if self.pool is None else [self.pool])]:
+    def to(self, device: torch.device | str) -> "BatchedSet":
+        """Move the data sets to ``device``; returns itself."""
+        for source in self._all_sources():
             if hasattr(source, "to"):
                 source.to(device)
         return self
@@ -384,14 +390,15 @@ class BatchedSet(IncrementalSet):
         # labelled rows come first already
         if not torch.equal(order, torch.arange(len(order))):
             images = images[order.argsort().to(images.device, non_blocking=True)]
-        target, counts = (
-            t.to(images.device, non_blocking=True) for t in (self.target[index], self.class_counts)
-        )
-        return {"input": images, "target": target, "class_counts": counts}
+        return {
+            "input": images,
+            "target": self.target[index].to(images.device, non_blocking=True),
+            "class_counts": self.class_counts.to(images.device, non_blocking=True),
+        }
 
 
-def unaugmented(dataset):
-    """The data set in the test's view, where it says so itself (``augment``); else as it is."""
+def unaugmented(dataset: object) -> object:
+    """A copy of the data set without its ``augment``; one that has none stays as it is."""
     if getattr(dataset, "augment", None) is None:
         return dataset
     plain = copy.copy(dataset)

@@ -45,23 +45,21 @@ class IncrementalDistiller(Distiller):
     def outputs(
         self, role: str, batch: Mapping[str, object], wanted: list[str]
     ) -> dict[str, object]:
-        """The wanted names of one role; outputs that the batch carries (a cache) are cut up without
-        a forward.
+        """The wanted names of one role; columns of outputs that the batch carries (a cache) need no
+        forward.
         """
-        own = [name for name in wanted if name in self.own_names(role)]
-        rest = [name for name in wanted if name not in own]
-        found = {role: batch[role]} if role in batch else {}
-        if any(name not in found for name in rest) or (
-            role not in found and any(not _of_target(name) for name in own)
-        ):
-            found = self.run(role, self.read(batch, "input", role), rest)
-        for name in own:
-            found[name] = (
-                self._target(name, batch)
-                if _of_target(name)
-                else self._columns(role, name, found[role])
-            )
-        return found
+        supplied = self.own_names(role)
+        of_model = [name for name in wanted if name not in supplied]
+        of_logits = [name for name in wanted if name in supplied and not _of_target(name)]
+        of_target = [name for name in wanted if name in supplied and _of_target(name)]
+        values = {role: batch[role]} if role in batch else {}
+        if any(name not in values for name in of_model) or (of_logits and role not in values):
+            values = self.run(role, self.read(batch, "input", role), of_model)
+        for name in of_logits:
+            values[name] = self._columns(role, name, values[role])
+        for name in of_target:
+            values[name] = self._target(name, batch)
+        return values
 
     def _columns(self, role: str, name: str, logits: Tensor) -> Tensor | list[Tensor]:
         head = self.head(role)
@@ -70,18 +68,22 @@ class IncrementalDistiller(Distiller):
                 f"{role} gives {logits.shape[1]} columns, its head has "
                 f"{sum(head.sizes)} {head.sizes}"
             )
-        what = name.removeprefix(f"{role}.")
-        if what in ("old", "new"):
-            return logits[:, : head.old] if what == "old" else logits[:, head.old :]
-        blocks = head.split(logits)
-        return blocks[:-1] if what == "old_heads" else blocks
+        match name.removeprefix(f"{role}."):
+            case "old":
+                return logits[:, : head.old]
+            case "new":
+                return logits[:, head.old :]
+            case "old_heads":
+                return head.split(logits)[:-1]
+            case _:
+                return head.split(logits)
 
     def _target(self, name: str, batch: Mapping[str, object]) -> Tensor:
         target = self.read(batch, "target", name)
+        if name == "target.all":
+            return target
         old = self.head("student").old
-        return (
-            target if name == "target.all" else torch.where(target >= old, target - old, UNLABELLED)
-        )
+        return torch.where(target >= old, target - old, UNLABELLED)
 
     def head(self, role: str) -> GrowingHead:
         """The growing head of a role's model; looked for once."""

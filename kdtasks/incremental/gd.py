@@ -174,8 +174,8 @@ def global_distillation_losses(
             f"{tuple(class_weight.shape)}"
         )
     weights = {} if class_weight is None else {"cls": class_weight}
-    found = _losses(student, previous, current, target, labelled, temperature, "PCQ", weights)
-    return {f"loss_{name}": loss for name, loss in found.items()}
+    losses = _losses(student, previous, current, target, labelled, temperature, "PCQ", weights)
+    return {f"loss_{name}": loss for name, loss in losses.items()}
 
 
 class GlobalDistillationLoss(nn.Module):
@@ -240,6 +240,7 @@ class GlobalDistillationLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        """The arguments."""
         return f"temperature={self.temperature}, balanced={self.balanced}, terms={self.terms!r}"
 
 
@@ -280,6 +281,7 @@ class CurrentTeacherLoss(nn.Module):
         }
 
     def extra_repr(self) -> str:
+        """The arguments."""
         return f"confidence={self.confidence}"
 
 
@@ -314,13 +316,31 @@ class BalancedCrossEntropyLoss(nn.Module):
         labelled = target >= 0
         costs = _cross_entropy(student.log_softmax(1), target, labelled)
         if self.balanced:
-            costs = costs * _row_weights(
-                class_balance_weights(_checked_counts(counts, student, student)), target, labelled
-            )
+            class_weight = class_balance_weights(_checked_counts(counts, student, student))
+            costs = costs * _row_weights(class_weight, target, labelled)
         return _mean_over(labelled, costs)
 
     def extra_repr(self) -> str:
+        """The arguments."""
         return f"balanced={self.balanced}"
+
+
+def step_losses(
+    temperature: float = 2.0, confidence: float = 1.0, terms: str = "PCQ"
+) -> dict[str, tuple[type[nn.Module], dict]]:
+    """The loss of each step of an experience and its arguments: ``current``, which trains C,
+    ``main`` and ``finetune``.
+
+    Args:
+        temperature, terms: of :class:`GlobalDistillationLoss`.
+        confidence: of :class:`CurrentTeacherLoss`.
+    """
+    shared = {"terms": terms, "temperature": temperature}
+    return {
+        "current": (CurrentTeacherLoss, {"confidence": confidence}),
+        "main": (GlobalDistillationLoss, {"balanced": False, **shared}),
+        "finetune": (GlobalDistillationLoss, {"balanced": True, **shared}),
+    }
 
 
 def _losses(
@@ -333,21 +353,13 @@ def _losses(
     terms: str,
     weights: dict[str, Tensor],
 ) -> dict[str, Tensor]:
-    """The terms by name; ``weights`` are those of the classes of 'cls', 'p' and 'c', where they are
+    """The terms by name; ``weights`` are the class weights of 'cls', 'p' and 'c', where they are
     not 1.
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
     _check_rows(student, target, labelled)
-    if current is None and "C" in terms:
-        raise ValueError(f"terms={terms!r} needs current (B, r - l), got None")
-    # no C: all new classes are alike to Q
-    if "C" not in terms and "Q" in terms and previous.dim() == 2:
-        current = student.new_zeros(len(student), max(student.shape[1] - previous.shape[1], 0))
-    _check_teachers(student, [previous] if terms == "P" else [previous, current])
-    student, previous, current = raised(
-        student, previous.detach(), student[:0] if terms == "P" else current.detach()
-    )
+    student, previous, current = _checked_logits(student, previous, current, terms)
     labelled = labelled.to(student.device, non_blocking=True)
     weights = {
         name: weight.to(student.device, student.dtype, non_blocking=True)
@@ -356,27 +368,42 @@ def _losses(
     rows, (l, r) = max(len(student), 1), (previous.shape[1], student.shape[1])
     log_p = student.log_softmax(1)
 
-    costs = _cross_entropy(log_p, target, labelled) * _row_weights(
-        weights.get("cls"), target, labelled
-    )
-    found = {
-        "cls": torch.where(labelled, costs, 0).sum() / rows
-        if "Q" in terms
-        else _mean_over(labelled, costs)
-    }
+    hard = _cross_entropy(log_p, target, labelled)
+    hard = hard * _row_weights(weights.get("cls"), target, labelled)
     if "Q" in terms:
+        losses = {"cls": torch.where(labelled, hard, 0).sum() / rows}
         q = ensemble_probabilities(previous, current)
-        costs = times(q, q.log() - log_p).sum(1)
-        found["q"] = torch.where(labelled, 0, costs).sum() / rows
+        soft = times(q, q.log() - log_p).sum(1)
+        losses["q"] = torch.where(labelled, 0, soft).sum() / rows
+    else:
+        losses = {"cls": _mean_over(labelled, hard)}
     if "P" in terms:
-        costs = _divergence(student[:, :l], previous, temperature)
-        costs = costs * _row_weights(weights.get("p"), target, labelled & (target < l))
-        found["p"] = costs.sum() * (temperature**2 * (l / r if "C" in terms else 1) / rows)
+        share = l / r if "C" in terms else 1
+        soft = _divergence(student[:, :l], previous, temperature)
+        soft = soft * _row_weights(weights.get("p"), target, labelled & (target < l))
+        losses["p"] = soft.sum() * (temperature**2 * share / rows)
     if "C" in terms:
-        costs = _divergence(student[:, l:], current, temperature)
-        costs = costs * _row_weights(weights.get("c"), target - l, labelled & (target >= l))
-        found["c"] = costs.sum() * (temperature**2 * (r - l) / r / rows)
-    return found
+        soft = _divergence(student[:, l:], current, temperature)
+        soft = soft * _row_weights(weights.get("c"), target - l, labelled & (target >= l))
+        losses["c"] = soft.sum() * (temperature**2 * (r - l) / r / rows)
+    return losses
+
+
+def _checked_logits(
+    student: Tensor, previous: Tensor, current: Tensor | None, terms: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The logits in one precision, the teachers' without gradient."""
+    if current is None and "C" in terms:
+        raise ValueError(f"terms={terms!r} needs current (B, r - l), got None")
+    if "C" not in terms and "Q" in terms and previous.dim() == 2:
+        # without C, all new classes are alike to Q
+        current = student.new_zeros(len(student), max(student.shape[1] - previous.shape[1], 0))
+    if terms == "P":
+        _check_teachers(student, [previous])
+        current = student[:0]  # not looked at
+    else:
+        _check_teachers(student, [previous, current])
+    return raised(student, previous.detach(), current.detach())
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -395,20 +422,14 @@ def _sureness(logits: Tensor) -> Tensor:
 
 
 def _row_weights(class_weight: Tensor | None, target: Tensor, inside: Tensor) -> Tensor | float:
-    """(B,) the weight of each row's class; 1 where it is not ``inside`` of the classes that have
-    one.
-    """
-    return (
-        1.0
-        if class_weight is None
-        else torch.where(inside, class_weight[torch.where(inside, target, 0).long()], 1)
-    )
+    """(B,) the weight of each row's class; 1 for rows that are not ``inside``."""
+    if class_weight is None:
+        return 1.0
+    return torch.where(inside, class_weight[torch.where(inside, target, 0).long()], 1)
 
 
 def _mean_over(rows: Tensor, costs: Tensor) -> Tensor:
-    """The mean of the costs of some rows, those of all processes together; a connected 0 where
-    there are none.
-    """
+    """The mean of the costs of some rows, over all processes; a connected 0 if there are none."""
     count, one = mean_over_processes(rows.sum().to(costs.dtype))
     return torch.where(rows, costs, 0).sum() / count.clamp(min=one)
 
@@ -428,21 +449,20 @@ def _checked_counts(counts: Tensor | None, student: Tensor, teacher: Tensor) -> 
 
 
 def _check_rows(logits: Tensor, target: Tensor, labelled: Tensor | None = None) -> None:
-    beside = {"target": target} if labelled is None else {"target": target, "labelled": labelled}
-    if (
-        logits.dim() != 2
-        or not logits.shape[1]
-        or any(tensor.shape != logits.shape[:1] for tensor in beside.values())
-    ):
+    """(B, classes) logits, and (B,) integers and booleans."""
+    columns = {"target": target}
+    if labelled is not None:
+        columns["labelled"] = labelled
+    fit = all(tensor.shape == logits.shape[:1] for tensor in columns.values())
+    if logits.dim() != 2 or not logits.shape[1] or not fit:
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in columns.items())
         raise ValueError(
             f"expected logits (B, classes) and beside them (B,), got {tuple(logits.shape)}, "
-            + ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in beside.items())
+            f"{shapes}"
         )
     if target.is_floating_point() or (labelled is not None and labelled.dtype != torch.bool):
-        raise ValueError(
-            "expected a target of integers and labelled of bool, got "
-            + ", ".join(f"{name} {tensor.dtype}" for name, tensor in beside.items())
-        )
+        kinds = ", ".join(f"{name} {tensor.dtype}" for name, tensor in columns.items())
+        raise ValueError(f"expected a target of integers and labelled of bool, got {kinds}")
 
 
 def _check_several(logits: Tensor) -> None:
@@ -459,8 +479,8 @@ def _check_teachers(student: Tensor, teachers: list[Tensor]) -> None:
     fit = all(z.dim() == 2 and len(z) == len(student) and z.shape[1] for z in teachers)
     missing = student.shape[1] - sum(z.shape[-1] for z in teachers) if fit else -1
     if missing < 0 or (missing and len(teachers) > 1):
-        names = ("student", "previous", "current")
+        logits = dict(zip(("student", "previous", "current"), [student, *teachers]))
+        shapes = ", ".join(f"{name} {tuple(z.shape)}" for name, z in logits.items())
         raise ValueError(
-            "expected logits (B, l + m), (B, l) and (B, m), l and m at least 1, got "
-            + ", ".join(f"{name} {tuple(z.shape)}" for name, z in zip(names, [student, *teachers]))
+            f"expected logits (B, l + m), (B, l) and (B, m), l and m at least 1, got {shapes}"
         )

@@ -101,19 +101,21 @@ class LwFLoss(nn.Module):
         """``(B, l)`` of each, ``of=('student.old', 'teacher')``; or lists of ``(B, c)``, one a
         head, ``of=('student.old_heads', 'teacher.heads')``.
         """
-        heads, taught = ([z] if isinstance(z, Tensor) else list(z) for z in (student, teacher))
-        if len(heads) != len(taught):
+        students = [student] if isinstance(student, Tensor) else list(student)
+        teachers = [teacher] if isinstance(teacher, Tensor) else list(teacher)
+        if len(students) != len(teachers):
             raise ValueError(
-                f"expected as many old heads as the teacher has, got {len(heads)} of the student, "
-                f"{[tuple(z.shape) for z in heads]}, and {len(taught)} of the teacher, "
-                f"{[tuple(z.shape) for z in taught]}"
+                f"expected as many old heads as the teacher has, got {len(students)} of the "
+                f"student, {[tuple(z.shape) for z in students]}, and {len(teachers)} of the "
+                f"teacher, {[tuple(z.shape) for z in teachers]}"
             )
-        if not heads:
+        if not students:
             return torch.zeros((), requires_grad=True)
-        loss = sum(lwf_loss(s, t, self.temperature) for s, t in zip(heads, taught))
+        loss = sum(lwf_loss(s, t, self.temperature) for s, t in zip(students, teachers))
         return loss * self.temperature**2 if self.scale_t2 else loss
 
     def extra_repr(self) -> str:
+        """The arguments."""
         return f"temperature={self.temperature}, scale_t2={self.scale_t2}"
 
 
@@ -138,25 +140,22 @@ def lwf_mc_loss(student: Tensor, teacher: Tensor | None, target: Tensor) -> Tens
         ValueError: the shapes do not fit.
     """
     rows, old = len(student), 0 if teacher is None else teacher.shape[-1]
-    if (
-        student.dim() != 2
-        or target.shape != (rows,)
-        or (teacher is not None and teacher.shape != (rows, old))
-        or old > student.shape[1]
-    ):
+    teacher_fits = teacher is None or teacher.shape == (rows, old)
+    if student.dim() != 2 or target.shape != (rows,) or not teacher_fits or old > student.shape[1]:
+        teacher_shape = None if teacher is None else tuple(teacher.shape)
         raise ValueError(
             "expected student (B, r), teacher (B, l) with l <= r or None, target (B,), got "
-            f"student {tuple(student.shape)}, teacher "
-            f"{None if teacher is None else tuple(teacher.shape)}, target {tuple(target.shape)}"
+            f"student {tuple(student.shape)}, teacher {teacher_shape}, target {tuple(target.shape)}"
         )
-    student, teacher = (
-        (raised(student)[0], None) if teacher is None else raised(student, teacher.detach())
-    )
+    if teacher is None:
+        (student,) = raised(student)
+    else:
+        student, teacher = raised(student, teacher.detach())
     # (B, r)
-    wanted = torch.zeros_like(student).scatter_(1, target[:, None], 1.0)
+    probabilities = torch.zeros_like(student).scatter_(1, target[:, None], 1.0)
     if teacher is not None:
-        wanted[:, :old] = teacher.sigmoid()
-    return binary_cross_entropy_terms(student, wanted).sum() / max(student.numel(), 1)
+        probabilities[:, :old] = teacher.sigmoid()
+    return binary_cross_entropy_terms(student, probabilities).sum() / max(student.numel(), 1)
 
 
 def one_hot_bce(student: Tensor, target: Tensor) -> Tensor:

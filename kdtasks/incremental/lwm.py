@@ -262,8 +262,10 @@ class LwMDistiller(IncrementalDistiller):
         """What :class:`~kdtasks.incremental.distiller.IncrementalDistiller` supplies, and the names
         above.
         """
-        maps = [f"{role}.attention"] if role == "student" or role in self.teachers else []
-        return [*super().names(role), *maps, *["student.attended"] * (role == "student")]
+        names = super().names(role)
+        if role == "student":
+            return [*names, "student.attention", "student.attended"]
+        return [*names, f"{role}.attention"] if role in self.teachers else names
 
     def needs(self, role: str) -> list[str]:
         """A teacher's map is of the class b that the student chooses."""
@@ -274,32 +276,31 @@ class LwMDistiller(IncrementalDistiller):
         self, role: str, batch: Mapping[str, object], wanted: list[str]
     ) -> dict[str, object]:
         """The wanted names of one role, from one forward; a teacher's map is of the student's b."""
-        own = {f"{role}.attention", "student.attended"}
-        if own.isdisjoint(wanted) or role in self.learners[1:]:
+        attention = f"{role}.attention"
+        rest = [name for name in wanted if name not in (attention, "student.attended")]
+        if len(rest) == len(wanted) or role in self.learners[1:]:
             return super().outputs(role, batch, wanted)
-        rest = [name for name in wanted if name not in own]
-        if f"{role}.attention" not in wanted:
-            found = super().outputs(role, batch, [*rest, role])
-            return found | {"student.attended": self._attended(found[role], batch)}
+        if attention not in wanted:
+            values = super().outputs(role, batch, [*rest, role])
+            return values | {"student.attended": self._attended(values[role], batch)}
         short, gradients = self._is_short(role, batch), torch.is_grad_enabled()
-        tapped = f"{role}.{self.attention}"
-        with (
-            nullcontext()
-            if short
-            else _anchored(self.model(role).get_submodule(self.path)) as anchors
-        ):
-            found = super().outputs(role, batch, [*rest, role, tapped])
+        activation = f"{role}.{self.attention}"
+        module = self.model(role).get_submodule(self.path)
+        with nullcontext() if short else _anchored(module) as anchors:
+            values = super().outputs(role, batch, [*rest, role, activation])
         if role == "student":
-            found["student.attended"] = self._attended(found[role], batch)
-        attended = found["student.attended"] if role == "student" else batch["student.attended"]
-        self._check_columns(role, found[role])
-        if short:
-            attention = self._short_map(role, found[tapped], attended)
+            values["student.attended"] = self._attended(values[role], batch)
+            attended = values["student.attended"]
         else:
-            attention = self._derived_map(found[role], anchors[self.call or 0], attended, gradients)
-            if not gradients:
-                found = {name: map_tensors(torch.detach, value) for name, value in found.items()}
-        return found | {f"{role}.attention": attention}
+            attended = batch["student.attended"]
+        self._check_columns(role, values[role])
+        if short:
+            return values | {attention: self._short_map(role, values[activation], attended)}
+        anchor = anchors[self.call or 0]
+        attention_map = self._derived_map(values[role], anchor, attended, gradients)
+        if not gradients:
+            values = {name: map_tensors(torch.detach, value) for name, value in values.items()}
+        return values | {attention: attention_map}
 
     def _attended(self, logits: Tensor, batch: Mapping[str, object]) -> Tensor:
         if "student.attended" in batch:
@@ -346,17 +347,17 @@ class LwMDistiller(IncrementalDistiller):
         return _cam(activation, alpha if self.second_order else alpha.detach())
 
     def _is_short(self, role: str, batch: Mapping[str, object]) -> bool:
+        """Whether the short cut is exact; found out once."""
         facts = self.facts(role)
         if "short" not in facts:
             short = self._find_short(role, self.read(batch, "input", role))
             if not short and (self.fast or self._compile):
                 given = f"fast={self.fast}" if self.fast else f"compile={self._compile}"
+                hint = _NOT_COMPILED if self._compile else "expected fast=None"
                 raise ValueError(
                     f"{given}: the logits of {role} are not its growing head on the mean over the "
-                    f"pixels of {self.attention!r}, in training; "
-                    f"{_NOT_COMPILED if self._compile else 'expected fast=None'}"
+                    f"pixels of {self.attention!r}, in training; {hint}"
                 )
-            # whether the short cut is exact
             facts["short"] = short
         return facts["short"]
 
@@ -372,26 +373,24 @@ class LwMDistiller(IncrementalDistiller):
         )
         with try_out(model, training=role == "student"):
             logits, values = taps(input)
-            activation = values[self.attention]
-            if isinstance(activation, Tensor):
-                if self.layout is None:
-                    check_channels_first(activation)
-                activation = self._maps(activation)
-            if (
-                not isinstance(activation, Tensor)
-                or activation.dim() != 4
-                or activation.shape[2:].numel() < 2
-            ):
-                given = (
-                    tuple(activation.shape)
-                    if isinstance(activation, Tensor)
-                    else type(activation).__name__
-                )
-                raise ValueError(
-                    f"attention={self.attention!r} of {role} gives {given}; expected maps (B, K, "
-                    "h, w) of more than one pixel"
-                )
+            activation = self._checked_maps(role, values[self.attention])
             return self.fast is not False and _is_head_of_mean(model, activation, logits)
+
+    def _checked_maps(self, role: str, activation: object) -> Tensor:
+        """(B, K, h, w) of more than one pixel."""
+        if isinstance(activation, Tensor):
+            if self.layout is None:
+                check_channels_first(activation)
+            activation = self._maps(activation)
+            if activation.dim() == 4 and activation.shape[2:].numel() > 1:
+                return activation
+            given = str(tuple(activation.shape))
+        else:
+            given = type(activation).__name__
+        raise ValueError(
+            f"attention={self.attention!r} of {role} gives {given}; expected maps (B, K, h, w) of "
+            "more than one pixel"
+        )
 
 
 def _is_head_of_mean(model: nn.Module, activation: Tensor, logits: Tensor) -> bool:
@@ -403,13 +402,11 @@ def _is_head_of_mean(model: nn.Module, activation: Tensor, logits: Tensor) -> bo
         return False
     with torch.autocast(activation.device.type, enabled=False):
         pooled = raised(activation)[0].mean((2, 3))
-        expected = torch.cat(
-            [
-                pooled @ block.weight.to(pooled).T + (0 if block.bias is None else block.bias)
-                for block in head.blocks
-            ],
-            1,
-        )
+        columns = []
+        for block in head.blocks:
+            bias = 0 if block.bias is None else block.bias
+            columns.append(pooled @ block.weight.to(pooled).T + bias)
+        expected = torch.cat(columns, 1)
     # float64, float32 (or TF32), half precision
     near = {8: 1e-8, 4: 1e-3, 2: 0.05}[logits.element_size()]
     return bool((logits - expected).abs().max() <= near * expected.abs().max())
@@ -420,7 +417,8 @@ def _anchored(module: nn.Module) -> Iterator[list[Tensor]]:
     """What the module returns, call by call; what comes after can be differentiated by it, even if
     it works in place.
     """
-    anchors, own, forward = [], module.__dict__.get("forward"), module.forward
+    anchors: list[Tensor] = []
+    replaced, forward = module.__dict__.get("forward"), module.forward
 
     def anchored(*args, **kwargs) -> Tensor:
         output = forward(*args, **kwargs)
@@ -432,7 +430,7 @@ def _anchored(module: nn.Module) -> Iterator[list[Tensor]]:
         with torch.enable_grad():
             yield anchors
     finally:
-        if own is None:
+        if replaced is None:
             del module.__dict__["forward"]
         else:
-            module.__dict__["forward"] = own
+            module.__dict__["forward"] = replaced

@@ -47,13 +47,14 @@ class GrowingHead(nn.Module):
         return sum(self.sizes[:-1])
 
     def grow(self, classes: int) -> None:
-        """Add the block of an experience with so many classes; an optimizer has to be told of its
-        parameters.
+        """Add the block of an experience with so many classes. Its parameters are new to the
+        optimizer.
         """
         like = self.blocks[0].weight
         self.blocks.append(nn.Linear(self.features, classes, self.bias).to(like.device, like.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(B, features)`` -> ``(B, classes)``."""
         return torch.cat([block(x) for block in self.blocks], dim=1)
 
     def split(self, logits: Tensor) -> list[Tensor]:
@@ -62,19 +63,14 @@ class GrowingHead(nn.Module):
 
     def complete_state(self, state: dict[str, Tensor], prefix: str) -> None:
         """Add to a state_dict of fewer blocks the present values of the further ones."""
-        saved = {
-            name.removeprefix(f"{prefix}blocks.").split(".")[0]
-            for name in state
-            if name.startswith(f"{prefix}blocks.")
-        }
+        start = f"{prefix}blocks."
+        saved = {name.removeprefix(start).split(".")[0] for name in state if name.startswith(start)}
+        if not saved:
+            return
         for number, block in enumerate(self.blocks):
-            if saved and str(number) not in saved and number >= len(saved):
-                state.update(
-                    {
-                        f"{prefix}blocks.{number}.{name}": value
-                        for name, value in block.state_dict().items()
-                    }
-                )
+            if str(number) not in saved and number >= len(saved):
+                for name, value in block.state_dict().items():
+                    state[f"{start}{number}.{name}"] = value
 
 
 def growing(
@@ -94,23 +90,16 @@ def growing(
     Raises:
         ValueError: the network has no linear layer.
     """
-    last = next(
-        (
-            path
-            for path, module in reversed(list(network.named_modules()))
-            if isinstance(module, nn.Linear)
-        ),
-        None,
-    )
-    if last is None:
+    linear_layers = [
+        (path, module) for path, module in network.named_modules() if isinstance(module, nn.Linear)
+    ]
+    if not linear_layers:
         raise ValueError(
             f"{type(network).__name__} has no linear layer that a growing head could replace"
         )
-    linear = network.get_submodule(last)
-    head = GrowingHead(linear.in_features, sizes, linear.bias is not None).to(
-        linear.weight.device, linear.weight.dtype
-    )
-    network.set_submodule(last, head)
+    path, last = linear_layers[-1]
+    head = GrowingHead(last.in_features, sizes, last.bias is not None)
+    network.set_submodule(path, head.to(last.weight.device, last.weight.dtype))
     head.blocks[:-1].requires_grad_(train_old_heads)
     if fixed_norm:
         for module in network.modules():
@@ -126,21 +115,22 @@ def head_of(model: nn.Module) -> tuple[str, GrowingHead]:
     Raises:
         ValueError: it has none, or several.
     """
-    found = [
+    heads = [
         (path, module) for path, module in model.named_modules() if isinstance(module, GrowingHead)
     ]
-    if len(found) != 1:
+    if len(heads) != 1:
         raise ValueError(
-            f"{type(model).__name__} has {len(found)} growing heads, expected one: "
+            f"{type(model).__name__} has {len(heads)} growing heads, expected one: "
             "dict(type='kdtasks.incremental.models.growing', network=dict(type=…), sizes=…)"
         )
-    return found[0]
+    return heads[0]
 
 
 class FixedNorm:
     """A BatchNorm, of whatever kind, whose ``train()`` changes nothing."""
 
     def train(self, mode: bool = True) -> nn.Module:
+        """Stay in eval."""
         return super().train(False)
 
 

@@ -1,10 +1,12 @@
-"""What to look at after a stream of experiences: accuracy matrices, accuracy and forgetting on the
-way, where the old and the new model look, and what was taken from the pool of unlabelled images.
+"""Figures of a run over a stream of experiences: accuracy matrices, accuracy and forgetting after
+each experience, where the old and the new model look, and what was taken from the pool of
+unlabelled images.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +15,18 @@ from torch import Tensor, nn
 from kdtasks.core.choices import evenly_spaced
 from kdtasks.core.stages import Stage
 from kdtasks.engine.reader import readable
-from kdtasks.images.display import pictures_of
+from kdtasks.images.display import add_axes, draw_image, pictures_of, shortened, write
 from kdtasks.incremental.data import IncrementalSet, unaugmented
 from kdtasks.incremental.lwm import LwMDistiller, lwm_attention_loss
 from kdtasks.incremental.metrics import forgetting
 from kdtasks.incremental.sampling import scores_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy import ndarray
+
+    from kdtasks.engine.run import Run
 
 # old images whose attention is drawn; those over which its distance is averaged
 SHOWN, MEASURED = 8, 256
@@ -32,11 +41,11 @@ CLASS_IL = "class-incremental: the answer is one of all classes seen so far"
 TASK_IL = "task-incremental: the answer is one of the classes of the image's own experience"
 
 
-def draw(run, colors: Mapping[str, str]) -> list[tuple]:
+def draw(run: "Run", colors: Mapping[str, str]) -> list[tuple]:
     """``[(title, figure)]``: all that there is to see so far.
 
     Args:
-        run: a :class:`kdtasks.engine.run.Run`; stages may be missing.
+        run: stages may be missing.
         colors: by name of the stage.
     """
     arms, drawn = arms_of(run), []
@@ -62,7 +71,7 @@ def draw(run, colors: Mapping[str, str]) -> list[tuple]:
     return [*drawn, draw_picked(picked)] if picked else drawn
 
 
-def arms_of(run) -> dict[str, Stage]:
+def arms_of(run: "Run") -> dict[str, Stage]:
     """For "alone" and for the distilled student: the last finished stage on the way to it, where
     this has a whole matrix of at least two experiences.
     """
@@ -89,50 +98,60 @@ def draw_matrices(matrices: Mapping[str, Sequence[Sequence[float]]], meaning: st
     """``(title, figure)``: accuracy matrices in percent side by side, each with rows of 1, 2, … T
     entries, by name of the stage; what the accuracy is of.
     """
-    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    count, shades = max(map(len, matrices.values())), colormaps["viridis"]
-    digits, size = (1, 9.5) if count <= 10 else (0, 8)
+    count = max(map(len, matrices.values()))
     figure = Figure(figsize=(WIDTH * (1 + len(matrices)) / 3, 0.85 + min(0.42 * count, 4.6)))
     panels = figure.subplots(1, len(matrices), squeeze=False)[0]
     for axes, (name, matrix) in zip(panels, matrices.items()):
-        values = torch.full((count, count), torch.nan)
-        for i, row in enumerate(matrix):
-            values[i, : i + 1] = torch.tensor(row)
-        drawn = axes.pcolormesh(
-            values.numpy(),
-            cmap=shades,
-            vmin=0,
-            vmax=100,
-            edgecolor="white",
-            linewidth=1 if count <= NUMBERED else 0.3,
-        )
-        if count <= NUMBERED:
-            for i, row in enumerate(matrix):
-                for j, value in enumerate(row):
-                    axes.text(
-                        j + 0.5,
-                        i + 0.5,
-                        f"{value:.{digits}f}",
-                        ha="center",
-                        va="center",
-                        fontsize=size,
-                        color="white" if value < 50 else INK,
-                    )
-        axes.set_xticks([k - 0.5 for k in _numbers(count)], _numbers(count))
-        axes.set_yticks([k - 0.5 for k in _numbers(count)], _numbers(count))
+        mesh = _draw_matrix(axes, matrix, count)
         axes.set(title=name, ylim=(count, 0), xlabel="tested on experience")
-        axes.grid(visible=False)
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
     panels[0].set_ylabel("after experience")
-    figure.colorbar(drawn, ax=list(panels), fraction=0.03, pad=0.02).outline.set_visible(False)
+    figure.colorbar(mesh, ax=list(panels), fraction=0.03, pad=0.02).outline.set_visible(False)
     return (
         f"Accuracy, %, on the test images of each experience (columns) after each experience "
         f"(rows); {meaning}",
         figure,
     )
+
+
+def _draw_matrix(axes: "Axes", matrix: Sequence[Sequence[float]], count: int) -> object:
+    """One matrix, of a figure whose largest has ``count`` rows; returns what a colorbar needs."""
+    values = torch.full((count, count), torch.nan)
+    for i, row in enumerate(matrix):
+        values[i, : i + 1] = torch.tensor(row)
+    mesh = axes.pcolormesh(
+        values.numpy(),
+        cmap="viridis",
+        vmin=0,
+        vmax=100,
+        edgecolor="white",
+        linewidth=1 if count <= NUMBERED else 0.3,
+    )
+    if count <= NUMBERED:
+        _write_numbers(axes, matrix, count)
+    numbers = _numbers(count)
+    axes.set_xticks([k - 0.5 for k in numbers], numbers)
+    axes.set_yticks([k - 0.5 for k in numbers], numbers)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return mesh
+
+
+def _write_numbers(axes: "Axes", matrix: Sequence[Sequence[float]], count: int) -> None:
+    digits, size = (1, 9.5) if count <= 10 else (0, 8)
+    for i, row in enumerate(matrix):
+        for j, value in enumerate(row):
+            axes.text(
+                j + 0.5,
+                i + 0.5,
+                f"{value:.{digits}f}",
+                ha="center",
+                va="center",
+                fontsize=size,
+                color="white" if value < 50 else INK,
+            )
 
 
 def draw_course(
@@ -199,7 +218,7 @@ def draw_course(
 
 
 def _numbers(count: int) -> range:
-    """Of the experiences that an axis names."""
+    """The experiences whose numbers stand on an axis."""
     return range(1, count + 1) if count <= NUMBERED else range(5, count + 1, 5)
 
 
@@ -222,112 +241,140 @@ class Looks:
 def looks(
     before: nn.Module, after: nn.Module, attention: str, inputs: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """LwM's b, (B,), and the maps of the student after and before the experience, (B,h,w), as in
+    """LwM's b, (B,), and the maps of the student before and after the experience, (B,h,w), as in
     its training but in eval.
     """
     loss = (lwm_attention_loss, ("student.attention", "before.attention"))
     distiller = LwMDistiller(after, {"before": before}, {"loss": loss}, attention=attention)
     distiller.eval()
-    found = distiller.outputs(
+    student = distiller.outputs(
         "student", {"input": inputs}, ["student.attention", "student.attended"]
     )
-    known = {"input": inputs, "student.attended": found["student.attended"]}
-    old = distiller.outputs("before", known, ["before.attention"])["before.attention"]
-    return found["student.attended"], old, found["student.attention"]
+    attended = student["student.attended"]
+    batch = {"input": inputs, "student.attended": attended}
+    teacher = distiller.outputs("before", batch, ["before.attention"])
+    return attended, teacher["before.attention"], student["student.attention"]
 
 
-def attention_of(run, arms: Mapping[str, Stage], path: str) -> tuple:
-    """What :func:`draw_attention` wants, of test images of the old classes that are spread evenly
-    over the test set.
+def attention_of(run: "Run", arms: Mapping[str, Stage], path: str) -> tuple:
+    """The arguments of :func:`draw_attention`, for test images of the old classes that are spread
+    evenly over the test set.
     """
     experiment = run.experiment
-    stage = list(arms.values())[-1]
-    dataset, found = experiment.test_loader(stage).dataset, []
-    for own in arms.values():
-        counts = run.done[own.name]["class_counts"]
+    dataset = experiment.test_loader(list(arms.values())[-1]).dataset
+    pairs = []
+    for stage in arms.values():
+        counts = run.done[stage.name]["class_counts"]
+        index = _old_images(dataset, sum(counts[:-1]))
         before = next(
-            one.name
-            for one in reversed(experiment.chain(own))
-            if run.done[one.name]["class_counts"] == counts[:-1]
+            earlier.name
+            for earlier in reversed(experiment.chain(stage))
+            if run.done[earlier.name]["class_counts"] == counts[:-1]
         )
-        models = run.trained(before), run.trained(own.name)
-        old = (dataset.target < sum(counts[:-1])).nonzero()[:, 0]
-        index = old[evenly_spaced(len(old), MEASURED)]
-        if not callable(getattr(dataset, "batch", None)):
-            index = torch.tensor(list(readable(dataset, index.tolist())), dtype=torch.int64)
-        inputs = (inputs_of(dataset, part, experiment.seed) for part in index.split(CHUNK))
-        parts = [looks(*models, path, part.to(experiment.device)) for part in inputs]
+        models = run.trained(before), run.trained(stage.name)
+        parts = [
+            looks(*models, path, inputs.to(experiment.device))
+            for inputs in _chunks(dataset, index, experiment.seed)
+        ]
         attended, *maps = (torch.cat(column).cpu() for column in zip(*parts))
-        maps = tuple(F.normalize(one.flatten(1)).view_as(one) for one in maps)
-        found.append(Looks(before, own.name, attended, maps, (maps[0] - maps[1]).abs().sum((1, 2))))
-    return (
-        found,
-        images_of(dataset, index[evenly_spaced(len(index), SHOWN)]),
-        dataset.target[index],
-        dataset.classes,
-    )
+        old, new = (F.normalize(m.flatten(1)).view_as(m) for m in maps)
+        distance = (old - new).abs().sum((1, 2))
+        pairs.append(Looks(before, stage.name, attended, (old, new), distance))
+    images = images_of(dataset, index[evenly_spaced(len(index), SHOWN)])
+    return pairs, images, dataset.target[index], dataset.classes
+
+
+def _old_images(dataset: IncrementalSet, old_classes: int) -> Tensor:
+    """Up to ``MEASURED`` samples of the first classes, less those that cannot be read."""
+    old = (dataset.target < old_classes).nonzero()[:, 0]
+    index = old[evenly_spaced(len(old), MEASURED)]
+    if callable(getattr(dataset, "batch", None)):
+        return index
+    return torch.tensor(list(readable(dataset, index.tolist())), dtype=torch.int64)
 
 
 def draw_attention(
-    found: Sequence[Looks], images: Sequence, target: Tensor, classes: Sequence[str]
+    pairs: Sequence[Looks], images: Sequence, target: Tensor, classes: Sequence[str]
 ) -> tuple:
     """``(title, figure)``: images and, over them, the maps of each pair of models.
 
     Args:
-        found: a pair each, of the same n images.
+        pairs: of the same n images.
         images: arrays of those to be drawn, evenly spaced among the n.
         target: (n,) their classes.
         classes: names of the columns.
     """
     rows = []
     for image, place in zip(images, evenly_spaced(len(target), SHOWN)):
-        top = max(float(one[place].max()) for pair in found for one in pair.maps)
-        cells = [Cell(image, (classes[target[place]],))]
-        for pair in found:
-            old, new = (overlay(image, one[place] / max(top, 1e-12)) for one in pair.maps)
-            said = f"for {classes[pair.attended[place]]}: {pair.distance[place]:.2f}"
-            cells += [Cell(old, (said,), span=2), Cell(new)]
-        rows.append(cells)
-    heads = ["image", *(name for pair in found for name in (pair.before, pair.after))]
-    half, wide = -(-len(rows) // 2), len(heads)
-    pairs = [
-        [*rows[k], *(rows[k + half] if k + half < len(rows) else [None] * wide)]
-        for k in range(half)
-    ]
-    means = ", ".join(f"{pair.after} {pair.distance.mean():.2f}" for pair in found)
-    gaps = [wide, wide, *(1 + 2 * k + start for start in (0, wide) for k in range(len(found)))]
-    most = (2 * found[0].maps[0][0].numel()) ** 0.5
+        label = classes[target[place]]
+        rows.append([Cell(image, (label,)), *_attention_cells(image, place, pairs, classes)])
+    headings = ["image"]
+    for pair in pairs:
+        headings += [pair.before, pair.after]
+    means = ", ".join(f"{pair.after} {pair.distance.mean():.2f}" for pair in pairs)
+    most = (2 * pairs[0].maps[0][0].numel()) ** 0.5
     title = (
         "Where the student looks (Grad-CAM) before its last experience and after, for the old "
         "class that it then finds likeliest; below: this class and LwM's distance of the two "
         f"maps, at most {most:.1f}. Mean of {len(target)} test images of old classes: {means}"
     )
-    return title, gallery(
-        [(dict(enumerate(heads * 2)) if k == 0 else {}, row) for k, row in enumerate(pairs)], gaps
-    )
+    return title, _two_columns(headings, rows)
 
 
-def overlay(image, attention: Tensor):
+def _attention_cells(
+    image: "ndarray", place: int, pairs: Sequence[Looks], classes: Sequence[str]
+) -> list["Cell"]:
+    """Two cells a pair, all maps of the image on one scale."""
+    top = max(float(m[place].max()) for pair in pairs for m in pair.maps)
+    cells = []
+    for pair in pairs:
+        old, new = (overlay(image, m[place] / max(top, 1e-12)) for m in pair.maps)
+        text = f"for {classes[pair.attended[place]]}: {pair.distance[place]:.2f}"
+        cells += [Cell(old, (text,), span=2), Cell(new)]
+    return cells
+
+
+def _two_columns(headings: Sequence[str], rows: Sequence[list]) -> "Figure":
+    """A gallery with the second half of the rows to the right of the first half. Each row is an
+    image and pairs of maps.
+    """
+    half, width = -(-len(rows) // 2), len(headings)
+    left, right = rows[:half], list(rows[half:])
+    right += [[None] * width] * (half - len(right))
+    lines: list[tuple] = [({}, [*a, *b]) for a, b in zip(left, right)]
+    lines[0] = (dict(enumerate([*headings, *headings])), lines[0][1])
+    gaps = [width, width]
+    for start in (0, width):
+        gaps += range(start + 1, start + width, 2)
+    return gallery(lines, gaps)
+
+
+def overlay(image: "ndarray", attention: Tensor) -> "ndarray":
     """A map (h,w) in [0,1] over an array (H,W) or (H,W,3) in [0,1] that has lost its colours:
     (H,W,3).
     """
     from matplotlib import colormaps
 
-    attention = F.interpolate(attention[None, None], image.shape[:2], mode="bilinear")[0, 0].clamp(
-        0, 1
-    )
+    enlarged = F.interpolate(attention[None, None], image.shape[:2], mode="bilinear")[0, 0]
     grey = torch.from_numpy(image).float()
-    grey = grey @ grey.new_tensor([0.299, 0.587, 0.114]) if grey.dim() == 3 else grey
-    warm = torch.from_numpy(colormaps["inferno"](attention.numpy())[..., :3])
+    if grey.dim() == 3:
+        grey = grey @ grey.new_tensor([0.299, 0.587, 0.114])
+    warm = torch.from_numpy(colormaps["inferno"](enlarged.clamp(0, 1).numpy())[..., :3])
     return (0.4 * grey[..., None] + 0.6 * warm).numpy()
 
 
 # The pool -----------------------------------------------------------------------------------------
 @dataclass
 class Picked:
-    """What the student of an experience took from the pool: counts, and to draw: for some classes
-    an image of the test set and the confident ones of largest score, and random ones; each image
-    with its text.
+    """What the student of an experience took from the pool.
+
+    Attributes:
+        stage: its name.
+        pool, confident, random: numbers of images: in the pool, and taken in either way.
+        score: ``'logit'`` or ``'prob'``, by which the confident ones were ranked.
+        classes: ``{class: (test image or None, [(image, score)])}``, for some classes the confident
+            images of largest score.
+        others: ``[(image, likeliest class, score)]``, some that were drawn at random.
     """
 
     stage: str
@@ -339,139 +386,132 @@ class Picked:
     others: list
 
 
-def picked_of(run) -> Picked | None:
-    """The last choice that ``<work_dir>/sampled`` has; None where there is none, or nothing was
-    taken.
-    """
-    experiment = run.experiment
-    files = {stage.name: run.work_dir / "sampled" / f"{stage.name}.pth" for stage in run.finished}
-    saved = [stage for stage in run.finished if files[stage.name].exists()]
-    if not saved:
+def picked_of(run: "Run") -> Picked | None:
+    """The last choice in ``<work_dir>/sampled``; None if there is none, or nothing was taken."""
+    experiment, folder = run.experiment, run.work_dir / "sampled"
+    stages = [stage for stage in run.finished if (folder / f"{stage.name}.pth").exists()]
+    if not stages:
         return None
-    stage = saved[-1]
-    made = experiment.data_set(experiment.setting(stage, "data"), "train")
-    if not isinstance(made, IncrementalSet) or made.pool is None:
+    stage = stages[-1]
+    data = experiment.data_set(experiment.setting(stage, "data"), "train")
+    if not isinstance(data, IncrementalSet) or data.pool is None:
         return None
-    chosen = torch.load(files[stage.name], weights_only=True)
-    if not sum(map(len, chosen.values())):
+    taken = torch.load(folder / f"{stage.name}.pth", weights_only=True)
+    confident, random = taken["confident"], taken["random"]
+    if not len(confident) + len(random):
         return None
-    pool, model, score = (
-        unaugmented(made.pool),
-        run.trained(stage.name),
-        made.sampling.get("score", "logit"),
-    )
+    pool, test = unaugmented(data.pool), experiment.test_loader(stage).dataset
+    model, score = run.trained(stage.name), data.sampling.get("score", "logit")
 
     def scored(index: Tensor) -> Tensor:
-        return torch.cat(
-            [
-                part.cpu()
-                for part in scores_of(
-                    model,
-                    (inputs_of(pool, part, experiment.seed) for part in index.split(CHUNK)),
-                    score=score,
-                )
-            ]
-        )
+        """(n, l) scores of pool images."""
+        chunks = _chunks(pool, index, experiment.seed)
+        return torch.cat([scores.cpu() for scores in scores_of(model, chunks, score=score)])
 
-    test, classes = experiment.test_loader(stage).dataset, {}
-    if len(chosen["confident"]):
-        # (n, l)
-        scores = scored(chosen["confident"])
-        for column in evenly_spaced(scores.shape[1], CLASSES):
-            best = scores[:, column].argsort(descending=True, stable=True)[:BEST]
-            example = (test.target == column).nonzero()[:1, 0]
-            pictures = pictures_of(_readable(pool, experiment.seed), chosen["confident"][best])
-            classes[test.classes[column]] = (
-                (images_of(test, example) or [None])[0],
-                list(zip(pictures, scores[best, column].tolist())),
-            )
-    index = chosen["random"][evenly_spaced(len(chosen["random"]), BEST)]
-    others = []
-    if len(index):
-        value, column = scored(index).max(1)
-        others = [
-            (picture, test.classes[c], v)
-            for picture, c, v in zip(
-                pictures_of(_readable(pool, experiment.seed), index),
-                column.tolist(),
-                value.tolist(),
-            )
-        ]
+    source = _readable(pool, experiment.seed)
     return Picked(
         stage.name,
         len(pool),
-        len(chosen["confident"]),
-        len(chosen["random"]),
+        len(confident),
+        len(random),
         score,
-        classes,
-        others,
+        _best_of_classes(confident, scored, source, test),
+        _some_of_random(random, scored, source, test.classes),
     )
+
+
+def _best_of_classes(
+    confident: Tensor,
+    scored: Callable[[Tensor], Tensor],
+    source: SimpleNamespace,
+    test: IncrementalSet,
+) -> dict[str, tuple]:
+    """``Picked.classes``."""
+    if not len(confident):
+        return {}
+    classes, scores = {}, scored(confident)
+    for column in evenly_spaced(scores.shape[1], CLASSES):
+        best = scores[:, column].argsort(descending=True, stable=True)[:BEST]
+        images = pictures_of(source, confident[best])
+        example = images_of(test, (test.target == column).nonzero()[:1, 0])
+        classes[test.classes[column]] = (
+            example[0] if example else None,
+            list(zip(images, scores[best, column].tolist())),
+        )
+    return classes
+
+
+def _some_of_random(
+    random: Tensor,
+    scored: Callable[[Tensor], Tensor],
+    source: SimpleNamespace,
+    classes: Sequence[str],
+) -> list[tuple]:
+    """``Picked.others``."""
+    index = random[evenly_spaced(len(random), BEST)]
+    if not len(index):
+        return []
+    scores, columns = scored(index).max(1)
+    names = [classes[column] for column in columns.tolist()]
+    return list(zip(pictures_of(source, index), names, scores.tolist()))
 
 
 def draw_picked(picked: Picked) -> tuple:
     """``(title, figure)``: a row for each class, and one of those drawn at random."""
-    what = {"logit": "logit", "prob": "log-probability"}[picked.score]
-    rows = [
-        (
-            {0: "test image", 1: f"of the pool, those of the largest {what} of this class"}
-            if k == 0
-            else {},
-            [
-                Cell(example, (name,)),
-                *(Cell(picture, (f"{value:.1f}",)) for picture, value in best),
-            ],
-        )
-        for k, (name, (example, best)) in enumerate(picked.classes.items())
-    ]
+    score = {"logit": "logit", "prob": "log-probability"}[picked.score]
+    rows: list[tuple] = []
+    for name, (example, best) in picked.classes.items():
+        cells = [Cell(image, (f"{value:.1f}",)) for image, value in best]
+        rows.append(({}, [Cell(example, (name,)), *cells]))
+    if rows:
+        of_pool = f"of the pool, those of the largest {score} of this class"
+        rows[0] = ({0: "test image", 1: of_pool}, rows[0][1])
     if picked.others:
+        cells = [Cell(image, (name, f"{value:.1f}")) for image, name, value in picked.others]
         rows.append(
-            (
-                {1: f"drawn at random, with the class of the largest {what}"},
-                [
-                    None,
-                    *(
-                        Cell(picture, (name, f"{value:.1f}"))
-                        for picture, name, value in picked.others
-                    ),
-                ],
-            )
+            ({1: f"drawn at random, with the class of the largest {score}"}, [None, *cells])
         )
     title = (
         f"What {picked.stage} took from the pool of {picked.pool:,} unlabelled images for the "
-        "experience after it: "
-        f"{picked.confident:,} on which it is confident, {picked.random:,} at random"
+        f"experience after it: {picked.confident:,} on which it is confident, {picked.random:,} at "
+        "random"
     )
     return title, gallery(rows, [1])
 
 
 # Images -------------------------------------------------------------------------------------------
-def inputs_of(dataset, index: Tensor, seed: int) -> Tensor:
-    """``(b,C,H,W)``: what a model is given of the samples ``index``."""
+def inputs_of(dataset: object, index: Tensor, seed: int) -> Tensor:
+    """``(b,C,H,W)``: a model's inputs of the samples ``index``."""
     if callable(getattr(dataset, "batch", None)):
         return dataset.batch(index, torch.zeros_like(index), seed)["input"]
-    samples = [dataset[i] for i in index.tolist()]
-    return torch.stack(
-        [
-            torch.as_tensor(
-                s["input"] if isinstance(s, Mapping) else s[0] if isinstance(s, list | tuple) else s
-            )
-            for s in samples
-        ]
-    )
+    inputs = []
+    for i in index.tolist():
+        sample = dataset[i]
+        if isinstance(sample, Mapping):
+            sample = sample["input"]
+        elif isinstance(sample, list | tuple):
+            sample = sample[0]
+        inputs.append(torch.as_tensor(sample))
+    return torch.stack(inputs)
+
+
+def _chunks(dataset: object, index: Tensor, seed: int) -> Iterator[Tensor]:
+    """A model's inputs, at most ``CHUNK`` samples at a time."""
+    for part in index.split(CHUNK):
+        yield inputs_of(dataset, part, seed)
 
 
 def images_of(dataset: IncrementalSet, index: Tensor) -> list:
     """Arrays (H,W) or (H,W,3) in [0,1] of the samples ``index``, as their own data set has them."""
-    return [
-        pictures_of(
-            _readable(dataset.sources[int(dataset.source_index[i])], dataset.seed),
-            dataset.places[i : i + 1],
-        )[0]
-        for i in index.tolist()
-    ]
+    images = []
+    for i in index.tolist():
+        source = _readable(dataset.sources[int(dataset.source_index[i])], dataset.seed)
+        images += pictures_of(source, dataset.places[i : i + 1])
+    return images
 
 
-def _readable(dataset, seed: int) -> SimpleNamespace:
+def _readable(dataset: object, seed: int) -> SimpleNamespace:
+    """What :func:`kdtasks.images.display.pictures_of` reads of a loader."""
     return SimpleNamespace(dataset=dataset, seed=seed)
 
 
@@ -486,7 +526,7 @@ class Cell:
 
 def gallery(
     rows: Sequence[tuple[Mapping[int, str], Sequence[Cell | None]]], gaps: Sequence[int] = ()
-):
+) -> "Figure":
     """A figure of rows of cells, each row with headings by column; ``gaps`` are columns that stand
     off from the one before.
     """
@@ -495,61 +535,37 @@ def gallery(
 
     columns = max(len(cells) for _, cells in rows)
     step = (WIDTH - 0.03 - GAP * len(gaps)) / columns
-    side, lefts = (
-        step - 0.06,
-        [0.03 + k * step + GAP * sum(k >= gap for gap in gaps) for k in range(columns)],
-    )
-    lines = [max(len(cell.text) for cell in cells if cell) for _, cells in rows]
-    heights = [
-        HEAD * bool(heads) + side + LINE * count + 0.12 for (heads, _), count in zip(rows, lines)
-    ]
-    tall, y = sum(heights), 0.0
+    side = step - 0.06
+    lefts = [0.03 + k * step + GAP * sum(k >= gap for gap in gaps) for k in range(columns)]
+    heights = [_row_height(headings, cells, side) for headings, cells in rows]
     figure = Figure(
-        figsize=(WIDTH, tall),
+        figsize=(WIDTH, sum(heights)),
         layout=PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True),
     )
-    for (heads, cells), height in zip(rows, heights):
-        for column, text in heads.items():
-            figure.text(
-                lefts[column] / WIDTH,
-                1 - (y + 0.04) / tall,
-                text,
-                va="top",
-                fontsize=9,
-                fontweight="bold",
-                color=INK,
-            )
-        top = y + HEAD * bool(heads)
+    top = 0.0
+    for (headings, cells), height in zip(rows, heights):
+        for column, text in headings.items():
+            font = {"fontsize": 9, "fontweight": "bold", "color": INK}
+            write(figure, lefts[column], top + 0.04, text, **font)
+        below_headings = top + (HEAD if headings else 0)
         for left, cell in zip(lefts, cells):
-            if cell is None or cell.image is None:
-                continue
-            axes = figure.add_axes(
-                (left / WIDTH, 1 - (top + side) / tall, side / WIDTH, side / tall),
-                xticks=[],
-                yticks=[],
-            )
-            axes.imshow(
-                cell.image,
-                cmap="gray",
-                vmin=0,
-                vmax=1,
-                interpolation="nearest" if max(cell.image.shape[:2]) <= 64 else "antialiased",
-            )
-            axes.grid(visible=False)
-            axes.spines[:].set_visible(False)
-            most = int(72 * side * cell.span / 4.7)
-            for k, line in enumerate(cell.text):
-                figure.text(
-                    left / WIDTH,
-                    1 - (top + side + 0.03 + LINE * k) / tall,
-                    _short(line, most),
-                    va="top",
-                    fontsize=8,
-                    color=INK,
-                )
-        y += height
+            if cell is not None and cell.image is not None:
+                _draw_cell(figure, cell, left, below_headings, side)
+        top += height
     return figure
 
 
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _row_height(headings: Mapping[int, str], cells: Sequence[Cell | None], side: float) -> float:
+    """In inches."""
+    lines = max(len(cell.text) for cell in cells if cell)
+    return (HEAD if headings else 0) + side + LINE * lines + 0.12
+
+
+def _draw_cell(figure: "Figure", cell: Cell, left: float, top: float, side: float) -> None:
+    """The picture, ``side`` inches wide, and its text."""
+    axes = add_axes(figure, left, top, side, side)
+    draw_image(axes, cell.image, vmin=0, vmax=1)
+    most = int(72 * side * cell.span / 4.7)
+    for k, line in enumerate(cell.text):
+        text = shortened(line, most)
+        write(figure, left, top + side + 0.03 + LINE * k, text, fontsize=8, color=INK)

@@ -1,5 +1,5 @@
-"""Which images an experience has beside its own: of an unlabelled pool of any size, and of the
-classes before.
+"""Which images an experience trains on beside its own: from an unlabelled pool of any size, and of
+the classes before.
 
 The pool may be a tensor of scores or a stream of unknown length: it is gone through once, and what
 is kept does not grow with it. Every choice is a function of the scores, the seed and a sample's
@@ -65,7 +65,7 @@ def sample_external(
     draw: int = 0,
     flattest: bool = False,
 ) -> ExternalSample:
-    """What an experience takes from the pool; see above.
+    """The images that an experience takes from the pool; see above.
 
     Args:
         scores: of the pool's M images by the model before, ``(M, l)`` or in chunks ``(b, l)``, such
@@ -94,17 +94,19 @@ def sample_external(
     total = _whole("total", total)
     if not 0 <= out_of_distribution <= 1:
         raise ValueError(f"out_of_distribution must be in [0, 1], got {out_of_distribution}")
+    if isinstance(scores, int):
+        scores = _of_no_class(scores)
     confident = random = None
     rows = 0
-    for first, block in _blocks(_of_no_class(scores) if isinstance(scores, int) else scores):
+    for first, block in _blocks(scores):
         rows, classes = first + len(block), block.shape[1]
         if confident is None:
             random = _Best(round(out_of_distribution * total) if classes else total)
-            confident = _Best((total - random.number) // max(1, classes))
-            if 0 < total - random.number < classes:
+            left = total - random.number
+            confident = _Best(left // max(1, classes))
+            if 0 < left < classes:
                 warnings.warn(
-                    f"{total - random.number} confident images are fewer than the "
-                    f"{classes} classes: none is taken",
+                    f"{left} confident images are fewer than the {classes} classes: none is taken",
                     stacklevel=2,
                 )
         confident.add(block, first)
@@ -116,10 +118,10 @@ def sample_external(
         warnings.warn(
             f"the pool has {rows} images, fewer than the {total} that are wanted", stacklevel=2
         )
-    chosen, drawn = (
-        best.indices() if best else torch.empty(0, dtype=torch.int64)
-        for best in (confident, random)
-    )
+    if confident is None:  # no block at all
+        nothing = torch.empty(0, dtype=torch.int64)
+        return ExternalSample(nothing, nothing)
+    chosen, drawn = confident.indices(), random.indices()
     return ExternalSample(chosen, drawn[~torch.isin(drawn, chosen)])
 
 
@@ -148,11 +150,8 @@ def scores_of(
     """
     if score not in ("logit", "prob"):
         raise ValueError(f"no score {score!r}; {did_you_mean(str(score), ('logit', 'prob'))}")
-    device = (
-        next((parameter.device for parameter in model.parameters()), None)
-        if device is None
-        else device
-    )
+    if device is None:
+        device = next((parameter.device for parameter in model.parameters()), None)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -244,6 +243,7 @@ class _Best:
         self.scores, self.rows = scores.gather(1, order), rows.gather(1, order)
 
     def indices(self) -> Tensor:
+        """The rows of all columns, rising, each once; on the CPU."""
         return self.rows.unique().cpu()
 
 
@@ -252,9 +252,9 @@ def _blocks(scores: Tensor | Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
     first, columns = 0, None
     for chunk in [scores] if isinstance(scores, Tensor) else scores:
         if chunk.dim() != 2 or columns not in (None, chunk.shape[1]):
+            after = "" if columns is None else f" after {first} rows of {columns} columns"
             raise ValueError(
-                f"expected scores (M, l), or chunks (b, l), got {tuple(chunk.shape)}"
-                + ("" if columns is None else f" after {first} rows of {columns} columns")
+                f"expected scores (M, l), or chunks (b, l), got {tuple(chunk.shape)}{after}"
             )
         columns = chunk.shape[1]
         for block in chunk.detach().split(max(1, ENTRIES // max(1, columns))):
@@ -272,20 +272,17 @@ def _of_no_class(rows: int) -> Iterator[Tensor]:
 
 
 def _input_of(batch: object) -> Tensor:
-    value = (
-        batch.get("input")
-        if isinstance(batch, dict)
-        else batch[0]
-        if isinstance(batch, tuple | list) and batch
-        else batch
-    )
-    if isinstance(value, Tensor):
-        return value
-    got = f"a dict with {list(batch)}" if isinstance(batch, dict) else type(batch).__name__
-    raise ValueError(
-        "expected a tensor, a tuple or list that begins with one, or a dict with 'input', got "
-        f"{got}"
-    )
+    if isinstance(batch, dict):
+        images, kind = batch.get("input"), f"a dict with {list(batch)}"
+    else:
+        images = batch[0] if isinstance(batch, tuple | list) and batch else batch
+        kind = type(batch).__name__
+    if not isinstance(images, Tensor):
+        raise ValueError(
+            "expected a tensor, a tuple or list that begins with one, or a dict with 'input', got "
+            f"{kind}"
+        )
+    return images
 
 
 def _whole(name: str, number: int) -> int:

@@ -1,8 +1,8 @@
 """The stages of a run over a stream of experiences:
 ``stages=dict(type='kdtasks.incremental.stages.…')`` of a config.
 
-Each experience goes on with the student of the one before, whose head grows by the new classes, and
-is tested on all classes seen so far. The number of classes of each experience is the student's
+Each experience continues with the student of the one before, whose head grows by the new classes,
+and is tested on all classes seen so far. The number of classes of each experience is the student's
 ``sizes``.
 
 **Experiences of one class.** A softmax over one column is 1 whatever its logit: its cross-entropy
@@ -15,8 +15,10 @@ experience of one class is always 100.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from kdtasks.core.stages import control
+from kdtasks.incremental.gd import BalancedCrossEntropyLoss, step_losses
 
 _SOFTMAX = {
     "CrossEntropyLoss",
@@ -30,8 +32,9 @@ _SOFTMAX = {
     "BalancedCrossEntropyLoss",
     "GlobalDistillationLoss",
 }
+# the same tensors when all classes are new
 _ALL = {"student.new": "student", "target.new": "target"}
-# where nothing has been learned before
+# arguments of a student that has learned nothing before
 _FREE = {"fixed_norm": False, "train_old_heads": True}
 
 
@@ -45,7 +48,7 @@ def class_incremental_stages(
     """Fine-tuning ("alone") and the taught student, experience by experience; and all classes at
     once ("joint").
 
-    The first experience, ``experience1``, has no teacher and is both arms' beginning. From then on
+    The first experience, ``experience1``, has no teacher; both arms start from it. From then on
     ``alone2 … alone`` go on without a teacher, ``taught2 … distilled`` with the student of the
     experience before as ``teacher``.
 
@@ -55,55 +58,70 @@ def class_incremental_stages(
         warm_up: ``optimizer``, ``schedule``, ``length`` of a stage before each experience but the
             first, in both arms, which trains the new head alone with BatchNorm fixed (the LwF
             paper's warm-up); None: there is none.
-        first: the same of the first experience, where they differ.
+        first: settings of the first experience that differ from the others'.
         head: path of the growing head in the network.
-        joint: whether ``joint`` is there: fresh weights, the labelled samples of all experiences.
+        joint: whether there is a stage ``joint``: fresh weights, the labelled samples of all
+            experiences.
 
     Raises:
         ValueError: the student has no ``sizes``, or only one; there are exemplars, but a loss of
             ``target.new``; a loss is a softmax over one class.
     """
-    sizes = sizes_of(config)
-    _check_softmax(config["losses"], sizes)
-    only_new = [name for name, entry in config["losses"].items() if "target.new" in entry["of"]]
-    if config["data"]["train"].get("memory") and only_new:
+    _check_softmax(config["losses"], sizes_of(config))
+    _check_exemplars(config)
+    start = {**experience_settings(config, 0), **(first or {}), "name": "experience1"}
+    stages = [start, *_arm(config, "alone", "alone", False, warm_up, head)]
+    if joint:
+        stages.append(joint_stage(config))
+    return [*stages, *_arm(config, "taught", "distilled", True, warm_up, head)]
+
+
+def _check_exemplars(config: Mapping) -> None:
+    """Exemplars of old classes have no target among the new ones."""
+    memory = config["data"]["train"].get("memory")
+    of_new = [name for name, entry in config["losses"].items() if "target.new" in entry["of"]]
+    if memory and of_new:
         raise ValueError(
-            f"{only_new[0]} is of target.new, in which exemplars (data.train.memory="
-            f"{config['data']['train']['memory']}) have no class: expected of=('student', 'target')"
+            f"{of_new[0]} is of target.new, in which exemplars (data.train.memory={memory}) have "
+            "no class: expected of=('student', 'target')"
         )
 
-    def arm(prefix: str, last: str, teach: bool) -> list[dict]:
-        found, before = [], "experience1"
-        for t in range(1, len(sizes)):
-            name, start = last if t == len(sizes) - 1 else f"{prefix}{t + 1}", before
-            if warm_up is not None:
-                start = f"warm_{name}"
-                found.append(
-                    {
-                        **experience_settings(config, t, fixed_norm=True),
-                        **warm_up,
-                        "name": start,
-                        "student": before,
-                        "train": [f"student.{head}.blocks.{t}", "losses"],
-                    }
-                )
-            found.append(
+
+def _arm(
+    config: Mapping,
+    prefix: str,
+    last_name: str,
+    with_teacher: bool,
+    warm_up: Mapping | None,
+    head: str,
+) -> list[dict]:
+    """The stages of one arm after the first experience, ``<prefix>2, <prefix>3, … last_name``."""
+    stages: list[dict] = []
+    before, experiences = "experience1", len(config["student"]["sizes"])
+    for t in range(1, experiences):
+        name = last_name if t == experiences - 1 else f"{prefix}{t + 1}"
+        start = before
+        if warm_up is not None:
+            start = f"warm_{name}"
+            stages.append(
                 {
-                    **experience_settings(config, t),
-                    "name": name,
-                    "student": start,
-                    "teachers": {"teacher": before} if teach else {},
+                    **experience_settings(config, t, fixed_norm=True),
+                    **warm_up,
+                    "name": start,
+                    "student": before,
+                    "train": [f"student.{head}.blocks.{t}", "losses"],
                 }
             )
-            before = name
-        return found
-
-    return [
-        {**experience_settings(config, 0), **(first or {}), "name": "experience1"},
-        *arm("alone", "alone", False),
-        *([joint_stage(config)] if joint else []),
-        *arm("taught", "distilled", True),
-    ]
+        stages.append(
+            {
+                **experience_settings(config, t),
+                "name": name,
+                "student": start,
+                "teachers": {"teacher": before} if with_teacher else {},
+            }
+        )
+        before = name
+    return stages
 
 
 def global_distillation(
@@ -120,19 +138,19 @@ def global_distillation(
     """Global Distillation (Lee et al., arXiv 1903.12648): three stages an experience; see
     :mod:`kdtasks.incremental.gd`.
 
-    ``current<k>`` is the teacher C of the new classes (not there, and not trained, where ``terms``
-    have no C), ``main<k>`` learns from C and from the student P of the experience before,
-    ``taught<k>`` (the last one ``distilled``) fine-tunes the head with classes in balance. The
-    control, ``alone<k>_main`` and ``alone<k>``, has the same exemplars and steps of the last two,
-    by cross-entropy. The first experience has no teacher and no unlabelled samples, and is both
-    arms' beginning.
+    ``current<k>`` is the teacher C of the new classes (left out, and not trained, if ``terms`` have
+    no C), ``main<k>`` learns from C and from the student P of the experience before, ``taught<k>``
+    (the last one ``distilled``) fine-tunes the head with balanced classes. The control,
+    ``alone<k>_main`` and ``alone<k>``, has the same exemplars and steps as the last two, with
+    cross-entropy. The first experience has no teacher and no unlabelled samples; both arms start
+    from it.
 
     Args:
         config: as for :func:`class_incremental_stages`. With ``pool`` in ``data.train``,
-            ``data.unlabelled_per_batch`` rows of a batch are of it.
+            ``data.unlabelled_per_batch`` rows of a batch come from it.
         finetune: ``optimizer``, ``schedule``, ``length`` of the fine-tuning.
-        current: those of the stages that train C, where they differ.
-        first: those of the first experience, where they differ.
+        current: settings of the stages that train C, if they differ.
+        first: settings of the first experience, if they differ.
         head: path of the growing head in the network.
         terms, temperature: of :class:`~kdtasks.incremental.gd.GlobalDistillationLoss`.
         confidence: weight of the confidence loss of C.
@@ -140,128 +158,153 @@ def global_distillation(
 
     Raises:
         ValueError: as :func:`class_incremental_stages`; or there is a pool, but no row of it in a
-            batch; an experience of one class, where C, or the first experience, has a softmax over
+            batch; an experience of one class, if C, or the first experience, has a softmax over
             its classes.
     """
-    sizes, package = sizes_of(config), "kdtasks.incremental.gd"
-    unlabelled = config["data"]["unlabelled_per_batch"]
-    if config["data"]["train"].get("pool") and not unlabelled:
+    sizes = sizes_of(config)
+    if config["data"]["train"].get("pool") and not config["data"]["unlabelled_per_batch"]:
         raise ValueError("data.train has a pool, and data.unlabelled_per_batch=0 leaves it unused")
-    # in C's place, and not looked at
-    current_columns = ["current.new"] if "C" in terms else ["previous"]
-    only_head = {"train": [f"student.{head}", "losses"]}
-
-    def plain(balanced: bool) -> dict:
-        return {
-            "loss_cls": {
-                "type": f"{package}.BalancedCrossEntropyLoss",
-                "balanced": balanced,
-                "of": ["student", "target.all", "class_counts"],
-            }
-        }
-
-    def distilled(balanced: bool) -> dict:
-        return {
-            "loss_gd": {
-                "type": f"{package}.GlobalDistillationLoss",
-                "balanced": balanced,
-                "terms": terms,
-                "temperature": temperature,
-                "of": ["student", "previous", *current_columns, "target.all", "class_counts"],
-            }
-        }
-
-    teacher_of_new = {
-        "loss_new": {
-            "type": f"{package}.CurrentTeacherLoss",
-            "confidence": confidence,
-            "of": ["student.new", "target.new"],
-        }
+    labelled = _without_pool(config)
+    losses = step_losses(temperature, confidence, terms)
+    procedure = _GlobalDistillation(config, labelled, losses, finetune, current or {}, head, terms)
+    procedure.check_softmax()
+    start = {
+        **experience_settings(labelled, 0),
+        **(first or {}),
+        "name": "experience1",
+        "losses": procedure.cross_entropy(balanced=False),
     }
-    with_c = "C" in terms
-    _check_softmax(
-        {"loss_cls": plain(False)["loss_cls"], **(teacher_of_new if with_c else {})}, sizes
-    )
-    alone, taught, control, before = [], [], "experience1", "experience1"
+    alone, taught = [start], [start]
     for t in range(1, len(sizes)):
-        name, other = (
-            ("distilled", "alone") if t == len(sizes) - 1 else (f"taught{t + 1}", f"alone{t + 1}")
-        )
-        teachers = {"previous": before, **({"current": f"current{t + 1}"} if with_c else {})}
-        own, labelled = (
-            experience_settings(config, t),
-            experience_settings(_without_pool(config), t),
-        )
-        alone += [
-            {**labelled, "name": f"alone{t + 1}_main", "student": control, "losses": plain(False)},
+        alone += procedure.control_stages(t, before=alone[-1]["name"])
+        taught += procedure.taught_stages(t, before=taught[-1]["name"])
+    if joint:
+        alone.append(joint_stage(labelled))
+    return [*alone, *taught[1:]]
+
+
+@dataclass(frozen=True)
+class _GlobalDistillation:
+    """The stages of an experience, and their losses.
+
+    Attributes:
+        config, labelled: the run's config, and the same without the pool.
+        losses: of :func:`kdtasks.incremental.gd.step_losses`.
+        finetune, current: settings of these steps.
+        head: path of the growing head.
+        terms: letters of the teachers.
+    """
+
+    config: Mapping
+    labelled: Mapping
+    losses: Mapping[str, tuple[type, dict]]
+    finetune: Mapping
+    current: Mapping
+    head: str
+    terms: str
+
+    def control_stages(self, t: int, before: str) -> list[dict]:
+        """The main step and the fine-tuning of experience t (from 0) without teachers; ``before``
+        is the control's last stage of the experience before.
+        """
+        main = f"alone{t + 1}_main"
+        return [
             {
-                **labelled,
-                **finetune,
-                **only_head,
-                "name": other,
-                "student": f"alone{t + 1}_main",
-                "losses": plain(True),
+                **experience_settings(self.labelled, t),
+                "name": main,
+                "student": before,
+                "losses": self.cross_entropy(balanced=False),
+            },
+            {
+                **experience_settings(self.labelled, t),
+                **self._only_head(),
+                "name": "alone" if self._is_last(t) else f"alone{t + 1}",
+                "student": main,
+                "losses": self.cross_entropy(balanced=True),
             },
         ]
-        data = {**own["data"], "unlabelled_per_batch": unlabelled}
-        taught += [
-            *(
-                [
-                    {
-                        **own,
-                        **(current or {}),
-                        "data": data,
-                        "name": f"current{t + 1}",
-                        "student": before,
-                        "losses": teacher_of_new,
-                    }
-                ]
-                if with_c
-                else []
-            ),
+
+    def taught_stages(self, t: int, before: str) -> list[dict]:
+        """The current teacher, the main step and the fine-tuning of experience t (from 0);
+        ``before`` is the taught student's last stage of the experience before.
+        """
+        teachers, stages = {"previous": before}, []
+        if "C" in self.terms:
+            teachers["current"] = f"current{t + 1}"
+            stages.append(self._current_stage(t, teachers["current"], before))
+        main = f"main{t + 1}"
+        return [
+            *stages,
             {
-                **own,
-                "name": f"main{t + 1}",
+                **experience_settings(self.config, t),
+                "name": main,
                 "student": before,
                 "teachers": teachers,
-                "losses": distilled(False),
+                "losses": {"loss_gd": self._distillation("main")},
             },
             {
-                **own,
-                **finetune,
-                **only_head,
-                "name": name,
-                "student": f"main{t + 1}",
+                **experience_settings(self.config, t),
+                **self._only_head(),
+                "name": "distilled" if self._is_last(t) else f"taught{t + 1}",
+                "student": main,
                 "teachers": teachers,
-                "losses": distilled(True),
+                "losses": {"loss_gd": self._distillation("finetune")},
             },
         ]
-        control, before = other, name
-    return [
-        {
-            **experience_settings(_without_pool(config), 0),
-            **(first or {}),
-            "name": "experience1",
-            "losses": plain(False),
-        },
-        *alone,
-        *([joint_stage(_without_pool(config))] if joint else []),
-        *taught,
-    ]
+
+    def _current_stage(self, t: int, name: str, before: str) -> dict:
+        """C has no teacher, so its data says itself that it has unlabelled samples."""
+        settings = experience_settings(self.config, t)
+        unlabelled = self.config["data"]["unlabelled_per_batch"]
+        return {
+            **settings,
+            **self.current,
+            "data": {**settings["data"], "unlabelled_per_batch": unlabelled},
+            "name": name,
+            "student": before,
+            "losses": {"loss_new": self._new_classes()},
+        }
+
+    def cross_entropy(self, balanced: bool) -> dict:
+        """The losses of a student without teachers."""
+        of = ["student", "target.all", "class_counts"]
+        return {"loss_cls": _entry(BalancedCrossEntropyLoss, {"balanced": balanced}, of)}
+
+    def check_softmax(self) -> None:
+        """No stage without a teacher has a softmax over one class."""
+        losses = self.cross_entropy(balanced=False)
+        if "C" in self.terms:
+            losses["loss_new"] = self._new_classes()
+        _check_softmax(losses, sizes_of(self.config))
+
+    def _new_classes(self) -> dict:
+        return _entry(*self.losses["current"], ["student.new", "target.new"])
+
+    def _distillation(self, step: str) -> dict:
+        # without C, the loss does not look at what stands in its place
+        current = "current.new" if "C" in self.terms else "previous"
+        of = ["student", "previous", current, "target.all", "class_counts"]
+        return _entry(*self.losses[step], of)
+
+    def _only_head(self) -> dict:
+        return {**self.finetune, "train": [f"student.{self.head}", "losses"]}
+
+    def _is_last(self, t: int) -> bool:
+        return t == len(self.config["student"]["sizes"]) - 1
+
+
+def _entry(loss: type, arguments: Mapping, of: list[str]) -> dict:
+    """A loss as a config has it."""
+    return {"type": f"{loss.__module__}.{loss.__qualname__}", **arguments, "of": of}
 
 
 def _without_pool(config: Mapping) -> dict:
-    """The config for stages without unlabelled samples: they are the same whether there is a pool
-    or not.
+    """The config of stages without unlabelled samples, which are the same with and without a
+    pool.
     """
     data = config["data"]
-    return {
-        **config,
-        "data": {
-            **data,
-            "train": {key: value for key, value in data["train"].items() if key != "pool"},
-        },
-    }
+    train = {key: value for key, value in data["train"].items() if key != "pool"}
+    return {**config, "data": {**data, "train": train}}
 
 
 def sizes_of(config: Mapping) -> tuple[int, ...]:
@@ -284,27 +327,30 @@ def _check_softmax(losses: Mapping[str, Mapping], sizes: Sequence[int]) -> None:
             columns |= {"student.old": sum(sizes[:t]), "student.old_heads": min(sizes[:t])}
         for name, entry in losses.items():
             of = entry["of"] if isinstance(entry["of"], str) else entry["of"][0]
-            kind = entry.get("type", "")
-            kind = (
-                kind.rpartition(".")[2] if isinstance(kind, str) else getattr(kind, "__name__", "")
-            )
+            kind = _type_name(entry)
             if kind in _SOFTMAX and columns.get(of) == 1 and entry.get("weight", 1) != 0:
                 raise ValueError(
-                    f"{name}: {kind} of {of!r} is a softmax over one class in experience "
-                    f"{t + 1} of sizes "
-                    f"{tuple(sizes)}: it is 0 whatever the logit, and trains nothing. Expected two "
-                    "classes or more in each softmax: experiences of several classes, "
+                    f"{name}: {kind} of {of!r} is a softmax over one class in experience {t + 1} "
+                    f"of sizes {tuple(sizes)}: it is 0 whatever the logit, and trains nothing. "
+                    "Expected two classes or more in each softmax: experiences of several classes, "
                     "of=('student', 'target') for all seen columns in one; or a sigmoid for each "
                     "class, lwf_losses('lwf_mc'), which learns one by one"
                 )
 
 
-def experience_settings(config: Mapping, t: int, **arguments) -> dict:
-    """What every stage of experience t (from 0) has: the head so far, its samples, the test of all
-    classes seen.
+def _type_name(entry: Mapping) -> str:
+    """The last part of a loss's type, which is a dotted path or a callable."""
+    kind = entry.get("type", "")
+    return kind.rpartition(".")[2] if isinstance(kind, str) else getattr(kind, "__name__", "")
+
+
+def experience_settings(config: Mapping, t: int, **arguments: object) -> dict:
+    """Settings of every stage of experience t (from 0): the head so far, its samples, the test of
+    all classes seen.
     """
     sizes, data = list(config["student"]["sizes"]), config["data"]
-    arguments = arguments or ({} if t else _free(config))
+    if not arguments and t == 0:
+        arguments = _free(config)
     return {
         "arguments": {"sizes": sizes[: t + 1], **arguments},
         "data": {part: {**data[part], "experience": t} for part in ("train", "test")},
@@ -315,28 +361,28 @@ def joint_stage(config: Mapping) -> dict:
     """The stage "joint": all classes are new, and there are as many steps as in all experiences of
     an arm.
     """
-
-    def all_new(of: str | Sequence[str]) -> str | list[str]:
-        return (
-            _ALL.get(of, of) if isinstance(of, str) else [_ALL.get(tensor, tensor) for tensor in of]
-        )
-
-    plain = control(config["losses"], {"teacher": None})
-    losses = {name: {**entry, "of": all_new(entry["of"])} for name, entry in plain.items()}
-    steps = config["length"].get("iterations") if isinstance(config["length"], Mapping) else None
-    longer = (
-        {} if steps is None else {"length": {"iterations": steps * len(config["student"]["sizes"])}}
-    )
-    return {
-        **longer,
+    losses = control(config["losses"], {"teacher": None})
+    stage = {
         "name": "joint",
-        "losses": losses,
+        "losses": {name: {**entry, "of": _all_new(entry["of"])} for name, entry in losses.items()},
         "arguments": _free(config),
         "data": {
             "train": {**config["data"]["train"], "experience": None, "memory": 0},
             "test": config["data"]["test"],
         },
     }
+    length = config["length"]
+    if isinstance(length, Mapping) and length.get("iterations") is not None:
+        experiences = len(config["student"]["sizes"])
+        stage["length"] = {"iterations": length["iterations"] * experiences}
+    return stage
+
+
+def _all_new(of: str | Sequence[str]) -> str | list[str]:
+    """The tensors of a loss if all classes are new."""
+    if isinstance(of, str):
+        return _ALL.get(of, of)
+    return [_ALL.get(tensor, tensor) for tensor in of]
 
 
 def _free(config: Mapping) -> dict:

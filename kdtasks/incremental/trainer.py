@@ -1,8 +1,8 @@
-"""Continual learning: what the engine needs to know of the task."""
+"""Continual learning as the engine sees it: metrics, summary, training set, example, figures."""
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,15 +20,17 @@ from kdtasks.incremental.sampling import ExternalSample, sample_external, scores
 
 if TYPE_CHECKING:
     from kdtasks.engine.experiment import Experiment
+    from kdtasks.engine.loader import Loader
+    from kdtasks.engine.run import Run
     from kdtasks.engine.work_dir import WorkDir
 
 PRIMARY = "average_accuracy"
 HIGHER_IS_BETTER = True
-# of a batch, beside the target: no teacher's
+# names in a batch, beside the target, that are no teacher's
 OWN_NAMES = ("class_counts",)
 
 
-def evaluate(model: nn.Module, loader) -> dict[str, float]:
+def evaluate(model: nn.Module, loader: "Loader") -> dict[str, float]:
     """Accuracy in percent on the test samples of each experience, from one forward.
 
     - ``average_accuracy``: mean over experiences, class-incremental: the argmax over all columns.
@@ -46,45 +48,52 @@ def evaluate(model: nn.Module, loader) -> dict[str, float]:
     Counts stay on the device until the end.
     """
     sizes = head_of(model)[1].sizes
-    counts = None
+    counts: Tensor | None = None
     for batch in loader:
-        logits, target = model(batch["input"]).float(), batch["target"]
-        ends = torch.tensor(sizes, device=target.device).cumsum(0)
-        of_column = torch.arange(len(sizes), device=target.device).repeat_interleave(
-            torch.tensor(sizes, device=target.device)
-        )
-        task = torch.bucketize(target, ends, right=True)
-        masked = logits.masked_fill(of_column != task[:, None], -math.inf)
-        # (3, B)
-        right = torch.stack(
-            [torch.ones_like(target), logits.argmax(1) == target, masked.argmax(1) == target]
-        )
-        found = torch.zeros(3, len(sizes), dtype=torch.long, device=target.device).index_add_(
-            1, task, right.long()
-        )
-        counts = found if counts is None else counts + found
-    count, seen, masked = counts.tolist()
-    known = [k for k, n in enumerate(count) if n]
-    single = [k + 1 for k in known if sizes[k] == 1]
-    if single:
-        warnings.warn(
-            f"experiences {single} have one class each: their task-incremental accuracy is 100 "
-            "whatever the model says, and raises average_accuracy_task_il",
-            stacklevel=2,
-        )
-    class_il = {k: 100 * seen[k] / count[k] for k in known}
-    task_il = {k: 100 * masked[k] / count[k] for k in known}
+        batch_counts = _counts(model(batch["input"]).float(), batch["target"], sizes)
+        counts = batch_counts if counts is None else counts + batch_counts
+    samples, right, right_in_task = counts.tolist()
+    tested = [k for k, number in enumerate(samples) if number]
+    _warn_of_single_classes([k + 1 for k in tested if sizes[k] == 1])
+    class_il = {k: 100 * right[k] / samples[k] for k in tested}
+    task_il = {k: 100 * right_in_task[k] / samples[k] for k in tested}
     return {
-        "average_accuracy": sum(class_il.values()) / len(known),
-        "average_accuracy_task_il": sum(task_il.values()) / len(known),
-        "accuracy": 100 * sum(seen) / sum(count),
+        "average_accuracy": sum(class_il.values()) / len(tested),
+        "average_accuracy_task_il": sum(task_il.values()) / len(tested),
+        "accuracy": 100 * sum(right) / sum(samples),
         **{f"accuracy_on_{k + 1}": value for k, value in class_il.items()},
         **{f"task_il_on_{k + 1}": value for k, value in task_il.items()},
     }
 
 
-def summary(run, stage: Stage, found: Mapping[str, float]) -> dict:
-    """What the experiences up to a stage's say together: beside its own metrics in results.json.
+def _counts(logits: Tensor, target: Tensor, sizes: Sequence[int]) -> Tensor:
+    """(3, experiences) int64 of a batch: samples, those whose argmax over all columns is right, and
+    those whose argmax over the columns of their own experience is.
+    """
+    device = target.device
+    task_sizes = torch.tensor(sizes, device=device)
+    task = torch.bucketize(target, task_sizes.cumsum(0), right=True)
+    task_of_column = torch.arange(len(sizes), device=device).repeat_interleave(task_sizes)
+    in_task = logits.masked_fill(task_of_column != task[:, None], -math.inf)
+    # (3, B)
+    right = torch.stack(
+        [torch.ones_like(target), logits.argmax(1) == target, in_task.argmax(1) == target]
+    )
+    counts = torch.zeros(3, len(sizes), dtype=torch.long, device=device)
+    return counts.index_add_(1, task, right.long())
+
+
+def _warn_of_single_classes(numbers: list[int]) -> None:
+    if numbers:
+        warnings.warn(
+            f"experiences {numbers} have one class each: their task-incremental accuracy is 100 "
+            "whatever the model says, and raises average_accuracy_task_il",
+            stacklevel=3,
+        )
+
+
+def summary(run: "Run", stage: Stage, metrics: Mapping[str, float]) -> dict:
+    """Results over all experiences up to a stage's, written beside its own metrics to results.json.
 
     ``matrix`` (and ``matrix_task_il``): row i has the accuracies on experiences 1…i+1 after
     experience i+1; ``class_counts``: classes of each experience; ``average_incremental_accuracy``
@@ -93,9 +102,9 @@ def summary(run, stage: Stage, found: Mapping[str, float]) -> dict:
     """
     if stage.model != "student":
         return {}
+    done = {**run.done, stage.name: metrics}
     rows = {
-        experience: found if name == stage.name else run.done[name]
-        for name, experience in _ends(run.experiment, stage)
+        experience: done[name] for experience, name in _last_stages(run.experiment, stage).items()
     }
     sizes = list(head_sizes(run.experiment, stage))
     result: dict = {"class_counts": sizes}
@@ -109,78 +118,101 @@ def summary(run, stage: Stage, found: Mapping[str, float]) -> dict:
 
 
 def head_sizes(experiment: "Experiment", stage: Stage) -> tuple[int, ...]:
-    """Classes of each experience that a stage's student knows."""
+    """Numbers of classes of the experiences that a stage's student has seen."""
     return tuple(stage.arguments.get("sizes", experiment.specs["student"]["sizes"]))
 
 
-def _ends(experiment: "Experiment", stage: Stage) -> list[tuple[str, int]]:
-    """The stages that ended an experience on the way to this one, itself included, and the number
-    of each experience.
+def _last_stages(experiment: "Experiment", stage: Stage) -> dict[int, str]:
+    """``{experience: name}`` of the stages that ended an experience on the way to this one, itself
+    included.
     """
-    found = {len(head_sizes(experiment, one)) - 1: one.name for one in experiment.chain(stage)}
-    return [(name, experience) for experience, name in found.items()]
+    return {
+        len(head_sizes(experiment, earlier)) - 1: earlier.name
+        for earlier in experiment.chain(stage)
+    }
 
 
 def _row(values: Mapping[str, float], key: str, experiences: int) -> list[float]:
-    return [values[f"{key}{k + 1}"] for k in range(experiences) if f"{key}{k + 1}" in values]
+    keys = [f"{key}{k + 1}" for k in range(experiences)]
+    return [values[name] for name in keys if name in values]
 
 
 # Unlabelled samples -------------------------------------------------------------------------------
-def training_set(experiment: "Experiment", stage: Stage, made, files: "WorkDir | None" = None):
-    """A stage's samples and, where it wants unlabelled ones, those that the student of the
-    experience before picks.
+def training_set(
+    experiment: "Experiment", stage: Stage, dataset: object, files: "WorkDir | None" = None
+) -> object:
+    """A stage's samples and, if it needs unlabelled ones, those that the student of the experience
+    before picks.
 
-    They are chosen once an experience, before its first stage that wants some, and kept in
+    They are chosen once an experience, before its first stage that needs some, and kept in
     ``<work_dir>/sampled/<stage before>.pth``: ``confident`` and ``random``, int64 places in the
     pool. Before that student is trained, and without ``files`` (checks), they are drawn at random
     and not kept.
 
     Raises:
-        ValueError: the student's head is not what the stream brings.
+        ValueError: the student's head has not as many columns as the stream has classes.
     """
-    if not isinstance(made, IncrementalSet):
-        return made
-    if stage.model == "student" and len(made.classes) != sum(head_sizes(experiment, stage)):
+    if not isinstance(dataset, IncrementalSet):
+        return dataset
+    sizes = head_sizes(experiment, stage)
+    if stage.model == "student" and len(dataset.classes) != sum(sizes):
         raise ValueError(
-            f"stage {stage.name!r}: the student's head has "
-            f"{sum(head_sizes(experiment, stage))} columns "
-            f"{head_sizes(experiment, stage)}, the stream has brought "
-            f"{len(made.classes)} classes: {made.classes}"
+            f"stage {stage.name!r}: the student's head has {sum(sizes)} columns {sizes}, the "
+            f"stream has brought {len(dataset.classes)} classes: {dataset.classes}"
         )
-    if made.pool is None or not experiment.unlabelled(stage):
-        return made
-    before = _before(experiment, stage)
+    if dataset.pool is None or not experiment.unlabelled(stage):
+        return dataset
+    before = _last_stages(experiment, stage).get(len(sizes) - 2)
     if files is None or before not in files.done:
-        return made.with_external(
-            sample_external(len(made.pool), len(made), seed=experiment.seed).random
-        )
+        sample = sample_external(len(dataset.pool), len(dataset), seed=experiment.seed)
+        return dataset.with_external(sample.random)
     path = files.path / "sampled" / f"{before}.pth"
 
+    def choose(beat: Callable[[], None]) -> None:
+        if not path.exists():
+            sample = _sample(experiment, before, dataset, files, beat)
+            checkpoint.save(sample._asdict(), path)
+
     def sampled() -> Tensor:
-        led(
-            lambda beat: (
-                path.exists()
-                or checkpoint.save(_sampled(experiment, before, made, files, beat)._asdict(), path)
-            )
-        )
+        led(choose)
         saved = torch.load(path, weights_only=True)
         return torch.cat([saved["confident"], saved["random"]]).sort().values
 
-    return made.with_external(experiment.data.keep(("sampled", path), sampled))
+    return dataset.with_external(experiment.data.keep(("sampled", path), sampled))
 
 
-def _sampled(
+def _sample(
     experiment: "Experiment",
     before: str,
-    made: IncrementalSet,
+    dataset: IncrementalSet,
     files: "WorkDir",
     beat: Callable[[], None],
 ) -> ExternalSample:
+    """What the student of the stage ``before`` takes from the pool."""
+    loader = _pool_loader(experiment, dataset)
+    model = experiment.trained(experiment.stage(before), files)
+    options = {**dataset.sampling}
+    scores = scores_of(model, loader, score=options.pop("score", "logit"))
+    sample = sample_external(
+        beating(beat, scores),
+        len(dataset),
+        seed=experiment.seed,
+        draw=len(head_of(model)[1].sizes),
+        **options,
+    )
+    if not loader.bad:
+        return sample
+    # unreadable images have no score: from rows that were scored to places in the pool
+    place = torch.tensor([i for i in range(len(dataset.pool)) if i not in loader.bad])
+    return ExternalSample(confident=place[sample.confident], random=place[sample.random])
+
+
+def _pool_loader(experiment: "Experiment", dataset: IncrementalSet) -> "Loader":
     from kdtasks.engine.loader import Loader
 
     data = experiment.config["data"]
-    loader = Loader(
-        made.whole_pool(),
+    return Loader(
+        dataset.whole_pool(),
         data["test_batch_size"],
         shuffle=False,
         workers=data["workers"],
@@ -189,49 +221,28 @@ def _sampled(
         channels_last=experiment.config["channels_last"],
         skip_bad=data["skip_bad"],
     )
-    options = {**made.sampling}
-    model = experiment.trained(experiment.stage(before), files)
-    scores = beating(beat, scores_of(model, loader, score=options.pop("score", "logit")))
-    found = sample_external(
-        scores, len(made), seed=experiment.seed, draw=len(head_of(model)[1].sizes), **options
-    )
-    if not loader.bad:
-        return found
-    # of the rows that were scored
-    place = torch.tensor([i for i in range(len(made.pool)) if i not in loader.bad])
-    return found._replace(confident=place[found.confident], random=place[found.random])
-
-
-def _before(experiment: "Experiment", stage: Stage) -> str | None:
-    """The stage that ended the experience before a stage's."""
-    earlier = len(head_sizes(experiment, stage)) - 2
-    return next(
-        (name for name, experience in _ends(experiment, stage) if experience == earlier), None
-    )
 
 
 def example(config: dict, batch_size: int) -> dict[str, Tensor]:
     """Random images of the stream's shape, and classes of the newest experience."""
-    sizes = config["student"]["sizes"]
-    stream = config["data"]["train"]["stream"]
-    shape = image_shape(
-        stream.get("dataset") or {"size": config["data"]["train"].get("size", 32), **stream}
-    )
+    sizes, data = config["student"]["sizes"], config["data"]
+    stream = data["train"]["stream"]
+    size = data["train"].get("size", 32)
+    shape = image_shape(stream.get("dataset") or {"size": size, **stream})
     generator = torch.Generator().manual_seed(0)
-    batch = {
-        "input": torch.randn(batch_size, *shape, generator=generator),
+    images = torch.randn(batch_size, *shape, generator=generator)
+    target = torch.randint(sizes[-1], (batch_size,), generator=generator) + sum(sizes[:-1])
+    if data["unlabelled_per_batch"] and batch_size > data["batch_size"]:
+        target[data["batch_size"] :] = UNLABELLED
+    return {
+        "input": images,
         "index": torch.arange(batch_size),
-        "target": torch.randint(sizes[-1], (batch_size,), generator=generator),
+        "target": target,
+        "class_counts": torch.ones(sum(sizes), dtype=torch.long),
     }
-    unlabelled = config["data"]["unlabelled_per_batch"]
-    batch["target"] = batch["target"] + sum(sizes[:-1])
-    batch["class_counts"] = torch.ones(sum(sizes), dtype=torch.long)
-    if unlabelled and batch_size > config["data"]["batch_size"]:
-        batch["target"][config["data"]["batch_size"] :] = UNLABELLED
-    return batch
 
 
-def pictures(run) -> list[tuple]:
+def pictures(run: "Run") -> list[tuple]:
     """``[(title, figure)]``: the accuracy matrices, accuracy and forgetting over the experiences,
     the attention of old and new model, and what was sampled from the pool.
     """

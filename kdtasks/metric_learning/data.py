@@ -1,9 +1,9 @@
-"""Images for retrieval: the classes of the test are none of those trained on.
+"""Images for retrieval: test classes are disjoint from training classes.
 
 All functions return a data set of one of the engine's two kinds, with ``target`` (N,) and the names
 ``classes`` of its own classes, numbered from 0. A path is taken as it stands, or else below
-:func:`kdtasks.images.roots.data_root`. A batch has m samples of each of its classes where the
-config says ``data.per_class=m``.
+:func:`kdtasks.images.roots.data_root`. With ``data.per_class=m`` in the config, a batch has m
+samples of each of its classes.
 """
 
 import os
@@ -45,38 +45,32 @@ def split_classes(
     """
     classes = list(classes)
     if isinstance(test_classes, Real):
-        whole = isinstance(test_classes, Integral) and not isinstance(test_classes, bool)
-        count = (
-            int(test_classes)
-            if whole
-            else round(test_classes * len(classes))
-            if 0 < test_classes < 1
-            else 0
-        )
+        count = _test_count(test_classes, len(classes))
         if not 0 < count < len(classes):
             raise ValueError(
                 f"test_classes={test_classes} of {len(classes)} classes: expected their names, how "
                 "many, or a share between 0 and 1, and some on both sides"
             )
         test = classes[-count:]
+    elif isinstance(test_classes, str):
+        test = [test_classes]
     else:
-        test = (
-            [test_classes]
-            if isinstance(test_classes, str)
-            else list(() if test_classes is None else test_classes)
-        )
-        for name in test:
-            if name not in classes:
-                raise ValueError(
-                    f"test_classes: no class {name!r}: {did_you_mean(str(name), classes)}"
-                )
+        test = [] if test_classes is None else list(test_classes)
+    for name in test:
+        if name not in classes:
+            raise ValueError(f"test_classes: no class {name!r}: {did_you_mean(str(name), classes)}")
     side = [name for name in classes if (name in test) != train]
     if not side:
-        raise ValueError(
-            f"test_classes={test_classes!r} leaves no class for the "
-            f"{'training' if train else 'test'}"
-        )
+        purpose = "training" if train else "test"
+        raise ValueError(f"test_classes={test_classes!r} leaves no class for the {purpose}")
     return side
+
+
+def _test_count(test_classes: float | int, classes: int) -> int:
+    """How many classes a number or a share means; 0 for anything else."""
+    if isinstance(test_classes, Integral) and not isinstance(test_classes, bool):
+        return int(test_classes)
+    return round(test_classes * classes) if 0 < test_classes < 1 else 0
 
 
 def digits(
@@ -93,13 +87,11 @@ def digits(
             default 1083 images of 0 to 5 train, 714 of 6 to 9 test.
         augment: of the training images, see :class:`~kdtasks.images.arrays.ImageArrays`.
     """
-    every = concat(digit_images(train=True), digit_images(train=False))
-    test_classes = (
-        test_classes if isinstance(test_classes, Real) else [str(digit) for digit in test_classes]
-    )
-    return _only(
-        every, split_classes(every.classes, test_classes, train), augment if train else None
-    )
+    images = concat(digit_images(train=True), digit_images(train=False))
+    if not isinstance(test_classes, Real):
+        test_classes = [str(digit) for digit in test_classes]
+    names = split_classes(images.classes, test_classes, train)
+    return _only(images, names, augment if train else None)
 
 
 def _only(data: ImageArrays, names: Sequence[str], augment: dict | None) -> ImageArrays:
@@ -115,11 +107,11 @@ def _only(data: ImageArrays, names: Sequence[str], augment: dict | None) -> Imag
 
 def cifar100(
     train: bool = True,
-    root=None,
+    root: str | os.PathLike | None = None,
     test_classes: float | int | Sequence[str] = 20,
     per_class: int | None = None,
     augment: dict | str | None = "standard",
-    cache_dir=None,
+    cache_dir: str | os.PathLike | None = None,
     skip_bad: bool = False,
 ) -> ImageArrays:
     """CIFAR-100 with unseen classes: the training images of some classes, or the test images of the
@@ -144,7 +136,7 @@ def cifar100(
 
 
 def image_folder(
-    root,
+    root: str | os.PathLike,
     train: bool = True,
     test_classes: float | int | Sequence[str] = 0.5,
     size: int | None = None,
@@ -154,9 +146,9 @@ def image_folder(
     mean: Sequence[float] = IMAGENET[0],
     std: Sequence[float] = IMAGENET[1],
     resize: int | None = None,
-    cache_dir=None,
+    cache_dir: str | os.PathLike | None = None,
     skip_bad: bool = False,
-):
+) -> ImageArrays | ImageFiles:
     """``<root>/<class>/…`` with some of the classes for training and the others for the test.
 
     Args:
@@ -164,8 +156,9 @@ def image_folder(
         test_classes: see :func:`split_classes`; by default the second half of the names.
         small: all images in one array; False: files that are read when their turn comes, cropped as
             :func:`pml_set` does.
-        resize: small=False only; see :func:`pml_set`. root, size, per_class, augment, mean, std,
-        cache_dir, skip_bad: as for :func:`kdtasks.classification.data.image_folder`.
+        resize: small=False only; see :func:`pml_set`.
+        root, size, per_class, augment, mean, std, cache_dir, skip_bad: as for
+            :func:`kdtasks.classification.data.image_folder`.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -175,45 +168,48 @@ def image_folder(
         raise ValueError(
             f"resize={resize} belongs to small=False; small images are resized to size={size}"
         )
+    folder = _existing_folder(root)
+    every = list(class_folders(folder))
+    names = split_classes(every, test_classes, train)
+    shared = {
+        "classes": every,
+        "subset": names,
+        "per_class": per_class,
+        "mean": mean,
+        "std": std,
+        "cache_dir": cache_dir,
+    }
+    if small:
+        augment = augment if train else None
+        return class_folder_images(
+            folder, train, size, True, augment=augment, skip_bad=skip_bad, **shared
+        )
+    files = class_folder_images(folder, train, size, False, augment=augment, **shared)
+    return _SquareFiles(
+        files.paths, files.target, files.classes, size or 224, train, mean, std, resize
+    )
+
+
+def _existing_folder(root: str | os.PathLike) -> Path:
     folder = under_root(root)
     if not folder.is_dir():
         raise FileNotFoundError(
             f"no folder {root} nor {folder}; set KDTASKS_DATA to the folder that holds it, or pass "
             "its path"
         )
-    every = list(class_folders(folder))
-    names = split_classes(every, test_classes, train)
-    if small:
-        return class_folder_images(
-            folder,
-            train,
-            size,
-            True,
-            every,
-            names,
-            per_class,
-            augment if train else None,
-            mean,
-            std,
-            skip_bad,
-            cache_dir,
-        )
-    found = class_folder_images(
-        folder, train, size, False, every, names, per_class, augment, mean, std, cache_dir=cache_dir
-    )
-    return _Files(found.paths, found.target, found.classes, size or 224, train, mean, std, resize)
+    return folder
 
 
 def pml_set(
     name: str,
-    root=None,
+    root: str | os.PathLike | None = None,
     train: bool = True,
     size: int = 224,
     resize: int | None = None,
     mean: Sequence[float] = IMAGENET[0],
     std: Sequence[float] = IMAGENET[1],
     download: bool = False,
-):
+) -> ImageFiles:
     """A data set of pytorch-metric-learning with its customary split by class: CUB-200-2011,
     Cars-196, SOP.
 
@@ -238,41 +234,56 @@ def pml_set(
     """
     from pytorch_metric_learning import datasets
 
-    known = [
+    names = [
         key
         for key, value in vars(datasets).items()
         if isinstance(value, type) and key != "BaseDataset"
     ]
-    if name not in known:
+    if name not in names:
         raise ValueError(
-            f"pytorch-metric-learning has no data set {name!r}: {did_you_mean(name, known)}"
+            f"pytorch-metric-learning has no data set {name!r}: {did_you_mean(name, names)}"
         )
-    root = PML_SETS.get(name, name) if root is None else root
-    root = under_root(root)
+    folder = PML_SETS.get(name, name)
+    root = under_root(folder if root is None else root)
+    split = "train" if train else "test"
     try:
-        found = getattr(datasets, name)(
-            str(root), split="train" if train else "test", download=download
-        )
+        dataset = getattr(datasets, name)(str(root), split=split, download=download)
     except (ValueError, FileNotFoundError) as error:
         raise FileNotFoundError(
             f"{name} is not at {root}: {error}. Set KDTASKS_DATA to the folder that holds "
-            f"{PML_SETS.get(name, name)!r}, pass root=<folder>, or download=True"
+            f"{folder!r}, pass root=<folder>, or download=True"
         ) from error
-    labels, target = np.unique(found.labels, return_inverse=True)
-    folder = {label: Path(path).parent.name for label, path in zip(found.labels, found.paths)}
-    # a folder a class, but not so in SOP
-    named = len(set(folder.values())) == len(labels)
-    classes = [folder[label] if named else str(label) for label in labels.tolist()]
-    return _Files(found.paths, target, classes, size, train, mean, std, resize)
+    target = np.unique(dataset.labels, return_inverse=True)[1]
+    classes = _class_names(dataset.paths, dataset.labels)
+    return _SquareFiles(dataset.paths, target, classes, size, train, mean, std, resize)
 
 
-class _Files(ImageFiles):
+def _class_names(paths: Sequence[str], labels: Sequence[int]) -> list[str]:
+    """The folders of the labels in rising order; the labels themselves if classes share folders, as
+    in SOP.
+    """
+    folder = {label: Path(path).parent.name for label, path in zip(labels, paths)}
+    numbers = np.unique(labels).tolist()
+    if len(set(folder.values())) == len(numbers):
+        return [folder[number] for number in numbers]
+    return [str(number) for number in numbers]
+
+
+class _SquareFiles(ImageFiles):
     """Image files resized to a square, then cropped: at random and perhaps mirrored, or in the
     middle.
     """
 
     def __init__(
-        self, paths, target, classes, size: int, train: bool, mean, std, resize: int | None = None
+        self,
+        paths: Sequence[str],
+        target: Sequence[int] | Tensor,
+        classes: Sequence[str],
+        size: int,
+        train: bool,
+        mean: Sequence[float],
+        std: Sequence[float],
+        resize: int | None = None,
     ):
         from torchvision.transforms import v2
 
@@ -294,9 +305,11 @@ class _Files(ImageFiles):
         )
 
 
-def with_teacher(dataset, embeddings):
-    """The same data set, whose batches also have ``teacher``, embeddings computed beforehand: so no
-    teacher runs.
+def with_teacher(
+    dataset: object, embeddings: "Tensor | np.ndarray | str | os.PathLike"
+) -> "_WithTeacher":
+    """The same data set, whose batches also have ``teacher``, embeddings computed beforehand, so
+    that no teacher runs.
 
     The config keeps a teacher for the stages and the report; give it the ``checkpoint`` that the
     embeddings are from.
@@ -320,7 +333,7 @@ def with_teacher(dataset, embeddings):
     return kind(dataset, rows)
 
 
-def load_embeddings(embeddings) -> Tensor:
+def load_embeddings(embeddings: "Tensor | np.ndarray | str | os.PathLike") -> Tensor:
     """(N, D) float32, from a tensor or array, or a file ``.npy``, ``.pt`` or ``.safetensors``.
 
     Raises:
@@ -346,7 +359,7 @@ def load_embeddings(embeddings) -> Tensor:
     return rows
 
 
-def _read(path: Path):
+def _read(path: Path) -> object:
     if path.suffix == ".npy":
         return np.load(path, allow_pickle=False)
     if path.suffix == ".safetensors":
@@ -356,7 +369,7 @@ def _read(path: Path):
         return next(iter(tensors.values())) if len(tensors) == 1 else tensors
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    # another kind of file raises whatever it happens to
+    # files of other kinds raise all sorts of errors
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read: expected .npy, .safetensors, or .pt of one tensor"
@@ -364,44 +377,41 @@ def _read(path: Path):
 
 
 class _WithTeacher:
-    """A map-style data set, each of whose samples has a row more."""
+    """A map-style data set whose samples also have ``teacher``, a row of embeddings."""
 
-    def __init__(self, dataset, rows: Tensor):
+    def __init__(self, dataset: object, rows: Tensor):
         self.dataset, self.rows = dataset, rows
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> object:
         if name.startswith("__") or name in ("dataset", "batch", "to"):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
     def __getitem__(self, index: int) -> dict:
         sample = self.dataset[index]
-        sample = (
-            dict(sample)
-            if isinstance(sample, dict)
-            else dict(zip(("input", "target"), sample, strict=True))
-        )
+        if not isinstance(sample, dict):
+            sample = dict(zip(("input", "target"), sample, strict=True))
         return {**sample, "teacher": self.rows[index]}
 
 
 class _BatchedWithTeacher(_WithTeacher):
-    """The same for one that gives whole batches."""
+    """The same for a data set that gives whole batches."""
 
-    def to(self, device) -> "_BatchedWithTeacher":
+    def to(self, device: torch.device | str) -> "_BatchedWithTeacher":
+        """Move both to ``device``; returns itself."""
         self.rows = self.rows.to(device)
         if hasattr(self.dataset, "to"):
             self.dataset = self.dataset.to(device)
         return self
 
     def batch(self, index: Tensor, view: Tensor, seed: int) -> dict[str, Tensor]:
-        return {
-            **self.dataset.batch(index, view, seed),
-            "teacher": self.rows[index.to(self.rows.device)],
-        }
+        """The data set's batch, and ``teacher`` (b, D)."""
+        batch = self.dataset.batch(index, view, seed)
+        return {**batch, "teacher": self.rows[index.to(self.rows.device)]}
 
 
-# what --dry-run needs to know without reading
+# read by --dry-run, which opens no file
 digits.image_shape, cifar100.image_shape = (1, 8, 8), (3, 32, 32)

@@ -30,6 +30,7 @@ class Embedder(nn.Module):
         self.backbone, self.normalize, self.dim = backbone, normalize, dim
 
     def forward(self, image: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> embeddings (B, dim)."""
         rows = self.backbone(image)
         if not isinstance(rows, Tensor):
             raise TypeError(
@@ -50,6 +51,7 @@ class Embedder(nn.Module):
         return rows * squared.where(squared > 0, float("inf")).rsqrt()
 
     def extra_repr(self) -> str:
+        """The arguments."""
         return f"normalize={self.normalize}, dim={self.dim}"
 
 
@@ -58,7 +60,7 @@ def embedder(
     dim: int = 128,
     normalize: bool = True,
     pretrained: str | bool | None = None,
-    **options,
+    **options: object,
 ) -> Embedder:
     """An embedder from a classifier: its last layer, linear or a 1x1 convolution, is replaced by a
     fresh one to ``dim``.
@@ -85,32 +87,36 @@ def embedder(
     if dim < 1:
         raise ValueError(f"dim must be at least 1, got {dim}")
     if isinstance(backbone, str) and backbone.startswith("timm/"):
-        import timm
-
-        name = backbone.removeprefix("timm/")
-        check_timm_name(name)
-        return Embedder(
-            timm.create_model(name, pretrained=bool(pretrained), num_classes=dim, **options),
-            normalize,
-            dim,
-        )
+        # timm puts the head of the right width in by itself
+        model = _timm_model(backbone, dim, pretrained, options)
+        return Embedder(model, normalize, dim)
     if isinstance(backbone, str) and "." not in backbone:
-        names = torchvision.models.list_models(module=torchvision.models)
-        if backbone not in names:
-            raise ValueError(
-                f"torchvision has no {backbone!r}: {did_you_mean(backbone, names)} ('timm/<name>' "
-                "for one of timm's, a dotted path for one of yours)"
-            )
-        check_listed(torchvision.models.get_model_builder(backbone), {"weights": pretrained})
-        model = torchvision.models.get_model(backbone, weights=pretrained, **options)
+        model = _torchvision_model(backbone, pretrained, options)
+    elif pretrained:
+        raise ValueError(f"pretrained={pretrained!r} belongs to torchvision's and timm's backbones")
     else:
-        if pretrained:
-            raise ValueError(
-                f"pretrained={pretrained!r} belongs to torchvision's and timm's backbones"
-            )
         model = backbone if isinstance(backbone, nn.Module) else _function(backbone)(**options)
     _replace_head(model, dim)
     return Embedder(model, normalize, dim)
+
+
+def _timm_model(backbone: str, dim: int, pretrained: str | bool | None, options: dict) -> nn.Module:
+    import timm
+
+    name = backbone.removeprefix("timm/")
+    check_timm_name(name)
+    return timm.create_model(name, pretrained=bool(pretrained), num_classes=dim, **options)
+
+
+def _torchvision_model(backbone: str, pretrained: str | None, options: dict) -> nn.Module:
+    names = torchvision.models.list_models(module=torchvision.models)
+    if backbone not in names:
+        raise ValueError(
+            f"torchvision has no {backbone!r}: {did_you_mean(backbone, names)} ('timm/<name>' for "
+            "one of timm's, a dotted path for one of yours)"
+        )
+    check_listed(torchvision.models.get_model_builder(backbone), {"weights": pretrained})
+    return torchvision.models.get_model(backbone, weights=pretrained, **options)
 
 
 def _function(backbone: str | Callable) -> Callable:
@@ -119,30 +125,30 @@ def _function(backbone: str | Callable) -> Callable:
     module, _, name = backbone.rpartition(".")
     module = importlib.import_module(module)
     if not hasattr(module, name):
-        raise ValueError(
-            f"{module.__name__} has no {name!r}: "
-            f"{did_you_mean(name, [n for n in dir(module) if n[0] != '_'])}"
-        )
+        names = [public for public in dir(module) if not public.startswith("_")]
+        raise ValueError(f"{module.__name__} has no {name!r}: {did_you_mean(name, names)}")
     return getattr(module, name)
 
 
 def _replace_head(model: nn.Module, dim: int) -> None:
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
-    ]
-    if not found:
+    """The module registered last among the linear ones gets the width ``dim``."""
+    heads = [(path, module) for path, module in model.named_modules() if _is_linear(module)]
+    if not heads:
         raise ValueError(
             f"{type(model).__name__} has no linear layer and no 1x1 convolution, whose place a new "
             "one could take"
         )
-    name, last = found[-1]
-    fresh = (
-        nn.Linear(last.in_features, dim)
-        if isinstance(last, nn.Linear)
-        else nn.Conv2d(last.in_channels, dim, 1)
-    )
-    parent, _, name = name.rpartition(".")
-    setattr(model.get_submodule(parent), name, fresh)
+    path, last = heads[-1]
+    if isinstance(last, nn.Linear):
+        head = nn.Linear(last.in_features, dim)
+    else:
+        head = nn.Conv2d(last.in_channels, dim, 1)
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, head)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """A linear layer or a 1x1 convolution."""
+    if isinstance(module, nn.Conv2d):
+        return module.kernel_size == (1, 1)
+    return isinstance(module, nn.Linear)

@@ -1,18 +1,27 @@
-"""What to look at after an embedder was distilled: what is found, how the classes lie, whose
-ranking the student's is like.
+"""Figures of a distilled embedder: nearest neighbours, a map of the embeddings, and how far the
+student's rankings agree with the teacher's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from kdtasks.core.choices import evenly_spaced
-from kdtasks.images.display import pictures_of
+from kdtasks.images.display import add_axes, draw_image, pictures_of, shortened, write
 from kdtasks.metric_learning.retrieval import kendall_tau, nearest
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from numpy import ndarray
+
+    from kdtasks.engine.loader import Loader
+
 # embeddings (N,D), classes (N,), places in the data set (N,)
-Found = tuple[Tensor, Tensor, Tensor]
+Embedded = tuple[Tensor, Tensor, Tensor]
+# inches
+WIDTH, GAP, HEAD = 10.4, 0.16, 0.5
 HIT = "#009E73"
 CLASS_COLORS = (
     "#0072B2",
@@ -31,9 +40,9 @@ QUERIES, CANDIDATES, NEIGHBOURS = 500, 100, 50  # of the agreement
 
 
 # From tensors to what is drawn --------------------------------------------------------------------
-def first_right(found: Found) -> Tensor:
+def first_right(embedded: Embedded) -> Tensor:
     """Whether the nearest other sample has the query's class, bool (N,)."""
-    rows, target, _ = found
+    rows, target, _ = embedded
     return torch.cat([target[near[:, 0]] == target[block] for block, near in nearest(rows, 1)])
 
 
@@ -75,43 +84,48 @@ def agreement(
         teacher's k nearest that are among the student's k nearest, for k = 1, 2, ….
     """
     every = torch.arange(len(teacher), device=teacher.device)
-    rows, others = (every[evenly_spaced(len(every), n)] for n in (queries, candidates + 1))
-    ranked = others.expand(len(rows), -1)
-    place = torch.where(ranked == rows[:, None], len(every), ranked).argsort(dim=1, stable=True)
-    # (M, n), a query's own number last
-    ranked = ranked.gather(1, place[:, :-1])
-    taus = []
-    for query, block in zip(rows.split(50), ranked.split(50)):
-        taus.append(
-            kendall_tau(
-                *(
-                    (x[block].double() - x[query, None].double()).square().sum(2)
-                    for x in (teacher, student)
-                )
-            )
-        )
-    near = [
-        torch.cat([found for _, found in nearest(x, min(neighbours, len(x) - 1), rows)])
-        for x in (teacher, student)
-    ]
+    rows = every[evenly_spaced(len(every), queries)]
+    others = every[evenly_spaced(len(every), candidates + 1)]
+    tau = _rank_correlation(teacher, student, rows, others)
+    neighbours = min(neighbours, len(teacher) - 1)
+    of_teacher = torch.cat([near for _, near in nearest(teacher, neighbours, rows)])
+    of_student = torch.cat([near for _, near in nearest(student, neighbours, rows)])
     # (M, k, k)
-    same = near[0][:, :, None] == near[1][:, None, :]
-    both = same.cumsum(1).cumsum(2).diagonal(dim1=1, dim2=2).double().mean(0)  # (k,)
-    return torch.cat(taus), 100 * both / torch.arange(1, len(both) + 1, device=both.device)
+    same = of_teacher[:, :, None] == of_student[:, None, :]
+    shared = same.cumsum(1).cumsum(2).diagonal(dim1=1, dim2=2).double().mean(0)  # (k,)
+    return tau, 100 * shared / torch.arange(1, len(shared) + 1, device=shared.device)
+
+
+def _rank_correlation(teacher: Tensor, student: Tensor, rows: Tensor, others: Tensor) -> Tensor:
+    """(M,) Kendall's tau of both models' distances from each of ``rows`` to ``others``, itself left
+    out.
+    """
+    candidates = others.expand(len(rows), -1)
+    key = torch.where(candidates == rows[:, None], len(teacher), candidates)
+    # (M, n), a query's own number last
+    candidates = candidates.gather(1, key.argsort(dim=1, stable=True)[:, :-1])
+    taus = []
+    for query, block in zip(rows.split(50), candidates.split(50)):
+        distances = [
+            (x[block].double() - x[query, None].double()).square().sum(2)
+            for x in (teacher, student)
+        ]
+        taus.append(kendall_tau(*distances))
+    return torch.cat(taus)
 
 
 # Figures ------------------------------------------------------------------------------------------
 def draw(
-    models: Mapping[str, Found],
+    models: Mapping[str, Embedded],
     teachers: Sequence[str],
     pair: Sequence[str],
-    loader,
+    loader: "Loader",
     colors: Mapping[str, str],
 ) -> list[tuple]:
-    """``[(title, figure)]``: all that there is to see; nothing of fewer than two samples.
+    """``[(title, figure)]``: all figures; none of fewer than two samples.
 
     Args:
-        models: by name, in the order of drawing, what they say about the same samples.
+        models: by name, in the order of drawing, the embeddings of the same samples.
         teachers: those of them that teach.
         pair: those of them that are students, the one without a teacher first.
         loader: of the test data; ``loader.dataset.classes`` are the names of the classes.
@@ -122,117 +136,101 @@ def draw(
     names = [str(name) for name in getattr(loader.dataset, "classes", None) or ()]
     highest = max(int(target.max()) for _, target, _ in models.values())
     names += [str(c) for c in range(len(names), highest + 1)]
-    drawn = [draw_gallery(models, pair, names, loader), draw_map(models, names)]
+    figures = [draw_gallery(models, pair, names, loader), draw_map(models, names)]
     if teachers and pair:
-        drawn.append(
-            draw_agreement(
-                {name: agreement(models[teachers[0]][0], models[name][0]) for name in pair},
-                teachers[0],
-                colors,
-            )
-        )
-    return drawn
+        teacher = teachers[0]
+        agreements = {name: agreement(models[teacher][0], models[name][0]) for name in pair}
+        figures.append(draw_agreement(agreements, teacher, colors))
+    return figures
 
 
 def draw_gallery(
-    models: Mapping[str, Found], pair: Sequence[str], names: Sequence[str], loader
+    models: Mapping[str, Embedded], pair: Sequence[str], names: Sequence[str], loader: "Loader"
 ) -> tuple:
-    """``(title, figure)``: queries, and what each model finds nearest to them; what has the query's
-    class is framed.
+    """``(title, figure)``: queries, and each model's nearest neighbours; those of the query's class
+    are framed.
 
     Those shown are spread evenly over the test set, not chosen.
     """
     from matplotlib.figure import Figure
 
-    right = {name: first_right(found) for name, found in models.items()}
-    _, target, index = next(iter(models.values()))
-    every = torch.arange(len(target), device=target.device)
-    groups = [("Queries spread over the test set", every, 4 if len(pair) == 2 else 10)]
-    if len(pair) == 2:
-        before, after = (right[name] for name in pair)
-        for what, chosen in (("fixed", ~before & after), ("broken", before & ~after)):
-            said = ("wrong", "right") if what == "fixed" else ("right", "wrong")
-            groups.append(
-                (
-                    f"{int(chosen.sum())} {what}: the first that {pair[0]} finds is "
-                    f"{said[0]}, {pair[1]}'s is {said[1]}",
-                    every[chosen],
-                    3,
-                )
-            )
-    groups = [
-        (text, chosen[evenly_spaced(len(chosen), most)])
-        for text, chosen, most in groups
-        if len(chosen)
-    ]
+    right = {name: first_right(embedded) for name, embedded in models.items()}
+    target = next(iter(models.values()))[1]
+    groups = _query_groups(pair, right, target)
     shown = min(SHOWN, len(target) - 1)
-    width, gap, head = 10.4, 0.16, 0.5
-    cell = (width - gap * len(models)) / (1 + shown * len(models))
-    cell = min(cell, 0.95)
+    cell = min((WIDTH - GAP * len(models)) / (1 + shown * len(models)), 0.95)
+    starts = [cell + GAP + k * (shown * cell + GAP) for k in range(len(models))]
+    lefts = [0.0, *(start + n * cell for start in starts for n in range(shown))]
     height = cell + 0.24
-    total = head + sum(0.36 + len(chosen) * height for _, chosen in groups)
-    figure = Figure(figsize=(width, total), layout="none")
-    starts = [cell + gap + k * (shown * cell + gap) for k in range(len(models))]
+    total = HEAD + sum(0.36 + len(queries) * height for _, queries in groups)
+    figure = Figure(figsize=(WIDTH, total), layout="none")
     for start, name in zip(starts, models):
-        share = 100 * float(right[name].double().mean())
-        figure.text(
-            start / width,
-            (total - 0.1) / total,
-            f"{name}: first one right {share:.1f} %",
-            va="top",
-            fontsize=10,
-            fontweight="bold",
-        )
-    y = total - head
-    for text, chosen in groups:
-        figure.text(0, (y + 0.02) / total, text, va="top", fontsize=10, color="#3C4758")
-        y -= 0.30
-        lists = [
-            torch.cat([near for _, near in nearest(rows, shown, chosen)])
-            for rows, _, _ in models.values()
-        ]
-        for k, query in enumerate(chosen.tolist()):
-            top = y - k * height
-            places = [query, *(i for near in lists for i in near[k].tolist())]
-            lefts = [0.0, *(start + n * cell for start in starts for n in range(shown))]
-            hits = [None, *(bool(target[i] == target[query]) for i in places[1:])]
-            for left, image, hit in zip(lefts, pictures_of(loader, index[places].cpu()), hits):
-                _image(figure, image, left, top, cell, total, width, hit)
-            figure.text(
-                0,
-                (top - cell - 0.01) / total,
-                _short(names[int(target[query])], 22),
-                va="top",
-                fontsize=8,
-            )
-        y -= len(chosen) * height + 0.06
+        text = f"{name}: first one right {100 * float(right[name].double().mean()):.1f} %"
+        write(figure, start, 0.1, text, fontsize=10, fontweight="bold")
+    top = HEAD
+    for text, queries in groups:
+        write(figure, 0, top - 0.02, text, fontsize=10, color="#3C4758")
+        top += 0.3
+        for places, images in _neighbours(models, queries, shown, loader):
+            label = int(target[places[0]])
+            hits = [None, *(int(target[place]) == label for place in places[1:])]
+            for left, image, hit in zip(lefts, images, hits):
+                _draw_image(figure, image, left, top, cell * 0.86, hit)
+            write(figure, 0, top + cell + 0.01, _short(names[label], 22), fontsize=8)
+            top += height
+        top += 0.06
     title = f"The {shown} nearest to each query; framed: of its class"
     if len(pair) == 2:
+        before, after = (right[name] for name in pair)
         fixed, broken = int((~before & after).sum()), int((before & ~after).sum())
         title += f". From {pair[0]} to {pair[1]}: {fixed} fixed, {broken} broken of {len(target)}"
     return title, figure
 
 
-def _image(
-    figure,
-    image,
-    left: float,
-    top: float,
-    cell: float,
-    total: float,
-    width: float,
-    hit: bool | None,
+def _query_groups(
+    pair: Sequence[str], right: Mapping[str, Tensor], target: Tensor
+) -> list[tuple[str, Tensor]]:
+    """Headings and the queries below them: some of the whole test set and, of a pair of students,
+    those whose first neighbour is of the right class for one of the two.
+    """
+    every = torch.arange(len(target), device=target.device)
+    heading = "Queries spread over the test set"
+    if len(pair) < 2:
+        return [(heading, every[evenly_spaced(len(every), 10)])]
+    groups = [(heading, every[evenly_spaced(len(every), 4)])]
+    before, after = (right[name] for name in pair)
+    for change, chosen, first, second in (
+        ("fixed", ~before & after, "wrong", "right"),
+        ("broken", before & ~after, "right", "wrong"),
+    ):
+        text = (
+            f"{int(chosen.sum())} {change}: the first that {pair[0]} finds is {first}, "
+            f"{pair[1]}'s is {second}"
+        )
+        queries = every[chosen]
+        if len(queries):
+            groups.append((text, queries[evenly_spaced(len(queries), 3)]))
+    return groups
+
+
+def _neighbours(
+    models: Mapping[str, Embedded], queries: Tensor, shown: int, loader: "Loader"
+) -> Iterator[tuple[list[int], list]]:
+    """For each query the row numbers and images of itself and of its neighbours, model by model."""
+    index = next(iter(models.values()))[2]
+    rows = [queries[:, None]]
+    for embeddings, _, _ in models.values():
+        rows.append(torch.cat([near for _, near in nearest(embeddings, shown, queries)]))
+    for places in torch.cat(rows, 1).tolist():
+        yield places, pictures_of(loader, index[places].cpu())
+
+
+def _draw_image(
+    figure: "Figure", image: "ndarray", left: float, top: float, side: float, hit: bool | None
 ) -> None:
-    side = cell * 0.86
-    axes = figure.add_axes((left / width, (top - side) / total, side / width, side / total))
-    axes.imshow(
-        image,
-        cmap="gray",
-        interpolation="nearest" if max(image.shape[:2]) <= 64 else "antialiased",
-        aspect="auto",
-    )
-    axes.set(xticks=[], yticks=[])
-    axes.grid(visible=False)
+    """An image, framed if it is a hit, pale if it is not."""
+    axes = add_axes(figure, left, top, side, side)
+    draw_image(axes, image, aspect="auto")
     for spine in axes.spines.values():
         spine.set(visible=bool(hit), color=HIT, linewidth=3)
     if hit is False:
@@ -240,81 +238,63 @@ def _image(
 
 
 def _short(name: str, most: int) -> str:
-    """Cut to ``most`` letters; a $ begins no formula."""
-    return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")
+    """At most ``most`` letters; a $ begins no formula."""
+    return shortened(name, most).replace("$", r"\$")
 
 
-def draw_map(models: Mapping[str, Found], names: Sequence[str]) -> tuple:
+def draw_map(models: Mapping[str, Embedded], names: Sequence[str]) -> tuple:
     """``(title, figure)``: the two principal components of each model's embeddings, in colours of
     ten classes at most.
     """
     from matplotlib.figure import Figure
 
     target = next(iter(models.values()))[1]
-    classes = target.unique()
-    classes = classes[evenly_spaced(len(classes), len(CLASS_COLORS))]
+    present = target.unique()
+    classes = present[evenly_spaced(len(present), len(CLASS_COLORS))]
     points = torch.isin(target, classes).nonzero()[:, 0]
     points = points[evenly_spaced(len(points), POINTS)]
-    figure = Figure(figsize=(10.4, 10.4 / max(len(models), 2) + 0.55))
-    grid = figure.subplots(1, max(len(models), 2), squeeze=False)[0]
+    labels = target[points].cpu()
+    figure = Figure(figsize=(WIDTH, WIDTH / max(len(models), 2) + 0.55))
+    panels = figure.subplots(1, max(len(models), 2), squeeze=False)[0]
     first = None
-    for axes, (name, (rows, _, _)) in zip(grid, models.items()):
+    for axes, (name, (rows, _, _)) in zip(panels, models.items()):
         flat, share = plane(rows[points], first)
         first = flat if first is None else first.to(flat.device)
-        for color, c in zip(CLASS_COLORS, classes.tolist()):
-            own = flat[target[points] == c].cpu()
-            axes.plot(
-                own[:, 0],
-                own[:, 1],
-                ".",
-                color=color,
-                markersize=4,
-                alpha=0.7,
-                label=_short(names[c], 16),
-            )
+        flat = flat.cpu()
+        for color, number in zip(CLASS_COLORS, classes.tolist()):
+            x, y = flat[labels == number].T
+            label = _short(names[number], 16)
+            axes.plot(x, y, ".", color=color, markersize=4, alpha=0.7, label=label)
         axes.set(xticks=[], yticks=[], title=f"{name}: {share:.0f} % of the variance")
         axes.set_aspect("equal", adjustable="datalim")
         axes.grid(visible=False)
-    for empty in grid[len(models) :]:
+    for empty in panels[len(models) :]:
         empty.remove()
-    figure.legend(
-        *grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, markerscale=2.5
-    )
-    more = (
-        f", {len(classes)} of {len(target.unique())} unseen classes"
-        if len(classes) < len(target.unique())
-        else ""
-    )
-    return (
-        f"Map of the test embeddings: two principal components, turned to lie as in the "
-        f"first{more}",
-        figure,
-    )
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=5, markerscale=2.5)
+    title = "Map of the test embeddings: two principal components, turned to lie as in the first"
+    if len(classes) < len(present):
+        title += f", {len(classes)} of {len(present)} unseen classes"
+    return title, figure
 
 
 def draw_agreement(
-    found: Mapping[str, tuple[Tensor, Tensor]], teacher: str, colors: Mapping[str, str]
+    agreements: Mapping[str, tuple[Tensor, Tensor]], teacher: str, colors: Mapping[str, str]
 ) -> tuple:
     """``(title, figure)``: Kendall's tau with the teacher over the queries, and how many neighbours
-    are shared.
+    are shared; ``agreements`` by name of the student, of :func:`agreement`.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10.4, 3.5))
+    figure = Figure(figsize=(WIDTH, 3.5))
     left, right = figure.subplots(1, 2)
     edges = torch.linspace(-1, 1, 41).tolist()
-    for name, (tau, shared) in found.items():
+    for name, (tau, shared) in agreements.items():
         label = f"{name}: mean {float(tau.mean()):.2f}"
-        left.hist(
-            tau.cpu().numpy(),
-            bins=edges,
-            histtype="step",
-            linewidth=2,
-            color=colors[name],
-            label=label,
-        )
+        looks = {"histtype": "step", "linewidth": 2, "color": colors[name]}
+        left.hist(tau.cpu().numpy(), bins=edges, label=label, **looks)
         right.plot(range(1, len(shared) + 1), shared.cpu(), color=colors[name], label=name)
-    count = len(next(iter(found.values()))[1])
+    count = len(next(iter(agreements.values()))[1])
     left.set(
         xlim=(-1, 1),
         xlabel=f"Kendall's tau with the {teacher}'s order of the same samples",
@@ -322,8 +302,8 @@ def draw_agreement(
     )
     left.legend(loc="upper left")
     right.set(xlim=(1, count), xlabel="k", ylabel=f"% of the {teacher}'s k nearest found")
-    right.set_ylim(0, 1.25 * max(float(shared.max()) for _, shared in found.values()) + 1)
+    right.set_ylim(0, 1.25 * max(float(shared.max()) for _, shared in agreements.values()) + 1)
     right.xaxis.get_major_locator().set_params(integer=True)
     right.legend(loc="upper left")
-    means = ", ".join(f"{name} {float(tau.mean()):.2f}" for name, (tau, _) in found.items())
+    means = ", ".join(f"{name} {float(tau.mean()):.2f}" for name, (tau, _) in agreements.items())
     return f"Agreement with the ranking of the {teacher}: mean tau {means}", figure

@@ -1,4 +1,4 @@
-r"""Figures of retrieval: each sample in turn is the query, all others are the gallery, ranked by
+r"""Metrics of retrieval: each sample in turn is the query, all others are the gallery, ranked by
 Euclidean distance.
 
 .. math::
@@ -103,19 +103,18 @@ def recall_and_map(
             f"no class of the {len(target)} samples has two of them: there is nothing to find"
         )
     reach = min(max(*ks, int(others.max())), len(target) - 1)
-    found = torch.zeros(len(ks), dtype=torch.float64, device=target.device)
+    recalled = torch.zeros(len(ks), dtype=torch.float64, device=target.device)
     precision = torch.zeros((), dtype=torch.float64, device=target.device)
     place = torch.arange(1, reach + 1, device=target.device)
     for block, neighbours in nearest(embeddings, reach, queries):
         # (b, reach)
         hit = target[neighbours] == target[block, None]
-        found += torch.stack([hit[:, :k].any(1).sum() for k in ks])
+        recalled += torch.stack([hit[:, :k].any(1).sum() for k in ks])
         counted = hit & (place <= others[block, None])
         precision += ((hit.cumsum(1) / place.double() * counted).sum(1) / others[block]).sum()
-    shares = {f"recall_at_{k}": value for k, value in zip(ks, found.tolist())} | {
-        "map_at_r": float(precision)
-    }
-    return {name: 100 * value / len(queries) for name, value in shares.items()}
+    sums = {f"recall_at_{k}": value for k, value in zip(ks, recalled.tolist())}
+    sums["map_at_r"] = float(precision)
+    return {name: 100 * value / len(queries) for name, value in sums.items()}
 
 
 def nmi(first: Tensor, second: Tensor) -> float:
@@ -147,18 +146,7 @@ def k_means(embeddings: Tensor, clusters: int, iterations: int = 50, seed: int =
     """
     x = embeddings.double()
     x = x - x.mean(0)
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.rand(clusters, generator=generator, dtype=torch.float64).to(x.device)
-    centres = [x[(draws[0] * len(x)).long()]]
-    # (N,) to the nearest centre
-    apart = (x - centres[0]).square().sum(1)
-    # D² sampling, without waiting for the device
-    for draw in draws[1:]:
-        total = apart.cumsum(0)
-        chosen = torch.searchsorted(total, draw * total[-1]).clamp(max=len(x) - 1)
-        centres.append(x[chosen])
-        apart = torch.minimum(apart, (x - centres[-1]).square().sum(1))
-    centres = torch.stack(centres)
+    centres = _first_centres(x, clusters, seed)
     labels = _assigned(x, centres)
     for _ in range(iterations):
         sums = torch.zeros_like(centres).index_add_(0, labels, x)
@@ -168,6 +156,21 @@ def k_means(embeddings: Tensor, clusters: int, iterations: int = 50, seed: int =
         if torch.equal(before, labels):
             break
     return labels
+
+
+def _first_centres(x: Tensor, clusters: int, seed: int) -> Tensor:
+    """k-means++: D² sampling, without waiting for the device."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.rand(clusters, generator=generator, dtype=torch.float64).to(x.device)
+    centres = [x[(draws[0] * len(x)).long()]]
+    # (N,) squared distance to the nearest centre
+    nearest_centre = (x - centres[0]).square().sum(1)
+    for draw in draws[1:]:
+        total = nearest_centre.cumsum(0)
+        chosen = torch.searchsorted(total, draw * total[-1]).clamp(max=len(x) - 1)
+        centres.append(x[chosen])
+        nearest_centre = torch.minimum(nearest_centre, (x - centres[-1]).square().sum(1))
+    return torch.stack(centres)
 
 
 def _assigned(x: Tensor, centres: Tensor) -> Tensor:
@@ -189,7 +192,7 @@ def kendall_tau(first: Tensor, second: Tensor) -> Tensor:
         float64 (M,); 0 for a row that is constant in one of the two.
     """
     # (M, n, n)
-    signs = [(x[:, :, None] - x[:, None, :]).sign().double() for x in (first, second)]
-    product, *ties = ((a * b).sum((1, 2)) for a, b in (signs, signs[:1] * 2, signs[1:] * 2))
-    scale = (ties[0] * ties[1]).sqrt()
+    a, b = ((x[:, :, None] - x[:, None, :]).sign().double() for x in (first, second))
+    product = (a * b).sum((1, 2))
+    scale = (a.square().sum((1, 2)) * b.square().sum((1, 2))).sqrt()
     return torch.where(scale > 0, product / scale.clamp(min=1), 0)

@@ -101,11 +101,12 @@ class SimilarityKLLoss(nn.Module):
         self.temperature, self.include_self, self.gather = temperature, include_self, gather
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return similarity_kl_loss(
-            *_gathered(student, teacher, self.gather), self.temperature, self.include_self
-        )
+        """The loss of ``(N, Ds)`` and ``(N, Dt)`` embeddings of the same samples."""
+        student, teacher = _gathered(student, teacher, self.gather)
+        return similarity_kl_loss(student, teacher, self.temperature, self.include_self)
 
     def extra_repr(self) -> str:
+        """The arguments."""
         return (
             f"temperature={self.temperature}, include_self={self.include_self}, "
             f"gather={self.gather}"
@@ -122,9 +123,11 @@ class PKTLoss(nn.Module):
         self.gather = gather
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of ``(N, Ds)`` and ``(N, Dt)`` embeddings of the same samples."""
         return pkt_loss(*_gathered(student, teacher, self.gather))
 
     def extra_repr(self) -> str:
+        """The arguments."""
         return f"gather={self.gather}"
 
 

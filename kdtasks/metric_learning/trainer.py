@@ -1,4 +1,6 @@
-"""Metric learning: what the engine needs to know of the task."""
+"""Metric learning as the engine sees it: metrics, example, figures."""
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +11,18 @@ from kdtasks.engine.data_sets import image_shape
 from kdtasks.metric_learning.data import load_embeddings
 from kdtasks.metric_learning.retrieval import k_means, nmi, recall_and_map
 
+if TYPE_CHECKING:
+    from kdtasks.engine.loader import Loader
+    from kdtasks.engine.run import Run
+
 PRIMARY = "recall_at_1"
 HIGHER_IS_BETTER = True
-# the test is of classes that nobody trained on, with numbers of their own
+# test classes are disjoint from training classes, and have numbers of their own
 UNSEEN_CLASSES = True
 NMI_CLASSES = 1000
 
 
-def evaluate(model: nn.Module, loader) -> dict[str, float]:
+def evaluate(model: nn.Module, loader: "Loader") -> dict[str, float]:
     """``recall_at_1``, ``_2``, ``_4``, ``_8``, ``map_at_r`` and ``nmi`` of the labelled samples, in
     percent.
 
@@ -29,22 +35,24 @@ def evaluate(model: nn.Module, loader) -> dict[str, float]:
         ValueError: an embedding is not finite, or no class has two labelled samples.
     """
     rows, target, _ = embeddings_of(model, loader)
-    found, classes = recall_and_map(rows, target), len(target.unique())
-    return found | ({"nmi": nmi(target, k_means(rows, classes))} if classes <= NMI_CLASSES else {})
+    metrics, classes = recall_and_map(rows, target), len(target.unique())
+    if classes <= NMI_CLASSES:
+        metrics["nmi"] = nmi(target, k_means(rows, classes))
+    return metrics
 
 
 @torch.no_grad()
-def embeddings_of(model: nn.Module, loader) -> tuple[Tensor, Tensor, Tensor]:
+def embeddings_of(model: nn.Module, loader: "Loader") -> tuple[Tensor, Tensor, Tensor]:
     """Embeddings (N,D), classes (N,) and places in the data set (N,) of the labelled samples, on
     the device.
     """
     parts = []
     for batch in loader:
         rows = model(batch["input"]).flatten(1)
-        parts.append([*raised(rows), batch["target"], batch["index"].to(rows.device)])
+        parts.append((*raised(rows), batch["target"], batch["index"].to(rows.device)))
     rows, target, index = (torch.cat(column) for column in zip(*parts))
-    known = target >= 0
-    return rows[known], target[known], index[known]
+    labelled = target >= 0
+    return rows[labelled], target[labelled], index[labelled]
 
 
 def example(config: dict, batch_size: int) -> dict[str, Tensor]:
@@ -65,17 +73,18 @@ def example(config: dict, batch_size: int) -> dict[str, Tensor]:
 
 
 def _teacher_width(spec: dict) -> int | None:
-    """Width of the embeddings that the data brings along; of a file that is not there, 128."""
+    """Width of the embeddings in the data; 128 if their file does not exist; None without any."""
     embeddings = spec.get("embeddings")
     if embeddings is None:
-        return _teacher_width(spec["dataset"]) if isinstance(spec.get("dataset"), dict) else None
+        inner = spec.get("dataset")
+        return _teacher_width(inner) if isinstance(inner, dict) else None
     try:
         return load_embeddings(embeddings).shape[1]
     except FileNotFoundError:
         return 128
 
 
-def pictures(run) -> list[tuple]:
+def pictures(run: "Run") -> list[tuple]:
     """``[(title, figure)]`` on the test data: what each model finds nearest, its map of the
     embeddings, and how far the student's rankings agree with the teacher's.
 

@@ -63,7 +63,7 @@ def relative_teacher_loss(student: Tensor, teacher: Tensor, form: str = "frobeni
         form: ``'frobenius'``: the norm of the difference of the two N x N matrices, as in the
             authors' code, to which their weights belong; it grows with N. ``'pairs'``: the mean
             absolute difference over pairs of distinct rows, as the paper is said to have it (we
-            could not check its own text); it does not grow with N, and wants a weight of its own.
+            could not check its own text); it does not grow with N, and needs a weight of its own.
 
     Returns:
         A scalar in the embeddings' unit. Half precision is raised to float32, float64 stays. Rows
@@ -77,11 +77,10 @@ def relative_teacher_loss(student: Tensor, teacher: Tensor, form: str = "frobeni
     _check_form(form)
     # (N, N)
     n, error = len(student), _distances(student) - _distances(teacher.detach())
-    loss = (
-        torch.linalg.vector_norm(error)
-        if form == "frobenius"
-        else error.abs().sum() / max(n * (n - 1), 1)
-    )
+    if form == "frobenius":
+        loss = torch.linalg.vector_norm(error)
+    else:
+        loss = error.abs().sum() / max(n * (n - 1), 1)
     return loss.to(raised_dtype(student, teacher))
 
 
@@ -101,7 +100,7 @@ class AbsoluteTeacherLoss(nn.Module):
         self.always, self.projection = projection, None
 
     def build(self, student: Tensor, teacher: Tensor) -> None:
-        """Makes the projection that these two need, if it is not there; the Distiller calls it
+        """Make the projection that these two need, if there is none yet; the Distiller calls this
         before the optimizer is made.
         """
         _check(student, teacher)
@@ -110,6 +109,7 @@ class AbsoluteTeacherLoss(nn.Module):
             self.projection = nn.Linear(*widths, device=student.device, dtype=raised_dtype(student))
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of ``(N, Ds)`` and ``(N, Dt)`` embeddings of the same samples."""
         _check(student, teacher)
         if self.projection is not None:
             widths = self.projection.in_features, self.projection.out_features
@@ -139,12 +139,14 @@ class RelativeTeacherLoss(nn.Module):
         self.form, self.gather = form, gather
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of ``(N, Ds)`` and ``(N, Dt)`` embeddings of the same samples."""
         _check(student, teacher)
         if self.gather:
             student, teacher = gather_rows(student), gather_rows(teacher.detach())
         return relative_teacher_loss(student, teacher, self.form)
 
     def extra_repr(self) -> str:
+        """The arguments."""
         return f"form={self.form!r}, gather={self.gather}"
 
 

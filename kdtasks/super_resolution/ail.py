@@ -60,7 +60,7 @@ before you believe a gain.
 import math
 import operator
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -138,9 +138,8 @@ def importance(
     if round == 0:
         return raised(initial.detach())[0]
     initial, previous, target = raised(initial.detach(), previous, target)
-    return (
-        initial + _increment(_error(previous, target, "previous"), round, decay, pace, growth)
-    ).clamp(0, 1)
+    error = _error(previous, target, "previous")
+    return (initial + _increment(error, round, decay, pace, growth)).clamp(0, 1)
 
 
 def importance_loss(
@@ -168,9 +167,19 @@ def importance_loss(
     return _weighted(student, target, weight, power, "l2", reduction, normalize=False)
 
 
+def _tensor_names(round: int, variant: str, monotone: bool) -> tuple[str, ...]:
+    """:attr:`AILLoss.of`."""
+    names = ["student"]
+    if "teacher" in VARIANTS[variant]:
+        names.append("teacher")
+    if "previous" in VARIANTS[variant] and round:
+        names += [f"round{k}" for k in range(round)] if monotone else ["previous"]
+    return (*names, "target")
+
+
 class AILLoss(nn.Module):
-    """The loss of one round. Its tensors are the student, then whose errors make the importance,
-    then the target:
+    """The loss of one round. Its tensors are the student, then those whose errors make the
+    importance, then the target:
 
     ================  ==============================  ==============================================
     ``variant``       round 0                         later
@@ -244,15 +253,10 @@ class AILLoss(nn.Module):
         self.initial = {"slope": slope, "threshold": threshold}
         self.increment = {"decay": decay, "pace": pace, "growth": growth}
         self.loss = {"power": power, "base": base, "reduction": reduction, "normalize": normalize}
-        former = [f"round{k}" for k in range(round)] if monotone else ["previous"][:round]
-        self.of = (
-            "student",
-            *(["teacher"] if "teacher" in VARIANTS[variant] else []),
-            *(former if "previous" in VARIANTS[variant] else []),
-            "target",
-        )
+        self.of = _tensor_names(round, variant, monotone)
 
     def forward(self, student: Tensor, *others: Tensor) -> Tensor:
+        """The loss of the tensors :attr:`of`, each (N, C, H, W)."""
         student, *others = raised(student, *others)
         # checks how many there are
         weight = self.weight(*others)
@@ -273,8 +277,8 @@ class AILLoss(nn.Module):
         return weight
 
     def build(self, student: Tensor, *others: Tensor) -> None:
-        """Looks at real tensors once, before training: are they of the range that the numbers are
-        for?
+        """Check once, on real tensors before training, that they are in the range that the
+        defaults are for.
 
         Raises:
             ValueError: the target's values do not lie in [0, 1], by far.
@@ -318,12 +322,11 @@ class AILLoss(nn.Module):
         ]
         if "teacher" in names:
             return _initial(errors[0], **self.initial), errors[1:]
-        fill = 0.0 if errors else 1.0
-        return torch.full_like(
-            raised(target if self.channels == "each" else target[:, :1])[0], fill
-        ), errors
+        (like,) = raised(target if self.channels == "each" else target[:, :1])
+        return torch.full_like(like, 0.0 if errors else 1.0), errors
 
     def extra_repr(self) -> str:
+        """The round, the arguments, and the names of the tensors."""
         settings = {
             "variant": self.variant,
             **self.initial,
@@ -331,13 +334,8 @@ class AILLoss(nn.Module):
             **self.loss,
             "channels": self.channels,
         }
-        return ", ".join(
-            [
-                str(self.round),
-                *(f"{name}={value!r}" for name, value in settings.items()),
-                f"of={self.of}",
-            ]
-        )
+        arguments = [f"{name}={value!r}" for name, value in settings.items()]
+        return ", ".join([str(self.round), *arguments, f"of={self.of}"])
 
 
 class Importance(AILLoss):
@@ -349,6 +347,7 @@ class Importance(AILLoss):
     """
 
     def forward(self, student: Tensor, *others: Tensor) -> Tensor:
+        """The mean weight; the student is not looked at."""
         weight = self.weight(*others)
         return weight.sum() / max(weight.numel(), 1)
 
@@ -472,18 +471,20 @@ def _weighted(
     return total if reduction == "sum" else total / max(student.numel(), 1)
 
 
-def _check_one_of(name: str, value: str, known) -> None:
-    if value not in known:
-        raise ValueError(f"no {name} {value!r}; {did_you_mean(str(value), known)}")
+def _check_one_of(name: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"no {name} {value!r}; {did_you_mean(str(value), choices)}")
 
 
 def _check_numbers(**numbers: float) -> None:
     for name, value in numbers.items():
-        if not (value > 0 if name == "slope" else value >= 0):
-            raise ValueError(f"{name} must be {'>' if name == 'slope' else '>='} 0, got {value}")
+        if name == "slope" and not value > 0:
+            raise ValueError(f"{name} must be > 0, got {value}")
+        if not value >= 0:
+            raise ValueError(f"{name} must be >= 0, got {value}")
 
 
-def _whole(round) -> int:
+def _whole(round: object) -> int:
     """A round as an int, whatever integer type it has."""
     try:
         whole = -1 if isinstance(round, bool) else operator.index(round)

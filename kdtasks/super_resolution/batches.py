@@ -1,4 +1,4 @@
-"""What a batch of images says of its scale, and its input at the size of its target."""
+"""The scale of a batch of images, and its input at the size of its target."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from kdtasks.super_resolution.metrics import imresize
 
 
 def scale_of(batch: dict) -> int:
-    """By what a batch's images are to be enlarged: its ``scale``, or else what its sizes say.
+    """The factor by which a batch's images are enlarged: its ``scale``, or else the ratio of sizes.
 
     Raises:
         ValueError: the images have several scales, or a batch without ``scale`` has inputs that are
@@ -28,9 +28,7 @@ def scale_of(batch: dict) -> int:
 
 
 def enlarged(input: Tensor, target: Tensor) -> Tensor:
-    """The input at the target's size, by bicubic interpolation where it is not so already."""
-    return (
-        input.float()
-        if input.shape == target.shape
-        else imresize(input.float(), target.shape[-1] // input.shape[-1])
-    )
+    """The input at the target's size, by bicubic interpolation if it has another."""
+    if input.shape == target.shape:
+        return input.float()
+    return imresize(input.float(), target.shape[-1] // input.shape[-1])

@@ -2,8 +2,8 @@
 
 :class:`~kdtasks.super_resolution.pairs.Pairs` decodes all images once and makes what is missing:
 the low-resolution image, its luma, its enlargement. :class:`Patches` cuts batches out of them on
-their device, :class:`Images` gives one after the other. The functions build either from what lies
-on disk. A path is taken as it stands, or else below :func:`kdtasks.images.roots.data_root`. Test
+their device, :class:`Images` gives one after the other. The functions build either from files on
+disk. A path is taken as it stands, or else below :func:`kdtasks.images.roots.data_root`. Test
 images differ in size: a config says ``test_batch_size=1``.
 """
 
@@ -76,8 +76,8 @@ class Patches:
         """The file that a sample is cut from."""
         return self.pairs.paths[int(self.kept[index % len(self.kept)])]
 
-    def to(self, device) -> "Patches":
-        """Moves the images to ``device``, where batches are then made; returns itself."""
+    def to(self, device: torch.device | str) -> "Patches":
+        """Move the images to ``device``, where batches are then made; returns itself."""
         self.pairs.to(device)
         self.kept = self.kept.to(device)
         return self
@@ -102,18 +102,21 @@ class Patches:
 
 def _large_enough(pairs: Pairs, patch: int) -> list[int]:
     """Which images a patch can be cut from; without downsizes it must be all."""
+    image_of = [image for image, _, _ in pairs.variants]
     sides = [min(size) for _, size in pairs.input.spans]
     kept = [at for at, side in enumerate(sides) if side >= patch]
     small = [at for at, side in enumerate(sides) if side < patch]
     downsized = any(downsize != 1 for _, downsize, _ in pairs.variants)
-    usable = {pairs.variants[at][0] for at in kept} if downsized else ()
-    if lost := [at for at in small if pairs.variants[at][0] not in usable]:
-        same = [at for at in lost if pairs.variants[at][0] == pairs.variants[lost[0]][0]]
-        at = (max if downsized else min)(same, key=sides.__getitem__)
+    usable = {image_of[at] for at in kept} if downsized else set()
+    lost = [at for at in small if image_of[at] not in usable]
+    if lost:
+        same_image = [at for at in lost if image_of[at] == image_of[lost[0]]]
+        choose = max if downsized else min
+        at = choose(same_image, key=sides.__getitem__)
         height, width = pairs.input.spans[at][1]
         raise ValueError(
-            f"patch={patch}, but the input made of {pairs.paths[at]} has "
-            f"{height}x{width} pixels: leave this image out or take a patch of at most {sides[at]}"
+            f"patch={patch}, but the input made of {pairs.paths[at]} has {height}x{width} pixels: "
+            f"leave this image out or take a patch of at most {sides[at]}"
         )
     if small:
         counts = Counter(pairs.variants[at][1] for at in small)
@@ -181,17 +184,17 @@ def photos(
         FileNotFoundError: its release does not have them where they were.
     """
     folders = [Path(_package("skimage"), "data"), Path(_package("sklearn"), "datasets", "images")]
-    found = {
-        path.stem: str(path)
-        for folder in folders
-        for path in sorted(folder.glob("*"))
-        if path.suffix in SUFFIXES
-    }
+    paths: dict[str, str] = {}
+    for folder in folders:
+        files = [path for path in sorted(folder.glob("*")) if path.suffix in SUFFIXES]
+        paths |= {path.stem: str(path) for path in files}
     names = TRAIN_PHOTOS if train else TEST_PHOTOS
-    if missing := [name for name in names if name not in found]:
+    missing = [name for name in names if name not in paths]
+    if missing:
         raise FileNotFoundError(f"no photo {missing[0]!r} in {folders[0]} or {folders[1]}")
-    hr = [found[name] for name in names]
-    return _data_set(hr, None, train, scale, patch, color, enlarged, repeat, augment, downsizes)
+    downsizes = downsizes if train else (1.0,)
+    pairs = Pairs([paths[name] for name in names], None, scale, color, enlarged, downsizes)
+    return _of_pairs(pairs, train, patch, repeat, augment)
 
 
 def _package(name: str) -> str:
@@ -207,7 +210,7 @@ def _package(name: str) -> str:
 def bsds(
     train: bool = True,
     scale: int | Sequence[int] = 2,
-    root="bsds",
+    root: str | os.PathLike = "bsds",
     patch: int = 48,
     color: str = "rgb",
     enlarged: bool = False,
@@ -215,7 +218,7 @@ def bsds(
     augment: bool = True,
     downsizes: Sequence[float] = (1.0,),
     limit: int | None = None,
-    cache_dir=None,
+    cache_dir: str | os.PathLike | None = None,
     skip_bad: bool = False,
 ) -> Patches | Images:
     """Photos of 481x321 pixels from the Berkeley Segmentation Dataset: training photos, and B100,
@@ -223,17 +226,16 @@ def bsds(
 
     Args:
         train: the photos of ``<root>/train`` in patches, or those of ``<root>/b100``.
-        root: the folder of the two. scale, patch, color, enlarged, repeat, augment, downsizes,
-        limit, cache_dir, skip_bad: as for :func:`image_folder`.
+        root: the folder of the two.
+        scale, patch, color, enlarged, repeat, augment, downsizes, limit, cache_dir, skip_bad: as
+            for :func:`image_folder`.
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
     """
-    folder = _folder(root, "<root>/train/<any name>.jpg and <root>/b100/<any name>.jpg") / (
-        "train" if train else "b100"
-    )
+    folder = _folder(root, "<root>/train/<any name>.jpg and <root>/b100/<any name>.jpg")
     return image_folder(
-        folder,
+        folder / ("train" if train else "b100"),
         train,
         scale,
         patch,
@@ -249,7 +251,7 @@ def bsds(
 
 
 def image_folder(
-    root,
+    root: str | os.PathLike,
     train: bool = True,
     scale: int | Sequence[int] = 2,
     patch: int = 48,
@@ -259,7 +261,7 @@ def image_folder(
     augment: bool = True,
     downsizes: Sequence[float] = (1.0,),
     limit: int | None = None,
-    cache_dir=None,
+    cache_dir: str | os.PathLike | None = None,
     skip_bad: bool = False,
 ) -> Patches | Images:
     """All images at any depth below a folder as HR, in the order of their paths; LR is made from
@@ -280,25 +282,14 @@ def image_folder(
     if limit is not None and not limit >= 1:
         raise ValueError(f"limit must be at least 1 or None, got {limit!r}")
     hr = _images(root)[:limit]
-    return _data_set(
-        hr,
-        None,
-        train,
-        scale,
-        patch,
-        color,
-        enlarged,
-        repeat,
-        augment,
-        downsizes,
-        cache_dir,
-        skip_bad,
-    )
+    downsizes = downsizes if train else (1.0,)
+    pairs = Pairs(hr, None, scale, color, enlarged, downsizes, cache_dir, skip_bad)
+    return _of_pairs(pairs, train, patch, repeat, augment)
 
 
 def paired_folders(
-    hr,
-    lr,
+    hr: str | os.PathLike,
+    lr: str | os.PathLike,
     train: bool = True,
     scale: int = 2,
     patch: int = 48,
@@ -307,7 +298,7 @@ def paired_folders(
     repeat: int = 16,
     augment: bool = True,
     suffix: str | None = None,
-    cache_dir=None,
+    cache_dir: str | os.PathLike | None = None,
     skip_bad: bool = False,
 ) -> Patches | Images:
     """HR images and the LR images that belong to them, ``<hr>/0001.png`` and ``<lr>/0001x2.png``,
@@ -317,8 +308,9 @@ def paired_folders(
         hr, lr: folders, as they stand or below :func:`~kdtasks.images.roots.data_root`; pairs lie
             at the same place below them.
         suffix: what the name of an LR image has more than that of its HR image; None:
-        ``'x<scale>'`` or nothing. train, scale, patch, color, enlarged, repeat, augment, cache_dir,
-        skip_bad: as for :func:`image_folder`.
+            ``'x<scale>'`` or nothing.
+        train, scale, patch, color, enlarged, repeat, augment, cache_dir, skip_bad: as for
+            :func:`image_folder`.
 
     Raises:
         FileNotFoundError: no such folder, no image in it, or an image without its partner.
@@ -326,78 +318,61 @@ def paired_folders(
             :class:`Pairs`.
         RuntimeError: an image cannot be read.
     """
-    large, small = _by_name(hr), _by_name(lr)
     suffixes = ("", f"x{scale}") if suffix is None else (suffix,)
-    partner = {}
+    large, small = _partners(_by_name(hr), _by_name(lr), suffixes)
+    pairs = Pairs(large, small, scale, color, enlarged, (1.0,), cache_dir, skip_bad)
+    return _of_pairs(pairs, train, patch, repeat, augment)
+
+
+def _partners(
+    large: dict[str, str], small: dict[str, str], suffixes: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The HR files, and the LR file of each."""
+    partner: dict[str, str] = {}
     for name in large:
-        found = [name + ending for ending in suffixes if name + ending in small]
-        if len(found) > 1:
+        candidates = [name + suffix for suffix in suffixes if name + suffix in small]
+        if len(candidates) > 1:
             raise ValueError(
-                f"{large[name]} has two LR images, {small[found[0]]} and "
-                f"{small[found[1]]}: say suffix="
+                f"{large[name]} has two LR images, {small[candidates[0]]} and "
+                f"{small[candidates[1]]}: say suffix="
             )
-        partner[name] = found[0] if found else None
+        if candidates:
+            partner[name] = candidates[0]
+    alone = [path for name, path in large.items() if name not in partner]
     taken = set(partner.values())
-    alone = [large[name] for name in large if partner[name] is None] + [
-        small[name] for name in small if name not in taken
-    ]
+    alone += [path for name, path in small.items() if name not in taken]
     if alone:
-        some = ", ".join(alone[:_NAMED]) + ", …" * (len(alone) > _NAMED)
+        listing = ", ".join(alone[:_NAMED]) + (", …" if len(alone) > _NAMED else "")
+        places = " or ".join(f"<lr>/<name>{suffix}.png" for suffix in suffixes)
         raise FileNotFoundError(
-            f"{len(alone)} images have no partner: {some}. The LR image of <hr>/<name>.png is "
-            f"<lr>/{' or <lr>/'.join(f'<name>{ending}.png' for ending in suffixes)}"
+            f"{len(alone)} images have no partner: {listing}. The LR image of <hr>/<name>.png is "
+            f"{places}"
         )
-    return _data_set(
-        list(large.values()),
-        [small[partner[name]] for name in large],
-        train,
-        scale,
-        patch,
-        color,
-        enlarged,
-        repeat,
-        augment,
-        (1.0,),
-        cache_dir,
-        skip_bad,
-    )
+    return list(large.values()), [small[partner[name]] for name in large]
 
 
 def patch_shapes(
-    scale: int = 2, patch: int = 48, color: str = "rgb", enlarged: bool = False, **others
+    scale: int = 2, patch: int = 48, color: str = "rgb", enlarged: bool = False, **others: object
 ) -> tuple[tuple, tuple]:
-    """Shapes (C,h,w) of the input and (C,H,W) of the target that a config's description of training
-    data stands for.
+    """Shapes (C,h,w) of the input and (C,H,W) of the target of a config's training data.
 
-    It takes that description as keyword arguments, with the defaults of the functions above, and
-    reads nothing.
+    Its settings are the keyword arguments, with the defaults of the functions above; nothing is
+    read.
     """
-    channels, side = 3 if color == "rgb" else 1, patch if enlarged else patch * scale
+    channels = 3 if color == "rgb" else 1
+    side = patch if enlarged else patch * scale
     return (channels, patch, patch), (channels, side, side)
 
 
-def _data_set(
-    hr: Sequence,
-    lr: Sequence | None,
-    train: bool,
-    scale,
-    patch: int,
-    color: str,
-    enlarged: bool,
-    repeat: int,
-    augment: bool,
-    downsizes: Sequence[float],
-    cache_dir=None,
-    skip_bad: bool = False,
+def _of_pairs(
+    pairs: Pairs, train: bool, patch: int, repeat: int, augment: bool
 ) -> Patches | Images:
-    pairs = Pairs(
-        hr, lr, scale, color, enlarged, downsizes if train else (1.0,), cache_dir, skip_bad
-    )
     return Patches(pairs, patch, repeat, augment) if train else Images(pairs)
 
 
 def _folder(
-    root, layout: str = "<root>/<any name>.png (or .jpg, .bmp, .webp, …), in folders or not"
+    root: str | os.PathLike,
+    layout: str = "<root>/<any name>.png (or .jpg, .bmp, .webp, …), in folders or not",
 ) -> Path:
     folder = under_root(root)
     if not folder.is_dir():
@@ -408,7 +383,7 @@ def _folder(
     return folder
 
 
-def _images(root) -> list[str]:
+def _images(root: str | os.PathLike) -> list[str]:
     folder = _folder(root)
     paths = images_below(folder)
     if not paths:
@@ -416,12 +391,12 @@ def _images(root) -> list[str]:
     return paths
 
 
-def _by_name(root) -> dict[str, str]:
+def _by_name(root: str | os.PathLike) -> dict[str, str]:
     """Path below ``root`` without the ending -> file."""
-    folder, found = _folder(root), {}
+    folder, paths = _folder(root), {}
     for path in _images(folder):
         name = os.path.splitext(os.path.relpath(path, folder))[0]
-        if name in found:
-            raise ValueError(f"{found[name]} and {path} differ in their ending only: keep one")
-        found[name] = path
-    return found
+        if name in paths:
+            raise ValueError(f"{paths[name]} and {path} differ in their ending only: keep one")
+        paths[name] = path
+    return paths

@@ -31,6 +31,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from kdtasks.core.layouts import pair_to_nchw
 from kdtasks.core.precision import raised
@@ -80,13 +81,14 @@ def affinity_loss(
         fits = next(p for p in range(1, places) if _places(student, p) <= LIMIT)
         raise ValueError(
             f"{places} places of features {tuple(student.shape)} (pool={pool}) have "
-            f"{float(places) ** 2:.1e} affinities an image, and "
-            f"{LIMIT} places are the limit: use pool={fits} or more, or smaller patches"
+            f"{float(places) ** 2:.1e} affinities an image, and {LIMIT} places are the limit: use "
+            f"pool={fits} or more, or smaller patches"
         )
     with torch.autocast(student.device.type, enabled=False):
-        rows = raised(student, teacher.detach())
-        student, teacher = (_directions(features, pool) for features in rows)
-        return _Distance.apply(student, teacher, student.requires_grad and torch.is_grad_enabled())
+        student, teacher = raised(student, teacher.detach())
+        student, teacher = _directions(student, pool), _directions(teacher, pool)
+        needs_gradient = student.requires_grad and torch.is_grad_enabled()
+        return _Distance.apply(student, teacher, needs_gradient)
 
 
 class AffinityLoss(nn.Module):
@@ -106,9 +108,11 @@ class AffinityLoss(nn.Module):
         self.pool = pool
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of ``(N, Cs, H, W)`` and ``(N, Ct, H, W)`` features of the same places."""
         return affinity_loss(student, teacher, self.pool, **self.layout)
 
     def extra_repr(self) -> str:
+        """The arguments."""
         return f"pool={self.pool}"
 
 
@@ -130,9 +134,10 @@ class _Distance(torch.autograd.Function):
     """D is symmetric, so the gradient of ``sum |D|``, D = fᵀf - const, is ``2 f sign(D)``."""
 
     @staticmethod
-    def forward(ctx, student: Tensor, teacher: Tensor, wanted: bool) -> Tensor:
+    def forward(ctx: FunctionCtx, student: Tensor, teacher: Tensor, needs_gradient: bool) -> Tensor:
         n, _, places = student.shape
-        total, gradient = student.new_zeros(()), torch.zeros_like(student) if wanted else None
+        total = student.new_zeros(())
+        gradient = torch.zeros_like(student) if needs_gradient else None
         rows = max(BLOCK // max(n * places, 1), 1)
         for start in range(0, places if n else 0, rows):
             part = slice(start, start + rows)
@@ -140,15 +145,15 @@ class _Distance(torch.autograd.Function):
             gap = torch.bmm(student[..., part].mT, student)
             gap.baddbmm_(teacher[..., part].mT, teacher, alpha=-1)
             total += gap.abs().sum()
-            if wanted:
+            if needs_gradient:
                 gradient[..., part] = torch.bmm(student, gap.sign_().mT)
         pairs = max(n * places**2, 1)
-        if wanted:
+        if needs_gradient:
             ctx.save_for_backward(gradient.mul_(2 / pairs))
         return total / pairs
 
     @staticmethod
-    def backward(ctx, scale: Tensor):
+    def backward(ctx: FunctionCtx, scale: Tensor) -> tuple[Tensor, None, None]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "affinity_loss can be differentiated once: its gradient has no derivative, so no "

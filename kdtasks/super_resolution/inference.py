@@ -53,13 +53,8 @@ def tiled(
         for columns, window_columns, kept_columns in _spans(image.shape[3], scale, tile, overlap):
             window = image[..., window_rows, window_columns].to(parameter.device)
             output = model(window)
-            expected = (
-                len(image),
-                *output.shape[1:2],
-                scale * window.shape[2],
-                scale * window.shape[3],
-            )
-            if output.shape != expected:
+            size = scale * window.shape[2], scale * window.shape[3]
+            if output.shape != (len(image), *output.shape[1:2], *size):
                 raise ValueError(
                     f"the model made {tuple(output.shape)} of {tuple(window.shape)}, which is not "
                     f"scale={scale}"
@@ -109,11 +104,13 @@ def self_ensemble(model: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
     total = 0
     for turns in range(4):
         for mirrored in (False, True):
-            seen = torch.rot90(image.flip(-1) if mirrored else image, turns, (-2, -1))
-            output = torch.rot90(model(seen.contiguous()), -turns, (-2, -1))
+            seen = image.flip(-1) if mirrored else image
+            output = model(torch.rot90(seen, turns, (-2, -1)).contiguous())
+            dtype = output.dtype
+            output = torch.rot90(output, -turns, (-2, -1))
             output = output.flip(-1) if mirrored else output
             total = total + raised(output)[0]
-    return (total / 8).to(output.dtype)
+    return (total / 8).to(dtype)
 
 
 def upscale_rgb(

@@ -33,7 +33,7 @@ K1, K2 = 0.01, 0.03
 
 
 def imresize(image: Tensor, scale: float) -> Tensor:
-    """Resizes as MATLAB's ``imresize(image, scale)`` does: bicubic, antialiased where it shrinks.
+    """Resize as MATLAB's ``imresize(image, scale)`` does: bicubic, antialiased where it shrinks.
 
     Args:
         image: (B,C,H,W), floating point.
@@ -66,11 +66,8 @@ def imresize(image: Tensor, scale: float) -> Tensor:
     for _ in range(2):
         # (taps, out)
         weight, index = taps(image.shape[2], float(scale), image.dtype, image.device)
-        image = (
-            sum(w * image.index_select(2, i) for w, i in zip(weight[..., None], index))
-            .transpose(2, 3)
-            .contiguous()
-        )
+        rows = sum(w * image.index_select(2, i) for w, i in zip(weight[..., None], index))
+        image = rows.transpose(2, 3).contiguous()
     return image
 
 
@@ -222,12 +219,9 @@ def _ssim(x: Tensor, y: Tensor) -> Tensor:
     mean_x, mean_y, xx, yy, xy = (_windowed(z, weight) for z in (x, y, x * x, y * y, x * y))
     c1, c2 = (K1 * 255) ** 2, (K2 * 255) ** 2
     var_x, var_y, cov = xx - mean_x * mean_x, yy - mean_y * mean_y, xy - mean_x * mean_y
-    similar = (
-        (2 * mean_x * mean_y + c1)
-        * (2 * cov + c2)
-        / ((mean_x * mean_x + mean_y * mean_y + c1) * (var_x + var_y + c2))
-    )
-    return similar.mean((1, 2, 3))
+    product = (2 * mean_x * mean_y + c1) * (2 * cov + c2)
+    scale = (mean_x * mean_x + mean_y * mean_y + c1) * (var_x + var_y + c2)
+    return (product / scale).mean((1, 2, 3))
 
 
 def _windowed(x: Tensor, weight: list[float]) -> Tensor:

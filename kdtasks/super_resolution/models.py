@@ -6,14 +6,19 @@ C, scale * h, scale * w), but :class:`VDSR`, whose input is enlarged already. No
 place, so what a module returned stays as it was.
 """
 
+import os
 import pickle
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from kdtasks.super_resolution.metrics import imresize
+
+if TYPE_CHECKING:
+    from spandrel import ImageModelDescriptor
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)  # RGB, in EDSR's release
 
@@ -85,9 +90,9 @@ class FSRCNN(nn.Sequential):
         self, scale: int = 2, channels: int = 1, width: int = 56, shrink: int = 12, depth: int = 4
     ):
         _check_scale(scale)
-        mapping = [
-            layer for _ in range(depth) for layer in (_conv(shrink, shrink), nn.PReLU(shrink))
-        ]
+        mapping: list[nn.Module] = []
+        for _ in range(depth):
+            mapping += [_conv(shrink, shrink), nn.PReLU(shrink)]
         super().__init__(
             OrderedDict(
                 extract=nn.Sequential(_conv(channels, width, 5), nn.PReLU(width)),
@@ -141,6 +146,7 @@ class ESPCN(nn.Module):
             nn.init.normal_(last.weight, std=0.001)  # starts as the bicubic image
 
     def forward(self, image: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, scale * h, scale * w)."""
         detail = self.body(2 * image - 1)
         return imresize(image, self.scale) + detail if self.residual else detail
 
@@ -164,6 +170,7 @@ class ResidualBlock(nn.Module):
         self.residual_scale = residual_scale
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, width, h, w) -> the same shape."""
         residual = self.norm2(self.conv2(self.activation(self.norm1(self.conv1(x)))))
         return x + self.residual_scale * residual
 
@@ -204,19 +211,17 @@ class EDSR(nn.Module):
         _check_scale(scale)
         self.scale = scale
         self.head = _conv(channels, width)
-        self.body = nn.Sequential(
-            *(
-                ResidualBlock(width, nn.ReLU(), residual_scale=residual_scale)
-                for _ in range(blocks)
-            ),
-            _conv(width, width),
-        )
+        residual_blocks = [
+            ResidualBlock(width, nn.ReLU(), residual_scale=residual_scale) for _ in range(blocks)
+        ]
+        self.body = nn.Sequential(*residual_blocks, _conv(width, width))
         self.enlarge = _enlarge(width, scale)
         self.tail = _conv(width, channels)
-        mean = torch.tensor(DIV2K_MEAN if channels == 3 else [sum(DIV2K_MEAN) / 3] * channels)
-        self.register_buffer("mean", mean[:, None, None], persistent=False)
+        mean = DIV2K_MEAN if channels == 3 else [sum(DIV2K_MEAN) / 3] * channels
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, scale * h, scale * w)."""
         x = self.head(image - self.mean)
         return self.tail(self.enlarge(x + self.body(x))) + self.mean
 
@@ -247,22 +252,20 @@ class SRResNet(nn.Module):
         _check_scale(scale)
         self.scale = scale
         self.head = nn.Sequential(_conv(channels, width, 9), nn.PReLU())
+        residual_blocks = [ResidualBlock(width, nn.PReLU(), batch_norm) for _ in range(blocks)]
         last = nn.BatchNorm2d(width) if batch_norm else nn.Identity()
-        self.body = nn.Sequential(
-            *(ResidualBlock(width, nn.PReLU(), batch_norm) for _ in range(blocks)),
-            _conv(width, width),
-            last,
-        )
+        self.body = nn.Sequential(*residual_blocks, _conv(width, width), last)
         self.enlarge = _enlarge(width, scale, nn.PReLU)
         self.tail = _conv(width, channels, 9)
 
     def forward(self, image: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, scale * h, scale * w)."""
         x = self.head(image)
         return self.tail(self.enlarge(x + self.body(x)))
 
 
-def spandrel_model(path, scale: int | None = None) -> nn.Module:
-    """A pretrained network of any architecture that spandrel knows (ESRGAN, SwinIR, HAT, SPAN,
+def spandrel_model(path: str | os.PathLike, scale: int | None = None) -> nn.Module:
+    """A pretrained network of any architecture that spandrel reads (ESRGAN, SwinIR, HAT, SPAN,
     Compact…), for a teacher.
 
     It pads images whose size its architecture cannot take, and clamps its output to [0, 1]. Look up
@@ -314,13 +317,16 @@ def spandrel_model(path, scale: int | None = None) -> nn.Module:
 
 
 class _SpandrelModel(nn.Module):
-    def __init__(self, descriptor):
+    """Spandrel's network as a module, with gradient."""
+
+    def __init__(self, descriptor: "ImageModelDescriptor"):
         super().__init__()
         self.network, self.descriptor = descriptor.model, descriptor
         self.scale, self.architecture = descriptor.scale, descriptor.architecture.name
         self.eval()
 
     def forward(self, image: Tensor) -> Tensor:
-        # without inference_mode, whose tensors autograd
+        """(B, C, h, w) -> (B, C, scale * h, scale * w)."""
+        # without inference_mode, whose tensors autograd refuses to save
         call = type(self.descriptor).__call__.__wrapped__
-        return call(self.descriptor, image)  # refuses to save
+        return call(self.descriptor, image)

@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from kdtasks.super_resolution.metrics import imresize, luma
 
 # images decoded before they are needed
 _AHEAD = 16
+# a file, or uint8 (H,W,3) or (H,W)
+Image = str | os.PathLike | np.ndarray
 
 
 class Pairs:
@@ -68,13 +70,13 @@ class Pairs:
 
     def __init__(
         self,
-        hr: Sequence,
-        lr: Sequence | None = None,
+        hr: Sequence[Image],
+        lr: Sequence[Image] | None = None,
         scale: int | Sequence[int] = 2,
         color: str = "rgb",
         enlarged: bool = False,
         downsizes: Sequence[float] = (1.0,),
-        cache_dir=None,
+        cache_dir: str | os.PathLike | None = None,
         skip_bad: bool = False,
     ):
         self.unreadable: dict[str, str] = {}
@@ -83,49 +85,52 @@ class Pairs:
         self.scale, self.color, self.enlarged = scale, color, enlarged
         scales, downsizes = _checked(hr, lr, scale, color, enlarged, downsizes)
         names = [str(image) if _is_file(image) else f"image {i}" for i, image in enumerate(hr)]
-        self.variants = [
-            (i, downsize, s) for i in range(len(hr)) for downsize in downsizes for s in scales
-        ]
+        self.variants: list[tuple[int, float, int]] = []
+        for i in range(len(hr)):
+            self.variants += [(i, downsize, s) for downsize in downsizes for s in scales]
         self.paths = [names[i] for i, _, _ in self.variants]
-        full = [_size(image) for image in hr]
-        large = [_cut(full[i], downsize, s, names[i]) for i, downsize, s in self.variants]
-        small = (
-            large
-            if enlarged
-            else [
-                (height // s, width // s)
-                for (height, width), (_, _, s) in zip(large, self.variants)
-            ]
-        )
+        sizes = [_size(image) for image in hr]
         if lr is not None:
-            _check_sizes(full, [_size(image) for image in lr], scales[0], names)
-        channels = 3 if color == "rgb" else 1
-        target_dtype = torch.uint8 if color == "rgb" else torch.float32
-        self.target = FlatImages(large, channels, target_dtype)
-        self.input = FlatImages(small, channels, torch.float32 if enlarged else target_dtype)
-        cache = _cache_file(
-            cache_dir, [*hr, *(lr or ())], (len(hr), scales, color, enlarged, downsizes)
-        )
-        if cache is not None and (kept := load_arrays(cache)) is not None:
-            self.input.pixels, self.target.pixels = (
-                torch.from_numpy(kept[name]) for name in ("input", "target")
-            )
-        else:
-            self._fill(hr, lr)
-            if cache is not None:
-                save_arrays(
-                    cache, input=self.input.pixels.numpy(), target=self.target.pixels.numpy()
-                )
+            _check_sizes(sizes, [_size(image) for image in lr], scales[0], names)
+        self._reserve(sizes, names)
+        files = [*hr, *(lr or ())]
+        cache = _cache_file(cache_dir, files, (len(hr), scales, color, enlarged, downsizes))
+        arrays = None if cache is None else load_arrays(cache)
+        if arrays is not None:
+            self.input.pixels = torch.from_numpy(arrays["input"])
+            self.target.pixels = torch.from_numpy(arrays["target"])
+            return
+        self._fill(hr, lr)
+        if cache is not None:
+            pixels = {"input": self.input.pixels.numpy(), "target": self.target.pixels.numpy()}
+            save_arrays(cache, **pixels)
 
-    def _fill(self, hr: Sequence, lr: Sequence | None) -> None:
-        read = zip(_decoded(hr), _decoded(lr) if lr is not None else [None] * len(hr))
-        of_each = len(self) // len(hr)
-        for i, (high, low) in enumerate(read):
-            for at in range(i * of_each, (i + 1) * of_each):
-                for images, image in zip(
-                    (self.input, self.target), self._pair(high, low, *self.variants[at][1:])
-                ):
-                    images.put(at, image)
+    def _reserve(self, sizes: Sequence[tuple[int, int]], names: Sequence[str]) -> None:
+        """Room for the images, whose HR files have these sizes."""
+        large, small = [], []
+        for i, downsize, scale in self.variants:
+            height, width = _cut(sizes[i], downsize, scale, names[i])
+            large.append((height, width))
+            small.append((height // scale, width // scale))
+        channels, dtype = (3, torch.uint8) if self.color == "rgb" else (1, torch.float32)
+        self.target = FlatImages(large, channels, dtype)
+        if self.enlarged:
+            self.input = FlatImages(large, channels, torch.float32)
+        else:
+            self.input = FlatImages(small, channels, dtype)
+
+    def _fill(self, hr: Sequence[Image], lr: Sequence[Image] | None) -> None:
+        """Decode the images, and make of them what is kept."""
+        partners = [None] * len(hr) if lr is None else _decoded(lr)
+        variants_of_each = len(self) // len(hr)
+        place = 0
+        for high, low in zip(_decoded(hr), partners):
+            for _ in range(variants_of_each):
+                _, downsize, scale = self.variants[place]
+                input, target = self._pair(high, low, downsize, scale)
+                self.input.put(place, input)
+                self.target.put(place, target)
+                place += 1
 
     def _pair(
         self, high: Tensor, low: Tensor | None, downsize: float, scale: int
@@ -143,7 +148,9 @@ class Pairs:
             input = imresize(target, 1 / scale)
         else:
             input = self._colored(_rounded(imresize(high, 1 / scale)))
-        return imresize(input, scale) if self.enlarged else input, target
+        if self.enlarged:
+            input = imresize(input, scale)
+        return input, target
 
     def _colored(self, levels: Tensor) -> Tensor:
         return luma(levels / 255) if self.color == "y" else levels / 255
@@ -152,12 +159,11 @@ class Pairs:
         return len(self.paths)
 
     def __repr__(self) -> str:
-        return (
-            f"{len(self)} images, scale {self.scale}, "
-            f"{self.color}{', enlarged' if self.enlarged else ''}, {self.target.pixels.device}"
-        )
+        color = f"{self.color}, enlarged" if self.enlarged else self.color
+        return f"{len(self)} images, scale {self.scale}, {color}, {self.target.pixels.device}"
 
-    def to(self, device) -> "Pairs":
+    def to(self, device: torch.device | str) -> "Pairs":
+        """Move the images to ``device``; returns itself."""
         self.input.to(device)
         self.target.to(device)
         return self
@@ -185,19 +191,19 @@ class FlatImages:
         self.spans = list(zip(self.start.tolist(), sizes))
         self.pixels = torch.empty(int(areas.sum()), channels, dtype=dtype)
 
-    def to(self, device) -> "FlatImages":
-        self.pixels, self.sizes, self.start = (
-            x.to(device) for x in (self.pixels, self.sizes, self.start)
-        )
+    def to(self, device: torch.device | str) -> "FlatImages":
+        """Move the pixels to ``device``; returns itself."""
+        self.pixels = self.pixels.to(device)
+        self.sizes, self.start = self.sizes.to(device), self.start.to(device)
         return self
 
     def put(self, i: int, image: Tensor) -> None:
-        """Sets image ``i``, (1,C,H,W) in [0,1]."""
+        """Set image ``i``, (1,C,H,W) in [0,1]."""
         start, (height, width) = self.spans[i]
         rows = image[0].permute(1, 2, 0).reshape(height * width, -1)
-        self.pixels[start : start + height * width] = (
-            rows if self.pixels.is_floating_point() else (rows * 255).round()
-        )
+        if not self.pixels.is_floating_point():
+            rows = (rows * 255).round()
+        self.pixels[start : start + height * width] = rows
 
     def image(self, i: int) -> Tensor:
         """Image ``i``, (C,H,W)."""
@@ -221,22 +227,23 @@ class FlatImages:
         down, right = width * (1 - 2 * up), 1 - 2 * back
         down, right = torch.where(across, right, down), torch.where(across, down, right)
         step = torch.arange(side, device=self.pixels.device)
+        first, down, right = (x[:, None, None] for x in (first, down, right))
         # (b,side,side)
-        at = (
-            first[:, None, None] + down[:, None, None] * step[:, None] + right[:, None, None] * step
-        )
+        at = first + down * step[:, None] + right * step
         return self._shaped(self.pixels.index_select(0, at.flatten()), len(image), side, side)
 
     def _shaped(self, rows: Tensor, b: int, height: int, width: int) -> Tensor:
         images = rows.view(b, height, width, rows.shape[1]).permute(0, 3, 1, 2)
-        return (images if rows.is_floating_point() else images.float().div_(255)).contiguous()
+        if not rows.is_floating_point():
+            images = images.float().div_(255)
+        return images.contiguous()
 
 
-def _is_file(image) -> bool:
+def _is_file(image: Image) -> bool:
     return isinstance(image, str | os.PathLike)
 
 
-def _size(image) -> tuple[int, int]:
+def _size(image: Image) -> tuple[int, int]:
     """Height and width, of a file from its header."""
     if _is_file(image):
         return _named(image_size, image)
@@ -248,7 +255,7 @@ def _size(image) -> tuple[int, int]:
     return image.shape[:2]
 
 
-def _decoded(images: Sequence) -> Iterator[Tensor]:
+def _decoded(images: Sequence[Image]) -> Iterator[Tensor]:
     """Levels 0..255, float64 (1,3,H,W); a few images are read ahead, by as many threads as there
     are processors.
     """
@@ -258,7 +265,7 @@ def _decoded(images: Sequence) -> Iterator[Tensor]:
                 yield torch.from_numpy(pixels).permute(2, 0, 1)[None].double()
 
 
-def read_levels(image) -> np.ndarray:
+def read_levels(image: Image) -> np.ndarray:
     """uint8 (H,W,3) of a file or an array; an error names the file."""
     if _is_file(image):
         return np.array(_named(read_image, image))
@@ -266,7 +273,7 @@ def read_levels(image) -> np.ndarray:
     return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image.copy()
 
 
-def _named(read, path):
+def _named(read: Callable, path: str | os.PathLike) -> object:
     """``read(path)``; whatever goes wrong names the file."""
     try:
         return read(path)
@@ -275,11 +282,11 @@ def _named(read, path):
 
 
 def _readable(
-    hr: Sequence, lr: Sequence | None
-) -> tuple[Sequence, Sequence | None, dict[str, str]]:
+    hr: Sequence[Image], lr: Sequence[Image] | None
+) -> tuple[Sequence[Image], Sequence[Image] | None, dict[str, str]]:
     """The images whose files can be read, with their LR images, and why the others cannot."""
 
-    def why(image) -> str | None:
+    def why(image: Image) -> str | None:
         try:
             read_levels(image)
         except RuntimeError as error:
@@ -294,13 +301,10 @@ def _readable(
                 if reason is not None:
                     kept.discard(i)
                     bad[str(images[i])] = reason
+    path, reason = next(iter(bad.items()), ("", ""))
     if not kept:
-        raise RuntimeError(
-            f"none of {len(hr)} images can be read; the first: "
-            f"{next(f'{k}: {v}' for k, v in bad.items())}"
-        )
+        raise RuntimeError(f"none of {len(hr)} images can be read; the first: {path}: {reason}")
     if bad:
-        path, reason = next(iter(bad.items()))
         warnings.warn(
             f"left out {len(hr) - len(kept)} unreadable of {len(hr)} images: {path}: {reason}",
             stacklevel=4,
@@ -315,7 +319,12 @@ def _rounded(levels: Tensor) -> Tensor:
 
 
 def _checked(
-    hr: Sequence, lr: Sequence | None, scale, color: str, enlarged: bool, downsizes: Sequence[float]
+    hr: Sequence[Image],
+    lr: Sequence[Image] | None,
+    scale: int | Sequence[int],
+    color: str,
+    enlarged: bool,
+    downsizes: Sequence[float],
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Scales and downsizes as tuples."""
     scales = tuple(scale) if isinstance(scale, list | tuple) else (scale,)
@@ -331,7 +340,7 @@ def _checked(
     downsizes = tuple(downsizes)
     if not downsizes or not all(0 < downsize <= 1 for downsize in downsizes):
         raise ValueError(f"downsizes must be numbers above 0 and at most 1, got {downsizes}")
-    if not len(hr) or len(hr) != len(hr if lr is None else lr):
+    if not len(hr) or (lr is not None and len(hr) != len(lr)):
         raise ValueError(
             f"expected at least one HR image, and as many LR images if any, got "
             f"{len(hr)} and {len(lr or ())}"
@@ -362,13 +371,17 @@ def _check_sizes(high: Sequence, low: Sequence, scale: int, names: Sequence[str]
             )
 
 
-def _cache_file(folder, files: Sequence, settings: tuple) -> Path | None:
+def _cache_file(
+    folder: str | os.PathLike | None, files: Sequence[Image], settings: tuple
+) -> Path | None:
+    """Named for the files, their sizes and times, and the settings."""
     if folder is None:
         return None
     if not all(map(_is_file, files)):
         raise ValueError("cache_dir needs files, not arrays")
-    listing = [(str(path), (stat := os.stat(path)).st_size, stat.st_mtime_ns) for path in files]
-    return (
-        Path(folder)
-        / f"{hashlib.sha256(repr((2, settings, listing)).encode()).hexdigest()[:32]}.npz"
-    )
+    listing = []
+    for path in files:
+        stat = os.stat(path)
+        listing.append((str(path), stat.st_size, stat.st_mtime_ns))
+    key = hashlib.sha256(repr((2, settings, listing)).encode()).hexdigest()
+    return Path(folder) / f"{key[:32]}.npz"

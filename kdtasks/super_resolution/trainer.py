@@ -1,8 +1,11 @@
-"""Super-resolution: what the engine needs to know of the task."""
+"""Super-resolution as the engine sees it: metrics, example, figures, and a folder of images."""
 
 import math
 import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,13 +20,22 @@ from kdtasks.super_resolution.inference import self_ensemble, tiled, upscale_rgb
 from kdtasks.super_resolution.metrics import WINDOW, imresize, psnr_rgb, psnr_y, ssim_rgb, ssim_y
 from kdtasks.super_resolution.pairs import Pairs, read_levels
 
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+
+    from kdtasks.core.stages import Stage
+    from kdtasks.engine.export import OnnxForm
+    from kdtasks.engine.loader import Loader
+    from kdtasks.engine.run import Run
+    from kdtasks.super_resolution.pictures import Shown
+
 PRIMARY = "psnr_y"
 HIGHER_IS_BETTER = True
-# of a folder's images
+# figures of each image of a folder
 _COLUMNS = ("psnr_y", "ssim_y", "bicubic_psnr_y", "bicubic_ssim_y")
 
 
-def evaluate(model: nn.Module, loader) -> dict[str, float]:
+def evaluate(model: nn.Module, loader: "Loader") -> dict[str, float]:
     """``psnr_y`` (dB) and ``ssim_y`` (at most 1), each the mean over the images; of RGB also
     ``psnr_rgb`` and ``ssim_rgb``.
 
@@ -35,7 +47,7 @@ def evaluate(model: nn.Module, loader) -> dict[str, float]:
     Warns:
         RuntimeWarning: the model gives the bicubic picture, as a dead network with a residual does.
     """
-    found: dict[str, list[Tensor]] = {}
+    figures: dict[str, list[Tensor]] = {}
     for number, batch in enumerate(loader):
         input, target, scale = batch["input"], batch["target"], scale_of(batch)
         output = model(input)
@@ -43,18 +55,18 @@ def evaluate(model: nn.Module, loader) -> dict[str, float]:
         if target.shape[1] == 3:
             measures |= {"psnr_rgb": psnr_rgb, "ssim_rgb": ssim_rgb}
         for name, measure in measures.items():
-            found.setdefault(name, []).append(measure(output, target, crop=scale))
+            figures.setdefault(name, []).append(measure(output, target, crop=scale))
         if number == 0 and torch.allclose(output.float(), enlarged(input, target), atol=1e-5):
             warnings.warn(
                 "the network gives the bicubic picture: it is dead, or has not been trained",
                 RuntimeWarning,
                 stacklevel=2,
             )
-    return {name: _mean(torch.cat(values).tolist()) for name, values in found.items()}
+    return {name: _mean(torch.cat(values).tolist()) for name, values in figures.items()}
 
 
 def _mean(values: list[float]) -> float:
-    """Over what is not inf, if anything."""
+    """Over the values that are not inf, if there are any."""
     kept = [value for value in values if value != math.inf] or values
     return sum(kept) / len(kept)
 
@@ -62,25 +74,25 @@ def _mean(values: list[float]) -> float:
 def example(config: dict, batch_size: int) -> dict[str, Tensor]:
     """Random patches of the shapes that the data gives, without reading it."""
     generator = torch.Generator().manual_seed(0)
-    input, target = (
-        torch.rand(batch_size, *shape, generator=generator)
-        for shape in patch_shapes(**config["data"]["train"])
-    )
-    return {"input": input, "target": target, "index": torch.arange(batch_size)}
+    input_shape, target_shape = patch_shapes(**config["data"]["train"])
+    return {
+        "input": torch.rand(batch_size, *input_shape, generator=generator),
+        "target": torch.rand(batch_size, *target_shape, generator=generator),
+        "index": torch.arange(batch_size),
+    }
 
 
-def onnx_form(student: nn.Module, images: Tensor):
-    """For export: batch, height and width are left open, and a second size is compared too."""
+def onnx_form(student: nn.Module, images: Tensor) -> "OnnxForm":
+    """For export: batch, height and width are dynamic, and a second size is compared too."""
     from kdtasks.engine.export import OnnxForm
 
     other = images[:1, :, : images.shape[2] - 5, : images.shape[3] * 2 // 3].contiguous()
-    return OnnxForm(
-        student, [(images,), (other,)], dynamic={"input": {0: "batch", 2: "height", 3: "width"}}
-    )
+    dynamic = {"input": {0: "batch", 2: "height", 3: "width"}}
+    return OnnxForm(student, [(images,), (other,)], dynamic=dynamic)
 
 
 # Pictures of a run --------------------------------------------------------------------------------
-def pictures(run) -> list[tuple]:
+def pictures(run: "Run") -> list[tuple]:
     """``[(title, figure)]`` on the test data: details as each model enlarges them, errors, the gain
     of each image, and of AIL the importance of pixels, round by round.
 
@@ -107,9 +119,11 @@ def pictures(run) -> list[tuple]:
     return draw.draw(psnr, shown, pair, stage_colors(run), importance_of(run, finished, shown))
 
 
-def importance_of(run, stages: list, shown: list) -> dict[str, list[Tensor]]:
-    """``{stage: importance of each image}``, (1,1,H,W) or (1,C,H,W) on the CPU, of those stages
-    that have AIL's loss.
+def importance_of(
+    run: "Run", stages: Sequence["Stage"], shown: Sequence["Shown"]
+) -> dict[str, list[Tensor]]:
+    """``{stage: importance of each image}``, (1,1,H,W) or (1,C,H,W) on the CPU, of the stages that
+    have AIL's loss.
     """
     maps: dict[str, list[Tensor]] = {}
     device = run.experiment.device
@@ -117,23 +131,25 @@ def importance_of(run, stages: list, shown: list) -> dict[str, list[Tensor]]:
         if stage.model != "student" or stage.name == "alone":
             continue
         distiller = run.experiment.distiller(stage, run.files)
-        entries = [
-            (n, loss)
-            for n, loss in distiller.losses.items()
+        names = [
+            name
+            for name, loss in distiller.losses.items()
             if isinstance(loss, AILLoss) and loss.variant != "uniform"
         ]
-        for name, loss in entries[:1]:
-            for one in shown:
-                known = distiller.tensors(
-                    {"input": one.input.to(device), "target": one.target.to(device)}
-                )
-                _, *others = (known[tensor] for tensor in stage.losses[name]["of"])
-                maps.setdefault(stage.name, []).append(loss.weight(*others).cpu())
+        if not names:
+            continue
+        loss, of = distiller.losses[names[0]], stage.losses[names[0]]["of"]
+        maps[stage.name] = []
+        for picture in shown:
+            batch = {"input": picture.input.to(device), "target": picture.target.to(device)}
+            tensors = distiller.tensors(batch)
+            _, *others = (tensors[name] for name in of)
+            maps[stage.name].append(loss.weight(*others).cpu())
     return maps
 
 
 # A folder of images -------------------------------------------------------------------------------
-def predict_arguments(parser) -> None:
+def predict_arguments(parser: "ArgumentParser") -> None:
     """The flags of tools/test.py that :func:`predict` takes as keyword arguments."""
     parser.add_argument(
         "--tile", type=int, help="compute in tiles of so many pixels, where memory is short"
@@ -154,13 +170,13 @@ def predict(
     ensemble: bool = False,
     classes: list | None = None,
 ) -> list[str]:
-    """Enlarges the images at any depth below a folder in colour, and writes each to its place below
+    """Enlarge the images at any depth below a folder in colour, and write each to its place below
     ``out`` as PNG.
 
     Two that differ in their ending only keep it: ``a.jpg.png`` and ``a.png.png``.
 
-    By ``scale``, ``color`` and ``enlarged`` of the config's ``data.test``, or else ``data.train``;
-    a network of luma enlarges luma, and bicubic interpolation the rest. Images are read as
+    ``scale``, ``color`` and ``enlarged`` are those of the config's ``data.test``, or else
+    ``data.train``; a network of luma enlarges luma, and bicubic interpolation the rest. Images are read as
     :class:`~kdtasks.super_resolution.pairs.Pairs` reads them.
 
     Args:
@@ -193,129 +209,151 @@ def predict(
         UserWarning: a file cannot be read, or is too small to be made smaller; it is left out. A
             picture is too small to be measured; it is enlarged all the same.
     """
-    from PIL import Image
-
-    from kdtasks.engine.checkpoint import save_json
-
-    data = {
-        "scale": 2,
-        "color": "rgb",
-        "enlarged": False,
-        **config["data"]["train"],
-        **config["data"]["test"],
-    }
-    scale, luma_only, large = data["scale"], data["color"] == "y", data["enlarged"]
+    data = {**config["data"]["train"], **config["data"]["test"]}
+    scale, enlarged_input = data.get("scale", 2), data.get("enlarged", False)
+    luma_only = data.get("color", "rgb") == "y"
     if not isinstance(scale, int):
         raise ValueError(
             f"the test data has scale={scale!r}, expected one: --cfg-options data.test.scale=2"
         )
     files, folder, out = results_of(folder, out), Path(folder), Path(out)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-
-    def network(x: Tensor) -> Tensor:
-        return (
-            model(x.to(device)).to(x.device)
-            if tile is None
-            else tiled(model, x, 1 if large else scale, tile)
-        )
-
-    def every(x: Tensor) -> Tensor:
-        return self_ensemble(network, x) if ensemble else network(x)
-
+    network = _network(model, scale, enlarged_input, tile, ensemble)
     out.mkdir(parents=True, exist_ok=True)
-    found, failed = {}, []
-    for path, made in files.items():
-        name = path.relative_to(folder).as_posix()
+    figures, failed = {}, []
+    for path, result in files.items():
         try:
-            small, target = _small_and_target(path, scale, large, measured)
+            small, target = _small_and_target(path, scale, enlarged_input, measured)
         except (RuntimeError, ValueError) as error:
             # past the decorator
             warnings.warn(f"left out: {error}", stacklevel=3)
             failed.append(str(path))
             continue
-        output = (
-            upscale_rgb(every, small, scale, large)
-            if luma_only
-            else every(imresize(small, scale) if large else small)
-        )
+        output = _upscaled(network, small, scale, enlarged_input, luma_only)
         expected = (1, 3, scale * small.shape[2], scale * small.shape[3])
         if output.shape != expected:
             raise ValueError(
-                f"the network made {tuple(output.shape)} of {path.name}, expected "
-                f"{expected}: the data has "
-                f"scale={scale} and enlarged={large}, which must be the network's"
+                f"the network made {tuple(output.shape)} of {path.name}, expected {expected}: the "
+                f"data has scale={scale} and enlarged={enlarged_input}, which must be the network's"
             )
-        levels = output[0].float().clamp(0, 1).mul(255).round().byte().movedim(0, -1)
-        made.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.ascontiguousarray(levels.numpy())).save(made)
+        _save_png(output, result)
         if measured:
+            name = path.relative_to(folder).as_posix()
             measures = _measures(path, target, scale)
-            found[name] = {
-                f"{which}{measure}": float(measures[measure](image, target, crop=scale))
-                for which, image in (("", output), ("bicubic_", imresize(small, scale)))
-                for measure in measures
-            }
-            _print_row(name, found[name], header=len(found) == 1)
-    if found:
-        columns = {name: [row[name] for row in found.values() if name in row] for name in _COLUMNS}
-        mean = {name: _mean(values) for name, values in columns.items() if values}
-        _print_row(f"mean of {len(found)}{_fewer(columns, len(found))}", mean)
-        images = {name: _finite(row) for name, row in found.items()}
-        save_json({"scale": scale, "mean": _finite(mean), "images": images}, out / "figures.json")
+            figures[name] = _figures(measures, output, imresize(small, scale), target, scale)
+            _print_row(name, figures[name], header=len(figures) == 1)
+    if figures:
+        _report_means(figures, scale, out / "figures.json")
     return failed
 
 
-def _measures(path: Path, target: Tensor, scale: int) -> dict:
-    """What a picture is large enough for, once ``scale`` pixels are cut off all around."""
+def _network(
+    model: nn.Module, scale: int, enlarged_input: bool, tile: int | None, ensemble: bool
+) -> Callable[[Tensor], Tensor]:
+    """The model on one image, in tiles and over the symmetries of a square if asked for."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+
+    def network(image: Tensor) -> Tensor:
+        if tile is None:
+            return model(image.to(device)).to(image.device)
+        return tiled(model, image, 1 if enlarged_input else scale, tile)
+
+    return partial(self_ensemble, network) if ensemble else network
+
+
+def _upscaled(
+    network: Callable[[Tensor], Tensor],
+    small: Tensor,
+    scale: int,
+    enlarged_input: bool,
+    luma_only: bool,
+) -> Tensor:
+    if luma_only:
+        return upscale_rgb(network, small, scale, enlarged_input)
+    return network(imresize(small, scale) if enlarged_input else small)
+
+
+def _save_png(output: Tensor, path: Path) -> None:
+    from PIL import Image
+
+    levels = output[0].float().clamp(0, 1).mul(255).round().byte().movedim(0, -1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.ascontiguousarray(levels.numpy())).save(path)
+
+
+def _figures(
+    measures: Mapping[str, Callable], output: Tensor, bicubic: Tensor, target: Tensor, scale: int
+) -> dict[str, float]:
+    """PSNR and SSIM of the network's image and of bicubic interpolation."""
+    figures = {}
+    for prefix, image in (("", output), ("bicubic_", bicubic)):
+        for name, measure in measures.items():
+            figures[prefix + name] = float(measure(image, target, crop=scale))
+    return figures
+
+
+def _report_means(figures: Mapping[str, dict[str, float]], scale: int, path: Path) -> None:
+    """Print the means over the images, and save all figures."""
+    from kdtasks.engine.checkpoint import save_json
+
+    columns = {name: [row[name] for row in figures.values() if name in row] for name in _COLUMNS}
+    mean = {name: _mean(values) for name, values in columns.items() if values}
+    _print_row(f"mean of {len(figures)}{_fewer(columns, len(figures))}", mean)
+    images = {name: _finite(row) for name, row in figures.items()}
+    save_json({"scale": scale, "mean": _finite(mean), "images": images}, path)
+
+
+def _measures(path: Path, target: Tensor, scale: int) -> dict[str, Callable]:
+    """The measures that an image is large enough for, once ``scale`` pixels are cut off all around."""
     side, least = min(target.shape[2:]), WINDOW + 2 * scale
     if side >= least:
         return {"psnr_y": psnr_y, "ssim_y": ssim_y}
-    some = side > 2 * scale
+    has_psnr = side > 2 * scale
+    left_out = "SSIM is" if has_psnr else "PSNR and SSIM are"
     warnings.warn(
         f"{path} is {target.shape[2]}x{target.shape[3]}, SSIM at scale {scale} needs "
-        f"{least}x{least} pixels: its {'SSIM is' if some else 'PSNR and SSIM are'} left out",
+        f"{least}x{least} pixels: its {left_out} left out",
         stacklevel=4,
     )
-    return {"psnr_y": psnr_y} if some else {}
+    return {"psnr_y": psnr_y} if has_psnr else {}
 
 
 def _fewer(columns: dict[str, list[float]], images: int) -> str:
-    """Of how many images the means are, where it is not of all: PSNR leaves out inf, and all leave
-    out small pictures.
+    """Of how many images the means are, if not of all: PSNR leaves out inf, and both leave out
+    small images.
     """
-    psnr = [
+    psnr, bicubic = (
         len(columns[name]) - columns[name].count(math.inf) for name in ("psnr_y", "bicubic_psnr_y")
-    ]
-    ssim = len(columns["ssim_y"])
-    return (f", PSNR {psnr[0]} and {psnr[1]}" if min(psnr) < images else "") + (
-        f", SSIM {ssim}" if ssim < images else ""
     )
+    ssim = len(columns["ssim_y"])
+    text = f", PSNR {psnr} and {bicubic}" if min(psnr, bicubic) < images else ""
+    if ssim < images:
+        text += f", SSIM {ssim}"
+    return text
 
 
 def _small_and_target(
-    path: Path, scale: int, large: bool, measured: bool
+    path: Path, scale: int, enlarged_input: bool, measured: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """A file as RGB, (1,3,h,w), and what should come out, (1,3,H,W), both in [0,1]."""
+    """A file as RGB, (1,3,h,w), and the image to be restored, (1,3,H,W), both in [0,1]."""
     if not measured:
         return torch.from_numpy(read_levels(str(path))).movedim(2, 0)[None] / 255, None
     pairs = Pairs([str(path)], scale=scale)
     target = pairs.target.image(0)[None]
-    return imresize(target, 1 / scale) if large else pairs.input.image(0)[None], target
+    small = imresize(target, 1 / scale) if enlarged_input else pairs.input.image(0)[None]
+    return small, target
 
 
-def _finite(values: dict[str, float]) -> dict[str, float | None]:
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
     """For JSON, which has no inf and no NaN."""
-    return {
-        name: values[name] if math.isfinite(values.get(name, math.nan)) else None
-        for name in _COLUMNS
-    }
+    finite = {name: value for name, value in values.items() if math.isfinite(value)}
+    return {name: finite.get(name) for name in _COLUMNS}
 
 
-def _print_row(name: str, values: dict[str, float], header: bool = False) -> None:
+def _print_row(name: str, values: Mapping[str, float], header: bool = False) -> None:
     if header:
         print(f"{'':32}" + "".join(f"{column:>16}" for column in _COLUMNS))
-    cells = (
-        f"{values[column]:.{2 if 'psnr' in column else 4}f}" if column in values else "-"
-        for column in _COLUMNS
-    )
+    cells = []
+    for column in _COLUMNS:
+        digits = 2 if "psnr" in column else 4
+        cells.append(f"{values[column]:.{digits}f}" if column in values else "-")
     print(f"{name:32}" + "".join(f"{cell:>16}" for cell in cells))

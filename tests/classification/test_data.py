@@ -19,6 +19,7 @@ from kdtasks.core.views import view_hash
 from kdtasks.engine.loader import Loader
 from kdtasks.images import files, roots
 from kdtasks.images.arrays import AUGMENT, checked_augment
+from kdtasks.images.files import IMAGENET
 
 real = pytest.mark.skipif(
     not os.environ.get("KDTASKS_DATA"), reason="KDTASKS_DATA is not set: no CIFAR-100 here"
@@ -433,7 +434,7 @@ def test_files_read_one_by_one(folder):
     files = data.image_folder(folder, train=False, small=False, size=7)
     image, target = files[5]
     pixels = np.asarray(Image.open(files.path(5)))
-    mean, std = np.array(data.IMAGENET[0]), np.array(data.IMAGENET[1])
+    mean, std = (np.array(values) for values in IMAGENET)
     around = [(pixels[y : y + 7, x : x + 7] / 255 - mean) / std for y in (0, 1) for x in (0, 1)]
     assert target == 1 and any(
         np.allclose(image.permute(1, 2, 0), window, atol=1e-5) for window in around

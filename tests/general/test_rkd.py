@@ -4,11 +4,9 @@ and what they cost.
 
 import math
 import weakref
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 from kdtasks.core import Distiller
 from kdtasks.general import RKDLoss, rkd, rkd_angle_loss, rkd_distance_loss
 from kdtasks.general.distances import squared_distances
+from tests.relations import F64, check_two_processes, distance, gradient, rows
 
-F64 = torch.float64
 BOTH = (rkd_distance_loss, rkd_angle_loss)
 DIVISORS = {rkd_distance_loss: ("all", "pairs", "sum"), rkd_angle_loss: ("all", "triplets", "sum")}
 CASES = [(loss, divisor) for loss in BOTH for divisor in DIVISORS[loss]]
@@ -29,16 +27,8 @@ def one_seed():
     torch.manual_seed(0)
 
 
-def rows(n, d, dtype=F64, scale=1.0):
-    return (scale * torch.randn(n, d, dtype=F64)).to(dtype)
-
-
 def huber(x, y):
     return 0.5 * (x - y) ** 2 if abs(x - y) <= 1 else abs(x - y) - 0.5
-
-
-def distance(x, y):
-    return math.sqrt(sum((a - b) ** 2 for a, b in zip(x, y)))
 
 
 def cosine(x, vertex, y, shortest):
@@ -103,12 +93,6 @@ def angle_by_autograd(student, teacher):
 
 
 AUTOGRAD = {rkd_distance_loss: distance_by_autograd, rkd_angle_loss: angle_by_autograd}
-
-
-def gradient(loss, student, *rest, **options):
-    student = student.detach().clone().requires_grad_()
-    value = loss(student, *rest, **options)
-    return value.detach(), *torch.autograd.grad(value, student)
 
 
 # -------------------------------------------------------------------------------------- the formula
@@ -706,40 +690,8 @@ def test_through_the_distiller_a_narrow_student_takes_over_the_teachers_shape():
 
 
 # ---------------------------------------------------------------------------------------- processes
-def two_ranks(rank: int, folder: str, world: int):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=60),
-    )
-    images, teacher, weight = torch.load(f"{folder}/batch.pt")
-    mine = slice(5 * rank, 5 * rank + 5)
-    found = {
-        gather: gradient(
-            lambda w, loss: loss(images[mine] @ w.T, teacher[mine]), weight, RKDLoss(gather=gather)
-        )
-        for gather in (True, False)
-    }
-    torch.save(found, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
 def test_two_processes_that_gather_equal_one(tmp_path):
-    """The loss, and the parameters' gradients averaged over the ranks, as DDP does."""
-    images, teacher, weight = rows(10, 6), rows(10, 3), rows(4, 6)
-    torch.save((images, teacher, weight), tmp_path / "batch.pt")
-    torch.multiprocessing.spawn(two_ranks, (str(tmp_path), 2), nprocs=2)
-    value, pull = gradient(lambda w: RKDLoss(gather=True)(images @ w.T, teacher), weight)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for found in ranks:
-        torch.testing.assert_close(found[True][0], value, rtol=1e-12, atol=0)
-    averaged, apart = (sum(found[gather][1] for found in ranks) / 2 for gather in (True, False))
-    torch.testing.assert_close(averaged, pull, rtol=1e-11, atol=1e-16)
-    # ranks by themselves see other relations
-    assert (apart - pull).norm() > 0.05 * pull.norm()
+    check_two_processes(tmp_path, [RKDLoss])
 
 
 @pytest.mark.gpu

@@ -615,10 +615,8 @@ def test_finding_out_about_the_short_cut_draws_no_random_number():
 
 @pytest.mark.parametrize("name", ["digits_cnn", "two_layers"])
 def test_an_empty_batch(name):
-    distiller = lwm(name).eval()
     for fast in (None, False):
-        distiller.fast = fast
-        distiller._facts.clear()
+        distiller = lwm(name, fast=fast).eval()
         loss = distiller(rows(0, 1, 8, 8))["loss_ad"]
         loss.backward()
         assert loss == 0 and shorts(distiller)["student"] == (name == "digits_cnn" and fast is None)

@@ -244,8 +244,16 @@ def test_rows_of_a_replay_take_no_part_in_the_cross_entropy_of_new_classes():
             step["logits"], teacher(step["x"]), [3, 7], 2.0
         )
         assert step["loss"].item() == pytest.approx(wanted, rel=1e-4)
+    replay = SimpleNamespace(
+        model=strategy.model,
+        mb_x=steps.seen[0]["x"][:2],
+        mb_y=torch.tensor([3, 7]),
+        mb_output=torch.zeros(2, 10),
+        loss=torch.zeros(1),
+    )
     # a batch of the replay alone
-    assert torch.isfinite(plugin._new_loss(torch.zeros(2, 10), torch.tensor([3, 7])))
+    plugin.before_backward(replay)
+    assert torch.isfinite(replay.loss)
 
 
 @pytest.mark.parametrize(

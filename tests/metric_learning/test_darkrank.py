@@ -5,18 +5,17 @@ limits.
 import itertools
 import math
 import time
-from datetime import timedelta
+from functools import partial
 
 import pytest
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from torch import nn
 
 from kdtasks.core import Distiller
 from kdtasks.metric_learning import DarkRankLoss, darkrank, darkrank_hard_loss, darkrank_soft_loss
+from tests.relations import F64, check_two_processes, distance, gradient, rows
 
-F64 = torch.float64
 BOTH = (darkrank_hard_loss, darkrank_soft_loss)
 SETTINGS = [
     {},
@@ -35,14 +34,6 @@ SETTINGS = [
 @pytest.fixture(autouse=True)
 def one_seed():
     torch.manual_seed(0)
-
-
-def rows(n, d, dtype=F64, scale=1.0):
-    return (scale * torch.randn(n, d, dtype=F64)).to(dtype)
-
-
-def distance(x, y):
-    return math.sqrt(sum((a - b) ** 2 for a, b in zip(x, y)))
 
 
 def lists(student, teacher, alpha=3.0, beta=3.0, list_length=4, normalize=True):
@@ -113,12 +104,6 @@ def hard_by_autograd(student, teacher, alpha=3.0, beta=3.0, list_length=4, detac
         )
         costs.append(sum(z[i:].logsumexp(0) - z[i] for i in range(len(z))))
     return sum(costs) / len(costs)
-
-
-def gradient(loss, student, *rest, **options):
-    student = student.detach().clone().requires_grad_()
-    value = loss(student, *rest, **options)
-    return value.detach(), *torch.autograd.grad(value, student)
 
 
 # -------------------------------------------------------------------------------------- the formula
@@ -728,59 +713,14 @@ def test_through_the_distiller_a_narrow_student_ranks_as_the_teacher_does(loss):
 
 
 # ---------------------------------------------------------------------------------------- processes
-def on_batch(weight, loss, images, teacher):
-    return loss(images @ weight.T, teacher)
-
-
-GATHERED = [{"kind": "hard", "list_length": None}, {"kind": "soft", "preset": "released"}]
-
-
-def two_ranks(rank: int, folder: str, world: int):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=60),
-    )
-    images, teacher, weight = torch.load(f"{folder}/batch.pt")
-    mine = slice(5 * rank, 5 * rank + 5)
-    torch.save(
-        [
-            [
-                gradient(
-                    on_batch,
-                    weight,
-                    DarkRankLoss(**given, gather=gather),
-                    images[mine],
-                    teacher[mine],
-                )
-                for gather in (True, False)
-            ]
-            for given in GATHERED
-        ],
-        f"{folder}/{rank}.pt",
-    )
-    torch.distributed.destroy_process_group()
-
-
 def test_two_processes_that_gather_equal_one(tmp_path):
-    """The loss, and the parameters' gradients averaged over the ranks, as DDP does."""
-    images, teacher, weight = rows(10, 6), rows(10, 3), rows(4, 6)
-    torch.save((images, teacher, weight), tmp_path / "batch.pt")
-    torch.multiprocessing.spawn(two_ranks, (str(tmp_path), 2), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for i, given in enumerate(GATHERED):
-        value, pull = gradient(
-            on_batch, weight, DarkRankLoss(**given, gather=True), images, teacher
-        )
-        for found in ranks:
-            torch.testing.assert_close(found[i][0][0], value, rtol=1e-12, atol=0)
-        averaged, apart = (sum(found[i][k][1] for found in ranks) / 2 for k in (0, 1))
-        torch.testing.assert_close(averaged, pull, rtol=1e-10, atol=1e-14)
-        # ranks by themselves have other lists
-        assert (apart - pull).norm() > 0.05 * pull.norm()
+    check_two_processes(
+        tmp_path,
+        [
+            partial(DarkRankLoss, kind="hard", list_length=None),
+            partial(DarkRankLoss, kind="soft", preset="released"),
+        ],
+    )
 
 
 @pytest.mark.gpu

@@ -1,11 +1,9 @@
 """S2SD's divergence and PKT against loops over rows, their gradients, their laws, and their limits."""
 
 import math
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from torch import nn
 
@@ -17,8 +15,7 @@ from kdtasks.metric_learning import (
     pkt_loss,
     similarity_kl_loss,
 )
-
-F64 = torch.float64
+from tests.relations import F64, check_two_processes, gradient, rows
 
 
 def others_kl(student, teacher):
@@ -31,10 +28,6 @@ LOSSES = (similarity_kl_loss, others_kl, pkt_loss)
 @pytest.fixture(autouse=True)
 def one_seed():
     torch.manual_seed(0)
-
-
-def rows(n, d, dtype=F64, scale=1.0):
-    return (scale * torch.randn(n, d, dtype=F64)).to(dtype)
 
 
 def cosine(x, y):
@@ -70,12 +63,6 @@ SLOW = {
     pkt_loss: slow_pkt,
     others_kl: lambda s, t: slow_kl(s, t, 0.2, False),
 }
-
-
-def gradient(loss, student, *rest):
-    student = student.detach().clone().requires_grad_()
-    value = loss(student, *rest)
-    return value.detach(), *torch.autograd.grad(value, student)
 
 
 # -------------------------------------------------------------------------------------- the formula
@@ -316,52 +303,8 @@ def test_through_the_distiller_a_narrow_student_takes_the_teachers_cosines(loss)
 
 
 # ---------------------------------------------------------------------------------------- processes
-# its test is here, as processes start slowly
-GATHERING = (SimilarityKLLoss, PKTLoss, RelativeTeacherLoss)
-
-
-def on_batch(weight, loss, images, teacher):
-    return loss(images @ weight.T, teacher)
-
-
-def two_ranks(rank: int, folder: str, world: int):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=60),
-    )
-    images, teacher, weight = torch.load(f"{folder}/batch.pt")
-    mine = slice(5 * rank, 5 * rank + 5)
-    torch.save(
-        [
-            [
-                gradient(on_batch, weight, make(gather=gather), images[mine], teacher[mine])
-                for gather in (True, False)
-            ]
-            for make in GATHERING
-        ],
-        f"{folder}/{rank}.pt",
-    )
-    torch.distributed.destroy_process_group()
-
-
 def test_two_processes_that_gather_equal_one(tmp_path):
-    """The loss, and the parameters' gradients averaged over the ranks, as DDP does."""
-    images, teacher, weight = rows(10, 6), rows(10, 3), rows(4, 6)
-    torch.save((images, teacher, weight), tmp_path / "batch.pt")
-    torch.multiprocessing.spawn(two_ranks, (str(tmp_path), 2), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for i, make in enumerate(GATHERING):
-        value, pull = gradient(on_batch, weight, make(), images, teacher)
-        for found in ranks:
-            torch.testing.assert_close(found[i][0][0], value, rtol=1e-12, atol=0)
-        together, apart = (sum(found[i][k][1] for found in ranks) / 2 for k in (0, 1))
-        torch.testing.assert_close(together, pull, rtol=1e-10, atol=1e-14)
-        # ranks by themselves see less
-        assert (apart - pull).norm() > 0.05 * pull.norm()
+    check_two_processes(tmp_path, [SimilarityKLLoss, PKTLoss, RelativeTeacherLoss])
 
 
 @pytest.mark.gpu

@@ -17,8 +17,7 @@ from kdtasks.metric_learning import (
     absolute_teacher_loss,
     relative_teacher_loss,
 )
-
-F64 = torch.float64
+from tests.relations import F64, gradient, rows
 
 
 def by_pairs(student, teacher):
@@ -32,10 +31,6 @@ LOSSES = (absolute_teacher_loss, *RELATIVE)
 @pytest.fixture(autouse=True)
 def one_seed():
     torch.manual_seed(0)
-
-
-def rows(n, d, dtype=F64, scale=1.0):
-    return (scale * torch.randn(n, d, dtype=F64)).to(dtype)
 
 
 def slow_absolute(student, teacher):
@@ -64,12 +59,6 @@ def slow_pairs(student, teacher):
 
 
 SLOW = dict(zip(LOSSES, (slow_absolute, slow_frobenius, slow_pairs)))
-
-
-def gradient(loss, student, *rest):
-    student = student.detach().clone().requires_grad_()
-    value = loss(student, *rest)
-    return value.detach(), *torch.autograd.grad(value, student)
 
 
 # -------------------------------------------------------------------------------------- the formula

@@ -2,6 +2,7 @@
 what is refused.
 """
 
+import importlib.util
 import inspect
 import os
 from fractions import Fraction
@@ -627,8 +628,9 @@ def test_photos_that_are_not_installed(monkeypatch):
     monkeypatch.setattr(data, "TRAIN_PHOTOS", ("camera", "yeti"))
     with pytest.raises(FileNotFoundError, match="no photo 'yeti' in .*skimage"):
         data.photos()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'kdtasks\[sr\]'"):
-        data._package("nobody_has_this_package")
+        data.photos()
 
 
 @pytest.mark.parametrize(

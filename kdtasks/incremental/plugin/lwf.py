@@ -1,7 +1,8 @@
 """Learning without Forgetting and LwF.MC in an avalanche strategy."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from kdtasks.core.precision import raised
 from kdtasks.incremental.lwf import LwFLoss, lwf_mc_loss
 from kdtasks.incremental.plugin.base import OldModelPlugin, check_one_head, class_places, has_tasks
+
+if TYPE_CHECKING:
+    from avalanche.training.templates import SupervisedTemplate
 
 
 class LwFPlugin(OldModelPlugin):
@@ -63,7 +67,8 @@ class LwFPlugin(OldModelPlugin):
         self.weight, self.ce_over = weight, ce_over
         self.loss = LwFLoss(temperature, scale_t2)
 
-    def before_training_exp(self, strategy, **kwargs):
+    def before_training_exp(self, strategy: "SupervisedTemplate", **kwargs: object) -> None:
+        """Also find the classes' places, and check that each softmax has several classes."""
         super().before_training_exp(strategy, **kwargs)
         self.place = class_places(torch.cat([self.old, self.new]), self.new)
         self._check_classes(strategy.model)
@@ -92,43 +97,45 @@ class LwFPlugin(OldModelPlugin):
             )
 
     def listen(self, model: nn.Module) -> AbstractContextManager:
+        """Record the features that the heads of all tasks read."""
         heads = _heads(model)
         return _calls_of(heads[0]) if len(heads) == 1 else nullcontext([])
 
-    def before_backward(self, strategy, **kwargs):
+    def before_backward(self, strategy: "SupervisedTemplate", **kwargs: object) -> None:
+        """Add the distillation loss, from the second experience on."""
         if self.teacher is None:
             return
-        weight = self.weight[self.experience] if isinstance(self.weight, Sequence) else self.weight
         if has_tasks(strategy.model):
-            pairs = self._old_heads(strategy)
+            student, teacher = self._old_heads(strategy)
         else:
-            pairs = [
-                (strategy.mb_output[:, self.old], self.teacher_logits(strategy.mb_x)[:, self.old])
-            ]
+            student = [strategy.mb_output[:, self.old]]
+            teacher = [self.teacher_logits(strategy.mb_x)[:, self.old]]
             if self.ce_over == "new":
                 strategy.loss = self._new_loss(strategy.mb_output, strategy.mb_y).reshape(1)
-        strategy.loss = strategy.loss + weight * self.loss(*zip(*pairs))
+        weight = self.weight[self.experience] if isinstance(self.weight, Sequence) else self.weight
+        strategy.loss = strategy.loss + weight * self.loss(student, teacher)
 
     def _new_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The cross-entropy of the columns of this experience's classes."""
         (logits,), target = raised(logits[:, self.new]), self.place[target]
         return F.cross_entropy(logits, target, reduction="sum") / (target >= 0).sum().clamp(min=1)
 
-    def _old_heads(self, strategy) -> list[tuple[Tensor, Tensor]]:
-        """(student, teacher) of each old task, the columns of its classes."""
-        calls, self.heard = self.heard, []
-        with torch.no_grad(), self.teacher.ready(), self.listen(self.teacher.model) as taught:
+    def _old_heads(self, strategy: "SupervisedTemplate") -> tuple[list[Tensor], list[Tensor]]:
+        """Student's and teacher's logits of each old task, the columns of its classes."""
+        student_calls, self.heard = self.heard, []
+        with torch.no_grad(), self.teacher.ready(), self.listen(self.teacher.model) as calls:
             teacher = self.teacher.model(strategy.mb_x, None)
         # one trunk: the heads of all tasks in one call
-        shared = [tasks is None for _, tasks in taught] == [True]
-        if shared and len(calls) == 1 and len(calls[0][0]) == len(strategy.mb_x):
-            head = _heads(strategy.model)[0]
-            student = {task: head.forward_single_task(calls[0][0], task) for task in self.seen}
+        shared = len(calls) == 1 and calls[0][1] is None
+        if shared and len(student_calls) == 1 and len(student_calls[0][0]) == len(strategy.mb_x):
+            head, features = _heads(strategy.model)[0], student_calls[0][0]
+            student = {task: head.forward_single_task(features, task) for task in self.seen}
         else:
             student = strategy.model(strategy.mb_x, None)
-        return [
-            (student[task][:, classes], teacher[task][:, classes])
-            for task, classes in self.columns.items()
-        ]
+        return (
+            [student[task][:, classes] for task, classes in self.columns.items()],
+            [teacher[task][:, classes] for task, classes in self.columns.items()],
+        )
 
 
 class LwFMCPlugin(OldModelPlugin):
@@ -144,17 +151,20 @@ class LwFMCPlugin(OldModelPlugin):
         ValueError: (at the experience) the model has a head for each task.
     """
 
-    def before_training_exp(self, strategy, **kwargs):
+    def before_training_exp(self, strategy: "SupervisedTemplate", **kwargs: object) -> None:
+        """Also find the classes' places, and check that there is one head."""
         super().before_training_exp(strategy, **kwargs)
         check_one_head(self, strategy.model)
         self.all = torch.cat([self.old, self.new[~torch.isin(self.new, self.old)]])
         self.place = class_places(self.all, self.all)
 
-    def before_backward(self, strategy, **kwargs):
-        teacher = None if self.teacher is None else self.teacher_logits(strategy.mb_x)[:, self.old]
-        strategy.loss = lwf_mc_loss(
-            strategy.mb_output[:, self.all], teacher, self.place[strategy.mb_y]
-        ).reshape(1)
+    def before_backward(self, strategy: "SupervisedTemplate", **kwargs: object) -> None:
+        """Replace the loss so far."""
+        teacher = None
+        if self.teacher is not None:
+            teacher = self.teacher_logits(strategy.mb_x)[:, self.old]
+        target = self.place[strategy.mb_y]
+        strategy.loss = lwf_mc_loss(strategy.mb_output[:, self.all], teacher, target).reshape(1)
 
 
 def _heads(model: nn.Module) -> list[nn.Module]:
@@ -164,12 +174,13 @@ def _heads(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def _calls_of(head: nn.Module):
+def _calls_of(head: nn.Module) -> Iterator[list[tuple]]:
     """A list that gets (features, task labels) of each call of a MultiHeadClassifier."""
     calls: list[tuple] = []
 
-    def record(module, args, kwargs):
-        calls.append((args[0], kwargs.get("task_labels", args[1] if len(args) > 1 else None)))
+    def record(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        positional = args[1] if len(args) > 1 else None
+        calls.append((args[0], kwargs.get("task_labels", positional)))
 
     hook = head.register_forward_pre_hook(record, with_kwargs=True)
     try:

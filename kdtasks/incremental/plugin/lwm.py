@@ -1,15 +1,19 @@
 """Learning without Memorizing in an avalanche strategy."""
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from kdtasks.core.layouts import check_channels_first, to_nchw
-from kdtasks.core.names import did_you_mean
-from kdtasks.core.recorder import check_gradient, module_paths
+from kdtasks.core.recorder import check_gradient
 from kdtasks.incremental.lwm import grad_cam, lwm_attention_loss, lwm_distill_bce
-from kdtasks.incremental.plugin.base import OldModelPlugin, check_one_head
+from kdtasks.incremental.plugin.base import OldModelPlugin, check_one_head, check_submodule
+
+if TYPE_CHECKING:
+    from avalanche.training.templates import SupervisedTemplate
 
 
 class LwMPlugin(OldModelPlugin):
@@ -47,83 +51,79 @@ class LwMPlugin(OldModelPlugin):
         prefix_tokens: int = 0,
     ):
         super().__init__()
-        self.layout, self.prefix_tokens = layout, prefix_tokens
-        self.attention, self.gamma, self.beta, self.second_order = (
-            attention,
-            gamma,
-            beta,
-            second_order,
-        )
+        self.attention, self.layout, self.prefix_tokens = attention, layout, prefix_tokens
+        self.gamma, self.beta, self.second_order = gamma, beta, second_order
 
-    def before_training_exp(self, strategy, **kwargs):
+    def before_training_exp(self, strategy: "SupervisedTemplate", **kwargs: object) -> None:
+        """Also check the model's head and the submodule."""
         super().before_training_exp(strategy, **kwargs)
         check_one_head(self, strategy.model)
-        if self.attention not in (paths := module_paths(strategy.model)):
-            raise ValueError(
-                f"attention={self.attention!r}: {type(strategy.model).__name__} has no such "
-                f"submodule; {did_you_mean(self.attention, paths)}"
-            )
+        check_submodule(strategy.model, "attention", self.attention)
 
     def listen(self, model: nn.Module) -> AbstractContextManager:
+        """Record the submodule's outputs, if attention is compared."""
         return _activations_of(model, self.attention) if self.gamma != 0 else nullcontext([])
 
-    def before_backward(self, strategy, **kwargs):
+    def before_backward(self, strategy: "SupervisedTemplate", **kwargs: object) -> None:
+        """Add both terms, from the second experience on."""
         if self.teacher is None:
             return
         student, input = strategy.mb_output, strategy.mb_x
         if self.gamma == 0:
             teacher = self.teacher_logits(input)
         else:
-            with torch.enable_grad(), self.listen(self.teacher.model) as taught:
+            with torch.enable_grad(), self.listen(self.teacher.model) as teacher_activations:
                 teacher = self.teacher(input)
-            taken, self.heard = self.heard, []
+            activations, self.heard = self.heard, []
             attended = self.old[student[:, self.old].argmax(1)]
-            maps = [
-                self._map(student, taken, attended, self.second_order),
-                self._map(teacher, taught, attended, False),
-            ]
-            strategy.loss = strategy.loss + self.gamma * lwm_attention_loss(*maps)
+            student_map = self._map(student, activations, attended, self.second_order)
+            teacher_map = self._map(teacher, teacher_activations, attended, False)
+            attention_loss = lwm_attention_loss(student_map, teacher_map)
+            strategy.loss = strategy.loss + self.gamma * attention_loss
         if self.beta != 0:
+            teacher = teacher.detach()[:, self.old]
             strategy.loss = strategy.loss + self.beta * lwm_distill_bce(
-                student[:, self.old], teacher.detach()[:, self.old]
+                student[:, self.old], teacher
             )
 
     def _map(
-        self, logits: Tensor, taken: list[Tensor], attended: Tensor, second_order: bool
+        self, logits: Tensor, activations: list[Tensor], attended: Tensor, second_order: bool
     ) -> Tensor:
         """(B, h, w) Grad-CAM of one class a row. Rows do not mix after the activation, so their sum
         has each row's gradient.
         """
-        if len(taken) != 1:
+        if len(activations) != 1:
             raise ValueError(
-                f"attention={self.attention!r} ran {len(taken)} times in one forward, expected once"
+                f"attention={self.attention!r} ran {len(activations)} times in one forward, "
+                "expected once"
             )
         score = logits.gather(1, attended[:, None]).sum()
         (gradient,) = torch.autograd.grad(
-            score, taken, retain_graph=True, create_graph=second_order
+            score, activations, retain_graph=True, create_graph=second_order
         )
         if self.layout is None:
-            check_channels_first(taken[0])
+            check_channels_first(activations[0])
         return grad_cam(
-            *(to_nchw(one, self.layout, self.prefix_tokens) for one in (taken[0], gradient))
+            to_nchw(activations[0], self.layout, self.prefix_tokens),
+            to_nchw(gradient, self.layout, self.prefix_tokens),
         )
 
 
 @contextmanager
-def _activations_of(model: nn.Module, path: str):
+def _activations_of(model: nn.Module, path: str) -> Iterator[list[Tensor]]:
     """A list that gets a submodule's outputs, ready to be differentiated by, as they were before
     any change in place.
     """
-    taken: list[Tensor] = []
+    activations: list[Tensor] = []
 
-    def record(module, args, output):
+    def record(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             check_gradient(path, module)
-        taken.append(output if output.requires_grad else output.detach().requires_grad_())
-        return taken[-1].clone()
+        activations.append(output if output.requires_grad else output.detach().requires_grad_())
+        return activations[-1].clone()
 
     hook = model.get_submodule(path).register_forward_hook(record)
     try:
-        yield taken
+        yield activations
     finally:
         hook.remove()

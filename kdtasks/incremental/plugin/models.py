@@ -1,13 +1,18 @@
 """Models of avalanche's and ours as plain tensors, and back, whatever heads have grown since."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from kdtasks.incremental.models import GrowingHead
 
+if TYPE_CHECKING:
+    from avalanche.models import MultiHeadClassifier
+
 
 def model_state(model: nn.Module) -> dict:
-    """The tensors of a model, and what avalanche's modules of several tasks know beside them."""
+    """The tensors of a model, and what avalanche's multi-task modules keep beside them."""
     from avalanche.models import MultiTaskModule
 
     tasks = {
@@ -23,43 +28,50 @@ def model_state(model: nn.Module) -> dict:
 
 def load_model(model: nn.Module, state: dict) -> nn.Module:
     """The model with the saved tensors, its heads made as many and as large as those were."""
-    from avalanche.models import IncrementalClassifier, MultiHeadClassifier
+    from avalanche.models import MultiHeadClassifier
 
     tensors, device = state["tensors"], next(model.parameters()).device
     for path, module in list(model.named_modules()):
+        prefix = f"{path}." if path else ""
         if isinstance(module, MultiHeadClassifier):
-            wanted = _children(tensors, f"{path}.classifiers." if path else "classifiers.")
-            size = module.starting_out_features
-            for task in [task for task in module.classifiers if task not in wanted]:
-                del module.classifiers[task], module._buffers[f"active_units_T{task}"]
-            for task in [task for task in wanted if task not in module.classifiers]:
-                module.classifiers[task] = IncrementalClassifier(
-                    module.in_features, size, masking=False, auto_adapt=False
-                )
-                module.register_buffer(f"active_units_T{task}", torch.zeros(size, dtype=torch.int8))
+            _match_tasks(module, _children(tensors, f"{prefix}classifiers."))
         if isinstance(module, GrowingHead):
-            wanted = _children(tensors, f"{path}.blocks." if path else "blocks.")
-            del module.blocks[len(wanted) :]
-            for _ in wanted[len(module.blocks) :]:
+            blocks = _children(tensors, f"{prefix}blocks.")
+            del module.blocks[len(blocks) :]
+            for _ in blocks[len(module.blocks) :]:
                 module.grow(1)
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    present = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, value in tensors.items():
-        if name in own and own[name].shape != value.shape:
-            _replace(model, name, own[name].new_empty(value.shape))
-    for path, (known, count) in state["tasks"].items():
+        if name in present and present[name].shape != value.shape:
+            _replace(model, name, present[name].new_empty(value.shape))
+    for path, (task_labels, largest_class) in state["tasks"].items():
         module = model.get_submodule(path)
-        module.known_train_tasks_labels, module.max_class_label = {*known}, count
+        module.known_train_tasks_labels = set(task_labels)
+        module.max_class_label = largest_class
     model.load_state_dict(tensors)
     return model.to(device)
 
 
+def _match_tasks(module: "MultiHeadClassifier", tasks: list[str]) -> None:
+    """Give the module a head for each of the tasks, and no other."""
+    from avalanche.models import IncrementalClassifier
+
+    size = module.starting_out_features
+    for task in list(module.classifiers):
+        if task not in tasks:
+            del module.classifiers[task], module._buffers[f"active_units_T{task}"]
+    for task in tasks:
+        if task not in module.classifiers:
+            module.classifiers[task] = IncrementalClassifier(
+                module.in_features, size, masking=False, auto_adapt=False
+            )
+            module.register_buffer(f"active_units_T{task}", torch.zeros(size, dtype=torch.int8))
+
+
 def _children(tensors: dict[str, Tensor], prefix: str) -> list[str]:
     """The names that follow a prefix, each once, in order."""
-    return list(
-        dict.fromkeys(
-            name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)
-        )
-    )
+    names = [name.removeprefix(prefix) for name in tensors if name.startswith(prefix)]
+    return list(dict.fromkeys(name.split(".")[0] for name in names))
 
 
 def _replace(model: nn.Module, name: str, value: Tensor) -> None:
@@ -67,10 +79,8 @@ def _replace(model: nn.Module, name: str, value: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     old = getattr(module, leaf)
-    setattr(
-        module,
-        leaf,
-        nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value,
-    )
+    if isinstance(old, nn.Parameter):
+        value = nn.Parameter(value, old.requires_grad)
+    setattr(module, leaf, value)
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
