@@ -230,17 +230,12 @@ class TeacherCache:
         built = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
         try:
             built.mkdir(parents=True)
-            arrays = _write_arrays(built, samples, views, batches, outputs, half)
-            meta = {
-                "format": FORMAT,
-                "key": key,
-                "samples": samples,
-                "views": views,
-                "arrays": arrays,
-            }
-            with (built / "meta.json").open("w", encoding="utf-8") as file:
-                json.dump(meta, file, indent=2)
-                _sync(file)
+            with ExitStack() as files:
+                writer = _ArrayWriter(built, samples, views, files)
+                for batch in batches:
+                    writer.add(batch, outputs(batch))
+                arrays = writer.finish(half)
+            _write_meta(built, key, samples, views, arrays)
             sync_folder(built)
             return _publish(built, folder, key)
         except OSError as error:
@@ -354,73 +349,98 @@ def _flat(index: Tensor, view: Tensor, samples: int, views: int) -> np.ndarray:
 # ------------------------------------------------------------------------------------------ writing
 
 
-def _write_arrays(
-    folder: Path,
-    samples: int,
-    views: int,
-    batches: Iterable[Mapping],
-    outputs: Callable[[Mapping], Mapping[str, Tensor]],
-    half: bool,
-) -> list[dict]:
-    """Write ``0.bin``, ``1.bin``, ... and return their entries of ``meta.json``."""
-    arrays: dict[str, dict] = {}
-    files: dict[str, BinaryIO] = {}
-    # the largest |x| of each name of floats
-    peaks: dict[str, float] = {}
-    seen = bytearray(views * samples)
-    with ExitStack() as stack:
-        for batch in batches:
-            flat = _flat(batch["index"], batch["view"], samples, views)
-            for row, position in enumerate(flat.tolist()):
-                if seen[position]:
-                    raise ValueError(
-                        f"{_pair(batch, row)} is given twice; batches must hold each "
-                        "(index, view) exactly once"
-                    )
-                seen[position] = 1
-            values = {name: _storable(name, value, batch) for name, value in outputs(batch).items()}
-            found = {
-                name: {"shape": list(value.shape[1:]), "dtype": value.dtype.name}
-                for name, value in values.items()
-            }
-            if not files:
-                if not found:
-                    raise ValueError("outputs returned an empty dict; there is nothing to keep")
-                arrays = found
-                _check_room(
-                    folder, sum(value[:1].nbytes for value in values.values()) * samples * views
-                )
-                for i, name in enumerate(arrays):
-                    files[name] = stack.enter_context((folder / f"{i}.bin").open("w+b"))
-            if found != arrays:
-                raise ValueError(
-                    f"outputs changed their names, shapes or dtypes: first {arrays}, now {found}"
-                )
-            for name, value in values.items():
-                if value.dtype == np.float32:
-                    peaks[name] = max(peaks.get(name, 0.0), _peak(name, value, batch))
-                bytes_each = value[:1].nbytes
-                for position, row in zip(
-                    flat.tolist(), value.astype(_little(value.dtype.name), copy=False)
-                ):
-                    files[name].seek(position * bytes_each)
-                    files[name].write(row.tobytes())
-        missing = seen.count(0)
-        if missing:
-            view, index = divmod(seen.find(0), samples)
+class _ArrayWriter:
+    """Writes ``0.bin``, ``1.bin``, ... batch by batch.
+
+    Args:
+        folder: where to.
+        samples, views: how many there are.
+        files: closes the files at the end.
+    """
+
+    def __init__(self, folder: Path, samples: int, views: int, files: ExitStack):
+        self.folder, self.samples, self.views = folder, samples, views
+        self.arrays: dict[str, dict] = {}
+        self._stack = files
+        self._files: dict[str, BinaryIO] = {}
+        # the largest |x| of each name of floats
+        self._peaks: dict[str, float] = {}
+        self._written = bytearray(views * samples)
+
+    def add(self, batch: Mapping, values: Mapping[str, Tensor]) -> None:
+        """Write the rows of a batch to their places."""
+        places = _flat(batch["index"], batch["view"], self.samples, self.views).tolist()
+        self._check_places(places, batch)
+        rows = {name: _storable(name, value, batch) for name, value in values.items()}
+        kinds = {
+            name: {"shape": list(value.shape[1:]), "dtype": value.dtype.name}
+            for name, value in rows.items()
+        }
+        if not self._files:
+            self._begin(kinds, sum(value[:1].nbytes for value in rows.values()))
+        if kinds != self.arrays:
             raise ValueError(
-                f"{missing} of {samples} x {views} (index, view) are missing, the "
-                f"first is index {index}, "
-                f"view {view}; batches must hold each exactly once"
+                f"outputs changed their names, shapes or dtypes: first {self.arrays}, now {kinds}"
             )
-        for name, file in files.items():
-            if half and name in peaks and peaks[name] <= HALF_MAX:
-                _halve(file, samples * views * math.prod(arrays[name]["shape"]))
-                arrays[name]["dtype"] = "float16"
+        for name, value in rows.items():
+            if value.dtype == np.float32:
+                self._peaks[name] = max(self._peaks.get(name, 0.0), _peak(name, value, batch))
+            self._write(self._files[name], places, value)
+
+    def _check_places(self, places: list[int], batch: Mapping) -> None:
+        for row, place in enumerate(places):
+            if self._written[place]:
+                raise ValueError(
+                    f"{_pair(batch, row)} is given twice; batches must hold each (index, view) "
+                    "exactly once"
+                )
+            self._written[place] = 1
+
+    def _begin(self, kinds: dict[str, dict], row_bytes: int) -> None:
+        if not kinds:
+            raise ValueError("outputs returned an empty dict; there is nothing to keep")
+        self.arrays = kinds
+        _check_room(self.folder, row_bytes * self.samples * self.views)
+        for i, name in enumerate(kinds):
+            file = (self.folder / f"{i}.bin").open("w+b")
+            self._files[name] = self._stack.enter_context(file)
+
+    @staticmethod
+    def _write(file: BinaryIO, places: list[int], value: np.ndarray) -> None:
+        bytes_each = value[:1].nbytes
+        for place, row in zip(places, value.astype(_little(value.dtype.name), copy=False)):
+            file.seek(place * bytes_each)
+            file.write(row.tobytes())
+
+    def finish(self, half: bool) -> list[dict]:
+        """The entries of ``meta.json``.
+
+        Args:
+            half: store floats as float16 where they fit.
+        """
+        missing = self._written.count(0)
+        if missing:
+            view, index = divmod(self._written.find(0), self.samples)
+            raise ValueError(
+                f"{missing} of {self.samples} x {self.views} (index, view) are missing, the first "
+                f"is index {index}, view {view}; batches must hold each exactly once"
+            )
+        for name, file in self._files.items():
+            array = self.arrays[name]
+            if half and self._peaks.get(name, math.inf) <= HALF_MAX:
+                _halve(file, self.samples * self.views * math.prod(array["shape"]))
+                array["dtype"] = "float16"
             _sync(file)
-            arrays[name] |= {"bytes": _size(samples, views, arrays[name]), "crc32": _checksum(file)}
+            array |= {"bytes": _size(self.samples, self.views, array), "crc32": _checksum(file)}
             _checked.add(_identity(file))
-    return [{"name": name, **array} for name, array in arrays.items()]
+        return [{"name": name, **array} for name, array in self.arrays.items()]
+
+
+def _write_meta(folder: Path, key: dict, samples: int, views: int, arrays: list[dict]) -> None:
+    meta = {"format": FORMAT, "key": key, "samples": samples, "views": views, "arrays": arrays}
+    with (folder / "meta.json").open("w", encoding="utf-8") as file:
+        json.dump(meta, file, indent=2)
+        _sync(file)
 
 
 def _check_room(folder: Path, size: int) -> None:

@@ -53,31 +53,11 @@ class Teacher(nn.Module):
             raise ValueError(
                 f"precision must be None or one of {list(PRECISIONS)}, got {precision!r}"
             )
-        size = (
-            (input_size,) * 2 if isinstance(input_size, int) else input_size and tuple(input_size)
-        )
-        if size is not None and not (
-            len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
-        ):
-            raise ValueError(
-                f"input_size must be None, a side or (height, width), got {input_size!r}"
-            )
-        norms = (mean, std, student_mean, student_std)
-        if any(n is not None for n in norms) and any(n is None for n in norms):
-            raise ValueError(
-                "mean, std, student_mean and student_std go together; got "
-                f"mean={mean}, std={std}, student_mean={student_mean}, "
-                f"student_std={student_std}"
-            )
+        size = _height_and_width(input_size)
+        scale, shift = _renormalization(mean, std, student_mean, student_std)
+        # which freezes it: after all checks
         self.model = model
-        self.precision = PRECISIONS.get(precision)
-        self.input_size = size
-        scale = shift = None
-        if mean is not None:
-            mean, std, student_mean, student_std = (
-                torch.as_tensor(n, dtype=torch.float32).view(-1, 1, 1) for n in norms
-            )
-            scale, shift = student_std / std, (student_mean - mean) / std
+        self.precision, self.input_size = PRECISIONS.get(precision), size
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
         self.training = False
@@ -110,9 +90,8 @@ class Teacher(nn.Module):
     def _prepared(self, input: Tensor) -> Tensor:
         if not isinstance(input, Tensor):
             raise TypeError(
-                f"a teacher with an input_size or a normalisation of its own takes one "
-                "tensor, "
-                f"got {type(input).__name__}"
+                "a teacher with an input_size or a normalisation of its own takes one tensor, got "
+                f"{type(input).__name__}"
             )
         if self.scale is not None:
             input = input * self.scale + self.shift
@@ -132,6 +111,33 @@ class Teacher(nn.Module):
 
     def __deepcopy__(self, memo) -> "Teacher":
         return self
+
+
+def _height_and_width(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"input_size must be None, a side or (height, width), got {size!r}")
+    return sides
+
+
+def _renormalization(
+    mean, std, student_mean, student_std
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """The scale and shift, (C, 1, 1), that turn the student's inputs into the teacher's."""
+    given = (mean, std, student_mean, student_std)
+    if all(value is None for value in given):
+        return None, None
+    if any(value is None for value in given):
+        raise ValueError(
+            "mean, std, student_mean and student_std go together; got "
+            f"mean={mean}, std={std}, student_mean={student_mean}, student_std={student_std}"
+        )
+    mean, std, student_mean, student_std = (
+        torch.as_tensor(value, dtype=torch.float32).view(-1, 1, 1) for value in given
+    )
+    return student_std / std, (student_mean - mean) / std
 
 
 class Teachers(nn.ModuleDict):

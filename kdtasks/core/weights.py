@@ -1,4 +1,4 @@
-"""Reading a model's weights from a file, without ever unpickling code."""
+"""Read a model's weights from a file, without ever unpickling code."""
 
 import hashlib
 import json
@@ -45,78 +45,77 @@ def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
             tensors; or the ``.json`` beside it is of other weights.
     """
     path = Path(path)
-    if not path.is_file():
-        lies = path.parent.iterdir() if path.parent.is_dir() else ()
-        near = sorted(p.name for p in lies if p.suffix in (".pth", ".pt", ".safetensors"))
-        raise FileNotFoundError(
-            f"no checkpoint {str(path)!r}; "
-            + (
-                did_you_mean(path.name, near)
-                if near
-                else f"no checkpoint lies in {str(path.parent)!r}"
-            )
-        )
+    _check_exists(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    _check_format(path)
+    content = _unpickle(path)
+    state = _inner(content)
+    _warn_of_averages(path, content, state)
+    if not _is_state(state):
+        is_dict = isinstance(state, dict)
+        kind = f"a dict with the keys {list(state)[:6]}" if is_dict else f"a {type(state).__name__}"
+        raise ValueError(
+            f"{str(path)!r} holds no state_dict but {kind}; expected {{name: tensor}}, plain or "
+            "under 'state_dict'"
+        )
+    meta = _meta_beside(path) if state is content else content.get("meta")
+    names = [name for name in state if name not in _COUNTERS]
+    if names and all(name.startswith("module.") for name in names):
+        state = _part(state, "module.")
+    return state, meta if isinstance(meta, dict) else {}
+
+
+def _check_exists(path: Path) -> None:
+    if path.is_file():
+        return
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    names = sorted(p.name for p in beside if p.suffix in (".pth", ".pt", ".safetensors"))
+    hint = did_you_mean(path.name, names)
+    if not names:
+        hint = f"no checkpoint lies in {str(path.parent)!r}"
+    raise FileNotFoundError(f"no checkpoint {str(path)!r}; {hint}")
+
+
+def _check_format(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(8)
-    # a zip archive, or a pickle as of old
+    # a zip archive, or a pickle as torch wrote before 1.6
     if not start.startswith((b"PK", b"\x80")):
         raise ValueError(
-            f"{str(path)!r} is not a checkpoint ({path.stat().st_size} bytes, begins "
-            f"with {start!r})"
+            f"{str(path)!r} is not a checkpoint ({path.stat().st_size} bytes, begins with {start!r})"
         )
     if _is_torchscript(path):
         raise ValueError(
-            f"{str(path)!r} is a TorchScript file (torch.jit.save): a program with "
-            "its weights. Save the weights "
-            "by themselves: torch.save(torch.jit.load(path).state_dict(), other_path)"
+            f"{str(path)!r} is a TorchScript file (torch.jit.save): a program with its weights. "
+            "Save the weights by themselves: torch.save(torch.jit.load(path).state_dict(), "
+            "other_path)"
         )
+
+
+def _unpickle(path: Path):
+    """The content of a ``.pth`` file; no code of it is run.
+
+    Raises:
+        ValueError: it is damaged, or needs code.
+    """
     try:
-        content = _loaded(path)
-    # a broken file raises whatever it happens to
+        return _load_plainly(path)
+    # a broken file may raise anything
     except Exception as error:
-        refused = (
-            re.search(r"GLOBAL (\S+)", str(error))
-            if isinstance(error, pickle.UnpicklingError)
-            else None
-        )
+        is_refusal = isinstance(error, pickle.UnpicklingError)
+        refused = re.search(r"GLOBAL (\S+)", str(error)) if is_refusal else None
         if refused:
             raise ValueError(
-                f"{str(path)!r} holds {refused[1]}, which is no plain weight, and is "
-                "not unpickled, since that "
-                "can run code. Where you trust it, load it yourself and save its "
-                "state_dict: "
-                "torch.save(model.state_dict(), path)"
+                f"{str(path)!r} holds {refused[1]}, which is no plain weight, and is not "
+                "unpickled, since that can run code. Where you trust it, load it yourself and save "
+                "its state_dict: torch.save(model.state_dict(), path)"
             ) from None
-        reason = (
-            type(error).__name__
-            if isinstance(error, pickle.UnpicklingError)
-            else str(error).partition("\n")[0]
-        )
+        reason = type(error).__name__ if is_refusal else str(error).partition("\n")[0]
         raise ValueError(
-            f"{str(path)!r} is truncated, damaged or no checkpoint "
-            f"({path.stat().st_size} bytes): "
+            f"{str(path)!r} is truncated, damaged or no checkpoint ({path.stat().st_size} bytes): "
             f"{reason}"
         ) from None
-    whole, content = content, _inner(content)
-    _say_which(path, whole, content)
-    if not _is_state(content):
-        kind = (
-            f"a dict with the keys {list(content)[:6]}"
-            if isinstance(content, dict)
-            else f"a {type(content).__name__}"
-        )
-        raise ValueError(
-            f"{str(path)!r} holds no state_dict but {kind}; expected {{name: tensor}}, plain or "
-            "under "
-            "'state_dict'"
-        )
-    meta = _meta_beside(path) if content is whole else whole.get("meta")
-    weights = [name for name in content if name not in _COUNTERS]
-    if weights and all(name.startswith("module.") for name in weights):
-        content = _part(content, "module.")
-    return content, meta if isinstance(meta, dict) else {}
 
 
 def checksum(path: str | Path) -> str:
@@ -128,9 +127,7 @@ def checksum(path: str | Path) -> str:
 
 
 def is_meta(path: str | Path) -> bool:
-    """Whether this ``.json`` is what a run wrote of weights, and nobody else's: it begins with
-    ``"kdtasks"``, the version.
-    """
+    """Whether a run wrote this ``.json`` beside weights: it begins with ``"kdtasks"``, the version."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return bool(re.match(r'\s*\{\s*"kdtasks"\s*:', file.read(100)))
@@ -147,23 +144,20 @@ def _meta_beside(path: Path) -> dict:
         expected = meta.pop("sha256")
     except (ValueError, TypeError, KeyError):
         raise ValueError(
-            f"{str(beside)!r} is damaged; it says what {path.name!r} beside it is. "
-            "Where you know that, "
-            "remove it"
+            f"{str(beside)!r} is damaged; it says what {path.name!r} beside it is. Where you know "
+            "that, remove it"
         ) from None
     if checksum(path) != expected:
         raise ValueError(
-            f"{str(beside)!r} is about other weights than {path.name!r} beside it: "
-            "one of them was replaced, or a "
-            "run was killed between the two. The run's --resume writes both anew; if "
-            "these weights are your own, "
-            f"remove {beside.name!r}"
+            f"{str(beside)!r} is about other weights than {path.name!r} beside it: one of them was "
+            "replaced, or a run was killed between the two. The run's --resume writes both anew; "
+            f"if these weights are your own, remove {beside.name!r}"
         )
     return meta
 
 
 class _Nothing:
-    """Stands for an object that is no plain value; whatever it is made of is dropped."""
+    """Stands for an object that is no plain value; its content is dropped."""
 
     def __init__(self, *args, **kwargs):
         pass
@@ -180,11 +174,11 @@ def _an_empty_dict(*args) -> dict:
     return {}
 
 
-# What is filled item by item, which torch allows with lists and dicts only.
+# torch fills these item by item, which it allows with lists and dicts only
 _STAND_INS = {"collections.deque": _an_empty_list, "collections.defaultdict": _an_empty_dict}
 
 
-def _loaded(path: Path):
+def _load_plainly(path: Path):
     """``torch.load`` with ``weights_only=True``; where it refuses an object beside the weights, an
     empty one stands there.
     """
@@ -243,7 +237,8 @@ def _is_swapped(content: dict) -> bool:
     return (isinstance(averaged, dict) and "steps" in averaged) or "averaging_state" in content
 
 
-def _say_which(path: Path, whole, taken) -> None:
+def _warn_of_averages(path: Path, whole, taken) -> None:
+    """Warn that the averaged weights of a file are taken."""
     if taken is whole or not isinstance(whole, dict):
         return
     key = next(
@@ -324,10 +319,8 @@ def load_weights(model: nn.Module, path: str | Path, grown: bool = False, prefix
         parts = [said for _, said in found if said.startswith(_A_PART)]
         if len(parts) == len(found) > 1:
             raise ValueError(
-                f"{str(path)!r} holds several sets of weights for this "
-                f"{type(model).__name__}: expected one, got "
-                + "; ".join(parts)
-                + ". Save the one that is meant by itself"
+                f"{str(path)!r} holds several sets of weights for this {type(model).__name__}: "
+                f"expected one, got {'; '.join(parts)}. Save the one that is meant by itself"
             )
         if found:
             reading, said = found[0]
@@ -446,8 +439,8 @@ def _differences(model: nn.Module, state: dict) -> str:
 
 
 def _load(model: nn.Module, state: dict, path: str | Path) -> None:
-    """What is not finite is so in the model as it was built too (-inf in a mask, the first range of
-    an observer).
+    """Load a state that fits, if what is not finite in it is so in the model as built too (-inf in
+    a mask, the first range of an observer).
     """
     own = model.state_dict()
     for name in not_finite(
@@ -460,9 +453,8 @@ def _load(model: nn.Module, state: dict, path: str | Path) -> None:
             wrong &= ~((given == built) | (given.isnan() & built.isnan()))
         if bool(wrong.any()):
             raise ValueError(
-                f"{str(path)!r} holds {float(given[wrong][0])} in {name!r} "
-                f"({int(wrong.sum())} of its "
-                f"{wrong.numel()} values): a model with such weights computes nothing"
+                f"{str(path)!r} holds {float(given[wrong][0])} in {name!r} ({int(wrong.sum())} of "
+                f"its {wrong.numel()} values): a model with such weights computes nothing"
             )
     model.load_state_dict(state, strict=True)
 
