@@ -41,10 +41,10 @@ binary cross-entropy; and it is not known to call alpha a constant, so we do not
 
     losses = dict(
         loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target')),
-        loss_distill=dict(type='kdtasks.incremental.lwm.lwm_distill_bce', of=('student.old',
-        'teacher'), weight=1.0),
+        loss_distill=dict(type='kdtasks.incremental.lwm.lwm_distill_bce',
+                          of=('student.old', 'teacher'), weight=1.0),
         loss_attention=dict(type='kdtasks.incremental.lwm.lwm_attention_loss',
-        of=('student.attention', 'teacher.attention')),
+                            of=('student.attention', 'teacher.attention')),
         dead_maps=dict(type='kdtasks.incremental.lwm.dead_share', of='student.attention'),
     )
     distiller = dict(type='kdtasks.incremental.lwm.LwMDistiller', attention='layer3')

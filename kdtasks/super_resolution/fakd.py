@@ -17,8 +17,8 @@ images' terms are ``torch.nn.L1Loss`` of a config: ::
     losses = dict(
         loss_target=dict(type='torch.nn.L1Loss', of=('student', 'target'), weight=0.5),
         loss_teacher=dict(type='torch.nn.L1Loss', of=('student', 'teacher'), weight=0.5),
-        loss_affinity=dict(type='kdtasks.super_resolution.fakd.AffinityLoss', of=('student.body',
-        'teacher.body'), weight=10.0),
+        loss_affinity=dict(type='kdtasks.super_resolution.fakd.AffinityLoss',
+                           of=('student.body', 'teacher.body'), weight=10.0),
     )
 
 The affinities are never in memory at once: loss and gradient come out of one pass over blocks of
