@@ -159,62 +159,69 @@ def draw_course(
     task_il: Mapping[str, Sequence],
     colors: Mapping[str, str],
     joint: Sequence[float | None] = (None, None),
+    joint_name: str = "joint",
 ) -> tuple:
     """``(title, figure)``: the average accuracy on all that was seen, and forgetting, after each
     experience.
 
     Args:
         class_il, task_il: matrices by name of the model.
-        colors: by name of the model, and of "joint".
+        colors: by name of the model, and of ``joint_name``.
         joint: average accuracies of the model that has learned all at once, class- and
             task-incremental.
+        joint_name: its name.
     """
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
-    figure, kinds = Figure(figsize=(WIDTH, 3.9)), {"-": class_il, (0, (4, 2)): task_il}
+    figure = Figure(figsize=(WIDTH, 3.9))
     left, right = figure.subplots(1, 2)
-    for (style, matrices), whole in zip(kinds.items(), joint):
+    styles = {"class-IL": "-", "task-IL": (0, (4, 2))}
+    for style, matrices, accuracy in zip(styles.values(), (class_il, task_il), joint):
         for name, matrix in matrices.items():
-            looks = {
-                "color": colors[name],
-                "linestyle": style,
-                "marker": "o",
-                "markersize": 4.5,
-                "clip_on": False,
-            }
-            count = range(1, len(matrix) + 1)
-            left.plot(count, [sum(row) / len(row) for row in matrix], **looks)
-            right.plot(count[1:], [forgetting(matrix[:k]) for k in count[1:]], **looks)
-        if whole is not None:
-            left.axhline(whole, color=colors["joint"], linestyle=style, linewidth=1.5)
+            _draw_line(left, right, matrix, colors[name], style)
+        if accuracy is not None:
+            left.axhline(accuracy, color=colors[joint_name], linestyle=style, linewidth=1.5)
     longest = max(map(len, class_il.values()))
     for axes in (left, right):
         axes.set(xticks=_numbers(longest), xlim=(0.8, longest + 0.2), xlabel="after experience")
     left.set(ylim=(0, 100), ylabel="accuracy, %", title="Mean accuracy over the experiences so far")
     right.set(ylabel="points", title="Forgetting: the best so far − now, mean over the old")
     right.axhline(0, color="#AEB7C4", linewidth=1, zorder=0)
-    shown = {
-        name: Line2D([], [], color=colors[name])
-        for name in [*class_il, *["joint"] * (joint[0] is not None)]
-    }
-    shown |= {
-        text: Line2D([], [], color=SOFT, linestyle=style)
-        for text, style in zip(("class-IL", "task-IL"), kinds)
-    }
-    figure.legend(
-        shown.values(), shown, loc="outside upper right", ncols=len(shown), handlelength=2.6
-    )
+    models = list(class_il) if joint[0] is None else [*class_il, joint_name]
+    _draw_legend(figure, {name: colors[name] for name in models}, styles)
     both = min(map(len, class_il.values()))
-    said = "; ".join(
-        f"{name} {sum(matrix[both - 1]) / both:.1f} % and {forgetting(matrix[:both]):.1f} points"
-        for name, matrix in class_il.items()
-    )
+    results = []
+    for name, matrix in class_il.items():
+        accuracy, lost = sum(matrix[both - 1]) / both, forgetting(matrix[:both])
+        results.append(f"{name} {accuracy:.1f} % and {lost:.1f} points")
     return (
         f"Accuracy and forgetting after each experience; after experience {both}, "
-        f"class-incremental: {said}",
+        f"class-incremental: {'; '.join(results)}",
         figure,
     )
+
+
+def _draw_line(
+    left: "Axes", right: "Axes", matrix: Sequence[Sequence[float]], color: str, style: str | tuple
+) -> None:
+    """One model's mean accuracy, and its forgetting from the second experience on."""
+    looks = {"color": color, "linestyle": style, "marker": "o", "markersize": 4.5, "clip_on": False}
+    count = range(1, len(matrix) + 1)
+    left.plot(count, [sum(row) / len(row) for row in matrix], **looks)
+    right.plot(count[1:], [forgetting(matrix[:k]) for k in count[1:]], **looks)
+
+
+def _draw_legend(
+    figure: "Figure", colors: Mapping[str, str], styles: Mapping[str, str | tuple]
+) -> None:
+    """Colours are the models, styles the kinds of accuracy."""
+    from matplotlib.lines import Line2D
+
+    lines = {name: Line2D([], [], color=color) for name, color in colors.items()}
+    for name, style in styles.items():
+        lines[name] = Line2D([], [], color=SOFT, linestyle=style)
+    place = {"loc": "outside upper right", "ncols": len(lines), "handlelength": 2.6}
+    figure.legend(lines.values(), lines, **place)
 
 
 def _numbers(count: int) -> range:

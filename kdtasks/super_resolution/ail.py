@@ -373,50 +373,61 @@ def released_stages(
         ValueError: the length is not in epochs, or the schedule is another.
     """
     epochs, schedule = config["length"], config["schedule"]
-    if (
-        not isinstance(epochs, int)
-        or not isinstance(schedule, Mapping)
-        or schedule.get("type") != "MultiStepLR"
-    ):
+    multi_step = isinstance(schedule, Mapping) and schedule.get("type") == "MultiStepLR"
+    if not isinstance(epochs, int) or not multi_step:
         raise ValueError(
             f"expected a length in epochs and one MultiStepLR, got length={epochs!r}, "
             f"schedule={schedule!r}"
         )
-    fall, falls = schedule["gamma"], schedule["milestones"]
-    down = {**schedule, "milestones": [epochs * t + m for t in range(rounds) for m in falls]}
-    back = {
-        **schedule,
-        "milestones": [epochs * t for t in range(1, rounds)],
-        "gamma": (1 / fall) ** len(falls),
-    }
-    mixed = {
-        "train": {
-            **config["data"]["train"],
-            "scale": tuple(scales),
-            **({} if repeat is None else {"repeat": repeat}),
-        }
-    }
-    found = [
-        {"name": "teacher", "model": "teacher", "data": mixed},
-        {"name": "plain", "data": mixed},
-        {"name": "alone", "student": "plain", "length": rounds * epochs, "schedule": [down, back]},
+    train = {**config["data"]["train"], "scale": tuple(scales)}
+    if repeat is not None:
+        train["repeat"] = repeat
+    stages = [
+        {"name": "teacher", "model": "teacher", "data": {"train": train}},
+        {"name": "plain", "data": {"train": train}},
+        {
+            "name": "alone",
+            "student": "plain",
+            "length": rounds * epochs,
+            "schedule": _schedule_of_rounds(schedule, epochs, rounds),
+        },
     ]
     before = "plain"
     for t in range(rounds):
         name = "distilled" if t == rounds - 1 else f"round{t}"
-        loss = {"type": "kdtasks.super_resolution.AILLoss", "reduction": "sum", "round": t}
-        last = {"previous": before} if t else {}
-        found.append(
-            {
-                "name": name,
-                "student": before,
-                "teachers": {"teacher": "teacher", **last},
-                "losses": {"loss_ail": {**loss, "of": ("student", "teacher", *last, "target")}},
-                **({"optimizer_state": "keep"} if t else {}),
-            }
-        )
+        stages.append(_round_stage(name, t, before))
         before = name
-    return found
+    return stages
+
+
+def _schedule_of_rounds(schedule: Mapping, epochs: int, rounds: int) -> list[dict]:
+    """One stage with the learning rates of all rounds: they fall in each, and are set back."""
+    milestones, gamma = schedule["milestones"], schedule["gamma"]
+    falls, starts = [], [epochs * t for t in range(1, rounds)]
+    for t in range(rounds):
+        falls += [epochs * t + milestone for milestone in milestones]
+    return [
+        {**schedule, "milestones": falls},
+        {**schedule, "milestones": starts, "gamma": (1 / gamma) ** len(milestones)},
+    ]
+
+
+def _round_stage(name: str, t: int, before: str) -> dict:
+    """Round t, from the student of the stage ``before``, and from its momentum after round 0."""
+    previous = {"previous": before} if t else {}
+    loss = {
+        "type": "kdtasks.super_resolution.AILLoss",
+        "reduction": "sum",
+        "round": t,
+        "of": ("student", "teacher", *previous, "target"),
+    }
+    stage = {
+        "name": name,
+        "student": before,
+        "teachers": {"teacher": "teacher", **previous},
+        "losses": {"loss_ail": loss},
+    }
+    return {**stage, "optimizer_state": "keep"} if t else stage
 
 
 def _error(output: Tensor, target: Tensor, name: str, channels: str = "each") -> Tensor:
