@@ -36,6 +36,9 @@ EMBEDDERS = {
     "data.batch_size": 10,
 }
 SMALLER = {
+    "kd_resnet56_resnet20_cifar100": {"data.batch_size": 4},
+    "kd_resnet8x2_resnet8_cifar100_short": {"data.batch_size": 8},
+    "adl_retinanet_bccd_small": {"data.batch_size": 2},
     "adl_retinanet_r101_r50_coco": TINY,
     "adl_retinanet_r101_r50_coco_unlabelled": TINY
     | {"data.unlabelled_per_batch": 1, "teacher_training.data.batch_size": 1},
@@ -73,6 +76,25 @@ SMALLER = {
     | {"data.batch_size": 8, "teacher_training.data.batch_size": 10},
 }
 
+# The same networks and losses as a config beside them, on other data.
+SIBLINGS = {
+    "adl_retinanet_r101_r50_coco",
+    "chen2017_faster_rcnn_r101_r18_coco",
+    *(f"{m}_resnet50_resnet18_{d}" for m in ("rkd", "darkrank_hard") for d in ("cars196", "sop")),
+    *(f"{m}_resnet32_cifar100_5x20" for m in ("lwf", "lwm", "lwf_heads", "lwf_mc")),
+    "gd_wrn_16_2_cifar100_5x20",
+}
+
+
+def by_speed(paths: list[Path]) -> list:
+    """The siblings run with ``-m slow`` only."""
+    return [
+        pytest.param(path, marks=pytest.mark.slow, id=path.stem)
+        if path.stem in SIBLINGS
+        else pytest.param(path, id=path.stem)
+        for path in paths
+    ]
+
 
 class Marked:
     """What a teacher has said, put into the batches of an untaught stage: whoever is called with it
@@ -103,17 +125,15 @@ def watch_untaught(run) -> dict[str, list]:
             distiller.supply = lambda batch, *args, **kwargs: known(
                 {**batch, **{n: Marked() for n in names}}, *args, **kwargs
             )
-            distiller._terms = {
-                name: (noting(loss, seen), *rest)
-                for name, (loss, *rest) in distiller._terms.items()
-            }
+            for name, term in distiller.terms.items():
+                distiller._terms[name] = term._replace(loss=noting(term.loss, seen))
         return distiller
 
     run.experiment.distiller = watched
     return called
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", by_speed(CONFIGS))
 def test_config_builds_and_steps(path, tmp_path):
     threads = torch.get_num_threads()
     try:

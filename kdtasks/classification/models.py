@@ -181,8 +181,9 @@ def resnet110(num_classes: int = 10, in_channels: int = 3, width: int = 16) -> R
 
 
 def resnet8x4(num_classes: int = 10, in_channels: int = 3, width: int = 64) -> ResNet:
-    """ResNet-8 with widths 32 | 64, 128, 256: the stages are four times as wide, the stem twice;
-    1 233 540 parameters.
+    """ResNet-8 with widths 32 | 64, 128, 256: the stages are four times as wide, the stem twice.
+
+    1 233 540 parameters for 100 classes.
     """
     return ResNet(8, num_classes, in_channels, width, stem=width // 2)
 
