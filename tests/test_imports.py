@@ -1,8 +1,10 @@
 """Who may import whom, what an import costs, and the public names with their signatures."""
 
 import ast
+import fnmatch
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -194,6 +196,69 @@ def test_imports_go_in_one_direction(file):
         assert not any(
             name == b or name.startswith(f"{b}.") for name in own(top | inside) for b in behind
         )
+
+
+# ------------------------------------------------------------------------------ no word of any task
+def constants(tree: ast.AST) -> set[str]:
+    """The texts in a file but its docstrings, those in f-strings included."""
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    return {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and id(node) not in docstrings
+    }
+
+
+def words_of_tasks() -> tuple[set[str], set[str]]:
+    """What trainer modules call their metrics and batches, patterns by their beginning; and the
+    flags of tools/test.py that tasks declare.
+    """
+    words, flags = set(), set()
+    for path in PACKAGE.glob("*/*.py"):
+        if path.parts[-2] not in (*TASKS, "images"):
+            continue
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".add_argument"):
+                flags |= {argument.value for argument in node.args}
+            target = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else ""
+            if path.name == "trainer.py" and target in ("PRIMARY", "OWN_NAMES"):
+                words |= constants(node.value)
+            if path.name == "trainer.py" and target == "METRICS":
+                words |= {key.value for key in node.value.keys}
+    return words, flags
+
+
+def test_the_engine_holds_no_word_of_a_task():
+    words, flags = words_of_tasks()
+    assert {"accuracy", "psnr_y", "map", "class_counts"} <= words
+    assert {"--tile", "--ensemble", "--score", "--images", "--inputs", "--out"} <= flags
+    for file in (file for file in FILES if file.startswith("engine/")):
+        source = (PACKAGE / file).read_text()
+        texts = constants(ast.parse(source))
+        found = {text for text in texts for word in words if fnmatch.fnmatchcase(text, word)}
+        found |= {
+            word.rstrip("*")
+            for word in words
+            if len(word.rstrip("*")) > 3
+            and any(re.search(rf"(?<![a-z]){re.escape(word.rstrip('*'))}", t) for t in texts)
+        }
+        found |= {flag for flag in flags if any(re.search(rf"{flag}\b", text) for text in texts)}
+        assert not found, f"{file}: {found}"
+
+
+def test_the_engine_does_not_look_what_a_task_or_a_distiller_has():
+    """``engine/task.py`` has read it once."""
+    asks = re.compile(r"(hasattr|getattr)\(\s*(\w+\.)*(task|distiller)\b")
+    for file in (file for file in FILES if file.startswith("engine/")):
+        assert not asks.search((PACKAGE / file).read_text()), file
 
 
 # ---------------------------------------------------------------------------- cycles, private names

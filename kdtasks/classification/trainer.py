@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from kdtasks.core.stages import final_stage
 from kdtasks.engine.data_sets import image_shape
+from kdtasks.engine.task import Metric
 
 if TYPE_CHECKING:
     from kdtasks.engine.loader import Loader
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 PRIMARY = "accuracy"
 HIGHER_IS_BETTER = True
+METRICS = {"accuracy*": Metric("%")}
 
 
 def evaluate(model: nn.Module, loader: "Loader") -> dict[str, float]:
@@ -85,22 +86,9 @@ def pictures(run: "Run") -> list[tuple]:
     from kdtasks.classification import pictures as draw
     from kdtasks.engine.report import stage_colors  # what draws is imported only here
 
-    experiment, finished = run.experiment, run.finished
-    if not finished:
+    if not run.finished:
         return []
-    teachers = [s.name for s in finished if s.name in experiment.config["teachers"]]
-    final = final_stage(finished)
-    students = [
-        s
-        for s in finished
-        if s.model == "student" and s.name not in ("alone", *experiment.config["teachers"])
-    ]
-    loader = experiment.test_loader(finished[-1])
-    found = {}
-    if students and not teachers:
-        taught = next((stage for stage in reversed(students) if stage.teachers), students[-1])
-        used = experiment.distiller(taught, run.files).teachers
-        found = {name: draw.answers(teacher, loader) for name, teacher in used.items()}
-    pair = [name for name in ("alone", final and final.name) if name in run.done]
-    found |= {name: draw.answers(run.trained(name), loader) for name in (*teachers, *pair)}
+    loader = run.experiment.test_loader(run.finished[-1])
+    found = {name: draw.answers(model, loader) for name, model in run.arm_models().items()}
+    pair = [stage.name for stage in run.arms.pair]
     return draw.draw(found, pair, loader, stage_colors(run))

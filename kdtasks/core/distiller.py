@@ -45,7 +45,9 @@ class Distiller(TensorSupply):
     …``. The optimizer is not the Distiller's: it goes on with the parameters that it was given.
 
     A subclass may override :meth:`names` and :meth:`outputs`, to supply names of its own, and
-    :meth:`needs`, where a role reads names of another; nothing else.
+    :meth:`needs`, where a role reads names of another; nothing else. :attr:`classes`, the names of
+    the data's classes where they are known, is set from outside for those that compare them with
+    what a teacher knows.
 
     Args:
         student: the model that learns.
@@ -63,6 +65,8 @@ class Distiller(TensorSupply):
             that shares parameters with a teacher. (On the first run, or in :meth:`build`: an output
             without the entry that is named.)
     """
+
+    classes: Sequence[str] | None = None
 
     def __init__(
         self,

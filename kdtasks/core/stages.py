@@ -12,6 +12,15 @@ from dataclasses import dataclass, field, replace
 from kdtasks.core.names import TensorName, as_names, did_you_mean
 from kdtasks.core.terms import trains
 
+# what the default list calls its control and its taught student, and what a list of one's own may
+ALONE, DISTILLED = "alone", "distilled"
+ROLES = {
+    "teacher": "a model that teaches, and that no teacher has taught",
+    "control": "the student without a teacher: the taught one is compared with it",
+    "taught": "a student that teachers have pulled on; the last one is what the run is about",
+    "joint": "a further student, for reference: one that learns all classes at once, say",
+    "step": "on the way to other stages: an assistant, a warm-up, a round, an earlier experience",
+}
 # weights that a model has from the start, as its `type` builds it
 OWN = "own"
 # what stands in front of a name, or is it
@@ -23,7 +32,7 @@ class Stage:
     """One run of training with one optimizer.
 
     Args:
-        name: how the results, files and other stages call it.
+        name: identifier in results, file names and stage references.
         model: which model of the config learns: ``'student'``, ``'teacher'``, or a key of
             ``models``.
         student: what it starts from: ``'fresh'``; ``'keep'``, the last stage that trained this
@@ -44,6 +53,9 @@ class Stage:
         keep: epochs whose checkpoints are kept, for anchors.
         arguments: of the model's ``type``, in the place of the config's, in this stage and where it
             later teaches.
+        role: what it is for, one of ``ROLES``: what counts, what is compared and what is drawn
+            follows from it (:func:`arms`). None: found from what the stage is
+            (:func:`with_roles`).
         own: further names that are no teacher's: the task or the data set supplies them; the run
             fills this in.
         taught: whether teachers pull: those of the stage, or what else than the student, its target
@@ -63,6 +75,7 @@ class Stage:
     optimizer_state: str = "fresh"
     keep: Sequence[int] = ()
     arguments: dict = field(default_factory=dict)
+    role: str | None = None
     own: Container[str] = ()
 
     @property
@@ -121,7 +134,7 @@ def standard_stages(
     """
     plain = control(losses, teachers, own, own_losses)
     stages = [
-        Stage(name, model=name, losses=plain, own=own, **(teacher_training or {}))
+        Stage(name, model=name, losses=plain, role="teacher", own=own, **(teacher_training or {}))
         for name, checkpoint in teachers.items()
         if checkpoint is None
     ]
@@ -129,16 +142,12 @@ def standard_stages(
         name: f"{name}.last" if checkpoint is None else checkpoint
         for name, checkpoint in teachers.items()
     }
-    stages.append(Stage("alone", losses=plain, own=own))
-    stages.append(
-        Stage(
-            "distilled",
-            teachers=sources,
-            losses={name: dict(entry) for name, entry in losses.items()},
-            own=own,
-        )
-    )
-    return stages
+    taught = {name: dict(entry) for name, entry in losses.items()}
+    return [
+        *stages,
+        Stage(ALONE, losses=plain, role="control", own=own),
+        Stage(DISTILLED, teachers=sources, losses=taught, role="taught", own=own),
+    ]
 
 
 def control(
@@ -216,18 +225,134 @@ def unmarked(
     return {name: one for name, one in found.items() if one}
 
 
-def final_stage(stages: Sequence[Stage]) -> Stage | None:
-    """The stage that a run is about: whose student is exported, compared with "alone" and reported.
+@dataclass(frozen=True)
+class Arms:
+    """What a list of stages compares, by role.
 
-    It is ``distilled``; or else the last stage of the student in which teachers pull, or that goes
-    on with such a one's student (a fine-tuning); or else the last one of the student but "alone".
+    Attributes:
+        control: the student without a teacher; None: there is none.
+        final: the stage that a run is about, whose student is exported, compared with the control
+            and reported: the last ``taught`` one; without any, the last one of the student but the
+            control.
+        teachers, taught, joint, steps: the stages of these roles, in their order.
     """
-    students = [stage for stage in stages if stage.model == "student" and stage.name != "alone"]
-    named = [stage for stage in students if stage.name == "distilled"]
+
+    control: Stage | None
+    final: Stage | None
+    teachers: tuple[Stage, ...]
+    taught: tuple[Stage, ...]
+    joint: tuple[Stage, ...]
+    steps: tuple[Stage, ...]
+
+    @property
+    def pair(self) -> tuple[Stage, ...]:
+        """Control and final student, as far as they are there."""
+        return tuple(stage for stage in (self.control, self.final) if stage is not None)
+
+    @property
+    def compared(self) -> tuple[Stage, ...]:
+        """The students whose difference to the control means something."""
+        return self.taught + self.joint
+
+
+def arms(stages: Sequence[Stage]) -> Arms:
+    """The arms of stages that have their roles: of a whole run, or of its finished ones.
+
+    Everything that asks which stage counts, which are compared, or which are drawn asks this.
+    """
+
+    def of_role(role: str) -> tuple[Stage, ...]:
+        return tuple(stage for stage in stages if stage.role == role)
+
+    control, taught = of_role("control"), of_role("taught")
+    students = [stage for stage in stages if stage.model == "student" and stage not in control]
+    return Arms(
+        control=next(iter(control), None),
+        final=next(reversed(taught or students), None),
+        teachers=of_role("teacher"),
+        taught=taught,
+        joint=of_role("joint"),
+        steps=of_role("step"),
+    )
+
+
+def with_roles(stages: Sequence[Stage]) -> list[Stage]:
+    """The stages, each with a role; one that a stage has already stays.
+
+    The control is called "alone". A model other than the student is a teacher, or a step if some
+    teacher has pulled on it. Of the student, ``taught`` is "distilled" (what some teacher has
+    pulled on behind it is ``joint``); without one of that name the last stage that some teacher
+    has pulled on. Any other is a step if a later stage goes on with it or learns from it; else
+    ``taught`` or ``joint``, as a teacher has pulled on it or not.
+
+    Raises:
+        ValueError: no such role; two controls; a control that is not the student's.
+    """
+    for stage in stages:
+        if stage.role is not None and stage.role not in ROLES:
+            raise ValueError(
+                f"stage {stage.name!r}: there is no role {stage.role!r}; "
+                f"{did_you_mean(stage.role, ROLES)}"
+            )
+    final, led, used = _usual_final(stages), _led(stages), _used(stages)
+    behind = False
+    found = []
+    for stage in stages:
+        role = stage.role or _usual_role(stage, stage is final, behind, led, used)
+        behind = behind or (stage is final and stage.name == DISTILLED)
+        found.append(replace(stage, role=role))
+    controls = [stage for stage in found if stage.role == "control"]
+    if len(controls) > 1:
+        names = " and ".join(repr(stage.name) for stage in controls)
+        raise ValueError(f"expected one stage of the role 'control', got {names}")
+    if controls and controls[0].model != "student":
+        raise ValueError(
+            f"the control {controls[0].name!r} trains {controls[0].model!r}: expected 'student'"
+        )
+    return found
+
+
+def _usual_role(
+    stage: Stage, is_final: bool, behind: bool, led: Container[str], used: Container[str]
+) -> str:
+    """The role of a stage that says none, ``behind`` one called "distilled" or not."""
+    if stage.model != "student":
+        return "step" if stage.name in led else "teacher"
+    if stage.name == ALONE:
+        return "control"
+    if is_final and (stage.name == DISTILLED or stage.name in led):
+        return "taught"
+    if stage.name in used:
+        return "step"
+    return "taught" if stage.name in led and not behind else "joint"
+
+
+def _usual_final(stages: Sequence[Stage]) -> Stage | None:
+    """The student that counts where no role says it."""
+    students = [stage for stage in stages if stage.model == "student" and stage.name != ALONE]
+    named = [stage for stage in students if stage.name == DISTILLED]
     led = _led(stages)
-    return (
-        named or [stage for stage in students if stage.name in led][-1:] or students[-1:] or [None]
-    )[0]
+    ends = named or [stage for stage in students if stage.name in led] or students
+    return ends[-1] if ends else None
+
+
+def _used(stages: Sequence[Stage]) -> set[str]:
+    """The names of the stages that later ones go on with or learn from."""
+    used: set[str] = set()
+    for place, stage in enumerate(stages):
+        before = stages[:place]
+        used.update(_source(stage, before))
+        names = [earlier.name for earlier in before]
+        references = (stage_reference(source, names) for source in anchors_of(stage))
+        used.update(reference[0] for reference in references if reference)
+    return used
+
+
+def anchors_of(stage: Stage) -> list[str]:
+    """Where the weights of a stage's teachers come from, a route of anchors one by one."""
+    origins = stage.teachers.values()
+    routes = [[origin] if isinstance(origin, str | None) else origin for origin in origins]
+    return [source for route in routes for source in route if source is not None]
 
 
 def _led(stages: Sequence[Stage]) -> set[str]:
@@ -258,70 +383,76 @@ def with_control(
     own: Container[str] = (),
     own_losses: bool = False,
 ) -> list[Stage]:
-    """A list of stages in which untaught ones have losses of their own, and "alone" is there.
+    """A list of stages in which each has its role, untaught ones have losses of their own, and the
+    control is there.
 
-    A stage without teachers and without losses gets the control's. Where no stage is called "alone"
-    and the last one is taught, "alone" comes before it: the same budget, from fresh weights,
+    A stage without teachers and without losses gets the control's. Where no stage is the control
+    and the final one is taught, "alone" comes before it: the same budget, from fresh weights,
     without teachers.
 
     Raises:
-        ValueError: the last stage goes on with an earlier one's student, and there is no "alone"
-            whose budget is that of all; or "alone" itself is taught.
+        ValueError: the final stage goes on with an earlier one's student, and there is no control
+            whose budget is that of all; or the control itself is taught; or as
+            :func:`with_roles`.
     """
     known = {*teachers, *(name for stage in stages for name in stage.teachers)}
-    stages = [
-        replace(
-            s,
-            own=own,
-            losses=s.losses
-            or (dict(losses) if s.teachers else control(losses, known, own, own_losses)),
-        )
-        for s in stages
-    ]
-    _check_control(stages)
-    final = final_stage(stages)
-    if (
-        final is None
-        or final.name not in _led(stages)
-        or any(stage.name == "alone" for stage in stages)
-    ):
+    filled = []
+    for stage in stages:
+        entries = stage.losses
+        if not entries:
+            entries = dict(losses) if stage.teachers else control(losses, known, own, own_losses)
+        filled.append(replace(stage, own=own, losses=entries))
+    stages = with_roles(filled)
+    parts = arms(stages)
+    if parts.control is not None:
+        _check_control(parts.control, stages)
+    final = parts.final
+    if final is None or final.name not in _led(stages) or parts.control is not None:
         return stages
     if _source(final, stages[: stages.index(final)]):
         raise ValueError(
             f"stage {final.name!r} goes on with another stage's student, so its "
             "control must be in the list: a "
-            "stage called 'alone' with the steps of all of them"
+            f"stage called {ALONE!r} with the steps of all of them"
         )
     budget = {
         key: getattr(final, key) for key in ("arguments", "optimizer", "schedule", "length", "data")
     }
-    alone = Stage("alone", losses=control(final.losses, known, own, own_losses), own=own, **budget)
+    plain = control(final.losses, known, own, own_losses)
+    alone = Stage(ALONE, losses=plain, own=own, role="control", **budget)
     where = stages.index(final)
     return [*stages[:where], alone, *stages[where:]]
 
 
-def _check_control(stages: Sequence[Stage]) -> None:
-    for place, alone in enumerate(stages):
-        if alone.name != "alone":
-            continue
-        what = f"has the teachers {list(alone.teachers)}" if alone.teachers else ""
-        for name, entry in alone.losses.items():
-            taught = taught_names(entry["of"], alone.own)
-            what = what or (
-                f"has {name}, which is of {taught[0]!r} (data.own=[{taught[0]!r}], if "
-                "no teacher has a part in it)"
-                if taught
-                else ""
-            )
-        led = [source for source in _source(alone, stages[:place]) if source in _led(stages)]
-        what = what or (
-            f"goes on with the student of {led[0]!r}, on which a teacher has pulled" if led else ""
+def _check_control(alone: Stage, stages: Sequence[Stage]) -> None:
+    """No teacher has a part in the control.
+
+    Raises:
+        ValueError: one has; says in what.
+    """
+    fault = _teacher_in(alone, stages)
+    if fault:
+        raise ValueError(
+            f"the stage {alone.name!r} is the control, which no teacher may have a part in, "
+            f"but it {fault}"
         )
-        if what:
-            raise ValueError(
-                f"the stage 'alone' is the control, which no teacher may have a part "
-                f"in, but it {what}"
+
+
+def _teacher_in(alone: Stage, stages: Sequence[Stage]) -> str:
+    """What a teacher has to do with a stage; empty: nothing."""
+    if alone.teachers:
+        return f"has the teachers {list(alone.teachers)}"
+    for name, entry in alone.losses.items():
+        for unknown in taught_names(entry["of"], alone.own):
+            return (
+                f"has {name}, which is of {unknown!r} (data.own=[{unknown!r}], if "
+                "no teacher has a part in it)"
             )
+    led = _led(stages)
+    for source in _source(alone, stages[: stages.index(alone)]):
+        if source in led:
+            return f"goes on with the student of {source!r}, on which a teacher has pulled"
+    return ""
 
 
 def _of_role(name: str, roles: Container[str]) -> bool:
@@ -338,71 +469,79 @@ def check_stages(stages: Sequence[Stage], models: Sequence[str]) -> None:
     Raises:
         ValueError: naming the stage, the reference, and the nearest right one.
     """
-    seen: list[str] = []
-    for stage in stages:
-        if stage.name in seen:
-            raise ValueError(f"two stages are called {stage.name!r}")
-        if not stage.name.isidentifier():
-            raise ValueError(
-                f"a stage cannot be called {stage.name!r}: expected an identifier (it "
-                "names files and results)"
-            )
-        if stage.model not in models:
-            raise ValueError(
-                f"stage {stage.name!r} trains the model {stage.model!r}; "
-                f"{did_you_mean(stage.model, models)}"
-            )
-        sources = [stage.student] if stage.student not in ("fresh", "keep") else []
-        for name, origin in stage.teachers.items():
-            route = [origin] if isinstance(origin, str | None) else list(origin)
-            if not route:
-                raise ValueError(f"stage {stage.name!r}: the route of {name!r} has no anchor")
-            sources += [source for source in route if source is not None]
-        for source in sources:
-            is_file = (
-                source == OWN or "/" in source or source.endswith((".pth", ".pt", ".safetensors"))
-            )
-            reference = stage_reference(source, seen)
-            if reference is None and not is_file:
-                raise ValueError(
-                    f"stage {stage.name!r} needs {source!r}, which is neither a file "
-                    "nor a stage before it; "
-                    f"{did_you_mean(source.split('.')[0], seen)}"
-                )
-            keep = next(s.keep for s in stages if s.name == reference[0]) if reference else ()
-            if reference and reference[1] not in (
-                "last",
-                "best",
-                *(f"epoch_{epoch}" for epoch in keep),
-            ):
-                raise ValueError(
-                    f"stage {stage.name!r} needs {source!r}, but the stage "
-                    f"{reference[0]!r} keeps the epochs "
-                    f"{list(keep)}: add it to its keep"
-                )
-        if stage.student == "keep" and not any(s.model == stage.model for s in stages[: len(seen)]):
+    for place, stage in enumerate(stages):
+        before = {earlier.name: earlier for earlier in stages[:place]}
+        _check_names(stage, before, models)
+        for source in _sources(stage):
+            _check_source(stage, source, before)
+        if stage.student == "keep" and not any(s.model == stage.model for s in before.values()):
             raise ValueError(
                 f"stage {stage.name!r} keeps its student, but no stage before it "
                 f"trains {stage.model!r}; "
                 "expected student='fresh'"
             )
-        if stage.optimizer_state not in ("fresh", "keep"):
-            raise ValueError(
-                f"stage {stage.name!r}: optimizer_state must be 'fresh' or 'keep', "
-                f"got {stage.optimizer_state!r}"
-            )
-        reference = stage_reference(stage.student, seen)
-        if (
-            stage.optimizer_state == "keep"
-            and stage.student != "keep"
-            and (reference is None or reference[1] != "last")
-        ):
-            raise ValueError(
-                f"stage {stage.name!r} keeps an optimizer's state, so its student "
-                "must be 'keep' or the last "
-                f"weights of a stage, got student={stage.student!r}"
-            )
-        seen.append(stage.name)
+        _check_optimizer_state(stage, before)
+
+
+def _check_names(stage: Stage, before: Mapping[str, Stage], models: Sequence[str]) -> None:
+    if stage.name in before:
+        raise ValueError(f"two stages are called {stage.name!r}")
+    if not stage.name.isidentifier():
+        raise ValueError(
+            f"a stage cannot be called {stage.name!r}: expected an identifier (it "
+            "names files and results)"
+        )
+    if stage.model not in models:
+        raise ValueError(
+            f"stage {stage.name!r} trains the model {stage.model!r}; "
+            f"{did_you_mean(stage.model, models)}"
+        )
+
+
+def _sources(stage: Stage) -> list[str]:
+    """What the student and the teachers of a stage start from."""
+    for name, origin in stage.teachers.items():
+        if not isinstance(origin, str | None) and not list(origin):
+            raise ValueError(f"stage {stage.name!r}: the route of {name!r} has no anchor")
+    own = [] if stage.student in ("fresh", "keep") else [stage.student]
+    return own + anchors_of(stage)
+
+
+def _check_source(stage: Stage, source: str, before: Mapping[str, Stage]) -> None:
+    """A source is a file, or a checkpoint that an earlier stage keeps."""
+    reference = stage_reference(source, list(before))
+    if reference is None:
+        if source == OWN or "/" in source or source.endswith((".pth", ".pt", ".safetensors")):
+            return
+        raise ValueError(
+            f"stage {stage.name!r} needs {source!r}, which is neither a file "
+            "nor a stage before it; "
+            f"{did_you_mean(source.split('.')[0], list(before))}"
+        )
+    name, which = reference
+    keep = before[name].keep
+    if which not in ("last", "best", *(f"epoch_{epoch}" for epoch in keep)):
+        raise ValueError(
+            f"stage {stage.name!r} needs {source!r}, but the stage {name!r} keeps the epochs "
+            f"{list(keep)}: add it to its keep"
+        )
+
+
+def _check_optimizer_state(stage: Stage, before: Mapping[str, Stage]) -> None:
+    if stage.optimizer_state not in ("fresh", "keep"):
+        raise ValueError(
+            f"stage {stage.name!r}: optimizer_state must be 'fresh' or 'keep', "
+            f"got {stage.optimizer_state!r}"
+        )
+    if stage.optimizer_state == "fresh" or stage.student == "keep":
+        return
+    reference = stage_reference(stage.student, list(before))
+    if reference is None or reference[1] != "last":
+        raise ValueError(
+            f"stage {stage.name!r} keeps an optimizer's state, so its student "
+            "must be 'keep' or the last "
+            f"weights of a stage, got student={stage.student!r}"
+        )
 
 
 def stage_reference(source: str, stages: Sequence[str]) -> tuple[str, str] | None:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from kdtasks.detection.coco_metrics import detections_of
 from kdtasks.detection.pictures import CLASS_COLORS
 from kdtasks.images.files import read_image, results_of
+from kdtasks.images.folder_flags import add_folder_flags
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 def predict_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of tools/test.py that :func:`predict` takes as keyword arguments."""
+    add_folder_flags(parser)
     parser.add_argument(
         "--score",
         type=float,
@@ -33,7 +35,6 @@ def predict(
     config: dict,
     folder: str | Path,
     out: str | Path,
-    measured: bool,
     score: float = 0.3,
     classes: Sequence[str] | None = None,
 ) -> list[str]:
@@ -51,7 +52,6 @@ def predict(
             has one, as in the test.
         folder: where the images lie.
         out: a folder that is new or empty, and not inside the other.
-        measured: False; a folder of images has no ground truth.
         score: of the least sure detection that is written.
         classes: names; label k is ``classes[k - 1]``. None: ``class_<label>``.
 
@@ -60,15 +60,15 @@ def predict(
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
-        ValueError: ``measured``; ``out`` holds files or lies inside ``folder``; a ``score`` outside
-            of [0, 1].
+        ValueError: ``out`` holds files or lies inside ``folder``; a ``score`` outside of [0, 1].
 
     Warns:
         UserWarning: a file cannot be read; it is left out.
     """
     from kdtasks.engine.checkpoint import save_json
 
-    _check_arguments(measured, score)
+    if not 0 <= score <= 1:
+        raise ValueError(f"score={score} is no probability: expected 0 to 1")
     names, out, size = results_of(folder, out), Path(out), config["data"]["test"].get("size")
     content, failed = _CocoFile(folder, classes), []
     for path, place in names.items():
@@ -92,16 +92,6 @@ def predict(
         f"{len(content.images)} images: {out / 'detections.json'}"
     )
     return failed
-
-
-def _check_arguments(measured: bool, score: float) -> None:
-    if measured:
-        raise ValueError(
-            "--images compares restored images with what they were, and a detector restores none; "
-            "expected --inputs for its detections (without it the config's test data is evaluated)"
-        )
-    if not 0 <= score <= 1:
-        raise ValueError(f"score={score} is no probability: expected 0 to 1")
 
 
 class _CocoFile:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from kdtasks.core.stages import final_stage
 from kdtasks.core.weights import load_weights
 from kdtasks.detection.adl import ADLLoss
 from kdtasks.detection.chen2017 import box_errors
@@ -18,6 +17,7 @@ from kdtasks.detection.export import onnx_form
 from kdtasks.detection.predictions import predict, predict_arguments
 from kdtasks.engine.data_sets import image_shape
 from kdtasks.engine.reader import readable
+from kdtasks.engine.task import Metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HIGHER_IS_BETTER",
+    "METRICS",
     "PRIMARY",
     "evaluate",
     "example",
@@ -38,6 +39,7 @@ __all__ = [
 
 PRIMARY = "map"
 HIGHER_IS_BETTER = True
+METRICS = {"map*": Metric("%"), "mar_*": Metric("%")}
 
 
 def evaluate(model: nn.Module, loader: Iterable[Mapping]) -> dict[str, float]:
@@ -93,11 +95,10 @@ def pictures(run: "Run") -> list[tuple[str, "Figure"]]:
     if not run.finished:
         return []
     loader = run.experiment.test_loader(run.finished[-1])
+    pair = [stage.name for stage in run.arms.pair]
     taught = next((stage for stage in reversed(run.finished) if stage.teachers), None)
     distiller = _as_trained(run, taught) if taught else None
     models, metrics = _measured_models(run, distiller, loader)
-    final = final_stage(run.finished)
-    pair = [name for name in ("alone", *([final.name] if final else [])) if name in models]
     labelled = getattr(loader.dataset, "target", [0] * len(loader.dataset))
     known = [None if int(one) < 0 else 0 for one in labelled]
     # thresholds are chosen on these
@@ -122,9 +123,7 @@ def _measured_models(
     run: "Run", distiller: DetectionDistiller | None, loader: Iterable[Mapping]
 ) -> tuple[dict, dict]:
     """The models that are drawn, and their figures, by name: teachers first."""
-    final = final_stage(run.finished)
-    names = [s.name for s in run.finished if s.name in run.experiment.config["teachers"]]
-    names += [name for name in ("alone", *([final.name] if final else [])) if name in run.done]
+    names = [stage.name for stage in (*run.arms.teachers, *run.arms.pair)]
     models = {name: run.trained(name) for name in names}
     metrics = {name: run.done[name] for name in names}
     for name in distiller.teachers if distiller else ():

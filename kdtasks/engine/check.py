@@ -105,23 +105,24 @@ def check(experiment: "Experiment") -> None:
 
 
 def _say_what_the_control_lacks(experiment: "Experiment") -> None:
-    """Warn of losses that "alone" goes without for a name that the data supplies, and nobody has
-    said is a teacher's.
+    """Warn of losses that the control goes without for a name that the data supplies, and nobody
+    has said is a teacher's.
     """
-    listed = any(
-        stage["name"] == "alone" and stage.get("losses") for stage in stages_of(experiment.config)
-    )
-    if experiment.final is None or listed:
+    parts = experiment.arms
+    if parts.final is None or parts.control is None:
+        return
+    listed = stages_of(experiment.config)
+    if any(stage["name"] == parts.control.name and stage.get("losses") for stage in listed):
         return
     teachers = {
         *experiment.config["teachers"],
         *(name for stage in experiment.stages for name in stage.teachers),
     }
-    for name, unknown in unmarked(experiment.final.losses, teachers, experiment.final.own).items():
+    for name, unknown in unmarked(parts.final.losses, teachers, parts.final.own).items():
         warnings.warn(
             f"{name} is of {unknown!r}, which is not the student's, so it counts as a "
             "teacher's, and the control, "
-            f"'alone', goes without {name}. If no teacher has a part in it: "
+            f"{parts.control.name!r}, goes without {name}. If no teacher has a part in it: "
             f"data.own=[{unknown!r}]; else "
             f"losses.{name}.alone=0 says that this is right",
             UserWarning,

@@ -12,9 +12,16 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdtasks.engine.config_files import config_titles, find_config, shared_folder
 from kdtasks.engine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kdtasks.engine.experiment import Experiment
+    from kdtasks.engine.loader import Loader
 
 EXPECTED_ERRORS = (ConfigError, FileNotFoundError, ValueError, RuntimeError, OSError)
 
@@ -113,21 +120,17 @@ def _is_closed(stream) -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
-@pipe_may_close()
-def train(arguments: Sequence[str] | None = None) -> None:
-    """tools/train.py."""
+def _train_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="train.py", description="Train every stage of a config.")
     parser.add_argument(
         "config",
         nargs="?",
-        help="a config file, or the name of one that comes "
-        "with the "
-        "package; with --list it may be left out",
+        help="a config file, or the name of one that comes with the package; with --list it may be "
+        "left out",
     )
     parser.add_argument(
         "--work-dir",
-        help="default: work_dirs/<config>/seed<N>, "
-        "with --cfg-options "
+        help="default: work_dirs/<config>/seed<N>, with --cfg-options "
         "work_dirs/<config>-<options>/seed<N>",
     )
     parser.add_argument("--seed", type=int, default=0)
@@ -141,16 +144,14 @@ def train(arguments: Sequence[str] | None = None) -> None:
         type=_minutes,
         default=10,
         metavar="MINUTES",
-        help="how long one of several processes "
-        "waits for another in a step before the run ends with an error (default: "
-        "%(default)s)",
+        help="how long one of several processes waits for another in a step before the run ends "
+        "with an error (default: %(default)s)",
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="two steps of each stage on random "
-        "tensors; then the files that "
-        "the run needs and one batch of each data set are read; then stop",
+        help="two steps of each stage on random tensors; then the files that the run needs and one "
+        "batch of each data set are read; then stop",
     )
     parser.add_argument(
         "--list",
@@ -158,6 +159,13 @@ def train(arguments: Sequence[str] | None = None) -> None:
         help="list the configs; with a config, its stages and tensor names",
     )
     common_arguments(parser)
+    return parser
+
+
+@pipe_may_close()
+def train(arguments: Sequence[str] | None = None) -> None:
+    """tools/train.py."""
+    parser = _train_parser()
     args = parser.parse_args(arguments)
     if args.list and not args.config:
         return _list_configs()
@@ -173,31 +181,26 @@ def train(arguments: Sequence[str] | None = None) -> None:
         path = find_config(args.config)
         config, name = configs.load(path, options), config_name(path)
         start_processes(args.launcher, args.device, args.wait_limit)
-        work_dir = (
-            args.work_dir or Path("work_dirs") / folder_name(name, options) / f"seed{args.seed}"
-        )
-        run = Run(config, work_dir, args.seed, args.device, name)
+        usual = Path("work_dirs") / folder_name(name, options) / f"seed{args.seed}"
+        run = Run(config, args.work_dir or usual, args.seed, args.device, name)
+        experiment = run.experiment
         if args.list:
-            return _list_stages(run.experiment)
+            return _list_stages(experiment)
         if args.dry_run:
-            return _print_dry_run(run.experiment)
+            return _print_dry_run(experiment)
         results = run.train(args.resume)
-        if run.experiment.rank == 0:
-            table(results)
+        if experiment.rank == 0:
+            table(results, experiment.arms, experiment.task, experiment.on_the_way)
             print(f"{run.work_dir}: results.json student.pth student.json report.html")
+    return None
 
 
-@pipe_may_close()
-def test(arguments: Sequence[str] | None = None) -> None:
-    """tools/test.py."""
+def _test_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="test.py",
         add_help=False,
-        description="Evaluate a "
-        "student's "
-        "weights on the "
-        "config's "
-        "test data, or use them on a folder of images.",
+        description="Evaluate a student's weights on the config's test data, or use them as the "
+        "flags of its task say.",
     )
     parser.add_argument(
         "-h",
@@ -209,9 +212,8 @@ def test(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "checkpoint",
         nargs="?",
-        help="student.pth (with student.json beside it), "
-        "a stage's last.pth or "
-        "best.pth, or any file of plain weights",
+        help="student.pth (with student.json beside it), a stage's last.pth or best.pth, or any "
+        "file of plain weights",
     )
     parser.add_argument(
         "--model",
@@ -221,88 +223,89 @@ def test(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--seed",
         type=int,
-        help="of what the config draws, such as the order of "
-        "classes; default: that of the "
-        "run which wrote the checkpoint, where it says "
-        "so, else 0",
+        help="of what the config draws, such as the order of classes; default: that of the run "
+        "which wrote the checkpoint, where it says so, else 0",
     )
-    folders = parser.add_mutually_exclusive_group()
-    folders.add_argument(
-        "--images",
-        metavar="FOLDER",
-        help="images as they should come out: they "
-        "are made worse as in "
-        "training, restored, and compared",
-    )
-    folders.add_argument(
-        "--inputs", metavar="FOLDER", help="images for the model as they are; nothing is compared"
-    )
-    parser.add_argument("--out", help="a new folder, for what the model makes of these")
     common_arguments(parser)
+    return parser
+
+
+@pipe_may_close()
+def test(arguments: Sequence[str] | None = None) -> None:
+    """tools/test.py."""
+    parser = _test_parser()
     known, _ = parser.parse_known_args(arguments)
     if known.help and not known.config:
         return parser.print_help()
     if not known.config or not (known.checkpoint or known.help):
         parser.error("expected a config and a checkpoint")
     with plain_errors():
-        from kdtasks.core.weights import load_weights, read_weights
         from kdtasks.engine import config as configs
-        from kdtasks.engine.evaluation import evaluate
-        from kdtasks.engine.experiment import Experiment, task_module
+        from kdtasks.engine.task import load_task
 
         path = find_config(known.config)
         config = configs.load(path, dict(known.cfg_options))
-        own = _add_task_arguments(parser, task_module(config["task"]))
+        own = load_task(config["task"]).predict_arguments(parser)
         if known.help:
             return parser.print_help()
         args = parser.parse_args(arguments)
-        folder, given = (
-            args.images or args.inputs,
-            [name for name in own if getattr(args, name) != parser.get_default(name)],
+        _use_weights(config, config_name(path), args, _flags_given(parser, args, own))
+    return None
+
+
+def _flags_given(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, own: Sequence[str]
+) -> dict[str, object]:
+    """All of a task's flags, if any of them is given."""
+    flags = {name: getattr(args, name) for name in own}
+    given = any(value != parser.get_default(name) for name, value in flags.items())
+    return flags if given else {}
+
+
+def _use_weights(
+    config: Mapping, name: str, args: argparse.Namespace, flags: Mapping[str, object]
+) -> None:
+    """Evaluate weights on the test data; with flags of its own the task predicts."""
+    from kdtasks.core.weights import load_weights, read_weights
+    from kdtasks.engine.experiment import Experiment
+
+    seed = read_weights(args.checkpoint)[1].get("seed", 0) if args.seed is None else args.seed
+    experiment = Experiment(config, seed, args.device, name)
+    experiment.set_threads()
+    model = experiment.model(args.model)
+    meta = load_weights(model, args.checkpoint)
+    model.eval()
+    if flags:
+        classes = meta.get("classes")
+        failed = experiment.task.predict(model, experiment.config, classes=classes, **flags)
+        if failed:
+            print(f"error: left out {', '.join(failed)}", file=sys.stderr)
+            raise SystemExit(1)
+        return
+    loader = _test_loader(experiment, meta.get("classes"))
+    if experiment.data.is_drawn and args.seed is None and "seed" not in meta:
+        print(
+            f"warning: {args.checkpoint!r} does not say of which seed it is (no .json of a "
+            "run is beside it), and the test data depends on that: 0 is taken; --seed says another",
+            file=sys.stderr,
         )
-        if bool(folder) != bool(args.out) or (given and not folder):
-            also = "".join(f", --{name.replace('_', '-')}" for name in own)
-            parser.error(f"--images and --inputs need --out; --out{also} need --images or --inputs")
-        seed = read_weights(args.checkpoint)[1].get("seed", 0) if args.seed is None else args.seed
-        experiment = Experiment(config, seed, args.device, config_name(path))
-        experiment.set_threads()
-        model = experiment.model(args.model)
-        meta = load_weights(model, args.checkpoint)
-        model.eval()
-        if folder:
-            return _predict(
-                experiment,
-                model,
-                args,
-                meta.get("classes"),
-                {name: getattr(args, name) for name in own},
-            )
-        from kdtasks.engine.show import decimals
-
-        loader = _test_loader(experiment, meta.get("classes"))
-        if experiment.data.is_drawn and args.seed is None and "seed" not in meta:
-            print(
-                f"warning: {args.checkpoint!r} does not say of which seed it is (no .json of a "
-                "run is beside it), "
-                "and the test data depends on that: 0 is taken; --seed says another",
-                file=sys.stderr,
-            )
-        metrics = evaluate(experiment.task, model, loader)
-        for metric, value in metrics.items():
-            print(f"{metric} {value:.{decimals(metric, 3)}f}")
-        for path, why in loader.unreadable.items():
-            print(f"warning: left out: {path}: {why}", file=sys.stderr)
+    _print_metrics(experiment, model, loader)
 
 
-@pipe_may_close()
-def compare(arguments: Sequence[str] | None = None) -> None:
-    """tools/compare.py."""
+def _print_metrics(experiment: "Experiment", model: "nn.Module", loader: "Loader") -> None:
+    from kdtasks.engine.evaluation import evaluate
+
+    for metric, value in evaluate(experiment.task, model, loader).items():
+        print(f"{metric} {value:.{experiment.task.decimals(metric, 3)}f}")
+    for path, why in loader.unreadable.items():
+        print(f"warning: left out: {path}: {why}", file=sys.stderr)
+
+
+def _compare_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="compare.py",
-        description="Train configs over seeds, "
-        "each beside its control (the "
-        "same student without the teacher), and say what the teacher "
-        "brought.",
+        description="Train configs over seeds, each beside its control (the same student without "
+        "the teacher), and say what the teacher brought.",
     )
     parser.add_argument("configs", nargs="+", metavar="CONFIG")
     parser.add_argument(
@@ -321,9 +324,8 @@ def compare(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--work-dir",
         default="work_dirs",
-        help="where the runs, compare.json and "
-        "compare.png go; runs "
-        "that are there already are used (default: %(default)s)",
+        help="where the runs, compare.json and compare.png go; runs that are there already are "
+        "used (default: %(default)s)",
     )
     parser.add_argument(
         "--jobs",
@@ -340,6 +342,13 @@ def compare(arguments: Sequence[str] | None = None) -> None:
         help="of the jobs, in turn; without --jobs one job a device",
     )
     common_arguments(parser)
+    return parser
+
+
+@pipe_may_close()
+def compare(arguments: Sequence[str] | None = None) -> None:
+    """tools/compare.py."""
+    parser = _compare_parser()
     args = parser.parse_args(arguments)
     if args.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {args.jobs}")
@@ -350,24 +359,23 @@ def compare(arguments: Sequence[str] | None = None) -> None:
         from kdtasks.engine import config as configs
         from kdtasks.engine.compare.comparison import compare
         from kdtasks.engine.compare.show import show
+        from kdtasks.engine.task import load_task
 
         paths = [find_config(path) for path in args.configs]
-        names = config_names(paths)
+        options = dict(args.cfg_options)
         loaded = {
-            name: configs.load(path, dict(args.cfg_options)) for name, path in zip(names, paths)
+            name: configs.load(path, options) for name, path in zip(config_names(paths), paths)
         }
-        workers = max(args.jobs, len(args.devices))
-        show(
-            compare(
-                loaded,
-                args.seeds,
-                args.work_dir,
-                args.device,
-                args.teacher_per_seed,
-                workers=workers,
-                devices=args.devices,
-            )
+        result = compare(
+            loaded,
+            args.seeds,
+            args.work_dir,
+            args.device,
+            args.teacher_per_seed,
+            workers=max(args.jobs, len(args.devices)),
+            devices=args.devices,
         )
+        show(result, load_task(next(iter(loaded.values()))["task"]))
         print(f"{args.work_dir}: compare.json compare.png")
 
 
@@ -376,11 +384,8 @@ def export(arguments: Sequence[str] | None = None) -> None:
     """tools/export.py."""
     parser = argparse.ArgumentParser(
         prog="export.py",
-        description="Write the student of a "
-        "finished run for use "
-        "elsewhere, and "
-        "check the file by running it beside the student on test "
-        "images.",
+        description="Write the student of a finished run for use elsewhere, and check the file by "
+        "running it beside the student on test images.",
     )
     parser.add_argument("work_dir")
     parser.add_argument("--format", required=True, choices=["pth", "safetensors", "onnx"])
@@ -421,16 +426,17 @@ def benchmark(arguments: Sequence[str] | None = None) -> None:
     raise SystemExit(importlib.import_module("benchmarks.table").main(arguments))
 
 
-def _test_loader(experiment, known: Sequence[str] | None):
+def _test_loader(experiment: "Experiment", known: Sequence[str] | None) -> "Loader":
     """The test data in the classes that the checkpoint knows; where it does not say them, in those
     of the training data.
     """
+    stage = experiment.final or experiment.stages[-1]
     if known:
-        return experiment.test_loader(experiment.final or experiment.stages[-1], classes=known)
+        return experiment.test_loader(stage, classes=known)
     try:
-        return experiment.test_loader(experiment.final or experiment.stages[-1])
+        return experiment.test_loader(stage)
     except FileNotFoundError as error:
-        loader = experiment.test_loader(experiment.final or experiment.stages[-1], classes=None)
+        loader = experiment.test_loader(stage, classes=None)
         print(
             f"warning: neither the checkpoint nor the training data says which classes there are "
             f"({error}): the numbers of "
@@ -438,31 +444,6 @@ def _test_loader(experiment, known: Sequence[str] | None):
             file=sys.stderr,
         )
         return loader
-
-
-def _add_task_arguments(parser: argparse.ArgumentParser, task) -> list[str]:
-    """The names of what the task's ``predict_arguments(parser)`` adds: further keyword arguments of
-    its ``predict``.
-    """
-    if not hasattr(task, "predict_arguments"):
-        return []
-    before = set(vars(parser.parse_known_args([])[0]))
-    task.predict_arguments(parser.add_argument_group(f"of {task.__name__}, for a folder of images"))
-    return [name for name in vars(parser.parse_known_args([])[0]) if name not in before]
-
-
-def _predict(experiment, model, args: argparse.Namespace, classes, own: dict) -> None:
-    if not hasattr(experiment.task, "predict"):
-        raise ConfigError(
-            f"the task {experiment.config['task']!r} takes no folder of images: it has no predict()"
-        )
-    folder, measured = args.images or args.inputs, bool(args.images)
-    failed = experiment.task.predict(
-        model, experiment.config, folder, args.out, measured, classes=classes, **own
-    )
-    if failed:
-        print(f"error: left out {', '.join(failed)}", file=sys.stderr)
-        raise SystemExit(1)
 
 
 def config_name(path: str | Path) -> str:
@@ -572,7 +553,7 @@ def _list_configs() -> None:
         print(f"configs/{name}.py\n    {title}")
 
 
-def _list_stages(experiment) -> None:
+def _list_stages(experiment: "Experiment") -> None:
     for stage in experiment.stages:
         print(
             f"{stage.name}: trains {stage.model}"
@@ -584,7 +565,7 @@ def _list_stages(experiment) -> None:
         print(f"\nnames of {role}:\n  " + "\n  ".join(distiller.names(role)))
 
 
-def _print_dry_run(experiment) -> None:
+def _print_dry_run(experiment: "Experiment") -> None:
     from kdtasks.engine.check import check
     from kdtasks.engine.dry_run import dry_run
 

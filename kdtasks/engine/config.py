@@ -131,7 +131,7 @@ LOSS_KEYS = {
     "alone": "its weight in the control; left out: 1, or 0 if it needs a teacher",
 }
 STAGE_KEYS = {
-    "name": "how results, files and other stages call it",
+    "name": "identifier in results, file names and stage references",
     "model": "which model learns: 'student' (also where left out), the name of a teacher, or a key "
     "of `models`",
     "arguments": "of the model's type, in the place of the config's, in this stage and where it "
@@ -151,6 +151,8 @@ STAGE_KEYS = {
     "optimizer_state": "'fresh', or 'keep': the momentum of the stage that the student comes from "
     "goes on",
     "keep": "epochs whose checkpoints are kept, for stages that start from them",
+    "role": "what it is for: 'teacher', 'control', 'taught', 'joint' or 'step'; left out: found from "
+    "what the stage is",
 }
 TRAINING_KEYS = ("optimizer", "schedule", "length", "data")
 # to which --cfg-options may add an entry
@@ -528,15 +530,15 @@ def difference(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
         a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += difference(a, b, f"{prefix}{key}.")
-        elif plain(a) != plain(b):
+        elif jsonable(a) != jsonable(b):
             found.append(f"{prefix}{key}: {a!r} -> {b!r}")
     return found
 
 
-def plain(value):
+def jsonable(value):
     """The value with tuples as lists, as it comes back from JSON."""
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [plain(v) for v in value]
+        return [jsonable(v) for v in value]
     return value

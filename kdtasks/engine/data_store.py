@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from kdtasks.engine import builder, data_sets
-from kdtasks.engine.config import plain
+from kdtasks.engine.config import jsonable
 
 
 class DataStore:
@@ -93,7 +93,7 @@ class DataStore:
         return self._read_once(spec, f"data.{part}")
 
     def _read_once(self, spec: Mapping, where: str):
-        key = json.dumps(plain(spec), sort_keys=True, default=str)
+        key = json.dumps(jsonable(spec), sort_keys=True, default=str)
         return self.keep(key, lambda: self._make(spec, where))
 
     def _make(self, spec: Mapping, where: str):

@@ -1,17 +1,18 @@
 """A task's evaluation, in which nothing that is not finite passes for an answer."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from kdtasks.core.trial import keep_state
+from kdtasks.engine.task import Task
 
 
 def evaluate(
-    task,
+    task: Task,
     model: nn.Module,
-    loader,
+    loader: Iterable[dict],
     before: Callable[[int, dict], None] | None = None,
     after: Callable[[int, dict], None] | None = None,
 ) -> dict[str, float]:
@@ -25,8 +26,7 @@ def evaluate(
     back.
 
     Args:
-        task: a trainer module. Where its ``deciding(model)`` lists modules, their outputs are
-            watched instead of the model's, which may have left out by then what is not finite.
+        task: whose metrics; the outputs of the modules that its ``deciding`` lists are watched.
         model: in any mode; it stays in eval.
         loader: gives the batches.
         before, after: called with each batch and its number, before the task gets it and when it
@@ -36,8 +36,7 @@ def evaluate(
         ValueError: an input or an output is not finite; names the first such sample.
     """
     watch = _Watch(loader, before, after)
-    modules = task.deciding(model) if hasattr(task, "deciding") else [model]
-    hooks = [module.register_forward_hook(watch.note_output) for module in modules]
+    hooks = [module.register_forward_hook(watch.note_output) for module in task.deciding(model)]
     try:
         with keep_state(model.modules()), torch.no_grad():
             # which some models do not return

@@ -1,7 +1,6 @@
 """An experiment: what a config and a seed describe, before anything is trained."""
 
 import copy
-import importlib
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,18 +12,17 @@ from torch import nn
 import kdtasks
 from kdtasks.core import Distiller, Stage, Teacher
 from kdtasks.core.names import as_names, did_you_mean
-from kdtasks.core.stages import OWN, final_stage, has_peers, stage_reference
+from kdtasks.core.stages import OWN, Arms, arms, has_peers, stage_reference
 from kdtasks.core.weights import load_weights
 from kdtasks.engine import builder, data_sets
 from kdtasks.engine.builder import ConfigError
-from kdtasks.engine.config import LOSS_KEYS, MODEL_KEYS, TEACHER_KEYS, iterations, plain
+from kdtasks.engine.config import LOSS_KEYS, MODEL_KEYS, TEACHER_KEYS, iterations, jsonable
 from kdtasks.engine.data_store import DataStore
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.processes import device_type, rank_and_world
 from kdtasks.engine.stages import make_stages
+from kdtasks.engine.task import Task, load_task
 from kdtasks.engine.work_dir import WorkDir
-
-TASK_NAMES = ("PRIMARY", "HIGHER_IS_BETTER", "evaluate", "example", "pictures")
 
 
 class Experiment:
@@ -41,12 +39,12 @@ class Experiment:
         config: from :func:`kdtasks.engine.config.load` or :func:`~kdtasks.engine.config.complete`.
         seed: of the weights, the order and the views.
         device: ``'cpu'``, ``'cuda'``; None: CUDA where there is one.
-        name: what the results call the config.
+        name: of the config, as it is written to results.json.
 
     Attributes:
         stages: all stages, in order.
         specs: ``{name: description}`` of the models: the student, teachers and further ones.
-        task: the trainer module of the task.
+        task: the :class:`~kdtasks.engine.task.Task`.
         data: the :class:`~kdtasks.engine.data_store.DataStore`.
 
     Raises:
@@ -61,16 +59,16 @@ class Experiment:
         self.device = torch.device(device_type(device))
         self._check_process()
         self._check_hooks()
-        self.task = task_module(self.config["task"])
+        self.task: Task = load_task(self.config["task"])
         self.specs = {
             "student": self.config["student"],
             **self.config["teachers"],
             **self.config["models"],
         }
-        own = {*self._supplied_to_student(), *getattr(self.task, "OWN_NAMES", ())}
+        own = {*self._supplied_to_student(), *self.task.own_names}
         self.stages = make_stages(self.config, own)
         final = self.setting(self.final, "data") if self.final else None
-        unseen = getattr(self.task, "UNSEEN_CLASSES", False)
+        unseen = self.task.unseen_classes
         self.data = DataStore(self.device, lambda: self.seeded("data"), final, unseen)
 
     def _check_process(self) -> None:
@@ -118,9 +116,30 @@ class Experiment:
         return builder.resolve(self.config["distiller"]["type"], "distiller") is Distiller
 
     @property
+    def arms(self) -> Arms:
+        """What the stages are compared by: the control, the student that counts, teachers."""
+        return arms(self.stages)
+
+    @property
     def final(self) -> Stage | None:
-        """The stage whose student counts: it is exported, compared with "alone" and reported."""
-        return final_stage(self.stages)
+        """The stage whose student counts: it is exported, compared and reported."""
+        return self.arms.final
+
+    @property
+    def on_the_way(self) -> set[str]:
+        """The steps whose student is not yet the network of the control: by its ``arguments`` it
+        knows fewer classes, say, so that the two cannot be compared.
+        """
+        parts = self.arms
+        if parts.control is None:
+            return set()
+        whole = self._network(parts.control)
+        steps = [stage for stage in parts.steps if stage.model == "student"]
+        return {stage.name for stage in steps if self._network(stage) != whole}
+
+    def _network(self, stage: Stage) -> dict:
+        """What a stage's model is, but for what the config changes of the control's."""
+        return jsonable({**self.specs[stage.model], **stage.arguments})
 
     def stage(self, name: str) -> Stage:
         """The stage of this name."""
@@ -194,7 +213,7 @@ class Experiment:
         return self._built(name, {k: v for k, v in spec.items() if k not in reserved})
 
     def learner(self, stage: Stage) -> nn.Module:
-        """The model that a stage trains, with fresh weights; in "alone", with ``control``."""
+        """The model that a stage trains, with fresh weights; the control's with ``control``."""
         return self.model(stage.model, **self._arguments(stage))
 
     def trained(self, stage: Stage, files: WorkDir) -> nn.Module:
@@ -207,8 +226,8 @@ class Experiment:
 
     def _arguments(self, stage: Stage) -> dict:
         """In what the model of a stage differs from the config's."""
-        is_control = stage.name == "alone" and stage.model == "student"
-        return {**(self.config["control"] if is_control else {}), **stage.arguments}
+        changed = self.config["control"] if stage.role == "control" else {}
+        return {**changed, **stage.arguments}
 
     def _built(self, name: str, spec: Mapping) -> nn.Module:
         with self.seeded(name):
@@ -236,7 +255,7 @@ class Experiment:
         self._check_classes(stage, teachers)
         peers = self._peers(stage.losses, files, load)
         distiller = self._assemble(stage.name, student, teachers, stage.losses, peers)
-        if load and hasattr(distiller, "classes"):
+        if load:
             distiller.classes = self.classes(stage)
         return distiller.to(self.device)
 
@@ -274,6 +293,17 @@ class Experiment:
         of_source = self.classes(source) if source and load and not meta.get("classes") else None
         teacher.classes = meta.get("classes") or of_source
         return teacher
+
+    def other_teachers(self, stage: Stage) -> list[str]:
+        """The names of a stage's teachers that are other models than the student at an earlier
+        stage.
+        """
+        names = []
+        for name, origin in stage.teachers.items():
+            reference = self._reference(origin if isinstance(origin, str | None) else origin[0])
+            if reference is None or self.stage(reference[0]).model != "student":
+                names.append(name)
+        return names
 
     def _as_teacher(self, owner: str, model: nn.Module, name: str | None = None) -> Teacher:
         spec = self.config["teachers"].get(owner, {})
@@ -380,9 +410,7 @@ class Experiment:
             files: what earlier stages have left may decide on the samples; None: nothing yet.
         """
         made = self.data.train_set(self.setting(stage, "data"))
-        if hasattr(self.task, "training_set"):
-            return self.task.training_set(self, stage, made, files)
-        return made
+        return self.task.training_set(self, stage, made, files)
 
     def unlabelled(self, stage: Stage) -> int:
         """Unlabelled samples in a batch of a stage.
@@ -469,7 +497,7 @@ class Experiment:
     def meta(self, stage: Stage) -> dict:
         """What is written beside the weights of a stage."""
         spec = {**self.specs[stage.model], **self._arguments(stage)}
-        described = plain({key: value for key, value in spec.items() if key != "checkpoint"})
+        described = jsonable({key: value for key, value in spec.items() if key != "checkpoint"})
         return {
             "kdtasks": kdtasks.__version__,
             "config": self.name,
@@ -488,22 +516,6 @@ def _loss(where: str, entry: Mapping) -> tuple:
     if isinstance(weight, Mapping):
         weight = builder.build(weight, f"{where}.weight")
     return loss, entry["of"], weight
-
-
-def task_module(path: str):
-    """The trainer module of a task.
-
-    Raises:
-        ConfigError: it cannot be imported, or lacks what a trainer module has.
-    """
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"task={path!r} cannot be imported: {error}") from error
-    missing = [name for name in TASK_NAMES if not hasattr(module, name)]
-    if missing:
-        raise ConfigError(f"task={path!r} is no trainer module: it lacks {missing}")
-    return module
 
 
 def _marks_unlabelled(dataset) -> bool:

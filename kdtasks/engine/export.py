@@ -167,8 +167,9 @@ def _onnx_form(experiment: Experiment, student: nn.Module, images) -> OnnxForm:
     """As the task says, or one tensor with the batch size left open; on the CPU."""
     student = student.cpu().to(memory_format=torch.contiguous_format)
     images = images.cpu().contiguous() if isinstance(images, Tensor) else images
-    if hasattr(experiment.task, "onnx_form"):
-        return experiment.task.onnx_form(student, images)
+    own = experiment.task.onnx_form(student, images)
+    if own is not None:
+        return own
     if not isinstance(images, Tensor):
         raise ConfigError(
             f"ONNX needs a model of one tensor, and this task's test images are a "

@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmengine.optim import OptimWrapper
@@ -15,6 +16,7 @@ from torch import nn
 
 from kdtasks.core.names import did_you_mean
 from kdtasks.engine.builder import ConfigError, check_arguments, resolve
+from kdtasks.engine.task import Task
 
 
 class StepWrapper(OptimWrapper):
@@ -135,7 +137,7 @@ class ForeignScheduler:
 
 
 def build_schedulers(
-    schedule: list[dict], optimizer, length: int, per_epoch: int, task=None
+    schedule: list[dict], optimizer: Any, length: int, per_epoch: int, task: Task | None = None
 ) -> list:
     """Parameter schedulers: mmengine's by their names, torch's or others of that form by their
     dotted paths.
@@ -150,7 +152,7 @@ def build_schedulers(
         optimizer: an optimizer or its wrapper.
         length, per_epoch: iterations of the stage and of an epoch; a scheduler without ``end``
             (OneCycleLR: ``total_steps``) runs to the end.
-        task: the task's module, which says what the primary metric is.
+        task: says what the primary metric is.
 
     Raises:
         ConfigError: an unknown scheduler or argument, or one that cannot be built.
@@ -222,9 +224,10 @@ def _foreign_scheduler(
                 f"{where}: it steps at each evaluation (val_interval), not "
                 f"by_epoch={entry['by_epoch']}"
             )
-        metric = metric or getattr(task, "PRIMARY", None)
-        if metric == getattr(task, "PRIMARY", None):
-            arguments.setdefault("mode", "max" if task.HIGHER_IS_BETTER else "min")
+        primary = task.primary if task else None
+        metric = metric or primary
+        if task and metric == primary:
+            arguments.setdefault("mode", "max" if task.higher_is_better else "min")
         elif "mode" not in arguments:
             raise ConfigError(f"{where}: expected mode='min' or 'max' for the metric {metric!r}")
     elif metric is not None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from kdtasks.core import Distiller, Stage
 from kdtasks.engine.caching import cached_outputs
-from kdtasks.engine.config import plain
+from kdtasks.engine.config import jsonable
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.work_dir import WorkDir
@@ -43,8 +43,8 @@ def _cache(
         **experiment.loader_options(data),
     )
     facts = {
-        "options": plain({name: experiment.specs.get(name) for name in stage.teachers}),
-        "data": plain(data["train"]),
+        "options": jsonable({name: experiment.specs.get(name) for name in stage.teachers}),
+        "data": jsonable(data["train"]),
         "seed": experiment.seed,
         "amp": config["amp"],
         "channels_last": config["channels_last"],

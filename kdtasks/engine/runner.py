@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from mmengine.dist import barrier, get_dist_info
@@ -29,7 +30,7 @@ from kdtasks.engine import checkpoint
 from kdtasks.engine.evaluation import evaluate
 from kdtasks.engine.hooks import build_hooks
 from kdtasks.engine.optim import ForeignScheduler, MovingAverage, StepWrapper, build_schedulers
-from kdtasks.engine.show import METRICS, decimals
+from kdtasks.engine.show import METRICS
 
 _numbers = itertools.count()
 
@@ -190,7 +191,7 @@ class StageLoop(BaseLoop):
         try:
             return self.buffer.read()
         except NotFiniteError as error:
-            self.runner.fail(str(error))
+            self.runner.save_and_raise(str(error))
 
 
 class StageRunner(Runner):
@@ -206,7 +207,7 @@ class StageRunner(Runner):
         folder: where the stage's checkpoints go.
         log_file: the run's log.
         distiller: built (:meth:`Distiller.build`), on its device.
-        task: the task's trainer module.
+        task: the :class:`~kdtasks.engine.task.Task`.
         test_loader: what :func:`task.evaluate` is given.
         optimizer: builds the torch optimizer from the parameters that train.
         schedule: mmengine scheduler dicts; those by epoch are turned into iterations.
@@ -465,7 +466,7 @@ class StageRunner(Runner):
             "%d/%d  %s",
             self._train_loop.iter,
             self._train_loop.max_iters,
-            "  ".join(f"{k} {v:.{decimals(k, 3)}f}" for k, v in self.metrics.items()),
+            "  ".join(f"{k} {v:.{self.task.decimals(k, 3)}f}" for k, v in self.metrics.items()),
         )
         self.visualizer.add_scalars(self.metrics, step=self._train_loop.iter)
         if self.show:
@@ -477,9 +478,9 @@ class StageRunner(Runner):
         self._step_on_metrics()
         self.call_hook("after_val_epoch", metrics=self.metrics)
         self.call_hook("after_val")
-        value = self.metrics[self.task.PRIMARY]
+        value = self.metrics[self.task.primary]
         better = self.best is None or (
-            value > self.best if self.task.HIGHER_IS_BETTER else value < self.best
+            value > self.best if self.task.higher_is_better else value < self.best
         )
         if better:
             self.best = value
@@ -656,11 +657,11 @@ class StageRunner(Runner):
         ]
         if bad:
             what = "weights" if bad[0] in weights else "statistics"
-            self.fail(
+            self.save_and_raise(
                 f"the {what} {bad[0]!r} are not finite after iteration {self._train_loop.iter - 1}"
             )
 
-    def fail(self, what: str) -> None:
+    def save_and_raise(self, what: str) -> NoReturn:
         """Save what there is beside the last good checkpoint, and stop.
 
         Raises:

@@ -1,12 +1,14 @@
 """What a run shows on the screen: one progress bar with the losses, and a table at the end."""
 
-import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from kdtasks.core.stages import ALONE, Arms
+from kdtasks.engine.task import Task
 
 
 class Bar:
@@ -94,45 +96,53 @@ def print_table(table: Table, labels: int = 1, console: Console | None = None) -
         print(table.caption, file=console.file)
 
 
-def decimals(metric: str, least: int = 2) -> int:
-    """How many a number of this name is shown with: SSIM lies so near to 1 that two say nothing."""
-    return max(4, least) if metric.startswith("ssim") else least
-
-
-def table(results: Mapping, console: Console | None = None) -> None:
+def table(
+    results: Mapping,
+    parts: Arms,
+    task: Task,
+    way: Collection[str] = (),
+    console: Console | None = None,
+) -> None:
     """One row a stage: the primary metric, its difference to the control, the first other metrics,
     seconds.
 
-    Left out: stages whose ``class_counts`` are not those of the control, since they are on the way
-    to others and their numbers do not compare; metrics on a part, ``<metric>_on_<k>``.
+    Args:
+        results: of results.json.
+        parts: the arms of the run.
+        task: says which metrics are listed, and how.
+        way: stages on the way to others, which are counted and not shown, unless there is nothing
+            else.
+        console: see :func:`print_table`.
     """
     stages, primary = results["stages"], results["primary"]
-    known = stages.get("alone", {}).get("class_counts")
-    shown = {
-        stage: values
-        for stage, values in stages.items()
-        if known in (None, values.get("class_counts"))
-    }
-    numbers = [
-        name
-        for stage in stages.values()
-        for name, value in stage.items()
-        if isinstance(value, int | float) and not re.fullmatch(r".+_on_\d+", name)
-    ]
-    names = list(dict.fromkeys([primary, *(name for name in numbers if name != "seconds")]))[
-        :METRICS
-    ]
-    way = len(stages) - len(shown)
+    control = parts.control.name if parts.control else ALONE
+    compared = {stage.name for stage in parts.compared}
+    alone = stages.get(control, {}).get(primary)
+    names = _columns(stages, primary, task)
+    hidden = [name for name in stages if name in way]
+    hidden = hidden if len(hidden) < len(stages) else []
     out = Table(
         title=f"{results['config']}, seed {results['seed']}, {results['device']}",
-        caption=f"and {way} stages on the way there" if way else None,
+        caption=f"and {len(hidden)} stages on the way there" if hidden else None,
     )
-    for name in ["stage", *names, "against alone", "seconds"]:
+    for name in ["stage", *names, f"against {control}", "seconds"]:
         out.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
-    control = stages.get("alone", {}).get(primary)
-    for stage, values in shown.items():
-        compared = control is not None and stage not in ("alone", "teacher")
-        against = f"{values[primary] - control:+.{decimals(primary)}f}" if compared else ""
-        cells = (f"{values[n]:.{decimals(n)}f}" if n in values else "" for n in names)
-        out.add_row(stage, *cells, against, f"{values['seconds']:.0f}")
+    for stage, values in stages.items():
+        if stage in hidden:
+            continue
+        cells = [f"{values[n]:.{task.decimals(n)}f}" if n in values else "" for n in names]
+        gain = ""
+        if alone is not None and stage in compared:
+            gain = f"{values[primary] - alone:+.{task.decimals(primary)}f}"
+        out.add_row(stage, *cells, gain, f"{values['seconds']:.0f}")
     print_table(out, 1, console)
+
+
+def _columns(stages: Mapping[str, Mapping], primary: str, task: Task) -> list[str]:
+    """The metrics that a table has room for, the primary one first."""
+    names = {primary: None}
+    for values in stages.values():
+        for name, value in values.items():
+            if isinstance(value, int | float) and name != "seconds" and task.metric(name).listed:
+                names[name] = None
+    return list(names)[:METRICS]

@@ -10,7 +10,7 @@ from pathlib import Path
 from kdtasks.core.files import write_atomically
 from kdtasks.engine import checkpoint, lock
 from kdtasks.engine.builder import ConfigError
-from kdtasks.engine.config import DATA_KEYS, IMPORT_FROM, difference, plain
+from kdtasks.engine.config import DATA_KEYS, IMPORT_FROM, difference, jsonable
 
 # a file of a process, or a cache half written
 _TEMPORARY = re.compile(r"\..+\.(?:(\d{1,10})|[0-9a-f]{32}(?:\.old)?)\.tmp")
@@ -141,7 +141,7 @@ class WorkDir:
             self.path / "config.py", lambda file: file.write_text(text, encoding="utf-8")
         )
 
-    def adopt(self, stage: str, folder: Path) -> None:
+    def link_stage(self, stage: str, folder: Path) -> None:
         """Take over a stage that another run has finished: its results and its files (hard links
         where the disk can).
 
@@ -156,7 +156,7 @@ class WorkDir:
 
 
 def _facts(config: Mapping, seed: int) -> dict:
-    return plain({**config, "seed": seed})
+    return jsonable({**config, "seed": seed})
 
 
 def _is_temporary(path: Path) -> bool:

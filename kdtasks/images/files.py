@@ -242,7 +242,9 @@ def images_below(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def results_of(folder: str | Path, out: str | Path, suffix: str = ".png") -> dict[Path, Path]:
+def results_of(
+    folder: str | Path | None, out: str | Path | None, suffix: str = ".png"
+) -> dict[Path, Path]:
     """For each image below ``folder`` the file below ``out`` that what is made of it goes to.
 
     It has the image's place and name, with ``suffix`` in the place of the ending; two images that
@@ -250,8 +252,12 @@ def results_of(folder: str | Path, out: str | Path, suffix: str = ".png") -> dic
 
     Raises:
         FileNotFoundError: no such folder, or no image in it.
-        ValueError: ``out`` holds files or lies inside ``folder``.
+        ValueError: one of the two is not given; ``out`` holds files or lies inside ``folder``.
     """
+    if folder is None or out is None:
+        raise ValueError(
+            f"a folder of images and --out go together, got the folder {folder!r} and --out {out!r}"
+        )
     folder, out = Path(folder), Path(out)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {str(folder)!r}")

@@ -54,17 +54,16 @@ def draw(run: "Run", colors: Mapping[str, str]) -> list[tuple]:
             {goal: run.done[stage.name][key] for goal, stage in arms.items()}
             for key in ("matrix", "matrix_task_il")
         )
-        joint = [
-            run.done.get("joint", {}).get(key)
-            for key in ("average_accuracy", "average_accuracy_task_il")
-        ]
+        joint = next((stage.name for stage in run.experiment.arms.joint), "")
+        found = run.done.get(joint, {})
+        wholes = [found.get(key) for key in ("average_accuracy", "average_accuracy_task_il")]
         for matrices, meaning in ((class_il, CLASS_IL), (task_il, TASK_IL)):
             drawn.append(
                 draw_matrices(
                     {arms[goal].name: matrix for goal, matrix in matrices.items()}, meaning
                 )
             )
-        drawn.append(draw_course(class_il, task_il, colors, joint))
+        drawn.append(draw_course(class_il, task_il, colors, wholes, joint))
         path = run.experiment.config["distiller"].get("attention")
         drawn += [draw_attention(*attention_of(run, arms, path))] if path else []
     picked = picked_of(run)
@@ -72,14 +71,15 @@ def draw(run: "Run", colors: Mapping[str, str]) -> list[tuple]:
 
 
 def arms_of(run: "Run") -> dict[str, Stage]:
-    """For "alone" and for the distilled student: the last finished stage on the way to it, where
+    """For the control and for the final student: the last finished stage on the way to it, where
     this has a whole matrix of at least two experiences.
     """
     experiment, arms = run.experiment, {}
-    goals, final = [s for s in experiment.stages if s.name == "alone"], experiment.final
-    if final and not any(final in experiment.chain(goal) for goal in goals):
-        goals.append(final)
-    for goal in goals:
+    control, final = experiment.arms.control, experiment.arms.final
+    for goal in experiment.arms.pair:
+        # a control on its own has its own beginning as the final student
+        if control and goal is final and goal in experiment.chain(control):
+            continue
         found = [
             stage
             for stage in experiment.chain(goal)

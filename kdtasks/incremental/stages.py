@@ -17,7 +17,7 @@ experience of one class is always 100.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kdtasks.core.stages import control
+from kdtasks.core.stages import ALONE, DISTILLED, control
 from kdtasks.incremental.gd import BalancedCrossEntropyLoss, step_losses
 
 _SOFTMAX = {
@@ -70,10 +70,18 @@ def class_incremental_stages(
     _check_softmax(config["losses"], sizes_of(config))
     _check_exemplars(config)
     start = {**experience_settings(config, 0), **(first or {}), "name": "experience1"}
-    stages = [start, *_arm(config, "alone", "alone", False, warm_up, head)]
+    start["role"] = "step"
+    stages = [start, *_arm(config, "alone", ALONE, False, warm_up, head)]
     if joint:
         stages.append(joint_stage(config))
-    return [*stages, *_arm(config, "taught", "distilled", True, warm_up, head)]
+    return [*stages, *_arm(config, "taught", DISTILLED, True, warm_up, head)]
+
+
+def _end_role(is_last: bool, with_teacher: bool) -> str:
+    """Of a stage that ends an experience."""
+    if not is_last:
+        return "step"
+    return "taught" if with_teacher else "control"
 
 
 def _check_exemplars(config: Mapping) -> None:
@@ -99,7 +107,8 @@ def _arm(
     stages: list[dict] = []
     before, experiences = "experience1", len(config["student"]["sizes"])
     for t in range(1, experiences):
-        name = last_name if t == experiences - 1 else f"{prefix}{t + 1}"
+        is_last = t == experiences - 1
+        name = last_name if is_last else f"{prefix}{t + 1}"
         start = before
         if warm_up is not None:
             start = f"warm_{name}"
@@ -108,6 +117,7 @@ def _arm(
                     **experience_settings(config, t, fixed_norm=True),
                     **warm_up,
                     "name": start,
+                    "role": "step",
                     "student": before,
                     "train": [f"student.{head}.blocks.{t}", "losses"],
                 }
@@ -116,6 +126,7 @@ def _arm(
             {
                 **experience_settings(config, t),
                 "name": name,
+                "role": _end_role(is_last, with_teacher),
                 "student": start,
                 "teachers": {"teacher": before} if with_teacher else {},
             }
@@ -172,6 +183,7 @@ def global_distillation(
         **experience_settings(labelled, 0),
         **(first or {}),
         "name": "experience1",
+        "role": "step",
         "losses": procedure.cross_entropy(balanced=False),
     }
     alone, taught = [start], [start]
@@ -212,13 +224,15 @@ class _GlobalDistillation:
             {
                 **experience_settings(self.labelled, t),
                 "name": main,
+                "role": "step",
                 "student": before,
                 "losses": self.cross_entropy(balanced=False),
             },
             {
                 **experience_settings(self.labelled, t),
                 **self._only_head(),
-                "name": "alone" if self._is_last(t) else f"alone{t + 1}",
+                "name": ALONE if self._is_last(t) else f"alone{t + 1}",
+                "role": _end_role(self._is_last(t), with_teacher=False),
                 "student": main,
                 "losses": self.cross_entropy(balanced=True),
             },
@@ -238,6 +252,7 @@ class _GlobalDistillation:
             {
                 **experience_settings(self.config, t),
                 "name": main,
+                "role": "step",
                 "student": before,
                 "teachers": teachers,
                 "losses": {"loss_gd": self._distillation("main")},
@@ -245,7 +260,8 @@ class _GlobalDistillation:
             {
                 **experience_settings(self.config, t),
                 **self._only_head(),
-                "name": "distilled" if self._is_last(t) else f"taught{t + 1}",
+                "name": DISTILLED if self._is_last(t) else f"taught{t + 1}",
+                "role": _end_role(self._is_last(t), with_teacher=True),
                 "student": main,
                 "teachers": teachers,
                 "losses": {"loss_gd": self._distillation("finetune")},
@@ -261,6 +277,7 @@ class _GlobalDistillation:
             **self.current,
             "data": {**settings["data"], "unlabelled_per_batch": unlabelled},
             "name": name,
+            "role": "step",
             "student": before,
             "losses": {"loss_new": self._new_classes()},
         }
@@ -364,6 +381,7 @@ def joint_stage(config: Mapping) -> dict:
     losses = control(config["losses"], {"teacher": None})
     stage = {
         "name": "joint",
+        "role": "joint",
         "losses": {name: {**entry, "of": _all_new(entry["of"])} for name, entry in losses.items()},
         "arguments": _free(config),
         "data": {

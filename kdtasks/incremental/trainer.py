@@ -13,6 +13,7 @@ from kdtasks.core.stages import Stage
 from kdtasks.engine import checkpoint
 from kdtasks.engine.data_sets import image_shape
 from kdtasks.engine.processes import beating, led
+from kdtasks.engine.task import Metric
 from kdtasks.incremental.data import IncrementalSet
 from kdtasks.incremental.metrics import average_incremental_accuracy, forgetting
 from kdtasks.incremental.models import head_of
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
 
 PRIMARY = "average_accuracy"
 HIGHER_IS_BETTER = True
+METRICS = {
+    # of one experience: the matrices have them
+    "accuracy_on_*": Metric("%", listed=False),
+    "task_il_on_*": Metric("%", listed=False),
+    "average_*": Metric("%"),
+    "accuracy*": Metric("%"),
+    "forgetting*": Metric("%"),
+}
 # names in a batch, beside the target, that are no teacher's
 OWN_NAMES = ("class_counts",)
 
@@ -98,7 +107,7 @@ def summary(run: "Run", stage: Stage, metrics: Mapping[str, float]) -> dict:
     ``matrix`` (and ``matrix_task_il``): row i has the accuracies on experiences 1…i+1 after
     experience i+1; ``class_counts``: classes of each experience; ``average_incremental_accuracy``
     and ``forgetting`` of the matrix (:mod:`kdtasks.incremental.metrics`), the same with
-    ``_task_il``. "joint", which has learned all at once, has one row.
+    ``_task_il``. A stage that has learned all at once has one row.
     """
     if stage.model != "student":
         return {}

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.core.precision import raised
-from kdtasks.core.stages import final_stage
 from kdtasks.engine.data_sets import image_shape
+from kdtasks.engine.task import Metric
 from kdtasks.metric_learning.data import load_embeddings
 from kdtasks.metric_learning.retrieval import k_means, nmi, recall_and_map
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PRIMARY = "recall_at_1"
 HIGHER_IS_BETTER = True
+METRICS = {"recall_at_*": Metric("%"), "map_at_r": Metric("%"), "nmi": Metric("%")}
 # test classes are disjoint from training classes, and have numbers of their own
 UNSEEN_CLASSES = True
 NMI_CLASSES = 1000
@@ -94,23 +95,10 @@ def pictures(run: "Run") -> list[tuple]:
     from kdtasks.engine.report import stage_colors  # what draws is imported only here
     from kdtasks.metric_learning import pictures as draw
 
-    experiment, finished = run.experiment, run.finished
-    if not finished:
+    if not run.finished:
         return []
-    loader = experiment.test_loader(finished[-1])
-    teachers = [s.name for s in finished if s.name in experiment.config["teachers"]]
-    final = final_stage(finished)
-    students = [
-        s
-        for s in finished
-        if s.model == "student" and s.name not in ("alone", *experiment.config["teachers"])
-    ]
-    models = {}
-    if students and not teachers:
-        taught = next((stage for stage in reversed(students) if stage.teachers), students[-1])
-        models = dict(experiment.distiller(taught, run.files).teachers)
-        teachers = list(models)
-    pair = [name for name in ("alone", final and final.name) if name in run.done]
-    models |= {name: run.trained(name) for name in (*teachers, *pair) if name not in models}
-    found = {name: embeddings_of(model, loader) for name, model in models.items()}
+    loader = run.experiment.test_loader(run.finished[-1])
+    found = {name: embeddings_of(model, loader) for name, model in run.arm_models().items()}
+    pair = [stage.name for stage in run.arms.pair]
+    teachers = [name for name in found if name not in pair]
     return draw.draw(found, teachers, pair, loader, stage_colors(run))

@@ -67,6 +67,7 @@ from torch import Tensor, nn
 
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.precision import raised
+from kdtasks.core.stages import ALONE, DISTILLED
 
 VARIANTS = {  # whose errors make the importance
     "ail": ("teacher", "previous"),
@@ -383,10 +384,11 @@ def released_stages(
     if repeat is not None:
         train["repeat"] = repeat
     stages = [
-        {"name": "teacher", "model": "teacher", "data": {"train": train}},
-        {"name": "plain", "data": {"train": train}},
+        {"name": "teacher", "role": "teacher", "model": "teacher", "data": {"train": train}},
+        {"name": "plain", "role": "step", "data": {"train": train}},
         {
-            "name": "alone",
+            "name": ALONE,
+            "role": "control",
             "student": "plain",
             "length": rounds * epochs,
             "schedule": _schedule_of_rounds(schedule, epochs, rounds),
@@ -394,8 +396,10 @@ def released_stages(
     ]
     before = "plain"
     for t in range(rounds):
-        name = "distilled" if t == rounds - 1 else f"round{t}"
-        stages.append(_round_stage(name, t, before))
+        is_last = t == rounds - 1
+        name = DISTILLED if is_last else f"round{t}"
+        role = "taught" if is_last else "step"
+        stages.append({**_round_stage(name, t, before), "role": role})
         before = name
     return stages
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdtasks.core.stages import final_stage
+from kdtasks.engine.task import Metric
 from kdtasks.images.files import results_of
+from kdtasks.images.folder_flags import add_folder_flags
 from kdtasks.super_resolution.ail import AILLoss
 from kdtasks.super_resolution.batches import enlarged, scale_of
 from kdtasks.super_resolution.data import patch_shapes
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 PRIMARY = "psnr_y"
 HIGHER_IS_BETTER = True
+# SSIM lies so near to 1 that two decimals say nothing
+METRICS = {"psnr*": Metric("dB"), "ssim*": Metric(decimals=4)}
 # figures of each image of a folder
 _COLUMNS = ("psnr_y", "ssim_y", "bicubic_psnr_y", "bicubic_ssim_y")
 
@@ -102,20 +105,14 @@ def pictures(run: "Run") -> list[tuple]:
     from kdtasks.engine.report import stage_colors  # what draws is imported only here
     from kdtasks.super_resolution import pictures as draw
 
-    experiment, finished = run.experiment, run.finished
+    finished = run.finished
     if not finished:
         return []
-    final, configured = final_stage(finished), experiment.config["teachers"]
-    pair = [name for name in ("alone", final and final.name) if name in run.done]
-    models = {
-        name: run.trained(name)
-        for name in (*pair, *(s.name for s in finished if s.name in configured))
-    }
-    taught = next((s for s in reversed(finished) if s.model == "student" and s.teachers), None)
-    if taught and not any(name in models for name in configured):
-        teachers = experiment.distiller(taught, run.files).teachers
-        models |= {name: model for name, model in teachers.items() if name in configured}
-    psnr, shown = draw.look(models, experiment.test_loader(finished[-1]))
+    pair = [stage.name for stage in run.arms.pair]
+    models = run.arm_models()
+    # the two that are compared come first
+    models = {name: models[name] for name in (*pair, *(n for n in models if n not in pair))}
+    psnr, shown = draw.look(models, run.experiment.test_loader(finished[-1]))
     return draw.draw(psnr, shown, pair, stage_colors(run), importance_of(run, finished, shown))
 
 
@@ -128,7 +125,7 @@ def importance_of(
     maps: dict[str, list[Tensor]] = {}
     device = run.experiment.device
     for stage in stages:
-        if stage.model != "student" or stage.name == "alone":
+        if stage.model != "student" or stage.role == "control":
             continue
         distiller = run.experiment.distiller(stage, run.files)
         names = [
@@ -151,6 +148,11 @@ def importance_of(
 # A folder of images -------------------------------------------------------------------------------
 def predict_arguments(parser: "ArgumentParser") -> None:
     """The flags of tools/test.py that :func:`predict` takes as keyword arguments."""
+    add_folder_flags(
+        parser,
+        images="images as they should come out: they are made worse as in training, restored, and "
+        "compared",
+    )
     parser.add_argument(
         "--tile", type=int, help="compute in tiles of so many pixels, where memory is short"
     )

@@ -2,17 +2,20 @@
 anything runs.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from kdtasks.core.stages import (
     Stage,
+    arms,
     check_stages,
     control,
-    final_stage,
     stage_reference,
     standard_stages,
     unmarked,
     with_control,
+    with_roles,
 )
 
 CLS = {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}
@@ -203,7 +206,7 @@ def test_with_a_checkpoint_it_is_not_trained():
 def test_alone_and_distilled_differ_in_nothing_but_teacher_and_losses():
     alone, distilled = standard_stages(LOSSES, {"teacher": "t.pth"})
     other = {name for name, value in vars(alone).items() if vars(distilled)[name] != value}
-    assert other == {"name", "teachers", "losses"}
+    assert other == {"name", "role", "teachers", "losses"}
 
 
 def test_the_losses_of_a_stage_are_its_own():
@@ -320,11 +323,19 @@ def test_a_list_of_stages_gets_its_control_before_the_stage_it_controls():
         and alone.student == "fresh"
     )
     assert stages[0].losses == stages[4].losses == alone.losses and stages[3].losses == losses
-    assert final_stage(stages).name == "distilled"
+    assert arms(stages).final.name == "distilled"
     own = [*chain[:3], Stage("alone", losses={"loss_cls": ce})]
     # one of its own is kept as it is
     assert [s.name for s in with_control(own, losses, {})] == [s.name for s in own]
     assert [s.name for s in with_control(chain[:1], losses, {"assistant": None})] == ["teacher"]
+
+
+def final(stages):
+    return arms(with_roles(stages)).final
+
+
+def roles(stages):
+    return {stage.name: stage.role for stage in stages}
 
 
 def test_the_final_stage_is_the_distilled_one_or_the_last_taught():
@@ -334,11 +345,8 @@ def test_the_final_stage_is_the_distilled_one_or_the_last_taught():
         Stage("joint"),
         Stage("alone"),
     ]
-    assert (
-        final_stage(taught).name == "two"
-        and final_stage(taught[2:]).name == "joint"
-        and final_stage(taught[3:]) is None
-    )
+    assert final(taught).name == "two" and final(taught[2:]).name == "joint"
+    assert final(taught[3:]) is None
     for student in ("keep", "taught", "taught.best"):
         tuned = [
             Stage("teacher", model="teacher"),
@@ -348,9 +356,106 @@ def test_the_final_stage_is_the_distilled_one_or_the_last_taught():
             Stage("joint"),
         ]
         # what teachers have pulled on counts, not where it stands
-        assert final_stage(tuned).name == "finetune"
+        assert final(tuned).name == "finetune"
     mutual = Stage("mutual", losses={"loss": dict(of=("peers", "target"))})
-    assert mutual.taught and final_stage([mutual, Stage("joint")]).name == "mutual"
+    assert mutual.taught and final([mutual, Stage("joint")]).name == "mutual"
+
+
+# -------------------------------------------------------------------------------------------- roles
+def test_the_default_list_says_its_roles():
+    stages = standard_stages(LOSSES, {"teacher": None, "second": "t.pth"})
+    assert roles(stages) == {"teacher": "teacher", "alone": "control", "distilled": "taught"}
+    # what they would be found to be
+    bare = [replace(stage, role=None) for stage in stages]
+    assert roles(with_roles(bare)) == roles(stages)
+
+
+ASSISTANTS = [
+    Stage("teacher", model="teacher"),
+    Stage("assistant1", model="assistant", teachers={"teacher": "teacher"}),
+    Stage("distilled", teachers={"assistant": "assistant1"}),
+]
+GENERATIONS = [
+    Stage("teacher", model="teacher", keep=[1, 2]),
+    Stage("generation1", teachers={"teacher": ["teacher.1", "teacher.2"]}),
+    Stage("generation2", teachers={"before": "generation1"}),
+]
+
+
+@pytest.mark.parametrize(
+    "stages, expected",
+    [
+        (ASSISTANTS, ["teacher", "step", "control", "taught"]),
+        ([*ASSISTANTS, Stage("tuned", student="keep")], None),
+        (GENERATIONS, ["teacher", "step", "control", "taught"]),
+        (
+            # they are compared too, if the list says so
+            [GENERATIONS[0], replace(GENERATIONS[1], role="taught"), GENERATIONS[2]],
+            ["teacher", "taught", "control", "taught"],
+        ),
+        (
+            [
+                Stage("plain"),
+                Stage("alone", student="plain"),
+                Stage("joint"),
+                Stage("round1", student="plain", teachers={"teacher": "t.pth"}),
+                Stage("last", student="round1", teachers={"teacher": "t.pth"}),
+                Stage("other", teachers={"teacher": "t.pth"}, role="joint"),
+            ],
+            ["step", "control", "joint", "step", "taught", "joint"],
+        ),
+        # as a run of its own, which others share
+        ([Stage("teacher", model="teacher")], ["teacher"]),
+        ([Stage("first"), Stage("alone", student="first")], ["step", "control"]),
+        ([Stage("first"), Stage("second", student="keep")], ["step", "joint"]),
+    ],
+)
+def test_a_list_of_ones_own_has_its_roles_found(stages, expected):
+    found = with_control(stages, LOSSES, {"teacher": "t.pth"})
+    if expected is None:  # behind "distilled" nothing else is what the run is about
+        assert arms(found).final.name == "distilled" and roles(found)["tuned"] == "joint"
+    else:
+        assert [stage.role for stage in found] == expected
+    assert roles(with_roles(found)) == roles(found)
+
+
+def test_a_control_may_have_another_name():
+    stages = [
+        Stage("baseline", role="control"),
+        Stage("student", teachers={"teacher": "t.pth"}, losses=LOSSES),
+    ]
+    found = with_control(stages, LOSSES, {"teacher": "t.pth"})
+    assert roles(found) == {"baseline": "control", "student": "taught"}
+    assert [stage.name for stage in arms(found).pair] == ["baseline", "student"]
+    wrong = [replace(stages[0], teachers={"teacher": "t.pth"}), stages[1]]
+    with pytest.raises(ValueError, match="'baseline' is the control, which no teacher"):
+        with_control(wrong, LOSSES, {"teacher": "t.pth"})
+
+
+def test_arms_of_what_has_finished():
+    """The control need not be there, nor the student that counts."""
+    stages = with_control(ASSISTANTS, LOSSES, {})
+    assert [stage.name for stage in arms(stages).pair] == ["alone", "distilled"]
+    assert [stage.name for stage in arms(stages).teachers] == ["teacher"]
+    assert [stage.name for stage in arms(stages).compared] == ["distilled"]
+    assert arms(stages[:2]).pair == () and arms(stages[:2]).final is None
+    assert [stage.name for stage in arms(stages[:3]).pair] == ["alone"]
+
+
+@pytest.mark.parametrize(
+    "stages, message",
+    [
+        ([Stage("a", role="tought")], "'a': there is no role 'tought'; did you mean 'taught'"),
+        (
+            [Stage("alone"), Stage("a", role="control")],
+            "one stage of the role 'control', got 'alone' a",
+        ),
+        ([Stage("a", model="teacher", role="control")], "'a' trains 'teacher': expected 'student'"),
+    ],
+)
+def test_roles_that_cannot_be(stages, message):
+    with pytest.raises(ValueError, match=message):
+        with_roles(stages)
 
 
 def test_a_stage_keeps_its_models_arguments_and_so_does_the_control_made_for_it():
@@ -379,5 +484,5 @@ def test_a_teacher_that_only_stages_name_is_no_part_of_the_control():
     }
     stages = with_control(chain, losses, {})
     assert [list(stage.losses) for stage in stages] == [["loss_cls"], ["loss_cls"], list(losses)]
-    assert final_stage(stages).name == "distilled"
+    assert arms(stages).final.name == "distilled"
     check_stages(stages, ["student"])

@@ -45,7 +45,7 @@ def test_boxes_are_in_pixels_of_the_file_whatever_size_the_model_sees(
     full = {"data": {"test": {} if size is None else {"size": size}}}
     with pytest.warns(UserWarning, match=r"left out: .*broken.png"):
         failed = trainer.predict(
-            Two(), full, folder, tmp_path / "out", False, score=0.3, classes=["disc", "box"]
+            Two(), full, folder, tmp_path / "out", score=0.3, classes=["disc", "box"]
         )
     assert failed == [str(folder / "broken.png")]
     found = json.loads((tmp_path / "out" / "detections.json").read_text())
@@ -75,10 +75,7 @@ def test_what_coco_reads_and_the_score(folder, tmp_path):
         "faster_coco_eval", reason="needs faster-coco-eval: pip install 'kdtasks[detection]'"
     )
     (folder / "broken.png").unlink()
-    assert (
-        trainer.predict(Two(), {"data": {"test": {}}}, folder, tmp_path / "out", False, score=0.5)
-        == []
-    )
+    assert trainer.predict(Two(), {"data": {"test": {}}}, folder, tmp_path / "out", score=0.5) == []
     known = coco.COCO(str(tmp_path / "out" / "detections.json"))
     assert len(known.getAnnIds()) == 3 and [one["name"] for one in known.loadCats([2])] == [
         "class_2"
@@ -92,27 +89,13 @@ def test_a_real_detector_finds_nothing_and_says_so(folder, tmp_path, capsys):
         {"data": {"test": {}}},
         folder,
         tmp_path / "out",
-        False,
         classes=["x", "y", "z"],
     )
     assert json.loads((tmp_path / "out" / "detections.json").read_text())["annotations"] == []
     assert "0 detections" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"measured": True}, "--images compares .* expected --inputs"),
-        ({"score": 30}, "expected 0 to 1"),
-    ],
-)
-def test_what_cannot_be(folder, tmp_path, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        trainer.predict(
-            Two(),
-            {"data": {"test": {}}},
-            folder,
-            tmp_path / "out",
-            **{"measured": False, **arguments},
-        )
+def test_what_cannot_be(folder, tmp_path):
+    with pytest.raises(ValueError, match="expected 0 to 1"):
+        trainer.predict(Two(), {"data": {"test": {}}}, folder, tmp_path / "out", score=30)
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""tools/test.py on a folder of images: what it asks of a task, and what it does with the answer."""
+"""tools/test.py with flags of the task: what it asks of a task, and what it does with the answer."""
 
 import sys
 import types
@@ -8,6 +8,7 @@ from small_runs import SMALL
 
 from kdtasks.classification import trainer
 from kdtasks.engine import cli
+from kdtasks.images.folder_flags import add_folder_flags
 
 
 @pytest.fixture
@@ -20,11 +21,12 @@ def task(monkeypatch):
         setattr(module, name, getattr(trainer, name))
     module.given, module.failed = [], []
 
-    def predict(model, config, *rest, **own):
-        module.given.append((model.training, config["task"], *rest, own))
+    def predict(model, config, **own):
+        module.given.append((model.training, config["task"], own))
         return module.failed
 
     def predict_arguments(parser):
+        add_folder_flags(parser, images="compared")
         parser.add_argument("--tile", type=int, help="so many pixels")
         parser.add_argument("--all-sides", action="store_true")
 
@@ -50,24 +52,10 @@ def call(run, *arguments, options=("task=task_with_predict",)):
 def test_the_task_predicts(undisturbed, task, capsys):
     call(undisturbed, "--images", "here", "--out", "there")
     call(undisturbed, "--inputs", "here", "--out", "there", "--tile", "64", "--all-sides")
-    classes = [str(k) for k in range(10)]
+    own = {"classes": [str(k) for k in range(10)], "folder": "here", "out": "there"}
     assert task.given == [
-        (
-            False,
-            "task_with_predict",
-            "here",
-            "there",
-            True,
-            {"classes": classes, "tile": None, "all_sides": False},
-        ),
-        (
-            False,
-            "task_with_predict",
-            "here",
-            "there",
-            False,
-            {"classes": classes, "tile": 64, "all_sides": True},
-        ),
+        (False, "task_with_predict", {**own, "measured": True, "tile": None, "all_sides": False}),
+        (False, "task_with_predict", {**own, "measured": False, "tile": 64, "all_sides": True}),
     ]
     assert "accuracy" not in capsys.readouterr().out
 
@@ -81,33 +69,29 @@ def test_what_is_left_out_is_named_and_the_command_fails(undisturbed, task, caps
 
 def test_a_task_that_takes_no_folder(undisturbed, capsys):
     with pytest.raises(SystemExit) as stopped:
-        call(undisturbed, "--images", "here", "--out", "there", options=("threads=1",))
-    assert (
-        stopped.value.code == 1
-        and "'kdtasks.classification.trainer' takes no folder of images" in capsys.readouterr().err
-    )
+        call(undisturbed, "--inputs", "here", options=("threads=1",))
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "unrecognized arguments: --inputs here" in said
 
 
-@pytest.mark.parametrize(
-    "arguments, said",
-    [
-        (["--images", "here"], "need --out"),
-        (["--out", "there"], "need --images or --inputs"),
-        (["--tile", "0"], "need --images or --inputs"),
-        (["--all-sides"], "--out, --tile, --all-sides need --images"),
-        (["--images", "here", "--inputs", "here", "--out", "there"], "not allowed with"),
-    ],
-)
-def test_flags_that_do_not_go_together(undisturbed, task, capsys, arguments, said):
+def test_flags_that_do_not_go_together(undisturbed, task, capsys):
     with pytest.raises(SystemExit) as stopped:
-        call(undisturbed, *arguments)
-    assert stopped.value.code == 2 and said in capsys.readouterr().err and not task.given
+        call(undisturbed, "--images", "here", "--inputs", "here", "--out", "there")
+    assert stopped.value.code == 2 and "not allowed with" in capsys.readouterr().err
+    assert not task.given
+
+
+@pytest.mark.parametrize("arguments", [["--images", "here"], ["--out", "there"], ["--tile", "0"]])
+def test_any_flag_of_the_task_asks_it(undisturbed, task, arguments):
+    """What else it needs, the task says: :func:`kdtasks.images.files.results_of`."""
+    call(undisturbed, *arguments)
+    assert len(task.given) == 1
 
 
 def test_help_shows_the_flags_of_the_task(task, capsys):
     cli.test(["--help"])
     said = capsys.readouterr().out
-    assert "--inputs" in said and "--tile" not in said
+    assert "--seed" in said and "--inputs" not in said
     cli.test([str(SMALL), "--help", "--cfg-options", "task=task_with_predict"])
     said = capsys.readouterr().out
     assert "of task_with_predict" in said and "--tile TILE" in said and "so many pixels" in said

@@ -25,9 +25,11 @@ from kdtasks.engine.compare.plan import plan_jobs
 from kdtasks.engine.compare.show import plot, show
 from kdtasks.engine.compare.statistics import interval, verdict
 from kdtasks.engine.run import Run
+from kdtasks.engine.task import load_task
 from kdtasks.engine.work_dir import WorkDir
 
 SMALL = Path(__file__).parent / "small" / "small.py"
+TASK = load_task("kdtasks.classification.trainer")
 KD = dict(type="kdtasks.general.KDLoss", temperature=4.0)
 CE = dict(type="torch.nn.CrossEntropyLoss", of=("student", "target"), weight=0.1)
 
@@ -291,15 +293,15 @@ def test_goes_on_after_a_stop(undisturbed, tmp_path, at):
 
 def test_a_stop_while_stages_are_taken_over(undisturbed, tmp_path, monkeypatch):
     _, expected = undisturbed
-    take, calls = WorkDir.adopt, itertools.count()
+    take, calls = WorkDir.link_stage, itertools.count()
 
-    def adopt(files, name, folder):
+    def link_stage(files, name, folder):
         # the teacher is there, the control not
         if next(calls) == 1:
             raise KeyboardInterrupt
         take(files, name, folder)
 
-    monkeypatch.setattr(WorkDir, "adopt", adopt)
+    monkeypatch.setattr(WorkDir, "link_stage", link_stage)
     with pytest.raises(KeyboardInterrupt):
         compare({"cold": small()}, [0], tmp_path, "cpu", quiet=True)
     result = compare({"cold": small()}, [0], tmp_path, "cpu", quiet=True)
@@ -348,7 +350,7 @@ def test_no_verdict_for_two_seeds(undisturbed):
     assert row["verdict"] is None and row["why"] == "no verdict: 2 of at least 3 seeds"
     assert row["differences"] == full["configs"]["cold"]["differences"][:2]
     shown = io.StringIO()
-    show(result, Console(file=shown, width=160))
+    show(result, TASK, Console(file=shown, width=160))
     assert "no verdict: 2 of at least 3 seeds" in shown.getvalue()
     assert not any(
         word in shown.getvalue().replace("is better", "")
@@ -430,7 +432,7 @@ def test_a_control_that_goes_on_from_another_stage_is_shared_with_it(undisturbed
 def test_shows_the_numbers(undisturbed, tmp_path):
     _, result = undisturbed
     shown = io.StringIO()
-    show(result, Console(file=shown, width=160))
+    show(result, TASK, Console(file=shown, width=160))
     text, row = shown.getvalue(), result["configs"]["hot"]
     assert (
         f"{row['mean']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" in text
@@ -441,7 +443,7 @@ def test_shows_the_numbers(undisturbed, tmp_path):
         "alone, seed 0 1 2: trained once, for cold, hot" in text
         and "note: configs that share" in text
     )
-    plot(result, tmp_path / "a.png")
+    plot(result, TASK, tmp_path / "a.png")
     one = {
         **row,
         "alone": row["alone"][:1],
@@ -450,7 +452,7 @@ def test_shows_the_numbers(undisturbed, tmp_path):
         "high": None,
         "verdict": None,
     }
-    plot({**result, "seeds": [0], "configs": {"one": one}}, tmp_path / "b.png")
+    plot({**result, "seeds": [0], "configs": {"one": one}}, TASK, tmp_path / "b.png")
     assert (
         (tmp_path / "a.png").read_bytes()[:4] == (tmp_path / "b.png").read_bytes()[:4] == b"\x89PNG"
     )

@@ -19,6 +19,7 @@ from kdtasks.engine import config as configs
 from kdtasks.engine.report import facts, figures, stage_colors, write_report
 from kdtasks.engine.run import Run
 from kdtasks.engine.show import table
+from kdtasks.engine.task import Metric, Task
 
 SMALL = Path(__file__).parent / "small" / "small.py"
 CE = {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}
@@ -325,9 +326,7 @@ def test_pictures_that_fail_are_said_and_warned_of(whole, monkeypatch):
 )
 def test_the_sentence_says_what_happened(tmp_path, primary, higher, alone, distilled, want):
     run = Run(small(), tmp_path)
-    run.experiment.task = SimpleNamespace(
-        PRIMARY=primary, HIGHER_IS_BETTER=higher, pictures=lambda run: []
-    )
+    run.experiment.task = task(primary, higher)
     (tmp_path / "stages").mkdir()
     stages = {
         "alone": {primary: alone, "seconds": 3700.0, "cost": 100},
@@ -394,6 +393,29 @@ def test_rounds_with_the_steps_of_the_control_are_said_to_be_so(tmp_path):
     assert "as many steps as" not in said[1] and "so it has had more steps in all" in said[1]
 
 
+METRICS = {
+    "accuracy_on_*": Metric("%", listed=False),
+    "accuracy*": Metric("%"),
+    "map": Metric("%"),
+    "psnr_y": Metric("dB"),
+}
+
+
+def task(primary="accuracy", higher=True):
+    """A task without pictures."""
+    return Task(
+        SimpleNamespace(
+            __name__="a_task",
+            PRIMARY=primary,
+            HIGHER_IS_BETTER=higher,
+            METRICS=METRICS,
+            evaluate=None,
+            example=None,
+            pictures=lambda run: [],
+        )
+    )
+
+
 def growing(folder, finished):
     """A run in which both arms begin with a smaller network; nothing is trained."""
 
@@ -422,9 +444,7 @@ def growing(folder, finished):
         stage("distilled", 4, "before", "taught2", length=2),
     ]
     run = Run({**small(), "stages": rows, "teachers": {}}, folder, quiet=True)
-    run.experiment.task = SimpleNamespace(
-        PRIMARY="accuracy", HIGHER_IS_BETTER=True, pictures=lambda run: []
-    )
+    run.experiment.task = task()
     (folder / "stages").mkdir(exist_ok=True)
     values = {
         row["name"]: {
@@ -447,7 +467,7 @@ MANY = ["first", "alone2", "alone", "joint", "taught2", "other", "before", "dist
 def test_stages_on_the_way_are_apart_and_not_compared(tmp_path):
     run = growing(tmp_path, MANY)
     # "other" is smaller too, but leads nowhere
-    assert facts.stages_on_the_way(run) == {"first", "alone2", "taught2"}
+    assert run.experiment.on_the_way == {"first", "alone2", "taught2"}
     write_report(run)
     page = read(run)
     cut = page.rows.index(page.rows[0], 1)
@@ -464,7 +484,7 @@ def test_stages_on_the_way_are_apart_and_not_compared(tmp_path):
         "",
         "−10.00",
         "−30.00",
-        "−40.00",
+        "",  # "before" is a step to "distilled"
         "−50.00",
     ]
     assert [row[against] for row in page.rows[cut + 1 :]] == [""] * 3
@@ -486,7 +506,7 @@ def test_stages_on_the_way_are_apart_and_not_compared(tmp_path):
         "distilled",
     ]
     colors = stage_colors(run)
-    assert len({colors[name] for name in run.done if name not in facts.stages_on_the_way(run)}) == 5
+    assert len({colors[name] for name in run.done if name not in run.experiment.on_the_way}) == 5
 
 
 def test_before_any_stage_is_there_that_can_be_compared_all_are_drawn(tmp_path):
@@ -519,28 +539,31 @@ def test_many_stages_that_are_not_finished_are_counted(tmp_path):
     assert html(run).count("(not begun)") == 20 and "s19 (not begun), and 11 more." in html(run)
 
 
-def shown(results, width=120):
-    text = io.StringIO()
-    table(results, Console(file=text, width=width))
+def shown(run, width=120):
+    text, experiment = io.StringIO(), run.experiment
+    screen = Console(file=text, width=width)
+    table(run.results, experiment.arms, experiment.task, experiment.on_the_way, screen)
     return text.getvalue()
 
 
 def test_the_screen_shows_what_can_be_compared(tmp_path):
-    text = shown(growing(tmp_path, MANY).results)
+    text = shown(growing(tmp_path, MANY))
     assert [name for name in MANY if re.search(rf"│ {name} ", text)] == [
         "alone",
         "joint",
+        "other",
         "before",
         "distilled",
     ]
     assert (
-        "and 4 stages on the way there" in text
-        and "-40.00" in text
+        "and 3 stages on the way there" in text
+        and "-50.00" in text
+        and "-40.00" not in text
         and "+20.00" not in text
         and "accuracy_on_1" not in text
     )
-    plain = shown(growing(tmp_path, ["first", "alone2"]).results)
-    assert all(name in plain for name in ("first", "alone2")) and "on the way" not in plain
+    early = shown(growing(tmp_path, ["first", "alone2"]))
+    assert all(name in early for name in ("first", "alone2")) and "on the way" not in early
 
 
 def test_running_mean_equals_a_loop():

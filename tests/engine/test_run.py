@@ -216,7 +216,8 @@ def test_a_former_run_is_moved_aside(tmp_path):
 def test_the_written_config_trains_again(undisturbed):
     again = configs.load(undisturbed.work_dir / "config.py")
     assert (
-        configs.difference(configs.plain(undisturbed.experiment.config), configs.plain(again)) == []
+        configs.difference(configs.jsonable(undisturbed.experiment.config), configs.jsonable(again))
+        == []
     )
 
 
@@ -481,7 +482,9 @@ def test_stages_made_by_a_function_stay_described_by_it(tmp_path):
     run.files.open(run.experiment.config, 0, resume=False)
     assert len((tmp_path / "run" / "config.py").read_text()) < 3000
     again = configs.load(tmp_path / "run" / "config.py")
-    assert configs.difference(configs.plain(run.experiment.config), configs.plain(again)) == []
+    assert (
+        configs.difference(configs.jsonable(run.experiment.config), configs.jsonable(again)) == []
+    )
     assert [vars(s) for s in Run(again, tmp_path / "other").experiment.stages] == [
         vars(s) for s in run.experiment.stages
     ]

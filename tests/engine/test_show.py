@@ -1,12 +1,16 @@
 """What the screen shows keeps its names whole, however narrow it is."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from kdtasks.core import Stage
+from kdtasks.core.stages import arms
 from kdtasks.engine.compare import show as comparison
 from kdtasks.engine.show import table
+from kdtasks.engine.task import Task
 
 METRICS = [
     "average_incremental_accuracy",
@@ -24,6 +28,23 @@ RESULTS = {
         for k, stage in enumerate(["alone", "a_stage_of_a_rather_long_name", "distilled"])
     },
 }
+ARMS = arms(
+    [
+        Stage("alone", role="control"),
+        Stage("a_stage_of_a_rather_long_name", role="joint"),
+        Stage("distilled", role="taught"),
+    ]
+)
+TASK = Task(
+    SimpleNamespace(
+        __name__="a_task",
+        PRIMARY=METRICS[0],
+        HIGHER_IS_BETTER=True,
+        evaluate=None,
+        example=None,
+        pictures=None,
+    )
+)
 LONG = "kd_resnet8x2_resnet8_cifar100_short_with_a_long_name"
 ROW = {
     "alone": [1.0, 2.0, 3.0],
@@ -53,21 +74,21 @@ COMPARED = {
 }
 
 
-def shown(show, what, width):
+def shown(show, *what, width):
     """On a screen of a width; None: in a pipe."""
     text = io.StringIO()
-    show(what, Console(file=text, width=width) if width else None)
+    show(*what, console=Console(file=text, width=width) if width else None)
     return text.getvalue()
 
 
 @pytest.mark.parametrize("width", [40, 80, 120, 300, None])
 def test_names_and_numbers_are_whole_on_every_screen(width, capsys):
-    text = shown(table, RESULTS, width) or capsys.readouterr().out
+    text = shown(table, RESULTS, ARMS, TASK, width=width) or capsys.readouterr().out
     for name in (*METRICS, *RESULTS["stages"], "against alone"):
         assert name in text, name
     line = next(line for line in text.splitlines() if "distilled" in line and "20.00" in line)
     assert ("│" in line) == (width in (300, None)) and "23.00" in text and "+20.00" in text
-    text = shown(comparison.show, COMPARED, width) or capsys.readouterr().out
+    text = shown(comparison.show, COMPARED, TASK, width=width) or capsys.readouterr().out
     for name in (
         *METRICS[1:],
         LONG,
@@ -79,11 +100,11 @@ def test_names_and_numbers_are_whole_on_every_screen(width, capsys):
 
 
 def test_a_line_a_number_can_be_searched():
-    lines = shown(table, RESULTS, 80).splitlines()
+    lines = shown(table, RESULTS, ARMS, TASK, width=80).splitlines()
     assert (
         "distilled average_incremental_accuracy: 20.00" in lines
         and "distilled against alone: +20.00" in lines
     )
     assert "alone against alone: " not in lines and lines[0] == "small, seed 0, cpu"
-    lines = shown(comparison.show, COMPARED, 60).splitlines()
+    lines = shown(comparison.show, COMPARED, TASK, width=60).splitlines()
     assert f"{LONG} 2 distilled: 4.500" in lines and f"{LONG} forgetting alone: 1.00" in lines

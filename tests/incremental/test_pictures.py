@@ -21,7 +21,7 @@ from kdtasks.incremental.data import class_incremental, experiences, unaugmented
 
 DEFAULT = Path(__file__).parents[2] / "configs" / "incremental" / "default.py"
 POOL = {"type": "kdtasks.classification.data.digits", "augment": {"crop": 3}}
-COLORS = {"alone": report.ALONE, "distilled": report.DISTILLED, "joint": report.OTHERS[0]}
+COLORS = {"alone": report.CONTROL, "distilled": report.TAUGHT, "joint": report.OTHERS[0]}
 
 
 def tiny(folder, **options):

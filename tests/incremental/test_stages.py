@@ -3,7 +3,7 @@
 import pytest
 from small_incremental import small
 
-from kdtasks.core.stages import Stage, check_stages, final_stage, with_control
+from kdtasks.core.stages import Stage, arms, check_stages, with_control
 from kdtasks.engine.builder import ConfigError
 from kdtasks.incremental.lwf import lwf_losses
 from kdtasks.incremental.stages import (
@@ -81,7 +81,7 @@ def test_a_chain_of_experiences(config):
 def test_the_arms_differ_in_the_teacher_alone(config, warm_up):
     for a, b in zip(*control_and_taught(class_incremental_stages(config, warm_up)), strict=True):
         other = {key for key in {**a, **b} if a.get(key) != b.get(key)}
-        assert other <= {"name", "student", "teachers"} and not a.get("teachers")
+        assert other <= {"name", "role", "student", "teachers"} and not a.get("teachers")
 
 
 def test_the_control_of_a_chain_is_made_of_its_losses(config):
@@ -98,7 +98,7 @@ def test_the_control_of_a_chain_is_made_of_its_losses(config):
         )
     assert (
         stages["distilled"].losses == config["losses"]
-        and final_stage(list(stages.values())).name == "distilled"
+        and arms(list(stages.values())).final.name == "distilled"
     )
 
 
@@ -334,7 +334,7 @@ def test_the_arms_of_global_distillation_differ_in_teachers_losses_and_the_pool(
     for a, b in zip(*control_and_taught(global_distillation(gd, {"length": 1})), strict=True):
         other = {key for key in {**a, **b} if a.get(key) != b.get(key)}
         assert (
-            other - {"student"} == {"name", "teachers", "losses", "data"}
+            other - {"student", "role"} == {"name", "teachers", "losses", "data"}
             and a["data"]["test"] == b["data"]["test"]
         )
         assert b["data"]["train"] == {**a["data"]["train"], "pool": gd["data"]["train"]["pool"]}

@@ -444,7 +444,9 @@ def test_results_and_the_table_compare_only_what_was_tested_alike(finished, caps
         2,
         3,
     ]
-    table(results, Console(width=200))
+    experiment = run.experiment
+    way = experiment.on_the_way
+    table(results, experiment.arms, experiment.task, way, Console(width=200))
     rows = {
         line.split("│")[1].strip(): line.split("│")[-3].strip()
         for line in capsys.readouterr().out.splitlines()

@@ -240,11 +240,12 @@ def test_ssim_has_four_digits_wherever_it_is_shown(finished, photos, tmp_path, c
     """
     found = finished.results["stages"]["distilled"]
     psnr, ssim = found["psnr_y"], found["ssim_y"]
-    table(finished.results)
+    parts, task = finished.experiment.arms, finished.experiment.task
+    table(finished.results, parts, task)
     rows = [row.split() for row in capsys.readouterr().out.replace("│", " ").splitlines()]
     row = next(row for row in rows if row[:1] == ["distilled"])
     assert f"{psnr:.2f}" in row and f"{ssim:.4f}" in row
-    table({**finished.results, "primary": "ssim_y"})
+    table({**finished.results, "primary": "ssim_y"}, parts, task)
     difference = ssim - finished.results["stages"]["alone"]["ssim_y"]
     assert f"{difference:+.4f}" in capsys.readouterr().out
     assert (

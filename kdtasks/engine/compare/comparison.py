@@ -53,5 +53,7 @@ def compare(
     run_jobs(todo, device, workers, devices, quiet)
     result = collect(arms, jobs, list(seeds), work_dir, teacher_per_seed)
     checkpoint.save_json(result, work_dir / "compare.json")
-    write_atomically(work_dir / "compare.png", lambda path: plot(result, path))
+    write_atomically(
+        work_dir / "compare.png", lambda path: plot(result, arms[0].experiment.task, path)
+    )
     return result

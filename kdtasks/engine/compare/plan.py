@@ -1,7 +1,7 @@
 """What a comparison has to run.
 
 A comparison is a list of jobs, each one run in a folder of its own. What several configs or seeds
-have in common (a teacher, the control "alone" with the stages that lead to it) is one job in
+have in common (a teacher, the control with the stages that lead to it) is one job in
 ``shared/<stage>_<hash>/seed<N>``: the hash is of all that matters to these stages, so equal ones
 meet in one folder. A config's own job, ``<config>_<hash>/seed<N>``, takes them over and trains the
 rest; it is an ordinary run. Jobs that have finished are not repeated, and one that was stopped goes
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdtasks.core.stages import Stage
+from kdtasks.core.stages import ALONE, Stage
 from kdtasks.engine import config as configurations
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.experiment import Experiment
@@ -22,7 +22,7 @@ from kdtasks.engine.run import Run
 
 TEACHER_SEED = 0  # of the one teacher that all seeds share
 # of a stage that stands alone in its config
-OWN_KEYS = ("name", "model", "arguments", "student", "losses", "train", "keep")
+OWN_KEYS = ("name", "role", "model", "arguments", "student", "losses", "train", "keep")
 
 
 @dataclass(eq=False)
@@ -70,7 +70,7 @@ class TrainingJob:
         try:
             for stage, other in self.given.items():
                 if stage not in run.done:
-                    run.files.adopt(
+                    run.files.link_stage(
                         stage, other.folder / "stages" / f"{other.stages.index(stage)}_{stage}"
                     )
             run.train(resume=True)
@@ -83,45 +83,37 @@ class ConfigArm:
 
     Attributes:
         experiment: what the config describes.
-        final: the stage whose student is compared.
+        control: the name of the stage that is compared with.
+        final: that of the stage whose student is compared.
         teachers: the stages that train a teacher; none where checkpoints are given.
         shared: ``{stage: (its config on its own, the stages that lead to it and itself)}`` of those
             that no teacher led to: teachers, the control, and what else trains a student from fresh
             weights and is gone on with by none (``joint``).
         jobs: ``{seed: the config's own run}``.
-        controls: ``{seed: the run that has the stage "alone"}``.
+        controls: ``{seed: the run that has the control}``.
     """
 
     def __init__(self, name: str, config: Mapping, device: str | None):
         self.name = name
         self.experiment = experiment = Experiment(config, 0, device, name)
-        stages = {stage.name: stage for stage in experiment.stages}
-        final = experiment.final
-        if final is None or "alone" not in stages:
+        parts = experiment.arms
+        if parts.final is None or parts.control is None:
             raise ConfigError(
-                f"{name}: there must be a stage 'alone' and another that trains the "
+                f"{name}: there must be a stage {ALONE!r} and another that trains the "
                 "student, to compare them; "
-                f"there are {list(stages)}"
+                f"there are {[stage.name for stage in experiment.stages]}"
             )
-        self.final = final.name
-        chains = {name: experiment.chain(stage) for name, stage in stages.items()}
-        chains = {
-            name: chain
-            for name, chain in chains.items()
-            if not any(s.taught or experiment.unlabelled(s) for s in chain)
-        }
-        self.teachers = [
-            name
-            for name, chain in chains.items()
-            if stages[name].model != "student" and len(chain) == 1
-        ]
-        ends = {name for name, chain in chains.items() if len(chain) == 1} - {
-            experiment.source(s) for s in stages.values()
-        }
+        self.control, self.final = parts.control.name, parts.final.name
+        chains = _untaught_chains(experiment)
+        fresh = [name for name, chain in chains.items() if len(chain) == 1]
+        teachers = {stage.name for stage in parts.teachers}
+        self.teachers = [name for name in fresh if name in teachers]
+        gone_on_with = {experiment.source(stage) for stage in experiment.stages}
+        shared = {self.control, *self.teachers, *(set(fresh) - gone_on_with)}
         self.shared = {
             name: (on_its_own(experiment, chain), [stage.name for stage in chain])
             for name, chain in chains.items()
-            if name in self.teachers or name == "alone" or name in ends
+            if name in shared
         }
         self.jobs: dict[int, TrainingJob] = {}
         self.controls: dict[int, TrainingJob] = {}
@@ -149,7 +141,17 @@ class ConfigArm:
         self.jobs[seed] = jobs[folder] = TrainingJob(
             self.name, config, folder, seed, names, given, [self.name]
         )
-        self.controls[seed] = needs.get("alone", self.jobs[seed])
+        self.controls[seed] = needs.get(self.control, self.jobs[seed])
+
+
+def _untaught_chains(experiment: Experiment) -> dict[str, list[Stage]]:
+    """``{stage: the stages that lead to it, itself last}`` where no teacher has a part in any."""
+    chains = {stage.name: experiment.chain(stage) for stage in experiment.stages}
+    return {
+        name: chain
+        for name, chain in chains.items()
+        if not any(stage.taught or experiment.unlabelled(stage) for stage in chain)
+    }
 
 
 def on_its_own(experiment: Experiment, chain: Sequence[Stage]) -> dict:
@@ -159,47 +161,37 @@ def on_its_own(experiment: Experiment, chain: Sequence[Stage]) -> dict:
     Equal ones train equal weights. Without teachers, neither these matter, nor other models, nor
     unlabelled samples.
     """
-    config, stage = experiment.config, chain[-1]
-    if len(chain) > 1:
-        own = [
-            {
-                **{key: getattr(s, key) for key in OWN_KEYS},
-                "student": experiment.source(s) or s.student,
-                "optimizer_state": s.optimizer_state,
-                **_settings(experiment, s),
-            }
-            for s in chain
-        ]
-        return {
-            **config,
-            **_settings(experiment, stage),
-            "teachers": {},
-            "models": {},
-            "peers": [],
-            "teacher_training": {},
-            "cache": None,
-            "losses": stage.losses,
-            "stages": own,
-        }
-    spec = {"student": config["student"], **config["teachers"], **config["models"]}[stage.model]
-    if stage.name == "alone" and stage.model == "student":
-        spec = {**spec, **config["control"]}
-    # how it teaches later does not matter here
-    if stage.model != "student":
-        spec = {k: v for k, v in spec.items() if k not in configurations.TEACHER_KEYS}
-    teachers = {} if stage.model == "student" else {stage.model: spec}
-    return {
-        **config,
+    stage = chain[-1]
+    config = {
+        **experiment.config,
         **_settings(experiment, stage),
-        "student": spec,
-        "teachers": teachers,
-        "control": {},
+        "teachers": {},
         "models": {},
         "peers": [],
         "teacher_training": {},
         "cache": None,
         "losses": stage.losses,
-        "stages": [{key: getattr(stage, key) for key in OWN_KEYS}],
+    }
+    if len(chain) > 1:
+        return {**config, "stages": [_listed(experiment, stage) for stage in chain]}
+    spec = experiment.specs[stage.model]
+    if stage.role == "control":
+        spec = {**spec, **config["control"]}
+    # how it teaches later does not matter here
+    if stage.model != "student":
+        spec = {k: v for k, v in spec.items() if k not in configurations.TEACHER_KEYS}
+        config["teachers"] = {stage.model: spec}
+    own = {key: getattr(stage, key) for key in OWN_KEYS}
+    return {**config, "student": spec, "control": {}, "stages": [own]}
+
+
+def _listed(experiment: Experiment, stage: Stage) -> dict:
+    """A stage of several, as a config lists it."""
+    return {
+        **{key: getattr(stage, key) for key in OWN_KEYS},
+        "student": experiment.source(stage) or stage.student,
+        "optimizer_state": stage.optimizer_state,
+        **_settings(experiment, stage),
     }
 
 
@@ -224,7 +216,7 @@ def plan_jobs(
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"expected different seeds, got {list(seeds)}")
     arms = [ConfigArm(name, config, device) for name, config in configs.items()]
-    metrics = {arm.experiment.task.PRIMARY: arm.name for arm in arms}
+    metrics = {arm.experiment.task.primary: arm.name for arm in arms}
     if len(metrics) > 1:
         raise ConfigError(
             "the configs measure different things: "
@@ -239,5 +231,5 @@ def plan_jobs(
 
 def _hash(value) -> str:
     return hashlib.sha256(
-        json.dumps(configurations.plain(value), sort_keys=True, default=str).encode()
+        json.dumps(configurations.jsonable(value), sort_keys=True, default=str).encode()
     ).hexdigest()[:10]

@@ -1,83 +1,34 @@
 """A comparison on the screen and as a picture."""
 
-import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from kdtasks.engine.show import decimals, print_table
+from kdtasks.core.stages import ALONE, DISTILLED
+from kdtasks.engine.report import CONTROL, STYLE, TAUGHT
+from kdtasks.engine.show import print_table
+from kdtasks.engine.task import Task
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
-def show(result: Mapping, console: Console | None = None) -> None:
-    """One row a config; then what was shared, and every number."""
-    out = Table(
-        title=f"{result['primary']}, {'higher' if result['higher_is_better'] else 'lower'} "
-        "is better; "
-        f"{', '.join(result['devices'])}"
-    )
-    out.add_column("config")
-    for title in (
-        "seeds",
-        "teacher",
-        "alone",
-        "distilled",
-        f"difference [{result['confidence']:.0%}]",
-        "verdict",
-        "s per run",
-    ):
-        out.add_column(title, justify="right")
-    digits = decimals(result["primary"])
-    for name, row in result["configs"].items():
-        out.add_row(
-            name,
-            str(len(result["seeds"])),
-            _teachers(row, digits),
-            _spread(row["alone"], digits),
-            _spread(row["distilled"], digits),
-            _difference(row, digits),
-            row["verdict"] or row["why"],
-            f"{statistics.fmean(row['seconds']):.3g}",
-        )
-    print_table(out, 1, console)
-    every = Table(title="every number")
-    for title in ("config", "seed", "alone", "distilled", "difference"):
-        every.add_column(title, justify="left" if title == "config" else "right")
-    for name, row in result["configs"].items():
-        for seed, a, b, d in zip(
-            result["seeds"], row["alone"], row["distilled"], row["differences"]
-        ):
-            every.add_row(
-                name,
-                str(seed),
-                *(f"{x:.{max(3, digits)}f}" for x in (a, b)),
-                f"{d:+.{max(3, digits)}f}",
-            )
-    print_table(every, 2, console)
-    further = Table(title="further metrics")
-    for title in (
-        "config",
-        "metric",
-        "alone",
-        "distilled",
-        f"difference [{result['confidence']:.0%}]",
-    ):
-        further.add_column(title, justify="left" if title in ("config", "metric") else "right")
-    for name, row in result["configs"].items():
-        for metric, found in row["metrics"].items():
-            # those are in the JSON
-            if metric != result["primary"] and not re.search(r"_on_\d+$", metric):
-                digits = decimals(metric)
-                further.add_row(
-                    name,
-                    metric,
-                    _spread(found["alone"], digits),
-                    _spread(found["distilled"], digits),
-                    _difference(found, digits),
-                )
+def show(result: Mapping, task: Task, console: Console | None = None) -> None:
+    """One row a config; then every number, further metrics, and what was shared.
+
+    Args:
+        result: the content of ``compare.json``.
+        task: of the configs; says how its metrics are shown.
+        console: see :func:`~kdtasks.engine.show.print_table`.
+    """
+    print_table(_summary_table(result, task), 1, console)
+    print_table(_numbers_table(result, task), 2, console)
+    further = _metrics_table(result, task)
     if further.row_count:
         print_table(further, 2, console)
     file = console.file if console else sys.stdout
@@ -89,6 +40,74 @@ def show(result: Mapping, console: Console | None = None) -> None:
         )
     for note in result["notes"]:
         print(f"note: {note}", file=file)
+
+
+def _table(title: str, columns: Sequence[str], labels: int) -> Table:
+    """A table whose first columns, ``labels`` of them, are texts."""
+    table = Table(title=title)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < labels else "right")
+    return table
+
+
+def _summary_table(result: Mapping, task: Task) -> Table:
+    better = "higher" if result["higher_is_better"] else "lower"
+    table = _table(
+        f"{result['primary']}, {better} is better; {', '.join(result['devices'])}",
+        [
+            "config",
+            "seeds",
+            "teacher",
+            ALONE,
+            DISTILLED,
+            f"difference [{result['confidence']:.0%}]",
+            "verdict",
+            "s per run",
+        ],
+        1,
+    )
+    digits = task.decimals(result["primary"])
+    for name, row in result["configs"].items():
+        table.add_row(
+            name,
+            str(len(result["seeds"])),
+            _teachers(row, digits),
+            _spread(row[ALONE], digits),
+            _spread(row[DISTILLED], digits),
+            _difference(row, digits),
+            row["verdict"] or row["why"],
+            f"{statistics.fmean(row['seconds']):.3g}",
+        )
+    return table
+
+
+def _numbers_table(result: Mapping, task: Task) -> Table:
+    table = _table("every number", ["config", "seed", ALONE, DISTILLED, "difference"], 1)
+    digits = task.decimals(result["primary"], 3)
+    for name, row in result["configs"].items():
+        columns = (result["seeds"], row[ALONE], row[DISTILLED], row["differences"])
+        for seed, a, b, d in zip(*columns):
+            table.add_row(name, str(seed), f"{a:.{digits}f}", f"{b:.{digits}f}", f"{d:+.{digits}f}")
+    return table
+
+
+def _metrics_table(result: Mapping, task: Task) -> Table:
+    """Of what the task lists; the other metrics are in the JSON."""
+    difference = f"difference [{result['confidence']:.0%}]"
+    table = _table("further metrics", ["config", "metric", ALONE, DISTILLED, difference], 2)
+    for name, row in result["configs"].items():
+        for metric, found in row["metrics"].items():
+            if metric == result["primary"] or not task.metric(metric).listed:
+                continue
+            digits = task.decimals(metric)
+            table.add_row(
+                name,
+                metric,
+                _spread(found[ALONE], digits),
+                _spread(found[DISTILLED], digits),
+                _difference(found, digits),
+            )
+    return table
 
 
 def _teachers(row: Mapping, digits: int) -> str:
@@ -114,65 +133,25 @@ def _difference(row: Mapping, digits: int) -> str:
     return mean + (f" [{', '.join(ends)}]" if all(ends) else "")
 
 
-def plot(result: Mapping, path: str | Path) -> None:
-    """A PNG: for each config a line a seed from alone to distilled; below them the mean difference
-    and its interval.
+def plot(result: Mapping, task: Task, path: str | Path) -> None:
+    """A PNG: for each config a line a seed from control to taught student; below them the mean
+    difference and its interval.
     """
     import matplotlib.style  # slow to import; pyplot's global state is not touched
     from matplotlib.figure import Figure
 
-    from kdtasks.engine.report import ALONE, DISTILLED, STYLE
-
     seeds, configs = result["seeds"], result["configs"]
     block = len(seeds) + 2
+    better = "higher" if result["higher_is_better"] else "lower"
     with matplotlib.style.context(STYLE, after_reset=True):
         figure = Figure(figsize=(9, 1.1 + 0.24 * block * len(configs)))
         axes = figure.add_subplot()
         labels = {}
         for k, (name, row) in enumerate(configs.items()):
-            rows = [k * block + i for i in range(len(seeds))]
-            bottom, control = k * block + len(seeds) + 0.2, statistics.fmean(row["alone"])
-            axes.hlines(
-                rows, row["alone"], row["distilled"], color="#AEB7C4", linewidth=1.2, zorder=1
-            )
-            axes.plot(
-                row["alone"],
-                rows,
-                "o",
-                color=ALONE,
-                markerfacecolor="white",
-                markersize=5,
-                label=None if k else "alone",
-            )
-            axes.plot(
-                row["distilled"],
-                rows,
-                "o",
-                color=DISTILLED,
-                markersize=5,
-                label=None if k else "distilled",
-            )
-            axes.vlines(
-                control,
-                k * block - 0.4,
-                bottom + 0.5,
-                color=ALONE,
-                linestyle=(0, (3, 2)),
-                linewidth=1.2,
-                label=None if k else "mean of alone",
-            )
-            if row["low"] is not None:
-                axes.plot(
-                    [control + row["low"], control + row["high"]],
-                    [bottom] * 2,
-                    color=DISTILLED,
-                    linewidth=4,
-                    alpha=0.35,
-                    solid_capstyle="butt",
-                    label=None if k else f"mean difference, {result['confidence']:.0%} interval",
-                )
-            axes.plot([control + row["mean"]], [bottom], "D", color=DISTILLED, markersize=7)
-            difference = _difference(row, decimals(result["primary"]))
+            bottom = k * block + len(seeds) + 0.2
+            _draw_seeds(axes, row, k * block, labelled=k == 0)
+            _draw_mean(axes, result, row, k * block, bottom, labelled=k == 0)
+            difference = _difference(row, task.decimals(result["primary"]))
             axes.annotate(
                 f"{difference}\n{row['verdict'] or row['why']}",
                 (1.01, bottom),
@@ -181,19 +160,67 @@ def plot(result: Mapping, path: str | Path) -> None:
                 xycoords=("axes fraction", "data"),
                 annotation_clip=False,
             )
-            labels |= {y: f"seed {seed}" for y, seed in zip(rows, seeds)} | {bottom: name}
-        axes.set_yticks(list(labels), labels.values())
-        for label in axes.get_yticklabels():
-            label.set(
-                **{"fontsize": 8}
-                if label.get_text().startswith("seed ")
-                else {"fontweight": "bold"}
-            )
-        axes.tick_params(axis="y", length=0)
-        axes.grid(visible=False, axis="y")
+            labels |= {k * block + i: f"seed {seed}" for i, seed in enumerate(seeds)}
+            labels[bottom] = name
+        _label_rows(axes, labels)
         axes.set_ylim(block * len(configs) - 0.6, -1)
-        axes.set_xlabel(
-            f"{result['primary']} ({'higher' if result['higher_is_better'] else 'lower'} is better)"
-        )
+        axes.set_xlabel(f"{task.axis(result['primary'])} ({better} is better)")
         figure.legend(loc="outside upper center", ncols=4)
         figure.savefig(path, format="png", dpi=150)
+
+
+def _draw_seeds(axes: "Axes", row: Mapping, top: int, labelled: bool) -> None:
+    """A line a seed."""
+    rows = [top + i for i in range(len(row[ALONE]))]
+    axes.hlines(rows, row[ALONE], row[DISTILLED], color="#AEB7C4", linewidth=1.2, zorder=1)
+    axes.plot(
+        row[ALONE],
+        rows,
+        "o",
+        color=CONTROL,
+        markerfacecolor="white",
+        markersize=5,
+        label=ALONE if labelled else None,
+    )
+    axes.plot(
+        row[DISTILLED], rows, "o", color=TAUGHT, markersize=5, label=DISTILLED if labelled else None
+    )
+
+
+def _draw_mean(
+    axes: "Axes", result: Mapping, row: Mapping, top: int, bottom: float, labelled: bool
+) -> None:
+    """The mean of the control across all seeds, and the mean difference from there."""
+    control = statistics.fmean(row[ALONE])
+    axes.vlines(
+        control,
+        top - 0.4,
+        bottom + 0.5,
+        color=CONTROL,
+        linestyle=(0, (3, 2)),
+        linewidth=1.2,
+        label=f"mean of {ALONE}" if labelled else None,
+    )
+    if row["low"] is not None:
+        interval = f"mean difference, {result['confidence']:.0%} interval"
+        axes.plot(
+            [control + row["low"], control + row["high"]],
+            [bottom] * 2,
+            color=TAUGHT,
+            linewidth=4,
+            alpha=0.35,
+            solid_capstyle="butt",
+            label=interval if labelled else None,
+        )
+    axes.plot([control + row["mean"]], [bottom], "D", color=TAUGHT, markersize=7)
+
+
+def _label_rows(axes: "Axes", labels: Mapping[float, str]) -> None:
+    axes.set_yticks(list(labels), labels.values())
+    for label in axes.get_yticklabels():
+        if label.get_text().startswith("seed "):
+            label.set_fontsize(8)
+        else:
+            label.set_fontweight("bold")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")

@@ -4,6 +4,8 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from kdtasks.core.stages import ALONE, DISTILLED
+
 CONFIDENCE = 0.95
 # for a verdict: two differences say too little of their spread
 MIN_SEEDS = 3
@@ -49,15 +51,9 @@ def verdict(differences: Sequence[float], higher_is_better: bool) -> tuple[str |
     return ("better" if (low > 0) == higher_is_better else "worse"), f"{where} excludes 0"
 
 
-def summary(alone: Sequence[float], distilled: Sequence[float]) -> dict:
-    """``{alone, distilled, mean, low, high}`` of paired values: the mean difference and its
-    interval.
+def summary(alone: Sequence[float], taught: Sequence[float]) -> dict:
+    """``{alone, distilled, mean, low, high}`` of paired values of the control and of the student
+    that counts: the mean difference and its interval.
     """
-    mean, low, high = interval([b - a for a, b in zip(alone, distilled)])
-    return {
-        "alone": list(alone),
-        "distilled": list(distilled),
-        "mean": mean,
-        "low": low,
-        "high": high,
-    }
+    mean, low, high = interval([b - a for a, b in zip(alone, taught)])
+    return {ALONE: list(alone), DISTILLED: list(taught), "mean": mean, "low": low, "high": high}

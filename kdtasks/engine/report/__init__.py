@@ -4,7 +4,7 @@
 ``template.html`` with ``style.css``.
 """
 
-from kdtasks.engine.report.figures import ALONE, DISTILLED, OTHERS, STYLE, TEACHER, stage_colors
+from kdtasks.engine.report.figures import CONTROL, OTHERS, STYLE, TAUGHT, TEACHER, stage_colors
 from kdtasks.engine.report.page import write_report
 
-__all__ = ["ALONE", "DISTILLED", "OTHERS", "STYLE", "TEACHER", "stage_colors", "write_report"]
+__all__ = ["CONTROL", "OTHERS", "STYLE", "TAUGHT", "TEACHER", "stage_colors", "write_report"]

@@ -4,59 +4,33 @@ import itertools
 import json
 import math
 import pprint
-import re
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 
-from kdtasks.core.stages import has_peers, stage_reference
-from kdtasks.engine.config import plain
-from kdtasks.engine.show import decimals
+from kdtasks.core import Stage
+from kdtasks.core.stages import DISTILLED, Arms, has_peers
+
+if TYPE_CHECKING:
+    from kdtasks.engine.run import Run
 
 LISTED = 20  # unfinished stages that are named
+TIMES = ("seconds", "cost")  # of a stage's results
 
 
-def distilled_stage(run) -> str | None:
-    """The name of the stage whose student counts."""
-    final = run.experiment.final
-    return final and final.name
-
-
-def stages_on_the_way(run) -> set[str]:
-    """Stages that others go on with or learn from, and whose student is not yet the network of
-    "alone": by its ``arguments`` it knows fewer classes, say, so that the two cannot be compared.
-    """
-    experiment = run.experiment
-    students = {
-        s.name: plain({**experiment.specs["student"], **s.arguments})
-        for s in experiment.stages
-        if s.model == "student"
-    }
-    used = {experiment.source(stage) for stage in experiment.stages}
-    for origin in (origin for stage in experiment.stages for origin in stage.teachers.values()):
-        route = [origin] if isinstance(origin, str) else origin or []
-        used |= {
-            reference[0] for source in route if (reference := stage_reference(source, students))
-        }
-    return {
-        name
-        for name, network in students.items()
-        if name in used and network != students.get("alone", network)
-    }
-
-
-def comparable(run, found: Mapping[str, object]) -> dict:
+def comparable(run: "Run", found: Mapping[str, object]) -> dict:
     """Of what there is by stage, that of stages which are not on the way; all, if there is nothing
     else.
     """
-    way = stages_on_the_way(run)
+    way = run.experiment.on_the_way
     return {name: value for name, value in found.items() if name not in way} or dict(found)
 
 
-def histories(run) -> dict[str, list[dict]]:
+def histories(run: "Run") -> dict[str, list[dict]]:
     """``{stage: history}`` of the stages that have begun, finished or not."""
     paths = {stage.name: run.folder(stage) / "history.json" for stage in run.experiment.stages}
     return {
@@ -79,50 +53,23 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
     return [(sums[b] - sums[a]) / (b - a) for a, b in spans]
 
 
-def is_number(value) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Whether it is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def metric_names(results: Mapping) -> list[str]:
-    """Names of the numbers that stages have, the primary one first; times apart, and those on a
-    part (``<metric>_on_<k>``).
+def metric_names(run: "Run") -> list[str]:
+    """Names of the numbers that stages have, the primary one first; without times, and without
+    those that the task does not list.
     """
-    found = dict.fromkeys(
-        k
-        for values in results["stages"].values()
-        for k, v in values.items()
-        if isinstance(v, int | float)
-    )
-    return [
-        results["primary"],
-        *(
-            n
-            for n in found
-            if n not in (results["primary"], "seconds", "cost")
-            and not re.fullmatch(r".+_on_\d+", n)
-        ),
-    ]
+    task, found = run.experiment.task, dict.fromkeys([run.experiment.task.primary])
+    for values in run.done.values():
+        numbers = (name for name, value in values.items() if isinstance(value, int | float))
+        found |= dict.fromkeys(name for name in numbers if name not in TIMES)
+    return [name for name in found if name == task.primary or task.metric(name).listed]
 
 
-def unit(metric: str) -> str:
-    """By the naming rule of the metrics: psnr is in dB, shares are in percent; others have none."""
-    if metric.startswith("psnr"):
-        return " dB"
-    shares = (
-        "accuracy",
-        "map",
-        "mar_",
-        "recall",
-        "precision",
-        "average_accuracy",
-        "average_incremental",
-        "forgetting",
-    )
-    return " %" if metric.startswith(shares) else ""
-
-
-def number(value, signed: bool = False, least: int = 2) -> str:
+def number(value: object, signed: bool = False, least: int = 2) -> str:
     """With two decimals or ``least``, four of what is small; a dash for what is no number."""
     if not is_number(value):
         return "–"
@@ -134,7 +81,7 @@ def number(value, signed: bool = False, least: int = 2) -> str:
     )
 
 
-def duration(seconds) -> str:
+def duration(seconds: object) -> str:
     """Seconds, minutes or hours."""
     if not is_number(seconds):
         return "–"
@@ -148,7 +95,7 @@ def duration(seconds) -> str:
     )
 
 
-def parameter_counts(run) -> dict[str, int]:
+def parameter_counts(run: "Run") -> dict[str, int]:
     """``{model: number of parameters}`` of the models that stages train."""
     experiment = run.experiment
     names = dict.fromkeys(stage.model for stage in experiment.stages)
@@ -169,7 +116,7 @@ def weight_text(entry: Mapping) -> str:
     return f"{weight:g}" if isinstance(weight, int | float) else str(weight)
 
 
-def teachers_of(run, stage) -> str:
+def teachers_of(run: "Run", stage: Stage) -> str:
     """Teachers, and where each comes from; of a file its name only."""
     experiment = run.experiment
     known = []
@@ -188,61 +135,79 @@ def teachers_of(run, stage) -> str:
     return ", ".join(known)
 
 
-def sentence(run) -> str:
+def sentence(run: "Run") -> str:
     """The result in one sentence, good or bad."""
-    experiment = run.experiment
-    results, name, primary = run.results["stages"], distilled_stage(run), experiment.task.PRIMARY
-    suffix, title = unit(primary), primary.replace("_", " ")
+    experiment, parts = run.experiment, run.experiment.arms
+    primary, task = experiment.task.primary, experiment.task
+    unit, label = task.unit(primary), task.label(primary)
     values = {
-        stage: found[primary] for stage, found in results.items() if is_number(found.get(primary))
+        stage: found[primary] for stage, found in run.done.items() if is_number(found.get(primary))
     }
-    if name not in values:
-        if stages_on_the_way(run).issuperset(values):
-            values = dict([*values.items()][-1:])
-        have = ", ".join(
-            f"{stage} {number(value)}{suffix}" for stage, value in comparable(run, values).items()
-        )
-        return "No distilled student yet" + (f"; {title} so far: {have}." if have else ".")
-    text = f"{name}: {number(values[name])}{suffix} {title}"
-    text += "" if experiment.task.HIGHER_IS_BETTER else " (lower is better)"
-    if "alone" in values:
-        gain = values[name] - values["alone"]
-        text += f", {number(gain, signed=True)} against the same student alone ({number(values['alone'])}{suffix})"
-        if (gain < 0) == experiment.task.HIGHER_IS_BETTER or gain == 0:
-            text += "; here the teacher did not help" if gain else "; no difference"
-        if run.ended_early:
-            text += "; the two have not had the same budget, since a hook has ended " + ", ".join(
-                f"{stage} {where}" for stage, where in run.ended_early.items()
-            )
-    else:
-        controlled = any(stage.name == "alone" for stage in experiment.stages)
-        state = "the control is not finished" if controlled else "the run has no control"
-        text += f"; {state}, so what the teacher brought is not known"
-    teachers = {stage: values[stage] for stage in experiment.config["teachers"] if stage in values}
-    for stage, value in teachers.items():
-        text += f"; {'the teacher' if len(teachers) == 1 else stage} has {number(value)}{suffix}"
+    if parts.final is None or parts.final.name not in values:
+        return _so_far(run, values)
+    name = parts.final.name
+    text = f"{name}: {number(values[name])}{unit} {label}"
+    text += "" if task.higher_is_better else " (lower is better)"
+    text += _gain(run, values, parts, unit)
+    teachers = [stage.name for stage in parts.teachers if stage.name in values]
+    for stage in teachers:
+        who = "the teacher" if len(teachers) == 1 else stage
+        text += f"; {who} has {number(values[stage])}{unit}"
     return text + "."
 
 
-def control(run) -> dict | None:
-    """What "alone" is in this run, and in what else than the teacher it differs; None without it.
+def _so_far(run: "Run", values: Mapping[str, float]) -> str:
+    """What there is before the student that counts has finished."""
+    task = run.experiment.task
+    if run.experiment.on_the_way.issuperset(values):
+        values = dict([*values.items()][-1:])
+    have = ", ".join(
+        f"{stage} {number(value)}{task.unit(task.primary)}"
+        for stage, value in comparable(run, values).items()
+    )
+    return f"No {DISTILLED} student yet" + (
+        f"; {task.label(task.primary)} so far: {have}." if have else "."
+    )
 
-    ``losses`` ``[(name, weight)]``; ``changed``, what ``control`` changes of its network. Of the
-    distilled stage: its ``name``, the settings in which it is ``differing``, the ``rounds`` that it
-    ends, what it ``starts_from``, and how many samples ``unlabelled`` it sees a step besides.
-    ``ended``, which stages a hook has ended, and where. What there is none of is empty.
+
+def _gain(run: "Run", values: Mapping[str, float], parts: Arms, unit: str) -> str:
+    """The difference between the student that counts and the control, or why there is none."""
+    control, final = parts.control, parts.final
+    if control is None or final is None:
+        return "; the run has no control, so what the teacher brought is not known"
+    if control.name not in values:
+        return "; the control is not finished, so what the teacher brought is not known"
+    gain = values[final.name] - values[control.name]
+    alone = f"{number(values[control.name])}{unit}"
+    text = f", {number(gain, signed=True)} against the same student {control.name} ({alone})"
+    if gain == 0:
+        text += "; no difference"
+    elif (gain < 0) == run.experiment.task.higher_is_better:
+        text += "; here the teacher did not help"
+    if run.ended_early:
+        ended = ", ".join(f"{stage} {where}" for stage, where in run.ended_early.items())
+        text += f"; the two have not had the same budget, since a hook has ended {ended}"
+    return text
+
+
+def control(run: "Run") -> dict | None:
+    """What the control is in this run, and in what else than the teacher it differs; None without
+    it.
+
+    ``alone``, its name; ``losses`` ``[(name, weight)]``; ``changed``, what ``control`` changes of
+    its network. Of the student that counts: its ``name``, the settings in which it is
+    ``differing``, the ``rounds`` that it ends, what it ``starts_from``, and how many samples
+    ``unlabelled`` it sees a step besides. ``ended``, which stages a hook has ended, and where. What
+    there is none of is empty.
     """
-    experiment = run.experiment
-    alone = next((stage for stage in experiment.stages if stage.name == "alone"), None)
+    alone, final = run.experiment.arms.control, run.experiment.arms.final
     if alone is None:
         return None
-    changed = ", ".join(f"{key}={value!r}" for key, value in experiment.config["control"].items())
-    taught = next(
-        (stage for stage in experiment.stages if stage.name == distilled_stage(run)), None
-    )
+    changed = run.experiment.config["control"]
     found = {
+        "alone": alone.name,
         "losses": loss_weights(alone),
-        "changed": changed,
+        "changed": ", ".join(f"{key}={value!r}" for key, value in changed.items()),
         "name": "",
         "differing": [],
         "rounds": None,
@@ -250,10 +215,10 @@ def control(run) -> dict | None:
         "unlabelled": 0,
         "ended": run.ended_early,
     }
-    return found | (_differences(run, alone, taught) if taught else {})
+    return found | (_differences(run, alone, final) if final else {})
 
 
-def _differences(run, alone, taught) -> dict:
+def _differences(run: "Run", alone: Stage, taught: Stage) -> dict:
     experiment = run.experiment
     before, after = experiment.chain(alone), experiment.chain(taught)
     of_alone = [stage for stage in before if stage not in after] or [alone]
@@ -281,7 +246,7 @@ def _differences(run, alone, taught) -> dict:
     return found
 
 
-def _steps(run, stages) -> Counter:
+def _steps(run: "Run", stages: Sequence[Stage]) -> Counter:
     """Their lengths together, by unit."""
     total = Counter()
     for stage in stages:
@@ -290,36 +255,32 @@ def _steps(run, stages) -> Counter:
     return total
 
 
-def cards(run, parameters: Mapping[str, int]) -> list[dict]:
-    """The numbers that count: alone, distilled, teacher; ``name``, ``value`` and ``lines`` below it
-    of each.
+def cards(run: "Run", parameters: Mapping[str, int]) -> list[dict]:
+    """The numbers that count: control, final student, teacher; ``name``, ``value`` and ``lines``
+    below it of each.
     """
-    experiment = run.experiment
-    results, primary, distilled = (
-        run.results["stages"],
-        experiment.task.PRIMARY,
-        distilled_stage(run),
-    )
-    models = {stage.name: stage.model for stage in experiment.stages}
-    teachers = [name for name in experiment.config["teachers"] if name in results]
+    primary, parts = run.experiment.task.primary, run.experiment.arms
+    done = run.done
+    values = {name: found.get(primary) for name, found in done.items()}
+    teachers = [stage for stage in parts.teachers if stage.name in done]
     found = []
-    for name in dict.fromkeys(["alone", distilled, *teachers[:1]]):
-        if not is_number(results.get(name, {}).get(primary)):
+    for stage in (*parts.pair, *teachers[:1]):
+        value = values.get(stage.name)
+        if not is_number(value):
             continue
-        lines = [f"{parameters[models[name]]:,} parameters"] if name in models else []
-        if name == distilled and is_number(results.get("alone", {}).get(primary)):
-            gain = results[name][primary] - results["alone"][primary]
-            lines.insert(0, f"{number(gain, signed=True)} against alone")
-        if name in teachers and name in models:
-            lines[0] += (
-                f" ({parameters[models[name]] / max(parameters.get('student', 0), 1):.3g}× the "
-                "student's)"
-            )
-        found.append({"name": name, "value": number(results[name][primary]), "lines": lines})
+        lines = [f"{parameters[stage.model]:,} parameters"]
+        alone = values.get(parts.control.name) if parts.control else None
+        if stage is parts.final and is_number(alone):
+            gain = number(value - alone, signed=True)
+            lines.insert(0, f"{gain} against {parts.control.name}")
+        if stage in teachers:
+            times = parameters[stage.model] / max(parameters.get("student", 0), 1)
+            lines[0] += f" ({times:.3g}× the student's)"
+        found.append({"name": stage.name, "value": number(value), "lines": lines})
     return found
 
 
-def unfinished(run) -> list[str]:
+def unfinished(run: "Run") -> list[str]:
     """The stages that are missing, each with how far it has come; of many the first ones."""
     missing = [stage.name for stage in run.experiment.stages if stage.name not in run.done]
     reached = {
@@ -332,7 +293,7 @@ def unfinished(run) -> list[str]:
     return found if len(found) <= LISTED else [*found[:LISTED], f"and {len(found) - LISTED} more"]
 
 
-def unreadable(run) -> dict[str, dict[str, str]]:
+def unreadable(run: "Run") -> dict[str, dict[str, str]]:
     """``{part of the data: {file: why}}`` of what could not be read, sorted by file; the figures
     are of the others.
     """
@@ -343,59 +304,66 @@ def unreadable(run) -> dict[str, dict[str, str]]:
     return {part: dict(sorted(paths.items())) for part, paths in found.items()}
 
 
-def loss_weights(stage) -> list[tuple[str, str]]:
+def loss_weights(stage: Stage) -> list[tuple[str, str]]:
     """``[(loss, weight)]``."""
     return [(name, weight_text(entry)) for name, entry in stage.losses.items()]
 
 
-def stage_table(run, parameters: Mapping[str, int]) -> dict:
+def stage_table(run: "Run", parameters: Mapping[str, int]) -> dict:
     """A row a stage; those that are not finished have no numbers.
 
-    ``metrics`` names them; ``compared`` and ``costs`` say whether there are such columns; ``rows``,
-    and ``way``, the rows of stages that are on the way.
+    ``metrics`` names them; ``control`` is the name of the stage that others are compared with,
+    empty if none are; ``costs`` says whether there is such a column; ``rows``, and ``way``, the
+    rows of stages that are on the way.
     """
-    experiment = run.experiment
+    experiment, parts, done = run.experiment, run.experiment.arms, run.done
     stages = {stage.name: stage for stage in experiment.stages}
-    results, way, metrics = run.results["stages"], stages_on_the_way(run), metric_names(run.results)
-    alone = results.get("alone", {}).get(run.results["primary"])
-    not_compared = {"alone", *experiment.config["teachers"], *way}
-    rows = {False: [], True: []}
-    for name in dict.fromkeys([*stages, *results]):
-        values, stage = results.get(name, {}), stages.get(name)
-        value = values.get(run.results["primary"])
-        gains = is_number(alone) and is_number(value) and name not in not_compared
-        rows[name in way].append(
-            {
-                "name": name,
-                "metrics": [
-                    (metric, number(values.get(metric), least=decimals(metric)))
-                    for metric in metrics
-                ],
-                "gain": number(value - alone, signed=True) if gains else "",
-                "seconds": duration(values.get("seconds")),
-                "cost": duration(values.get("cost")),
-                "parameters": _parameters(run, stage, name in way, parameters),
-                "teachers": teachers_of(run, stage) if stage else "",
-                "losses": loss_weights(stage) if stage else [],
-            }
-        )
+    way, metrics, primary = experiment.on_the_way, metric_names(run), experiment.task.primary
+    control = parts.control.name if parts.control else ""
+    alone = done.get(control, {}).get(primary)
+    compared = {stage.name for stage in parts.compared} if is_number(alone) else set()
+    rows = {
+        name: {
+            "name": name,
+            "metrics": _cells(run, metrics, done.get(name, {})),
+            "gain": _difference(done.get(name, {}), primary, alone) if name in compared else "",
+            "seconds": duration(done.get(name, {}).get("seconds")),
+            "cost": duration(done.get(name, {}).get("cost")),
+            "parameters": _parameters(run, stages.get(name), name in way, parameters),
+            "teachers": teachers_of(run, stages[name]) if name in stages else "",
+            "losses": loss_weights(stages[name]) if name in stages else [],
+        }
+        for name in dict.fromkeys([*stages, *done])
+    }
     return {
         "metrics": metrics,
-        "primary": run.results["primary"],
-        "compared": is_number(alone),
-        "costs": any("cost" in values for values in results.values()),
-        "rows": rows[False],
-        "way": rows[True],
+        "primary": primary,
+        "control": control if is_number(alone) else "",
+        "costs": any("cost" in values for values in done.values()),
+        "rows": [row for name, row in rows.items() if name not in way],
+        "way": [row for name, row in rows.items() if name in way],
     }
 
 
-def _parameters(run, stage, on_the_way: bool, parameters: Mapping[str, int]) -> str:
+def _cells(run: "Run", metrics: Sequence[str], values: Mapping) -> list[tuple[str, str]]:
+    task = run.experiment.task
+    return [(name, number(values.get(name), least=task.decimals(name))) for name in metrics]
+
+
+def _difference(values: Mapping, primary: str, alone: float) -> str:
+    value = values.get(primary)
+    return number(value - alone, signed=True) if is_number(value) else ""
+
+
+def _parameters(run: "Run", stage, on_the_way: bool, parameters: Mapping[str, int]) -> str:
     if stage is None:
         return "–"
-    return f"{parameter_count(run.experiment.learner(stage)) if on_the_way else parameters[stage.model]:,}"
+    if on_the_way:
+        return f"{parameter_count(run.experiment.learner(stage)):,}"
+    return f"{parameters[stage.model]:,}"
 
 
-def config_text(run) -> str:
+def config_text(run: "Run") -> str:
     """The whole config, defaults included: the run's config.py, where it has been written."""
     path = run.work_dir / "config.py"
     if path.exists():

@@ -3,12 +3,20 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from kdtasks.core.stages import ALONE, DISTILLED
 from kdtasks.engine.report import facts
+from kdtasks.engine.task import Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from kdtasks.engine.run import Run
 
 # Okabe and Ito's palette, which colour-blind eyes can tell apart too; yellow is left out, it is too
 # pale for lines.
-TEACHER, ALONE, DISTILLED = "#5A6472", "#E69F00", "#0072B2"
+TEACHER, CONTROL, TAUGHT = "#5A6472", "#E69F00", "#0072B2"
 OTHERS = ("#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F", "#7B4FA3")
 # the task's pictures are drawn under it too
 STYLE = {
@@ -42,51 +50,45 @@ PIXELS_PER_INCH = 100
 LARGEST = 1_300_000
 
 
-def stage_colors(run) -> dict[str, str]:
+def stage_colors(run: "Run") -> dict[str, str]:
     """One colour for each stage and each teacher of the config, the same in every picture of a
-    report; six others are different ones, and those on the way come last.
+    report: six extra colours beside the three, intermediate stages are assigned last.
     """
-    experiment = run.experiment
-    teachers = [name for name in experiment.config["teachers"] if name != "alone"]
-    fixed = {
-        "teacher": TEACHER,
-        "alone": ALONE,
-        facts.distilled_stage(run) or "distilled": DISTILLED,
-    }
-    fixed |= {teachers[0]: TEACHER} if teachers and "teacher" not in teachers else {}
-    stages = experiment.stages
-    known = [
-        *teachers,
-        *(s.name for s in stages),
-        *(name for s in stages for name in s.teachers),
-        *run.done,
-    ]
+    experiment, parts = run.experiment, run.experiment.arms
+    control = parts.control.name if parts.control else ALONE
+    final = parts.final.name if parts.final else DISTILLED
+    teachers = [name for name in experiment.config["teachers"] if name != control]
+    fixed = {"teacher": TEACHER, control: CONTROL, final: TAUGHT}
+    if teachers and "teacher" not in teachers:
+        fixed[teachers[0]] = TEACHER
+    known = [*teachers, *(stage.name for stage in experiment.stages)]
+    known += [name for stage in experiment.stages for name in stage.teachers]
+    known += run.done
     others = sorted(
         (name for name in dict.fromkeys(known) if name not in fixed),
-        key=facts.stages_on_the_way(run).__contains__,
+        key=experiment.on_the_way.__contains__,
     )
     return fixed | {name: OTHERS[k % len(OTHERS)] for k, name in enumerate(others)}
 
 
-def draw(run) -> tuple[list, list]:
+def draw(run: "Run") -> tuple[list, list]:
     """``[(title, figure)]`` of the results, and of the curves."""
-    results, history, colors = run.results, facts.histories(run), stage_colors(run)
-    primary, charts, curves = run.experiment.task.PRIMARY, [], []
-    values = {
-        name: v[primary] for name, v in results["stages"].items() if facts.is_number(v.get(primary))
-    }
+    history, colors, task = facts.histories(run), stage_colors(run), run.experiment.task
+    primary, charts, curves = task.primary, [], []
+    values = {name: v[primary] for name, v in run.done.items() if facts.is_number(v.get(primary))}
     if values:
-        shown, way = facts.comparable(run, values), facts.stages_on_the_way(run)
-        title = f"{primary} of each stage" + " that has the whole network" * bool(
-            way and way.isdisjoint(shown)
-        )
-        charts.append((title, _bars(shown, primary, colors)))
+        shown, way = facts.comparable(run, values), run.experiment.on_the_way
+        title = f"{primary} of each stage"
+        if way and way.isdisjoint(shown):
+            title += " that has the whole network"
+        control = run.experiment.arms.control
+        charts.append((title, _bars(shown, task, colors, control.name if control else "")))
     finished = facts.comparable(run, {name: h for name, h in history.items() if h})
     if finished:
         curves.append(
             (
                 f"{primary} on the test data, and the learning rate",
-                _progress(finished, primary, colors),
+                _progress(finished, task, colors),
             )
         )
         names = list(
@@ -109,7 +111,9 @@ def draw(run) -> tuple[list, list]:
     return charts, curves
 
 
-def _bars(values: Mapping[str, float], primary: str, colors: Mapping[str, str]):
+def _bars(
+    values: Mapping[str, float], task: Task, colors: Mapping[str, str], control: str
+) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.4, 0.75 + 0.42 * len(values)))
@@ -128,28 +132,28 @@ def _bars(values: Mapping[str, float], primary: str, colors: Mapping[str, str]):
             ha="left" if value >= 0 else "right",
             fontweight="bold",
         )
-    if "alone" in values:
-        axes.axvline(values["alone"], color=colors["alone"], linestyle=(0, (4, 3)), linewidth=1.2)
+    if control in values:
+        axes.axvline(values[control], color=colors[control], linestyle=(0, (4, 3)), linewidth=1.2)
     axes.margins(x=0.08)
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(primary + facts.unit(primary).replace(" ", ", "))
+    axes.set_xlabel(task.axis(task.primary))
     return figure
 
 
-def _progress(history: Mapping[str, list[dict]], primary: str, colors: Mapping[str, str]):
+def _progress(history: Mapping[str, list[dict]], task: Task, colors: Mapping[str, str]) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.4, 4.6))
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     for stage, entries in history.items():
-        x, y = facts.curve(entries, primary)
+        x, y = facts.curve(entries, task.primary)
         top.plot(
             x, y, color=colors[stage], label=stage, marker="o" if len(x) <= 60 else "", markersize=4
         )
         bottom.plot(*facts.curve(entries, "lr"), color=colors[stage], linewidth=1.3)
-    top.set_ylabel(primary + facts.unit(primary).replace(" ", ", "))
+    top.set_ylabel(task.axis(task.primary))
     figure.legend(
         *top.get_legend_handles_labels(), ncols=min(len(history), 6), loc="outside upper right"
     )

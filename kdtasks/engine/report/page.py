@@ -56,7 +56,7 @@ def render(run, charts: list, curves: list, pictures: list, note: str) -> str:
         name=experiment.name,
         seed=experiment.seed,
         colors=figures.stage_colors(run),
-        unit=facts.unit(experiment.task.PRIMARY),
+        unit=experiment.task.unit(experiment.task.primary),
         about=[
             f"seed {experiment.seed}",
             run.results["device"],

@@ -1,6 +1,6 @@
 """A task of a user's own, which has a say in the training samples and in the results of a stage."""
 
-from kdtasks.classification.trainer import HIGHER_IS_BETTER, PRIMARY, evaluate, example  # noqa: F401
+from kdtasks.classification.trainer import HIGHER_IS_BETTER, METRICS, PRIMARY, evaluate, example  # noqa: F401
 
 CALLS = []
 

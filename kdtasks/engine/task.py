@@ -1,0 +1,254 @@
+"""What the engine may ask of a task: its trainer module, read once, and defaults for what it leaves
+out.
+"""
+
+import difflib
+import fnmatch
+import importlib
+import importlib.util
+import pkgutil
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from kdtasks.core.names import did_you_mean
+from kdtasks.engine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kdtasks.core import Stage
+    from kdtasks.engine.experiment import Experiment
+    from kdtasks.engine.export import OnnxForm
+    from kdtasks.engine.run import Run
+    from kdtasks.engine.work_dir import WorkDir
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown.
+
+    Args:
+        unit: ``'%'``, ``'dB'``; empty: it has none.
+        decimals: it is shown with so many at least.
+        label: what a sentence calls it; empty: its name, with spaces.
+        listed: whether tables show it; what is of a part of the data only stands in results.json.
+    """
+
+    unit: str = ""
+    decimals: int = 2
+    label: str = ""
+    listed: bool = True
+
+
+class TrainerModule(Protocol):
+    """A task's trainer module, ``task='kdtasks.<task>.trainer'`` of a config: what it must have.
+
+    What it may have beside these names is in :class:`Task`.
+    """
+
+    __name__: str
+    PRIMARY: str
+    HIGHER_IS_BETTER: bool
+
+    def evaluate(self, model: "nn.Module", loader: Iterable[dict]) -> Mapping[str, float]:
+        """``{metric: value}`` of a model in eval on test batches, ``PRIMARY`` among them."""
+        ...
+
+    def example(self, config: dict, batch_size: int) -> dict[str, Any]:
+        """A random batch of the shapes that the data has, without reading it."""
+        ...
+
+    def pictures(self, run: "Run") -> list[tuple]:
+        """``[(title, figure)]`` for the report, of the finished stages."""
+        ...
+
+
+REQUIRED = ("PRIMARY", "HIGHER_IS_BETTER", "evaluate", "example", "pictures")
+
+
+class Task:
+    """A trainer module as the engine sees it: every part is there, by its default if need be.
+
+    Args:
+        module: has what :class:`TrainerModule` says, and may have more.
+
+    Attributes:
+        name: of the module.
+        primary, higher_is_better: the metric that counts, and its direction.
+        evaluate, example, pictures: see :class:`TrainerModule`.
+        own_names: ``OWN_NAMES``, what a batch has beside the target that no teacher has a part in.
+        unseen_classes: ``UNSEEN_CLASSES``, whether the test is of classes that nobody trained on.
+        metrics: ``METRICS``, ``{name or pattern of names: Metric}``; the first that fits counts.
+
+    Raises:
+        ConfigError: the module lacks a name, or has one that is nearly, but not quite, one of
+            these.
+    """
+
+    def __init__(self, module: TrainerModule | ModuleType):
+        _check(cast(ModuleType, module))
+        known = cast(Any, module)
+        self.name: str = known.__name__
+        self.primary: str = known.PRIMARY
+        self.higher_is_better: bool = known.HIGHER_IS_BETTER
+        self.evaluate: Callable[..., Mapping[str, float]] = known.evaluate
+        self.example: Callable[[dict, int], dict[str, Any]] = known.example
+        self.pictures: Callable[[Run], list[tuple]] = known.pictures
+        self._optional = {name: getattr(known, name, None) for name in OPTIONAL}
+        self.own_names: Sequence[str] = tuple(self._optional["OWN_NAMES"] or ())
+        self.unseen_classes = bool(self._optional["UNSEEN_CLASSES"])
+        self.metrics: Mapping[str, Metric] = self._optional["METRICS"] or {}
+
+    def training_set(
+        self, experiment: "Experiment", stage: "Stage", made: Any, files: "WorkDir | None"
+    ) -> Any:
+        """What a stage learns from; default: ``made``, the config's data as it is."""
+        own = self._optional["training_set"]
+        return own(experiment, stage, made, files) if own else made
+
+    def summary(self, run: "Run", stage: "Stage", metrics: Mapping[str, float]) -> dict:
+        """What results.json has of a finished stage beside its metrics; default: nothing."""
+        own = self._optional["summary"]
+        return own(run, stage, metrics) if own else {}
+
+    def deciding(self, model: "nn.Module") -> "list[nn.Module]":
+        """The modules whose outputs must be finite in an evaluation; default: the model.
+
+        A task says others where the model's output may have left out what is not finite.
+        """
+        own = self._optional["deciding"]
+        return own(model) if own else [model]
+
+    def onnx_form(self, student: "nn.Module", images: Any) -> "OnnxForm | None":
+        """What an ONNX file holds; default: None, for one tensor in and the batch size left open."""
+        own = self._optional["onnx_form"]
+        return own(student, images) if own else None
+
+    def predict_arguments(self, parser: ArgumentParser) -> list[str]:
+        """Add the task's own flags of tools/test.py to its parser; default: there are none.
+
+        Returns:
+            What they are called: keyword arguments of :meth:`predict`, which is asked in the place
+            of :meth:`evaluate` where one of them is given.
+        """
+        own = self._optional["predict_arguments"]
+        if not own:
+            return []
+        before = vars(parser.parse_known_args([])[0])
+        own(parser.add_argument_group(f"of {self.name}"))
+        return [name for name in vars(parser.parse_known_args([])[0]) if name not in before]
+
+    def predict(
+        self, model: "nn.Module", config: dict, classes: Sequence[str] | None, **flags: Any
+    ) -> list[str]:
+        """Use a model on what the flags name; returns what had to be left out."""
+        return self._optional["predict"](model, config, classes=classes, **flags)
+
+    # Metrics --------------------------------------------------------------------------------------
+    def metric(self, name: str) -> Metric:
+        """How a metric is shown; of one that the task does not describe, the defaults."""
+        fits = (known for pattern, known in self.metrics.items() if fnmatch.fnmatch(name, pattern))
+        return next(fits, Metric())
+
+    def unit(self, name: str) -> str:
+        """What stands behind a number: ``' %'``; empty without a unit."""
+        unit = self.metric(name).unit
+        return f" {unit}" if unit else ""
+
+    def axis(self, name: str) -> str:
+        """What an axis of a figure says: ``'accuracy, %'``."""
+        unit = self.metric(name).unit
+        return f"{name}, {unit}" if unit else name
+
+    def label(self, name: str) -> str:
+        """What a sentence calls a metric."""
+        return self.metric(name).label or name.replace("_", " ")
+
+    def decimals(self, name: str, least: int = 2) -> int:
+        """How many decimals a number of this metric is shown with."""
+        return max(self.metric(name).decimals, least)
+
+
+OPTIONAL = (
+    "OWN_NAMES",
+    "UNSEEN_CLASSES",
+    "METRICS",
+    "training_set",
+    "summary",
+    "deciding",
+    "onnx_form",
+    "predict_arguments",
+    "predict",
+)
+
+
+def load_task(path: str) -> Task:
+    """The task whose trainer module has this dotted path.
+
+    Raises:
+        ConfigError: it cannot be imported (the nearest one that can is named), or is no trainer
+            module.
+    """
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        ours = error.name and (path == error.name or path.startswith(f"{error.name}."))
+        known = _siblings(path) if ours else []
+        hint = f"; {did_you_mean(path, known)}" if known else ""
+        raise ConfigError(f"task={path!r} cannot be imported: {error}{hint}") from error
+    return Task(module)
+
+
+def _check(module: ModuleType) -> None:
+    """It has what a trainer module must have, and nothing that looks like a slip of the pen."""
+    public = [name for name in vars(module) if not name.startswith("_")]
+    missing = [name for name in REQUIRED if name not in public]
+    if missing:
+        near = _near(missing[0], public)
+        if hasattr(module, "__path__") and importlib.util.find_spec(f"{module.__name__}.trainer"):
+            near = f"{module.__name__}.trainer"
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise ConfigError(
+            f"task={module.__name__!r} is no trainer module: it lacks {', '.join(missing)}{hint}"
+        )
+    if "predict_arguments" in public and "predict" not in public:
+        raise ConfigError(f"task={module.__name__!r} has predict_arguments, so it needs predict")
+    for name in OPTIONAL:
+        near = None if name in public else _near(name, _own(module, public))
+        if near is not None:
+            raise ConfigError(
+                f"task={module.__name__!r} has {near!r}, which nothing asks for; "
+                f"did you mean {name!r}?"
+            )
+
+
+def _near(name: str, known: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.8)), None)
+
+
+def _own(module: ModuleType, public: Sequence[str]) -> list[str]:
+    """What a module defines itself, not what it imports."""
+    home = module.__name__
+    return [name for name in public if getattr(vars(module)[name], "__module__", home) == home]
+
+
+def _siblings(path: str) -> list[str]:
+    """Modules of the same name in other packages: what could have been meant by a path that is not
+    there.
+    """
+    root, _, rest = path.partition(".")
+    package = importlib.util.find_spec(root)
+    if not rest or package is None or package.submodule_search_locations is None:
+        return []
+    last = rest.rpartition(".")[2]
+    found = []
+    for part in pkgutil.iter_modules(package.submodule_search_locations):
+        if part.ispkg:
+            folders = [f"{folder}/{part.name}" for folder in package.submodule_search_locations]
+            inner = [module.name for module in pkgutil.iter_modules(folders)]
+            near = difflib.get_close_matches(last, inner, n=1)
+            found += [f"{root}.{part.name}.{name}" for name in near]
+    return found
