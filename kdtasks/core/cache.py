@@ -35,7 +35,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdtasks.core.files import DiskError, check_own, describe_room, disk_error, sync_folder
+from kdtasks.core.files import (
+    DiskError,
+    check_own,
+    describe_room,
+    disk_error,
+    sync_file,
+    sync_folder,
+)
 
 FORMAT = 2  # of the folder; another number is not read
 HALF_MAX = 65504.0  # the largest float16
@@ -430,7 +437,7 @@ class _ArrayWriter:
             if half and self._peaks.get(name, math.inf) <= HALF_MAX:
                 _halve(file, self.samples * self.views * math.prod(array["shape"]))
                 array["dtype"] = "float16"
-            _sync(file)
+            sync_file(file)
             array |= {"bytes": _size(self.samples, self.views, array), "crc32": _checksum(file)}
             _checked.add(_identity(file))
         return [{"name": name, **array} for name, array in self.arrays.items()]
@@ -440,7 +447,7 @@ def _write_meta(folder: Path, key: dict, samples: int, views: int, arrays: list[
     meta = {"format": FORMAT, "key": key, "samples": samples, "views": views, "arrays": arrays}
     with (folder / "meta.json").open("w", encoding="utf-8") as file:
         json.dump(meta, file, indent=2)
-        _sync(file)
+        sync_file(file)
 
 
 def _check_room(folder: Path, size: int) -> None:
@@ -651,8 +658,3 @@ def _size(samples: int, views: int, array: Mapping) -> int:
 
 def _little(dtype: str) -> np.dtype:
     return np.dtype(dtype).newbyteorder("<")
-
-
-def _sync(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 # bytes that may be free on a disk that a failed write has filled
 ALMOST_NOTHING = 2**16
@@ -34,7 +35,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], None], size: int 
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+            sync_file(file)
         os.replace(temporary, path)
     # torch writes with a RuntimeError, without errno
     except (OSError, RuntimeError) as error:
@@ -91,6 +92,12 @@ def disk_error(error: Exception, path: Path, size: int = 0) -> "DiskError | None
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 whatever the locale; file names that the locale cannot decode keep their bytes."""
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def sync_file(file: IO) -> None:
+    """Flush an open file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -55,7 +55,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdtasks.core.layouts import pair_to_nchw
-from kdtasks.core.precision import raised
+from kdtasks.core.precision import raised, raised_dtype
 from kdtasks.general.divergences import times
 
 
@@ -312,9 +312,12 @@ class HintLoss(nn.Module):
         self._check(student, teacher)
         if self.adapter is None:
             self.student_channels, self.teacher_channels = student.shape[1], teacher.shape[1]
-            dtype = torch.float64 if student.element_size() == 8 else torch.float32
             self.adapter = nn.Conv2d(
-                self.student_channels, self.teacher_channels, 1, device=student.device, dtype=dtype
+                self.student_channels,
+                self.teacher_channels,
+                1,
+                device=student.device,
+                dtype=raised_dtype(student),
             )
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
