@@ -114,15 +114,19 @@ class Distiller(TensorSupply):
         self, name: str, weight: float, known: Mapping[str, object], rows: LabelledRows | None
     ) -> dict[str, Tensor]:
         """What one loss gives, weighted and by name."""
-        loss = self._terms[name].loss
+        term = self._terms[name]
         if weight == 0:
             # its adapters stay connected: DDP counts on it
-            adapts = name in self.losses and any(True for _ in loss.parameters())
-            return {name: connected_zero(loss, [])} if adapts else {}
+            adapters = self._adapters(name)
+            return {name: connected_zero(adapters)} if adapters else {}
         tensors = self._tensors_of(name, known, rows)
-        if rows is not None and rows.count == 0 and "target" in self._terms[name].of:
-            return {name: connected_zero(loss, tensors)}
-        return weighted_values(name, loss, tensors, weight)
+        if rows is not None and rows.count == 0 and "target" in term.of:
+            return {name: connected_zero([*self._adapters(name), *tensors])}
+        return weighted_values(name, term.loss, tensors, weight)
+
+    def _adapters(self, name: str) -> list[nn.Parameter]:
+        """The parameters of a loss."""
+        return list(self.losses[name].parameters()) if name in self.losses else []
 
     def _tensors_of(
         self, name: str, known: Mapping[str, object], rows: LabelledRows | None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdtasks.core.names import as_names
 from kdtasks.core.outputs import tensors_in
@@ -133,12 +133,9 @@ def weighted_values(name: str, loss: Loss, tensors: Sequence, weight: float) -> 
     return values
 
 
-def connected_zero(loss: Loss, tensors: Sequence) -> Tensor:
-    """A zero that backpropagates zeros into a loss's parameters and into all of its tensors that
-    have a gradient.
-    """
-    floats = list(loss.parameters()) if isinstance(loss, nn.Module) else []
-    floats += [tensor for tensor in tensors_in(tensors) if tensor.is_floating_point()]
+def connected_zero(values: Sequence) -> Tensor:
+    """A zero that backpropagates zeros into all tensors among the values that have a gradient."""
+    floats = [tensor for tensor in tensors_in(values) if tensor.is_floating_point()]
     connected = [t for t in floats if t.requires_grad] or floats[:1] or [torch.zeros(())]
     # sums of no elements: 0 · inf would be nan
     return sum((t if t.dim() else t[None])[:0].sum() for t in connected)
