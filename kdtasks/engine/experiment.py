@@ -496,17 +496,24 @@ class Experiment:
 
     def meta(self, stage: Stage) -> dict:
         """What is written beside the weights of a stage."""
-        spec = {**self.specs[stage.model], **self._arguments(stage)}
-        described = jsonable({key: value for key, value in spec.items() if key != "checkpoint"})
         return {
             "kdtasks": kdtasks.__version__,
             "config": self.name,
             "stage": stage.name,
             "seed": self.seed,
-            "model": str(spec["type"]),
-            "spec": described,
+            **_described({**self.specs[stage.model], **self._arguments(stage)}),
             "classes": self.classes(stage),
         }
+
+    def peer_meta(self, number: int) -> dict:
+        """In what the facts beside the weights of a peer, from 0 on, differ from the student's."""
+        return _described(self.config["peers"][number])
+
+
+def _described(spec: Mapping) -> dict:
+    """A model's description, as it is written beside its weights."""
+    given = {key: value for key, value in spec.items() if key != "checkpoint"}
+    return {"model": str(spec["type"]), "spec": jsonable(given)}
 
 
 def _loss(where: str, entry: Mapping) -> tuple:

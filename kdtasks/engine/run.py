@@ -138,7 +138,8 @@ class Run:
     def train(self, resume: bool = False, only: list[str] | None = None) -> dict:
         """Run the stages that are not done yet.
 
-        Writes results.json, student.pth with student.json, and report.html.
+        Writes results.json, student.pth with student.json, the same of each peer (peer1.pth), and
+        report.html.
 
         Args:
             resume: go on in a work_dir of the same config; in an empty one, start.
@@ -188,6 +189,9 @@ class Run:
             state = checkpoint.load(self.files.weights(final.name))
             student = self.work_dir / "student.pth"
             checkpoint.save_weights(state["state_dict"], state["meta"], student)
+            for k, weights in enumerate(state["resume"]["learners"][1:]):
+                about = {**state["meta"], **self.experiment.peer_meta(k)}
+                checkpoint.save_weights(weights, about, self.work_dir / f"peer{k + 1}.pth")
             unequal = notices.unequal_budgets(self.experiment, self.done)
             if unequal:
                 self._notices.warn(unequal)

@@ -449,9 +449,7 @@ class StageRunner(Runner):
         self.call_hook("before_val")
         self.call_hook("before_val_epoch")
         try:
-            self.metrics = evaluate(
-                self.task, self.evaluated, self.test_loader, self._before_batch, self._after_batch
-            )
+            self.metrics = self._evaluate_learners()
         # an answer that is not finite, say
         except ValueError as error:
             self._check_finite()
@@ -487,6 +485,16 @@ class StageRunner(Runner):
             self._check_finite()
             if self.rank == 0:
                 checkpoint.save(self._weights(), self.folder / "best.pth")
+
+    def _evaluate_learners(self) -> dict[str, float]:
+        """The student's metrics, and each peer's as ``peer1_<metric>``."""
+        found = evaluate(
+            self.task, self.evaluated, self.test_loader, self._before_batch, self._after_batch
+        )
+        for role, peer in zip(self.distiller.learners[1:], self.distiller.peers):
+            own = evaluate(self.task, peer, self.test_loader)
+            found |= {f"{role}_{name}": value for name, value in own.items()}
+        return found
 
     def _step_on_metrics(self) -> None:
         for scheduler in self.param_schedulers:

@@ -459,6 +459,13 @@ def test_peers_of_a_config_train_beside_the_student(tmp_path):
         resume["learners"][1]["0.weight"], first["0.weight"]
     )
     assert {"loss_mutual_0", "loss_mutual_1"} <= set(resume["history"][0])
+    # the peer is tested, and its weights are kept, as the student's are
+    primary = run.experiment.task.primary
+    assert {primary, f"peer1_{primary}"} <= run.done["distilled"].keys()
+    assert f"peer1_{primary}" not in run.done["alone"]
+    kept, meta = read_weights(tmp_path / "run" / "peer1.pth")
+    assert same(kept, resume["learners"][1])
+    assert meta["spec"] == {"type": "small_parts.Net", "width": 6} and meta["stage"] == "distilled"
 
 
 # Stages made by a function, models and samples that change from stage to stage --------------------
