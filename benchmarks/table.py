@@ -29,6 +29,8 @@ ROWS = {
     "kd_step": "distillation",
     "feature_step": "distillation",
     "cached_step": "distillation",
+    "bss_attack": "general",
+    "dml_step": "general",
     "runner": "engine",
     "adl": "detection",
     "detector_step": "detection",

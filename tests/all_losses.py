@@ -42,6 +42,7 @@ OTHER = {
     "forgetting",
     "forgetting_diag",
     "forgetting_gd",
+    "greedy_route",
     "imresize",
     "lwf_losses",
     "nearest_mean",

@@ -27,7 +27,7 @@ from kdtasks.general.dml import (
     sequential_step,
 )
 from kdtasks.general.kd import BinaryKDLoss, KDLoss, binary_kd_loss, kd_loss
-from kdtasks.general.rco import anchor_hardness, equal_interval_anchors, next_anchor
+from kdtasks.general.rco import anchor_hardness, equal_interval_anchors, greedy_route, next_anchor
 from kdtasks.general.rkd import RKDLoss, rkd_angle_loss, rkd_distance_loss
 from kdtasks.general.takd import all_paths, nearest_mean
 
@@ -55,6 +55,7 @@ __all__ = [
     "dkpp_loss",
     "equal_interval_anchors",
     "expose_pre_relu",
+    "greedy_route",
     "kd_loss",
     "mean_posterior_losses",
     "mutual_divergences",

@@ -11,7 +11,7 @@ batch norm), a squared hinge of margin :math:`\mu` with the teacher's sign as it
 How strongly a neuron of the teacher responds does not matter; a response of 0 is inactive. It
 stands for :func:`activation_disagreement`, the share of neurons whose sign differs, which has no
 gradient. Then the connectors are dropped, and the student learns to classify from there: by KD, or
-by labels.
+by labels. :func:`stages` writes these two phases.
 
 **Layers.** The sum is over channels and places, so the weights belong to the shapes. The authors'
 code has 0.003 for the deepest of three layers and half of it for each layer before (CIFAR: 0.003,
@@ -22,12 +22,14 @@ entries. :func:`pre_relu_paths` says where the responses are in the networks tha
 phase, so that batch statistics decide its signs, and its running statistics drift.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdtasks.core.precision import raised
+from kdtasks.core.stages import ALONE, DISTILLED
+from kdtasks.general.chains import teacher_source, teacher_stages
 
 
 def ab_loss(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
@@ -318,3 +320,40 @@ def ab_losses(
         }
         for k, (own, other) in enumerate(zip(student, teacher))
     }
+
+
+def stages(
+    config: Mapping,
+    student: Sequence[str],
+    teacher: Sequence[str],
+    first: Mapping | None = None,
+    weight: float = 0.003,
+    margin: float = 1.0,
+    reduction: str = "sum",
+) -> list[dict]:
+    """The two phases, for a config: ``stages=dict(type='kdtasks.general.ab.stages', …)``.
+
+    ``teacher``; ``boundaries``, in which the student learns signs alone and its head nothing; then
+    ``distilled`` from there, by the config's ``losses``: cross-entropy, KD or both. The control has
+    the steps and learning rates of both phases, by labels: ``alone_first``, ``alone``.
+
+    Args:
+        config: given by the engine.
+        student, teacher: paths of the layers, the shallowest first: what :func:`pre_relu_paths`
+            gives.
+        first: ``length``, ``optimizer``, ``schedule``, ``data`` of the first phase, where they
+            differ.
+        weight, margin, reduction: of :func:`ab_losses`.
+
+    Raises:
+        ValueError: not equally many layers, or there is no teacher.
+    """
+    first, taught = dict(first or {}), {"teacher": teacher_source(config)}
+    losses = ab_losses(student, teacher, weight, margin, reduction)
+    return [
+        *teacher_stages(config),
+        {**first, "name": "alone_first", "role": "step"},
+        {"name": ALONE, "role": "control", "student": "alone_first"},
+        {**first, "name": "boundaries", "role": "step", "teachers": taught, "losses": losses},
+        {"name": DISTILLED, "role": "taught", "student": "boundaries", "teachers": taught},
+    ]

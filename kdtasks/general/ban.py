@@ -22,11 +22,11 @@ CWTM's sum :math:`\sum_u` is over one process's batch.
 
 In the paper's table the same network and method differs by 0.7 points between two seeds, so a gain
 of one run means little; an ensemble of generations is to be compared with one of equally many
-students of the labels alone.
+students of the labels alone. :func:`stages` writes the list of generations.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from kdtasks.core.classes import UNLABELLED
 from kdtasks.core.precision import raised
 from kdtasks.core.weights import load_weights
+from kdtasks.general.chains import chain
 from kdtasks.general.divergences import times
 
 
@@ -173,3 +174,32 @@ class Ensemble(nn.Module):
             raise ValueError(f"expected members of the same classes, got logits {shapes}")
         log_p = torch.stack([F.log_softmax(z, dim=1) for z in raised(*logits)])
         return log_p.logsumexp(0) - math.log(len(logits))
+
+
+def stages(
+    config: Mapping, generations: Sequence[str] = (), seed_noise: str | None = None
+) -> list[dict]:
+    """The generations, for a config: ``stages=dict(type='kdtasks.general.ban.stages', …)``.
+
+    ``teacher`` (generation 0), then each of ``generations`` taught by the one before, then the
+    last one, the student: ``distilled``. Each has fresh weights that go by its name, so no two
+    generations start alike; the student's are those of "alone", so that the two are paired.
+
+    Args:
+        config: given by the engine.
+        generations: keys of ``models``, each described as the student is.
+        seed_noise: None, or a further key of ``models``: a second student that learns from the
+            labels alone, from other weights. What it differs from "alone" is the noise of the
+            seed; and the two make the ensemble that an :class:`Ensemble` of generations is to be
+            compared with.
+
+    Raises:
+        ValueError: a name that is no model, or a model of other classes than the student.
+    """
+    found = chain(config, {name: {} for name in generations})
+    if seed_noise is None:
+        return found
+    # known to be a model of these classes
+    chain(config, {seed_noise: {}})
+    second = {"name": seed_noise, "role": "joint", "model": seed_noise}
+    return [*found[:-1], second, found[-1]]

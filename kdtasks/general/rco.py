@@ -17,14 +17,16 @@ and the next anchor is the last one before the first whose ratio exceeds a thres
 its :math:`\delta` is not; there is no code of the authors.
 
 Anchors are checkpoints that the teacher's stage keeps (``keep``); an anchor is loaded into the same
-module, so one teacher is in memory at a time.
+module, so one teacher is in memory at a time. :func:`stages` writes the list of stages.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
+from kdtasks.core.stages import ALONE, DISTILLED
+from kdtasks.general.chains import teacher_stages
 from kdtasks.general.kd import kd_loss
 
 
@@ -83,7 +85,106 @@ def next_anchor(hardness: Sequence[float], current: int, threshold: float) -> in
     return max(chosen, current + 1)
 
 
+def greedy_route(
+    teach: Callable[[int], None],
+    hardness: Callable[[], Sequence[float]],
+    threshold: float,
+    first: int = 0,
+) -> list[int]:
+    """The greedy search from beginning to end, for a loop of your own; anchors are numbered from 0.
+
+    Args:
+        teach: trains the student on an anchor, from where it stands.
+        hardness: H(j) of every anchor for the student as it stands: :func:`anchor_hardness` of
+            logits on held-out images.
+        threshold: delta.
+        first: the anchor to begin with; the paper does not say.
+
+    Returns:
+        The anchors in the order in which they taught, the last one included. Their epochs are what
+        :func:`stages` takes as ``epochs``.
+    """
+    route: list[int] = []
+    following: int | None = first
+    while following is not None:
+        teach(following)
+        route.append(following)
+        following = next_anchor(hardness(), following, threshold)
+    return route
+
+
 def _ratio(hardness: Sequence[float], j: int, current: int) -> float:
     if hardness[current] == 0:
         return 0.0 if hardness[j] == 0 else math.inf
     return hardness[j] / hardness[current]
+
+
+def stages(
+    config: Mapping,
+    interval: int | None = None,
+    epochs: Sequence[int] | None = None,
+    multi_stage: bool = False,
+) -> list[dict]:
+    """The route, for a config: ``stages=dict(type='kdtasks.general.rco.stages', interval=10)``.
+
+    ``teacher`` keeps the anchors. Then the student: in one stage, ``distilled``, in which each
+    anchor teaches for an equal share of one schedule (the budget of plain KD); or in a stage for
+    each, ``anchor<epoch>``, the last one ``distilled``, with a whole length and schedule each
+    (several times that budget, which "alone" then has too: ``alone<epoch>`` …, ``alone``).
+
+    Args:
+        config: given by the engine; the length of the teacher's training is in epochs.
+        interval: of the anchors, in epochs of the teacher.
+        epochs: the anchors themselves instead, as the greedy search has found them; the last epoch
+            is added where it is not among them.
+        multi_stage: a stage for each anchor.
+
+    Raises:
+        ValueError: not one of ``interval`` and ``epochs``; they are not epochs of the teacher's
+            training; the teacher has a checkpoint, so that no route of it is known.
+    """
+    anchors = _anchors(config, interval, epochs)
+    teacher = teacher_stages(config, keep=anchors[:-1])
+    route = [*(f"teacher.{epoch}" for epoch in anchors[:-1]), "teacher"]
+    if not multi_stage:
+        return [*teacher, {"name": DISTILLED, "role": "taught", "teachers": {"teacher": route}}]
+
+    def arm(prefix: str, last: str, role: str, teach: bool) -> list[dict]:
+        names = [*(f"{prefix}{epoch}" for epoch in anchors[:-1]), last]
+        return [
+            {
+                "name": name,
+                "role": role if name == last else "step",
+                "student": names[k - 1] if k else "fresh",
+                "teachers": {"teacher": route[k]} if teach else {},
+            }
+            for k, name in enumerate(names)
+        ]
+
+    return [
+        *teacher,
+        *arm("alone", ALONE, "control", False),
+        *arm("anchor", DISTILLED, "taught", True),
+    ]
+
+
+def _anchors(config: Mapping, interval: int | None, epochs: Sequence[int] | None) -> list[int]:
+    if (interval is None) == (epochs is None):
+        raise ValueError(f"expected interval or epochs, got interval={interval}, epochs={epochs}")
+    if config["teachers"].get("teacher", {}).get("checkpoint"):
+        raise ValueError(
+            "anchors are what the teacher's own training keeps on its way, and a teacher with a "
+            "checkpoint is not trained: expected no teacher.checkpoint"
+        )
+    length = config["teacher_training"].get("length") or config["length"]
+    if not isinstance(length, int):
+        raise ValueError(f"anchors are epochs of the teacher's training, whose length is {length}")
+    found = equal_interval_anchors(length, interval) if epochs is None else [*epochs, length]
+    found = sorted(set(found))
+    if len(found) < 2 or found[0] < 1 or found[-1] > length:
+        asked = f"interval={interval}" if epochs is None else f"epochs={list(epochs)}"
+        raise ValueError(
+            f"{asked} of a teacher that is trained for {length} epochs leaves the anchors {found}: "
+            f"expected some between 1 and {length - 1}, and the last epoch"
+        )
+    return found

@@ -14,11 +14,13 @@ With sizes between teacher and student there are :func:`all_paths`. The paper fi
 assistant helps, the longest chain most, and that of single assistants the best is the one whose
 accuracy is nearest the mean of teacher's and student's (:func:`nearest_mean`), which is not the one
 of the mean depth. A chain costs the training of its assistants: compare it with plain KD, and with
-a student that has the whole chain's budget.
+a student that has the whole chain's budget. :func:`stages` writes the list of hops.
 """
 
 import itertools
 from collections.abc import Mapping, Sequence
+
+from kdtasks.general.chains import chain, total_length
 
 
 def all_paths(sizes: Sequence) -> list[tuple]:
@@ -59,3 +61,41 @@ def nearest_mean(accuracies: Mapping[str, float], teacher: float, student: float
         raise ValueError("expected the accuracy of one assistant at least, got none")
     mean = (teacher + student) / 2
     return min(accuracies, key=lambda name: abs(accuracies[name] - mean))
+
+
+def stages(
+    config: Mapping,
+    assistants: Mapping[str, Mapping],
+    student: Mapping | None = None,
+    direct: bool = True,
+    whole_budget: bool = True,
+) -> list[dict]:
+    """The stages of a chain, for a config: ``stages=dict(type='kdtasks.general.takd.stages', …)``.
+
+    ``teacher``, then each assistant taught by the one before, then the student: ``distilled``.
+    Beside them what a chain has to be compared with.
+
+    Args:
+        config: given by the engine; the assistants are keys of its ``models``.
+        assistants: ``{name: changes}``, from the teacher's side on: each hop's own ``length``,
+            ``optimizer``, ``schedule``, and what its ``losses`` have that the config's have not,
+            ``dict(loss_kd=dict(weight=0.7))``.
+        student: the same of the last hop.
+        direct: a stage ``direct``: plain KD from the teacher, with the student's budget.
+        whole_budget: a stage ``whole_budget``: the student without a teacher, with the steps of all
+            hops.
+
+    Raises:
+        ValueError: an assistant that is no model, or of other classes than the student; no such
+            loss.
+    """
+    found = chain(config, assistants, student)
+    hops = [stage for stage in found if stage["role"] != "teacher"]
+    beside = []
+    if direct:
+        (plain,) = (stage for stage in chain(config, {}, student) if stage["role"] == "taught")
+        beside.append({**plain, "name": "direct"})
+    if whole_budget:
+        length = total_length(config, hops)
+        beside.append({"name": "whole_budget", "role": "joint", "length": length})
+    return [*found[:-1], *beside, found[-1]]

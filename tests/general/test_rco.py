@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from kdtasks.general import anchor_hardness, equal_interval_anchors, next_anchor
+from kdtasks.general import anchor_hardness, equal_interval_anchors, greedy_route, next_anchor
 
 
 @pytest.mark.parametrize(
@@ -89,3 +89,22 @@ def test_hardness_is_the_mean_divergence_from_the_student():
         expected = sum(p[n, c] * math.log(p[n, c] / q[n, c]) for n in range(6) for c in range(4))
         assert value == pytest.approx(expected.item() / 6)
     assert found[-1] == 0
+
+
+def test_the_greedy_search_teaches_anchor_after_anchor_to_the_last():
+    """A student that is taught by an anchor stands there; hardness grows with the distance."""
+    places, stands, taught = [0.0, 1.0, 2.0, 2.5, 6.0, 9.0], [], []
+
+    def teach(anchor):
+        stands.append(places[anchor])
+        taught.append(anchor)
+
+    def hardness():
+        return [1 + abs(place - stands[-1]) for place in places]
+
+    assert greedy_route(teach, hardness, 3.1) == taught == [0, 2, 3, 4, 5]
+    assert greedy_route(lambda anchor: stands.append(places[anchor]), hardness, 9.0) == [0, 4, 5]
+    assert greedy_route(lambda anchor: stands.append(places[anchor]), hardness, 9.0, first=4) == [
+        4,
+        5,
+    ]

@@ -1,0 +1,14 @@
+# Two very small networks that teach each other on handwritten digits, five labels a class: DML
+# (arXiv 1706.00384). No download.
+# Run:     python tools/train.py configs/classification/dml_digits.py
+# Expect:  one seed: student alone 59.9 %, with a peer 70.5 %; half a minute on a CPU core
+_base_ = ['../_base_/digits_small_student.py']
+
+peers = [dict(type='kdtasks.classification.models.digits_cnn', width=4, num_classes=10)]
+
+losses = dict(
+    loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target'), weight=0),  # alone: 1
+    loss_dml=dict(type='kdtasks.general.mutual_losses', of=('peers', 'target')),  # labelled images
+    loss_all=dict(type='kdtasks.general.mutual_divergences', of=('peers',)),  # and the others
+    agreement=dict(type='kdtasks.general.peer_agreement', of=('peers',)),
+)
