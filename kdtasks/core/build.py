@@ -12,7 +12,7 @@ from kdtasks.core.trial import keep_state
 
 def try_terms(
     terms: Mapping[str, Term],
-    called_with: Mapping[str, Sequence],
+    inputs: Mapping[str, Sequence],
     models: Mapping[str, nn.Module],
     built: dict[str, object],
 ) -> None:
@@ -20,7 +20,7 @@ def try_terms(
 
     Args:
         terms: by name; a loss may have a method ``build(*tensors)``, which is called once.
-        called_with: the tensors of each.
+        inputs: what each is called with.
         models: by role, for messages.
         built: ``{name: loss}`` of those that are built; filled in.
 
@@ -29,7 +29,7 @@ def try_terms(
             has their shapes.
     """
     for name, term in terms.items():
-        tensors = called_with[name]
+        tensors = inputs[name]
         _check_classes(name, term, tensors)
         shapes = ", ".join(f"{n} {describe_shape(t)}" for n, t in zip(term.of, tensors))
         try:

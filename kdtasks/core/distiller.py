@@ -99,11 +99,11 @@ class Distiller(TensorSupply):
         batch = _as_batch(input, target)
         self._follow()
         weights = self._terms.weights(self.progress)
-        known = self.supply(batch, self._resting(weights))
+        tensors = self.supply(batch, self._resting(weights))
         rows = _labelled_rows(batch)
         losses: dict[str, Tensor] = {}
         for name, weight in weights.items():
-            values = self._compute(name, weight, known, rows)
+            values = self._compute(name, weight, tensors, rows)
             if not losses.keys().isdisjoint(values):
                 twice = min(losses.keys() & values)
                 raise ValueError(f"two losses come out under the name {twice!r}; rename one")
@@ -111,7 +111,7 @@ class Distiller(TensorSupply):
         return losses
 
     def _compute(
-        self, name: str, weight: float, known: Mapping[str, object], rows: LabelledRows | None
+        self, name: str, weight: float, tensors: Mapping[str, object], rows: LabelledRows | None
     ) -> dict[str, Tensor]:
         """What one loss gives, weighted and by name."""
         term = self._terms[name]
@@ -119,24 +119,24 @@ class Distiller(TensorSupply):
             # its adapters stay connected: DDP counts on it
             adapters = self._adapters(name)
             return {name: connected_zero(adapters)} if adapters else {}
-        tensors = self._tensors_of(name, known, rows)
+        inputs = self._inputs_of(name, tensors, rows)
         if rows is not None and rows.count == 0 and "target" in term.of:
-            return {name: connected_zero([*self._adapters(name), *tensors])}
-        return weighted_values(name, term.loss, tensors, weight)
+            return {name: connected_zero([*self._adapters(name), *inputs])}
+        return weighted_values(name, term.loss, inputs, weight)
 
     def _adapters(self, name: str) -> list[nn.Parameter]:
         """The parameters of a loss."""
         return list(self.losses[name].parameters()) if name in self.losses else []
 
-    def _tensors_of(
-        self, name: str, known: Mapping[str, object], rows: LabelledRows | None
+    def _inputs_of(
+        self, name: str, tensors: Mapping[str, object], rows: LabelledRows | None
     ) -> list:
         """What a loss is called with: labelled rows only where it is of the target."""
         of = self._terms[name].of
-        tensors = [self.read(known, tensor_name, name) for tensor_name in of]
+        inputs = [self.read(tensors, tensor_name, name) for tensor_name in of]
         if rows is None or "target" not in of:
-            return tensors
-        return [rows.select(tensor) for tensor in tensors]
+            return inputs
+        return [rows.select(value) for value in inputs]
 
     def _resting(self, weights: Mapping[str, float]) -> list[str]:
         """The teachers that only losses of weight 0 read."""
@@ -170,8 +170,7 @@ class Distiller(TensorSupply):
                     self._add_term(own.removeprefix("student.").replace(".", "_"), None, own)
 
     def _follow(self) -> None:
-        """Where a model or a loss was replaced since the last run, find out anew what was known of
-        it.
+        """Update names, turns and terms if a model or a loss was replaced since the last run.
 
         Raises:
             ValueError: the names that the losses read are not the new model's; or it has losses of
@@ -225,16 +224,16 @@ class Distiller(TensorSupply):
         self._follow()
         with self.at_rest(training=True):
             with torch.enable_grad():
-                known = self.supply(batch)
-            known = {
+                tensors = self.supply(batch)
+            tensors = {
                 name: value.detach() if isinstance(value, Tensor) else value
-                for name, value in known.items()
+                for name, value in tensors.items()
             }
             rows = _labelled_rows(batch)
-            called_with = {name: self._tensors_of(name, known, rows) for name in self._terms}
+            inputs = {name: self._inputs_of(name, tensors, rows) for name in self._terms}
             models = {role: self.model(role) for role in self.roles}
-            try_terms(self._terms, called_with, models, self._built)
-        used = {of: known[of] for names in self._terms.names_of().values() for of in names}
+            try_terms(self._terms, inputs, models, self._built)
+        used = {of: tensors[of] for names in self._terms.names_of().values() for of in names}
         return {
             name: tuple(value.shape) if isinstance(value, Tensor) else None
             for name, value in used.items()

@@ -84,29 +84,29 @@ class FeatureRecorder:
         try:
             for path in self._recorded:
                 module = _submodule(self.model, path, path)
-                own = module.__dict__.get("forward")
-                replaced.append((module, own))
-                module.__dict__["forward"] = self._recorder(path, module, own)
+                override = module.__dict__.get("forward")
+                replaced.append((module, override))
+                module.__dict__["forward"] = self._recorder(path, module, override)
             with _nothing_compiled() if probing and not blind else contextlib.nullcontext():
                 output = self._run(*args, **kwargs)
             if not blind:
                 self._check_changed(mode)
             return output, self._collect()
         finally:
-            for module, own in reversed(replaced):
-                if own is None:
+            for module, override in reversed(replaced):
+                if override is None:
                     del module.__dict__["forward"]
                 else:
-                    module.__dict__["forward"] = own
+                    module.__dict__["forward"] = override
             self._seen.clear()
 
-    def _recorder(self, path: str, module: nn.Module, own: Callable | None) -> Callable:
-        """The recording ``forward`` of a module; kept until the module (a grown head) or its own
-        ``forward`` is replaced.
+    def _recorder(self, path: str, module: nn.Module, override: Callable | None) -> Callable:
+        """The recording ``forward`` of a module; kept until the module (a grown head) or the
+        ``forward`` set on it (``override``) is replaced.
         """
         kept = self._recorders.get(path)
-        if kept is None or kept[0] is not module or kept[1] is not own:
-            kept = self._recorders[path] = (module, own, self._make_recorder(path, module))
+        if kept is None or kept[0] is not module or kept[1] is not override:
+            kept = self._recorders[path] = (module, override, self._make_recorder(path, module))
         return kept[2]
 
     def _make_recorder(self, path: str, module: nn.Module) -> Callable:
@@ -218,10 +218,10 @@ def _compiled(function: Callable, options: bool | dict) -> Callable:
     def run(*args, **kwargs):
         return function(*args, **kwargs)
 
-    own = types.FunctionType(
+    copied = types.FunctionType(
         run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__
     )
-    return torch.compile(own, **(options if isinstance(options, dict) else {}))
+    return torch.compile(copied, **(options if isinstance(options, dict) else {}))
 
 
 def _nothing_compiled():

@@ -117,24 +117,28 @@ class TensorSupply(Participants):
             resting: teachers that run only where another role needs them.
             partly: leave out the entries that an output lacks in this mode.
         """
-        known = dict(batch)
+        tensors = dict(batch)
         gradients = torch.is_grad_enabled()
         for role, asked in self._turns.of_batch(batch, resting):
             with torch.set_grad_enabled(gradients and role in self.learners):
-                given = self._take_turn(role, batch, known, asked)
+                given = self._take_turn(role, batch, tensors, asked)
             self._check_given(role, asked, given, partly)
             for name, value in given.items():
-                known.setdefault(name, value)
-        if all(role in known for role in self.learners):
-            known["peers"] = [known[role] for role in self.learners]
-        return known
+                tensors.setdefault(name, value)
+        if all(role in tensors for role in self.learners):
+            tensors["peers"] = [tensors[role] for role in self.learners]
+        return tensors
 
     def _take_turn(
-        self, role: str, batch: Mapping[str, object], known: Mapping[str, object], asked: list[str]
+        self,
+        role: str,
+        batch: Mapping[str, object],
+        tensors: Mapping[str, object],
+        asked: list[str],
     ) -> dict[str, object]:
         """What a role gives, which sees the batch and the names that it needs of others."""
         needed = self._turns.needed[role]
-        seen = {**batch, **{name: known[name] for name in needed if name in known}}
+        seen = {**batch, **{name: tensors[name] for name in needed if name in tensors}}
         try:
             return self.outputs(role, seen, asked)
         except KeyError as error:
@@ -147,22 +151,22 @@ class TensorSupply(Participants):
                 f"and does not say so: needs({role!r}) must name it"
             ) from error
 
-    def read(self, known: Mapping[str, object], name: str, reader: str):
+    def read(self, tensors: Mapping[str, object], name: str, reader: str):
         """The value of a name.
 
         Args:
-            known: values by name.
+            tensors: by name.
             name: which one.
             reader: the loss or role that reads it, for the message.
 
         Raises:
             ValueError: it is not there; with the nearest name.
         """
-        if name in known:
-            return known[name]
+        if name in tensors:
+            return tensors[name]
         raise ValueError(
             f"{reader}: neither a model nor the batch supplies {name!r}; "
-            f"{did_you_mean(name, [*known, *self._names])}"
+            f"{did_you_mean(name, [*tensors, *self._names])}"
         )
 
     def _check_given(

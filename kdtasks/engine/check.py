@@ -3,6 +3,7 @@
 import copy
 import itertools
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from kdtasks.core import Distiller
@@ -56,17 +57,8 @@ def check(experiment: "Experiment") -> None:
             # of teachers not trained yet
             with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
                 shapes = distiller.build(batch)
-            lists = [
-                name
-                for role in distiller.teachers
-                for name in distiller.wanted[role]
-                if shapes.get(name, ()) is None
-            ]
-            if experiment.config["cache"] and lists:
-                raise ValueError(
-                    f"the cache keeps tensors, and {lists[0]!r} is none: cache=None, "
-                    "or a loss of one tensor"
-                )
+            if experiment.config["cache"]:
+                _check_cached(distiller, shapes)
             trained = select_parameters(distiller, stage.train)
             optimizer = builder.build(
                 experiment.setting(stage, "optimizer"), "optimizer", params=trained
@@ -128,6 +120,22 @@ def _say_what_the_control_lacks(experiment: "Experiment") -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def _check_cached(distiller: Distiller, shapes: Mapping[str, tuple | None]) -> None:
+    """A cache holds what teachers say of a sample, as one tensor, whatever the student does."""
+    for role in distiller.teachers:
+        for name in distiller.wanted[role]:
+            if shapes.get(name, ()) is None:
+                raise ValueError(
+                    f"the cache keeps tensors, and {name!r} is none: cache=None, or a loss of one "
+                    "tensor"
+                )
+        for name in distiller.needs(role):
+            raise ValueError(
+                f"the cache keeps what {role!r} says of a sample alone, but it needs {name!r}, "
+                "which changes in training: cache=None"
+            )
 
 
 def _check_teachers(distiller: Distiller) -> None:

@@ -944,23 +944,30 @@ def test_a_newcomers_first_run_and_what_can_be_done_with_it(tmp_path, capsys, mo
     assert same(before, torch.load(folder / "student_plain.pth", weights_only=True))
 
 
-def test_a_cache_of_what_is_no_tensor_is_refused_before_the_first_step(tmp_path):
-    run = run_of(
-        tmp_path / "run",
-        "lwf",
-        cache={"views": 1},
-        **{
-            "losses.loss_lwf": {
-                "type": "kdtasks.incremental.LwFLoss",
-                "of": ["student.old_heads", "teacher.heads"],
-            }
-        },
-    )
-    with pytest.raises(
-        ConfigError,
-        match="the cache keeps tensors, and 'teacher.heads' is none: cache=None, or a loss of one "
-        "tensor",
-    ):
+HEADS = {
+    "losses.loss_lwf": {
+        "type": "kdtasks.incremental.LwFLoss",
+        "of": ["student.old_heads", "teacher.heads"],
+    }
+}
+
+
+@pytest.mark.parametrize(
+    "config, changes, message",
+    [
+        ("lwf", HEADS, "'teacher.heads' is none: cache=None, or a loss of one tensor"),
+        (
+            "lwm",
+            {},
+            "'teacher' says of a sample alone, but it needs 'student.attended'.*cache=None",
+        ),
+    ],
+)
+def test_a_cache_of_what_cannot_be_kept_is_refused_before_the_first_step(
+    tmp_path, config, changes, message
+):
+    run = run_of(tmp_path / "run", config, cache={"views": 1}, **changes)
+    with pytest.raises(ConfigError, match=f"the cache keeps .*{message}"):
         run.train()
     assert not list(tmp_path.rglob("*.pth"))
 
