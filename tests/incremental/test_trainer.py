@@ -953,20 +953,16 @@ HEADS = {
 
 
 @pytest.mark.parametrize(
-    "config, changes, message",
+    "changes, message",
     [
-        ("lwf", HEADS, "'teacher.heads' is none: cache=None, or a loss of one tensor"),
-        (
-            "lwm",
-            {},
-            "'teacher' says of a sample alone, but it needs 'student.attended'.*cache=None",
-        ),
+        (HEADS, "'teacher.heads' is none: cache=None, or a loss of one tensor"),
+        (LWM, "'teacher' says of a sample alone, but it needs 'student.attended'.*cache=None"),
     ],
 )
 def test_a_cache_of_what_cannot_be_kept_is_refused_before_the_first_step(
-    tmp_path, config, changes, message
+    tmp_path, changes, message
 ):
-    run = run_of(tmp_path / "run", config, cache={"views": 1}, **changes)
+    run = run_of(tmp_path / "run", cache={"views": 1}, **changes)
     with pytest.raises(ConfigError, match=f"the cache keeps .*{message}"):
         run.train()
     assert not list(tmp_path.rglob("*.pth"))
