@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdtasks.engine import builder
-from kdtasks.engine import config as configs
+from kdtasks.engine import builder, config_keys
 from kdtasks.engine.key_table import key_table
 
 ROOT = Path(__file__).parents[1]
@@ -23,13 +22,13 @@ def test_the_page_of_keys_is_that_of_the_code():
     page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
     assert page == key_table(), "write it anew: python -m kdtasks.engine.key_table > docs/config.md"
     named = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
-    assert len(named) == len(set(named)) and set(configs.KEYS) <= set(named)
+    assert len(named) == len(set(named)) and set(config_keys.KEYS) <= set(named)
     for prefix, keys in (
-        ("data", configs.DATA_KEYS),
-        ("student", configs.MODEL_KEYS),
-        ("teacher", configs.TEACHER_KEYS),
-        ("losses.<name>", configs.LOSS_KEYS),
-        ("stages.<k>", configs.STAGE_KEYS),
+        ("data", config_keys.DATA_KEYS),
+        ("student", config_keys.MODEL_KEYS),
+        ("teacher", config_keys.TEACHER_KEYS),
+        ("losses.<name>", config_keys.LOSS_KEYS),
+        ("stages.<k>", config_keys.STAGE_KEYS),
     ):
         assert {f"{prefix}.{key}" for key in keys} <= set(named)
 

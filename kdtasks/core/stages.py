@@ -138,7 +138,7 @@ def standard_stages(
         for name, checkpoint in teachers.items()
         if checkpoint is None
     ]
-    sources = {
+    sources: dict[str, str | Sequence[str] | None] = {
         name: f"{name}.last" if checkpoint is None else checkpoint
         for name, checkpoint in teachers.items()
     }

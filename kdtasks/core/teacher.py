@@ -33,10 +33,16 @@ class Teacher(nn.Module):
             ``student_mean`` and ``student_std``. A student's input x becomes ((x * student_std +
             student_mean) - mean) / std.
 
+    Attributes:
+        classes: names of the classes that it knows, in the order of its output, where they are
+            known; set from outside.
+
     Raises:
         ValueError: an unknown precision, an impossible size, or only some of the four normalisation
             arguments.
     """
+
+    classes: Sequence[str] | None = None
 
     def __init__(
         self,

@@ -97,8 +97,6 @@ class DetectionDistiller(Distiller):
                 "compiles the part that pays)"
             )
         self.resolution, self.unlabelled, self.pseudo_score = resolution, unlabelled, pseudo_score
-        # names of the data's classes, where known
-        self.classes: list[str] | None = None
         detectors.kind_of(student, "student")
         for name in teachers or {}:
             if name in ("rpn", "rois", "anchors", "features"):

@@ -3,14 +3,15 @@
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from kdtasks.core.names import did_you_mean
 from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.listed import check_listed
 
 
-def resolve(path, where: str) -> Callable:
+def resolve(path: object, where: str) -> Callable:
     """The object at a dotted path (``'torch.nn.CrossEntropyLoss'``); a callable is returned as it
     is.
 
@@ -56,7 +57,7 @@ def resolve(path, where: str) -> Callable:
 
 
 def check_arguments(
-    function: Callable, arguments: Mapping, where: str, supplied: tuple[str, ...] = ()
+    function: Callable, arguments: Mapping, where: str, supplied: Collection[str] = ()
 ) -> None:
     """Every argument exists and none that is needed is missing; ``supplied`` ones are given later.
 
@@ -90,7 +91,9 @@ def check_arguments(
         raise ConfigError(f"{where}: {error}") from error
 
 
-def check(spec, where: str, supplied: tuple[str, ...] = (), reserved: tuple[str, ...] = ()) -> None:
+def check(
+    spec: object, where: str, supplied: Collection[str] = (), reserved: Collection[str] = ()
+) -> None:
     """Check a ``dict(type=…)`` without building it, and every ``dict(type=…)`` inside it."""
     function, arguments = _split(spec, where, reserved)
     check_arguments(function, arguments, where, supplied)
@@ -100,7 +103,7 @@ def check(spec, where: str, supplied: tuple[str, ...] = (), reserved: tuple[str,
                 check(item, f"{where}.{name}")
 
 
-def build(spec, where: str, **supplied):
+def build(spec: object, where: str, **supplied: Any) -> Any:
     """Build a ``dict(type=…, **arguments)``; nested ones first. ``supplied`` are further keyword
     arguments.
 
@@ -114,7 +117,7 @@ def build(spec, where: str, **supplied):
     return _call(function, {**supplied, **arguments}, where)
 
 
-def bind(spec, where: str) -> Callable:
+def bind(spec: object, where: str) -> Callable:
     """A loss of a config: a class is built, a function has its keyword arguments bound."""
     function, arguments = _split(spec, where)
     if inspect.isclass(function):
@@ -134,7 +137,7 @@ def check_bound(function: Callable, arguments: Mapping, where: str) -> None:
     check_arguments(function, arguments, where, supplied=tensors)
 
 
-def _split(spec, where: str, reserved: tuple[str, ...] = ()) -> tuple[Callable, dict]:
+def _split(spec: object, where: str, reserved: Collection[str] = ()) -> tuple[Callable, dict]:
     if not isinstance(spec, Mapping) or "type" not in spec:
         raise ConfigError(f"{where} must be a dict(type='package.module.Name', …), got {spec!r}")
     arguments = {
@@ -143,7 +146,7 @@ def _split(spec, where: str, reserved: tuple[str, ...] = ()) -> tuple[Callable, 
     return resolve(spec["type"], where), arguments
 
 
-def _build_nested(value, where: str):
+def _build_nested(value: Any, where: str) -> Any:
     if isinstance(value, Mapping) and "type" in value:
         return build(value, where)
     if isinstance(value, list | tuple) and any(
@@ -153,7 +156,7 @@ def _build_nested(value, where: str):
     return value
 
 
-def _call(function: Callable, arguments: dict, where: str):
+def _call(function: Callable, arguments: dict, where: str) -> Any:
     try:
         return function(**arguments)
     except (TypeError, ValueError, FileNotFoundError) as error:

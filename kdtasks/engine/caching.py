@@ -4,7 +4,7 @@ batch.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def cached_outputs(
     folder: Path,
     facts: dict,
     precision: Callable[[], AbstractContextManager],
-    probe: dict,
+    probe: Mapping,
 ) -> Callable[[dict], dict]:
     """What adds the teachers' tensors to a batch; rank 0 fills the cache first where it is missing
     or of something else.
@@ -53,27 +53,10 @@ def cached_outputs(
         for role, names in distiller.wanted.items()
         if role in distiller.teachers and names
     }
-    first = next(iter(sweep.epoch(0)))["input"]
-    if not isinstance(first, torch.Tensor):
-        raise ConfigError(
-            "cache: the inputs are a list, of images of many sizes; only what is "
-            "said of a tensor is kept: use "
-            "cache=None"
-        )
-    key = {
-        **facts,
-        "teachers": {role: model_hash(distiller.model(role)) for role in wanted},
-        "names": wanted,
-        "views": views,
-        "samples": len(sweep.dataset),
-        "first_batch": hashlib.sha256(
-            first.float().cpu().contiguous().numpy().tobytes()
-        ).hexdigest(),
-    }
-    key = json.loads(json.dumps(key, default=str))
+    key = _key(distiller, sweep, wanted, {**facts, "views": views})
     folder = folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
-    def outputs(batch: dict) -> dict[str, torch.Tensor]:
+    def outputs(batch: Mapping) -> dict[str, torch.Tensor]:
         found = {}
         for role, names in wanted.items():
             with precision():
@@ -90,21 +73,46 @@ def cached_outputs(
 
     led(fill)
     cache = TeacherCache.open(folder, key)
+    if cache is None:
+        raise RuntimeError(f"the cache that was written to {str(folder)!r} cannot be opened")
     cache.to(device)
     distiller.eval()
     with torch.no_grad():
-        live = outputs(probe)
-    for name, kept in cache.fetch(probe["index"], probe["view"], device).items():
-        difference, scale = (
-            (kept.float() - live[name].float()).abs().max(),
-            live[name].float().abs().max(),
+        _check_kept(cache.fetch(probe["index"], probe["view"], device), outputs(probe))
+    return lambda batch: {**batch, **cache.fetch(batch["index"], batch["view"], device)}
+
+
+def _key(distiller: Distiller, sweep: Loader, wanted: Mapping, facts: Mapping) -> dict:
+    """What kept outputs depend on, as it comes back from JSON."""
+    key = {
+        **facts,
+        "teachers": {role: model_hash(distiller.model(role)) for role in wanted},
+        "names": wanted,
+        "samples": len(sweep.dataset),
+        "first_batch": _first_batch_hash(sweep),
+    }
+    return json.loads(json.dumps(key, default=str))
+
+
+def _first_batch_hash(sweep: Loader) -> str:
+    images = next(iter(sweep.epoch(0)))["input"]
+    if not isinstance(images, torch.Tensor):
+        raise ConfigError(
+            "cache: the inputs are a list, of images of many sizes; only what is said of a tensor "
+            "is kept: use cache=None"
         )
+    return hashlib.sha256(images.float().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def _check_kept(kept: Mapping[str, torch.Tensor], live: Mapping[str, torch.Tensor]) -> None:
+    """What is kept of a training batch is what the teachers say about it now."""
+    for name, values in kept.items():
+        difference = (values.float() - live[name].float()).abs().max()
+        scale = live[name].float().abs().max()
         # float16 and another batch size come to far less
         if difference > 2e-2 * scale + 1e-6:
             raise ConfigError(
-                f"cache: {name!r} of a training batch differs by "
-                f"{float(difference):.3g} from what is kept "
-                f"(values up to {float(scale):.3g}): more than sample and view "
-                "decide; use cache=None"
+                f"cache: {name!r} of a training batch differs by {float(difference):.3g} from what "
+                f"is kept (values up to {float(scale):.3g}): more than sample and view decide; use "
+                "cache=None"
             )
-    return lambda batch: {**batch, **cache.fetch(batch["index"], batch["view"], device)}

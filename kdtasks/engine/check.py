@@ -3,34 +3,38 @@
 import copy
 import itertools
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from kdtasks.core import Distiller
+from kdtasks.core import Distiller, Stage
 from kdtasks.core.finite import not_finite
 from kdtasks.core.stages import unmarked
 from kdtasks.engine import builder
 from kdtasks.engine.builder import ConfigError
-from kdtasks.engine.config import iterations, stages_of
+from kdtasks.engine.config_checks import iterations, stages_of
 from kdtasks.engine.evaluation import evaluate
+from kdtasks.engine.loader import Loader
+from kdtasks.engine.parameters import select_parameters
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
     from kdtasks.engine.experiment import Experiment
 
 
-class _First:
+class _FirstBatch:
     """A loader of its first batch only."""
 
-    def __init__(self, loader):
+    def __init__(self, loader: Loader):
         self.loader = loader
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[dict]:
         return itertools.islice(iter(self.loader), 1)
 
     def __len__(self) -> int:
         return 1
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.loader, name)
 
 
@@ -40,60 +44,75 @@ def check(experiment: "Experiment") -> None:
     Raises:
         ConfigError, ValueError, FileNotFoundError, RuntimeError: what is wrong, and where.
     """
-    from kdtasks.engine.hooks import build_hooks  # these import mmengine's Runner, which is slow
-    from kdtasks.engine.optim import build_schedulers
-    from kdtasks.engine.runner import select_parameters
+    from kdtasks.engine.hooks import build_hooks  # imports mmengine's Runner, which is slow
 
     build_hooks(copy.deepcopy(experiment.config["custom_hooks"]))
-    optimizers = {}
     # first where most names are known
-    for stage in sorted(experiment.stages, key=lambda s: not s.taught):
-        loader = experiment.train_loader(stage, workers=0)
-        distiller, batch = experiment.distiller(stage), next(iter(loader.epoch(0)))
-        length = iterations(
-            experiment.setting(stage, "length"), len(loader), f"{stage.name}.length"
-        )
-        try:
-            # of teachers not trained yet
-            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-                shapes = distiller.build(batch)
-            if experiment.config["cache"]:
-                _check_cached(distiller, shapes)
-            trained = select_parameters(distiller, stage.train)
-            optimizer = builder.build(
-                experiment.setting(stage, "optimizer"), "optimizer", params=trained
-            )
-            optimizers[stage.name] = optimizer
-            build_schedulers(
-                experiment.schedule(stage), optimizer, length, len(loader), experiment.task
-            )
-            _check_teachers(distiller)
-            evaluate(
-                experiment.task, distiller.student, _First(experiment.test_loader(stage, workers=0))
-            )
-        except ValueError as error:
-            raise ConfigError(f"stage {stage.name!r}: {error}") from error
-        if max(stage.keep, default=0) * len(loader) > length:
-            raise ConfigError(
-                f"stage {stage.name!r} keeps epoch {max(stage.keep)}, but ends after "
-                f"{length / len(loader):g}"
-            )
+    stages = sorted(experiment.stages, key=lambda stage: not stage.taught)
+    optimizers = {stage.name: _check_stage(experiment, stage) for stage in stages}
     _say_what_the_control_lacks(experiment)
     for stage in experiment.stages:
-        if stage.optimizer_state == "keep":
-            source, own = experiment.source(stage), optimizers[stage.name]
-            kinds = [
-                (type(o).__name__, [len(group["params"]) for group in o.param_groups])
-                for o in (optimizers[source], own)
-            ]
-            if kinds[0] != kinds[1]:
-                raise ConfigError(
-                    f"stage {stage.name!r}: optimizer_state='keep' needs the "
-                    "optimizer and the parameters of "
-                    f"stage {source!r}: it has {kinds[0][0]} of {sum(kinds[0][1])} "
-                    "parameters, this one "
-                    f"{kinds[1][0]} of {sum(kinds[1][1])}"
-                )
+        source = experiment.source(stage)
+        if stage.optimizer_state == "keep" and source is not None:
+            _check_optimizer_state(stage, source, optimizers)
+
+
+def _check_stage(experiment: "Experiment", stage: Stage) -> "Optimizer":
+    """Build a stage on its first batch, and evaluate its student on one test batch."""
+    loader = experiment.train_loader(stage, workers=0)
+    distiller, batch = experiment.distiller(stage), next(iter(loader.epoch(0)))
+    length = iterations(experiment.setting(stage, "length"), len(loader), f"{stage.name}.length")
+    try:
+        _check_tensors(experiment, distiller, batch)
+        optimizer = _check_training(experiment, stage, distiller, length, len(loader))
+        _check_teachers(distiller)
+        test = _FirstBatch(experiment.test_loader(stage, workers=0))
+        evaluate(experiment.task, distiller.student, test)
+    except ValueError as error:
+        raise ConfigError(f"stage {stage.name!r}: {error}") from error
+    if max(stage.keep, default=0) * len(loader) > length:
+        raise ConfigError(
+            f"stage {stage.name!r} keeps epoch {max(stage.keep)}, but ends after "
+            f"{length / len(loader):g}"
+        )
+    return optimizer
+
+
+def _check_tensors(experiment: "Experiment", distiller: Distiller, batch: dict) -> None:
+    """The names that losses are called with are there, and a cache can keep the teachers' ones."""
+    # of teachers not trained yet
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        shapes = distiller.build(batch)
+    if experiment.config["cache"]:
+        _check_cached(distiller, shapes)
+
+
+def _check_training(
+    experiment: "Experiment", stage: Stage, distiller: Distiller, length: int, per_epoch: int
+) -> "Optimizer":
+    """What trains is there, and its optimizer and schedule can be built."""
+    from kdtasks.engine.optim import build_schedulers  # as above
+
+    trained = select_parameters(distiller, stage.train)
+    optimizer = builder.build(experiment.setting(stage, "optimizer"), "optimizer", params=trained)
+    build_schedulers(experiment.schedule(stage), optimizer, length, per_epoch, experiment.task)
+    return optimizer
+
+
+def _check_optimizer_state(
+    stage: Stage, source: str, optimizers: Mapping[str, "Optimizer"]
+) -> None:
+    """A stage that goes on with an optimizer's state has the same optimizer and parameters."""
+    (other, others), (own, owns) = (
+        (type(optimizer).__name__, [len(group["params"]) for group in optimizer.param_groups])
+        for optimizer in (optimizers[source], optimizers[stage.name])
+    )
+    if (other, others) != (own, owns):
+        raise ConfigError(
+            f"stage {stage.name!r}: optimizer_state='keep' needs the optimizer and the parameters "
+            f"of stage {source!r}: it has {other} of {sum(others)} parameters, this one {own} of "
+            f"{sum(owns)}"
+        )
 
 
 def _say_what_the_control_lacks(experiment: "Experiment") -> None:

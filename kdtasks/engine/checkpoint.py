@@ -5,6 +5,7 @@ import os
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ def _save(path: str | Path, write: Callable[[Path], None], size: int) -> None:
         ) from error
 
 
-def _bytes(value) -> int:
+def _bytes(value: Any) -> int:
     """Of all tensors in a state."""
     if isinstance(value, torch.Tensor):
         return value.numel() * value.element_size()
@@ -91,7 +92,7 @@ def save_meta(meta: Mapping, weights: str | Path, path: str | Path) -> None:
     save_json({"kdtasks": kdtasks.__version__, **meta, "sha256": checksum(weights)}, beside)
 
 
-def _check_plain(value, where: str) -> None:
+def _check_plain(value: Any, where: str) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
             _check_plain(item, f"{where}[{key!r}]")
@@ -114,7 +115,7 @@ def _check_plain(value, where: str) -> None:
         )
 
 
-def save_json(content, path: str | Path) -> None:
+def save_json(content: Any, path: str | Path) -> None:
     """Indented JSON, atomically."""
     write_atomically(
         path, lambda temporary: write_text(temporary, json.dumps(content, indent=2) + "\n")
@@ -140,10 +141,16 @@ def load(path: str | Path) -> dict:
 
 def random_state() -> dict:
     """The states of Python's, NumPy's and torch's random streams, in plain types."""
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        "numpy": (
+            kind,
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            position,
+            has_gauss,
+            cached,
+        ),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }

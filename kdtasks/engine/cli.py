@@ -301,6 +301,23 @@ def _print_metrics(experiment: "Experiment", model: "nn.Module", loader: "Loader
         print(f"warning: left out: {path}: {why}", file=sys.stderr)
 
 
+def _add_job_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs side by side, each in a process of its own, which share the processors",
+    )
+    parser.add_argument(
+        "--devices",
+        nargs="+",
+        default=[],
+        metavar="cuda:K",
+        help="of the jobs, in turn; without --jobs one job a device",
+    )
+
+
 def _compare_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="compare.py",
@@ -327,20 +344,7 @@ def _compare_parser() -> argparse.ArgumentParser:
         help="where the runs, compare.json and compare.png go; runs that are there already are "
         "used (default: %(default)s)",
     )
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        default=1,
-        metavar="N",
-        help="runs side by side, each in a process of its own, which share the processors",
-    )
-    parser.add_argument(
-        "--devices",
-        nargs="+",
-        default=[],
-        metavar="cuda:K",
-        help="of the jobs, in turn; without --jobs one job a device",
-    )
+    _add_job_flags(parser)
     common_arguments(parser)
     return parser
 

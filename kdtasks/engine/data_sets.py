@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +63,8 @@ def image_shape(spec: Mapping, default: Sequence[int] = (3, 224, 224)) -> tuple[
         getattr(builder.resolve(spec["type"], "data.train"), "image_shape", None) or default
     )
     size = spec.get("size")
-    return (channels, *((size, size) if isinstance(size, int) else tuple(size or usual)))
+    height, width = (size, size) if isinstance(size, int) else tuple(size or usual)
+    return channels, height, width
 
 
 def check_test(spec: Mapping, where: str) -> None:
@@ -87,7 +89,7 @@ def check_test(spec: Mapping, where: str) -> None:
                 check_test(item, f"{where}.{name}" if k is None else f"{where}.{name}[{k}]")
 
 
-def check_plain(dataset, where: str) -> None:
+def check_plain(dataset: Any, where: str) -> None:
     """A test set that has been made does not augment.
 
     Raises:
@@ -102,18 +104,16 @@ def check_plain(dataset, where: str) -> None:
         )
 
 
-def class_names(dataset) -> list[str] | None:
+def class_names(dataset: Any) -> list[str] | None:
     """The names of a data set's classes, where it knows them."""
-    classes = getattr(dataset, "classes", None)
-    listed = (
-        hasattr(classes, "__len__")
-        and hasattr(classes, "__getitem__")
-        and not isinstance(classes, str | Mapping)
-    )
-    return [class_name(name) for name in classes] if listed and len(classes) else None
+    classes: Any = getattr(dataset, "classes", None)
+    if isinstance(classes, str | Mapping) or not hasattr(classes, "__getitem__"):
+        return None
+    names = [class_name(name) for name in classes] if hasattr(classes, "__len__") else []
+    return names or None
 
 
-def with_classes(dataset, names: Sequence[str] | None, drop: bool, where: str):
+def with_classes(dataset: Any, names: Sequence[str] | None, drop: bool, where: str) -> Any:
     """The data set with the numbers that its classes have in ``names``; itself where nothing
     changes or nothing is known.
 
@@ -138,7 +138,7 @@ def with_classes(dataset, names: Sequence[str] | None, drop: bool, where: str):
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _targets(dataset) -> Tensor | None:
+def _targets(dataset: Any) -> Tensor | None:
     """(n,) class numbers of all samples, where the data set lists them as ``target`` or
     ``targets``.
     """
@@ -166,9 +166,9 @@ class Renumbered:
             (-100), a box is left out.
     """
 
-    def __init__(self, dataset, names: Sequence[str], drop: bool = False):
+    def __init__(self, dataset: Any, names: Sequence[str], drop: bool = False):
         self.dataset, self.classes = dataset, list(names)
-        own, self._boxes = class_names(dataset), _has_boxes(dataset)
+        own, self._boxes = class_names(dataset) or [], _has_boxes(dataset)
         targets = None if self._boxes else _targets(dataset)
         self._numbers = class_numbers(
             own, names, None if targets is None else count_classes(targets, len(own)), drop
@@ -224,7 +224,7 @@ class Renumbered:
         return int(self._numbers[int(target)]) if int(target) >= 0 else target
 
 
-def _has_boxes(dataset) -> bool:
+def _has_boxes(dataset: Any) -> bool:
     """Whether a sample's target is a dict, by the first one that can be read and has one."""
     if callable(getattr(dataset, "batch", None)):
         return False

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 
@@ -39,7 +40,7 @@ class DataStore:
         self.is_drawn = False
         self._kept: dict[Hashable, object] = {}
 
-    def keep(self, key: Hashable, make: Callable[[], object]):
+    def keep(self, key: Hashable, make: Callable[[], object]) -> Any:
         """What ``make()`` gives, which is called once for each key."""
         if key not in self._kept:
             self._kept[key] = make()
@@ -49,14 +50,14 @@ class DataStore:
         """Forget what was read; it is read again when it is needed."""
         self._kept.clear()
 
-    def train_set(self, data: Mapping):
+    def train_set(self, data: Mapping) -> Any:
         """The training set of a data setting."""
         made, names = self._read(data, "train"), self._final_names()
         own = data_sets.class_names(made)
         same = names is not None and own is not None and sorted(own) == sorted(names)
         return self._with_classes(made, names if same else None, False, "data.train")
 
-    def test_set(self, data: Mapping, classes: Sequence[str] | str | None = "train"):
+    def test_set(self, data: Mapping, classes: Sequence[str] | str | None = "train") -> Any:
         """The test set of a data setting.
 
         Args:
@@ -84,19 +85,19 @@ class DataStore:
             return None
         return data_sets.class_names(self._read(self.final, "train"))
 
-    def _with_classes(self, made, names: Sequence[str] | None, drop: bool, where: str):
+    def _with_classes(self, made, names: Sequence[str] | None, drop: bool, where: str) -> Any:
         key = ("classes", id(made), tuple(names or ()), drop)
         return self.keep(key, lambda: data_sets.with_classes(made, names, drop, where))
 
-    def _read(self, data: Mapping, part: str):
+    def _read(self, data: Mapping, part: str) -> Any:
         spec = data_sets.told(data[part], part == "train", data["skip_bad"])
         return self._read_once(spec, f"data.{part}")
 
-    def _read_once(self, spec: Mapping, where: str):
+    def _read_once(self, spec: Mapping, where: str) -> Any:
         key = json.dumps(jsonable(spec), sort_keys=True, default=str)
         return self.keep(key, lambda: self._make(spec, where))
 
-    def _make(self, spec: Mapping, where: str):
+    def _make(self, spec: Mapping, where: str) -> Any:
         arguments = {
             name: self._read_inner(value, f"{where}.{name}") for name, value in spec.items()
         }
@@ -106,7 +107,7 @@ class DataStore:
             self.is_drawn |= not torch.equal(before, torch.get_rng_state())
         return made.to(self.device) if hasattr(made, "to") else made
 
-    def _read_inner(self, value, where: str):
+    def _read_inner(self, value, where: str) -> Any:
         if isinstance(value, Mapping) and "type" in value:
             return self._read_once(value, where)
         if isinstance(value, list):

@@ -6,6 +6,7 @@ import warnings
 
 import torch
 
+from kdtasks.core import Distiller, Stage
 from kdtasks.core.terms import total_loss
 from kdtasks.engine import builder
 from kdtasks.engine.builder import ConfigError
@@ -25,57 +26,66 @@ def dry_run(experiment: Experiment, steps: int = 2) -> list[dict]:
     Raises:
         ConfigError: a loss is not finite after the steps.
     """
-    rows = []
-    for stage in experiment.stages:
-        data, share = experiment.setting(stage, "data"), experiment.unlabelled(stage)
-        config = {**experiment.config, "data": data}
-        if stage.model == "student":
-            config["student"] = {**config["student"], **stage.arguments}
-        batch = experiment.task.example(config, data["batch_size"] + share)
-        batch = {name: to_device(value, experiment.device) for name, value in batch.items()}
-        if share:
-            batch["labelled"] = torch.arange(len(batch["input"])) < data["batch_size"]
-        distiller = experiment.distiller(stage, load=False)
-        # of teachers not trained yet
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-            shapes = distiller.build(batch)
-        trained = [p for p in distiller.parameters() if p.requires_grad]
-        optimizer = builder.build(
-            experiment.setting(stage, "optimizer"), "optimizer", params=trained
+    return [_try_stage(experiment, stage, steps) for stage in experiment.stages]
+
+
+def _try_stage(experiment: Experiment, stage: Stage, steps: int) -> dict:
+    """The row of one stage."""
+    batch = _example(experiment, stage)
+    distiller = experiment.distiller(stage, load=False)
+    # of teachers not trained yet
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        shapes = distiller.build(batch)
+    on_cuda = experiment.device.type == "cuda"
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats()
+    loss, seconds = _take_steps(experiment, stage, distiller, batch, steps)
+    if not math.isfinite(loss):
+        raise ConfigError(
+            f"stage {stage.name!r}: the loss is {loss} after {steps} steps on random tensors"
         )
-        if experiment.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        for step in range(steps):
-            started = time.perf_counter()
-            distiller.progress = (step, steps)
-            with experiment.precision():
-                losses = distiller(batch)
-            total = total_loss(losses)
-            total.backward()
-            if experiment.config["clip_grad"]:
-                torch.nn.utils.clip_grad_norm_(trained, experiment.config["clip_grad"])
-            optimizer.step()
-            optimizer.zero_grad()
-            loss = float(total.detach())
-        if not math.isfinite(loss):
-            raise ConfigError(
-                f"stage {stage.name!r}: the loss is {loss} after {steps} steps on random tensors"
-            )
-        rows.append(
-            {
-                "stage": stage.name,
-                "parameters": sum(p.numel() for p in trained),
-                "shapes": shapes,
-                "loss": loss,
-                "teacher_parameters": sum(
-                    p.numel()
-                    for role in distiller.teachers
-                    for p in distiller.model(role).parameters()
-                ),
-                "step_ms": 1000 * (time.perf_counter() - started),
-                "memory_mb": torch.cuda.max_memory_allocated() / 2**20
-                if experiment.device.type == "cuda"
-                else None,
-            }
-        )
-    return rows
+    teachers = [p for role in distiller.teachers for p in distiller.model(role).parameters()]
+    return {
+        "stage": stage.name,
+        "parameters": sum(p.numel() for p in distiller.parameters() if p.requires_grad),
+        "shapes": shapes,
+        "loss": loss,
+        "teacher_parameters": sum(p.numel() for p in teachers),
+        "step_ms": 1000 * seconds,
+        "memory_mb": torch.cuda.max_memory_allocated() / 2**20 if on_cuda else None,
+    }
+
+
+def _example(experiment: Experiment, stage: Stage) -> dict:
+    """Random tensors of the shapes of a stage's batch, on the device."""
+    data, share = experiment.setting(stage, "data"), experiment.unlabelled(stage)
+    config = {**experiment.config, "data": data}
+    if stage.model == "student":
+        config["student"] = {**config["student"], **stage.arguments}
+    batch = experiment.task.example(config, data["batch_size"] + share)
+    batch = {name: to_device(value, experiment.device) for name, value in batch.items()}
+    if share:
+        batch["labelled"] = torch.arange(len(batch["input"])) < data["batch_size"]
+    return batch
+
+
+def _take_steps(
+    experiment: Experiment, stage: Stage, distiller: Distiller, batch: dict, steps: int
+) -> tuple[float, float]:
+    """The loss of the last step, and its seconds."""
+    trained = [p for p in distiller.parameters() if p.requires_grad]
+    optimizer = builder.build(experiment.setting(stage, "optimizer"), "optimizer", params=trained)
+    loss, started = math.nan, time.perf_counter()
+    for step in range(steps):
+        started = time.perf_counter()
+        distiller.progress = (step, steps)
+        with experiment.precision():
+            losses = distiller(batch)
+        total = torch.as_tensor(total_loss(losses))
+        total.backward()
+        if experiment.config["clip_grad"]:
+            torch.nn.utils.clip_grad_norm_(trained, experiment.config["clip_grad"])
+        optimizer.step()
+        optimizer.zero_grad()
+        loss = float(total.detach())
+    return loss, time.perf_counter() - started

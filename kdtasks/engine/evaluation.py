@@ -1,6 +1,7 @@
 """A task's evaluation, in which nothing that is not finite passes for an answer."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,11 +59,12 @@ class _Watch:
 
     def __init__(
         self,
-        loader,
+        loader: Iterable[dict],
         before: Callable[[int, dict], None] | None,
         after: Callable[[int, dict], None] | None,
     ):
-        self.loader, self.before, self.after = loader, before, after
+        self.loader: Any = loader
+        self.before, self.after = before, after
         # of each: how many samples, and which they are
         self.batches: list[dict] = []
         # batch, what, (B,) or (1,) bool on the device
@@ -84,11 +86,11 @@ class _Watch:
     def __getattr__(self, name: str):
         return getattr(self.loader, name)
 
-    def note_output(self, module: nn.Module, inputs: tuple, output) -> None:
+    def note_output(self, module: nn.Module, inputs: tuple, output: Any) -> None:
         if self.batches:
             self._note("output", output)
 
-    def _note(self, what: str, value) -> None:
+    def _note(self, what: str, value: Any) -> None:
         size = self.batches[-1]["size"]
         for bad in _rows_not_finite(value, size):
             self.notes.append((len(self.batches) - 1, what, bad))
@@ -118,7 +120,7 @@ class _Watch:
 
     def _sample(self, batch: Mapping, row: int) -> str:
         index = row if batch["index"] is None else int(batch["index"][row])
-        data = getattr(self.loader, "dataset", None)
+        data: Any = getattr(self.loader, "dataset", None)
         try:
             path = data.path(index) if hasattr(data, "path") else data.samples[index][0]
         # a data set that tells no path
@@ -127,7 +129,7 @@ class _Watch:
         return f"sample {index} ({path})"
 
 
-def _rows_not_finite(value, size: int) -> list[Tensor]:
+def _rows_not_finite(value: Any, size: int) -> list[Tensor]:
     """Of every tensor of floats in ``value``: (size,) bool where its rows are samples, else (1,)."""
     if isinstance(value, Mapping):
         return [bad for part in value.values() for bad in _rows_not_finite(part, size)]

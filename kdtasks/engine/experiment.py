@@ -5,6 +5,7 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,9 @@ from kdtasks.core.stages import OWN, Arms, arms, has_peers, stage_reference
 from kdtasks.core.weights import load_weights
 from kdtasks.engine import builder, data_sets
 from kdtasks.engine.builder import ConfigError
-from kdtasks.engine.config import LOSS_KEYS, MODEL_KEYS, TEACHER_KEYS, iterations, jsonable
+from kdtasks.engine.config import jsonable
+from kdtasks.engine.config_checks import iterations
+from kdtasks.engine.config_keys import LOSS_KEYS, MODEL_KEYS, TEACHER_KEYS
 from kdtasks.engine.data_store import DataStore
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.processes import device_type, rank_and_world
@@ -145,7 +148,7 @@ class Experiment:
         """The stage of this name."""
         return next(stage for stage in self.stages if stage.name == name)
 
-    def setting(self, stage: Stage, key: str):
+    def setting(self, stage: Stage, key: str) -> Any:
         """A stage's ``optimizer``, ``schedule``, ``length`` or ``data``: the config's, as changed."""
         own, common = getattr(stage, key), self.config[key]
         if own is None:
@@ -394,7 +397,7 @@ class Experiment:
         )
 
     # Data -----------------------------------------------------------------------------------------
-    def data_set(self, data: Mapping, part: str):
+    def data_set(self, data: Mapping, part: str) -> Any:
         """The ``'train'`` or ``'test'`` set of a data setting: see :class:`DataStore`."""
         return self.data.train_set(data) if part == "train" else self.data.test_set(data)
 
@@ -402,7 +405,7 @@ class Experiment:
         """The classes of a stage's training data."""
         return data_sets.class_names(self.data.train_set(self.setting(stage, "data")))
 
-    def training_set(self, stage: Stage, files: WorkDir | None = None):
+    def training_set(self, stage: Stage, files: WorkDir | None = None) -> Any:
         """What a stage learns from: the config's data, and what the task makes of it.
 
         Args:
@@ -525,7 +528,7 @@ def _loss(where: str, entry: Mapping) -> tuple:
     return loss, entry["of"], weight
 
 
-def _marks_unlabelled(dataset) -> bool:
+def _marks_unlabelled(dataset: Any) -> bool:
     """Whether ``target`` is one whole number a sample, of which -100 means unlabelled."""
     try:
         target = torch.as_tensor(dataset.target)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class OnnxForm:
     """
 
     model: nn.Module
-    examples: Sequence[tuple[Tensor, ...]]
+    examples: Sequence[tuple[Any, ...]]
     inputs: Sequence[str] = ("input",)
     outputs: Sequence[str] | None = None
     dynamic: Mapping[str, Mapping[int, str]] = field(
@@ -98,22 +99,15 @@ def export(
         ConfigError: no such run or format, a package that is missing, a model that the format
             cannot hold, or outputs that differ. What was at ``output`` before then still stands.
     """
-    if format not in TOLERANCE:
-        raise ConfigError(f"format must be one of {list(TOLERANCE)}, got {format!r}")
-    for package in NEEDS[format]:
-        _need(package, format)
     work_dir = Path(work_dir)
-    if not (work_dir / "config.py").is_file():
-        raise ConfigError(f"{str(work_dir)!r} holds no run: there is no config.py in it")
+    _check_request(work_dir, format)
     source = work_dir / weights if (work_dir / weights).is_file() else Path(weights)
-    output = Path(
-        output or work_dir / {"pth": "student_plain.pth"}.get(format, f"student.{format}")
-    )
+    usual = "student_plain.pth" if format == "pth" else f"student.{format}"
+    output = Path(output or work_dir / usual)
     if output.resolve() == source.resolve():
         raise ConfigError(
             f"the output {str(output)!r} is the file that is exported; expected another --output"
         )
-
     # outputs in full precision
     config = configurations.load(work_dir / "config.py", {**(options or {}), "amp": None})
     experiment = Experiment(config, 0, device, work_dir.name)
@@ -122,11 +116,58 @@ def export(
     meta = load_weights(student, source)
     student.eval()
     images = _images(experiment)
-    form = (
-        _onnx_form(experiment, student, images)
-        if format == "onnx"
-        else OnnxForm(student, [(images,)])
-    )
+    form = OnnxForm(student, [(images,)])
+    if format == "onnx":
+        form = _onnx_form(experiment, student, images)
+    expected = _expected(form, student, source)
+    compared = _write_compared(experiment, form, expected, meta, output, format, opset)
+    size = output.stat().st_size
+    return {"output": str(output), "bytes": size, "images": len(images), **compared}
+
+
+def _write_compared(
+    experiment: Experiment,
+    form: OnnxForm,
+    expected: Sequence[Sequence[Tensor]],
+    meta: Mapping,
+    output: Path,
+    format: str,
+    opset: int | None,
+) -> dict[str, float]:
+    """Write the file; it stays if what it gives is what is expected.
+
+    Returns:
+        ``difference`` and ``allowed``.
+    """
+    compared: dict[str, float] = {}
+
+    def write_and_check(path: Path) -> None:
+        WRITERS[format](form, meta, path, opset)
+        outputs = RUNNERS[format](experiment, form, path)
+        try:
+            differs = (form.compare or compare)(expected, outputs, TOLERANCE[format])
+        except Differs as error:
+            raise ConfigError(f"{str(output)!r} was not kept: {error}") from error
+        compared["difference"], compared["allowed"] = differs
+        if format == "pth":  # the others hold their facts
+            checkpoint.save_meta(meta, path, output)
+
+    write_atomically(output, write_and_check)
+    return compared
+
+
+def _check_request(work_dir: Path, format: str) -> None:
+    """There is such a format, what it needs is installed, and the folder holds a run."""
+    if format not in TOLERANCE:
+        raise ConfigError(f"format must be one of {list(TOLERANCE)}, got {format!r}")
+    for package in NEEDS[format]:
+        _need(package, format)
+    if not (work_dir / "config.py").is_file():
+        raise ConfigError(f"{str(work_dir)!r} holds no run: there is no config.py in it")
+
+
+def _expected(form: OnnxForm, student: nn.Module, source: Path) -> list[list[Tensor]]:
+    """The student's outputs of each example."""
     # observers move in eval too; the file has them as loaded
     with try_out(student):
         expected = [_leaves(form.model(*example)) for example in form.examples]
@@ -134,25 +175,10 @@ def export(
         raise ConfigError(
             f"{str(source)!r} was not exported: on real test images its outputs are not finite"
         )
-    found: dict = {}
-
-    def write_and_check(path: Path) -> None:
-        WRITERS[format](form, meta, path, opset)
-        outputs = RUNNERS[format](experiment, form, path)
-        try:
-            found["difference"], found["allowed"] = (form.compare or compare)(
-                expected, outputs, TOLERANCE[format]
-            )
-        except Differs as error:
-            raise ConfigError(f"{str(output)!r} was not kept: {error}") from error
-        if format == "pth":  # the others hold their facts
-            checkpoint.save_meta(meta, path, output)
-
-    write_atomically(output, write_and_check)
-    return {"output": str(output), "bytes": output.stat().st_size, "images": len(images), **found}
+    return expected
 
 
-def _images(experiment: Experiment):
+def _images(experiment: Experiment) -> Any:
     """The first test batch, of at least three samples: 1 and 2 could be sizes that an export has
     made fixed.
     """
@@ -163,7 +189,7 @@ def _images(experiment: Experiment):
     return images
 
 
-def _onnx_form(experiment: Experiment, student: nn.Module, images) -> OnnxForm:
+def _onnx_form(experiment: Experiment, student: nn.Module, images: Any) -> OnnxForm:
     """As the task says, or one tensor with the batch size left open; on the CPU."""
     student = student.cpu().to(memory_format=torch.contiguous_format)
     images = images.cpu().contiguous() if isinstance(images, Tensor) else images
@@ -220,7 +246,7 @@ def _read(form: OnnxForm, path: Path, opset: int | None) -> None:
     example = tuple(
         value[:2] if first else value for value, first in zip(form.examples[0], batched)
     )
-    torch.onnx.export(
+    program = torch.onnx.export(
         form.model,
         example,
         dynamo=True,
@@ -230,7 +256,9 @@ def _read(form: OnnxForm, path: Path, opset: int | None) -> None:
         dynamic_shapes=shapes,
         external_data=False,
         verbose=False,
-    ).save(path, external_data=False)
+    )
+    assert program is not None  # dynamo gives one
+    program.save(path, external_data=False)
 
 
 def _trace(form: OnnxForm, path: Path, opset: int | None) -> None:
@@ -311,7 +339,7 @@ def _texts(meta: Mapping) -> dict[str, str]:
     }
 
 
-def _leaves(output) -> list[Tensor]:
+def _leaves(output: Any) -> list[Tensor]:
     """The tensors of an output in order, however deep in dicts, lists and tuples."""
     if isinstance(output, Tensor):
         return [output]

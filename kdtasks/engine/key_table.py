@@ -3,7 +3,7 @@
 import html
 from collections.abc import Iterator, Mapping
 
-from kdtasks.engine.config import (
+from kdtasks.engine.config_keys import (
     DATA_KEYS,
     KEYS,
     LOSS_KEYS,

@@ -7,21 +7,13 @@ numbers of workers, and more processes give the same samples and the same views,
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdtasks.core.classes import UNLABELLED
-from kdtasks.engine.order import (
-    LABELLED,
-    OTHERS,
-    ClassPool,
-    Plan,
-    Pool,
-    class_targets,
-    expect,
-    labelled_mask,
-)
+from kdtasks.engine.order import expect, make_plan
 from kdtasks.engine.reader import MapReader, path_of, stack
 
 # kept on the CPU: indexing a GPU tensor with them would synchronise
@@ -118,19 +110,19 @@ class Loader:
 
     def __init__(
         self,
-        dataset,
+        dataset: Any,
         batch_size: int,
         *,
         seed: int = 0,
         shuffle: bool = True,
         drop_last: bool | None = None,
         views: int = 0,
-        labelled=None,
+        labelled: Any = None,
         unlabelled_per_batch: int = 0,
         per_class: int | None = None,
         length: int | None = None,
         workers: int = 0,
-        device="cpu",
+        device: str | torch.device = "cpu",
         rank: int = 0,
         world: int = 1,
         collate: Callable | None = None,
@@ -139,94 +131,35 @@ class Loader:
         timeout: float = 0,
     ):
         self.batched = callable(getattr(dataset, "batch", None))
-        if not hasattr(dataset, "__len__") or not (self.batched or hasattr(dataset, "__getitem__")):
-            raise TypeError(
-                f"expected a data set with __len__ and either batch(index, view, seed) "
-                "or __getitem__(i), "
-                f"got {type(dataset).__name__}"
-            )
+        _check_dataset(dataset, self.batched)
         drop_last = shuffle if drop_last is None else drop_last
-        training = shuffle or drop_last
-        expect(len(dataset) > 0, f"the data set {type(dataset).__name__} is empty")
-        expect(batch_size > 0, f"batch_size must be at least 1, got {batch_size}")
-        expect(views >= 0, f"views must be 0 (fresh ones) or a number of fixed ones, got {views}")
-        expect(0 <= rank < world, f"rank must be in [0, world), got rank={rank}, world={world}")
-        expect(
-            0 <= unlabelled_per_batch < batch_size,
-            f"unlabelled_per_batch must be in [0, batch_size), got {unlabelled_per_batch} of "
-            f"{batch_size}",
-        )
-        expect(
-            not training or batch_size % world == 0 == unlabelled_per_batch % world,
-            f"{world} processes cannot share batch_size={batch_size} and "
-            f"unlabelled_per_batch={unlabelled_per_batch} "
-            f"equally: expected multiples of {world}",
-        )
-        expect(
-            drop_last or not (unlabelled_per_batch or length or (shuffle and world > 1)),
-            "drop_last=False gives a short last batch: it goes neither with "
-            "unlabelled_per_batch, nor with length, "
-            "nor with shuffle on several processes",
-        )
-        expect(length is None or length > 0, f"length must be at least 1, got {length}")
-
-        known = labelled_mask(labelled, dataset)
-        # (n,)
-        own = known.nonzero()[:, 0]
-        expect(len(own) > 0, "no sample is labelled")
-        expect(
-            not unlabelled_per_batch or len(own) < len(known),
-            f"unlabelled_per_batch={unlabelled_per_batch}, but all {len(known)} samples are "
-            "labelled: pass labelled=",
-        )
-        take = batch_size - unlabelled_per_batch
-        # this rank's samples, in batches of its share of the size
-        if not training:
-            own, take, rank, world = own[rank::world].contiguous(), -(-batch_size // world), 0, 1
-        n = len(own)
-        pool = Pool(own, seed, LABELLED, shuffle)
-        if per_class is not None:
-            expect(
-                shuffle and drop_last,
-                "per_class goes with shuffle=True and drop_last=True, not with an evaluation",
-            )
-            pool = ClassPool(own, class_targets(dataset)[own], seed, per_class, take, world)
-        self.plan = Plan(
-            pool=pool,
-            take=take,
-            others=Pool((~known).nonzero()[:, 0], seed, OTHERS, shuffle),
-            take_others=unlabelled_per_batch,
-            length=length or (max(1, n // take) if drop_last else -(-n // take)),
-            endless=length is not None or per_class is not None or (drop_last and n < take),
+        self.plan = make_plan(
+            dataset,
+            batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            drop_last=drop_last,
             views=views,
+            labelled=labelled,
+            unlabelled_per_batch=unlabelled_per_batch,
+            per_class=per_class,
+            length=length,
             rank=rank,
             world=world,
-            group=per_class or 1,
         )
-        self.dataset, self.seed, self.device, self.channels_last = (
-            dataset,
-            seed,
-            torch.device(device),
-            channels_last,
-        )
-        self.bad: dict[int, str] = {}
-        collate = collate or getattr(dataset, "collate", None) or stack
-        self.reader = (
-            None
-            if self.batched
-            else MapReader(
-                dataset,
-                seed,
-                self.plan,
-                self.bad,
-                workers,
-                collate,
-                skip_bad,
-                training,
-                timeout,
-                pinned=self.device.type == "cuda",
-            )
-        )
+        self.dataset, self.seed, self.channels_last = dataset, seed, channels_last
+        self.device, self.bad = torch.device(device), {}
+        reading = {
+            "workers": workers,
+            "collate": collate or getattr(dataset, "collate", None) or stack,
+            "skip_bad": skip_bad,
+            "training": shuffle or drop_last,
+            "timeout": timeout,
+            "pinned": self.device.type == "cuda",
+        }
+        self.reader = None
+        if not self.batched:
+            self.reader = MapReader(dataset, seed, self.plan, self.bad, **reading)
 
     def __len__(self) -> int:
         """Iterations of an epoch, on this rank."""
@@ -259,9 +192,9 @@ class Loader:
             0 <= start <= len(self),
             f"start must be in [0, {len(self)}], the length of an epoch, got {start}",
         )
-        return self._finished(
-            self._read(epoch, start) if self.batched else self.reader.read(epoch, start)
-        )
+        if self.reader is None:
+            return self._finished(self._read(epoch, start))
+        return self._finished(self.reader.read(epoch, start))
 
     def _read(self, epoch: int, start: int) -> Iterator[tuple[dict, Tensor, Tensor]]:
         for i in range(start, len(self)):
@@ -281,16 +214,22 @@ class Loader:
                 elif isinstance(batch.get("target"), list):
                     batch["target"] = batch["target"][:known] + [None] * (len(index) - known)
             batch = {k: v if k in CPU_KEYS else to_device(v, self.device) for k, v in batch.items()}
-            if (
-                self.channels_last
-                and isinstance(batch.get("input"), Tensor)
-                and batch["input"].ndim == 4
-            ):
-                batch["input"] = batch["input"].contiguous(memory_format=torch.channels_last)
+            images = batch.get("input")
+            if self.channels_last and isinstance(images, Tensor) and images.ndim == 4:
+                batch["input"] = images.contiguous(memory_format=torch.channels_last)
             yield batch
 
 
-def to_device(value, device: torch.device):
+def _check_dataset(dataset: Any, batched: bool) -> None:
+    if not hasattr(dataset, "__len__") or not (batched or hasattr(dataset, "__getitem__")):
+        raise TypeError(
+            f"expected a data set with __len__ and either batch(index, view, seed) "
+            f"or __getitem__(i), got {type(dataset).__name__}"
+        )
+    expect(len(dataset) > 0, f"the data set {type(dataset).__name__} is empty")
+
+
+def to_device(value: Any, device: torch.device) -> Any:
     """Tensors, also within dicts, lists and tuples, on ``device``; to CUDA without waiting."""
     if isinstance(value, Tensor):
         if device.type == "cuda" and value.device.type == "cpu":

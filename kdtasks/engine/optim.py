@@ -4,7 +4,7 @@ moving average.
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.optim.scheduler.param_scheduler import ReduceOnPlateauParamScheduler, _ParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
+from torch.optim import lr_scheduler
 
 from kdtasks.core.names import did_you_mean
 from kdtasks.engine.builder import ConfigError, check_arguments, resolve
@@ -36,7 +37,7 @@ class StepWrapper(OptimWrapper):
 
     def __init__(
         self,
-        optimizer,
+        optimizer: torch.optim.Optimizer,
         precision: str | None = None,
         device: str = "cpu",
         accumulate: int = 1,
@@ -48,11 +49,11 @@ class StepWrapper(OptimWrapper):
         self.precision = getattr(torch, precision) if precision else None
         self.device = device
         self.scaler = torch.amp.GradScaler(device) if precision == "float16" else None
-        self.groups = clip if max_norm is not None else None
-        self.max_norm = max_norm
+        self.groups = [] if clip is None or max_norm is None else clip
+        self.max_norm = max_norm or 0.0
 
     @contextmanager
-    def optim_context(self, model: nn.Module):
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Autocast, and no gradient exchange between processes while gradients accumulate."""
         with (
             super().optim_context(model),
@@ -66,7 +67,7 @@ class StepWrapper(OptimWrapper):
     def step(self, **kwargs) -> None:
         if self.scaler and self.groups:
             self.scaler.unscale_(self.optimizer)
-        for group in self.groups or []:
+        for group in self.groups:
             nn.utils.clip_grad_norm_(group, self.max_norm)
         if self.scaler:
             self.scaler.step(self.optimizer, **kwargs)
@@ -104,7 +105,7 @@ class ForeignScheduler:
     # mmengine's hook then steps it every iteration
     by_epoch = False
 
-    def __init__(self, scheduler, every: int, metric: str | None = None):
+    def __init__(self, scheduler: Any, every: int, metric: str | None = None):
         self.scheduler, self.every, self.metric, self.count = scheduler, every, metric, 0
 
     def step(self) -> None:
@@ -159,104 +160,119 @@ def build_schedulers(
     """
     built = []
     for entry in schedule:
-        if not isinstance(entry, Mapping) or "type" not in entry:
-            raise ConfigError(
-                f"schedule must be a dict(type='MultiStepLR', …) or a list of them, got {entry!r}"
-            )
-        dotted = isinstance(entry["type"], str) and "." in entry["type"]
-        kind = (
-            resolve(entry["type"], "schedule")
-            if dotted or callable(entry["type"])
-            else PARAM_SCHEDULERS.get(entry["type"])
-        )
-        if kind is None:
-            raise ConfigError(
-                f"schedule.type={entry['type']!r}: "
-                f"{did_you_mean(entry['type'], PARAM_SCHEDULERS.module_dict)}; "
-                "torch's have dotted paths, as 'torch.optim.lr_scheduler.StepLR'"
-            )
-        if not (isinstance(kind, type) and issubclass(kind, _ParamScheduler)):
+        kind = _scheduler_class(entry)
+        if isinstance(kind, type) and issubclass(kind, _ParamScheduler):
+            built.append(_own_scheduler(kind, entry, optimizer, length, per_epoch))
+        else:
             built.append(_foreign_scheduler(kind, entry, optimizer, length, per_epoch, task))
-            continue
-        if issubclass(kind, ReduceOnPlateauParamScheduler):
-            raise ConfigError(
-                f"schedule: mmengine's {kind.__name__} steps with its own loop only; "
-                "expected dict(type='torch.optim.lr_scheduler.ReduceLROnPlateau')"
-            )
-        by_epoch = entry.get("by_epoch", True)
-        arguments = {
-            "end": -(-length // per_epoch) if by_epoch else length,
-            **entry,
-            "by_epoch": by_epoch,
-        }
-        check_arguments(
-            kind, {k: v for k, v in arguments.items() if k != "type"}, "schedule", ("optimizer",)
-        )
-        if by_epoch:
-            arguments["convert_to_iter_based"] = True
-        try:
-            built.append(
-                PARAM_SCHEDULERS.build(
-                    arguments, default_args={"optimizer": optimizer, "epoch_length": per_epoch}
-                )
-            )
-        except Exception as error:
-            raise ConfigError(f"schedule {entry}: {type(error).__name__}: {error}") from error
     return built
 
 
+def _scheduler_class(entry: object) -> Callable:
+    """mmengine's class of this name, or what a dotted path leads to."""
+    if not isinstance(entry, Mapping) or "type" not in entry:
+        raise ConfigError(
+            f"schedule must be a dict(type='MultiStepLR', …) or a list of them, got {entry!r}"
+        )
+    kind = entry["type"]
+    if callable(kind) or (isinstance(kind, str) and "." in kind):
+        return resolve(kind, "schedule")
+    known = PARAM_SCHEDULERS.get(kind)
+    if known is None:
+        raise ConfigError(
+            f"schedule.type={kind!r}: {did_you_mean(kind, PARAM_SCHEDULERS.module_dict)}; "
+            "torch's have dotted paths, as 'torch.optim.lr_scheduler.StepLR'"
+        )
+    return known
+
+
+def _own_scheduler(
+    kind: type[_ParamScheduler], entry: Mapping, optimizer: Any, length: int, per_epoch: int
+) -> _ParamScheduler:
+    """One of mmengine's, stepped every iteration."""
+    if issubclass(kind, ReduceOnPlateauParamScheduler):
+        raise ConfigError(
+            f"schedule: mmengine's {kind.__name__} steps with its own loop only; "
+            "expected dict(type='torch.optim.lr_scheduler.ReduceLROnPlateau')"
+        )
+    by_epoch = entry.get("by_epoch", True)
+    end = -(-length // per_epoch) if by_epoch else length
+    arguments = {"end": end, **entry, "by_epoch": by_epoch}
+    given = {name: value for name, value in arguments.items() if name != "type"}
+    check_arguments(kind, given, "schedule", ("optimizer",))
+    if by_epoch:
+        arguments["convert_to_iter_based"] = True
+    supplied = {"optimizer": optimizer, "epoch_length": per_epoch}
+    try:
+        return PARAM_SCHEDULERS.build(arguments, default_args=supplied)
+    except Exception as error:
+        raise ConfigError(f"schedule {entry}: {type(error).__name__}: {error}") from error
+
+
 def _foreign_scheduler(
-    kind, entry: Mapping, optimizer, length: int, per_epoch: int, task
+    kind: Callable, entry: Mapping, optimizer: Any, length: int, per_epoch: int, task: Task | None
 ) -> ForeignScheduler:
-    arguments = {
-        name: value for name, value in entry.items() if name not in ("type", "by_epoch", "metric")
-    }
+    own = ("type", "by_epoch", "metric")
+    arguments = {name: value for name, value in entry.items() if name not in own}
     known, where = inspect.signature(kind).parameters, f"schedule ({kind.__name__})"
-    every, metric = per_epoch if entry.get("by_epoch", True) else 1, entry.get("metric")
     if "schedulers" in known:
         raise ConfigError(
             f"{where}: it takes schedulers that are built; expected them one by one, "
             "in the list 'schedule'"
         )
-    if isinstance(kind, type) and issubclass(kind, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        if "by_epoch" in entry:
-            raise ConfigError(
-                f"{where}: it steps at each evaluation (val_interval), not "
-                f"by_epoch={entry['by_epoch']}"
-            )
-        primary = task.primary if task else None
-        metric = metric or primary
-        if task and metric == primary:
-            arguments.setdefault("mode", "max" if task.higher_is_better else "min")
-        elif "mode" not in arguments:
-            raise ConfigError(f"{where}: expected mode='min' or 'max' for the metric {metric!r}")
-    elif metric is not None:
-        raise ConfigError(f"{where}: metric={metric!r} belongs to ReduceLROnPlateau")
-    if (
-        "total_steps" in known
-        and not {"total_steps", "epochs", "steps_per_epoch"} & arguments.keys()
-    ):
+    metric = _plateau_metric(kind, entry, arguments, where, task)
+    every = per_epoch if entry.get("by_epoch", True) else 1
+    counted = {"total_steps", "epochs", "steps_per_epoch"}
+    if "total_steps" in known and not counted & arguments.keys():
         arguments["total_steps"] = -(-length // every)
     if "lr_lambda" in arguments:
-        given = arguments["lr_lambda"]
-        one = [
-            resolve(item, f"{where}.lr_lambda")
-            for item in (given if isinstance(given, list | tuple) else [given])
-        ]
-        arguments["lr_lambda"] = one if isinstance(given, list | tuple) else one[0]
+        arguments["lr_lambda"] = _functions(arguments["lr_lambda"], f"{where}.lr_lambda")
     check_arguments(kind, arguments, where, ("optimizer",))
+    scheduler = _build_foreign(kind, arguments, optimizer, entry)
+    if not callable(getattr(scheduler, "step", None)):
+        raise ConfigError(f"{where}: it has no step(), so it is no scheduler")
+    return ForeignScheduler(scheduler, every, metric)
+
+
+def _plateau_metric(
+    kind: Callable, entry: Mapping, arguments: dict, where: str, task: Task | None
+) -> str | None:
+    """What ``ReduceLROnPlateau`` steps on, whose ``mode`` is added; None for all others."""
+    metric = entry.get("metric")
+    if not (isinstance(kind, type) and issubclass(kind, lr_scheduler.ReduceLROnPlateau)):
+        if metric is not None:
+            raise ConfigError(f"{where}: metric={metric!r} belongs to ReduceLROnPlateau")
+        return None
+    if "by_epoch" in entry:
+        raise ConfigError(
+            f"{where}: it steps at each evaluation (val_interval), not by_epoch={entry['by_epoch']}"
+        )
+    if task and metric in (None, task.primary):
+        metric = task.primary
+        arguments.setdefault("mode", "max" if task.higher_is_better else "min")
+    elif "mode" not in arguments:
+        raise ConfigError(f"{where}: expected mode='min' or 'max' for the metric {metric!r}")
+    return metric
+
+
+def _functions(given: Any, where: str) -> Any:
+    """A function, or a list of some, by their dotted paths."""
+    if isinstance(given, list | tuple):
+        return [resolve(item, where) for item in given]
+    return resolve(given, where)
+
+
+def _build_foreign(kind: Callable, arguments: Mapping, optimizer: Any, entry: Mapping) -> Any:
     optimizer = getattr(optimizer, "optimizer", optimizer)
-    # mmengine's counter of steps does not fit inside torch's; both only
+    # mmengine's counter of steps does not fit inside torch's; both only serve a warning
     counted = optimizer.__dict__.pop("step", None)
-    try:  # serve a warning
+    try:
         scheduler = kind(optimizer, **arguments)
     except Exception as error:
         raise ConfigError(f"schedule {dict(entry)}: {type(error).__name__}: {error}") from error
     optimizer.__dict__.pop("step", None)
     optimizer.__dict__ |= {"_opt_called": True, **({"step": counted} if counted else {})}
-    if not callable(getattr(scheduler, "step", None)):
-        raise ConfigError(f"{where}: it has no step(), so it is no scheduler")
-    return ForeignScheduler(scheduler, every, metric)
+    return scheduler
 
 
 class MovingAverage:
@@ -283,12 +299,14 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        torch._foreach_lerp_(
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             [e for e, _ in self._pairs], [w for _, w in self._pairs], 1 - self.decay
         )
         # by name: an observer puts other tensors in their place
         for own, followed, name in self._buffers:
-            if own[name].shape == followed[name].shape:
-                own[name].copy_(followed[name])
+            mine, other = own[name], followed[name]
+            assert mine is not None and other is not None  # those that are None were left out
+            if mine.shape == other.shape:
+                mine.copy_(other)
             else:
-                own[name] = followed[name].clone()
+                own[name] = other.clone()

@@ -8,6 +8,7 @@ what rule.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -210,7 +211,101 @@ class Plan:
             ]
 
 
-def labelled_mask(labelled, dataset) -> Tensor:
+def make_plan(
+    dataset: Any,
+    batch_size: int,
+    *,
+    seed: int,
+    shuffle: bool,
+    drop_last: bool,
+    views: int,
+    labelled: Any,
+    unlabelled_per_batch: int,
+    per_class: int | None,
+    length: int | None,
+    rank: int,
+    world: int,
+) -> Plan:
+    """The plan of a :class:`~kdtasks.engine.loader.Loader` with these arguments; errors as there."""
+    training = shuffle or drop_last
+    _check_sizes(batch_size, unlabelled_per_batch, views, length)
+    _check_ranks(batch_size, unlabelled_per_batch, rank, world, training)
+    _check_ends(shuffle, drop_last, bool(unlabelled_per_batch or length), per_class, world)
+    known = labelled_mask(labelled, dataset)
+    _check_labelled(known, unlabelled_per_batch)
+    # (n,)
+    own, take = known.nonzero()[:, 0], batch_size - unlabelled_per_batch
+    # this rank's samples, in batches of its share of the size
+    if not training:
+        own, take, rank, world = own[rank::world].contiguous(), -(-batch_size // world), 0, 1
+    if per_class is None:
+        pool = Pool(own, seed, LABELLED, shuffle)
+    else:
+        pool = ClassPool(own, class_targets(dataset)[own], seed, per_class, take, world)
+    whole = max(1, len(own) // take) if drop_last else -(-len(own) // take)
+    return Plan(
+        pool=pool,
+        take=take,
+        others=Pool((~known).nonzero()[:, 0], seed, OTHERS, shuffle),
+        take_others=unlabelled_per_batch,
+        length=length or whole,
+        endless=length is not None or per_class is not None or (drop_last and len(own) < take),
+        views=views,
+        rank=rank,
+        world=world,
+        group=per_class or 1,
+    )
+
+
+def _check_sizes(
+    batch_size: int, unlabelled_per_batch: int, views: int, length: int | None
+) -> None:
+    expect(batch_size > 0, f"batch_size must be at least 1, got {batch_size}")
+    expect(views >= 0, f"views must be 0 (fresh ones) or a number of fixed ones, got {views}")
+    expect(
+        0 <= unlabelled_per_batch < batch_size,
+        f"unlabelled_per_batch must be in [0, batch_size), got {unlabelled_per_batch} of "
+        f"{batch_size}",
+    )
+    expect(length is None or length > 0, f"length must be at least 1, got {length}")
+
+
+def _check_ranks(
+    batch_size: int, unlabelled_per_batch: int, rank: int, world: int, training: bool
+) -> None:
+    expect(0 <= rank < world, f"rank must be in [0, world), got rank={rank}, world={world}")
+    expect(
+        not training or batch_size % world == 0 == unlabelled_per_batch % world,
+        f"{world} processes cannot share batch_size={batch_size} and "
+        f"unlabelled_per_batch={unlabelled_per_batch} equally: expected multiples of {world}",
+    )
+
+
+def _check_ends(
+    shuffle: bool, drop_last: bool, endless: bool, per_class: int | None, world: int
+) -> None:
+    expect(
+        drop_last or not (endless or (shuffle and world > 1)),
+        "drop_last=False gives a short last batch: it goes neither with unlabelled_per_batch, nor "
+        "with length, nor with shuffle on several processes",
+    )
+    expect(
+        per_class is None or (shuffle and drop_last),
+        "per_class goes with shuffle=True and drop_last=True, not with an evaluation",
+    )
+
+
+def _check_labelled(known: Tensor, unlabelled_per_batch: int) -> None:
+    count = int(known.sum())
+    expect(count > 0, "no sample is labelled")
+    expect(
+        not unlabelled_per_batch or count < len(known),
+        f"unlabelled_per_batch={unlabelled_per_batch}, but all {len(known)} samples are "
+        "labelled: pass labelled=",
+    )
+
+
+def labelled_mask(labelled: Any, dataset: Any) -> Tensor:
     """Which samples are labelled, bool (len(dataset),)."""
     n = len(dataset)
     if labelled is None:
@@ -240,7 +335,7 @@ def labelled_mask(labelled, dataset) -> Tensor:
     return torch.zeros(n, dtype=torch.bool, device="cpu").index_fill_(0, labelled.long(), True)
 
 
-def class_targets(dataset) -> Tensor:
+def class_targets(dataset: Any) -> Tensor:
     """``dataset.target``, int64 (n,)."""
     try:
         target = torch.as_tensor(dataset.target).cpu()

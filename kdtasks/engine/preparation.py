@@ -61,12 +61,12 @@ def _anchors(
     routes = {
         name: list(origin)
         for name, origin in stage.teachers.items()
-        if not isinstance(origin, str | None)
+        if origin is not None and not isinstance(origin, str)
     }
     loaded: dict[str, int] = {}
 
     def follow(batch: dict) -> dict:
-        iteration, total = distiller.progress
+        iteration, total = distiller.progress or (0, 1)
         for name, route in routes.items():
             now = iteration * len(route) // total
             if loaded.get(name) != now:

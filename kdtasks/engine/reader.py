@@ -6,6 +6,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ class MapReader:
 
     def __init__(
         self,
-        dataset,
+        dataset: Any,
         seed: int,
         plan: Plan,
         bad: dict[int, str],
@@ -38,8 +39,8 @@ class MapReader:
         self.plan, self.bad, self.left_out = plan, bad, not training
         self.workers, self.begun, self.timeout = workers, 0, timeout
         self.data = torch.utils.data.DataLoader(
-            _Samples(dataset, seed, plan, skip_bad, training),
-            batch_sampler=plan,
+            cast(Any, _Samples(dataset, seed, plan, skip_bad, training)),
+            batch_sampler=cast(Any, plan),
             collate_fn=_Collate(collate, seed),
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -56,47 +57,48 @@ class MapReader:
         while True:
             if self.workers and self.begun != mine:
                 raise RuntimeError(
-                    "a newer iterator of this Loader has taken over its workers: "
-                    "use a second Loader beside it"
+                    "a newer iterator of this Loader has taken over its workers: use a second "
+                    "Loader beside it"
                 )
-            try:
-                batch, index, view, bad = next(batches)
-            except StopIteration:
-                if self.left_out and len(self.bad) == len(self.plan.pool):
-                    raise RuntimeError(
-                        f"none of the {len(self.bad)} samples can be read; the "
-                        "first: "
-                        f"{next(iter(self.bad.values()))}"
-                    ) from None
+            read = self._next(batches)
+            if read is None:
                 return
-            except Exception as error:
-                if not self.workers:
-                    raise
-                if "timed out after" in str(error):
-                    raise RuntimeError(
-                        f"the {self.workers} workers of the loader gave no batch "
-                        f"within {self.timeout:g} s: "
-                        "they hang, or the data is on a disk that does not answer; "
-                        "data.timeout=<seconds> "
-                        "gives them longer, data.workers=0 shows where they "
-                        "hang"
-                    ) from None
-                # The frames of torch hold error and workers in a cycle; the collector then waits 5
-                # s for each worker.
-                raise error.with_traceback(None)  # noqa: B904
+            batch, index, view, bad = read
             if bad and not self.bad:
-                how = (
-                    "left out an unreadable sample"
-                    if self.left_out
-                    else "skipped an unreadable sample"
-                )
+                how = "left out" if self.left_out else "skipped"
+                first = next(iter(bad.values()))
                 warnings.warn(
-                    f"{how}: {next(iter(bad.values()))} (said once; Loader.bad has all)",
+                    f"{how} an unreadable sample: {first} (said once; Loader.bad has all)",
                     stacklevel=3,
                 )
             self.bad.update(bad)
             if batch is not None:
                 yield batch, index, view
+
+    def _next(self, batches: Iterator) -> tuple[dict | None, Tensor, Tensor, dict] | None:
+        """What :class:`_Collate` gives of the next batch; None behind the last one."""
+        try:
+            return next(batches)
+        except StopIteration:
+            if self.left_out and len(self.bad) == len(self.plan.pool):
+                raise RuntimeError(
+                    f"none of the {len(self.bad)} samples can be read; the first: "
+                    f"{next(iter(self.bad.values()))}"
+                ) from None
+            return None
+        except Exception as error:
+            if not self.workers:
+                raise
+            if "timed out after" in str(error):
+                raise RuntimeError(
+                    f"the {self.workers} workers of the loader gave no batch within "
+                    f"{self.timeout:g} s: they hang, or the data is on a disk that does not "
+                    "answer; data.timeout=<seconds> gives them longer, data.workers=0 shows where "
+                    "they hang"
+                ) from None
+            # The frames of torch hold error and workers in a cycle; the collector then waits 5 s
+            # for each worker.
+            raise error.with_traceback(None)  # noqa: B904
 
 
 class _Samples:
@@ -104,7 +106,7 @@ class _Samples:
     pool)``.
     """
 
-    def __init__(self, dataset, seed: int, plan: Plan, skip_bad: bool, replace: bool):
+    def __init__(self, dataset: Any, seed: int, plan: Plan, skip_bad: bool, replace: bool):
         self.dataset, self.seed, self.plan, self.skip_bad, self.replace = (
             dataset,
             seed,
@@ -135,6 +137,7 @@ class _Samples:
                         "it; "
                         f"the last is {bad[i]}"
                     ) from error
+        raise IndexError(f"there is no sample {index}")
 
 
 class _Collate:
@@ -171,7 +174,7 @@ def stack(samples: list) -> dict:
     return {name: _stacked(name, [sample[name] for sample in samples]) for name in samples[0]}
 
 
-def _stacked(name: str, values: list):
+def _stacked(name: str, values: list) -> Any:
     if isinstance(values[0], Tensor | np.ndarray | np.generic | int | float):
         values = [torch.as_tensor(value) for value in values]
         if len({value.shape for value in values}) > 1:
@@ -209,7 +212,7 @@ def _seeded(seed: int, index: int, view: int, salt: int):
         torch.default_generator.set_state(before[2])
 
 
-def readable(dataset, index: Sequence[int]) -> dict[int, object]:
+def readable(dataset: Any, index: Sequence[int]) -> dict[int, object]:
     """Those of the samples ``index`` of a map-style data set that can be read: for pictures, since
     who evaluates is told.
     """
@@ -220,7 +223,7 @@ def readable(dataset, index: Sequence[int]) -> dict[int, object]:
     return found
 
 
-def path_of(dataset, index: int) -> str:
+def path_of(dataset: Any, index: int) -> str:
     """The file of a sample, or that the data set tells none."""
     try:
         return str(dataset.path(index) if hasattr(dataset, "path") else dataset.samples[index][0])

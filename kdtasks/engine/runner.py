@@ -1,197 +1,86 @@
-"""One stage as one mmengine Runner: a loop counted in iterations, read from the device once per log
-interval.
-"""
+"""One stage as one mmengine Runner: what is read, evaluated and saved, and how a stage goes on."""
 
-import fnmatch
 import itertools
 import logging
 import time
-import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from mmengine.dist import barrier, get_dist_info
 from mmengine.logging import MMLogger
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdtasks.core import Distiller
 from kdtasks.core.attributes import attributes_of, changed_attributes, set_attributes
 from kdtasks.core.finite import not_finite
-from kdtasks.core.names import did_you_mean
-from kdtasks.core.terms import total_loss
-from kdtasks.core.trial import keep_state
 from kdtasks.engine import checkpoint
 from kdtasks.engine.evaluation import evaluate
 from kdtasks.engine.hooks import build_hooks
+from kdtasks.engine.loader import Loader
+from kdtasks.engine.loop import Lengths, NotFiniteError, StageLoop
 from kdtasks.engine.optim import ForeignScheduler, MovingAverage, StepWrapper, build_schedulers
+from kdtasks.engine.parameters import losses_with_state, select_parameters
 from kdtasks.engine.show import METRICS
+from kdtasks.engine.task import Task
 
 _numbers = itertools.count()
 
 
-class NotFiniteError(RuntimeError):
-    """A loss or a weight became NaN or infinite; the message says which, and when."""
+@dataclass(frozen=True)
+class StageSetup:
+    """What a :class:`StageRunner` needs to know of its stage.
 
-
-class LossBuffer:
-    """Losses of the last steps, kept on the device; reading them is the only wait for it."""
-
-    def __init__(self):
-        self.rows: list[tuple[int, tuple[str, ...], Tensor]] = []
-
-    def add(self, iteration: int, losses: dict[str, Tensor]) -> None:
-        """Keep the losses of one step."""
-        self.rows.append(
-            (
-                iteration,
-                tuple(losses),
-                torch.stack([v.detach().float().reshape(()) for v in losses.values()]),
-            )
-        )
-
-    def read(self) -> dict[str, float]:
-        """The mean of each loss over the steps since the last read.
-
-        Raises:
-            NotFiniteError: the first loss that is NaN or infinite, and its iteration.
-        """
-        if not self.rows:
-            return {}
-        lengths = [len(names) for _, names, _ in self.rows]
-        values = torch.cat([row for _, _, row in self.rows])
-        # the mean over ranks: all see a NaN of one
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(values)
-            values = values / torch.distributed.get_world_size()
-        # the one wait
-        values = values.cpu().split(lengths)
-        sums: dict[str, list[float]] = {}
-        for (iteration, names, _), row in zip(self.rows, values):
-            for name, value in zip(names, row.tolist()):
-                if not abs(value) < float("inf"):
-                    raise NotFiniteError(f"{name} is {value} at iteration {iteration}")
-                sums.setdefault(name, []).append(value)
-        self.rows.clear()
-        return {name: sum(v) / len(v) for name, v in sums.items()}
-
-
-class StageLoop(BaseLoop):
-    """Step, read, evaluate, save; from any iteration on.
-
-    Args:
-        runner: the stage's runner.
-        dataloader: an :class:`kdtasks.engine.loader.Loader`.
-        length: iterations in all.
-        log_interval, val_interval, checkpoint_interval: iterations between reads, evaluations and
-            checkpoints.
-        prepare: called with each batch before the step; adds what a cache knows.
-        first_epoch: the number that the data's order and views give to the stage's first epoch.
+    Attributes:
+        name: of the stage.
+        folder: where its checkpoints go.
+        log_file: the run's log.
+        distiller: built (:meth:`Distiller.build`), on its device.
+        loader: the training batches.
+        test_loader: what ``task.evaluate`` is given.
+        task: measures the student, and says what is better.
+        optimizer: builds the torch optimizer from the parameters that train.
+        schedule: mmengine scheduler dicts; those by epoch are turned into iterations.
+        train: patterns of parameters that train.
+        lengths: of the stage and its intervals.
+        options: the parts of the config that concern a step (amp, accumulate, clip_grad, ema,
+            sync_bn).
+        keep: epochs whose checkpoints are kept.
+        prepare: called with each batch before the step.
+        seed: of the random streams.
+        meta: plain facts saved with every checkpoint.
+        show: called with ``(iteration, total, {name: value})`` at each read.
+        custom_hooks: as in a config.
+        tensorboard: where TensorBoard's files go; None: there are none.
+        find_unused_parameters: of DDP.
     """
 
-    def __init__(
-        self,
-        runner: "StageRunner",
-        dataloader,
-        length: int,
-        log_interval: int,
-        val_interval: int,
-        checkpoint_interval: int,
-        prepare: Callable[[dict], dict] | None = None,
-        first_epoch: int = 0,
-    ):
-        super().__init__(runner, dataloader)
-        self._max_iters, self._iter, self.first_epoch = length, 0, first_epoch
-        self.log_interval, self.val_interval, self.checkpoint_interval = (
-            log_interval,
-            val_interval,
-            checkpoint_interval,
-        )
-        self.prepare = prepare
-        # a hook may set it: EarlyStoppingHook does
-        self.stop_training = False
-        self.buffer = LossBuffer()
-
-    iter = property(lambda self: self._iter)
-    max_iters = property(lambda self: self._max_iters)
-    epoch = property(lambda self: self._iter // len(self.dataloader))
-    max_epochs = property(lambda self: -(-self._max_iters // len(self.dataloader)))
-
-    def run(self) -> nn.Module:
-        """Train to the end and return the model."""
-        runner = self.runner
-        runner.call_hook("before_train")
-        while self._iter < self._max_iters and not self.stop_training:
-            runner.distiller.train()
-            runner.call_hook("before_train_epoch")
-            for batch in self.dataloader.epoch(
-                self.first_epoch + self.epoch, start=self._iter % len(self.dataloader)
-            ):
-                self._step(batch)
-                if self._iter == self._max_iters or self.stop_training:
-                    break
-            runner.call_hook("after_train_epoch")
-        runner.call_hook("after_train")
-        return runner.model
-
-    def move_to(self, iteration: int) -> None:
-        """Go on from an iteration."""
-        self._iter = iteration
-
-    def _step(self, batch: dict) -> None:
-        runner, iteration = self.runner, self._iter
-        runner.message_hub.update_info("iter", iteration)
-        runner.distiller.progress = (iteration, self._max_iters)
-        if self.prepare:
-            batch = self.prepare(batch)
-        runner.call_hook("before_train_iter", batch_idx=iteration, data_batch=batch)
-        with runner.optim_wrapper.optim_context(runner.model):
-            losses = runner.model(batch)
-            total = total_loss(losses)
-        runner.optim_wrapper.update_params(total)
-        if runner.average and runner.optim_wrapper.should_update():
-            runner.average.update()
-        losses = losses if len(losses) == 1 or "loss" in losses else {**losses, "loss": total}
-        losses = {name: value.detach() for name, value in losses.items()}
-        self.buffer.add(iteration, losses)
-        runner.call_hook("after_train_iter", batch_idx=iteration, data_batch=batch, outputs=losses)
-        self._iter += 1
-        self._after()
-
-    def _after(self) -> None:
-        done, runner = self._iter, self.runner
-        last = done == self._max_iters or self.stop_training
-        validate = last or done % self.val_interval == 0
-        keep = self._ends_kept_epoch()
-        save = last or done % self.checkpoint_interval == 0
-        save = save and (last or done % runner.optim_wrapper.accumulate == 0)
-        if validate or save or keep or done % self.log_interval == 0:
-            runner.note(self._read())
-        if validate:
-            runner.evaluate_now()
-            save = save or self.stop_training
-        if keep:
-            # before last.pth: a kill in between then loses none
-            runner.keep_now(done // len(self.dataloader))
-        if save:
-            runner.save_now()
-
-    def _ends_kept_epoch(self) -> bool:
-        return (
-            self._iter % len(self.dataloader) == 0
-            and self._iter // len(self.dataloader) in self.runner.keep
-        )
-
-    def _read(self) -> dict[str, float]:
-        try:
-            return self.buffer.read()
-        except NotFiniteError as error:
-            self.runner.save_and_raise(str(error))
+    name: str
+    folder: Path
+    log_file: Path
+    distiller: Distiller
+    loader: Loader
+    test_loader: Loader
+    task: Task
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    schedule: list[dict]
+    train: Sequence[str]
+    lengths: Lengths
+    options: Mapping[str, Any]
+    keep: Sequence[int] = ()
+    prepare: Callable[[dict], dict] | None = None
+    seed: int = 0
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    show: Callable[..., None] | None = None
+    custom_hooks: Sequence = ()
+    tensorboard: Path | None = None
+    find_unused_parameters: bool = False
 
 
 class StageRunner(Runner):
@@ -204,127 +93,69 @@ class StageRunner(Runner):
     came to stays with the task, so ``after_val_iter`` gets None.
 
     Args:
-        folder: where the stage's checkpoints go.
-        log_file: the run's log.
-        distiller: built (:meth:`Distiller.build`), on its device.
-        task: the :class:`~kdtasks.engine.task.Task`.
-        test_loader: what :func:`task.evaluate` is given.
-        optimizer: builds the torch optimizer from the parameters that train.
-        schedule: mmengine scheduler dicts; those by epoch are turned into iterations.
-        train: patterns of parameters that train.
-        meta: plain facts saved with every checkpoint.
-        show: called with ``(iteration, total, {name: value})`` at each read.
-        options: the parts of the config that concern a step (amp, accumulate, clip_grad, ema,
-            sync_bn).
-        first_epoch: see :class:`StageLoop`.
+        setup: of the stage.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        folder: Path,
-        log_file: Path,
-        distiller: Distiller,
-        loader,
-        test_loader,
-        task,
-        optimizer: Callable,
-        schedule: list[dict],
-        train,
-        length: int,
-        log_interval: int,
-        val_interval: int,
-        checkpoint_interval: int,
-        keep=(),
-        prepare=None,
-        seed: int = 0,
-        meta: dict | None = None,
-        show: Callable | None = None,
-        options: dict,
-        custom_hooks: list | None = None,
-        tensorboard: Path | None = None,
-        find_unused_parameters: bool = False,
-        first_epoch: int = 0,
-    ):
-        self.distiller, self.device = distiller, next(distiller.student.parameters()).device
-        self.task, self.test_loader, self.keep, self.options = task, test_loader, set(keep), options
-        self.folder, self.log_file, self.meta, self.show = (
-            Path(folder),
-            log_file,
-            dict(meta or {}),
-            show,
-        )
-        self.find_unused_parameters = find_unused_parameters
+    def __init__(self, setup: StageSetup):
+        self.setup, self.distiller = setup, setup.distiller
+        self.device = next(setup.distiller.student.parameters()).device
+        self.task, self.test_loader = setup.task, setup.test_loader
+        self.keep, self.options, self.show = set(setup.keep), setup.options, setup.show
+        self.folder, self.meta = setup.folder, dict(setup.meta)
         self.metrics: dict[str, float] = {}
         # 'train' and 'test': path and why, of all processes
         self.unreadable: dict[str, dict[str, str]] = {}
         self.history: list[dict] = []
         self.best: float | None = None
         self.seconds, self._since = 0.0, time.perf_counter()
-        trained = select_parameters(distiller, train)
-        hooks = build_hooks(custom_hooks or [])
-        # mmengine keeps loggers and visualizers by name
-        unique = f"{name}_{next(_numbers)}"
-        super().__init__(
-            model=distiller,
-            work_dir=str(self.folder),
-            train_dataloader=loader,
-            train_cfg={},
-            optim_wrapper={},
-            default_hooks={
-                "runtime_info": None,
-                "timer": None,
-                "sampler_seed": None,
-                "logger": None,
-                "checkpoint": None,
-            },
-            custom_hooks=hooks,
-            launcher="none" if get_dist_info()[1] == 1 else "pytorch",
-            visualizer={
-                "type": "Visualizer",
-                "name": unique,
-                "vis_backends": [{"type": "TensorboardVisBackend", "save_dir": str(tensorboard)}]
-                if tensorboard
-                else [],
-            },
-            randomness={"seed": seed},
-            experiment_name=unique,
-            default_scope="mmengine",
-        )
-        apart = [
-            [*distiller.student.parameters(), *distiller.losses.parameters()],
-            *(p.parameters() for p in distiller.peers),
-        ]
-        groups = [[p for p in part if p.requires_grad] for part in apart]
-        self.optim_wrapper = StepWrapper(
-            optimizer(trained),
-            options["amp"],
+        trained = select_parameters(setup.distiller, setup.train)
+        hooks = build_hooks(setup.custom_hooks)
+        self._init_mmengine(setup, hooks)
+        self.stepper = StepWrapper(
+            setup.optimizer(trained),
+            self.options["amp"],
             self.device.type,
-            options["accumulate"],
-            groups,
-            options["clip_grad"],
+            self.options["accumulate"],
+            _clip_groups(setup.distiller),
+            self.options["clip_grad"],
         )
-        self._train_loop = StageLoop(
-            self,
-            loader,
-            length,
-            log_interval,
-            val_interval,
-            checkpoint_interval,
-            prepare,
-            first_epoch,
-        )
+        # what mmengine calls it; so with the loop
+        self.optim_wrapper = self.stepper
+        self.loop = StageLoop(self, setup.loader, setup.lengths, setup.prepare)
+        self._train_loop = self.loop
         self.param_schedulers = build_schedulers(
-            schedule, self.optim_wrapper, length, len(loader), task
+            setup.schedule, self.optim_wrapper, setup.lengths.total, len(setup.loader), setup.task
         )
-        self.average = MovingAverage(distiller.student, options["ema"]) if options["ema"] else None
+        decay = self.options["ema"]
+        self.average = MovingAverage(setup.distiller.student, decay) if decay else None
         # masks of -inf, the first range of an observer
         self._never_finite = set(not_finite(self._buffers()))
         self._owners = self._with_attributes(hooks)
         self._as_made = {
             name: attributes_of(owner, inside) for name, (owner, inside) in self._owners.items()
         }
+
+    def _init_mmengine(self, setup: StageSetup, hooks: list) -> None:
+        # mmengine keeps loggers and visualizers by name
+        unique = f"{setup.name}_{next(_numbers)}"
+        backends = []
+        if setup.tensorboard:
+            backends = [{"type": "TensorboardVisBackend", "save_dir": str(setup.tensorboard)}]
+        left_out = ("runtime_info", "timer", "sampler_seed", "logger", "checkpoint")
+        super().__init__(
+            model=setup.distiller,
+            work_dir=str(self.folder),
+            train_dataloader=cast(Any, setup.loader),
+            train_cfg={},
+            optim_wrapper={},
+            default_hooks=cast(Any, dict.fromkeys(left_out)),
+            custom_hooks=hooks,
+            launcher="none" if get_dist_info()[1] == 1 else "pytorch",
+            visualizer={"type": "Visualizer", "name": unique, "vis_backends": backends},
+            randomness={"seed": setup.seed},
+            experiment_name=unique,
+            default_scope="mmengine",
+        )
 
     def _with_attributes(self, hooks: list) -> dict[str, tuple[object, bool]]:
         """What may keep a state in attributes, and whether in objects inside them too."""
@@ -352,13 +183,17 @@ class StageRunner(Runner):
     # What mmengine's Runner does otherwise --------------------------------------------------------
     def build_logger(self, *args, **kwargs) -> MMLogger:
         logger = MMLogger.get_instance(
-            self._experiment_name, log_file=str(self.log_file), log_level="INFO", file_mode="a"
+            self._experiment_name,
+            log_file=str(self.setup.log_file),
+            log_level="INFO",
+            file_mode="a",
         )
         # the screen has the bar
-        logger.handlers = [h for h in logger.handlers if isinstance(h, logging.FileHandler)]
+        files = [h for h in logger.handlers if isinstance(h, logging.FileHandler)]
+        logger.handlers = list(files)
         # whatever the locale
-        for handler in logger.handlers:
-            handler.stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+        for handler in files:
+            cast(Any, handler.stream).reconfigure(encoding="utf-8", errors="surrogateescape")
         with suppress(OSError):
             # made, and not needed
             Path(self._log_dir).rmdir()
@@ -383,13 +218,15 @@ class StageRunner(Runner):
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         # No device_ids: inputs are in place already, and some (index, view, labelled) stay on the
         # CPU.
-        return DistributedDataParallel(model, find_unused_parameters=self.find_unused_parameters)
+        return DistributedDataParallel(
+            model, find_unused_parameters=self.setup.find_unused_parameters
+        )
 
     def train(self) -> nn.Module:
         """Run the stage from where it stands to its end."""
-        loop = self._train_loop
+        loop = self.loop
         self.call_hook("before_run")
-        self.optim_wrapper.initialize_count_status(self.model, loop.iter, loop.max_iters)
+        self.stepper.initialize_count_status(self.model, loop.iter, loop.max_iters)
         self._since = time.perf_counter()
         try:
             # accumulation: schedulers step before the first update
@@ -406,7 +243,8 @@ class StageRunner(Runner):
             for handler in self.logger.handlers:
                 handler.close()
             # by name, for ever
-            for kept in (self.logger, self.message_hub, self.visualizer, self.default_scope):
+            named: list[Any] = [self.logger, self.message_hub, self.visualizer, self.default_scope]
+            for kept in named:
                 type(kept)._instance_dict.pop(kept.instance_name, None)
 
     # Reading, evaluating, saving ------------------------------------------------------------------
@@ -428,8 +266,8 @@ class StageRunner(Runner):
 
     def note(self, losses: dict[str, float]) -> None:
         """Log what was read."""
-        rate = self.optim_wrapper.optimizer.param_groups[0]["lr"]
-        iteration = self._train_loop.iter
+        rate = self.stepper.optimizer.param_groups[0]["lr"]
+        iteration = self.loop.iter
         self.history.append({"iteration": iteration, "lr": rate, **losses})
         for name, value in losses.items():
             self.message_hub.update_scalar(f"train/{name}", value)
@@ -437,54 +275,49 @@ class StageRunner(Runner):
         self.logger.info(
             "%d/%d  lr %.4g  %s",
             iteration,
-            self._train_loop.max_iters,
+            self.loop.max_iters,
             rate,
             "  ".join(f"{k} {v:.4f}" for k, v in losses.items()),
         )
         if self.show:
-            self.show(iteration, self._train_loop.max_iters, losses)
+            self.show(iteration, self.loop.max_iters, losses)
 
     def evaluate_now(self) -> None:
         """Evaluate, note the metrics, and keep the best weights."""
         self.call_hook("before_val")
         self.call_hook("before_val_epoch")
-        try:
-            self.metrics = self._evaluate_learners()
-        # an answer that is not finite, say
-        except ValueError as error:
-            self._check_finite()
-            raise ValueError(
-                f"evaluation after iteration {self._train_loop.iter} of stage "
-                f"{self.meta.get('stage')!r}: "
-                f"{error}"
-            ) from error
+        self.metrics = self._measured()
         self.distiller.train()
-        self.history.append({"iteration": self._train_loop.iter, **self.metrics})
-        self.logger.info(
-            "%d/%d  %s",
-            self._train_loop.iter,
-            self._train_loop.max_iters,
-            "  ".join(f"{k} {v:.{self.task.decimals(k, 3)}f}" for k, v in self.metrics.items()),
-        )
-        self.visualizer.add_scalars(self.metrics, step=self._train_loop.iter)
-        if self.show:
-            self.show(
-                self._train_loop.iter,
-                self._train_loop.max_iters,
-                dict(itertools.islice(self.metrics.items(), METRICS)),
-            )
+        self._note_metrics()
         self._step_on_metrics()
         self.call_hook("after_val_epoch", metrics=self.metrics)
         self.call_hook("after_val")
         value = self.metrics[self.task.primary]
-        better = self.best is None or (
-            value > self.best if self.task.higher_is_better else value < self.best
-        )
-        if better:
+        if self.best is None or self.task.is_better(value, self.best):
             self.best = value
             self._check_finite()
             if self.rank == 0:
                 checkpoint.save(self._weights(), self.folder / "best.pth")
+
+    def _measured(self) -> dict[str, float]:
+        try:
+            return self._evaluate_learners()
+        # an answer that is not finite, say
+        except ValueError as error:
+            self._check_finite()
+            raise ValueError(
+                f"evaluation after iteration {self.loop.iter} of stage "
+                f"{self.meta.get('stage')!r}: {error}"
+            ) from error
+
+    def _note_metrics(self) -> None:
+        iteration, total = self.loop.iter, self.loop.max_iters
+        self.history.append({"iteration": iteration, **self.metrics})
+        texts = (f"{k} {v:.{self.task.decimals(k, 3)}f}" for k, v in self.metrics.items())
+        self.logger.info("%d/%d  %s", iteration, total, "  ".join(texts))
+        self.visualizer.add_scalars(self.metrics, step=iteration)
+        if self.show:
+            self.show(iteration, total, dict(itertools.islice(self.metrics.items(), METRICS)))
 
     def _evaluate_learners(self) -> dict[str, float]:
         """The student's metrics, and each peer's as ``peer1_<metric>``."""
@@ -504,8 +337,8 @@ class StageRunner(Runner):
     def _before_batch(self, count: int, batch: dict) -> None:
         if self.show:
             self.show(
-                self._train_loop.iter,
-                self._train_loop.max_iters,
+                self.loop.iter,
+                self.loop.max_iters,
                 {},
                 note=f"evaluating, {count / len(self.test_loader):.0%}",
             )
@@ -515,7 +348,7 @@ class StageRunner(Runner):
         self.call_hook("after_val_iter", batch_idx=count, data_batch=batch, outputs=None)
 
     def _weights(self) -> dict:
-        meta = {**self.meta, "iteration": self._train_loop.iter, "metrics": self.metrics}
+        meta = {**self.meta, "iteration": self.loop.iter, "metrics": self.metrics}
         return {"meta": meta, "state_dict": self.evaluated.state_dict()}
 
     def keep_now(self, epoch: int) -> None:
@@ -529,9 +362,10 @@ class StageRunner(Runner):
         self._check_finite()
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
-        states = [(checkpoint.random_state(), self._met(), self._attributes())]
+        own = (checkpoint.random_state(), self._met(), self._attributes())
+        states: list[Any] = [own]
         if self.world_size > 1:
-            own, states = states[0], [None] * self.world_size
+            states = [None] * self.world_size
             torch.distributed.all_gather_object(states, own)
         self._note_unreadable([met for _, met, _ in states])
         if self.rank == 0:
@@ -557,7 +391,7 @@ class StageRunner(Runner):
         """``{'train' or 'test': {path: why}}`` of what this process could not read in the stage so
         far.
         """
-        loaders = {"train": self._train_loop.dataloader, "test": self.test_loader}
+        loaders = {"train": self.loop.loader, "test": self.test_loader}
         return {
             part: dict(getattr(loader, "unreadable", None) or {})
             for part, loader in loaders.items()
@@ -575,10 +409,10 @@ class StageRunner(Runner):
 
     def _resume_state(self, random_states: list[dict], attributes: list[dict]) -> dict:
         return {
-            "stopped": self._train_loop.stop_training,
+            "stopped": self.loop.stop_training,
             "attributes": attributes,
-            "iteration": self._train_loop.iter,
-            "length": self._train_loop.max_iters,
+            "iteration": self.loop.iter,
+            "length": self.loop.max_iters,
             "seconds": self.seconds,
             "best": self.best,
             "metrics": self.metrics,
@@ -589,7 +423,7 @@ class StageRunner(Runner):
                 self.distiller.model(role).state_dict() for role in self.distiller.learners
             ],
             "losses": self.distiller.losses.state_dict(),
-            "optimizer": self.optim_wrapper.state_dict(),
+            "optimizer": self.stepper.state_dict(),
             "schedulers": [
                 {k: v for k, v in s.state_dict().items() if not callable(v)}
                 for s in self.param_schedulers
@@ -610,18 +444,18 @@ class StageRunner(Runner):
                 "and cannot go on exactly "
                 f"with {self.world_size}"
             )
-        if resume["length"] != self._train_loop.max_iters:
+        if resume["length"] != self.loop.max_iters:
             raise ValueError(
                 f"{str(path)!r} is of a stage of {resume['length']} iterations, this "
                 "one has "
-                f"{self._train_loop.max_iters}: the data has changed"
+                f"{self.loop.max_iters}: the data has changed"
             )
         for role, weights in zip(self.distiller.learners, resume["learners"], strict=True):
             self.distiller.model(role).load_state_dict(weights)
         if self.average:
             self.average.model.load_state_dict(state["state_dict"])
         self.distiller.losses.load_state_dict(resume["losses"])
-        self.optim_wrapper.load_state_dict(resume["optimizer"])
+        self.stepper.load_state_dict(resume["optimizer"])
         for scheduler, scheduler_state in zip(
             self.param_schedulers, resume["schedulers"], strict=True
         ):
@@ -629,8 +463,8 @@ class StageRunner(Runner):
         for name, attributes in resume.get("attributes", [{}] * self.world_size)[self.rank].items():
             if name in self._owners:
                 set_attributes(self._owners[name][0], attributes, self.device)
-        self._train_loop.move_to(resume["iteration"])
-        self._train_loop.stop_training = resume.get("stopped", False)
+        self.loop.move_to(resume["iteration"])
+        self.loop.stop_training = resume.get("stopped", False)
         self.metrics, self.history = resume["metrics"], resume["history"]
         self.unreadable = resume.get("unreadable", {})
         self.best, self.seconds = resume["best"], resume["seconds"]
@@ -644,7 +478,7 @@ class StageRunner(Runner):
         """Go on with the momentum in another stage's ``last.pth``; the learning rate stays this
         stage's own.
         """
-        optimizer = self.optim_wrapper.optimizer
+        optimizer = self.stepper.optimizer
         former = checkpoint.load(path)["resume"]["optimizer"]["state"]
         optimizer.load_state_dict({**optimizer.state_dict(), "state": former})
 
@@ -666,7 +500,7 @@ class StageRunner(Runner):
         if bad:
             what = "weights" if bad[0] in weights else "statistics"
             self.save_and_raise(
-                f"the {what} {bad[0]!r} are not finite after iteration {self._train_loop.iter - 1}"
+                f"the {what} {bad[0]!r} are not finite after iteration {self.loop.iter - 1}"
             )
 
     def save_and_raise(self, what: str) -> NoReturn:
@@ -693,71 +527,8 @@ class StageRunner(Runner):
         )
 
 
-def losses_with_state(distiller: Distiller) -> dict[str, object]:
-    """The losses that are no functions, by name, and every module inside them."""
-    found: dict[str, object] = {}
-    for name, (loss, _, _) in distiller.terms.items():
-        if isinstance(loss, nn.Module):
-            found |= {f"losses.{name}.{path}": part for path, part in loss.named_modules()}
-        elif not isinstance(loss, types.FunctionType):
-            found[f"losses.{name}"] = loss
-    return found
-
-
-def leaves_parameters_out(distiller: Distiller, batch: dict) -> bool:
-    """Whether some parameter that trains may get no gradient in a step, which DDP has to be told.
-
-    It is seen on one batch; a loss with a schedule may stop pulling later. Nothing moves, as in
-    :meth:`Distiller.build`.
-    """
-    distiller.progress = (0, 1)
-    with (
-        distiller.at_rest(training=True),
-        keep_state(distiller.losses.modules()),
-        torch.enable_grad(),
-    ):
-        losses = distiller(batch)
-        trained = [p for p in distiller.parameters() if p.requires_grad]
-        total = total_loss(losses)
-        found = torch.autograd.grad(total, trained, allow_unused=True)
-    return any(g is None for g in found) or any(
-        callable(weight) for _, _, weight in distiller.terms.values()
-    )
-
-
-def select_parameters(distiller: Distiller, patterns) -> list[nn.Parameter]:
-    """The parameters named by the patterns; the others need no gradient from here on.
-
-    A pattern names a parameter, a module (``'student'``, ``'student.layer3'``: all below it) or
-    many (``fnmatch``). Peers train whenever the student does. What the model itself has frozen
-    stays frozen.
-
-    Raises:
-        ValueError: a pattern matches nothing.
-    """
-    named = {name: p for name, p in distiller.named_parameters() if p.requires_grad}
-    patterns = [
-        *patterns,
-        *(["peers"] if any(p.split(".")[0] == "student" for p in patterns) else []),
-    ]
-
-    def matches(name: str, pattern: str) -> bool:
-        return name.startswith(pattern + ".") or fnmatch.fnmatchcase(name, pattern)
-
-    for pattern in patterns:
-        if pattern not in ("losses", "peers") and not any(matches(name, pattern) for name in named):
-            known = [
-                name.rsplit(".", cut)[0] for name in named for cut in range(name.count(".") + 1)
-            ]
-            raise ValueError(
-                f"train={list(patterns)!r}: nothing that can train is called "
-                f"{pattern!r}; "
-                f"{did_you_mean(pattern, known)}"
-            )
-    chosen = []
-    for name, parameter in named.items():
-        if any(matches(name, pattern) for pattern in patterns):
-            chosen.append(parameter)
-        else:
-            parameter.requires_grad_(False)
-    return chosen
+def _clip_groups(distiller: Distiller) -> list[list[nn.Parameter]]:
+    """The student with the losses, and each peer: what is clipped by itself."""
+    student = [*distiller.student.parameters(), *distiller.losses.parameters()]
+    parts = [student, *(list(peer.parameters()) for peer in distiller.peers)]
+    return [[p for p in part if p.requires_grad] for part in parts]

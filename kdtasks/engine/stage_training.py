@@ -9,12 +9,14 @@ import torch
 
 from kdtasks.core import Distiller, Stage
 from kdtasks.engine import builder
-from kdtasks.engine.config import iterations
+from kdtasks.engine.config_checks import iterations
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.loader import Loader
+from kdtasks.engine.loop import Lengths
 from kdtasks.engine.notices import Notices, differing_ranks
+from kdtasks.engine.parameters import leaves_parameters_out
 from kdtasks.engine.preparation import preparation
-from kdtasks.engine.runner import StageRunner, leaves_parameters_out
+from kdtasks.engine.runner import StageRunner, StageSetup
 from kdtasks.engine.show import Bar
 from kdtasks.engine.work_dir import WorkDir
 
@@ -49,7 +51,7 @@ def train_stage(
     first = experiment.first_batch(stage, files)
     with experiment.seeded(f"{stage.name}:build"):
         distiller.build(first)
-    length = _iterations(experiment, stage, loader)["length"]
+    length = iterations(experiment.setting(stage, "length"), len(loader), f"{stage.name}.length")
     with Bar(stage.name, length, notices.quiet) as bar:
         runner = _runner(experiment, stage, files, loader, distiller, first, bar)
         if differs := differing_ranks(experiment, distiller):
@@ -83,45 +85,49 @@ def _runner(
     def optimizer(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         return builder.build(experiment.setting(stage, "optimizer"), "optimizer", params=parameters)
 
-    return StageRunner(
+    setup = StageSetup(
         name=stage.name,
         folder=files.folder(stage.name),
         log_file=files.path / "train.log",
-        seed=experiment.seed,
         distiller=distiller,
         loader=loader,
         test_loader=experiment.test_loader(stage),
         task=experiment.task,
-        find_unused_parameters=experiment.world > 1 and leaves_parameters_out(distiller, first),
-        prepare=preparation(experiment, stage, distiller, files, first),
         optimizer=optimizer,
         schedule=experiment.schedule(stage),
         train=stage.train,
-        log_interval=config["log_interval"],
+        lengths=_lengths(experiment, stage, files, loader),
+        options=config,
         keep=stage.keep,
-        **_iterations(experiment, stage, loader),
-        first_epoch=experiment.first_epoch(stage, files),
+        find_unused_parameters=experiment.world > 1 and leaves_parameters_out(distiller, first),
+        prepare=preparation(experiment, stage, distiller, files, first),
+        seed=experiment.seed,
         meta=experiment.meta(stage),
         show=bar,
-        options=config,
         custom_hooks=copy.deepcopy(config["custom_hooks"]),
         tensorboard=tensorboard,
     )
+    return StageRunner(setup)
 
 
-def _iterations(experiment: Experiment, stage: Stage, loader: Loader) -> dict[str, int]:
-    """What a config gives in epochs or iterations, in iterations."""
-    settings = {
-        "length": (experiment.setting(stage, "length"), f"{stage.name}.length"),
-        "val_interval": (experiment.config["val_interval"], "val_interval"),
-        "checkpoint_interval": (experiment.config["checkpoint_interval"], "checkpoint_interval"),
-    }
-    return {key: iterations(value, len(loader), where) for key, (value, where) in settings.items()}
+def _lengths(experiment: Experiment, stage: Stage, files: WorkDir, loader: Loader) -> Lengths:
+    config = experiment.config
+
+    def count(length: object, where: str) -> int:
+        return iterations(length, len(loader), where)
+
+    return Lengths(
+        total=count(experiment.setting(stage, "length"), f"{stage.name}.length"),
+        log=config["log_interval"],
+        validate=count(config["val_interval"], "val_interval"),
+        checkpoint=count(config["checkpoint_interval"], "checkpoint_interval"),
+        first_epoch=experiment.first_epoch(stage, files),
+    )
 
 
 def _outcome(runner: StageRunner, length: int) -> Outcome:
     facts: dict[str, Any] = {}
-    steps = runner.train_loop.iter
+    steps = runner.loop.iter
     if steps < length:
         facts["ended_early"] = {"iterations": steps, "of": length}
     unreadable = {part: paths for part, paths in runner.unreadable.items() if paths}

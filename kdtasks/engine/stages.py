@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from kdtasks.core import Stage
 from kdtasks.core.stages import check_stages, standard_stages, with_control
 from kdtasks.engine.builder import ConfigError
-from kdtasks.engine.config import stages_of
+from kdtasks.engine.config_checks import stages_of
 
 
 def make_stages(config: Mapping, own: Collection[str]) -> list[Stage]:

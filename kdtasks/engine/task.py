@@ -145,7 +145,12 @@ class Task:
         self, model: "nn.Module", config: dict, classes: Sequence[str] | None, **flags: Any
     ) -> list[str]:
         """Use a model on what the flags name; returns what had to be left out."""
-        return self._optional["predict"](model, config, classes=classes, **flags)
+        own: Any = self._optional["predict"]
+        return own(model, config, classes=classes, **flags)
+
+    def is_better(self, value: float, other: float) -> bool:
+        """Whether a value of the primary metric is better than another."""
+        return value > other if self.higher_is_better else value < other
 
     # Metrics --------------------------------------------------------------------------------------
     def metric(self, name: str) -> Metric:

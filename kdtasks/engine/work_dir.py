@@ -7,10 +7,11 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from kdtasks.core.files import write_atomically
+from kdtasks.core.files import write_atomically, write_text
 from kdtasks.engine import checkpoint, lock
 from kdtasks.engine.builder import ConfigError
-from kdtasks.engine.config import DATA_KEYS, IMPORT_FROM, difference, jsonable
+from kdtasks.engine.config import IMPORT_FROM, difference, jsonable
+from kdtasks.engine.config_keys import DATA_KEYS
 
 # a file of a process, or a cache half written
 _TEMPORARY = re.compile(r"\..+\.(?:(\d{1,10})|[0-9a-f]{32}(?:\.old)?)\.tmp")
@@ -123,7 +124,8 @@ class WorkDir:
         say, keeps its own.
         """
         for left in [entry for entry in self.path.rglob(".*.tmp") if _is_temporary(entry)]:
-            writer = _TEMPORARY.fullmatch(left.name)[1]
+            match = _TEMPORARY.fullmatch(left.name)
+            writer = match and match[1]
             if writer and int(writer) != os.getpid() and lock.alive(int(writer)):
                 continue
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
@@ -137,9 +139,7 @@ class WorkDir:
                 "_import_from": list(IMPORT_FROM),
             }
         ).pretty_text
-        write_atomically(
-            self.path / "config.py", lambda file: file.write_text(text, encoding="utf-8")
-        )
+        write_atomically(self.path / "config.py", lambda file: write_text(file, text))
 
     def link_stage(self, stage: str, folder: Path) -> None:
         """Take over a stage that another run has finished: its results and its files (hard links

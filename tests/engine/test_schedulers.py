@@ -11,13 +11,14 @@ from small_runs import same, small, weights
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.optim import build_schedulers
 from kdtasks.engine.run import Run
+from kdtasks.engine.task import load_task
 
 TORCH = "torch.optim.lr_scheduler."
 
 
 def rates(schedule, length=9, per_epoch=3, metrics=()):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
-    task = type("Task", (), {"PRIMARY": "accuracy", "HIGHER_IS_BETTER": True})
+    task = load_task("kdtasks.classification.trainer")
     schedulers, found = build_schedulers(schedule, optimizer, length, per_epoch, task), []
     for iteration in range(length):
         found.append(optimizer.param_groups[0]["lr"])

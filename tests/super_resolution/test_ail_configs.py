@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from kdtasks.engine import config as configs
-from kdtasks.engine.config import iterations
+from kdtasks.engine.config_checks import iterations, stages_of
 from kdtasks.engine.optim import build_schedulers
 from kdtasks.super_resolution.ail import AILLoss, released_stages
 from kdtasks.super_resolution.data import image_folder
@@ -23,7 +23,7 @@ PER_EPOCH, SHORT = 2, 20
 @pytest.fixture(params=PATHS, ids=lambda path: path.stem, scope="module")
 def config(request):
     config = configs.load(request.param)
-    return {**config, "stages": configs.stages_of(config)}
+    return {**config, "stages": stages_of(config)}
 
 
 def rounds_of(config):
@@ -138,7 +138,7 @@ def test_the_config_of_291_images_cuts_patches_of_small_ones_too(tmp_path, monke
     for name, size in (("small", (78, 78)), ("large", (100, 90))):
         Image.new("RGB", size).save(tmp_path / "291" / f"{name}.png")
     config = configs.load(FOLDER / "ail_vdsr64_vdsr13_291_x2.py")
-    config["stages"] = configs.stages_of(config)
+    config["stages"] = stages_of(config)
     plain = next(stage for stage in config["stages"] if stage["name"] == "plain")
     for stage, scales in ((alone_of(config), 1), (plain, 3)):
         with pytest.warns(UserWarning, match=f"left out {scales} of {6 * scales} variants"):

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdtasks.core.stages import ALONE, Stage
-from kdtasks.engine import config as configurations
 from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.config import jsonable
+from kdtasks.engine.config_keys import TEACHER_KEYS, TRAINING_KEYS
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.run import Run
 
@@ -179,7 +180,7 @@ def on_its_own(experiment: Experiment, chain: Sequence[Stage]) -> dict:
         spec = {**spec, **config["control"]}
     # how it teaches later does not matter here
     if stage.model != "student":
-        spec = {k: v for k, v in spec.items() if k not in configurations.TEACHER_KEYS}
+        spec = {k: v for k, v in spec.items() if k not in TEACHER_KEYS}
         config["teachers"] = {stage.model: spec}
     own = {key: getattr(stage, key) for key in OWN_KEYS}
     return {**config, "student": spec, "control": {}, "stages": [own]}
@@ -196,7 +197,7 @@ def _listed(experiment: Experiment, stage: Stage) -> dict:
 
 
 def _settings(experiment: Experiment, stage: Stage) -> dict:
-    settings = {key: experiment.setting(stage, key) for key in configurations.TRAINING_KEYS}
+    settings = {key: experiment.setting(stage, key) for key in TRAINING_KEYS}
     return {**settings, "data": {**settings["data"], "unlabelled_per_batch": 0}}
 
 
@@ -229,7 +230,7 @@ def plan_jobs(
     return arms, list(jobs.values())
 
 
-def _hash(value) -> str:
+def _hash(value: object) -> str:
     return hashlib.sha256(
-        json.dumps(configurations.jsonable(value), sort_keys=True, default=str).encode()
+        json.dumps(jsonable(value), sort_keys=True, default=str).encode()
     ).hexdigest()[:10]

@@ -102,11 +102,16 @@ def _seconds(job: TrainingJob) -> float:
 def _metrics(alone: Sequence[Mapping], taught: Sequence[Mapping]) -> dict[str, dict]:
     """``{metric: its summary}`` of every number that all of these results have."""
     found = {}
-    for name in alone[0]:
-        a, b = ([values.get(name) for values in results] for results in (alone, taught))
-        if name not in TIMES and all(isinstance(value, int | float) for value in [*a, *b]):
+    for name in (name for name in alone[0] if name not in TIMES):
+        a, b = _numbers(alone, name), _numbers(taught, name)
+        if len(a) == len(alone) and len(b) == len(taught):
             found[name] = summary(a, b)
     return found
+
+
+def _numbers(results: Sequence[Mapping], name: str) -> list[float]:
+    values = [result.get(name) for result in results]
+    return [value for value in values if isinstance(value, int | float)]
 
 
 def _ended_early(arms: Sequence[ConfigArm], seeds: list[int]) -> list[str]:

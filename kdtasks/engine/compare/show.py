@@ -199,7 +199,7 @@ def _draw_mean(
         color=CONTROL,
         linestyle=(0, (3, 2)),
         linewidth=1.2,
-        label=f"mean of {ALONE}" if labelled else None,
+        label=f"mean of {ALONE}" if labelled else "",
     )
     if row["low"] is not None:
         interval = f"mean difference, {result['confidence']:.0%} interval"

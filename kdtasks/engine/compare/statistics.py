@@ -45,6 +45,7 @@ def verdict(differences: Sequence[float], higher_is_better: bool) -> tuple[str |
     if not all(map(math.isfinite, differences)):
         return None, "no verdict: a difference is not finite"
     _, low, high = interval(differences)
+    assert low is not None and high is not None  # there are MIN_SEEDS
     where = f"the {CONFIDENCE:.0%} interval [{low:+.3g}, {high:+.3g}]"
     if low <= 0 <= high:
         return "no difference shown", f"{where} contains 0"

@@ -269,10 +269,10 @@ def cards(run: "Run", parameters: Mapping[str, int]) -> list[dict]:
         if not is_number(value):
             continue
         lines = [f"{parameters[stage.model]:,} parameters"]
-        alone = values.get(parts.control.name) if parts.control else None
+        control = parts.control.name if parts.control else ""
+        alone = values.get(control)
         if stage is parts.final and is_number(alone):
-            gain = number(value - alone, signed=True)
-            lines.insert(0, f"{gain} against {parts.control.name}")
+            lines.insert(0, f"{number(value - alone, signed=True)} against {control}")
         if stage in teachers:
             times = parameters[stage.model] / max(parameters.get("student", 0), 1)
             lines[0] += f" ({times:.3g}× the student's)"
@@ -350,12 +350,16 @@ def _cells(run: "Run", metrics: Sequence[str], values: Mapping) -> list[tuple[st
     return [(name, number(values.get(name), least=task.decimals(name))) for name in metrics]
 
 
-def _difference(values: Mapping, primary: str, alone: float) -> str:
+def _difference(values: Mapping, primary: str, alone: object) -> str:
     value = values.get(primary)
-    return number(value - alone, signed=True) if is_number(value) else ""
+    if not is_number(value) or not is_number(alone):
+        return ""
+    return number(value - alone, signed=True)
 
 
-def _parameters(run: "Run", stage, on_the_way: bool, parameters: Mapping[str, int]) -> str:
+def _parameters(
+    run: "Run", stage: Stage | None, on_the_way: bool, parameters: Mapping[str, int]
+) -> str:
     if stage is None:
         return "–"
     if on_the_way:

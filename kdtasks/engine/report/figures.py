@@ -10,6 +10,7 @@ from kdtasks.engine.report import facts
 from kdtasks.engine.task import Task
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from kdtasks.engine.run import Run
@@ -85,30 +86,24 @@ def draw(run: "Run") -> tuple[list, list]:
         charts.append((title, _bars(shown, task, colors, control.name if control else "")))
     finished = facts.comparable(run, {name: h for name, h in history.items() if h})
     if finished:
-        curves.append(
-            (
-                f"{primary} on the test data, and the learning rate",
-                _progress(finished, task, colors),
-            )
-        )
-        names = list(
-            dict.fromkeys(
-                k for h in finished.values() for entry in h if "lr" in entry for k in entry
-            )
-        )
-        # the total last
-        names = sorted(
-            (n for n in names if n not in ("iteration", "lr")), key=lambda n: n == "loss"
-        )
+        title = f"{primary} on the test data, and the learning rate"
+        curves.append((title, _progress(finished, task, colors)))
+        names = _loss_names(finished)
         if names:
-            many = any(
-                len(facts.curve(h, name)[0]) > SMOOTHED for h in finished.values() for name in names
-            )
-            title = "The losses, each times its weight" + (
-                "; dark: running mean, pale: as read" if many else ""
-            )
+            lengths = [len(facts.curve(h, n)[0]) for h in finished.values() for n in names]
+            title = "The losses, each times its weight"
+            if max(lengths) > SMOOTHED:
+                title += "; dark: running mean, pale: as read"
             curves.append((title, _losses(finished, names, colors)))
     return charts, curves
+
+
+def _loss_names(history: Mapping[str, list[dict]]) -> list[str]:
+    """What was read in training, the total last."""
+    read = (entry for entries in history.values() for entry in entries if "lr" in entry)
+    names = dict.fromkeys(name for entry in read for name in entry)
+    losses = [name for name in names if name not in ("iteration", "lr", "loss")]
+    return [*losses, "loss"] if "loss" in names else losses
 
 
 def _bars(
@@ -119,7 +114,7 @@ def _bars(
     figure = Figure(figsize=(10.4, 0.75 + 0.42 * len(values)))
     axes = figure.subplots()
     rows = range(len(values))
-    axes.barh(rows, values.values(), color=[colors[name] for name in values], height=0.62)
+    axes.barh(rows, list(values.values()), color=[colors[name] for name in values], height=0.62)
     axes.set_yticks(rows, values, fontsize=11)
     axes.invert_yaxis()
     for row, value in zip(rows, values.values()):
@@ -163,7 +158,9 @@ def _progress(history: Mapping[str, list[dict]], task: Task, colors: Mapping[str
     return figure
 
 
-def _losses(history: Mapping[str, list[dict]], names: Sequence[str], colors: Mapping[str, str]):
+def _losses(
+    history: Mapping[str, list[dict]], names: Sequence[str], colors: Mapping[str, str]
+) -> "Figure":
     from matplotlib.figure import Figure
 
     columns = 2 if len(names) in (1, 2, 4) else 3
@@ -173,30 +170,7 @@ def _losses(history: Mapping[str, list[dict]], names: Sequence[str], colors: Map
     for axes, name in zip(panels, names):
         values = []
         for stage, entries in history.items():
-            read = [entry for entry in entries if "lr" in entry]
-            own = {key for entry in read for key in entry} - {"iteration", "lr"}
-            # one loss is the sum
-            x, y = facts.curve(read, next(iter(own)) if name == "loss" and len(own) == 1 else name)
-            if y:
-                smooth = len(x) > SMOOTHED
-                axes.plot(
-                    x,
-                    y,
-                    color=colors[stage],
-                    linewidth=1 if smooth else 1.5,
-                    alpha=0.25 if smooth else 1,
-                    label=None if smooth else stage,
-                    marker="o" if len(x) == 1 else "",
-                )
-                if smooth:
-                    axes.plot(
-                        x,
-                        facts.running_mean(y, len(y) // 30),
-                        color=colors[stage],
-                        linewidth=1.6,
-                        label=stage,
-                    )
-                values += y
+            values += _draw_loss(axes, _loss_curve(entries, name), stage, colors[stage])
         if values and min(values) > 0 and max(values) > 20 * min(values):
             axes.set_yscale("log")
         axes.set_title("sum of all losses" if name == "loss" else name)
@@ -210,6 +184,38 @@ def _losses(history: Mapping[str, list[dict]], names: Sequence[str], colors: Map
     }
     figure.legend(shown.values(), shown, loc="outside lower center", ncols=min(len(shown), 6))
     return figure
+
+
+def _loss_curve(entries: Sequence[Mapping], name: str) -> tuple[list[int], list[float]]:
+    """Of a stage; where it has one loss, this is the sum of all too."""
+    read = [entry for entry in entries if "lr" in entry]
+    own = {key for entry in read for key in entry} - {"iteration", "lr"}
+    return facts.curve(read, next(iter(own)) if name == "loss" and len(own) == 1 else name)
+
+
+def _draw_loss(
+    axes: "Axes", curve: tuple[list[int], list[float]], stage: str, color: str
+) -> list[float]:
+    """Draw the points that a curve has, if any, and return their values; many of them are pale,
+    with their running mean.
+    """
+    x, y = curve
+    if not y:
+        return y
+    many = len(x) > SMOOTHED
+    axes.plot(
+        x,
+        y,
+        color=color,
+        linewidth=1 if many else 1.5,
+        alpha=0.25 if many else 1,
+        label=None if many else stage,
+        marker="o" if len(x) == 1 else "",
+    )
+    if many:
+        mean = facts.running_mean(y, len(y) // 30)
+        axes.plot(x, mean, color=color, linewidth=1.6, label=stage)
+    return y
 
 
 def embed(pictures: Sequence[tuple]) -> list[tuple[str, str, int]]:

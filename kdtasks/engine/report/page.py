@@ -4,6 +4,7 @@ else.
 
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,8 +12,11 @@ import kdtasks
 from kdtasks.core.files import write_atomically, write_text
 from kdtasks.engine.report import facts, figures
 
+if TYPE_CHECKING:
+    from kdtasks.engine.run import Run
 
-def write_report(run) -> None:
+
+def write_report(run: "Run") -> None:
     """Write ``<work_dir>/report.html`` from what the run has so far.
 
     The task's pictures are an extra: if they cannot be made, the report says why, and a warning
@@ -36,7 +40,7 @@ def write_report(run) -> None:
     write_atomically(run.work_dir / "report.html", lambda path: write_text(path, page))
 
 
-def render(run, charts: list, curves: list, pictures: list, note: str) -> str:
+def render(run: "Run", charts: list, curves: list, pictures: list, note: str) -> str:
     """The page as text; ``charts``, ``curves`` and ``pictures`` as
     :func:`~kdtasks.engine.report.figures.embed` gives them.
     """

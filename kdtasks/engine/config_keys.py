@@ -1,0 +1,149 @@
+"""The keys of a config: what each means, and its default."""
+
+# Every key of a config, what it means, and its default. There are no others.
+KEYS = {
+    "task": ("dotted path of the task's trainer module", None),
+    "student": ("the model that learns", None),
+    "teacher": (
+        "the model that teaches; with `checkpoint`, a file or 'own' (its type brings its "
+        "weights), it is not trained",
+        None,
+    ),
+    "teachers": ("several teachers by name, instead of `teacher`; each as that", None),
+    "models": ("further models by name, for stages that train them (assistants)", {}),
+    "control": (
+        'arguments of the student that differ in the stage "alone", where its own losses '
+        "need others",
+        {},
+    ),
+    "peers": ("models that learn beside the student", []),
+    "distiller": ("a subclass of Distiller", {"type": "kdtasks.core.Distiller"}),
+    "losses": ("name=dict(type, its arguments, of, weight, alone)", None),
+    "stages": (
+        "a list of stages, or dict(type=…) of a function that makes one of the config; left "
+        "out: teacher (without "
+        "checkpoint), alone, distilled",
+        None,
+    ),
+    "teacher_training": (
+        "optimizer, schedule, length, data of the stage that trains a teacher, where they differ",
+        {},
+    ),
+    "data": ("train, test, batch_size …", None),
+    "optimizer": ("a torch optimizer", None),
+    "schedule": ("one mmengine parameter scheduler or a list; epochs unless by_epoch=False", []),
+    "length": ("epochs, or dict(iterations=n)", None),
+    "val_interval": (
+        "epochs, or dict(iterations=n), between evaluations; the end is always evaluated",
+        1,
+    ),
+    "checkpoint_interval": ("epochs, or dict(iterations=n), between checkpoints to resume from", 1),
+    "log_interval": ("iterations between reads of the losses", 50),
+    "amp": ("None, 'bfloat16' or 'float16' (float16: CUDA only)", None),
+    "accumulate": ("batches whose gradients are summed (as a mean) before a step", 1),
+    "clip_grad": ("None, or the greatest gradient norm, of the student and of each peer", None),
+    "ema": (
+        "None, or the decay of the student's moving average, which is then evaluated and exported",
+        None,
+    ),
+    "compile": ("False, True, or arguments of torch.compile", False),
+    "channels_last": ("whether images and convolutions are laid out channels last", False),
+    "sync_bn": ("whether BatchNorm statistics are shared between processes", False),
+    "cache": (
+        "None, or dict(views=k): teacher outputs kept for k fixed views of each sample",
+        None,
+    ),
+    "threads": ("CPU threads; None: torch's choice", None),
+    "tensorboard": ("whether to write TensorBoard files", False),
+    "custom_hooks": ("mmengine hooks", []),
+}
+NEEDED = ("task", "student", "losses", "data", "optimizer", "length")
+DATA_KEYS = {
+    "train": ("dict(type=…) of the training data, a class or a function", None),
+    "test": ("dict(type=…) of the test data", None),
+    "batch_size": ("labelled samples in a batch, of all processes together", 64),
+    "test_batch_size": ("samples in a batch of an evaluation", 256),
+    "unlabelled_per_batch": (
+        "unlabelled samples (target -100) that a batch has beside the "
+        "labelled ones, where a teacher is",
+        0,
+    ),
+    "per_class": ("None, or how many samples of each of its classes a batch has", None),
+    "iterations_per_epoch": (
+        "None: as many as the data fills; or how many batches count as an epoch",
+        None,
+    ),
+    "workers": ("processes that read samples; 0: the training process does", 0),
+    "collate": (
+        "dotted path of a function from a list of samples to a batch; None: the data's "
+        "own, or stacking",
+        None,
+    ),
+    "own": (
+        "names beside the target that the data supplies and no teacher has a part in: losses "
+        "of them are also the "
+        "control's",
+        (),
+    ),
+    "unknown_classes": (
+        "'error', or 'drop': what a test set has of classes that the training data "
+        "lacks is left out, with a "
+        "warning that counts it",
+        "error",
+    ),
+    "skip_bad": (
+        "whether to go on without the samples that cannot be read, which are noted, "
+        "instead of stopping",
+        False,
+    ),
+    "timeout": (
+        "seconds that the workers may take for a batch before the run ends with an error; "
+        "0: no limit",
+        600,
+    ),
+}
+# beside `type` and the model's arguments
+MODEL_KEYS = {"checkpoint": "a file with the weights that the model starts from"}
+TEACHER_KEYS = {
+    "checkpoint": "a file with the teacher's weights, or 'own' (its type brings them): it is not "
+    "trained then",
+    "precision": "of its forward: 'float32', 'bfloat16' or 'float16'; None: as the student's",
+    "input_size": "the side, or (height, width), to which its inputs are resized",
+    "mean": "what its inputs are normalised with, where the student's differ; the next three go "
+    "with it",
+    "std": "as `mean`",
+    "student_mean": "what the student's inputs, which the data gives, are normalised with",
+    "student_std": "as `student_mean`",
+}
+LOSS_KEYS = {
+    "of": "the names of the tensors that it is called with, in order",
+    "weight": "a number, or dict(type=…) of a schedule; 1 where left out",
+    "alone": "its weight in the control; left out: 1, or 0 if it needs a teacher",
+}
+STAGE_KEYS = {
+    "name": "identifier in results, file names and stage references",
+    "model": "which model learns: 'student' (also where left out), the name of a teacher, or a key "
+    "of `models`",
+    "arguments": "of the model's type, in the place of the config's, in this stage and where it "
+    "later teaches",
+    "student": "what the model starts from: 'fresh', 'keep' (the last stage that trained it), "
+    "'<stage>', '<stage>.last', "
+    "'<stage>.best', '<stage>.<epoch>', or a file",
+    "teachers": "{name: its weights}: a file, a stage as above, 'own', None (its `checkpoint`), or "
+    "a list of these, one after "
+    "the other",
+    "losses": "as at the top; those of this stage",
+    "train": "patterns of the parameters that learn: 'student', 'losses', 'student.layer3.*'",
+    "optimizer": "instead of the config's",
+    "schedule": "instead of the config's",
+    "length": "instead of the config's",
+    "data": "keys of `data` that differ",
+    "optimizer_state": "'fresh', or 'keep': the momentum of the stage that the student comes from "
+    "goes on",
+    "keep": "epochs whose checkpoints are kept, for stages that start from them",
+    "role": "what it is for: 'teacher', 'control', 'taught', 'joint' or 'step'; left out: found from "
+    "what the stage is",
+}
+TRAINING_KEYS = ("optimizer", "schedule", "length", "data")
+# to which --cfg-options may add an entry
+LISTS = ("custom_hooks", "schedule", "peers")

@@ -1,0 +1,179 @@
+"""The loop of a stage: counted in iterations, read from the device once per log interval."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from mmengine.runner import BaseLoop
+from torch import Tensor, nn
+
+from kdtasks.core.terms import total_loss
+from kdtasks.engine.loader import Loader
+
+if TYPE_CHECKING:
+    from kdtasks.engine.runner import StageRunner
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Of a stage, in iterations.
+
+    Attributes:
+        total: of all.
+        log, validate, checkpoint: between reads of the losses, evaluations and checkpoints.
+        first_epoch: the number that the data's order and views give to the stage's first epoch.
+    """
+
+    total: int
+    log: int
+    validate: int
+    checkpoint: int
+    first_epoch: int = 0
+
+
+class NotFiniteError(RuntimeError):
+    """A loss or a weight became NaN or infinite; the message says which, and when."""
+
+
+class LossBuffer:
+    """Losses of the last steps, kept on the device; reading them is the only wait for it."""
+
+    def __init__(self):
+        self.rows: list[tuple[int, tuple[str, ...], Tensor]] = []
+
+    def add(self, iteration: int, losses: dict[str, Tensor]) -> None:
+        """Keep the losses of one step."""
+        self.rows.append(
+            (
+                iteration,
+                tuple(losses),
+                torch.stack([v.detach().float().reshape(()) for v in losses.values()]),
+            )
+        )
+
+    def read(self) -> dict[str, float]:
+        """The mean of each loss over the steps since the last read.
+
+        Raises:
+            NotFiniteError: the first loss that is NaN or infinite, and its iteration.
+        """
+        if not self.rows:
+            return {}
+        lengths = [len(names) for _, names, _ in self.rows]
+        values = torch.cat([row for _, _, row in self.rows])
+        # the mean over ranks: all see a NaN of one
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(values)
+            values = values / torch.distributed.get_world_size()
+        # the one wait
+        values = values.cpu().split(lengths)
+        sums: dict[str, list[float]] = {}
+        for (iteration, names, _), row in zip(self.rows, values):
+            for name, value in zip(names, row.tolist()):
+                if not abs(value) < float("inf"):
+                    raise NotFiniteError(f"{name} is {value} at iteration {iteration}")
+                sums.setdefault(name, []).append(value)
+        self.rows.clear()
+        return {name: sum(v) / len(v) for name, v in sums.items()}
+
+
+class StageLoop(BaseLoop):
+    """Step, read, evaluate, save; from any iteration on.
+
+    Args:
+        runner: the stage's runner.
+        dataloader: an :class:`kdtasks.engine.loader.Loader`.
+        lengths: of the stage and its intervals.
+        prepare: called with each batch before the step; adds what a cache knows.
+    """
+
+    def __init__(
+        self,
+        runner: "StageRunner",
+        dataloader: Loader,
+        lengths: Lengths,
+        prepare: Callable[[dict], dict] | None = None,
+    ):
+        super().__init__(runner, cast(Any, dataloader))
+        self.loader, self.lengths, self.prepare = dataloader, lengths, prepare
+        self._iter, self._max_iters = 0, lengths.total
+        # a hook may set it: EarlyStoppingHook does
+        self.stop_training = False
+        self.buffer = LossBuffer()
+
+    iter = property(lambda self: self._iter)
+    max_iters = property(lambda self: self._max_iters)
+    epoch = property(lambda self: self._iter // len(self.loader))
+    max_epochs = property(lambda self: -(-self._max_iters // len(self.loader)))
+
+    def run(self) -> nn.Module:
+        """Train to the end and return the model."""
+        runner = self.runner
+        runner.call_hook("before_train")
+        while self._iter < self._max_iters and not self.stop_training:
+            runner.distiller.train()
+            runner.call_hook("before_train_epoch")
+            for batch in self.loader.epoch(
+                self.lengths.first_epoch + self.epoch, start=self._iter % len(self.loader)
+            ):
+                self._step(batch)
+                if self._iter == self._max_iters or self.stop_training:
+                    break
+            runner.call_hook("after_train_epoch")
+        runner.call_hook("after_train")
+        return runner.model
+
+    def move_to(self, iteration: int) -> None:
+        """Go on from an iteration."""
+        self._iter = iteration
+
+    def _step(self, batch: dict) -> None:
+        runner, iteration = self.runner, self._iter
+        runner.message_hub.update_info("iter", iteration)
+        runner.distiller.progress = (iteration, self._max_iters)
+        if self.prepare:
+            batch = self.prepare(batch)
+        runner.call_hook("before_train_iter", batch_idx=iteration, data_batch=batch)
+        with runner.stepper.optim_context(runner.model):
+            losses = runner.model(batch)
+            total = total_loss(losses)
+        runner.stepper.update_params(total)
+        if runner.average and runner.stepper.should_update():
+            runner.average.update()
+        losses = losses if len(losses) == 1 or "loss" in losses else {**losses, "loss": total}
+        losses = {name: value.detach() for name, value in losses.items()}
+        self.buffer.add(iteration, losses)
+        runner.call_hook("after_train_iter", batch_idx=iteration, data_batch=batch, outputs=losses)
+        self._iter += 1
+        self._after()
+
+    def _after(self) -> None:
+        done, runner = self._iter, self.runner
+        last = done == self._max_iters or self.stop_training
+        validate = last or done % self.lengths.validate == 0
+        keep = self._ends_kept_epoch()
+        save = last or done % self.lengths.checkpoint == 0
+        save = save and (last or done % runner.stepper.accumulate == 0)
+        if validate or save or keep or done % self.lengths.log == 0:
+            runner.note(self._read())
+        if validate:
+            runner.evaluate_now()
+            save = save or self.stop_training
+        if keep:
+            # before last.pth: a kill in between then loses none
+            runner.keep_now(done // len(self.loader))
+        if save:
+            runner.save_now()
+
+    def _ends_kept_epoch(self) -> bool:
+        return (
+            self._iter % len(self.loader) == 0
+            and self._iter // len(self.loader) in self.runner.keep
+        )
+
+    def _read(self) -> dict[str, float]:
+        try:
+            return self.buffer.read()
+        except NotFiniteError as error:
+            return self.runner.save_and_raise(str(error))
