@@ -323,7 +323,10 @@ PRIVATE_ELSEWHERE = {
     "_foreach_lerp_",
     "_foreach_norm",
     "_shape_as_tensor",
-    "_dynamo",  # torch
+    # torch
+    "_C",
+    "_are_functorch_transforms_active",
+    "_dynamo",
     # mmdet, mmengine
     "_bbox_forward",
     "_instance_dict",

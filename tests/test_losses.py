@@ -1,5 +1,6 @@
 """What all public losses have in common: a NaN stays one, float64 stays, masked classes are 0,
-second derivatives are right or refused, and which of them ``torch.compile`` takes whole.
+second derivatives are right or refused, torch.func can transform those with a kernel, and which of
+them ``torch.compile`` takes whole.
 """
 
 import math
@@ -159,9 +160,7 @@ def test_a_masked_class_counts_as_if_it_were_not_there(name, dtype):
 
 
 @pytest.mark.parametrize("name", LOGITS)
-def test_a_class_that_only_the_student_masks_costs_infinity_and_one_that_only_the_teacher_masks_does_not(
-    name,
-):
+def test_a_class_masked_by_the_student_alone_costs_infinity_by_the_teacher_alone_it_does_not(name):
     loss, _ = LOGITS[name]
     student, teacher = masked(6, 5), masked(6, 5)
     assert loss(student, masked(6, 5, where=(1,)).detach()) == INF
@@ -259,6 +258,37 @@ def test_the_second_derivative_is_right_or_refused(case: Case):
     torch.testing.assert_close(
         second, expected, rtol=1e-3, atol=1e-5 * (1 + float(expected.abs().max()))
     )
+
+
+WITH_KERNEL = ("adl_loss", "ADLLoss", "rkd", "RKDLoss", "darkrank", "DarkRank", "kd_loss", "KDLoss")
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in DIFFERENTIABLE if case.name.startswith(WITH_KERNEL)], ids=str
+)
+def test_torch_func_transforms_a_loss(case: Case):
+    """Gradients of two students at once, with one teacher or one each; and forward mode."""
+    student, teacher = case.tensors
+    students = torch.stack([student, student.flip(0) + 0.1])
+    teachers = torch.stack([teacher, 2 * teacher.flip(0)])
+    shared, own = (
+        torch.stack([slope_of(case, s, t) for s, t in zip(students, taught)])
+        for taught in ([teacher, teacher], teachers)
+    )
+    slope = torch.func.grad(case)
+    close = {"rtol": 1e-8, "atol": 1e-11}
+    together = torch.func.vmap(slope, in_dims=(0, None))(students, teacher)
+    torch.testing.assert_close(together, shared, **close)
+    torch.testing.assert_close(torch.func.vmap(slope)(students, teachers), own, **close)
+    if "released" not in case.name:  # of its gradient, which is not that of the value
+        direction = torch.randn_like(student)
+        _, along = torch.func.jvp(lambda s: case(s, teacher), (student,), (direction,))
+        torch.testing.assert_close(along, (shared[0] * direction).sum(), **close)
+
+
+def slope_of(case: Case, student: Tensor, *others: Tensor) -> Tensor:
+    student = student.clone().requires_grad_()
+    return torch.autograd.grad(case(student, *others), student)[0]
 
 
 def test_the_cases_go_through_every_autograd_function_of_the_package():

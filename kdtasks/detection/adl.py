@@ -6,7 +6,8 @@ hard to learn (the teacher is unsure: its entropy :math:`H` is high) or hard to 
 is far from the teacher). With :math:`q` the teacher's and :math:`p` the student's probability:
 
 .. math::
-    \mathrm{KL} = q \log\frac{q}{p} + (1-q) \log\frac{1-q}{1-p}, \qquad H = -q \log q - (1-q) \log(1-q)
+    \mathrm{KL} = q \log\frac{q}{p} + (1-q) \log\frac{1-q}{1-p}, \qquad
+    H = -q \log q - (1-q) \log(1-q)
 
     L = \frac{1}{Z} \sum_{\text{anchors, classes}} A^\gamma\,\mathrm{KL}, \qquad
     A = 1 - e^{-(\mathrm{KL} + \beta H)}, \qquad Z = \max\Bigl(1, \sum q^{\theta}\Bigr)
@@ -28,36 +29,73 @@ to focal and box loss, and leaves out of the numerator (``valid``) the anchors t
 ignore.
 
 The kernel of the release is NaN where a probability rounds to 0 or 1. Here no finite logits give a
-NaN: every entry is seen from the answer that the teacher finds less likely, whose probability keeps
-all its digits, and no logarithm of a rounded probability is taken. An infinite logit (a masked
-class, -inf) is a probability of 0 or 1: where both have it, the entry costs nothing and pulls
-nothing; where the student rules out what the teacher does not, the loss is +inf. Loss and gradient
-come out of one pass over chunks that stay in a core's cache.
+NaN: q and 1 - q both keep their digits, and no logarithm of a rounded probability is taken. An
+infinite logit (a masked class, -inf) is a probability of 0 or 1: where both have it, the entry
+costs nothing and pulls nothing; where the student rules out what the teacher does not, the loss is
++inf.
+
+:func:`adl_terms` is the formula. A training step has the same from
+:mod:`kdtasks.detection.adl_kernel`: loss and gradient in one pass over chunks of the logits.
 """
 
-import math
-from itertools import zip_longest
+import functools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdtasks.core.fused import fused
 from kdtasks.core.gather import mean_over_processes
 from kdtasks.core.names import did_you_mean
+from kdtasks.core.precision import raised_dtype
+from kdtasks.detection import adl_kernel
 from kdtasks.general.divergences import times
 
 PRESETS = {
     "paper": {"base": "kl", "alpha": None, "gamma": 1.0, "beta": 1.5, "power": 1.8},
     "released": {"base": "ce", "alpha": 0.5, "gamma": 2.0, "beta": 1.0, "power": 1.8},
 }
-# entries at a time, so that the scratch (2 MB) stays in cache
-CHUNK = {"cpu": 2**16}
-# fewer launches, and the scratch still is below 10 M entries
-CHUNK_ELSEWHERE = 2**20
-# sigmoid(-bound) is 0 beside 1, and exp(2 · bound) is finite
-BOUND = {torch.float32: 40.0, torch.float64: 340.0}
-# a probability that counts as 0
-ZERO = {dtype: 1.001 * math.exp(-bound) for dtype, bound in BOUND.items()}
+
+
+def adl_terms(
+    student: Tensor,
+    teacher: Tensor,
+    gamma: float = 1.0,
+    beta: float = 1.5,
+    base: str = "kl",
+    alpha: float | None = None,
+) -> Tensor:
+    """The formula, entry by entry: ``A^gamma`` times KL or cross-entropy, before the sum and Z.
+
+    Args: as of :func:`adl_loss`, logits of any shape.
+    """
+    kl, entropy = kl_and_entropy(student, teacher)
+    weight = adl_weight(kl, entropy, gamma, beta)
+    if base == "kl":
+        return weight * kl
+    yes, no = (1, 1) if alpha is None else (alpha, 1 - alpha)
+    q, rest = teacher.sigmoid(), (-teacher).sigmoid()
+    cost = -times(yes * q, F.logsigmoid(student)) - times(no * rest, F.logsigmoid(-student))
+    return weight * cost
+
+
+def adl_weight(kl: Tensor, entropy: Tensor, gamma: float = 1.0, beta: float = 1.5) -> Tensor:
+    """The adaptive weight of each entry, ``A^gamma`` with ``A = 1 - exp(-(KL + beta·H))``."""
+    weight = -torch.expm1(-(kl + beta * entropy))
+    if gamma == 1:
+        return weight
+    # no gradient at A = 0, where a power below 1 has an infinite slope
+    zero = weight == 0
+    return weight.masked_fill(zero, 1).pow(gamma).masked_fill(zero, 0.0**gamma)
+
+
+def kl_and_entropy(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """``KL(q ‖ p)`` and ``H(q)`` of each entry, from the logits."""
+    q, rest = teacher.sigmoid(), (-teacher).sigmoid()
+    log_q, log_rest = F.logsigmoid(teacher), F.logsigmoid(-teacher)
+    kl = times(q, log_q - F.logsigmoid(student)) + times(rest, log_rest - F.logsigmoid(-student))
+    entropy = -times(q, log_q) - times(rest, log_rest)
+    return kl - kl.detach().clamp(max=0), entropy  # rounding goes below 0
 
 
 def adl_loss(
@@ -71,8 +109,8 @@ def adl_loss(
     valid: Tensor | None = None,
     normalizer: float | Tensor | None = None,
 ) -> Tensor:
-    """Sum over entries of ``(1 - exp(-(KL + beta·H)))^gamma`` times KL (or cross-entropy), over the
-    normalizer.
+    """Sum over entries of ``(1 - exp(-(KL + beta·H)))^gamma`` times KL (or cross-entropy), over
+    the normalizer.
 
     Args:
         student: ``(…, A, K)`` logits of A anchors and K sigmoid classes; carries the gradient. All
@@ -93,8 +131,9 @@ def adl_loss(
 
     Returns:
         A scalar in nats. Half precision is raised to float32, float64 stays. A zero that still
-        backpropagates when there are no anchors. Differentiable once. Memory of one float32 tensor
-        of the student's size until backward.
+        backpropagates when there are no anchors. Until backward it takes the memory of one float32
+        tensor of the student's size, and holds the two logits. ``create_graph=True``,
+        ``torch.func`` and ``torch.compile`` have the plain form, :func:`adl_terms` in float64.
 
     Raises:
         ValueError: shapes, ``base``, or a number out of its range.
@@ -108,7 +147,7 @@ def adl_loss(
         normalizer = normalizer.detach()
     elif not normalizer > 0:
         raise ValueError(f"normalizer must be > 0, got {normalizer}")
-    return (loss / normalizer).to(_precision(student, teacher))
+    return (loss / normalizer).to(raised_dtype(student, teacher))
 
 
 class ADLLoss(nn.Module):
@@ -148,7 +187,7 @@ class ADLLoss(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor, valid: Tensor | None = None) -> Tensor:
         loss, mass = _sums(student, teacher, valid=valid, **self.settings)
         mass, one = mean_over_processes(mass)
-        return (loss / mass.clamp(min=one)).to(_precision(student, teacher))
+        return (loss / mass.clamp(min=one)).to(raised_dtype(student, teacher))
 
     def extra_repr(self) -> str:
         return ", ".join(
@@ -171,10 +210,6 @@ def _check(gamma: float, beta: float, power: float | None, base: str, alpha: flo
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
 
 
-def _precision(*tensors: Tensor) -> torch.dtype:
-    return torch.float64 if any(t.element_size() == 8 for t in tensors) else torch.float32
-
-
 def _sums(
     student: Tensor,
     teacher: Tensor,
@@ -185,7 +220,9 @@ def _sums(
     alpha: float | None,
     valid: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The loss before it is normalized, and the sum of ``sigmoid(teacher)^power``: float64 scalars."""
+    """The loss before it is normalized, and the sum of ``sigmoid(teacher)^power`` (0 without a
+    power), both in float64.
+    """
     _check(gamma, beta, power, base, alpha)
     if student.shape != teacher.shape or student.dim() < 2:
         raise ValueError(
@@ -199,149 +236,22 @@ def _sums(
             f"{tuple(valid.shape)} "
             f"with student {tuple(student.shape)}"
         )
-    wanted = student.requires_grad and torch.is_grad_enabled()
-    return _ADL.apply(student, teacher.detach(), valid, (gamma, beta, power, base, alpha), wanted)
+    settings = {"gamma": gamma, "beta": beta, "power": power, "base": base, "alpha": alpha}
+    forms = (functools.partial(form, **settings) for form in (_plain_sums, adl_kernel.adl_sums))
+    return fused(*forms, student, teacher.detach(), valid)
 
 
-class _ADL(torch.autograd.Function):
-    """Both sums; the gradient is written while the loss is computed, and only scaled in backward."""
-
-    @staticmethod
-    def forward(
-        ctx, student: Tensor, teacher: Tensor, valid: Tensor | None, settings: tuple, wanted: bool
-    ):
-        dtype, classes = _precision(student, teacher), student.shape[-1]
-        gradient = (
-            torch.empty(student.shape, dtype=dtype, device=student.device) if wanted else None
-        )
-        sums = torch.zeros(2, dtype=torch.float64, device=student.device)
-        if student.numel():
-            rows = max(CHUNK.get(student.device.type, CHUNK_ELSEWHERE) // classes, 1)
-            scratch = torch.empty(
-                8,
-                min(rows, student.numel() // classes),
-                classes,
-                dtype=dtype,
-                device=student.device,
-            )
-            scratch[0] = 1
-            split = [
-                [None] if t is None else t.reshape(-1, t.shape[-1]).split(rows)
-                for t in (
-                    student,
-                    teacher,
-                    gradient,
-                    None if valid is None else valid.logical_not()[..., None],
-                )
-            ]
-            for x, y, out, dropped in zip_longest(*split):
-                _chunk(
-                    x.to(dtype), y.to(dtype), dropped, *settings, sums, out, *scratch[:, : len(x)]
-                )
-        if wanted:
-            ctx.save_for_backward(gradient)
-            ctx.dtype = student.dtype
-        loss, mass = sums.unbind()
-        ctx.mark_non_differentiable(mass)
-        return loss, mass
-
-    @staticmethod
-    def backward(ctx, scale: Tensor, _):
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "adl_loss can be differentiated once: its gradient has no "
-                "derivative, so no create_graph=True"
-            )
-        (gradient,) = ctx.saved_tensors
-        return (
-            torch.mul(gradient, -scale, out=torch.empty_like(gradient, dtype=ctx.dtype)),
-            None,
-            None,
-            None,
-            None,
-        )
-
-
-def _chunk(
-    x: Tensor,
-    y: Tensor,
-    dropped: Tensor | None,
-    gamma: float,
-    beta: float,
-    power: float | None,
-    base: str,
-    alpha: float | None,
-    sums: Tensor,
-    gradient: Tensor | None,
-    one: Tensor,
-    sign: Tensor,
-    a: Tensor,
-    b: Tensor,
-    c: Tensor,
-    d: Tensor,
-    e: Tensor,
-    f: Tensor,
-) -> None:
-    """Adds the sums of one chunk, and writes its gradient with the sign turned; ``a`` to ``f`` are
-    scratch.
-
-    ``q`` and ``p`` are teacher's and student's probability of the answer that the teacher finds
-    less likely, so q <= 1/2. With delta the student's logit of it less the teacher's: ``KL =
-    log1p(q·expm1(delta)) - q·delta``, and ``p - q = q(1-q)·expm1(delta) / (1 + q·expm1(delta))``,
-    which keep their digits where the two agree.
-    """
-    bound, big = BOUND[x.dtype], torch.finfo(x.dtype).max
-    # +1: the unlikely answer is "no"
-    torch.copysign(one, y, out=sign)
-    # the teacher's logit of the likely answer
-    likely = torch.abs(y, out=a)
-    delta = torch.mul(x, sign, out=b)  # the student's, for now
-    growth = torch.clamp(delta, max=bound, out=c)
-    torch.sub(likely, delta, out=delta).clamp_(max=big)
-    likely.clamp_(max=bound)
-    # delta again, within what exp can take
-    torch.sub(likely, growth, out=growth)
-    # softplus, for now: -log(1 - q)
-    entropy = torch.neg(likely, out=d).exp_().log1p_()
+def _plain_sums(
+    student: Tensor, teacher: Tensor, valid: Tensor | None, power: float | None, **settings
+) -> tuple[Tensor, Tensor]:
+    student, teacher = student.double(), teacher.double()
+    ignored = torch.zeros_like(teacher, dtype=torch.bool)
+    if valid is not None:
+        ignored = ~valid[..., None].expand_as(teacher)
+    mass = teacher.new_zeros(())
     if power is not None:
-        mass = torch.clamp(y, max=0, out=e).sub_(entropy).mul_(power).exp_()
-        sums[1] += (mass if dropped is None else mass.masked_fill_(mass.isnan() & dropped, 0)).sum()
-    q = torch.neg(likely, out=f).sigmoid_()
-    q_delta = delta.mul_(torch.threshold(q, ZERO[x.dtype], 0, out=e))
-    # 0 · log 0 = 0; a logit's own NaN is in w too
-    q_delta.nan_to_num_(nan=0, posinf=torch.inf, neginf=-torch.inf)
-    entropy.addcmul_(q, likely)
-    # log1p(q·exp) is linear there
-    excess = torch.clamp(growth, min=2 * bound, out=a).sub_(2 * bound)
-    w = growth.clamp_(max=2 * bound).expm1_().mul_(q)
-    slope = torch.add(w, 1, out=e)
-    slope = torch.div(w, slope, out=e)
-    slope.addcmul_(slope, q, value=-1)  # p - q
-    kl = w.log1p_().add_(excess).sub_(q_delta).relu_()
-    multiplicand = kl if base == "kl" else torch.add(kl, entropy, out=a)
-    # its derivative by the student's logit
-    of_multiplicand = slope
-    if alpha is not None:
-        yes, no = alpha * torch.sigmoid(y), (1 - alpha) * torch.sigmoid(-y)
-        multiplicand = times(yes, F.logsigmoid(x)).add_(times(no, F.logsigmoid(-x))).neg_()
-        p = slope + q
-        of_multiplicand = torch.addcmul(slope / 2, p + q - 2 * p * q, sign, value=alpha - 0.5)
-    weight = entropy.mul_(beta).add_(kl).neg_().expm1_().neg_()  # A
-    pull = (
-        None if gradient is None else torch.sub(one, weight, out=b).mul_(multiplicand).mul_(slope)
-    )
-    if gamma == 0:
-        weight = one
-        if pull is not None:
-            pull.zero_()
-    elif gamma != 1:
-        power_of = torch.pow(weight, gamma, out=f)
-        # at A = 0 the slope is infinite if gamma < 1
-        if pull is not None:
-            pull.div_(weight).masked_fill_(weight == 0, 0).mul_(power_of).mul_(gamma)
-        weight = power_of
-    if pull is not None:
-        pull.addcmul_(weight, of_multiplicand)
-        torch.mul(pull if dropped is None else pull.masked_fill_(dropped, 0), sign, out=gradient)
-    loss = multiplicand.mul_(weight)
-    sums[0] += (loss if dropped is None else loss.masked_fill_(dropped, 0)).sum()
+        mass = teacher.sigmoid().pow(power)
+        mass = mass.masked_fill(ignored & mass.isnan(), 0).sum()
+    # whatever the ignored ones hold
+    student, teacher = student.masked_fill(ignored, 0), teacher.masked_fill(ignored, 0)
+    return adl_terms(student, teacher, **settings).masked_fill(ignored, 0).sum(), mass

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdtasks.detection.adl import adl_weight, kl_and_entropy
+
 
 def level_maps(values: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
     """(A,) values of one image's anchors -> the largest of each location, (h,w) for each level.
@@ -57,15 +59,12 @@ def adl_weight_map(
         raise ValueError(
             f"expected two tensors (A,K), got {tuple(student.shape)} and {tuple(teacher.shape)}"
         )
-    hard = []
+    weights = []
     # a level of COCO takes much memory
     for s, t in zip(student.detach().split(65536), teacher.detach().split(65536)):
-        s, t = s.float(), t.float()
-        q, on, off = t.sigmoid(), F.logsigmoid(t), F.logsigmoid(-t)
-        kl = (q * (on - F.logsigmoid(s)) + (1 - q) * (off - F.logsigmoid(-s))).clamp(min=0)
-        # the weight grows with it
-        hard.append((kl - beta * (q * on + (1 - q) * off)).amax(1).cpu())
-    return level_maps((-torch.expm1(-torch.cat(hard))) ** gamma, sizes)
+        entries = adl_weight(*kl_and_entropy(s.float(), t.float()), gamma, beta)
+        weights.append(entries.amax(1).cpu())
+    return level_maps(torch.cat(weights), sizes)
 
 
 def over_levels(maps: Sequence[Tensor]) -> Tensor:

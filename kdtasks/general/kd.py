@@ -4,7 +4,8 @@ r"""Knowledge distillation with soft targets (Hinton, Vinyals and Dean, arXiv 15
 The student matches the teacher's class probabilities, both softened by a temperature :math:`T`, so
 that the small probabilities (which wrong classes look alike) count too:
 
-.. math:: L = \frac{T^2}{B} \sum_{b=1}^{B} \sum_{c=1}^{C} p^t_{bc} \,(\log p^t_{bc} - \log p^s_{bc}),
+.. math::
+    L = \frac{T^2}{B} \sum_{b=1}^{B} \sum_{c=1}^{C} p^t_{bc} \,(\log p^t_{bc} - \log p^s_{bc}),
     \qquad p = \mathrm{softmax}(z / T)
 
 Its gradient is :math:`(T / B)(p^s - p^t)`. The paper minimises the cross-entropy with the soft
@@ -24,10 +25,21 @@ each class is a yes or no of its own, and :func:`binary_kd_loss` adds up their d
 **Masked classes**, with logits of -inf: see :mod:`kdtasks.general.divergences`.
 """
 
+import functools
+
 from torch import Tensor, nn
 
+from kdtasks.core.fused import fused
 from kdtasks.core.precision import raised
+from kdtasks.general import kd_kernel
 from kdtasks.general.divergences import binary_kl_terms, kl_terms
+
+
+def softened_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """The formula, for ``(B, C, *)`` logits of one dtype; of maps the mean over all positions."""
+    positions = student.numel() // max(student.shape[1], 1)  # B times all positions
+    terms = kl_terms(student / temperature, teacher / temperature)
+    return terms.sum() * (temperature**2 / max(positions, 1))
 
 
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
@@ -63,12 +75,11 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tenso
             "binary_kd_loss"
         )
     _check_temperature(temperature)
-    student, teacher = raised(student, teacher.detach())
-    # B times all positions
-    positions = student.numel() // max(student.shape[1], 1)
-    return kl_terms(student / temperature, teacher / temperature).sum() * (
-        temperature**2 / max(positions, 1)
+    plain, kernel = (
+        functools.partial(form, temperature=temperature)
+        for form in (softened_kl, kd_kernel.softened_kl)
     )
+    return fused(plain, kernel, *raised(student, teacher.detach()))
 
 
 def binary_kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

@@ -6,11 +6,13 @@ batch. Two of them: how far two samples are apart, in units of the batch's mean 
 the square within 1, linear beyond):
 
 .. math::
-    L_D &= \sum_{i \ne j} h\Bigl(\frac{\lVert t_i - t_j \rVert}{\mu_t}, \frac{\lVert s_i - s_j \rVert}{\mu_s}\Bigr),
+    L_D &= \sum_{i \ne j} h\Bigl(\frac{\lVert t_i - t_j \rVert}{\mu_t},
+    \frac{\lVert s_i - s_j \rVert}{\mu_s}\Bigr),
     \qquad \mu = \operatorname*{mean}_{i \ne j} \lVert x_i - x_j \rVert
 
     L_A &= \sum_{i, j, k} h(\cos \angle t_i t_j t_k, \cos \angle s_i s_j s_k), \qquad
-    \cos \angle x_i x_j x_k = \frac{\langle x_i - x_j, x_k - x_j \rangle}{\lVert x_i - x_j \rVert \lVert x_k - x_j \rVert}
+    \cos \angle x_i x_j x_k =
+    \frac{\langle x_i - x_j, x_k - x_j \rangle}{\lVert x_i - x_j \rVert \lVert x_k - x_j \rVert}
 
     L &= L_{\mathrm{task}} + \lambda_D L_D + \lambda_A L_A
 
@@ -24,38 +26,64 @@ the teacher's rows L2-normalised and the student's not (the authors' scripts); 2
 cross-entropy for classification. Neither loss normalises rows itself. The relations are those of
 one process's rows unless they are gathered (``RKDLoss(gather=True)``).
 
-**Angles.** All N³ of them follow from the N² squared distances, by the law of cosines; so do their
-gradients, in closed form. They are worked through in blocks that stay in a core's cache, in
-float64, and no tensor of N³ or of N² times the width is ever made. Where two rows coincide, an arm
-has no length and no direction: its cosines count as 0, its gradient is 0. (The usual form, a
-difference divided by its norm or by 1e-12, gives gradients of 1e9 there.) Rows coincide up to a
-millionth of the largest distance in their batch, in every precision: below it, float32 has left
-little of an arm's direction, and one image that went through a network twice would get a gradient
-thousands of times the others'.
+**Angles.** All N³ of them follow from the N² squared distances, by the law of cosines
+(:func:`angle_sum`); so do their gradients, in closed form. A training step works through them in
+blocks that stay in a core's cache, in float64, without a tensor of N³ or of N² times the width
+(:mod:`kdtasks.general.rkd_kernel`). Where two rows coincide, an arm has no length and no direction:
+its cosines count as 0, its gradient is 0. (The usual form, a difference divided by its norm or by
+1e-12, gives gradients of 1e9 there.) Rows coincide up to a millionth of the largest distance in
+their batch, in every precision: below it, float32 has left little of an arm's direction, and one
+image that went through a network twice would get a gradient thousands of times the others'.
 """
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdtasks.core.fused import fused
 from kdtasks.core.gather import gather_rows
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.precision import raised_dtype
-from kdtasks.general.distances import squared_distances
+from kdtasks.general import rkd_kernel
+from kdtasks.general.distances import has_length, inverse_distances, squared_distances
 
-ROWS = 32  # of a block
-# entries of a block: a handful of them (1 MB each) stay in the cache
-BLOCK = {"cpu": 2**17}
-BLOCK_ELSEWHERE = 2**22  # fewer launches
-# squared, of an arm, in units of the largest squared distance
-NO_LENGTH = 1e-12
+
+def distance_sum(student: Tensor, teacher: Tensor) -> Tensor:
+    """L_D, from the ``(N, N)`` squared distances."""
+    return F.smooth_l1_loss(
+        relative_distances(student), relative_distances(teacher), reduction="sum"
+    )
+
+
+def relative_distances(squared: Tensor) -> Tensor:
+    """``(N, N)`` squared distances -> distances over their mean, the diagonal left out; 0 for rows
+    that coincide, without the root's infinite slope.
+    """
+    apart = squared != 0  # a NaN stays one
+    distances = squared.where(apart, 1).sqrt().where(apart, 0)
+    mean = distances.sum() / (len(squared) * (len(squared) - 1))
+    return distances / mean.where(mean > 0, 1)
+
+
+def angle_sum(student: Tensor, teacher: Tensor) -> Tensor:
+    """L_A over all triples of indices, from the ``(N, N)`` squared distances."""
+    return F.smooth_l1_loss(cosines(student), cosines(teacher), reduction="sum")
+
+
+def cosines(squared: Tensor) -> Tensor:
+    """``(N, N)`` squared distances -> ``(N, N, N)`` cosines of the angles at j between i and k, as
+    ``[j, i, k]``, by the law of cosines.
+    """
+    inverse = inverse_distances(squared)
+    # |x_i - x_j|² + |x_k - x_j|² - |x_i - x_k|² is twice the inner product of the arms
+    products = (squared[:, :, None] + squared[:, None, :] - squared) / 2
+    return products * inverse[:, :, None] * inverse[:, None, :]
 
 
 def rkd_distance_loss(student: Tensor, teacher: Tensor, divisor: str = "all") -> Tensor:
-    """Huber loss of the distances between rows, each in units of its batch's mean distance (section
-    3.2.1).
+    """Huber loss of the distances between rows, each in units of its batch's mean distance
+    (section 3.2.1).
 
     Args:
         student: ``(N, Ds)`` embeddings; carries the gradient, through the mean distance as well.
@@ -76,7 +104,7 @@ def rkd_distance_loss(student: Tensor, teacher: Tensor, divisor: str = "all") ->
     count = _count(divisor, "pairs", len(student), 2)
     if len(student) < 2:
         return _nothing(student, teacher)
-    loss = _distances(squared_distances(student), squared_distances(teacher.detach()))
+    loss = distance_sum(squared_distances(student), squared_distances(teacher.detach()))
     return (loss / count).to(raised_dtype(student, teacher))
 
 
@@ -95,8 +123,9 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor, divisor: str = "all") -> Te
 
     Returns:
         A scalar. Half precision is raised to float32, float64 stays. A zero that still
-        backpropagates when N < 3. Differentiable once. Time N³ + N² (Ds + Dt), memory N² and a few
-        MB.
+        backpropagates when N < 3. Time N³ + N² (Ds + Dt), memory N² and a few MB;
+        ``create_graph=True``, ``torch.func`` and ``torch.compile`` have the plain form,
+        :func:`angle_sum`, with tensors of N³.
 
     Raises:
         ValueError: the shapes do not fit, or there is no such divisor.
@@ -106,10 +135,10 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor, divisor: str = "all") -> Te
     if len(student) < 3:
         return _nothing(student, teacher)
     apart = squared_distances(student), squared_distances(teacher.detach())
-    loss = _angles(*apart)
+    loss = fused(angle_sum, rkd_kernel.angle_sum, *apart)
     if divisor != "all":
         # an arm and itself
-        loss = loss - (_has_length(apart[0]) != _has_length(apart[1])).sum() / 2
+        loss = loss - (has_length(apart[0]) != has_length(apart[1])).sum() / 2
     return (loss / count).to(raised_dtype(student, teacher))
 
 
@@ -148,13 +177,15 @@ class RKDLoss(nn.Module):
         # of both losses
         apart = squared_distances(student), squared_distances(teacher.detach())
         if self.distance_weight:
-            loss = loss + self.distance_weight * (_distances(*apart) / n**2)
+            loss = loss + self.distance_weight * (distance_sum(*apart) / n**2)
         if self.angle_weight and n > 2:
-            loss = loss + self.angle_weight * (_angles(*apart) / n**3)
+            angles = fused(angle_sum, rkd_kernel.angle_sum, *apart)
+            loss = loss + self.angle_weight * (angles / n**3)
         return loss.to(raised_dtype(student, teacher))
 
     def extra_repr(self) -> str:
-        return f"distance_weight={self.distance_weight}, angle_weight={self.angle_weight}, gather={self.gather}"
+        weights = f"distance_weight={self.distance_weight}, angle_weight={self.angle_weight}"
+        return f"{weights}, gather={self.gather}"
 
 
 def _count(divisor: str, distinct: str, n: int, k: int) -> int:
@@ -177,104 +208,3 @@ def _check(student: Tensor, teacher: Tensor) -> None:
 def _nothing(student: Tensor, teacher: Tensor) -> Tensor:
     """A zero that is connected to the student, whatever its rows hold."""
     return student[:0].sum().to(raised_dtype(student, teacher))
-
-
-def _distances(student: Tensor, teacher: Tensor) -> Tensor:
-    """The sum over pairs, from the (N, N) squared distances."""
-    return F.smooth_l1_loss(*map(_relative_distances, (student, teacher)), reduction="sum")
-
-
-def _relative_distances(squared: Tensor) -> Tensor:
-    """(N, N) distances over their mean, the diagonal left out; 0 for rows that coincide, without
-    the root's infinite slope.
-    """
-    apart = squared != 0  # a NaN stays one
-    distances = squared.where(apart, 1).sqrt().where(apart, 0)
-    mean = distances.sum() / (len(squared) * (len(squared) - 1))
-    return distances / mean.where(mean > 0, 1)
-
-
-def _angles(student: Tensor, teacher: Tensor) -> Tensor:
-    """The sum over all triples of indices, from the (N, N) squared distances."""
-    return _Angles.apply(student, teacher, student.requires_grad and torch.is_grad_enabled())
-
-
-def _has_length(squared: Tensor) -> Tensor:
-    return squared > NO_LENGTH * squared.max()
-
-
-class _Angles(torch.autograd.Function):
-    """Sum over all triples of indices; the gradient by the squared distances is written while the
-    loss is computed.
-    """
-
-    @staticmethod
-    def forward(ctx, student: Tensor, teacher: Tensor, wanted: bool) -> Tensor:
-        n, entries = len(student), BLOCK.get(student.device.type, BLOCK_ELSEWHERE)
-        gradient, loss = torch.zeros_like(student), student.new_zeros(())
-        # 1 / length
-        pair = [
-            (apart, apart.where(_has_length(apart), torch.inf).rsqrt())
-            for apart in (student, teacher)
-        ]
-        for v in _slices(n, max(entries // (ROWS * n), 1)):
-            for b in _slices(n, ROWS):
-                _block(*pair, v, b, b, 1, loss, gradient, wanted)
-                # the angle at v is from c to b too
-                _block(*pair, v, b, slice(b.stop, n), 2, loss, gradient, wanted)
-        ctx.save_for_backward(gradient)
-        return loss
-
-    @staticmethod
-    def backward(ctx, scale: Tensor):
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "rkd_angle_loss can be differentiated once: its gradient has no "
-                "derivative, so no "
-                "create_graph=True"
-            )
-        (gradient,) = ctx.saved_tensors
-        return gradient * scale, None, None
-
-
-def _slices(n: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, n, size)]
-
-
-def _block(
-    student: tuple[Tensor, Tensor],
-    teacher: tuple[Tensor, Tensor],
-    v: slice,
-    b: slice,
-    c: slice,
-    times: int,
-    loss: Tensor,
-    gradient: Tensor,
-    wanted: bool,
-) -> None:
-    """Adds the angles at v between b and c to the loss, and what they pull to the gradient by the
-    squared distances.
-
-    With ``a`` the squared length of an arm, ``r = a^(-1/2)`` and ``d`` the squared distance of the
-    two ends, the cosine is ``(a_b + a_c - d) r_b r_c / 2``. Its derivative by d is ``-r_b r_c /
-    2``, by a_b it is ``(r_b r_c - cos r_b²) / 2``.
-    """
-
-    def cosine(apart: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
-        scale = inverse[v, b, None] * (inverse[v, None, c] / 2)
-        # (v, b, c)
-        return torch.add(apart[v, b, None], apart[v, None, c]).sub_(apart[b, c]).mul_(scale), scale
-
-    (cos, scale), (target, _) = cosine(*student), cosine(*teacher)
-    error = torch.sub(cos, target, out=target)
-    # of Huber, whose value is slope · (error - slope / 2)
-    slope = error.clamp(-1, 1)
-    loss += times * (
-        torch.dot(slope.view(-1), error.view(-1)) - torch.dot(slope.view(-1), slope.view(-1)) / 2
-    )
-    if wanted:
-        _, inverse = student
-        of_ends, of_arms = scale.mul_(slope), cos.mul_(slope).div_(2)
-        gradient[b, c] -= times * of_ends.sum(0)
-        gradient[v, b] += times * (of_ends.sum(2) - inverse[v, b].square() * of_arms.sum(2))
-        gradient[v, c] += times * (of_ends.sum(1) - inverse[v, c].square() * of_arms.sum(1))

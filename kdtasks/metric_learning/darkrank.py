@@ -16,16 +16,20 @@ their scores.
 where all scores agree. **Hard is not 0 at student = teacher**, and it is log n! where the student
 is indifferent (3.178 for 4 candidates).
 
-**Exact and cheap.** Hard: a sort, then one cumulative log-sum-exp from the end of the list, so a list may be the whole batch.
-Soft: the n! orderings pass through only 2ⁿ sets of candidates still left. From a set R, candidate j is placed next with the
-probability :math:`p_R(j) = e^{S_j} / \sum_{k \in R} e^{S_k}`. Let r(R) be the teacher's probability that R is ever exactly what
-is left: 1 for all candidates, and R gives :math:`r(R)\, p^t_R(j)` of it to R without j. Then
+**Exact and cheap.** Hard (:func:`hard_costs`): a sort, then one cumulative log-sum-exp from the end
+of the list, so a list may be the whole batch. Soft: the n! orderings pass through only 2ⁿ sets
+of candidates still left. From a set R, candidate j is placed next with the probability
+:math:`p_R(j) = e^{S_j} / \sum_{k \in R} e^{S_k}`. Let r(R) be the teacher's probability that R is
+ever exactly what is left: 1 for all candidates, and R gives :math:`r(R)\, p^t_R(j)` of it to R
+without j. Then
 
-.. math:: L_{\mathrm{soft}} = \sum_R r(R) \sum_{j \in R} p^t_R(j) \log \frac{p^t_R(j)}{p^s_R(j)}, \qquad
-    \frac{\partial L_{\mathrm{soft}}}{\partial s_j} = \sum_{R \ni j} r(R) \bigl( p^s_R(j) - p^t_R(j) \bigr),
+.. math::
+    L_{\mathrm{soft}} = \sum_R r(R) \sum_{j \in R} p^t_R(j) \log \frac{p^t_R(j)}{p^s_R(j)}, \qquad
+    \frac{\partial L_{\mathrm{soft}}}{\partial s_j}
+    = \sum_{R \ni j} r(R) \bigl( p^s_R(j) - p^t_R(j) \bigr),
 
-exact in n·2ⁿ steps; the limit is n = 12. Both forms work in float64, and work out their gradient
-with the loss.
+exact in n·2ⁿ steps; the limit is n = 12 (:func:`soft_costs`). Both work in float64; a training step
+has their gradient together with the loss (:mod:`kdtasks.metric_learning.darkrank_kernel`).
 
 **Settings.** Usually quoted are alpha = beta = 3 and lists of the 4 nearest in the teacher's space;
 we could not check them against the paper's own text. RKD's authors compare with the hard form, for
@@ -39,25 +43,60 @@ default: the scores of long rows explode.
 """
 
 import functools
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from kdtasks.core.fused import fused, needs_plain
 from kdtasks.core.gather import gather_rows
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.precision import raised_dtype
 from kdtasks.general.distances import squared_distances
+from kdtasks.metric_learning import darkrank_kernel
 
 PRESETS = {
     "quoted": {"alpha": 3.0, "beta": 3.0, "detach_query": False},
     "released": {"alpha": 12.25, "beta": 4.0, "detach_query": True},
 }
 SOFT_LIMIT = 12  # 4096 sets for each query
-# exp(-600) and its inverse are float64 numbers with all their digits
-EXP_LIMIT = 600
 SORT_ABOVE = 16  # shorter lists are found one by one
+
+
+def scores(squared: Tensor, alpha: float, beta: float) -> Tensor:
+    """Squared distances -> S, ``-alpha · d^beta``; 0 and without gradient where the rows coincide.
+
+    (There a beta below 2 has an infinite slope.)
+    """
+    coincide = squared == 0
+    return -alpha * squared.masked_fill(coincide, 1).pow(beta / 2).masked_fill(coincide, 0)
+
+
+def hard_costs(student: Tensor, places: int) -> Tensor:
+    """``-log P^s(pi^t)`` of each list, (N,), up to its first ``places`` places, from (N, n) scores
+    in the teacher's order.
+    """
+    costs = torch.zeros_like(student[:, 0])
+    for i in range(places):
+        costs = costs + student[:, i:].logsumexp(1) - student[:, i]
+    return costs
+
+
+def soft_costs(student: Tensor, teacher: Tensor) -> Tensor:
+    """``sum over pi of P^t(pi) log(P^t(pi) / P^s(pi))`` of each list, (N,), from (N, n) scores."""
+    n, never = student.shape[1], torch.finfo(student.dtype).min / 2
+    sets = torch.arange(2**n, device=student.device)[:, None]  # R, as the sum of 2^j over its j
+    j = torch.arange(n, device=student.device)
+    out = (sets >> j & 1) == 0  # (2ⁿ, n) j is not in R
+    log_s, log_t = (x[:, None].masked_fill(out, never).log_softmax(2) for x in (student, teacher))
+    p_t = log_t.exp()  # (N, 2ⁿ, n) p_R(j)
+    now = (sets[:, 0] == 2**n - 1).to(p_t).expand(p_t.shape[:2])
+    reach = now  # r(R)
+    for _ in range(n - 1):
+        # what R gets from R with j
+        now = (now[..., None] * p_t)[:, sets | 1 << j, j].masked_fill(~out, 0).sum(2)
+        reach = reach + now
+    return (reach[..., None] * p_t * (log_t - log_s)).sum((1, 2))
 
 
 def darkrank_hard_loss(
@@ -84,7 +123,9 @@ def darkrank_hard_loss(
 
     Returns:
         A scalar in nats. Half precision is raised to float32, float64 stays. A zero that still
-        backpropagates when N < 2. Differentiable once. Time N² (Ds + Dt + log N), memory N².
+        backpropagates when N < 2. Time N² (Ds + Dt + log N), memory N². ``create_graph=True``,
+        ``torch.func`` and ``torch.compile`` have the plain form, :func:`hard_costs`, a sum for
+        every place.
 
     Raises:
         ValueError: the shapes do not fit, or a number is out of its range.
@@ -108,8 +149,8 @@ def darkrank_soft_loss(
     Returns:
         As there, and 0 at equal scores. Beside the distances, time N · n · 2ⁿ for lists of n, and
         memory of about ten float64 numbers for each of the N · 2ⁿ sets (100 MiB for 256 lists of
-        12), free again before backward. ``torch.compile(fullgraph=True)`` takes it, as it does all
-        losses here; lists of 4 are quick to compile.
+        12), free again before backward; n times as much of both in the plain form,
+        :func:`soft_costs`.
 
     Raises:
         ValueError: the shapes do not fit, a number is out of its range, or the lists are longer
@@ -133,7 +174,8 @@ class DarkRankLoss(nn.Module):
         list_length: as in the functions. The release: 4 for soft, None for hard.
         normalize: as in the functions.
         detach_query: None: the preset's. True: a query pulls its candidates, but its own list does
-            not move it.
+            not move it (and as that is not the gradient of the value, ``create_graph=True`` is an
+            error).
         places: hard only: how many places of the list count, from the first. With
             ``list_length=None``: who comes first among all of the batch, without a say in how the
             far ones are ordered. None: all.
@@ -252,14 +294,21 @@ def _loss(
         squared_distances(_normalized(x) if normalize else x, detach_query) for x in rows
     )
     near, order = _nearest(teacher.fill_diagonal_(torch.inf), length)
+    scored = {"alpha": alpha, "beta": beta}
     if kind == "soft":
-        costs_of = functools.partial(_soft, teacher=_scores(near, alpha, beta)[0])
+        plain, kernel, taught = soft_costs, darkrank_kernel.soft_costs, near
     else:
-        # distances are at most 2
-        bounded = normalize and alpha <= EXP_LIMIT * 0.5**beta
-        costs_of = functools.partial(_hard, places=min(places or length, length), bounded=bounded)
+        counted = {"places": min(places or length, length)}
+        # normalized rows are at most 2 apart
+        bounded = normalize and alpha <= darkrank_kernel.EXP_LIMIT * 0.5**beta
+        plain = functools.partial(hard_costs, **counted)
+        kernel = functools.partial(darkrank_kernel.hard_costs, **counted, bounded=bounded)
+        taught = None
+    plain = functools.partial(_list_costs, costs_of=plain, **scored)
+    kernel = functools.partial(darkrank_kernel.list_costs, costs_of=kernel, **scored)
+    costs = fused(plain, kernel, student.gather(1, order), taught)
     # a NaN of the teacher's stays one
-    costs = _Costs.apply(student, order, alpha, beta, costs_of) + 0 * near.sum(1)
+    costs = costs + 0 * near.sum(1)
     return (costs.mean() if reduction == "mean" else costs).to(dtype)
 
 
@@ -273,7 +322,7 @@ def _nearest(apart: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """(N, N), overwritten -> the smallest of each row and where they are, (N, length), of equal
     ones the first one first.
     """
-    if length > SORT_ABOVE:
+    if length > SORT_ABOVE or needs_plain(apart):
         return tuple(x[:, :length] for x in apart.sort(dim=1, stable=True))
     found = []
     for _ in range(length):
@@ -282,114 +331,9 @@ def _nearest(apart: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return tuple(torch.cat(x, 1) for x in zip(*found))
 
 
-def _scores(squared: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
-    """``-alpha * d^beta``, and its derivative by d²; 0 at 0, where that of a beta below 2 is
-    infinite.
-    """
-    power = squared.pow(beta / 2 - 1).mul_(-alpha)
-    if beta < 2:
-        power.masked_fill_(squared == 0, 0)
-    return power * squared, power.mul_(beta / 2)
-
-
-class _Costs(torch.autograd.Function):
-    """(N, N) squared distances of the student, (N, n) whom each list holds -> (N,) what
-    ``costs_of`` their scores says.
-    """
-
-    @staticmethod
-    def forward(
-        ctx, squared: Tensor, order: Tensor, alpha: float, beta: float, costs_of: Callable
-    ) -> Tensor:
-        scores, slope = _scores(squared.gather(1, order), alpha, beta)
-        costs, pull = costs_of(scores)
-        ctx.save_for_backward(order, slope.mul_(pull))
-        return costs
-
-    @staticmethod
-    def backward(ctx, weight: Tensor):
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "DarkRank can be differentiated once: its gradient has no derivative, so no "
-                "create_graph=True"
-            )
-        order, pull = ctx.saved_tensors
-        gradient = pull.new_zeros(len(pull), len(pull)).scatter_(1, order, pull * weight[:, None])
-        return gradient, None, None, None, None
-
-
-def _hard(scores: Tensor, places: int, bounded: bool) -> tuple[Tensor, Tensor]:
-    """(N, n) scores in the teacher's order -> (N,) what the first ``places`` cost, and the
-    derivatives by the scores.
-
-    By score m it is -1 (in the first places only) plus the sum over places i up to m of exp(score
-    m) / what is left at i.
-    """
-    scores = scores - scores.amax(1, keepdim=True)
-    # several times faster
-    if bounded:
-        chance = scores.exp()
-        left = chance.flip(1).cumsum_(1).flip(1)
-        upto, left = left.reciprocal().cumsum_(1), left.log_()
-    else:
-        left = scores.flip(1).logcumsumexp(1).flip(1)
-        upto = left.neg().logcumsumexp(1)
-    upto[:, places:] = upto[:, places - 1, None]
-    pull = upto.mul_(chance) if bounded else upto.add_(scores).exp_()
-    pull[:, :places] -= 1
-    return left.sub_(scores)[:, :places].sum(1), pull
-
-
-def _soft(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, n) scores of the same candidates -> (N,) costs, and their derivatives by the student's."""
-    student, teacher = (x.T - x.amax(1) for x in (student, teacher))  # (n, N)
-    # (2ⁿ, N)
-    student_sums, teacher_sums = _subset_logsumexp(student), _subset_logsumexp(teacher)
-    reach, costs, pull = (
-        torch.zeros_like(teacher_sums),
-        torch.zeros_like(teacher[0]),
-        torch.empty_like(student),
-    )
-    reach[-1] = 1
-    # torch.compile knows no cache
-    lattice = _lattice.__wrapped__ if torch.compiler.is_compiling() else _lattice
-    for sets, before, placed in lattice(len(teacher), teacher.device):
-        reach[sets] = (reach[before] * (teacher[placed] - teacher_sums[before]).exp()).sum(1)
-    for j in range(len(teacher)):
-        # sets with j
-        sums_s, sums_t, r = (
-            x.unflatten(0, (-1, 2, 2**j))[:, 1] for x in (student_sums, teacher_sums, reach)
-        )
-        log_s, log_t = student[j] - sums_s, teacher[j] - sums_t
-        chance = log_t.exp()
-        costs += (r * chance * (log_t - log_s)).sum((0, 1))
-        pull[j] = (r * (log_s.exp() - chance)).sum((0, 1))
-    return costs, pull.T
-
-
-def _subset_logsumexp(scores: Tensor) -> Tensor:
-    """(n, N) -> (2ⁿ, N): row R is the log-sum-exp of the candidates whose bits R has; that of none
-    is -inf.
-    """
-    sums = scores.new_full((1, scores.shape[1]), -torch.inf)
-    for score in scores:
-        sums = torch.cat([sums, torch.logaddexp(sums, score)])
-    return sums
-
-
-@functools.lru_cache(maxsize=32)
-def _lattice(n: int, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Sets of n - 1, …, 1 candidates left: the sets ``(M,)``, those one larger ``(M, n - size)``,
-    the one placed between.
-    """
-    sets, bits = torch.arange(2**n), torch.arange(n)
-    # (2ⁿ, n)
-    placed = (sets[:, None] >> bits & 1) == 0
-    # larger sets first, less the whole
-    by_size = placed.sum(1).argsort(stable=True)[1:]
-    layers = []
-    for size in range(n - 1, 0, -1):
-        of_size, by_size = by_size[: math.comb(n, size)], by_size[math.comb(n, size) :]
-        which = placed[of_size].int().argsort(dim=1, descending=True, stable=True)[:, : n - size]
-        layers.append((of_size, of_size[:, None] | 1 << which, which))
-    return [tuple(x.to(device) for x in layer) for layer in layers]
+def _list_costs(
+    student: Tensor, teacher: Tensor | None, costs_of: Callable, alpha: float, beta: float
+) -> Tensor:
+    """``costs_of`` the scores, from the (N, n) squared distances; without the teacher's if None."""
+    taught = () if teacher is None else (scores(teacher, alpha, beta),)
+    return costs_of(scores(student, alpha, beta), *taught)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kdtasks.core import Distiller
-from kdtasks.detection import ADLLoss, adl, adl_loss
+from kdtasks.detection import ADLLoss, adl, adl_kernel, adl_loss
 
 F64 = torch.float64
 RELEASED = {"gamma": 2.0, "beta": 1.0, "power": 1.8, "base": "ce", "alpha": 0.5}
@@ -175,6 +175,56 @@ def test_gradcheck(settings):
         lambda s: adl_loss(s, teacher, **settings, valid=valid, normalizer=0.1),
         logits(3, 4).requires_grad_(),
     )
+
+
+def by_terms(student, teacher, power=1.8, valid=None, normalizer=None, **settings):
+    """The loss from the lines that the paper's file shows."""
+    terms = adl.adl_terms(student, teacher, **settings)
+    if normalizer is None:
+        normalizer = teacher.sigmoid().pow(power).sum().clamp(min=1)
+    return (terms if valid is None else terms[valid]).sum() / normalizer
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("apart", [3.0, 1e-2])
+def test_the_kernel_equals_the_formula(settings, apart):
+    teacher, valid = 2 * logits(40, 20), torch.rand(40) > 0.3
+    student = teacher + apart * torch.randn(40, 20, dtype=F64)
+    # the formula's own digits, where it takes a difference of nearly equal numbers
+    tight = 1e-12 if apart > 1 or settings.get("beta") != 0.0 else 1e-11
+    for more in ({}, {"valid": valid}, {"normalizer": 3.0}):
+        value, pull = gradient(adl_loss, student, teacher, **settings, **more)
+        expected, expected_pull = gradient(by_terms, student, teacher, **settings, **more)
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+        assert (pull - expected_pull).norm() < tight * expected_pull.norm()
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS, {"power": 0.0}], ids=str)
+def test_the_kernel_equals_the_formula_where_logits_are_infinite(settings):
+    """Also which values are infinite or NaN; the gradient where the loss is finite."""
+    edges = torch.tensor([-math.inf, -300.0, -3.0, 0.0, 2.0, 300.0, math.inf], dtype=F64)
+    for student, teacher in torch.cartesian_prod(edges, edges)[:, :, None, None]:
+        value, pull = gradient(adl_loss, student, teacher, **settings)
+        expected, expected_pull = gradient(by_terms, student, teacher, **settings)
+        torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-290, equal_nan=True)
+        if value.isfinite():
+            torch.testing.assert_close(pull, expected_pull, rtol=1e-12, atol=1e-15)
+
+
+def test_terms_and_weight_are_the_entries_of_the_sum():
+    student, teacher = logits(3, 4), logits(3, 4)
+    kl, entropy = adl.kl_and_entropy(student, teacher)
+    for i in range(3):
+        for k in range(4):
+            one = student[i, k].view(1, 1), teacher[i, k].view(1, 1)
+            q, p = one[1].sigmoid().item(), one[0].sigmoid().item()
+            here = q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
+            assert kl[i, k].item() == pytest.approx(here, rel=1e-10)
+            here = -q * math.log(q) - (1 - q) * math.log(1 - q)
+            assert entropy[i, k].item() == pytest.approx(here, rel=1e-12)
+            term = adl_loss(*one, gamma=2.0, beta=0.7, normalizer=1.0)
+            weight = adl.adl_weight(kl, entropy, 2.0, 0.7)[i, k]
+            assert (weight * kl[i, k]).item() == pytest.approx(term.item(), rel=1e-10)
 
 
 def test_gamma_nought_is_the_plain_divergence():
@@ -462,12 +512,20 @@ def test_the_gradient_returned_is_the_callers_to_change():
     assert torch.equal(torch.autograd.grad(loss, student)[0], kept)
 
 
-def test_the_derivative_of_the_gradient_is_a_clear_error():
-    student = logits(2, 3).requires_grad_()
-    with pytest.raises(RuntimeError, match="adl_loss can be differentiated once"):
-        torch.autograd.grad(
-            adl_loss(student, logits(2, 3)) + student.square().sum(), student, create_graph=True
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_the_gradient_has_derivatives(settings):
+    student, teacher, valid = logits(3, 4), logits(3, 4), torch.tensor([True, False, True])
+    for more in ({}, {"valid": valid, "normalizer": 0.1}):
+        assert torch.autograd.gradgradcheck(
+            lambda s, more=more: adl_loss(s, teacher, **settings, **more), student.requires_grad_()
         )
+    # through what the logits come from, and the gradient itself is the same
+    weight = logits(4, 4).requires_grad_()
+    loss = adl_loss((student.detach() @ weight).half(), teacher, **settings)
+    (once,) = torch.autograd.grad(loss, weight, retain_graph=True)
+    (again,) = torch.autograd.grad(loss, weight, create_graph=True)
+    torch.testing.assert_close(again.detach(), once, rtol=1e-5, atol=1e-7)
+    assert torch.autograd.grad(again.square().sum(), weight)[0].any()
 
 
 def test_without_gradient_the_value_is_the_same_and_none_is_kept():
@@ -642,7 +700,7 @@ def test_chunks_do_not_show(monkeypatch, rows, settings):
     whole = gradient(adl_loss, student, teacher, valid=valid, **settings)
     # 8, 8 and 1 rows at a time
     for chunk in (40, 44, 5, 3, 1):
-        monkeypatch.setitem(adl.CHUNK, "cpu", chunk)
+        monkeypatch.setitem(adl_kernel.CHUNK, "cpu", chunk)
         value, pull = gradient(adl_loss, student, teacher, valid=valid, **settings)
         torch.testing.assert_close(value, whole[0], rtol=1e-13, atol=0)
         # vector and scalar kernels round apart
@@ -651,7 +709,7 @@ def test_chunks_do_not_show(monkeypatch, rows, settings):
 
 @pytest.mark.parametrize("more", [-1, 0, 1])
 def test_the_real_chunk_length_and_its_neighbours(more):
-    rows = adl.CHUNK["cpu"] // 80 + more
+    rows = adl_kernel.CHUNK["cpu"] // 80 + more
     student, teacher = logits(2 * rows, 80), logits(2 * rows, 80)
     value, pull = gradient(adl_loss, student, teacher)
     expected, expected_pull = gradient(by_autograd, student, teacher)
@@ -700,6 +758,14 @@ def test_memory_is_one_tensor_of_its_size_beside_the_gradient(settings):
     with torch.no_grad(), LiveBytes() as value_only:
         adl_loss(student, teacher, **settings)
     assert value_only.peak < 0.2 * size
+    # until backward: a tensor, and the logits as they are
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        adl_loss(student, teacher, **settings)
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
+    own = [x.untyped_storage().data_ptr() for x in (student, teacher)]
+    assert set(own) < storages.keys()
+    assert size <= sum(storages.values()) - 2 * size < 1.01 * size
 
 
 # ------------------------------------------------------------------------------------------- errors

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdtasks.general import BinaryKDLoss, KDLoss, binary_kd_loss, kd_loss
+from kdtasks.general import BinaryKDLoss, KDLoss, binary_kd_loss, kd, kd_kernel, kd_loss
 
 F64 = torch.float64
 
@@ -90,6 +90,44 @@ def test_gradcheck(shape):
     assert torch.autograd.gradcheck(
         lambda s: kd_loss(s, teacher, 3.0), logits(*shape).requires_grad_()
     )
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (2, 3, 2, 2)])
+def test_the_gradient_has_derivatives(shape):
+    teacher = logits(*shape)
+    assert torch.autograd.gradgradcheck(
+        lambda s: kd_loss(s, teacher, 3.0), logits(*shape).requires_grad_()
+    )
+
+
+@pytest.mark.parametrize("dtype, tight", [(torch.float32, 1e-6), (F64, 1e-12)])
+def test_the_kernel_equals_the_formula(dtype, tight):
+    """Also where classes are masked: in both, in one of them, all of a row; and where one is a
+    NaN.
+    """
+    student, teacher = logits(9, 6, dtype=dtype), logits(9, 6, dtype=dtype)
+    student[1, 2] = teacher[1, 2] = -math.inf
+    teacher[2, 3] = -math.inf
+    student[3, 1] = -math.inf
+    student[4] = teacher[4] = -math.inf
+    student[5, 0] = math.nan
+    teacher[6, 5] = math.nan
+    student[7, 2], teacher[7, 2] = math.nan, -math.inf
+    student[8], teacher[8] = torch.tensor([[1e4, 0, -1e4, 5, 5, 5], [-1e4, 0, 1e4, 5, 5, 5]])
+    for s, t in [
+        *zip(student.split(1), teacher.split(1)),
+        (student[:3, :, None], teacher[:3, :, None]),
+    ]:
+        s = s.clone().requires_grad_()
+        expected = kd.softened_kl(s, t, 2.0)
+        (slope,) = torch.autograd.grad(expected, s)
+        found, gradient = kd_kernel.softened_kl(s.detach(), t, True, 2.0)
+        close = {"rtol": tight, "atol": tight, "equal_nan": True}
+        torch.testing.assert_close(found, expected.detach(), **close)
+        torch.testing.assert_close(gradient, slope, **close)
+        value, none = kd_kernel.softened_kl(s.detach(), t, False, 2.0)
+        torch.testing.assert_close(value, found, rtol=0, atol=0, equal_nan=True)
+        assert none is None
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kdtasks.core import Distiller
-from kdtasks.general import RKDLoss, rkd, rkd_angle_loss, rkd_distance_loss
+from kdtasks.general import RKDLoss, rkd, rkd_angle_loss, rkd_distance_loss, rkd_kernel
 from kdtasks.general.distances import squared_distances
 from tests.relations import F64, check_two_processes, distance, gradient, rows
 
@@ -494,8 +494,8 @@ def test_blocks_do_not_show(monkeypatch, n):
     student, teacher = rows(n, 5), rows(n, 3)
     whole = gradient(rkd_angle_loss, student, teacher)
     for row_count, entries in ((1, 1), (7, 50), (32, 32 * n), (33, 100_000), (1000, 10**9)):
-        monkeypatch.setattr(rkd, "ROWS", row_count)
-        monkeypatch.setitem(rkd.BLOCK, "cpu", entries)
+        monkeypatch.setattr(rkd_kernel, "ROWS", row_count)
+        monkeypatch.setitem(rkd_kernel.BLOCK, "cpu", entries)
         value, pull = gradient(rkd_angle_loss, student, teacher)
         torch.testing.assert_close(value, whole[0], rtol=1e-12, atol=0)
         torch.testing.assert_close(pull, whole[1], rtol=1e-10, atol=1e-16)
@@ -542,7 +542,7 @@ def test_no_tensor_of_n_cubed_or_of_n_squared_times_the_width(loss):
     with LiveBytes() as live:
         torch.autograd.grad(loss(student, teacher), student)
     assert (
-        live.largest <= max(8 * n**2, 8 * n * d, 8 * rkd.BLOCK["cpu"])
+        live.largest <= max(8 * n**2, 8 * n * d, 8 * rkd_kernel.BLOCK["cpu"])
         and live.largest < 8 * n**3 / 20
     )
     assert 2 * live.largest < live.peak < usual.peak / 15
@@ -557,8 +557,8 @@ def test_memory_grows_with_n_squared():
         peaks.append(live.peak)
         student = squared_distances(student.detach())
         with LiveBytes() as live:
-            rkd._Angles.apply(student, student, True)
-        assert live.peak < 8 * (3 * n**2 + 8 * rkd.BLOCK["cpu"])
+            rkd_kernel.angle_sum(student, student, True)
+        assert live.peak < 8 * (3 * n**2 + 8 * rkd_kernel.BLOCK["cpu"])
     assert 3.5 < peaks[1] / peaks[0] < 4.5
 
 
@@ -598,13 +598,31 @@ def test_backward_twice_adds_the_same_gradient_again(loss):
     torch.testing.assert_close(student.grad, 4 * once, rtol=1e-13, atol=0)
 
 
-def test_the_derivative_of_the_gradient_is_right_or_a_clear_error():
-    student, teacher = rows(4, 3).requires_grad_(), rows(4, 3)
-    assert torch.autograd.gradgradcheck(lambda s: rkd_distance_loss(s, teacher), student)
-    with pytest.raises(RuntimeError, match="rkd_angle_loss can be differentiated once"):
-        torch.autograd.grad(
-            rkd_angle_loss(student, teacher) + student.square().sum(), student, create_graph=True
-        )
+@pytest.mark.parametrize("loss", [*BOTH, RKDLoss()])
+def test_the_gradient_has_derivatives(loss):
+    student, teacher = rows(5, 3).requires_grad_(), rows(5, 2)
+    assert torch.autograd.gradgradcheck(lambda s: loss(s, teacher), student)
+    (once,) = torch.autograd.grad(loss(student, teacher), student)
+    (again,) = torch.autograd.grad(loss(student, teacher), student, create_graph=True)
+    torch.testing.assert_close(again.detach(), once, rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.parametrize("n", [3, 8, 40])
+@pytest.mark.parametrize("same", [[], [0, 2]])
+def test_the_kernel_of_angles_equals_the_formula(n, same):
+    """In all of N³; and where rows coincide, up to their gradient through the distances."""
+    student, teacher = rows(n, 4), rows(n, 3)
+    student[same], teacher[same[:1]] = 0.3, 30.0
+    apart, taught = squared_distances(student).requires_grad_(), squared_distances(teacher)
+    expected = rkd.angle_sum(apart, taught)
+    (expected_pull,) = torch.autograd.grad(expected, apart)
+    found, pull = rkd_kernel.angle_sum(apart.detach(), taught, True)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-12, atol=0)
+    # a distance stands in two places, and the kernel writes to one of them what an end pulls
+    both, expected_both = pull + pull.T, expected_pull + expected_pull.T
+    assert (both - expected_both).norm() < 1e-12 * expected_both.norm()
+    value, none = rkd_kernel.angle_sum(apart.detach(), taught, False)
+    assert value == found and none is None
 
 
 # ------------------------------------------------------------------------------------------- module
@@ -633,7 +651,8 @@ def test_a_weight_of_nought_costs_nothing_and_both_losses_share_their_distances(
     RKDLoss(0, 0)(student, rows(4, 2)).backward()
     assert not student.grad.any() and not calls
     assert RKDLoss()(student, rows(4, 2)) > 0 and calls == [4, 4]
-    monkeypatch.setattr(rkd, "_angles", None)
+    monkeypatch.setattr(rkd, "angle_sum", None)
+    monkeypatch.setattr(rkd_kernel, "angle_sum", None)
     assert RKDLoss(angle_weight=0)(student, rows(4, 2)) > 0
 
 

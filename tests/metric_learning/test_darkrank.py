@@ -13,7 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from kdtasks.core import Distiller
-from kdtasks.metric_learning import DarkRankLoss, darkrank, darkrank_hard_loss, darkrank_soft_loss
+from kdtasks.metric_learning import (
+    DarkRankLoss,
+    darkrank,
+    darkrank_hard_loss,
+    darkrank_kernel,
+    darkrank_soft_loss,
+)
 from tests.relations import F64, check_two_processes, distance, gradient, rows
 
 BOTH = (darkrank_hard_loss, darkrank_soft_loss)
@@ -141,7 +147,9 @@ def test_soft_over_sets_equals_all_orderings(length):
             scale * torch.randn(2, length, dtype=F64),
         )
         for s, t, found in zip(
-            student.tolist(), teacher.tolist(), darkrank._soft(student, teacher)[0].tolist()
+            student.tolist(),
+            teacher.tolist(),
+            darkrank_kernel.soft_costs(student, teacher)[0].tolist(),
         ):
             assert found == pytest.approx(over_all_orderings(s, t), rel=1e-12, abs=1e-12 * scale)
 
@@ -203,12 +211,12 @@ def test_what_the_places_of_a_list_cost_and_the_derivatives(bounded, places):
     is allowed to see.
     """
     z = torch.randn(5, 7, dtype=F64)
-    z[3:] = darkrank.EXP_LIMIT * torch.tensor(
+    z[3:] = darkrank_kernel.EXP_LIMIT * torch.tensor(
         [[0.0, -0.2, -0.999, -1, -0.998, -0.5, -1], [-1, -0.999, 0, -0.002, -1, -1, -1]]
     )
     z.requires_grad_()
     expected = sum(z[:, i:].logsumexp(1) - z[:, i] for i in range(places))
-    found, pull = darkrank._hard(z.detach(), places, bounded)
+    found, pull = darkrank_kernel.hard_costs(z.detach(), places, bounded)
     torch.testing.assert_close(found, expected.detach(), rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(
         pull, torch.autograd.grad(expected.sum(), z)[0], rtol=1e-11, atol=1e-12
@@ -533,8 +541,62 @@ def test_the_teacher_receives_no_gradient_and_nothing_is_changed(loss):
     assert torch.equal(student, copies[0]) and torch.equal(teacher, copies[1])
     with torch.no_grad():
         assert loss(student, teacher) == value and not loss(student, teacher).requires_grad
-    with pytest.raises(RuntimeError, match="DarkRank can be differentiated once"):
-        torch.autograd.grad(loss(student, teacher), student, create_graph=True)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        *BOTH,
+        DarkRankLoss("soft", "released", detach_query=False),
+        DarkRankLoss(list_length=None, places=2, reduction="none"),
+    ],
+)
+def test_the_gradient_has_derivatives(loss):
+    student, teacher = rows(6, 4).requires_grad_(), rows(6, 3)
+    assert torch.autograd.gradgradcheck(lambda s: loss(s, teacher), student)
+    (once,) = torch.autograd.grad(loss(student, teacher).sum(), student)
+    (again,) = torch.autograd.grad(loss(student, teacher).sum(), student, create_graph=True)
+    torch.testing.assert_close(again.detach(), once, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_the_gradient_of_a_detached_query_has_no_derivative(kind):
+    """It is not the gradient of the value, and what it depends on is not recorded."""
+    student, teacher = rows(6, 4).requires_grad_(), rows(6, 3)
+    value = DarkRankLoss(kind, detach_query=True)(student, teacher)
+    with pytest.raises(RuntimeError, match="detach_query=True .* differentiated once"):
+        torch.autograd.grad(value, student, create_graph=True)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 7])
+@pytest.mark.parametrize("spread", [0.1, 3.0, 60.0])
+def test_the_kernels_equal_the_formulas(n, spread):
+    student, teacher = (spread * rows(5, n)).requires_grad_(), spread * rows(5, n) - 100
+    places = (n + 1) // 2
+    for plain, (found, pull) in (
+        (darkrank.soft_costs(student, teacher), darkrank_kernel.soft_costs(student, teacher)),
+        (
+            darkrank.hard_costs(student, places),
+            darkrank_kernel.hard_costs(student.detach(), places, bounded=spread < 60),
+        ),
+    ):
+        torch.testing.assert_close(found, plain, rtol=1e-12, atol=1e-12 * spread)
+        (expected,) = torch.autograd.grad(plain.sum(), student)
+        torch.testing.assert_close(pull, expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 2.0, 3.0])
+def test_scores_and_their_slope_equal_the_formula_also_where_rows_coincide(beta):
+    squared = rows(4, 4).square().fill_diagonal_(0).requires_grad_()
+    scores = darkrank.scores(squared, 3.0, beta)
+    found, slope = darkrank_kernel.scores_and_slope(squared.detach(), 3.0, beta)
+    assert found[1, 2].item() == pytest.approx(-3 * squared[1, 2].item() ** (beta / 2), rel=1e-12)
+    torch.testing.assert_close(found, scores.detach(), rtol=1e-12, atol=0)
+    (expected,) = torch.autograd.grad(scores.sum(), squared)
+    if beta == 2:
+        # there the slope at 0 is neither 0 nor infinite; a distance of 0 has no gradient anyway
+        slope.fill_diagonal_(0)
+    torch.testing.assert_close(slope, expected, rtol=1e-12, atol=0)
 
 
 # ------------------------------------------------------------------------------------------- module
