@@ -39,6 +39,7 @@ ROWS = {
     "lwm": "incremental",
     "gd_sampling": "incremental",
     "avalanche_lwf": "incremental",
+    "augmentation": "images",
     "imports": "engine",
     "start": "commands",
     "whole_run": "commands",

@@ -166,6 +166,7 @@ def test_one_round_of_every_row(tmp_path, capsys):
         "256 rows: DarkRank hard / by suffix",
         "LwM / LwF",
         "memory: 100000 rows beyond 10000",
+        "crop and flip of 128 images of 32x32: kornia / by hand",
         "our LwF (seen) / avalanche's LwF"
         if find_spec("avalanche")
         else "LwF in avalanche: ours / its own",

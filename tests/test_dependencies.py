@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from kdtasks.engine import builder
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CALLED = {
@@ -75,6 +77,11 @@ def test_what_is_imported_at_the_top_needs_no_extra():
         for name, path in imported("kdtasks", everywhere=False).items()
         if name not in names(PROJECT["dependencies"])
     }
+
+
+def test_the_extra_that_a_config_is_told_of_brings_the_package():
+    for package, extra in builder._EXTRAS.items():
+        assert package in names(PROJECT["optional-dependencies"][extra])
 
 
 def test_every_module_of_the_package_travels():

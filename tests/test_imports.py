@@ -133,7 +133,7 @@ def allowed(file: str) -> tuple[set[str], set[str], set[str]]:
         return (
             {"core", "images"},
             {"torch", "numpy"},
-            {"PIL", "torchvision", "sklearn", "matplotlib"},
+            {"PIL", "torchvision", "sklearn", "matplotlib", "kornia"},
         )
     if folder == "general":
         return {"core", "general"}, {"torch"}, set()

@@ -51,6 +51,21 @@ def view_hash(seed: int, index: Tensor, view: Tensor | int, salt: int = 0) -> Te
     return h & 0x7FFFFFFFFFFFFFFF
 
 
+def random_numbers(key: Tensor, first: int, count: int) -> Tensor:
+    """Numbers ``first, first + 1, …`` of a SplitMix64 generator for each key.
+
+    Args:
+        key: int64 (b,), what the generators are seeded with: :func:`view_hash` of the samples.
+        first: how many numbers of each generator come before these.
+        count: how many numbers.
+
+    Returns:
+        int64 (b,count), uniform over ``[0, 2**63)``; a row depends on its key alone.
+    """
+    place = torch.arange(first + 1, first + count + 1, device=key.device)
+    return _mix(key[:, None] + _GOLDEN * place) & 0x7FFFFFFFFFFFFFFF
+
+
 def _signed(value: int) -> Tensor:
     """An integer modulo 2**64, as torch's signed integers hold it."""
     return torch.tensor((int(value) + 2**63) % 2**64 - 2**63, dtype=torch.int64, device="cpu")

@@ -10,6 +10,9 @@ from kdtasks.core.names import did_you_mean
 from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.listed import check_listed
 
+# optional packages whose names stand in configs -> the extra of kdtasks that brings them
+_EXTRAS = {"kornia": "augment", "timm": "timm"}
+
 
 def resolve(path: object, where: str) -> Callable:
     """The object at a dotted path (``'torch.nn.CrossEntropyLoss'``); a callable is returned as it
@@ -49,11 +52,12 @@ def resolve(path: object, where: str) -> Callable:
                 f"{where}.type={path!r} is a {type(found).__name__}, which cannot be called"
             )
         return found
-    raise ConfigError(
-        f"{where}.type={path!r}: there is no module {parts[0]!r} (a file of your own "
-        "must lie in the "
-        "current folder, beside the config, or on PYTHONPATH)"
+    source = (
+        "a file of your own must lie in the current folder, beside the config, or on PYTHONPATH"
     )
+    if parts[0] in _EXTRAS:
+        source = f"pip install 'kdtasks[{_EXTRAS[parts[0]]}]'"
+    raise ConfigError(f"{where}.type={path!r}: there is no module {parts[0]!r} ({source})")
 
 
 def check_arguments(
@@ -159,7 +163,7 @@ def _build_nested(value: Any, where: str) -> Any:
 def _call(function: Callable, arguments: dict, where: str) -> Any:
     try:
         return function(**arguments)
-    except (TypeError, ValueError, FileNotFoundError) as error:
+    except (TypeError, ValueError, AssertionError, FileNotFoundError) as error:
         kind = type(error) if isinstance(error, FileNotFoundError) else ConfigError
         raise kind(f"{where} ({_title(function)}): {error}") from error
 

@@ -59,7 +59,11 @@ KEYS = {
 }
 NEEDED = ("task", "student", "losses", "data", "optimizer", "length")
 DATA_KEYS = {
-    "train": ("dict(type=…) of the training data, a class or a function", None),
+    "train": (
+        "dict(type=…) of the training data, a class or a function; most take augment=[dict(type=…), …]"
+        " of kornia.augmentation",
+        None,
+    ),
     "test": ("dict(type=…) of the test data", None),
     "batch_size": ("labelled samples in a batch, of all processes together", 64),
     "test_batch_size": ("samples in a batch of an evaluation", 256),

@@ -11,6 +11,7 @@ from torch import Tensor
 from kdtasks.core.classes import UNLABELLED, class_numbers, count_classes, renumber
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.views import view_hash
+from kdtasks.images.augmentation import KorniaAugmentation, kornia_augmentation
 
 AUGMENT = 0x1A  # salt of view_hash
 
@@ -24,8 +25,15 @@ class ImageArrays:
     ``augment=dict(crop=p, flip=True, pad_mode='zeros')``: a window of the image's own size, moved
     by whole pixels, uniform in [-p, p] down and across; what lies outside is black (``'zeros'``:
     value 0 before normalisation) or mirrored without repeating the edge (``'reflect'``); then with
-    probability 1/2 mirrored left to right. Both are a function of (seed, index, view) alone.
-    Evaluation has ``augment=None``.
+    probability 1/2 mirrored left to right.
+
+    ``augment=[…]``: transforms of ``kornia.augmentation``, applied one after the other to float32
+    images in [0,1], before they are normalised and without rounding to whole grey levels; see
+    :class:`~kdtasks.images.augmentation.KorniaAugmentation`. Needs ``kdtasks[augment]``. kornia's
+    ``RandomCrop`` and ``RandomHorizontalFlip`` take 2.8 times as long as the crop and flip above
+    (128 images of 32x32 on one CPU core; ``tools/benchmark.py --rows augmentation``).
+
+    Either is a function of (seed, index, view) alone. Evaluation has ``augment=None``.
 
     Args:
         images: uint8 (N,C,H,W).
@@ -38,9 +46,9 @@ class ImageArrays:
             reports.
 
     Raises:
-        TypeError: images are not uint8.
-        ValueError: shapes do not fit, a target lies outside the classes, or ``augment`` has an
-            unknown key or value.
+        TypeError: images are not uint8, or ``augment`` holds something else than transforms.
+        ValueError: shapes do not fit, a target lies outside the classes, ``augment`` has an
+            unknown key or value, or a transform that cannot be applied.
     """
 
     def __init__(
@@ -50,7 +58,7 @@ class ImageArrays:
         classes: Sequence[str] = (),
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        augment: dict | None = None,
+        augment: dict | list | None = None,
         paths: Sequence[str] | None = None,
         unreadable: Mapping[str, str] | None = None,
     ):
@@ -85,7 +93,7 @@ class ImageArrays:
         self.classes, self.paths, self.augment = (
             list(classes),
             paths,
-            checked_augment(augment, images.shape[-2:]),
+            checked_augment(augment, images.shape[1:]),
         )
         self.images, self.target, self.unreadable = images, target, dict(unreadable or {})
         self.to(images.device)
@@ -164,16 +172,21 @@ class ImageArrays:
         ``target`` int64 (b,).
         """
         device = self.images.device
-        index, view = index.to(device, non_blocking=True), view.to(device, non_blocking=True)
-        images = self.images[index]
-        if self.augment:
-            images = self._augmented(images, view_hash(seed, index, view, AUGMENT))
+        place = index.to(device, non_blocking=True)
+        images = self.images[place]
+        if isinstance(self.augment, KorniaAugmentation):
+            # kornia draws on the CPU
+            number = view_hash(seed, index.cpu(), view.cpu(), AUGMENT)
+            images = self.augment(images.float().div_(255), number).mul(255)
+        elif self.augment:
+            view = view.to(device, non_blocking=True)
+            images = self._moved(images, view_hash(seed, place, view, AUGMENT))
         return {
             "input": images.float().mul_(self._scale).add_(self._shift),
-            "target": self.target[index],
+            "target": self.target[place],
         }
 
-    def _augmented(self, images: Tensor, number: Tensor) -> Tensor:
+    def _moved(self, images: Tensor, number: Tensor) -> Tensor:
         """The digits of ``number`` (b,) in base 2p+1 are the two moves, the next bit the mirroring."""
         b, c, h, w = images.shape
         p, base = self.augment["crop"], 2 * self.augment["crop"] + 1
@@ -207,10 +220,20 @@ def _inside(place: Tensor, size: int, pad_mode: str) -> tuple[Tensor, Tensor]:
     return place.clamp(0, size - 1), outside
 
 
-def checked_augment(augment: dict | None, size: Sequence[int]) -> dict | None:
-    """``augment`` with its defaults; a ValueError for what :class:`ImageArrays` does not know."""
-    if augment is None:
-        return None
+def checked_augment(
+    augment: dict | Sequence | KorniaAugmentation | None, shape: Sequence[int]
+) -> dict | KorniaAugmentation | None:
+    """``augment`` with its defaults, or as kornia's for images of ``shape``, (…,H,W); a ValueError
+    for what :class:`ImageArrays` does not know.
+    """
+    if augment is None or isinstance(augment, list | tuple | KorniaAugmentation):
+        return kornia_augmentation(augment, shape)
+    if not isinstance(augment, Mapping):
+        raise ValueError(
+            "augment must be a dict(crop=…, flip=…), a list of transforms of kornia.augmentation, "
+            f"or None, got {augment!r}"
+        )
+    size = tuple(shape)[-2:]
     known = {"crop": 0, "flip": False, "pad_mode": "zeros"}
     for key in augment:
         if key not in known:

@@ -49,7 +49,7 @@ def cifar100(
     per_class: int | None = None,
     classes: Sequence[str] | None = None,
     fine: bool = True,
-    augment: dict | str | None = "standard",
+    augment: dict | list | str | None = "standard",
     skip_bad: bool = False,
     cache_dir=None,
 ) -> ImageArrays:

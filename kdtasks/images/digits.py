@@ -17,7 +17,7 @@ def digits(
     test_fraction: float = 0.3,
     part: str | None = None,
     seed: int = 0,
-    augment: dict | None = None,
+    augment: dict | list | None = None,
 ) -> ImageArrays:
     """scikit-learn's 1797 real handwritten digits, 1x8x8; its values 0..16 become 0..255. Nothing
     is downloaded.

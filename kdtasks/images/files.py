@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdtasks.core.classes import class_name, class_numbers, count_classes, renumber
+from kdtasks.images.augmentation import KorniaAugmentation, kornia_augmentation
 from kdtasks.images.cache import load_arrays, save_arrays
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
@@ -303,6 +304,10 @@ class ImageFiles:
     In training a random part of the image, 8 to 100 % of its area, resized to ``size``, and
     mirrored with probability 1/2; in evaluation the central ``size`` of the image resized so that
     its shorter side is ``size / 0.875``.
+
+    With ``augment`` in training what these transforms of ``kornia.augmentation`` make of the whole
+    image, float32 in [0,1]; unless they leave it ``size x size`` (``RandomResizedCrop`` does), its
+    centre, resized so that its shorter side is ``size``.
     """
 
     def __init__(
@@ -314,10 +319,12 @@ class ImageFiles:
         train: bool,
         mean: Sequence[float] = IMAGENET[0],
         std: Sequence[float] = IMAGENET[1],
+        augment: Sequence[nn.Module] | KorniaAugmentation | None = None,
     ):
         self.paths, self.classes = list(paths), list(classes)
         self.target = torch.as_tensor(target).long()
-        self.transform = transform(size, train, mean, std)
+        self.augment = files_augmentation(augment, size) if train else None
+        self.transform = transform(size, train, mean, std, self.augment)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -340,18 +347,30 @@ class ImageFiles:
         return self.transform(read_image(self.paths[index])), int(self.target[index])
 
 
-def transform(size: int, train: bool, mean: Sequence[float], std: Sequence[float]):
-    """PIL image -> float32 tensor, with torchvision; random numbers from torch's CPU generator."""
+def files_augmentation(augment, size: int) -> KorniaAugmentation | None:
+    """kornia's transforms for images that are a little larger than the ``size`` to come out."""
+    return kornia_augmentation(augment, (3, size + 32, size + 32))
+
+
+def transform(
+    size: int,
+    train: bool,
+    mean: Sequence[float],
+    std: Sequence[float],
+    augment: KorniaAugmentation | None = None,
+):
+    """PIL image -> float32 tensor; random numbers from torch's CPU generator."""
     from torchvision.transforms import v2
 
-    way = (
-        [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
-        if train
-        else [v2.Resize(round(size / 0.875), antialias=True), v2.CenterCrop(size)]
-    )
-    return v2.Compose(
-        [v2.ToImage(), *way, v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
-    )
+    scaled, normalized = v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)
+    if train and augment:
+        centre = [v2.Resize(size, antialias=True), v2.CenterCrop(size)]
+        steps = [v2.ToPureTensor(), scaled, augment.one, *centre]
+    elif train:
+        steps = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), scaled]
+    else:
+        steps = [v2.Resize(round(size / 0.875), antialias=True), v2.CenterCrop(size), scaled]
+    return v2.Compose([v2.ToImage(), *steps, normalized])
 
 
 def decoded(

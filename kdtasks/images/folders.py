@@ -1,6 +1,6 @@
 """Folders of images: one a class, or of unlabelled images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ def image_folder(
     classes: Sequence[str] | None = None,
     subset: Sequence[str] | None = None,
     per_class: int | None = None,
-    augment: dict | None = None,
+    augment: dict | list | None = None,
     mean: Sequence[float] = IMAGENET[0],
     std: Sequence[float] = IMAGENET[1],
     skip_bad: bool = False,
@@ -49,7 +49,8 @@ def image_folder(
         classes: the names expected; their order numbers the classes.
         subset: only these classes, numbered in this order.
         per_class: only the first images of each class, by file name.
-        augment: see :class:`ImageArrays`; small only.
+        augment: see :class:`ImageArrays`; with ``small=False`` None, or a list as
+            :class:`ImageFiles` has it.
         mean, std: per channel, for values in [0,1]; by default ImageNet's.
         skip_bad: leave unreadable images out and warn once; of files (``small=False``) the Loader
             does that. A config says it by ``data.skip_bad``.
@@ -66,9 +67,12 @@ def image_folder(
         found_folder([root], _FOLDER_LAYOUT), classes, subset, per_class
     )
     if not small:
-        if augment or cache_dir:
-            raise ValueError("augment and cache_dir belong to small=True")
-        return ImageFiles(paths, target, names, size or 224, train, mean, std)
+        if isinstance(augment, Mapping) or cache_dir:
+            raise ValueError(
+                "augment=dict(…) and cache_dir belong to small=True; expected None, or a list of "
+                "transforms of kornia.augmentation"
+            )
+        return ImageFiles(paths, target, names, size or 224, train, mean, std, augment)
     bad: dict[str, str] = {}
     images, good = decoded(
         paths, None if size is None else (size, size), 3, skip_bad, cache_dir, bad
@@ -86,7 +90,7 @@ def unlabelled_folder(
     limit: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    augment: dict | None = None,
+    augment: dict | list | None = None,
     skip_bad: bool = False,
     cache_dir=None,
 ) -> ImageArrays:

@@ -13,13 +13,13 @@ from torch import Tensor
 from kdtasks.core.classes import UNLABELLED
 from kdtasks.core.names import did_you_mean
 from kdtasks.images.arrays import ImageArrays
-from kdtasks.images.files import IMAGENET, read_image, transform
+from kdtasks.images.files import IMAGENET, files_augmentation, read_image, transform
 from kdtasks.images.roots import data_root
 
 
 def torchvision_set(
     dataset,
-    augment: dict | None = None,
+    augment: dict | list | None = None,
     size: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -31,8 +31,8 @@ def torchvision_set(
 
     Args:
         dataset: a class or its path, ``'torchvision.datasets.SVHN'``.
-        augment: see :class:`ImageArrays`. For a set of files anything but None means the random
-            crop of :class:`ImageFiles`.
+        augment: see :class:`ImageArrays`. For a set of files a list is as :class:`ImageFiles` has
+            it, and anything else but None means its random crop.
         size: of the images of a set of files; None: 224.
         mean, std: per channel, for values in [0,1]; None: 0 and 1, for files ImageNet's.
         train: goes to the class, if it has that; False: ``augment`` does not apply. None: as the
@@ -77,8 +77,13 @@ def torchvision_set(
             if getattr(data, "loader", None) is default_loader:
                 # as every other file is read here
                 data.loader = read_image
+            size, listed = size or 224, isinstance(augment, list | tuple)
             data.transform = transform(
-                size or 224, augment is not None, mean or IMAGENET[0], std or IMAGENET[1]
+                size,
+                augment is not None,
+                mean or IMAGENET[0],
+                std or IMAGENET[1],
+                files_augmentation(augment, size) if listed else None,
             )
         return data
     if size is not None:
@@ -104,7 +109,7 @@ def arrays(
     classes: Sequence[str] = (),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    augment: dict | None = None,
+    augment: dict | list | None = None,
 ) -> ImageArrays:
     """Images from memory or from a NumPy file.
 

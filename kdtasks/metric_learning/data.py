@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdtasks.core.names import did_you_mean
 from kdtasks.images.arrays import ImageArrays
+from kdtasks.images.augmentation import KorniaAugmentation
 from kdtasks.images.cifar import CIFAR100_CLASSES
 from kdtasks.images.cifar import cifar100 as cifar100_images
 from kdtasks.images.digits import digits as digit_images
@@ -76,7 +77,7 @@ def _test_count(test_classes: float | int, classes: int) -> int:
 def digits(
     train: bool = True,
     test_classes: float | int | Sequence[int] = (6, 7, 8, 9),
-    augment: dict | None = None,
+    augment: dict | list | None = None,
 ) -> ImageArrays:
     """scikit-learn's 1797 handwritten digits, 1x8x8: all images of some digits for training, all of
     the others for the test.
@@ -94,7 +95,7 @@ def digits(
     return _only(images, names, augment if train else None)
 
 
-def _only(data: ImageArrays, names: Sequence[str], augment: dict | None) -> ImageArrays:
+def _only(data: ImageArrays, names: Sequence[str], augment: dict | list | None) -> ImageArrays:
     """The images of the classes ``names``, numbered in this order."""
     number = torch.full((len(data.classes),), -1)
     number[[data.classes.index(name) for name in names]] = torch.arange(len(names))
@@ -110,7 +111,7 @@ def cifar100(
     root: str | os.PathLike | None = None,
     test_classes: float | int | Sequence[str] = 20,
     per_class: int | None = None,
-    augment: dict | str | None = "standard",
+    augment: dict | list | str | None = "standard",
     cache_dir: str | os.PathLike | None = None,
     skip_bad: bool = False,
 ) -> ImageArrays:
@@ -142,7 +143,7 @@ def image_folder(
     size: int | None = None,
     small: bool = True,
     per_class: int | None = None,
-    augment: dict | None = None,
+    augment: dict | list | None = None,
     mean: Sequence[float] = IMAGENET[0],
     std: Sequence[float] = IMAGENET[1],
     resize: int | None = None,
@@ -186,7 +187,7 @@ def image_folder(
         )
     files = class_folder_images(folder, train, size, False, augment=augment, **shared)
     return _SquareFiles(
-        files.paths, files.target, files.classes, size or 224, train, mean, std, resize
+        files.paths, files.target, files.classes, size or 224, train, mean, std, resize, augment
     )
 
 
@@ -271,7 +272,7 @@ def _class_names(paths: Sequence[str], labels: Sequence[int]) -> list[str]:
 
 class _SquareFiles(ImageFiles):
     """Image files resized to a square, then cropped: at random and perhaps mirrored, or in the
-    middle.
+    middle; with ``augment`` in training by these transforms, then in the middle.
     """
 
     def __init__(
@@ -284,25 +285,25 @@ class _SquareFiles(ImageFiles):
         mean: Sequence[float],
         std: Sequence[float],
         resize: int | None = None,
+        augment: Sequence[nn.Module] | KorniaAugmentation | None = None,
     ):
         from torchvision.transforms import v2
 
-        super().__init__(paths, target, classes, size, train, mean, std)
+        super().__init__(paths, target, classes, size, train, mean, std, augment)
         resize = resize or round(size * 8 / 7)
         if resize < size:
             raise ValueError(
                 f"resize={resize} is smaller than size={size}: there is nothing to crop"
             )
-        crop = [v2.RandomCrop(size), v2.RandomHorizontalFlip()] if train else [v2.CenterCrop(size)]
-        self.transform = v2.Compose(
-            [
-                v2.Resize((resize, resize), antialias=True),
-                v2.ToImage(),
-                *crop,
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(mean, std),
-            ]
-        )
+        scaled, normalized = v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)
+        if self.augment:
+            steps = [v2.ToPureTensor(), scaled, self.augment.one, v2.CenterCrop(size)]
+        elif train:
+            steps = [v2.RandomCrop(size), v2.RandomHorizontalFlip(), scaled]
+        else:
+            steps = [v2.CenterCrop(size), scaled]
+        square = v2.Resize((resize, resize), antialias=True)
+        self.transform = v2.Compose([square, v2.ToImage(), *steps, normalized])
 
 
 def with_teacher(

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from kdtasks.core.views import view_hash
+from kdtasks.core.views import random_numbers, view_hash
 
 MASK = 2**64 - 1
 
@@ -65,6 +65,16 @@ def test_a_number_does_not_depend_on_its_batch_or_shape():
     assert whole[5] == view_hash(3, index[5], int(view[5]))
     grid = view_hash(3, torch.arange(4)[:, None], torch.arange(5))
     assert grid.shape == (4, 5) and grid[2, 3] == slow_hash(3, 2, 3)
+
+
+def test_random_numbers_are_those_of_splitmix64():
+    keys = [0, 1, 2**63 - 1, 1234567]
+    found = random_numbers(torch.tensor(keys), 3, 5)
+    for row, key in zip(found.tolist(), keys):
+        assert row == [mix(key + 0x9E3779B97F4A7C15 * k & MASK) % 2**63 for k in range(4, 9)]
+    # the first output of the published generator for the seed 1234567
+    assert random_numbers(torch.tensor([1234567]), 0, 1).item() == 6457827717110365317 % 2**63
+    assert random_numbers(torch.tensor(keys), 0, 0).shape == (4, 0)
 
 
 def numbers_along(axis, n=1 << 16):

@@ -509,6 +509,67 @@ def test_transforms_follow_torchs_generator_and_take_unlabelled_samples(tmp_path
     assert sample["target"] is None and sample["input"].shape[0] == 3
 
 
+def kornia_transforms():
+    return pytest.importorskip(
+        "kornia.augmentation", reason="needs kornia: pip install 'kdtasks[augment]'"
+    )
+
+
+@pytest.mark.parametrize(
+    "recipe, expected",
+    [
+        (lambda K: [K.RandomHorizontalFlip(p=1.0)], [50, 20, 70, 50]),
+        (lambda K: [K.RandomVerticalFlip(p=1.0)], [10, 10, 30, 40]),
+        (lambda K: [K.RandomRotation90((1, 1), p=1.0), K.RandomInvert(p=0.0)], None),
+        (lambda K: [K.CenterCrop((40, 50)), K.RandomHorizontalFlip(p=1.0)], [35, 10, 50, 40]),
+        (lambda K: [K.RandomCrop((60, 80), padding=9)], None),
+        (lambda K: [K.Resize((120, 160), align_corners=False)], [20, 40, 60, 100]),
+    ],
+)
+def test_boxes_move_with_kornias_transforms(tmp_path, recipe, expected):
+    dataset = one_photo(tmp_path, augment=recipe(kornia_transforms()), size=(60, 80))
+    torch.manual_seed(0)
+    sample = dataset[0]
+    target = sample["target"]
+    assert (block_in(sample["input"]) - target["boxes"]).abs().max() <= 1e-3
+    if expected:
+        torch.testing.assert_close(target["boxes"], torch.tensor([expected]).float())
+    torch.testing.assert_close(
+        target["area"], (target["boxes"][:, 2:] - target["boxes"][:, :2]).prod(1)
+    )
+    assert target["labels"].tolist() == [1] and target["scale"].tolist() == [1, 1]
+    assert type(sample["input"]) is type(target["boxes"]) is torch.Tensor
+
+
+def test_kornias_views_of_photos_and_what_leaves_them(tmp_path):
+    K = kornia_transforms()
+    recipe = [K.RandomResizedCrop((40, 40)), K.RandomHorizontalFlip(), K.ColorJitter(0.1, p=1.0)]
+    dataset = one_photo(tmp_path, 30, augment=recipe)
+    loaded = [
+        {
+            int(i): (image, target["boxes"])
+            for batch in Loader(dataset, size, seed=1, workers=workers, drop_last=False)
+            for i, image, target in zip(batch["index"], batch["input"], batch["target"])
+        }
+        for size, workers in ((1, 0), (15, 2))
+    ]
+    counts = set()
+    for i, (image, boxes) in loaded[0].items():
+        assert torch.equal(image, loaded[1][i][0]) and torch.equal(boxes, loaded[1][i][1])
+        assert boxes.min() >= 0 and boxes.max() <= 40 if len(boxes) else True
+        counts.add(len(boxes))
+    # where the crop does not show the block, its box is gone
+    assert counts == {0, 1}
+    assert data.unlabelled(tmp_path, like=dataset)[0]["target"] is None
+    assert one_photo(tmp_path, augment=recipe, train=False).augment is None
+    with pytest.raises(
+        ValueError, match="RandomElasticTransform bends the image, and boxes cannot follow"
+    ):
+        one_photo(tmp_path, augment=[K.RandomElasticTransform()])
+    with pytest.raises(TypeError, match="expected a 2D transform of kornia.* got Resize"):
+        one_photo(tmp_path, augment=[K.RandomInvert(), v2.Resize(9)])
+
+
 def test_what_a_data_set_refuses(tmp_path):
     for settings, message in (
         ({"size": 120}, r"size must be \(height, width\)"),

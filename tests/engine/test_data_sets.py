@@ -1,6 +1,7 @@
 """What the engine tells data sets: that a test set does not train, and which number each class has."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from small_runs import ROOT, small
 
 from kdtasks.classification.data import arrays
+from kdtasks.core.cache import TeacherCache
 from kdtasks.engine import cli
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.data_sets import told
@@ -426,3 +428,70 @@ def test_a_test_set_that_augments_whatever_it_is_called(tmp_path):
     run = Run(small(**{"data.test": {"type": augmented_in_secret}}), tmp_path, quiet=True)
     with pytest.raises(ConfigError, match=r"data.test: the ImageArrays has augment=\{'crop': 1"):
         run.experiment.test_loader(run.experiment.stages[-1])
+
+
+# kornia's transforms in a config ------------------------------------------------------------------
+def with_transforms(*transforms, part="train", **changes):
+    spec = {"type": "kdtasks.classification.data.digits", "augment": list(transforms)}
+    return small(**{f"data.{part}": spec, **changes})
+
+
+CROP = {"type": "kornia.augmentation.RandomCrop", "size": (8, 8), "padding": 1}
+
+
+def test_transforms_of_a_config_with_a_cached_teacher(tmp_path):
+    """What the cache says about a view is what the teacher says about the student's images."""
+    pytest.importorskip("kornia", reason="needs kornia: pip install 'kdtasks[augment]'")
+    rotation = {"type": "kornia.augmentation.RandomRotation", "degrees": 20.0}
+    few = {"type": "kdtasks.classification.data.few_labels", "per_class": 9}
+    config = with_transforms(CROP, rotation, cache={"views": 2})
+    config = small(**{"data.train": {**few, "dataset": config["data"]["train"]}, "cache.views": 2})
+    run = Run(config, tmp_path / "run", quiet=True)
+    run.train()
+    (folder,) = [path for path in (tmp_path / "run" / "cache").iterdir() if path.is_dir()]
+    key = json.loads((folder / "meta.json").read_text())["key"]
+    assert key["data"]["dataset"]["augment"][1] == rotation
+    stage = run.experiment.stages[-1]
+    loader = run.experiment.train_loader(stage)
+    assert loader.dataset.augment.ways == ["batch", "batch"]
+    distiller = run.experiment.distiller(stage, run.files).eval()
+    batch = next(iter(loader.epoch(1)))
+    kept = TeacherCache.open(folder, key)
+    rows = kept.fetch(batch["index"], batch["view"], "cpu")["teacher"]
+    with torch.no_grad():
+        live = distiller.teachers["teacher"](batch["input"])
+    torch.testing.assert_close(rows.float(), live, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "transform, message",
+    [
+        (
+            {"type": "kornia.augmentation.RandomHorizontalFlp"},
+            "kornia.augmentation has no 'RandomHorizontalFlp'; did you mean 'RandomHorizontalFlip'",
+        ),
+        ({**CROP, "pading": 1}, "RandomCrop has no argument 'pading'; did you mean 'padding'"),
+        ({"type": "kornia.augmentation.RandomCrop"}, "RandomCrop needs 'size'"),
+    ],
+)
+def test_a_transform_that_does_not_exist(transform, message):
+    pytest.importorskip("kornia", reason="needs kornia: pip install 'kdtasks[augment]'")
+    with pytest.raises(ConfigError, match=rf"data\.train\.augment.*{message}"):
+        with_transforms(transform)
+
+
+def test_a_transform_that_cannot_be_applied_and_one_for_a_test(tmp_path):
+    pytest.importorskip("kornia", reason="needs kornia: pip install 'kdtasks[augment]'")
+    run = Run(with_transforms({**CROP, "size": (6, 6), "p": 0.5}), tmp_path, quiet=True)
+    with pytest.raises(ConfigError, match="data.train .*RandomCrop cannot .* expected p=1"):
+        run.experiment.data_set(run.experiment.config["data"], "train")
+    with pytest.raises(ConfigError, match=r"data\.test\.augment=.* test data is never augmented"):
+        with_transforms(CROP, part="test")
+
+
+def test_kornia_is_not_installed(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "kornia"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "kornia", None)
+    with pytest.raises(ConfigError, match=r"no module 'kornia' \(pip install 'kdtasks\[augment\]'"):
+        with_transforms(CROP)

@@ -136,6 +136,21 @@ def test_files_become_a_square_and_in_training_a_random_part_of_it_perhaps_mirro
     )
 
 
+def test_files_with_kornias_transforms(folder):
+    K = pytest.importorskip(
+        "kornia.augmentation", reason="needs kornia: pip install 'kdtasks[augment]'"
+    )
+    settings = {"size": 8, "resize": 8, "small": False, "mean": [0, 0, 0], "std": [1, 1, 1]}
+    plain, mirrored = (
+        data.image_folder(folder, train, "e", augment=[K.RandomHorizontalFlip(p=1.0)], **settings)
+        for train in (False, True)
+    )
+    square = Image.open(mirrored.paths[3]).resize((8, 8), Image.Resampling.BILINEAR)
+    expected = torch.from_numpy(np.array(square)).permute(2, 0, 1) / 255
+    torch.testing.assert_close(mirrored[3][0], expected.flip(2), atol=1e-6, rtol=0)
+    assert plain.augment is None
+
+
 def test_cifar100_has_80_classes_and_20_others(tmp_path):
     from kdtasks.classification.data import CIFAR100_CLASSES
 

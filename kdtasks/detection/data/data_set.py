@@ -12,11 +12,14 @@ from torch import Tensor
 
 from kdtasks.core.classes import UNLABELLED, class_numbers, count_classes
 from kdtasks.core.names import did_you_mean
+from kdtasks.images.augmentation import KorniaAugmentation, is_kornia, kornia_augmentation
 from kdtasks.images.files import image_size, read_image
 from kdtasks.images.roots import data_root
 
 # pixels; a thinner box has no area
 _THIN = 0.01
+# (height, width) that transforms are tried on where images have sizes of their own
+_USUAL = (256, 320)
 # broken boxes that a warning names
 _NAMED = 5
 
@@ -56,10 +59,12 @@ class DetectionData:
             first read.
         in_memory: keep decoded images, uint8, in this process (each worker of a Loader keeps its
             own); None: if ``size``.
-        augment: ``'flip'``, mirrored left to right with probability 1/2; None; or a list of
+        augment: ``'flip'``, mirrored left to right with probability 1/2; None; or a list: of
             torchvision.transforms.v2, called one after the other with (tv_tensors.Image uint8,
-            dict(boxes=tv_tensors.BoundingBoxes, labels=…)). Then boxes are cut at the edges, those
-            under 1 pixel left out, ``area`` is the boxes', and ``scale`` still that of ``size``.
+            dict(boxes=tv_tensors.BoundingBoxes, labels=…)); or of kornia's, of images in [0,1], see
+            :class:`~kdtasks.images.augmentation.KorniaAugmentation`. After a list boxes are cut at
+            the edges, those under 1 pixel left out, ``area`` is the boxes', and ``scale`` still
+            that of ``size``.
         keep_empty: False leaves out labelled images that have no box.
         images: (N,) decoded images, uint8 (3,H,W), instead of files.
         skip_bad: leave out files whose size has to be asked and cannot be read, with a warning; the
@@ -91,7 +96,7 @@ class DetectionData:
     ):
         self.size = None if size is None else _checked_size(size)
         self.in_memory = size is not None if in_memory is None else in_memory
-        self.augment = _checked_augment(augment) if train else None
+        self.augment = _checked_augment(augment, self.size) if train else None
         self.classes, self.paths = list(classes), [str(path) for path in paths]
         n = len(self.paths)
         for what, values in (("targets", targets), ("sizes", sizes), ("images", images)):
@@ -247,6 +252,8 @@ class DetectionData:
         target = None if self.target[index] == UNLABELLED else self._target(index, image.shape[-2:])
         if self.augment == "flip":
             image, target = _maybe_flipped(image, target)
+        elif isinstance(self.augment, KorniaAugmentation):
+            image, target = _moved_by_kornia(image, target, self.augment)
         elif self.augment:
             image, target = _transformed(image, target, self.augment)
         return {
@@ -292,18 +299,22 @@ def _checked_size(size) -> tuple[int, int]:
     return tuple(size)
 
 
-def _checked_augment(augment):
+def _checked_augment(augment, size: tuple[int, int] | None):
     if augment is None or augment == "flip":
         return augment
+    if isinstance(augment, KorniaAugmentation) or is_kornia(augment):
+        made = kornia_augmentation(augment, (3, *(size or _USUAL)))
+        made.check_boxes()
+        return made
     if isinstance(augment, str):
         raise ValueError(
             f"unknown augment {augment!r}: {did_you_mean(augment, ['flip'])}, or pass "
-            "None or a list of "
-            f"torchvision.transforms.v2"
+            "None or a list of torchvision.transforms.v2 or of kornia.augmentation"
         )
     if not isinstance(augment, list | tuple) or not all(map(callable, augment)):
         raise ValueError(
-            f"augment must be 'flip', None, or a list of torchvision.transforms.v2, got {augment!r}"
+            "augment must be 'flip', None, or a list of torchvision.transforms.v2 or of "
+            f"kornia.augmentation, got {augment!r}"
         )
     return list(augment)
 
@@ -412,14 +423,30 @@ def _transformed(
     image = F.to_dtype(image, torch.float32, scale=True).as_subclass(Tensor)
     if target is None:
         return image, None
-    boxes = F.clamp_bounding_boxes(
-        F.convert_bounding_box_format(sample["boxes"], new_format="XYXY")
-    )
-    boxes, good = F.sanitize_bounding_boxes(boxes)
-    boxes = boxes.as_subclass(Tensor)
-    return image, {
+    boxes = F.convert_bounding_box_format(sample["boxes"], new_format="XYXY").as_subclass(Tensor)
+    return image, _with_boxes(target, boxes, sample["labels"], image)
+
+
+def _moved_by_kornia(
+    image: Tensor, target: dict | None, augment: KorniaAugmentation
+) -> tuple[Tensor, dict | None]:
+    image = image.float().div_(255)
+    if target is None:
+        return augment.one(image), None
+    image, boxes = augment.one(image, target["boxes"])
+    return image, _with_boxes(target, boxes, target["labels"], image)
+
+
+def _with_boxes(target: dict, boxes: Tensor, labels: Tensor, image: Tensor) -> dict[str, Tensor]:
+    """The target with boxes that have moved: cut at the edges, those under 1 pixel left out."""
+    from torchvision.ops import clip_boxes_to_image, remove_small_boxes
+
+    boxes = clip_boxes_to_image(boxes, image.shape[-2:])
+    kept = remove_small_boxes(boxes, 1.0)
+    boxes = boxes[kept]
+    return {
         "boxes": boxes,
-        "labels": sample["labels"][good],
+        "labels": labels[kept],
         "area": (boxes[:, 2:] - boxes[:, :2]).prod(1),
         "iscrowd": torch.zeros(len(boxes), dtype=torch.uint8),
         "scale": target["scale"],
