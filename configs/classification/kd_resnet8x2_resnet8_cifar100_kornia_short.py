@@ -1,4 +1,4 @@
-# The short CIFAR-100 config with more augmentation, by kornia, on the device where the images are: color, rotation, erasing.
+# KD (arXiv 1503.02531) on CIFAR-100 as in the short config, with more augmentation, by kornia: rotation, color, erasing.
 # Run:     python tools/train.py configs/classification/kd_resnet8x2_resnet8_cifar100_kornia_short.py
 # Needs:   pip install 'kdtasks[augment]'
 # Expect:  not run to its end here; 6 epochs are short for a recipe like this

@@ -30,7 +30,7 @@ class ImageArrays:
     ``augment=[…]``: transforms of ``kornia.augmentation``, applied one after the other to float32
     images in [0,1], before they are normalised and without rounding to whole grey levels; see
     :class:`~kdtasks.images.augmentation.KorniaAugmentation`. Needs ``kdtasks[augment]``. kornia's
-    ``RandomCrop`` and ``RandomHorizontalFlip`` take 2.8 times as long as the crop and flip above
+    ``RandomCrop`` and ``RandomHorizontalFlip`` take 3.5 times as long as the crop and flip above
     (128 images of 32x32 on one CPU core; ``tools/benchmark.py --rows augmentation``).
 
     Either is a function of (seed, index, view) alone. Evaluation has ``augment=None``.
