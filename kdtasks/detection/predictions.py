@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from kdtasks.detection.coco_metrics import detections_of
 from kdtasks.detection.pictures import CLASS_COLORS
-from kdtasks.images.files import read_image, results_of
 from kdtasks.images.folder_flags import add_folder_flags
+from kdtasks.images.listing import results_of
+from kdtasks.images.reading import read_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image

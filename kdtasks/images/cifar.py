@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdtasks.core.classes import UNLABELLED, check_class
 from kdtasks.images.arrays import ImageArrays
-from kdtasks.images.files import decoded
+from kdtasks.images.decoding import decoded
 from kdtasks.images.folders import listed_images
 from kdtasks.images.roots import found_folder
 from kdtasks.images.subsets import first_of_each

@@ -8,14 +8,9 @@ from torch import Tensor
 
 from kdtasks.core.classes import check_class
 from kdtasks.images.arrays import ImageArrays
-from kdtasks.images.files import (
-    IMAGENET,
-    SUFFIXES,
-    ImageFiles,
-    class_folders,
-    decoded,
-    images_below,
-)
+from kdtasks.images.decoding import decoded
+from kdtasks.images.files import IMAGENET, ImageFiles
+from kdtasks.images.listing import SUFFIXES, class_folders, images_below
 from kdtasks.images.roots import found_folder
 from kdtasks.images.subsets import first_of_each
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from kdtasks.core.classes import UNLABELLED
 from kdtasks.core.names import did_you_mean
 from kdtasks.images.arrays import ImageArrays
-from kdtasks.images.files import IMAGENET, files_augmentation, read_image, transform
+from kdtasks.images.files import IMAGENET, files_augmentation, transform
+from kdtasks.images.reading import read_image
 from kdtasks.images.roots import data_root
 
 

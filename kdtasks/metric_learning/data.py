@@ -21,8 +21,9 @@ from kdtasks.images.augmentation import KorniaAugmentation
 from kdtasks.images.cifar import CIFAR100_CLASSES
 from kdtasks.images.cifar import cifar100 as cifar100_images
 from kdtasks.images.digits import digits as digit_images
-from kdtasks.images.files import IMAGENET, ImageFiles, class_folders
+from kdtasks.images.files import IMAGENET, ImageFiles
 from kdtasks.images.folders import image_folder as class_folder_images
+from kdtasks.images.listing import class_folders
 from kdtasks.images.roots import under_root
 from kdtasks.images.subsets import concat
 

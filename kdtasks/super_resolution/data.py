@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kdtasks.core.views import view_hash
-from kdtasks.images.files import SUFFIXES, images_below
+from kdtasks.images.listing import SUFFIXES, images_below
 from kdtasks.images.roots import under_root
 from kdtasks.super_resolution.pairs import Pairs
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kdtasks.images.cache import load_arrays, save_arrays
-from kdtasks.images.files import image_size, read_image
+from kdtasks.images.reading import image_size, read_image
 from kdtasks.super_resolution.metrics import imresize, luma
 
 # images decoded before they are needed
@@ -37,7 +37,7 @@ class Pairs:
     clipped in between (a given LR image is only enlarged). Values may therefore lie a little
     outside of [0,1]. (The script that AIL's release points to also rounds the luma of HR.)
 
-    **Files** are read as :func:`~kdtasks.images.files.read_image` says: upright, three channels of
+    **Files** are read as :func:`~kdtasks.images.reading.read_image` says: upright, three channels of
     8 bits, on white. In memory RGB takes 3 bytes a pixel, luma and what is enlarged 4 bytes a
     channel (float32).
 

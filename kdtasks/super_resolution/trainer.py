@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.engine.task import Metric
-from kdtasks.images.files import results_of
 from kdtasks.images.folder_flags import add_folder_flags
+from kdtasks.images.listing import results_of
 from kdtasks.super_resolution.ail import AILLoss
 from kdtasks.super_resolution.batches import enlarged, scale_of
 from kdtasks.super_resolution.data import patch_shapes

@@ -17,7 +17,7 @@ from kdtasks.classification import data
 from kdtasks.classification.data import ImageArrays
 from kdtasks.core.views import view_hash
 from kdtasks.engine.loader import Loader
-from kdtasks.images import files, roots
+from kdtasks.images import decoding, roots
 from kdtasks.images.arrays import AUGMENT, checked_augment
 from kdtasks.images.files import IMAGENET
 
@@ -421,7 +421,7 @@ def test_the_cache_gives_the_same_and_notices_changes(folder, tmp_path, monkeypa
     first = data.image_folder(folder, cache_dir=cache)
     assert [path.suffix for path in cache.iterdir()] == [".npz"]
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_read", None)  # no file is read now
+        patch.setattr(decoding, "_read", None)  # no file is read now
         assert torch.equal(data.image_folder(folder, cache_dir=cache).images, first.images)
     Path(first.path(5)).write_bytes(Path(first.path(0)).read_bytes())
     changed = data.image_folder(folder, cache_dir=cache)

@@ -83,7 +83,7 @@ def test_flags_that_do_not_go_together(undisturbed, task, capsys):
 
 @pytest.mark.parametrize("arguments", [["--images", "here"], ["--out", "there"], ["--tile", "0"]])
 def test_any_flag_of_the_task_asks_it(undisturbed, task, arguments):
-    """What else it needs, the task says: :func:`kdtasks.images.files.results_of`."""
+    """What else it needs, the task says: :func:`kdtasks.images.listing.results_of`."""
     call(undisturbed, *arguments)
     assert len(task.given) == 1
 

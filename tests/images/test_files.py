@@ -15,15 +15,16 @@ from PIL import Image
 
 from kdtasks.classification import data
 from kdtasks.detection import data as detection
-from kdtasks.images import files
-from kdtasks.images.files import image_size, images_below, read_image
+from kdtasks.images import reading
+from kdtasks.images.listing import images_below
+from kdtasks.images.reading import image_size, read_image
 from kdtasks.metric_learning import data as metric
 from kdtasks.super_resolution.pairs import Pairs
 
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch):
-    monkeypatch.setattr(files, "_said", set())
+    monkeypatch.setattr(reading, "_said", set())
 
 
 def picture(height=6, width=9, channels=3, seed=0):
@@ -45,7 +46,7 @@ def everyone(folder):
     found = {
         "classification": data.image_folder(folder, **kept).images[0],
         "unlabelled": data.unlabelled_folder(folder).images[0],
-        "metric_learning": untransformed(metric._Files([name], [0], ["a"], 8, False, **kept)),
+        "metric_learning": untransformed(metric._SquareFiles([name], [0], ["a"], 8, False, **kept)),
         "classification, file by file": untransformed(
             data.image_folder(folder, small=False, **kept)
         ),
@@ -215,7 +216,7 @@ def test_boxes_match_the_picture_whichever_way_the_annotation_saw_it(tmp_path, o
         assert sample["target"]["boxes"].tolist() == [
             box((sample["input"].permute(1, 2, 0) * 255).numpy())
         ]
-        files._said.clear()
+        reading._said.clear()
 
 
 # Frames, hidden files, broken files ---------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch import Tensor
 from kdtasks.core.classes import UNLABELLED, class_numbers, count_classes
 from kdtasks.core.names import did_you_mean
 from kdtasks.images.augmentation import KorniaAugmentation, is_kornia, kornia_augmentation
-from kdtasks.images.files import image_size, read_image
+from kdtasks.images.reading import image_size, read_image
 from kdtasks.images.roots import data_root
 
 # pixels; a thinner box has no area
@@ -42,7 +42,7 @@ class DetectionData:
 
     **Random views** come from torch's generator, which the Loader sets for each sample.
 
-    **Files** are read as :func:`~kdtasks.images.files.read_image` says. The boxes of a photo whose
+    **Files** are read as :func:`~kdtasks.images.reading.read_image` says. The boxes of a photo whose
     camera was held otherwise (EXIF) are of the pixels as stored if the annotation names the stored
     size, as COCO's own tools have it, or else, and where it names no size, of the upright image. A
     warning says so once where the size is the same either way.

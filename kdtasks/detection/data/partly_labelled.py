@@ -9,7 +9,7 @@ import torch
 from kdtasks.core.classes import UNLABELLED
 from kdtasks.core.views import view_hash
 from kdtasks.detection.data.data_set import DetectionData, locate
-from kdtasks.images.files import SUFFIXES, images_below
+from kdtasks.images.listing import SUFFIXES, images_below
 
 # a salt of view_hash
 _FEW = 0x2A

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 from kdtasks.core.names import did_you_mean
 from kdtasks.detection.data.data_set import DetectionData, locate
-from kdtasks.images.files import is_hidden, is_image
+from kdtasks.images.listing import is_hidden, is_image
 
 VOC_CLASSES = (
     "aeroplane",
