@@ -25,7 +25,7 @@ from kdtasks.detection import (
     adl_loss,
     models,
 )
-from kdtasks.detection.distiller import DetectionDistiller
+from kdtasks.detection.torchvision_distiller import TorchvisionDistiller
 
 SOFT_TARGETS, BOUNDED = WeightedSoftCrossEntropyLoss(), BoundedRegressionLoss()
 DENSE = {"loss_adl": (ADLLoss(), ("student.cls_logits", "teacher.cls_logits", "anchors.valid"))}
@@ -200,7 +200,7 @@ def two_stage_by_hand(o, make: str) -> Step:
 
 def detector_library(o, make: str, losses: dict) -> Step:
     teacher, student, images, targets = detectors(o, make)
-    distiller = DetectionDistiller(student, {"teacher": teacher}, losses)
+    distiller = TorchvisionDistiller(student, {"teacher": teacher}, losses)
     batch = {"input": images, "target": targets}
     distiller.build(batch)
     optimizer = torch.optim.SGD(distiller.parameters(), **SGD)

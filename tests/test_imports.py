@@ -36,7 +36,9 @@ FRAMEWORK_FILES = (
     "pictures",
     "coco_metrics",
     "distiller",
+    "torchvision_distiller",
     "mmdet_distiller",
+    "mmdet_detectors",
     "export",
     "predictions",
     "perceptual",
@@ -142,7 +144,7 @@ def allowed(file: str) -> tuple[set[str], set[str], set[str]]:
         return {"core", "engine"}, libraries, libraries | SLOW | {"safetensors", "jinja2"}
     if is_framework(file):
         libraries = {"torch", "torchvision", "numpy", "PIL"} | (
-            {"mmengine"} if Path(name).stem in ("plugin", "mmdet_distiller") else set()
+            {"mmengine"} if Path(name).stem in ("plugin", "mmdet_detectors") else set()
         )
         if is_late(file):
             libraries = libraries | SLOW

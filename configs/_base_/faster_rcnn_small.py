@@ -1,6 +1,6 @@
 # Faster R-CNNs for 240x180 blood smears. Anchors for cells of 16 to 84 pixels, which are round.
 task = 'kdtasks.detection.trainer'
-distiller = dict(type='kdtasks.detection.distiller.DetectionDistiller')
+distiller = dict(type='kdtasks.detection.torchvision_distiller.TorchvisionDistiller')
 
 _detector = dict(
     type='kdtasks.detection.models.faster_rcnn',

@@ -1,7 +1,7 @@
 # RetinaNets for 240x180 blood smears: 0.11 M parameters and 1.49 M. Anchors for cells of 14 to 100
 # pixels, which are round.
 task = 'kdtasks.detection.trainer'
-distiller = dict(type='kdtasks.detection.distiller.DetectionDistiller')
+distiller = dict(type='kdtasks.detection.torchvision_distiller.TorchvisionDistiller')
 
 _detector = dict(
     type='kdtasks.detection.models.retinanet',

@@ -5,7 +5,7 @@
 #          teacher of 36.0, see README.md)
 _base_ = ['../_base_/coco.py', '../_base_/adl.py', '../_base_/sgd_90k.py']
 task = 'kdtasks.detection.trainer'
-distiller = dict(type='kdtasks.detection.distiller.DetectionDistiller')
+distiller = dict(type='kdtasks.detection.torchvision_distiller.TorchvisionDistiller')
 
 _detector = dict(
     type='kdtasks.detection.models.retinanet',

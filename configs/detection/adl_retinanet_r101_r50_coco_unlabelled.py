@@ -6,7 +6,7 @@
 _base_ = ['../_base_/coco.py', '../_base_/sgd_90k.py']
 task = 'kdtasks.detection.trainer'
 distiller = dict(
-    type='kdtasks.detection.distiller.DetectionDistiller',
+    type='kdtasks.detection.torchvision_distiller.TorchvisionDistiller',
     unlabelled='soft+pseudo',
     pseudo_score=0.5,
 )

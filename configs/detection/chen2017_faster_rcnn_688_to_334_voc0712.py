@@ -4,7 +4,9 @@
 # Expect:  (not run here: it wants a GPU and VOC)
 _base_ = ['../_base_/voc0712.py']
 task = 'kdtasks.detection.trainer'
-distiller = dict(type='kdtasks.detection.distiller.DetectionDistiller', resolution='own')
+distiller = dict(
+    type='kdtasks.detection.torchvision_distiller.TorchvisionDistiller', resolution='own'
+)
 
 _detector = dict(
     type='kdtasks.detection.models.faster_rcnn',

@@ -4,7 +4,7 @@
 # Expect:  (not run here: it wants several GPUs and COCO)
 _base_ = ['../_base_/coco.py', '../_base_/chen2017.py', '../_base_/sgd_90k.py']
 task = 'kdtasks.detection.trainer'
-distiller = dict(type='kdtasks.detection.distiller.DetectionDistiller')
+distiller = dict(type='kdtasks.detection.torchvision_distiller.TorchvisionDistiller')
 
 _detector = dict(
     type='kdtasks.detection.models.faster_rcnn',

@@ -5,7 +5,7 @@
 #          on two CPU cores
 _base_ = ['../_base_/digits_on_photos.py']
 task = 'kdtasks.detection.trainer'
-distiller = dict(type='kdtasks.detection.distiller.DetectionDistiller')
+distiller = dict(type='kdtasks.detection.torchvision_distiller.TorchvisionDistiller')
 
 _detector = dict(
     type='kdtasks.detection.models.retinanet',

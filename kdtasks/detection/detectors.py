@@ -2,14 +2,16 @@
 changing a number of it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from kdtasks.core.trial import try_out
+from kdtasks.detection import forward
 
 # What a detector calls its losses -> what they are called here: mmengine's log, and ours, train
 # only what is named a loss.
@@ -23,7 +25,7 @@ IGNORED = -2
 
 
 @dataclass
-class Seen:
+class Seen(forward.Seen):
     """What the parts of the student saw and said in one forward."""
 
     images: list[Tensor]  # as given
@@ -48,25 +50,103 @@ class Seen:
     roi_targets: Tensor | None = None  # (N, 4)
     roi_positive: Tensor | None = None  # (P,)
     roi_outputs: tuple[Tensor, Tensor] | None = None  # (N, C), (N, 4C)
-    _rows: tuple[Tensor, Tensor] | None = None
 
-    def anchor_rows(self) -> tuple[Tensor, Tensor]:
-        """Of a dense head: the rows (P,) of (B·A) that are matched to a box, and the encoded boxes
-        (P, 4).
-        """
-        if self._rows is None:
-            rows, targets, size = [], [], len(self.anchors[0])
-            for i, (target, anchors, matched) in enumerate(
-                zip(self.targets, self.anchors, self.matched)
-            ):
-                at = (matched >= 0).nonzero()[:, 0]
-                rows.append(at + i * size)
-                targets.append(_encoded(self.coder, target["boxes"][matched[at]], anchors[at]))
-            self._rows = torch.cat(rows), torch.cat(targets)
-        return self._rows
+    @property
+    def batch_size(self) -> int:
+        return len(self.batch.image_sizes)
+
+    def logits(self, part: str) -> Tensor:
+        if part == "anchors":
+            return self.head["cls_logits"]
+        return self.rpn_logits if part == "rpn" else self.roi_outputs[0]
+
+    def deltas(self, part: str) -> Tensor:
+        if part == "anchors":
+            return self.head["bbox_regression"]
+        return self.rpn_deltas if part == "rpn" else by_class(self.roi_outputs[1])
+
+    def background(self, part: str) -> str:
+        # of a RetinaNet no class, but there
+        return "first"
+
+    def valid(self) -> Tensor:
+        return torch.stack([matched != IGNORED for matched in self.matched])
+
+    def find_samples(self, part: str) -> forward.Samples:
+        if part == "anchors":
+            return _AnchorSamples(self.targets, self.anchors, self.matched, self.coder)
+        if part == "rpn":
+            return _RPNSamples(self.sampled, self.positive, self.rpn_targets)
+        return _RoISamples(self.rois, self.roi_labels, self.roi_positive, self.roi_targets)
 
 
-def _encoded(coder, boxes: Tensor, anchors: Tensor) -> Tensor:
+class _AnchorSamples(forward.Samples):
+    """The anchors of a dense head that are matched to a box; arguments image by image."""
+
+    def __init__(
+        self, targets: list[dict], anchors: list[Tensor], matched: list[Tensor], coder: object
+    ):
+        self.targets, self.anchors, self.matched, self.coder = targets, anchors, matched, coder
+
+    @cached_property
+    def places(self) -> list[Tensor]:
+        return [(matched >= 0).nonzero()[:, 0] for matched in self.matched]
+
+    @cached_property
+    def positive(self) -> Tensor:
+        size = len(self.anchors[0])
+        return torch.cat([at + i * size for i, at in enumerate(self.places)])
+
+    @cached_property
+    def target(self) -> Tensor:
+        return torch.cat(
+            [
+                _encoded(self.coder, target["boxes"][matched[at]], anchors[at])
+                for target, anchors, matched, at in zip(
+                    self.targets, self.anchors, self.matched, self.places
+                )
+            ]
+        )
+
+    @property
+    def count(self) -> int:
+        return len(self.positive)
+
+
+class _RPNSamples(forward.Samples):
+    """The anchors that the RPN sampled; ``targets`` are of all anchors."""
+
+    def __init__(self, sampled: Tensor, positive: Tensor, targets: Tensor):
+        self.sampled, self.positive, self.targets = sampled, positive, targets
+        self.count = len(sampled)
+
+    @property
+    def target(self) -> Tensor:
+        return self.targets[self.positive]
+
+
+class _RoISamples(forward.Samples):
+    """The proposals that the RoI head sampled; ``targets`` are of all of them."""
+
+    def __init__(self, rois: list[Tensor], label: Tensor, positive: Tensor, targets: Tensor):
+        self.rois, self.label, self.positive, self.targets = rois, label, positive, targets
+        self.count = len(label)
+
+    @property
+    def classes(self) -> Tensor:
+        return self.label[self.positive] - 1
+
+    @property
+    def target(self) -> Tensor:
+        return self.targets[self.positive]
+
+    @property
+    def boxes(self) -> Tensor:
+        images = [boxes.new_full((len(boxes), 1), float(i)) for i, boxes in enumerate(self.rois)]
+        return torch.cat([torch.cat(images), torch.cat(self.rois)], 1)
+
+
+def _encoded(coder: object, boxes: Tensor, anchors: Tensor) -> Tensor:
     if hasattr(coder, "encode_single"):
         return coder.encode_single(boxes, anchors)
     # FCOS: distances to the sides, in anchor sizes
@@ -74,19 +154,19 @@ def _encoded(coder, boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 @contextmanager
-def noting_dense(model: nn.Module, seen: Seen, rows: list[int] | None):
-    """Notes what the head's loss is given, and gives it the labelled images only."""
+def record_dense_inputs(model: nn.Module, seen: Seen, rows: list[int] | None) -> Iterator[None]:
+    """Record what the head's loss is given, and give it the labelled images only."""
     owner = model.head if hasattr(model.head, "compute_loss") else model
     original = owner.compute_loss
 
-    def compute_loss(targets, head_outputs, anchors, matched_idxs):
-        seen.targets, seen.head, seen.anchors, seen.matched = (
-            targets,
-            head_outputs,
-            anchors,
-            matched_idxs,
-        )
-        seen.coder = model.box_coder
+    def compute_loss(
+        targets: list[dict],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        seen.targets, seen.head, seen.coder = targets, head_outputs, model.box_coder
+        seen.anchors, seen.matched = anchors, matched_idxs
         if rows is None:
             return original(targets, head_outputs, anchors, matched_idxs)
         if not rows:
@@ -106,27 +186,26 @@ def noting_dense(model: nn.Module, seen: Seen, rows: list[int] | None):
 
 
 @contextmanager
-def noting_two_stage(model: nn.Module, seen: Seen):
-    """Notes the anchors and proposals that are sampled, with their targets."""
+def record_samples(model: nn.Module, seen: Seen) -> Iterator[None]:
+    """Record the anchors and proposals that a two-stage detector samples, with their targets."""
     rpn, roi_heads = model.rpn, model.roi_heads
-    sampler, rpn_loss, select = (
-        rpn.fg_bg_sampler,
-        rpn.compute_loss,
-        roi_heads.select_training_samples,
-    )
+    sampler, rpn_loss = rpn.fg_bg_sampler, rpn.compute_loss
+    select = roi_heads.select_training_samples
 
-    def sample(labels):
+    def sample(labels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         positive, negative = sampler(labels)
         seen.positive = torch.cat(positive).nonzero()[:, 0]
         seen.sampled = torch.cat([seen.positive, torch.cat(negative).nonzero()[:, 0]])
         return positive, negative
 
-    def compute_loss(objectness, pred_bbox_deltas, labels, regression_targets):
-        seen.rpn_logits, seen.rpn_deltas = objectness, pred_bbox_deltas
-        seen.rpn_targets = torch.cat(regression_targets)
-        return rpn_loss(objectness, pred_bbox_deltas, labels, regression_targets)
+    def compute_loss(
+        objectness: Tensor, deltas: Tensor, labels: list[Tensor], targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        seen.rpn_logits, seen.rpn_deltas = objectness, deltas
+        seen.rpn_targets = torch.cat(targets)
+        return rpn_loss(objectness, deltas, labels, targets)
 
-    def select_training_samples(proposals, targets):
+    def select_training_samples(proposals: list[Tensor], targets: list[dict]) -> tuple:
         seen.rois, _, labels, regression_targets = chosen = select(proposals, targets)
         seen.roi_labels, seen.roi_targets = torch.cat(labels), torch.cat(regression_targets)
         seen.roi_positive = (seen.roi_labels > 0).nonzero()[:, 0]
@@ -141,7 +220,7 @@ def noting_two_stage(model: nn.Module, seen: Seen):
 
 
 @contextmanager
-def replaced(owner: nn.Module, name: str, function: Callable):
+def replaced(owner: nn.Module, name: str, function: Callable) -> Iterator[None]:
     """An attribute or method replaced on the instance, and as it was afterwards."""
     there = name in owner.__dict__
     before = owner.__dict__.get(name)
@@ -156,7 +235,7 @@ def replaced(owner: nn.Module, name: str, function: Callable):
 
 
 @contextmanager
-def computing_losses(model: nn.Module):
+def computing_losses(model: nn.Module) -> Iterator[None]:
     """torchvision gives losses in train() only; in eval() they are computed with BatchNorm and
     dropout at rest.
     """
@@ -237,7 +316,7 @@ def feature_keys(model: nn.Module) -> list[str]:
         )
 
 
-def levels_of(features) -> dict[str, Tensor]:
+def levels_of(features: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A backbone's output as ``{key: (B, C, H, W)}``."""
     return {"0": features} if isinstance(features, Tensor) else dict(features)
 
@@ -249,7 +328,7 @@ def boxes_only(target: Mapping) -> dict:
     }
 
 
-def no_boxes(device) -> dict:
+def no_boxes(device: torch.device) -> dict[str, Tensor]:
     """The target of an image in which there is nothing."""
     return {
         "boxes": torch.zeros(0, 4, device=device),
@@ -257,9 +336,9 @@ def no_boxes(device) -> dict:
     }
 
 
-def of_class(deltas: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
-    """(N, 4C) -> (P, 4): of each row the box of its class."""
-    return deltas.unflatten(1, (-1, 4))[rows, labels]
+def by_class(deltas: Tensor) -> Tensor:
+    """(N, 4·(C + 1)) -> (N, C, 4), without the background, which comes first."""
+    return deltas.unflatten(1, (-1, 4))[:, 1:]
 
 
 def rescaled(
@@ -274,9 +353,9 @@ def rescaled(
     ]
 
 
-def resized(teacher: nn.Module, seen: Seen):
-    """The images as the teacher's own transform makes them, padded to the same shares as the
-    student's: maps then lie alike.
+def resized(teacher: nn.Module, seen: Seen) -> object:
+    """An ImageList: the images as the teacher's own transform makes them, padded to the same shares
+    as the student's: maps then lie alike.
     """
     images = teacher.transform(list(seen.images))[0]
     pairs = list(zip(images.image_sizes, seen.batch.image_sizes))
@@ -291,9 +370,9 @@ def resized(teacher: nn.Module, seen: Seen):
     return type(images)(padded, images.image_sizes)
 
 
-def renormalized(student: nn.Module, teacher: nn.Module, images):
-    """The student's images with the teacher's mean and deviation; the padding stays zero, as
-    torchvision pads.
+def renormalized(student: nn.Module, teacher: nn.Module, images: object) -> object:
+    """An ImageList: the student's images with the teacher's mean and deviation; the padding stays
+    zero, as torchvision pads.
     """
     ours, theirs = (
         (list(m.transform.image_mean), list(m.transform.image_std)) for m in (student, teacher)

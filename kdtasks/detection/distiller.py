@@ -1,68 +1,173 @@
-"""What torchvision's detectors supply to losses: class logits, box deltas, features, and the rows
-that their own losses use.
+"""What detectors supply to losses: class logits, box deltas, features, and the rows that the
+student's own losses use.
 
-The student runs as torchvision wrote it, once a step; its own losses and random samples are
-untouched. What its parts see on the way is noted, and a teacher is run, part by part, on exactly
-that: the student's resized images, its sampled anchors, its sampled proposals. A teacher draws no
-random number.
+The student runs as its library wrote it, once a step; its own losses and random samples are
+untouched. What its parts see on the way is recorded, and a teacher is run, part by part, on exactly
+that: the student's images, its sampled anchors, its sampled proposals. A teacher draws no random
+number.
+
+This file says which names there are, and which rows of a teacher are compared with which rows of
+the student. How a library's detectors supply them stands in its back end:
+:mod:`~kdtasks.detection.torchvision_distiller`, :mod:`~kdtasks.detection.mmdet_distiller`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from kdtasks.core import Distiller
+from kdtasks.core.names import TensorName
 from kdtasks.core.recorder import FeatureRecorder
-from kdtasks.detection import detectors
+from kdtasks.detection.forward import Forward, Samples, Seen
 
-TAPPED = {
-    "dense": ("transform", "backbone"),  # of the student
-    "two-stage": ("transform", "backbone", "rpn.anchor_generator", "roi_heads.box_predictor"),
+# the heads whose rows are compared; a teacher cannot have their names
+PARTS = ("anchors", "rpn", "rois")
+CLASS_MAP = (
+    "class_map, the teacher's class for each of the student's, counted from 0 and without the "
+    "background"
+)
+
+
+class _Answers:
+    """One role's forward, its rows those of the student, its classes and units the student's."""
+
+    def __init__(self, distiller: "DetectionDistiller", role: str, forward: Forward, seen: Seen):
+        self.distiller, self.role, self.forward, self.seen = distiller, role, forward, seen
+
+    def samples(self, part: str) -> Samples:
+        return self.seen.samples(part)
+
+    def logits(self, part: str) -> Tensor:
+        logits = self.forward.logits(part)
+        if self.role == "student" or part == "rpn":
+            return logits
+        return self.distiller.pick_classes(logits, self.forward.background(part))
+
+    def deltas(self, part: str, choose: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        deltas = self.forward.deltas(part)
+        if choose is not None:
+            deltas = choose(deltas)
+        factor = None if self.role == "student" else self.distiller.units(self.role, part)
+        return deltas if factor is None else deltas * factor
+
+    def positive_deltas(self, part: str) -> Tensor:
+        rows = self.samples(part).positive
+        return self.deltas(part, lambda deltas: deltas.reshape(-1, deltas.shape[-1])[rows])
+
+    def class_deltas(self) -> Tensor:
+        """Of each positive RoI the box of its true class, (P, 4)."""
+        rows, classes = self.samples("rois").positive, self.samples("rois").classes
+        if self.role != "student" and self.distiller.class_map is not None:
+            classes = self.distiller.class_map[classes]
+        return self.deltas(
+            "rois", lambda deltas: deltas[rows, classes if deltas.shape[1] > 1 else 0]
+        )
+
+    def mask(self, rows: Tensor) -> Tensor:
+        """bool (B, A) of rows of an RPN."""
+        mask = rows.new_zeros(len(self.forward.logits("rpn")), dtype=torch.bool)
+        mask[rows] = True
+        return mask.view(self.seen.batch_size, -1)
+
+
+# ``t`` stands for a role: 'student', or a teacher's name
+_OF_BOTH: dict[str, Callable[[_Answers], object]] = {
+    "t.cls_logits": lambda answers: answers.logits("anchors"),
+    "t.box_deltas": lambda answers: answers.deltas("anchors"),
+    "anchors.t.deltas": lambda answers: answers.positive_deltas("anchors"),
+    "rpn.t.logits": lambda answers: answers.logits("rpn")[answers.samples("rpn").sampled],
+    "rpn.t.deltas": lambda answers: answers.positive_deltas("rpn"),
+    "rois.t.logits": lambda answers: answers.logits("rois"),
+    "rois.t.deltas": lambda answers: answers.class_deltas(),
+}
+_OF_STUDENT: dict[str, Callable[[_Answers], object]] = {
+    "anchors.valid": lambda answers: answers.seen.valid(),
+    "anchors.target": lambda answers: answers.samples("anchors").target,
+    "anchors.count": lambda answers: answers.samples("anchors").count,
+    "rpn.target": lambda answers: answers.samples("rpn").target,
+    "rpn.count": lambda answers: answers.samples("rpn").count,
+    "rpn.sampled": lambda answers: answers.mask(answers.samples("rpn").sampled),
+    "rpn.positive": lambda answers: answers.mask(answers.samples("rpn").positive),
+    "rois.target": lambda answers: answers.samples("rois").target,
+    "rois.count": lambda answers: answers.samples("rois").count,
+    "rois.boxes": lambda answers: answers.samples("rois").boxes,
+    "rois.label": lambda answers: answers.samples("rois").label,
 }
 
 
-class DetectionDistiller(Distiller):
-    """A :class:`~kdtasks.core.Distiller` of torchvision's detectors: RetinaNet, FCOS, SSD, SSDlite,
-    Faster and Mask R-CNN.
+def _part_of(name: str) -> str:
+    return "anchors" if name.startswith("t.") else name.partition(".")[0]
 
-    A batch has ``input``, a list of images (3, H, W) in [0,1], or one tensor of them; ``target``, a
-    list of dicts with ``boxes`` (n, 4), as x1, y1, x2, y2 in pixels of the image, and ``labels``
-    (n,), 0 being the background. With ``labelled`` (B,), the detector's own losses see labelled
-    images only, the others' ``target`` is not read.
 
-    Names beside submodules (``'student.backbone.body.layer4'``), where t is a teacher's name:
+def _named(name: str, role: str) -> str:
+    """A name of the table above for one role."""
+    return ".".join(role if word == "t" else word for word in name.split("."))
 
-    ==============================================  ===================================================================
-    ``student.loss_<name>``                         the student's own losses; those in no ``of`` enter with weight 1
-    ``student.cls_logits``, ``t.cls_logits``        (B, A, K), all levels; dense heads. SSD's are those of a softmax with the
-                                                    background at 0, so a loss on sigmoids (ADL)
-                                                    sees K one-against-all logits
-    ``student.box_deltas``, ``t.box_deltas``        (B, A, 4), in the student's coder units; dense heads
-    ``anchors.valid``                               bool (B, A): not ignored by the hard loss (IoU between the thresholds)
-    ``anchors.student.deltas``, ``anchors.t.deltas``, ``anchors.target``  (P, 4), anchors matched to a box; dense heads
-    ``rpn.student.logits``, ``rpn.t.logits``        (M, 1), the anchors that the student's RPN sampled
-    ``rpn.student.deltas``, ``rpn.t.deltas``, ``rpn.target``  (P, 4), the positive ones among them
-    ``rois.student.logits``, ``rois.t.logits``      (N, C), the proposals that the student's RoI head sampled
-    ``rois.student.deltas``, ``rois.t.deltas``, ``rois.target``  (P, 4), positive ones, the box of their true class
-    ``anchors.count``, ``rpn.count``, ``rois.count``  P; M; N: what the hard box loss of this head divides by (RetinaNet's only
-                                                    nearly: it divides image by image)
-    ``features.student.<key>``, ``features.t.<key>``  (B, C, H, W), by the keys of the backbone's output
-    ==============================================  ===================================================================
 
-    Deltas are encoded: box coder weights are (10, 10, 5, 5) in RoI heads and SSD, (1, 1, 1, 1) in
-    RPN and RetinaNet, so squared errors differ by up to 100 between heads. A teacher's are brought
-    to the units of the student's coder.
+class DetectionDistiller(Distiller, ABC):
+    """A :class:`~kdtasks.core.Distiller` of detectors; use the one of your library,
+    :class:`~kdtasks.detection.torchvision_distiller.TorchvisionDistiller` or
+    :class:`~kdtasks.detection.mmdet_distiller.MMDetDistiller`, which says what a batch holds.
+
+    With ``labelled`` (B,) in a batch, the detector's own losses see labelled images only, and the
+    others' ``target`` is not read; of dense detectors alone, as an RPN without boxes samples
+    nothing to compare.
+
+    Names beside submodules (``'student.backbone.body.layer4'``), where t is ``student`` or a
+    teacher's name:
+
+    ``student.loss_<name>``
+        The student's own losses; those in no ``of`` enter with weight 1.
+    ``features.t.<key>``
+        (B, C, H, W), level by level: torchvision's by the keys of the backbone's output, mmdet's by
+        their place in the neck's, 0, 1, ….
+
+    Of dense (one-stage) detectors:
+
+    ``t.cls_logits``
+        (B, A, K), all levels. SSD's are those of a softmax with the background at 0, so a loss on
+        sigmoids (ADL) sees K one-against-all logits.
+    ``t.box_deltas``
+        (B, A, n), n = 4 deltas; mmdet's GFL has 4·(reg_max + 1).
+    ``anchors.valid``
+        bool (B, A): not ignored by the hard class loss (IoU between two thresholds, outside of the
+        image).
+    ``anchors.t.deltas``, ``anchors.target``
+        (P, 4), the anchors that are matched to a box.
+    ``anchors.count``
+        P, what the hard box loss divides by (torchvision's RetinaNet only nearly: it divides image
+        by image).
+
+    Of two-stage detectors:
+
+    ``rpn.t.logits``
+        (M, 1), the anchors that the student's RPN sampled.
+    ``rpn.t.deltas``, ``rpn.target``
+        (P, 4), the positive ones among them.
+    ``rois.t.logits``
+        (N, C + 1), the proposals that the student's RoI head sampled. The background is
+        torchvision's first column, mmdet's last.
+    ``rois.t.deltas``, ``rois.target``
+        (P, 4), positive ones, the box of their true class.
+    ``rpn.count``, ``rois.count``
+        M; N: what the hard box loss of this head divides by.
+    ``rpn.sampled``, ``rpn.positive``, ``rois.boxes``, ``rois.label``
+        The rows themselves: bool (B, A) twice; (N, 5) of image index and x1, y1, x2, y2; (N,).
+
+    Deltas are encoded, each head's by its own coder: torchvision multiplies by (10, 10, 5, 5) in
+    RoI heads and SSD, by 1 in RPN and RetinaNet, so squared errors differ by up to 100 between
+    heads; mmdet's RoI heads divide by (0.1, 0.1, 0.2, 0.2). A teacher's are in the units of the
+    student's coder, or refused.
 
     Args:
         student, teachers, losses: as in :class:`~kdtasks.core.Distiller`.
         peers: none; a detector learns from frozen teachers here.
         compile: False; compile a detector's backbone yourself.
-        class_map: the teacher's class for each of the student's classes, background included; None:
-            they are equal.
-        resolution: ``'student'``: the teacher sees the student's resized images. ``'own'``: its own
-            transform resizes them, so that it may see larger ones (Chen et al.'s second setting):
-            features and RoIs only, as anchors do not correspond.
+        class_map: the teacher's class for each of the student's, counted from 0 and without the
+            background, as the data's list of class names has them; None: they are equal.
         unlabelled: ``'soft'``: an unlabelled image enters only losses that read no target.
             ``'soft+pseudo'``: also the detector's own, with the first teacher's detections for
             boxes, unless there are none. ADL's release has such boxes, made beforehand on
@@ -71,9 +176,14 @@ class DetectionDistiller(Distiller):
         pseudo_score: the least score of such a detection. No value is published; 0.5 is ours.
 
     Raises:
-        ValueError: a model that is no torchvision detector, a teacher whose anchors, strides or
-            classes are not the student's (on the first run), an option that is none.
+        ValueError: a model that is no detector of this library; an option that is none; on the
+            first run: a teacher whose anchors, strides, classes or deltas are not the student's.
     """
+
+    # the submodule that is the head of each part
+    HEADS: ClassVar[Mapping[str, str]]
+    # the label of the first class; 1: the background is 0, and num_classes counts it
+    FIRST_LABEL: ClassVar[int]
 
     def __init__(
         self,
@@ -84,470 +194,316 @@ class DetectionDistiller(Distiller):
         peers: Sequence[nn.Module] = (),
         compile: bool | dict = False,
         class_map: Sequence[int] | None = None,
-        resolution: str = "student",
         unlabelled: str = "soft",
         pseudo_score: float = 0.5,
     ):
-        _one_of("resolution", resolution, ("student", "own"))
-        _one_of("unlabelled", unlabelled, ("soft", "soft+pseudo"))
+        check_choice("unlabelled", unlabelled, ("soft", "soft+pseudo"))
         if peers or compile:
             raise ValueError(
                 "detectors have no peers, and are not compiled whole (compile=False; "
-                "student.backbone.compile() "
-                "compiles the part that pays)"
+                "student.backbone.compile() compiles the part that pays)"
             )
-        self.resolution, self.unlabelled, self.pseudo_score = resolution, unlabelled, pseudo_score
-        detectors.kind_of(student, "student")
         for name in teachers or {}:
-            if name in ("rpn", "rois", "anchors", "features"):
+            if name in (*PARTS, "features"):
                 raise ValueError(
                     f"a teacher cannot be called {name!r}: '{name}.*' are names of tensors"
                 )
+        self.unlabelled, self.pseudo_score = unlabelled, pseudo_score
         super().__init__(student, teachers, losses)
-        for name, teacher in self.teachers.items():
-            if teacher.input_size is not None or teacher.scale is not None:
-                raise ValueError(
-                    f"{name}: a detector resizes and normalises by itself; instead of "
-                    "input_size, mean and std "
-                    "use its own min_size, image_mean and image_std, and "
-                    "resolution='own'"
-                )
         self.register_buffer(
-            "class_map", None if class_map is None else torch.tensor(class_map), persistent=False
+            "class_map",
+            None if class_map is None else torch.tensor(list(class_map), dtype=torch.int64),
+            persistent=False,
         )
 
-    @property
-    def kind(self) -> str:
-        """Of the student: ``'dense'`` or ``'two-stage'``."""
-        return detectors.kind_of(self.student, "student")
+    # What a back end supplies ---------------------------------------------------------------------
+    @abstractmethod
+    def parts_of(self, role: str) -> set[str]:
+        """Which of :data:`PARTS` a detector has."""
+
+    @abstractmethod
+    def feature_keys(self, role: str) -> Sequence[str]:
+        """The keys of its features."""
+
+    @abstractmethod
+    def loss_names(self) -> Sequence[str]:
+        """What the student calls its own losses."""
+
+    @abstractmethod
+    def run_student(
+        self,
+        batch: Mapping[str, object],
+        targets: Sequence,
+        rows: list[int] | None,
+        wanted: Sequence[str],
+    ) -> tuple[dict[str, Tensor], dict[str, object], Seen]:
+        """Its own losses by name, of the images ``rows`` (None: all); the recorded submodules; and
+        what it saw.
+        """
+
+    @abstractmethod
+    def run_teacher(
+        self,
+        role: str,
+        parts: set[str],
+        batch: Mapping[str, object],
+        seen: Seen | None,
+        wanted: Sequence[str],
+    ) -> tuple[Forward, dict[str, object]]:
+        """The teacher's features and the heads of some parts, on what the student saw; and the
+        recorded submodules.
+        """
+
+    @abstractmethod
+    def check_rows(self, role: str, part: str, forward: Forward, seen: Seen | None) -> None:
+        """Raises ValueError where the teacher's rows are not those of the student."""
+
+    @abstractmethod
+    def units(self, role: str, part: str) -> Tensor | None:
+        """What a teacher's deltas are multiplied by to be in the student's units; None: 1."""
+
+    @abstractmethod
+    def student_columns(self, part: str, seen: Seen | None) -> tuple[int, str | None]:
+        """How many columns the student's class logits have, and which is the background's."""
+
+    @abstractmethod
+    def class_count(self, role: str) -> int | None:
+        """Classes of a detector, without the background; None: it does not tell."""
+
+    @abstractmethod
+    def labels_of(self, target: object) -> Tensor:
+        """The labels of one image's target."""
+
+    @abstractmethod
+    def make_target(
+        self, batch: Mapping[str, object], image: int, found: Mapping[str, Tensor] | None = None
+    ) -> object:
+        """The target of one image, as the batch has it, or with the boxes ``found`` there."""
+
+    @abstractmethod
+    def no_boxes(self, batch: Mapping[str, object], image: int) -> object:
+        """The target of an image in which there is nothing."""
+
+    @abstractmethod
+    def detect(
+        self, role: str, batch: Mapping[str, object], rows: Sequence[int]
+    ) -> list[dict[str, Tensor]]:
+        """``boxes``, ``labels`` and ``scores`` that a teacher, in eval, finds in some images, in
+        the student's classes.
+        """
+
+    def follows(self, role: str) -> bool:
+        """Whether a teacher's turn reads what the student saw."""
+        return True
 
     # Names ----------------------------------------------------------------------------------------
     def names(self, role: str) -> list[str]:
         """Everything in the table above that this role computes; of a teacher of another kind,
         features and submodules.
         """
-        kind, model = detectors.kind_of(self.model(role), role), self.model(role)
-        found = [f"features.{role}.{key}" for key in self._keys(role)]
-        if kind == "dense" == self.kind:
-            found += [f"{role}.cls_logits", f"{role}.box_deltas", f"anchors.{role}.deltas"]
-        elif kind == self.kind:
-            found += [
-                f"{part}.{role}.{what}" for part in ("rpn", "rois") for what in ("logits", "deltas")
-            ]
+        parts = self.parts_of(role) & self.parts_of("student")
+        table = {**_OF_BOTH, **(_OF_STUDENT if role == "student" else {})}
+        found = [f"features.{role}.{key}" for key in self.feature_keys(role)]
+        found += [_named(name, role) for name in table if _part_of(name) in parts]
         if role == "student":
-            found += [f"student.{name}" for name in detectors.loss_names(model)] + ["student.seen"]
-            heads = ("anchors",) if kind == "dense" else ("rpn", "rois")
-            found += [f"{head}.{what}" for head in heads for what in ("target", "count")]
-            found += ["anchors.valid"] if kind == "dense" else []
-        submodules = [name for name in super().names(role)[1:] if name != f"{role}.transform"]
+            found += [f"student.{name}" for name in self.loss_names()] + ["student.seen"]
         # no 'student' or 'teacher': no one tensor is the output
-        return found + submodules
-
-    def _keys(self, role: str) -> list[str]:
-        """The keys of the backbone's output; found by running it once."""
-        facts = self.facts(role)
-        if "levels" not in facts:
-            facts["levels"] = detectors.feature_keys(self.model(role))
-        return facts["levels"]
+        return found + self.submodules(role)
 
     def needs(self, role: str) -> list[str]:
         """A teacher follows what the student saw and sampled."""
-        return [] if role == "student" else ["student.seen"]
+        return ["student.seen"] if role in self.teachers and self.follows(role) else []
 
+    def is_compared(self, role: str, part: str, wanted: Iterable[str]) -> bool:
+        """Whether some loss reads rows of this head, and not only a submodule of it."""
+        table = {_named(name, role) for name in _OF_BOTH if _part_of(name) == part}
+        return not table.isdisjoint(wanted)
+
+    def parts_to_run(self, role: str, wanted: Sequence[str]) -> set[str]:
+        """The heads of which some loss reads rows or a submodule."""
+        inside = {
+            name.split("@")[0].split(".")[1] for name in wanted if name.startswith(f"{role}.")
+        }
+        return {
+            part
+            for part, path in self.HEADS.items()
+            if path in inside or self.is_compared(role, part, wanted)
+        }
+
+    # Tensors --------------------------------------------------------------------------------------
     def outputs(
         self, role: str, batch: Mapping[str, object], wanted: list[str]
     ) -> dict[str, object]:
-        """The wanted names of one role; a teacher runs after the student, and follows it."""
+        """The wanted names of one role; a teacher runs after the student, if it follows it."""
         if role == "student":
-            return self._student_outputs(batch, wanted)
-        return self._teacher_outputs(role, batch["student.seen"], wanted)
+            losses, values, seen = self.run_student(batch, *self._targets(batch), wanted)
+            forward, found = seen, {f"student.{name}": value for name, value in losses.items()}
+            found["student.seen"] = seen
+        else:
+            seen, found = batch.get("student.seen"), {}
+            parts = self.parts_to_run(role, wanted)
+            forward, values = self.run_teacher(role, parts, batch, seen, wanted)
+            for part in parts:
+                if self.is_compared(role, part, wanted):
+                    self.check_rows(role, part, forward, seen)
+                    if part != "rpn":
+                        self._check_classes(role, part, forward, seen)
+        found |= {f"{role}.{path}": value for path, value in values.items()}
+        answers = _Answers(self, role, forward, seen)
+        table = {_named(name, role): supply for name, supply in {**_OF_BOTH, **_OF_STUDENT}.items()}
+        for name in wanted:
+            if name in table:
+                found[name] = table[name](answers)
+            elif name.startswith(f"features.{role}."):
+                found[name] = forward.features[name.removeprefix(f"features.{role}.")]
+        return found
 
-    # The student ----------------------------------------------------------------------------------
-    def _student_outputs(self, batch: Mapping[str, object], wanted: list[str]) -> dict[str, object]:
-        model, kind = self.student, self.kind
-        seen = detectors.Seen(images=batch["input"])
-        targets, rows = self._targets(batch)
-        if rows is not None and kind == "two-stage":
-            raise ValueError(
-                f"{type(model).__name__}: unlabelled images go with dense detectors "
-                "(RetinaNet, FCOS, SSD); an "
-                "RPN without boxes samples nothing to compare"
-            )
-        run = self._taps_of("student", TAPPED[kind], wanted, model)
-        noting = (
-            detectors.noting_dense(model, seen, rows)
-            if kind == "dense"
-            else detectors.noting_two_stage(model, seen)
-        )
-        with detectors.computing_losses(model), noting:
-            losses, values = run(seen.images, targets)
-        seen.batch, _ = values.pop("transform")
-        seen.features = detectors.levels_of(values["backbone"])
-        if kind == "two-stage":
-            seen.anchors, seen.roi_outputs = (
-                values["rpn.anchor_generator"],
-                values["roi_heads.box_predictor"],
-            )
-        found = {
-            f"student.{detectors.DENSE_LOSSES.get(name, name)}": value
-            for name, value in losses.items()
-        }
-        found |= {
-            "student.seen": seen,
-            **{f"student.{path}": value for path, value in values.items()},
-        }
-        return found | {
-            name: self._student_tensor(name, seen) for name in wanted if name not in found
-        }
+    def record(
+        self,
+        role: str,
+        wanted: Sequence[str],
+        call: Callable,
+        *inputs: object,
+        needed: Sequence[str] = (),
+    ) -> tuple[object, dict[str, object]]:
+        """One call that also records the submodules that are wanted, or needed: its output, and
+        their values by path.
+        """
+        facts, key = self.facts(role), ("recorder", *wanted)
+        if key not in facts:
+            modules = set(self.submodules(role))
+            parts = [TensorName.parse(name) for name in wanted]
+            paths = [name.local for name in parts if name.base in modules]
+            facts[key] = FeatureRecorder(self.model(role), [*needed, *paths], call)
+        return facts[key](*inputs)
 
-    def _student_tensor(self, name: str, seen: detectors.Seen):
-        part, _, what = name.partition(".")
-        if part == "features":
-            return seen.features[what.removeprefix("student.")]
-        if what == "cls_logits":
-            return seen.head["cls_logits"]
-        if what == "box_deltas":
-            return seen.head["bbox_regression"]
-        if name == "anchors.valid":
-            return torch.stack([matched != detectors.IGNORED for matched in seen.matched])
-        if what == "count":
-            return {
-                "anchors": lambda: len(seen.anchor_rows()[0]),
-                "rpn": lambda: len(seen.sampled),
-                "rois": lambda: len(seen.roi_labels),
-            }[part]()
-        if part == "anchors":
-            rows, target = seen.anchor_rows()
-            return target if what == "target" else seen.head["bbox_regression"].flatten(0, 1)[rows]
-        if part == "rpn":
-            return {
-                "student.logits": lambda: seen.rpn_logits[seen.sampled],
-                "target": lambda: seen.rpn_targets[seen.positive],
-                "student.deltas": lambda: seen.rpn_deltas[seen.positive],
-            }[what]()
-        logits, deltas = seen.roi_outputs
-        if what == "student.logits":
-            return logits
-        rows = seen.roi_positive
-        return (
-            seen.roi_targets[rows]
-            if what == "target"
-            else detectors.of_class(deltas, rows, seen.roi_labels[rows])
-        )
-
-    def _targets(self, batch: Mapping[str, object]) -> tuple[list[dict], list[int] | None]:
+    # Labels ---------------------------------------------------------------------------------------
+    def _targets(self, batch: Mapping[str, object]) -> tuple[list, list[int] | None]:
         """Boxes for each image, and which images the hard losses see (None: all)."""
-        images, labelled = batch["input"], batch.get("labelled")
-        targets = batch.get("target") or [None] * len(images)
-        known = [True] * len(images) if labelled is None else labelled.tolist()
-        if any(target is None for target, one in zip(targets, known) if one):
+        count, labelled = len(batch["input"]), batch.get("labelled")
+        given = batch.get("target") or [None] * count
+        known = [True] * count if labelled is None else labelled.tolist()
+        if any(target is None for target, one in zip(given, known) if one):
             raise ValueError(
                 "an image of the batch has no target, and no 'labelled' says that it has none"
             )
-        found = [
-            detectors.boxes_only(target) if one else detectors.no_boxes(images[0].device)
-            for target, one in zip(targets, known)
+        targets = [
+            self.make_target(batch, i) if one else self.no_boxes(batch, i)
+            for i, one in enumerate(known)
         ]
-        self._check_labels(found)
-        rows = [i for i, one in enumerate(known) if one]
-        others = [i for i, one in enumerate(known) if not one]
-        if self.unlabelled == "soft+pseudo" and self.teachers and others:
-            for i, boxes in zip(others, self._pseudo_boxes([images[i] for i in others])):
-                if len(boxes["boxes"]):
-                    found[i] = boxes
-                    rows.append(i)
-        return found, sorted(rows) if others else None
+        self._check_labels(targets)
+        rows, others = ([i for i, one in enumerate(known) if one is kind] for kind in (True, False))
+        if not others:
+            return targets, None
+        if "anchors" not in self.parts_of("student"):
+            raise ValueError(
+                f"{type(self.student).__name__}: unlabelled images go with dense detectors "
+                "(RetinaNet, FCOS, SSD); an RPN without boxes samples nothing to compare"
+            )
+        if self.unlabelled == "soft+pseudo" and self.teachers:
+            for i, found in self._pseudo_boxes(batch, others):
+                targets[i] = self.make_target(batch, i, found)
+                rows.append(i)
+        return targets, sorted(rows)
 
-    def _check_labels(self, targets: list[dict]) -> None:
+    def _pseudo_boxes(
+        self, batch: Mapping[str, object], rows: Sequence[int]
+    ) -> list[tuple[int, dict[str, Tensor]]]:
+        """The images in which the first teacher finds something with at least ``pseudo_score``, and
+        what.
+        """
+        answers = self.detect(next(iter(self.teachers)), batch, rows)
+        sure = [answer["scores"] >= self.pseudo_score for answer in answers]
+        found = [
+            {name: answer[name][kept] for name in ("boxes", "labels")}
+            for answer, kept in zip(answers, sure)
+        ]
+        return [(i, one) for i, one in zip(rows, found) if len(one["labels"])]
+
+    def _check_labels(self, targets: Sequence) -> None:
         """On the first run.
 
         Raises:
             ValueError: a label that the student has no class for.
         """
-        classes = detectors.classes_of(self.student)
+        classes = self.class_count("student")
         if "labels checked" in self.facts("student") or classes is None:
             return
+        labels = [self.labels_of(target) for target in targets]
+        start = self.FIRST_LABEL
         highest = max(
-            [int(t["labels"].max()) for t in targets if len(t["labels"])]
-            + [len(self.classes or ())]
+            [int(part.max()) for part in labels if len(part)]
+            + [len(self.classes or ()) - 1 + start]
         )
-        if highest >= classes:
+        if highest >= classes + start:
+            counted = "num_classes counts the background, so " if start else ""
             raise ValueError(
                 f"the data has labels up to {highest}, the student has "
-                f"num_classes={classes}: num_classes counts "
-                f"the background, so expected {highest + 1}"
+                f"num_classes={classes + start}: {counted}expected {highest + 1}"
             )
         self.facts("student")["labels checked"] = True
 
-    @torch.no_grad()
-    def detections(self, role: str, images: list[Tensor]) -> list[dict]:
-        """What a teacher, in eval, finds in images: ``boxes``, ``labels`` and ``scores`` of each,
-        in the student's classes.
-        """
-        theirs, ours = detectors.classes_of(self.model(role)), detectors.classes_of(self.student)
-        if (
-            "classes checked" not in self.facts("student", role)
-            and theirs is not None
-            and ours is not None
-        ):
-            self._check_classes(role, theirs, ours)
-        found = []
-        for one in self.teachers[role](images):
-            labels = one["labels"]
-            if self.class_map is not None:
-                # (n, classes)
-                match = labels[:, None] == self.class_map[None, 1:]
-                labels = torch.where(match.any(1), match.long().argmax(1) + 1, 0)
-            # column 0 of a RetinaNet is no class
-            keep = (labels > 0) & (one["boxes"][:, 2:] > one["boxes"][:, :2]).all(1)
-            found.append(
-                {
-                    "boxes": one["boxes"][keep].float(),
-                    "labels": labels[keep],
-                    "scores": one["scores"][keep],
-                }
+    # Classes --------------------------------------------------------------------------------------
+    def pick_classes(self, logits: Tensor, background: str | None) -> Tensor:
+        """(…, Kt) -> (…, Ks): the columns of the student's classes, and the background's."""
+        if self.class_map is None:
+            return logits
+        columns = self.class_map
+        if background == "first":
+            columns = torch.cat([columns.new_zeros(1), columns + 1])
+        elif background == "last":
+            columns = torch.cat([columns, columns.new_full((1,), logits.shape[-1] - 1)])
+        return logits.index_select(-1, columns)
+
+    def students_labels(self, classes: Tensor) -> Tensor:
+        """The student's class of each of a teacher's, both from 0 on; -1: it has none."""
+        if self.class_map is None:
+            return classes
+        match = classes[:, None] == self.class_map[None]  # (n, classes)
+        return torch.where(match.any(1), match.long().argmax(1), -1)
+
+    def _check_classes(self, role: str, part: str, forward: Forward, seen: Seen | None) -> None:
+        if ("classes checked", part) in self.facts("student", role):
+            return
+        columns, background = self.student_columns(part, seen)
+        if (background is None) != (forward.background(part) is None):
+            raise ValueError(
+                f"the student's class logits have {columns} columns, those of {role} "
+                f"{forward.logits(part).shape[-1]}: one has a background column, the other none"
             )
-        return found
+        lacks = int(background is not None)
+        self.compare_classes(role, forward.logits(part).shape[-1] - lacks, columns - lacks)
+        self.facts("student", role)["classes checked", part] = True
 
-    def _pseudo_boxes(self, images: list[Tensor]) -> list[dict]:
-        """What the first teacher finds with at least ``pseudo_score``."""
-        found = [
-            (one, one["scores"] >= self.pseudo_score)
-            for one in self.detections(next(iter(self.teachers)), images)
-        ]
-        return [{name: one[name][sure] for name in ("boxes", "labels")} for one, sure in found]
-
-    # A teacher ------------------------------------------------------------------------------------
-    def _teacher_outputs(
-        self, role: str, seen: detectors.Seen, wanted: list[str]
-    ) -> dict[str, object]:
-        model = self.model(role)
-        run = self._taps_of(
-            role, (), wanted, lambda seen: self._teacher_parts(role, model, wanted, seen)
-        )
-        with self.teachers[role].ready():
-            parts, values = run(seen)
-        found = {f"{role}.{path}": value for path, value in values.items()}
-        return found | {
-            name: self._teacher_tensor(name, role, seen, parts)
-            for name in wanted
-            if name not in found
-        }
-
-    def _teacher_parts(
-        self, role: str, model: nn.Module, wanted: Sequence[str], seen: detectors.Seen
-    ) -> dict:
-        """The teacher's backbone, and those of its heads that some loss wants, on what the student
-        saw.
-        """
-        heads, own = _heads(role, wanted), self.resolution == "own"
-        images = (
-            detectors.resized(model, seen)
-            if own
-            else detectors.renormalized(self.student, model, seen.batch)
-        )
-        parts = {"features": detectors.levels_of(model.backbone(images.tensors))}
-        levels = list(parts["features"].values())
-        if "head" in heads:
-            parts |= model.head(levels)
-            if _compared(role, "head", wanted):
-                self._check_anchors(
-                    role,
-                    model.anchor_generator,
-                    images,
-                    levels,
-                    seen,
-                    parts["cls_logits"].shape[:2].numel(),
-                )
-        if "rpn" in heads:
-            from torchvision.models.detection.rpn import concat_box_prediction_layers
-
-            # (all anchors, 1), (…, 4)
-            parts["rpn"] = concat_box_prediction_layers(*model.rpn.head(levels))
-            if _compared(role, "rpn", wanted):
-                self._check_anchors(
-                    role, model.rpn.anchor_generator, images, levels, seen, len(parts["rpn"][0])
-                )
-        if "roi_heads" in heads:
-            rois = detectors.rescaled(seen.rois, seen.batch.image_sizes, images.image_sizes)
-            pooled = model.roi_heads.box_roi_pool(parts["features"], rois, images.image_sizes)
-            # (N, C), (N, 4C)
-            parts["rois"] = model.roi_heads.box_predictor(model.roi_heads.box_head(pooled))
-        return parts
-
-    def _teacher_tensor(self, name: str, role: str, seen: detectors.Seen, parts: Mapping):
-        part, _, what = (
-            name.partition(f".{role}.") if not name.startswith(f"{role}.") else name.partition(".")
-        )
-        if part == "features":
-            return parts["features"][what]
-        if what == "cls_logits":
-            return self._classes_of(role, parts["cls_logits"], seen.head["cls_logits"])
-        if what == "box_deltas":
-            return parts["bbox_regression"] * self._units(role)
-        if part == "anchors":
-            return parts["bbox_regression"].flatten(0, 1)[seen.anchor_rows()[0]] * self._units(role)
-        logits, deltas = parts[part]
-        if part == "rpn":
-            return (
-                logits[seen.sampled]
-                if what == "logits"
-                else deltas[seen.positive] * self._units(role, "rpn")
-            )
-        if what == "logits":
-            return self._classes_of(role, logits, seen.roi_outputs[0])
-        self._classes_of(role, logits, seen.roi_outputs[0])
-        labels = seen.roi_labels[seen.roi_positive]
-        labels = labels if self.class_map is None else self.class_map[labels]
-        return detectors.of_class(deltas, seen.roi_positive, labels) * self._units(
-            role, "roi_heads"
-        )
-
-    def _classes_of(self, role: str, logits: Tensor, like: Tensor) -> Tensor:
-        """The columns of the student's classes."""
-        if "classes checked" not in self.facts("student", role):
-            self._check_classes(role, logits.shape[-1], like.shape[-1])
-        return logits if self.class_map is None else logits.index_select(-1, self.class_map)
-
-    def _check_classes(self, role: str, theirs: int, ours: int) -> None:
-        """On the first run.
+    def compare_classes(self, role: str, theirs: int, ours: int) -> None:
+        """Numbers and names of classes, without the background.
 
         Raises:
-            ValueError: the teacher's columns are not the student's classes, and no class_map says
-                which are.
+            ValueError: the teacher's classes are not the student's, and no class_map says which
+                are.
         """
-        hint = "class_map, the teacher's class for each of the student's (background included)"
         if self.class_map is not None:
-            entries, highest = len(self.class_map), int(self.class_map.max())
-            if entries != ours or highest >= theirs or int(self.class_map.min()) < 0:
+            given = self.class_map.tolist()
+            if len(given) != ours or not all(0 <= k < theirs for k in given):
                 raise ValueError(
-                    f"class_map has {entries} entries up to {highest}; the student "
-                    f"has {ours} classes, {role} "
-                    f"{theirs}: expected {hint}"
+                    f"class_map must give {ours} of the classes 0 to {theirs - 1} of {role}, one "
+                    f"for each class of the student, without the background; got {given}"
                 )
-        elif theirs != ours:
+            return
+        if theirs != ours:
             raise ValueError(
-                f"{role} has {theirs} classes (background included), the student "
-                f"{ours}: expected {hint}"
+                f"{role} has {theirs} classes (without the background), the student {ours}: "
+                f"expected {CLASS_MAP}"
             )
-        else:
-            known = getattr(self.teachers[role], "classes", None)
-            if known and self.classes and list(known) != list(self.classes):
-                raise ValueError(
-                    f"{role} knows the classes {list(known)[:8]}, the data has "
-                    f"{list(self.classes)[:8]}: "
-                    "expected the "
-                    f"same in the same order, or {hint}"
-                )
-        self.facts("student", role)["classes checked"] = True
-
-    def _check_anchors(
-        self,
-        role: str,
-        generator: Callable,
-        images,
-        levels: list[Tensor],
-        seen: detectors.Seen,
-        rows: int,
-    ) -> None:
-        """Rows of the two heads are compared one by one: their number is compared each time, the
-        anchors on the first run.
-
-        Raises:
-            ValueError: they are not the same.
-        """
-        if self.resolution == "own":
+        known = getattr(self.teachers[role], "classes", None)
+        if known and self.classes and list(known) != list(self.classes):
             raise ValueError(
-                f"{role} sees images of another size (resolution='own'), so its "
-                "anchors are not the student's: "
-                "take 'features.*' and 'rois.*' of it, which do not depend on anchors"
+                f"{role} knows the classes {list(known)[:8]}, the data has "
+                f"{list(self.classes)[:8]}: expected the same in the same order, or {CLASS_MAP}"
             )
-        expected = sum(len(anchors) for anchors in seen.anchors)
-        same = rows == expected
-        if same and "anchors checked" not in self.facts("student", role):
-            ours = torch.cat(seen.anchors)
-            # made in the maps' dtype
-            theirs = torch.cat(generator(images, [level.to(ours.dtype) for level in levels]))
-            same = torch.allclose(theirs, ours)
-        if not same:
-            sizes = [
-                [tuple(v.shape[-2:]) for v in maps] for maps in (levels, seen.features.values())
-            ]
-            raise ValueError(
-                f"{role} has {rows} anchors in this batch, on feature maps "
-                f"{sizes[0]}, the student {expected} on "
-                f"{sizes[1]}; or they differ in size: give both the same strides and "
-                "the same anchor_generator"
-            )
-        self.facts("student", role)["anchors checked"] = True
-
-    def _units(self, role: str, part: str | None = None) -> Tensor | float:
-        """What turns the teacher's deltas into the units of the student's box coder."""
-        facts, key = self.facts("student", role), ("units", part)
-        if key not in facts:
-            ours, theirs = (
-                (getattr(m, part) if part else m).box_coder
-                for m in (self.student, self.model(role))
-            )
-            if type(ours) is not type(theirs):
-                raise ValueError(
-                    f"{role} encodes boxes with {type(theirs).__name__}, the student "
-                    f"with {type(ours).__name__}: "
-                    "their deltas cannot be compared"
-                )
-            weights = [getattr(coder, "weights", None) for coder in (ours, theirs)]
-            equal = weights[0] == weights[1]
-            facts[key] = (
-                1.0
-                if equal
-                else torch.tensor(weights[0])
-                .div(torch.tensor(weights[1]))
-                .to(next(self.student.parameters()).device)
-            )
-        return facts[key]
-
-    def _taps_of(
-        self, role: str, needed: Sequence[str], wanted: Sequence[str], call: Callable
-    ) -> FeatureRecorder:
-        """A forward that records the submodules that are needed here or wanted; made once."""
-        facts, key = self.facts(role), ("taps", *wanted)
-        if key not in facts:
-            modules = set(super().names(role))
-            paths = [
-                name.removeprefix(f"{role}.") for name in wanted if name.split("@")[0] in modules
-            ]
-            facts[key] = FeatureRecorder(self.model(role), [*needed, *paths], call)
-        return facts[key]
 
 
-def _heads(role: str, wanted: Sequence[str]) -> set[str]:
-    """Which of a teacher's heads have to run: ``head``, ``rpn``, ``roi_heads``."""
-    parts = {
-        "anchors": "head",
-        f"{role}.cls_logits": "head",
-        f"{role}.box_deltas": "head",
-        "rpn": "rpn",
-        "rois": "roi_heads",
-    }
-    paths = {name: name.split(".")[1] for name in wanted if name.startswith(f"{role}.")}
-    found = {parts.get(name) or parts.get(name.split(".")[0]) or paths.get(name) for name in wanted}
-    return found & {"head", "rpn", "roi_heads"}
-
-
-def _compared(role: str, head: str, wanted: Sequence[str]) -> bool:
-    """Whether some loss compares this head's rows with the student's, and not only a submodule of
-    it.
-    """
-    return (
-        any(
-            name in (f"{role}.cls_logits", f"{role}.box_deltas") or name.startswith("anchors.")
-            for name in wanted
-        )
-        if head == "head"
-        else any(name.startswith(f"{head}.") for name in wanted)
-    )
-
-
-def _one_of(name: str, value, known: Sequence) -> None:
-    if value not in known:
-        raise ValueError(f"{name} must be one of {list(known)}, got {value!r}")
+def check_choice(name: str, value: object, choices: Sequence) -> None:
+    """Raises ValueError for an option that is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}")

@@ -3,8 +3,8 @@ ordinary mmdet config.
 
 ``model = dict(type='kdtasks.detection.plugin.DistillDetector', student=…, teacher=…, losses=…)`` is
 all that a config needs: mmengine finds a full dotted path by itself.
-:mod:`kdtasks.detection.mmdet_distiller` says what losses can be called with. mmdet and mmcv are
-imported when a detector is built.
+:class:`kdtasks.detection.distiller.DetectionDistiller` says what losses can be called with. mmdet
+and mmcv are imported when a detector is built.
 
 Tested with the families that tests/detection/test_plugin_families.py lists. Others usually work:
 the student is tried when it is built, on one image, and what it cannot do is said then.
@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from kdtasks.core import Teacher
 from kdtasks.core.weights import load_weights
 from kdtasks.detection.detectors import replaced
-from kdtasks.detection.mmdet_distiller import MMDetDistiller, example_batch, kind_of
+from kdtasks.detection.mmdet_detectors import example_batch, is_labelled, kind_of
+from kdtasks.detection.mmdet_distiller import MMDetDistiller
 from kdtasks.engine import builder
 
 
@@ -54,15 +55,21 @@ class DistillDetector(BaseModel):
             ``'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'``.
         teacher: the same.
         losses: ``{name: dict(type=…, of=…, weight=…)}`` as in kdtasks configs;
-            :class:`MMDetDistiller` lists the names for ``of``. Names that contain ``loss`` train. A
-            weight may be a ``dict(type='kdtasks.core.Linear', …)``.
+            :class:`~kdtasks.detection.distiller.DetectionDistiller` lists the names for ``of``.
+            Names that contain ``loss`` train. A weight may be a
+            ``dict(type='kdtasks.core.Linear', …)``.
         teacher_checkpoint: a file that mmengine or torch saved, loaded strictly and without
             unpickling code. None: that of a ``Pretrained`` in the teacher's own ``init_cfg``,
             loaded the same way; or else what its parts' ``init_cfg`` give.
-        class_map: the teacher's class for each of the student's, counted as mmdet does, without
+        class_map: the teacher's class for each of the student's, counted from 0 and without the
             background; None: they are equal.
         data_preprocessor: of the student, where its config has none (the Runner passes a config's
             on).
+        unlabelled: None: an image without annotations is an error. ``'soft'`` or ``'soft+pseudo'``:
+            such images (no ``gt_instances`` or none with ``bboxes``, as a pipeline without
+            LoadAnnotations packs them) enter distillation losses only, or also the student's own
+            with the teacher's detections; of one-stage detectors.
+        pseudo_score: the least score of such a detection.
 
     Raises:
         ImportError: MMDetection is not installed.
@@ -80,10 +87,13 @@ class DistillDetector(BaseModel):
         teacher_checkpoint: str | Path | None = None,
         class_map: Sequence[int] | None = None,
         data_preprocessor: Mapping | nn.Module | None = None,
+        unlabelled: str | None = None,
+        pseudo_score: float = 0.5,
     ):
         model = _detector(student, "student", data_preprocessor)
         super().__init__(model.data_preprocessor)
         del self._modules["data_preprocessor"]  # the student has it, and once is enough
+        self.takes_unlabelled = unlabelled is not None
         with _random_streams_kept(), _epoch_known():
             taught_by = _taught(_detector(teacher, "teacher"), teacher_checkpoint)
             terms = {name: _term(name, entry) for name, entry in losses.items()}
@@ -91,7 +101,12 @@ class DistillDetector(BaseModel):
             device = get_device()
             with _as_initialized(model.to(device)):
                 self.distiller = MMDetDistiller(
-                    model, {"teacher": taught_by.to(device)}, terms, class_map=class_map
+                    model,
+                    {"teacher": taught_by.to(device)},
+                    terms,
+                    class_map=class_map,
+                    unlabelled=unlabelled or "soft",
+                    pseudo_score=pseudo_score,
                 )
                 # an adapter has its weights before the optimizer is made
                 self.distiller.build(example_batch(model))
@@ -115,7 +130,7 @@ class DistillDetector(BaseModel):
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
-    ):
+    ) -> Iterator[tuple[str, nn.Parameter]]:
         """The student's by their plain names; those of the losses as ``distiller.losses.…``."""
         student, start = "distiller.student.", f"{prefix}." if prefix else ""
         for name, parameter in super().named_parameters("", recurse, remove_duplicate):
@@ -127,7 +142,9 @@ class DistillDetector(BaseModel):
         """
         self.student.init_weights()
 
-    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = "tensor"):
+    def forward(
+        self, inputs: Tensor, data_samples: list | None = None, mode: str = "tensor"
+    ) -> object:
         """``inputs`` (B, 3, H, W), preprocessed; a dict of losses for ``mode='loss'``, else what
         the student gives.
         """
@@ -135,7 +152,11 @@ class DistillDetector(BaseModel):
             return self.student(inputs, data_samples, mode=mode)
         self._follow_runner()
         late: dict[str, Tensor] = {}
-        losses = self.distiller({"input": inputs, "target": data_samples, "late": late})
+        batch = {"input": inputs, "target": data_samples, "late": late}
+        labelled = [is_labelled(sample) for sample in data_samples or ()]
+        if self.takes_unlabelled and not all(labelled):
+            batch["labelled"] = torch.tensor(labelled)
+        losses = self.distiller(batch)
         if not late.keys().isdisjoint(losses):
             raise ValueError(
                 f"the student's own {min(late.keys() & losses.keys())!r}, which it "
@@ -325,6 +346,14 @@ def _to_student_names(detector: nn.Module, state: dict, prefix: str, local_metad
             versions[prefix + name.removeprefix(student)] = version
 
 
+def _versions_below(prefix: str, versions: Mapping[str, dict]) -> OrderedDict:
+    return OrderedDict(
+        (f"{name}.".removeprefix(prefix)[:-1], version)
+        for name, version in versions.items()
+        if f"{name}.".startswith(prefix)
+    )
+
+
 def _from_student_names(
     detector: nn.Module,
     state: dict,
@@ -346,15 +375,9 @@ def _from_student_names(
     )
     versions = getattr(state, "_metadata", None)
     if versions is not None:
-        plain._metadata = OrderedDict(
-            (f"{name}.".removeprefix(prefix)[:-1], version)
-            for name, version in versions.items()
-            if f"{name}.".startswith(prefix)
-        )
-    student, assign = (
-        detector.distiller.student,
-        local_metadata.get("assign_to_params_buffers", False),
-    )
+        plain._metadata = _versions_below(prefix, versions)
+    student = detector.distiller.student
+    assign = local_metadata.get("assign_to_params_buffers", False)
     try:
         found = student.load_state_dict(plain, strict=False, assign=assign)
         missing += [prefix + name for name in found.missing_keys]

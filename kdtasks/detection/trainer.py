@@ -12,9 +12,9 @@ from kdtasks.core.weights import load_weights
 from kdtasks.detection.adl import ADLLoss
 from kdtasks.detection.chen2017 import box_errors
 from kdtasks.detection.coco_metrics import coco_metrics, detections_of
-from kdtasks.detection.distiller import DetectionDistiller
 from kdtasks.detection.export import onnx_form
 from kdtasks.detection.predictions import predict, predict_arguments
+from kdtasks.detection.torchvision_distiller import TorchvisionDistiller
 from kdtasks.engine.data_sets import image_shape
 from kdtasks.engine.reader import readable
 from kdtasks.engine.task import Metric
@@ -120,7 +120,7 @@ def pictures(run: "Run") -> list[tuple[str, "Figure"]]:
 
 
 def _measured_models(
-    run: "Run", distiller: DetectionDistiller | None, loader: Iterable[Mapping]
+    run: "Run", distiller: TorchvisionDistiller | None, loader: Iterable[Mapping]
 ) -> tuple[dict, dict]:
     """The models that are drawn, and their figures, by name: teachers first."""
     names = [stage.name for stage in (*run.arms.teachers, *run.arms.pair)]
@@ -134,7 +134,7 @@ def _measured_models(
     return models, metrics
 
 
-def _as_trained(run: "Run", stage: "Stage") -> DetectionDistiller:
+def _as_trained(run: "Run", stage: "Stage") -> TorchvisionDistiller:
     """The stage's distiller with the student that it ended with."""
     distiller = run.experiment.distiller(stage, run.files)
     load_weights(distiller.student, run.folder(stage) / "last.pth")
@@ -148,7 +148,7 @@ def _detect(model: nn.Module, images: Sequence[Tensor], device: torch.device) ->
 
 
 def _inside(
-    distiller: DetectionDistiller, loader: Iterable[Mapping], batches: int = 4
+    distiller: TorchvisionDistiller, loader: Iterable[Mapping], batches: int = 4
 ) -> tuple[dict[str, tuple], list[tuple]]:
     """Squared errors of boxes by head, and maps of ADL's weights, of the first test batches; what
     the losses do not use is left out.
@@ -171,7 +171,7 @@ def _inside(
 
 
 def _weight_rows(
-    distiller: DetectionDistiller, teacher: str, batch: Mapping, known: Mapping
+    distiller: TorchvisionDistiller, teacher: str, batch: Mapping, known: Mapping
 ) -> list[tuple]:
     """``(image, maps, (height, width) of what they span)`` of the first images of a batch; none
     without a dense head's logits.
@@ -196,7 +196,7 @@ def _weight_rows(
     return rows
 
 
-def _margin(distiller: DetectionDistiller, head: str) -> float:
+def _margin(distiller: TorchvisionDistiller, head: str) -> float:
     """Of the bounded regression of a head; 0 without one."""
     losses = [loss for loss, of, _ in distiller.terms.values() if f"{head}.target" in of]
     return getattr(losses[0], "margin", 0.0) if losses else 0.0

@@ -13,7 +13,7 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.ops import box_iou
 
 from kdtasks.detection import ADLLoss, BoundedRegressionLoss, HintLoss, WeightedSoftCrossEntropyLoss
-from kdtasks.detection.distiller import DetectionDistiller
+from kdtasks.detection.torchvision_distiller import TorchvisionDistiller
 
 
 class Seen:
@@ -33,7 +33,7 @@ def pair(make, **kwargs):
 def take(names, student, teacher, data, train=True, **options):
     """The named tensors of one step, in a dict, with the distiller and its losses."""
     seen = Seen()
-    distiller = DetectionDistiller(
+    distiller = TorchvisionDistiller(
         student, {"teacher": teacher}, {"loss_seen": (seen, tuple(names))}, **options
     )
     distiller.build(data)
@@ -92,7 +92,7 @@ def test_own_losses_are_torchvisions_to_the_last_bit_whatever_the_teacher_does(m
     torch.manual_seed(5)
     expected = plain(data["input"], [{k: v.clone() for k, v in t.items()} for t in data["target"]])
     after = torch.get_rng_state()
-    distiller = DetectionDistiller(
+    distiller = TorchvisionDistiller(
         student,
         {"teacher": teacher},
         {"loss_hint": (HintLoss(), ("features.student.2", "features.teacher.2"))},
@@ -136,7 +136,7 @@ def test_own_losses_not_listed_enter_with_weight_one_and_listed_ones_with_theirs
     student, teacher = pair(retinanet)
     data = batch()
     _, plain, _ = take(("student.cls_logits",), student, teacher, data)
-    distiller = DetectionDistiller(
+    distiller = TorchvisionDistiller(
         student, {"teacher": teacher}, {"loss_mu": (None, "student.loss_classification", 0.25)}
     )
     distiller.train()
@@ -149,7 +149,7 @@ def test_own_losses_not_listed_enter_with_weight_one_and_listed_ones_with_theirs
 def test_build_and_tensors_move_nothing_and_leave_the_detector_as_it_was():
     student, teacher = pair(faster_rcnn)
     data, before, random = batch(), copies(student), torch.get_rng_state()
-    distiller = DetectionDistiller(student, {"teacher": teacher}, CHEN)
+    distiller = TorchvisionDistiller(student, {"teacher": teacher}, CHEN)
     attributes = [set(module.__dict__) for module in student.modules()]
     distiller.train()
     distiller.build(data)
@@ -167,7 +167,7 @@ def test_build_and_tensors_move_nothing_and_leave_the_detector_as_it_was():
 
 def test_a_failing_step_puts_the_detector_back():
     student, teacher = pair(retinanet)
-    distiller = DetectionDistiller(
+    distiller = TorchvisionDistiller(
         student,
         {"teacher": teacher},
         {"loss_adl": (ADLLoss(), ("student.cls_logits", "teacher.cls_logits"))},
@@ -270,7 +270,7 @@ def test_matched_anchors_and_their_targets_decode_to_the_boxes():
 def test_a_batch_without_any_box_gives_empty_rows_and_finite_gradients():
     student, teacher = pair(retinanet)
     data = batch(1, empty=True)
-    distiller = DetectionDistiller(
+    distiller = TorchvisionDistiller(
         student,
         {"teacher": teacher},
         {
@@ -335,11 +335,25 @@ def test_roi_tensors_give_the_hard_losses_of_the_roi_head_to_the_last_digits():
     )
 
 
+def test_the_sampled_rows_themselves_can_be_read():
+    student, teacher = pair(faster_rcnn)
+    names = ("rpn.sampled", "rpn.positive", "rois.boxes", "rois.label", "rpn.target", *ROIS[:1])
+    found, _, _ = take(names, student, teacher, batch())
+    sampled, positive = found["rpn.sampled"], found["rpn.positive"]
+    assert sampled.dtype == torch.bool and sampled.shape == positive.shape
+    assert len(sampled) == len(batch()["input"]) and not (positive & ~sampled).any()
+    assert positive.sum() == len(found["rpn.target"])
+    boxes, label = found["rois.boxes"], found["rois.label"]
+    assert boxes.shape == (len(label), 5) and len(label) == len(found["rois.student.logits"])
+    assert boxes[:, 0].unique().tolist() == list(range(len(sampled)))
+    assert (boxes[:, 3:] >= boxes[:, 1:3]).all() and label.max() > 0
+
+
 def test_the_teachers_heads_run_on_the_students_anchors_and_proposals():
     student, teacher = pair(faster_rcnn)
     data = batch(2)
     seen = Seen()
-    distiller = DetectionDistiller(
+    distiller = TorchvisionDistiller(
         student, {"teacher": teacher}, {"loss_seen": (seen, (*RPN[:4], *ROIS[:4]))}
     )
     distiller.train()
@@ -365,7 +379,7 @@ def test_the_teachers_heads_run_on_the_students_anchors_and_proposals():
 def test_the_whole_objective_of_chen_trains_the_student_and_not_the_teacher():
     student, teacher = pair(faster_rcnn)
     data, before = batch(3, empty=True), None
-    distiller = DetectionDistiller(student, {"teacher": teacher}, CHEN)
+    distiller = TorchvisionDistiller(student, {"teacher": teacher}, CHEN)
     distiller.build(data)
     before, taught, names = copies(student), copies(teacher), dict(distiller.named_parameters())
     assert any("losses.loss_hint" in name for name in names) and not any(
@@ -394,7 +408,7 @@ def test_a_teacher_with_other_images_gives_rois_on_rescaled_proposals_and_no_anc
     torch.manual_seed(0)
     student, teacher = faster_rcnn(4), faster_rcnn(8, min_size=128, max_size=192)
     data = batch(2)
-    distiller = DetectionDistiller(
+    distiller = TorchvisionDistiller(
         student,
         {"teacher": teacher},
         {
@@ -415,7 +429,7 @@ def test_a_teacher_with_other_images_gives_rois_on_rescaled_proposals_and_no_anc
         )
         logits, _ = teacher.roi_heads.box_predictor(teacher.roi_heads.box_head(pooled))
     torch.testing.assert_close(known["rois.teacher.logits"], logits)
-    refused = DetectionDistiller(
+    refused = TorchvisionDistiller(
         student, {"teacher": teacher}, {"loss_seen": (Seen(), RPN[:2])}, resolution="own"
     )
     with pytest.raises(ValueError, match="anchors are not the student's"):
@@ -439,7 +453,7 @@ def test_unlabelled_images_enter_the_soft_loss_and_not_the_hard_ones(make):
     for module in student.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
-    distiller = DetectionDistiller(
+    distiller = TorchvisionDistiller(
         student, {"teacher": teacher}, {"loss_seen": (Seen(), ("student.cls_logits",))}
     )
     losses = distiller(data)
@@ -452,7 +466,7 @@ def test_a_batch_of_unlabelled_images_only_gives_connected_zeros():
     student, teacher = pair(retinanet)
     data = batch(2)
     data["target"], data["labelled"] = [None, None], torch.tensor([False, False])
-    distiller = DetectionDistiller(
+    distiller = TorchvisionDistiller(
         student,
         {"teacher": teacher},
         {"loss_adl": (ADLLoss(), ("student.cls_logits", "teacher.cls_logits"))},
@@ -483,7 +497,7 @@ def test_pseudo_boxes_are_the_teachers_and_count_for_the_images_that_have_some()
             "scores": torch.zeros(0),
         },
     ]
-    distiller = DetectionDistiller(
+    distiller = TorchvisionDistiller(
         student,
         {"teacher": teacher},
         {"loss_adl": (ADLLoss(), ("student.cls_logits", "teacher.cls_logits"))},
@@ -506,7 +520,9 @@ def test_a_missing_target_and_unlabelled_images_for_an_rpn_are_refused():
     student, teacher = pair(faster_rcnn)
     data = batch(2)
     data["target"][1] = None
-    distiller = DetectionDistiller(student, {"teacher": teacher}, {"loss_seen": (Seen(), RPN[:2])})
+    distiller = TorchvisionDistiller(
+        student, {"teacher": teacher}, {"loss_seen": (Seen(), RPN[:2])}
+    )
     with pytest.raises(ValueError, match="no 'labelled'"):
         distiller.train()(data)
     with pytest.raises(ValueError, match="dense detectors"):
@@ -520,9 +536,9 @@ def test_a_class_map_takes_the_teachers_columns():
     data = batch(2)
     for target in data["target"]:
         target["labels"] = torch.tensor([1, 2])
-    with pytest.raises(ValueError, match=r"teacher has 6 classes.*the student 3.*class_map"):
+    with pytest.raises(ValueError, match=r"teacher has 5 classes .*the student 2.*class_map"):
         take(ROIS[:2], student, teacher, data)
-    _, _, distiller = take(ROIS[:4], student, teacher, data, class_map=[0, 5, 2])
+    _, _, distiller = take(ROIS[:4], student, teacher, data, class_map=[4, 1])
     distiller.eval()
     known = distiller.supply(data)
     record = known["student.seen"]
@@ -536,13 +552,14 @@ def test_a_class_map_takes_the_teachers_columns():
         torch.testing.assert_close(
             known["rois.teacher.deltas"][row], deltas[place, 4 * label : 4 * label + 4]
         )
-    with pytest.raises(ValueError, match="class_map has 2 entries"):
-        take(ROIS[:2], student, teacher, data, class_map=[0, 5])
+    # with the background in front
+    with pytest.raises(ValueError, match=r"must give 2 of the classes 0 to 4.*got \[0, 5, 2\]"):
+        take(ROIS[:2], student, teacher, data, class_map=[0, 5, 2])
 
 
 def test_classes_in_another_order_are_refused():
     student, teacher = pair(retinanet)
-    distiller = DetectionDistiller(
+    distiller = TorchvisionDistiller(
         student,
         {"teacher": teacher},
         {"loss_adl": (ADLLoss(), ("student.cls_logits", "teacher.cls_logits"))},
@@ -606,23 +623,23 @@ def test_a_teacher_with_its_own_mean_and_deviation_gets_its_own_pixels_and_zero_
 def test_options_that_are_none_are_refused(options, words):
     student, teacher = pair(retinanet)
     with pytest.raises(ValueError, match=words):
-        DetectionDistiller(student, {"teacher": teacher}, {}, **options)
+        TorchvisionDistiller(student, {"teacher": teacher}, {}, **options)
 
 
 def test_what_is_no_detector_and_what_no_detector_has_are_refused():
     with pytest.raises(ValueError, match="torchvision's detectors"):
-        DetectionDistiller(torch.nn.Linear(2, 2), {}, {})
+        TorchvisionDistiller(torch.nn.Linear(2, 2), {}, {})
     student, teacher = pair(retinanet)
     with pytest.raises(
         ValueError,
         match=r"no model supplies "
         r"'student.cls_logit'.*student.cls_logits",
     ):
-        DetectionDistiller(
+        TorchvisionDistiller(
             student, {"teacher": teacher}, {"loss_x": (Seen(), ("student.cls_logit",))}
         )
     with pytest.raises(ValueError, match="no model supplies 'teacher'"):
-        DetectionDistiller(student, {"teacher": teacher}, {"loss_x": (Seen(), ("teacher",))})
+        TorchvisionDistiller(student, {"teacher": teacher}, {"loss_x": (Seen(), ("teacher",))})
 
 
 def test_submodules_of_both_can_be_named():
@@ -648,7 +665,7 @@ def test_adl_in_bfloat16_and_a_bfloat16_teacher():
     student, teacher = pair(retinanet)
     from kdtasks.core import Teacher
 
-    distiller = DetectionDistiller(
+    distiller = TorchvisionDistiller(
         student,
         {"teacher": Teacher(teacher, precision="bfloat16")},
         {"loss_adl": (ADLLoss(), ("student.cls_logits", "teacher.cls_logits", "anchors.valid"))},
@@ -742,7 +759,7 @@ def test_weight_zero_on_a_feature_loss_leaves_it_out_everywhere():
     from kdtasks.core.stages import control
 
     student, teacher = pair(faster_rcnn)
-    distiller = DetectionDistiller(
+    distiller = TorchvisionDistiller(
         student,
         {"teacher": teacher},
         {"loss_hint": (HintLoss(), ("features.student.3", "features.teacher.3"), 0)},
@@ -759,7 +776,7 @@ def test_weight_zero_on_a_feature_loss_leaves_it_out_everywhere():
     }
     plain = control(losses, {"teacher": None}, set(distiller.names("student")), own_losses=True)
     assert set(plain) == {"loss_c"} and plain["loss_c"]["weight"] == 0
-    alone = DetectionDistiller(student, {}, {"loss_c": (None, "student.loss_classifier", 0)})
+    alone = TorchvisionDistiller(student, {}, {"loss_c": (None, "student.loss_classifier", 0)})
     assert "loss_classifier" not in alone.train()(batch()) and "loss_c" not in alone(batch())
 
 
@@ -774,11 +791,11 @@ def test_a_teachers_detections_are_in_the_students_classes():
             "scores": torch.tensor([0.9, 0.8, 0.7, 0.6]),
         }
     ]
-    distiller = DetectionDistiller(
+    distiller = TorchvisionDistiller(
         student,
         {"teacher": teacher},
         {"loss_seen": (Seen(), ("student.cls_logits",))},
-        class_map=[0, 4, 5],
+        class_map=[3, 4],
     )
     distiller.teachers["teacher"].forward = lambda images: found
     answer = distiller.detections("teacher", [torch.zeros(3, 8, 8)])[0]
@@ -786,13 +803,13 @@ def test_a_teachers_detections_are_in_the_students_classes():
     assert (
         answer["labels"].tolist() == [2, 1] and answer["boxes"].tolist() == boxes[[0, 2]].tolist()
     )
-    plain = DetectionDistiller(
+    plain = TorchvisionDistiller(
         student,
         {"teacher": teacher},
         {"loss_seen": (Seen(), ("student.cls_logits",))},
         unlabelled="soft+pseudo",
     )
-    with pytest.raises(ValueError, match="teacher has 7 classes"):
+    with pytest.raises(ValueError, match="teacher has 6 classes"):
         plain({"input": batch()["input"], "labelled": torch.tensor([False, False])})
 
 
@@ -802,7 +819,7 @@ def test_all_rows_labelled_and_no_target_where_none_is_read():
     _, losses, _ = take(RPN[:2], student, teacher, {**data, "labelled": torch.tensor([True, True])})
     assert losses["loss_objectness"] > 0
     student, teacher = pair(retinanet)
-    distiller = DetectionDistiller(
+    distiller = TorchvisionDistiller(
         student,
         {"teacher": teacher},
         {"loss_adl": (ADLLoss(), ("student.cls_logits", "teacher.cls_logits"))},
@@ -824,7 +841,7 @@ def test_at_rest_images_have_one_size_and_frozen_parts_stay_frozen():
     student.train()
     # BatchNorm frozen on purpose
     student.backbone.body.stem.eval()
-    distiller = DetectionDistiller(
+    distiller = TorchvisionDistiller(
         student,
         {"teacher": teacher},
         {"loss_adl": (ADLLoss(), ("student.cls_logits", "teacher.cls_logits"))},
@@ -842,7 +859,7 @@ def test_at_rest_images_have_one_size_and_frozen_parts_stay_frozen():
 def test_a_teacher_cannot_be_called_as_a_group_of_tensors():
     student, teacher = pair(faster_rcnn)
     with pytest.raises(ValueError, match=r"'rois\.\*'"):
-        DetectionDistiller(student, {"rois": teacher}, {})
+        TorchvisionDistiller(student, {"rois": teacher}, {})
 
 
 @pytest.mark.gpu
@@ -856,7 +873,7 @@ def test_on_cuda(make):
             "loss_adl": (ADLLoss(), ("student.cls_logits", "teacher.cls_logits", "anchors.valid"))
         }
     )
-    distiller = DetectionDistiller(student, {"teacher": teacher}, losses).cuda()
+    distiller = TorchvisionDistiller(student, {"teacher": teacher}, losses).cuda()
     data = batch(empty=True)
     data = {
         "input": [x.cuda() for x in data["input"]],
@@ -870,16 +887,16 @@ def test_on_cuda(make):
 def test_a_replaced_detector_is_asked_anew_for_all_that_was_known_of_the_former():
     student, teacher = pair(retinanet)
     losses = {"loss_adl": (ADLLoss(), ("student.cls_logits", "teacher.cls_logits"))}
-    distiller = DetectionDistiller(student, {"teacher": teacher}, losses)
+    distiller = TorchvisionDistiller(student, {"teacher": teacher}, losses)
     data = batch()
     distiller.build(data)
     distiller(data)
     distiller.teachers["teacher"] = other = retinanet(8)
-    fresh = DetectionDistiller(copy.deepcopy(student), {"teacher": other}, losses)
+    fresh = TorchvisionDistiller(copy.deepcopy(student), {"teacher": other}, losses)
     found, expected = (one.eval()(batch())["loss_adl"] for one in (distiller, fresh))
     assert torch.equal(found, expected)
     distiller.teachers["teacher"] = retinanet(8, num_classes=7)
-    with pytest.raises(ValueError, match="teacher has 7 classes"):
+    with pytest.raises(ValueError, match="teacher has 6 classes"):
         distiller(batch())
     distiller.teachers["teacher"] = retinanet(8, anchor_sizes=[16, 32, 64])
     with pytest.raises(ValueError, match="teacher has .* anchors"):

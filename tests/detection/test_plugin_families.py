@@ -89,7 +89,7 @@ def quiet(monkeypatch):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_built_taught_and_moves(name):
-    from kdtasks.detection.mmdet_distiller import example_batch
+    from kdtasks.detection.mmdet_detectors import example_batch
     from kdtasks.detection.plugin import DistillDetector
 
     torch.manual_seed(0)

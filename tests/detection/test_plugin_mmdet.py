@@ -646,9 +646,10 @@ def batch_of(model, data, indices=(0, 1)):
     return found["inputs"], found["data_samples"]
 
 
-def taken(detector, data, names, indices=(0, 1)):
+def taken(detector, data, names, indices=(0, 1), others=None):
     """The losses of one step, and the tensors of it by name, those that no loss wants included."""
     inputs, samples = batch_of(detector, data, indices)
+    samples = others or samples
     kept = {}
     distiller = detector.distiller
     supplied = {name for role in distiller.roles for name in distiller.names(role)}
@@ -1181,16 +1182,14 @@ def test_class_map_selects_the_teachers_columns(data, weights):
             retinanet(classes=5),
             ADL,
             {},
-            r"\(B, A, 3\) for 3 classes, those of teacher "
-            r"\(B, A, 5\) for 5: say with class_map",
+            r"teacher has 5 classes .*, the student 3: expected class_map",
         ),
         (
             faster_rcnn(),
             faster_rcnn(classes=5),
             CHEN,
             {},
-            r"\(N, 4\) for 3 classes, those of teacher "
-            r"\(N, 6\) for 5",
+            r"teacher has 5 classes .*, the student 3: expected class_map",
         ),
         (
             retinanet(),
@@ -1278,12 +1277,117 @@ def test_other_anchors_of_the_same_number_are_an_error(weights):
     build(taught(retinanet(), other, HINT, weights(other)))
 
 
-def test_an_unlabelled_image_is_a_clear_error(data, weights):
+def test_an_unlabelled_image_is_a_clear_error_where_none_is_expected(data, weights):
     detector = build(taught(retinanet(), retinanet(), ADL, weights(retinanet())))
-    inputs, samples = batch_of(detector, data)
+    for remove in ("gt_instances", "bboxes"):
+        inputs, samples = batch_of(detector, data)
+        delattr(samples[1] if remove == "gt_instances" else samples[1].gt_instances, remove)
+        with pytest.raises(
+            ValueError, match="image 1 of the batch has no gt_instances with bboxes"
+        ):
+            detector(inputs, samples, mode="loss")
+    two = build(
+        taught(faster_rcnn(), faster_rcnn(), CHEN, weights(faster_rcnn()), unlabelled="soft")
+    )
+    inputs, samples = batch_of(two, data)
     del samples[1].gt_instances
-    with pytest.raises(ValueError, match="image 1 of the batch has no gt_instances"):
-        detector(inputs, samples, mode="loss")
+    with pytest.raises(ValueError, match="unlabelled images go with dense detectors"):
+        two(inputs, samples, mode="loss")
+
+
+@pytest.mark.parametrize("make", [retinanet, gfl, fcos])
+def test_unlabelled_images_enter_the_soft_losses_and_not_the_hard_ones(data, weights, make):
+    config = taught(make(), make(12), ADL, weights(make(12)), unlabelled="soft")
+    detector = build(config).train()
+    plain = copy.deepcopy(detector.student)
+    inputs, samples = batch_of(detector, data, (0, 1, 3))
+    full = detector(inputs, samples, mode="loss")
+    some = copy.deepcopy(samples)
+    del some[1].gt_instances.bboxes
+    losses, kept = taken(detector, data, ["student.cls_logits"], (0, 1, 3), some)
+    assert len(kept["student.cls_logits"]) == 3 == len(kept["anchors.valid"])
+    assert kept["anchors.valid"][1].all() and losses.keys() == full.keys()
+    # BatchNorm saw all three in both
+    features = plain.extract_feat(inputs)
+    hard = plain.bbox_head.loss_by_feat(
+        *([level[[0, 2]] for level in part] for part in plain.bbox_head(features)),
+        [samples[i].gt_instances for i in (0, 2)],
+        [samples[i].metainfo for i in (0, 2)],
+    )
+    for name, value in hard.items():
+        expected = value if isinstance(value, torch.Tensor) else sum(value)
+        torch.testing.assert_close(losses[name], expected)
+        assert losses[name] != full[name]
+    none = copy.deepcopy(samples)
+    for sample in none:
+        del sample.gt_instances
+    losses, _ = taken(detector, data, [], (0, 1, 3), none)
+    assert losses.keys() == full.keys() and losses["loss_adl"] > 0
+    assert all(losses[name] == 0 and losses[name].requires_grad for name in hard)
+    with pytest.raises(ValueError, match="unlabelled must be one of"):
+        build({**config, "unlabelled": "hard"})
+
+
+def test_pseudo_boxes_are_the_teachers_in_the_students_classes(data, weights):
+    wide = retinanet(12, classes=5)
+    config = taught(
+        retinanet(),
+        wide,
+        ADL,
+        weights(wide),
+        class_map=[4, 0, 2],
+        unlabelled="soft+pseudo",
+        pseudo_score=0.25,
+    )
+    detector = build(config).train()
+    inputs, samples = batch_of(detector, data, (0, 1, 3))
+    found = [[[10.0, 10, 60, 50], [5, 5, 40, 40], [3, 3, 30, 30]], [0, 3, 4], [0.9, 0.8, 0.2]]
+
+    def predict(images, given, rescale):
+        from mmengine.structures import InstanceData
+
+        boxes, labels, scores = map(torch.tensor, found)
+        for sample in given:
+            sample.pred_instances = InstanceData(bboxes=boxes, labels=labels, scores=scores)
+        assert not rescale and len(images) == len(given) == 1
+        return given
+
+    detector.distiller.model("teacher").predict = predict
+    some = copy.deepcopy(samples)
+    del some[1].gt_instances
+    losses, _ = taken(detector, data, [], (0, 1, 3), some)
+    assert "gt_instances" not in some[1] and "pred_instances" not in some[1]
+    # class 0 is the student's 1; it has no class 3; the last is not sure
+    samples[1].gt_instances = samples[1].gt_instances[:1]
+    samples[1].gt_instances.bboxes = torch.tensor(found[0][:1])
+    samples[1].gt_instances.labels = torch.tensor([1])
+    expected = detector(inputs, samples, mode="loss")
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value)
+
+
+@pytest.mark.parametrize("make", [retinanet, fcos])
+def test_matched_anchors_give_the_hard_box_loss(data, weights, make):
+    names = ("anchors.student.deltas", "anchors.teacher.deltas", "anchors.target", "anchors.count")
+    bounded = {"loss_bounded": {"type": BOUNDED, "of": names, "weight": 0.5}}
+    config = taught(make(), make(12), bounded, weights(make(12)), unlabelled="soft")
+    detector = build(config).train()
+    _, samples = batch_of(detector, data, (0, 1, 3))
+    del samples[0].gt_instances
+    losses, kept = taken(detector, data, ["student.box_deltas", *names], (0, 1, 3), samples)
+    student, teacher, target = (kept[name] for name in names[:3])
+    assert student.shape == teacher.shape == target.shape == (kept["anchors.count"], 4)
+    if make is retinanet:
+        again = (student - target).abs().sum() / len(target)
+        torch.testing.assert_close(again, losses["loss_bbox"])
+    assert kept["anchors.count"] > 0
+    whole = kept["student.box_deltas"]
+    rows = (whole.reshape(-1, 1, 4) == student[None, :5]).all(2).any(1).nonzero()[:, 0]
+    # none of the unlabelled image
+    assert len(rows) == 5 and int(rows.min()) >= whole.shape[1]
+    other = build(taught(gfl(), gfl(12), {"loss_adl": ADL["loss_adl"]}, weights(gfl(12)))).train()
+    with pytest.raises(ValueError, match="GFLHead gives 36 numbers for a box, expected 4"):
+        taken(other, data, ["anchors.target"])
 
 
 def test_prediction_is_the_plain_students(data, weights):
@@ -1629,7 +1733,7 @@ def test_deltas_and_places_that_do_not_correspond(data, weights):
         build(taught(gfl(), short, deltas, weights(short)))
     build(taught(yolox(), yolox(), deltas, weights(yolox())))  # no coder at all, in both
     with pytest.raises(
-        ValueError, match="bbox: the student's CenterNetHead has no prior_generator"
+        ValueError, match="anchors: the student's CenterNetHead has no prior_generator"
     ):
         build(taught(centernet(), centernet(), ADL, weights(centernet())))
 

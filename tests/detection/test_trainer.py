@@ -82,7 +82,7 @@ def backbone(width):
 def config(detector=RETINANET, losses=ADL, **changes):
     full = {
         "task": "kdtasks.detection.trainer",
-        "distiller": {"type": "kdtasks.detection.distiller.DetectionDistiller"},
+        "distiller": {"type": "kdtasks.detection.torchvision_distiller.TorchvisionDistiller"},
         "student": {**detector, "backbone": backbone(4), "channels": 8},
         "teacher": {**detector, "backbone": backbone(6), "channels": 8},
         "losses": losses,
