@@ -1493,7 +1493,7 @@ def test_a_trial_image_has_masks_where_the_model_wants_them(weights):
             weights(faster_rcnn()),
         )
     )
-    assert "loss_mask" in detector.distiller._own
+    assert "loss_mask" in detector.distiller.loss_names()
     assert "masks" not in example_batch(build(retinanet()))["target"][0].gt_instances
 
 
