@@ -166,8 +166,8 @@ def test_late_files_are_those_that_a_plugin_imports_inside_of_functions():
 def test_the_reader_of_imports_reads_all_kinds():
     top, inside = imports(
         "import a.b\nfrom .c import d\nfrom .. import e\nif x:\n    import f\ndef g():\n    import "
-        "h\nclass I:\n    import j\n    def k(self): from ..l.m import n\n"
-        "if TYPE_CHECKING:\n    import o\n",
+        "h\nclass I:\n    import j\n    def k(self): from ..l.m import n\nif TYPE_CHECKING:\n    "
+        "import o\n",
         "kdtasks.task.file",
     )
     assert top == {"a.b", "kdtasks.task.c.d", "kdtasks.e", "f", "j"} and inside == {

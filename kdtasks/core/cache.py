@@ -74,9 +74,8 @@ def model_hash(model: nn.Module, extra: str = "") -> str:
     state = model.state_dict()
     if not any(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(
-            f"model_hash: {type(model).__name__} has no weights in its state_dict(); "
-            "pass the network itself "
-            "(teacher.model, for a Teacher)"
+            f"model_hash: {type(model).__name__} has no weights in its state_dict(); pass the "
+            "network itself (teacher.model, for a Teacher)"
         )
     # the non-persistent ones
     state |= dict(model.named_buffers(remove_duplicate=False))
@@ -227,8 +226,8 @@ class TeacherCache:
             if (cache.samples, cache.views) != (samples, views):
                 raise ValueError(
                     f"{folder} has this key, but {cache.samples} samples and "
-                    f"{cache.views} views, not {samples} "
-                    f"and {views}: these numbers belong in the key"
+                    f"{cache.views} views, not {samples} and "
+                    f"{views}: these numbers belong in the key"
                 )
             return cache
         if samples < 1 or views < 1:
@@ -333,8 +332,7 @@ def _flat(index: Tensor, view: Tensor, samples: int, views: int) -> np.ndarray:
     ):
         raise ValueError(
             "index and view must be (B,) tensors on the CPU, got "
-            f"{tuple(index.shape)} on {index.device} and {tuple(view.shape)} on "
-            f"{view.device}"
+            f"{tuple(index.shape)} on {index.device} and {tuple(view.shape)} on {view.device}"
         )
     index, view = index.numpy(), view.numpy()
     try:
@@ -345,8 +343,8 @@ def _flat(index: Tensor, view: Tensor, samples: int, views: int) -> np.ndarray:
             wrong = value[(value < 0) | (value >= limit) | (value != value.astype(np.int64))]
             if len(wrong):
                 raise ValueError(
-                    f"{name} {wrong[0]} is not in this cache: it holds the integers 0 "
-                    f"to {limit - 1}"
+                    f"{name} {wrong[0]} is not in this cache: it holds the integers 0 to "
+                    f"{limit - 1}"
                 ) from None
         raise ValueError(
             f"index and view must be integers, got {index.dtype} and {view.dtype}"
@@ -455,8 +453,7 @@ def _check_room(folder: Path, size: int) -> None:
     if shutil.disk_usage(folder).free < size:
         raise DiskError(
             errno.ENOSPC,
-            f"{os.strerror(errno.ENOSPC)}: a cache in "
-            f"{str(folder.parent)!r} cannot be written: "
+            f"{os.strerror(errno.ENOSPC)}: a cache in {str(folder.parent)!r} cannot be written: "
             f"{describe_room(folder, size)}",
         )
 
@@ -467,8 +464,8 @@ def _storable(name: str, value: Tensor, batch: Mapping) -> np.ndarray:
     """
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"{name!r} must be a tensor, got {type(value).__name__}; give its parts "
-            "names of their own"
+            f"{name!r} must be a tensor, got {type(value).__name__}; give its parts names of their "
+            "own"
         )
     value = value.detach().cpu()
     if value.is_floating_point():
@@ -481,8 +478,8 @@ def _storable(name: str, value: Tensor, batch: Mapping) -> np.ndarray:
     rows = len(batch["index"])
     if value.shape[:1] != (rows,) or 0 in value.shape[1:]:
         raise ValueError(
-            f"{name!r} must be ({rows}, ...), one row a sample and none of them "
-            f"empty, got {tuple(value.shape)}"
+            f"{name!r} must be ({rows}, ...), one row a sample and none of them empty, got "
+            f"{tuple(value.shape)}"
         )
     return value.numpy()
 
@@ -498,10 +495,9 @@ def _peak(name: str, value: np.ndarray, batch: Mapping) -> float:
         row = int(wrong.any(1).argmax())
         first = value.reshape(len(value), -1)[row, wrong[row].argmax()]
         raise ValueError(
-            f"{name!r} of {_pair(batch, row)} is not finite: {int(wrong[row].sum())} "
-            f"of its {wrong.shape[1]} "
-            f"values, the first is {first}; a teacher that overflows in float16 may "
-            "do well in bfloat16"
+            f"{name!r} of {_pair(batch, row)} is not finite: {int(wrong[row].sum())} of its "
+            f"{wrong.shape[1]} values, the first is "
+            f"{first}; a teacher that overflows in float16 may do well in bfloat16"
         )
     return peak
 
@@ -558,8 +554,8 @@ def _refuse_other_files(folder: Path) -> None:
         for entry in folder.iterdir():
             if entry.is_dir() or not re.fullmatch(r"meta\.json|\d+\.bin", entry.name):
                 raise FileExistsError(
-                    f"{folder} holds {entry.name!r}, which is no part of a "
-                    "cache; choose a folder of its own"
+                    f"{folder} holds {entry.name!r}, which is no part of a cache; choose a folder "
+                    "of its own"
                 )
 
 
@@ -612,9 +608,8 @@ def _check_files(folder: Path, meta: Mapping) -> None:
                 continue
             if _checksum(file) != array["crc32"]:
                 raise RuntimeError(
-                    f"{path} is damaged: its bytes do not have the checksum that "
-                    "was written "
-                    f"with them; delete {folder}, and it is made again"
+                    f"{path} is damaged: its bytes do not have the checksum that was written with "
+                    f"them; delete {folder}, and it is made again"
                 )
         _checked.add(identity)
 

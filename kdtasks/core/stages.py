@@ -179,10 +179,9 @@ def control(
         weight = entry.get("alone", 0 if taught else 1)
         if taught and weight:
             raise ValueError(
-                f"{name} is of {entry['of']}, which needs a teacher, so it cannot "
-                f"have alone={weight}; a name "
-                "that the data supplies and no teacher has a part in stands in "
-                "data.own"
+                f"{name} is of {entry['of']}, which needs a teacher, so it cannot have "
+                f"alone={weight}; a name that the data supplies and no teacher has a part in "
+                "stands in data.own"
             )
         # an own loss that is not listed would have weight 1
         if weight or (own_losses and not taught):
@@ -195,9 +194,8 @@ def control(
             else ""
         )
         raise ValueError(
-            f"the losses {list(losses)} all need a teacher{hint}, so there is no "
-            "control: add one that does not, "
-            "with weight=0 if it must not pull when taught (it still trains the "
+            f"the losses {list(losses)} all need a teacher{hint}, so there is no control: add one "
+            "that does not, with weight=0 if it must not pull when taught (it still trains the "
             "control)"
         )
     return plain
@@ -411,9 +409,8 @@ def with_control(
         return stages
     if _source(final, stages[: stages.index(final)]):
         raise ValueError(
-            f"stage {final.name!r} goes on with another stage's student, so its "
-            "control must be in the list: a "
-            f"stage called {ALONE!r} with the steps of all of them"
+            f"stage {final.name!r} goes on with another stage's student, so its control must be in "
+            f"the list: a stage called {ALONE!r} with the steps of all of them"
         )
     budget = {
         key: getattr(final, key) for key in ("arguments", "optimizer", "schedule", "length", "data")
@@ -433,8 +430,8 @@ def _check_control(alone: Stage, stages: Sequence[Stage]) -> None:
     fault = _teacher_in(alone, stages)
     if fault:
         raise ValueError(
-            f"the stage {alone.name!r} is the control, which no teacher may have a part in, "
-            f"but it {fault}"
+            f"the stage {alone.name!r} is the control, which no teacher may have a part in, but it "
+            f"{fault}"
         )
 
 
@@ -445,8 +442,8 @@ def _teacher_in(alone: Stage, stages: Sequence[Stage]) -> str:
     for name, entry in alone.losses.items():
         for unknown in taught_names(entry["of"], alone.own):
             return (
-                f"has {name}, which is of {unknown!r} (data.own=[{unknown!r}], if "
-                "no teacher has a part in it)"
+                f"has {name}, which is of {unknown!r} (data.own=[{unknown!r}], if no teacher has a "
+                "part in it)"
             )
     led = _led(stages)
     for source in _source(alone, stages[: stages.index(alone)]):
@@ -476,9 +473,8 @@ def check_stages(stages: Sequence[Stage], models: Sequence[str]) -> None:
             _check_source(stage, source, before)
         if stage.student == "keep" and not any(s.model == stage.model for s in before.values()):
             raise ValueError(
-                f"stage {stage.name!r} keeps its student, but no stage before it "
-                f"trains {stage.model!r}; "
-                "expected student='fresh'"
+                f"stage {stage.name!r} keeps its student, but no stage before it trains "
+                f"{stage.model!r}; expected student='fresh'"
             )
         _check_optimizer_state(stage, before)
 
@@ -488,8 +484,8 @@ def _check_names(stage: Stage, before: Mapping[str, Stage], models: Sequence[str
         raise ValueError(f"two stages are called {stage.name!r}")
     if not stage.name.isidentifier():
         raise ValueError(
-            f"a stage cannot be called {stage.name!r}: expected an identifier (it "
-            "names files and results)"
+            f"a stage cannot be called {stage.name!r}: expected an identifier (it names files and "
+            "results)"
         )
     if stage.model not in models:
         raise ValueError(
@@ -514,9 +510,8 @@ def _check_source(stage: Stage, source: str, before: Mapping[str, Stage]) -> Non
         if source == OWN or "/" in source or source.endswith((".pth", ".pt", ".safetensors")):
             return
         raise ValueError(
-            f"stage {stage.name!r} needs {source!r}, which is neither a file "
-            "nor a stage before it; "
-            f"{did_you_mean(source.split('.')[0], list(before))}"
+            f"stage {stage.name!r} needs {source!r}, which is neither a file nor a stage before "
+            f"it; {did_you_mean(source.split('.')[0], list(before))}"
         )
     name, which = reference
     keep = before[name].keep
@@ -530,17 +525,16 @@ def _check_source(stage: Stage, source: str, before: Mapping[str, Stage]) -> Non
 def _check_optimizer_state(stage: Stage, before: Mapping[str, Stage]) -> None:
     if stage.optimizer_state not in ("fresh", "keep"):
         raise ValueError(
-            f"stage {stage.name!r}: optimizer_state must be 'fresh' or 'keep', "
-            f"got {stage.optimizer_state!r}"
+            f"stage {stage.name!r}: optimizer_state must be 'fresh' or 'keep', got "
+            f"{stage.optimizer_state!r}"
         )
     if stage.optimizer_state == "fresh" or stage.student == "keep":
         return
     reference = stage_reference(stage.student, list(before))
     if reference is None or reference[1] != "last":
         raise ValueError(
-            f"stage {stage.name!r} keeps an optimizer's state, so its student "
-            "must be 'keep' or the last "
-            f"weights of a stage, got student={stage.student!r}"
+            f"stage {stage.name!r} keeps an optimizer's state, so its student must be 'keep' or "
+            f"the last weights of a stage, got student={stage.student!r}"
         )
 
 

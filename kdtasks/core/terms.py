@@ -93,8 +93,8 @@ class Terms(dict[str, Term]):
             schedule = next((name for name, term in self.items() if callable(term.weight)), None)
             if schedule is not None:
                 raise RuntimeError(
-                    f"the weight of {schedule} is a schedule: set distiller.progress = "
-                    "(iteration, total) before each step"
+                    f"the weight of {schedule} is a schedule: set distiller.progress = (iteration, "
+                    "total) before each step"
                 )
         return {
             name: term.weight(progress) if callable(term.weight) else term.weight

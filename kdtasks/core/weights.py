@@ -258,8 +258,8 @@ def _warn_of_averages(path: Path, whole, taken) -> None:
         )
     elif _is_swapped(whole):
         warnings.warn(
-            f"{str(path)!r}: the weights under {key!r} are taken, which are the averaged "
-            "ones (EMA) in such a file",
+            f"{str(path)!r}: the weights under {key!r} are taken, which are the averaged ones "
+            "(EMA) in such a file",
             stacklevel=3,
         )
 

@@ -203,8 +203,8 @@ def _check(gamma: float, beta: float, power: float | None, base: str, alpha: flo
         raise ValueError(f"no base {base!r}; {did_you_mean(str(base), ('kl', 'ce'))}")
     if alpha is not None and base == "kl":
         raise ValueError(
-            f"alpha={alpha} weighs the halves of the cross-entropy: give base='ce' "
-            "with it, or no alpha"
+            f"alpha={alpha} weighs the halves of the cross-entropy: give base='ce' with it, or no "
+            "alpha"
         )
     if alpha is not None and not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
@@ -226,15 +226,13 @@ def _sums(
     _check(gamma, beta, power, base, alpha)
     if student.shape != teacher.shape or student.dim() < 2:
         raise ValueError(
-            f"expected two equal shapes (..., A, K), got student "
-            f"{tuple(student.shape)} "
-            f"and teacher {tuple(teacher.shape)}"
+            f"expected two equal shapes (..., A, K), got student {tuple(student.shape)} and "
+            f"teacher {tuple(teacher.shape)}"
         )
     if valid is not None and (valid.shape != student.shape[:-1] or valid.dtype != torch.bool):
         raise ValueError(
             f"expected valid as bool {tuple(student.shape[:-1])}, got {valid.dtype} "
-            f"{tuple(valid.shape)} "
-            f"with student {tuple(student.shape)}"
+            f"{tuple(valid.shape)} with student {tuple(student.shape)}"
         )
     settings = {"gamma": gamma, "beta": beta, "power": power, "base": base, "alpha": alpha}
     forms = (functools.partial(form, **settings) for form in (_plain_sums, adl_kernel.adl_sums))

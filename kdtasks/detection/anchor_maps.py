@@ -19,9 +19,8 @@ def level_maps(values: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]
     places = sum(h * w for h, w in sizes)
     if values.ndim != 1 or not places or len(values) % places:
         raise ValueError(
-            f"expected (A,) values, A a multiple of the {places} locations of "
-            f"{list(sizes)}, "
-            f"got {tuple(values.shape)}"
+            f"expected (A,) values, A a multiple of the {places} locations of {list(sizes)}, got "
+            f"{tuple(values.shape)}"
         )
     largest = values.view(places, -1).amax(1)
     return [

@@ -84,8 +84,7 @@ def weighted_soft_cross_entropy(
     """
     if student.shape != teacher.shape or student.dim() != 2 or student.shape[1] == 0:
         raise ValueError(
-            f"expected two equal shapes (N, C), got student {tuple(student.shape)} "
-            "and teacher "
+            f"expected two equal shapes (N, C), got student {tuple(student.shape)} and teacher "
             f"{tuple(teacher.shape)}"
         )
     if not temperature > 0:
@@ -100,8 +99,7 @@ def weighted_soft_cross_entropy(
         log_p, p_teacher = F.log_softmax(student, 1), F.softmax(teacher, 1)  # (N, C)
     if weight.shape != log_p.shape[1:]:
         raise ValueError(
-            f"expected class_weight {tuple(log_p.shape[1:])} for student "
-            f"{tuple(student.shape)}, "
+            f"expected class_weight {tuple(log_p.shape[1:])} for student {tuple(student.shape)}, "
             f"got {tuple(weight.shape)}"
         )
     return -times(weight * p_teacher, log_p).sum() / max(len(student), 1)
@@ -156,8 +154,8 @@ def box_errors(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor
     """
     if not student.shape == teacher.shape == target.shape or student.shape[1:] != (4,):
         raise ValueError(
-            f"expected three equal shapes (N, 4), got student {tuple(student.shape)}, "
-            f"teacher {tuple(teacher.shape)} and target {tuple(target.shape)}"
+            f"expected three equal shapes (N, 4), got student {tuple(student.shape)}, teacher "
+            f"{tuple(teacher.shape)} and target {tuple(target.shape)}"
         )
     student, teacher, target = raised(student.detach(), teacher.detach(), target.detach())
     return (student - target).square().sum(1), (teacher - target).square().sum(1)
@@ -185,8 +183,8 @@ def hint_loss(student: Tensor, teacher: Tensor, p: float = 2) -> Tensor:
     """
     if student.shape != teacher.shape:
         raise ValueError(
-            f"expected two equal shapes, got student {tuple(student.shape)} and "
-            f"teacher {tuple(teacher.shape)}"
+            f"expected two equal shapes, got student {tuple(student.shape)} and teacher "
+            f"{tuple(teacher.shape)}"
         )
     if not p >= 1:
         raise ValueError(f"p must be >= 1, got {p}")
@@ -224,8 +222,8 @@ class WeightedSoftCrossEntropyLoss(nn.Module):
             classes, index = 2, 0
         if classes and not -classes <= index < classes:
             raise ValueError(
-                f"background_index {index} is not one of the {classes} classes of "
-                f"student {tuple(student.shape)}"
+                f"background_index {index} is not one of the {classes} classes of student "
+                f"{tuple(student.shape)}"
             )
         weight = torch.ones(classes, dtype=torch.float64, device=student.device)
         weight[index:][:1] = self.background_weight
@@ -234,8 +232,7 @@ class WeightedSoftCrossEntropyLoss(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"background_weight={self.background_weight}, "
-            f"background_index={self.background_index}, "
-            f"temperature={self.temperature}"
+            f"background_index={self.background_index}, temperature={self.temperature}"
         )
 
 
@@ -324,8 +321,7 @@ class HintLoss(nn.Module):
         if self.adapter is None:
             raise RuntimeError(
                 "the adapter does not know its channels: give student_channels and "
-                "teacher_channels, or call "
-                "build(student, teacher) before the optimizer is made"
+                "teacher_channels, or call build(student, teacher) before the optimizer is made"
             )
         student, teacher = pair_to_nchw(student, teacher, **self.layout)
         self._check(student, teacher)
@@ -353,8 +349,8 @@ class HintLoss(nn.Module):
             or len(student) != len(teacher)
         ):
             raise ValueError(
-                f"expected two maps (B, C, H, W) or two tensors of rows (N, C) of "
-                f"equal length, got {shapes}"
+                "expected two maps (B, C, H, W) or two tensors of rows (N, C) of equal length, "
+                f"got {shapes}"
                 + (
                     "; layout='tokens' is for (B, N, C)"
                     if 3 in (student.dim(), teacher.dim())

@@ -233,8 +233,7 @@ def _evaluated(
         from faster_coco_eval import COCO, COCOeval_faster  # slow to import
     except ImportError as error:
         raise ImportError(
-            "COCO's metrics need the package faster-coco-eval: pip install "
-            "'kdtasks[detection]' "
+            "COCO's metrics need the package faster-coco-eval: pip install 'kdtasks[detection]' "
             f"({error})"
         ) from error
 

@@ -265,9 +265,8 @@ def kind_of(model: nn.Module, role: str) -> str:
     ):
         return "dense"
     raise ValueError(
-        f"{role} is a {type(model).__name__}; expected one of torchvision's detectors "
-        "(RetinaNet, FCOS, SSD, "
-        "FasterRCNN, MaskRCNN, KeypointRCNN), e.g. from kdtasks.detection.models"
+        f"{role} is a {type(model).__name__}; expected one of torchvision's detectors (RetinaNet, "
+        "FCOS, SSD, FasterRCNN, MaskRCNN, KeypointRCNN), e.g. from kdtasks.detection.models"
     )
 
 

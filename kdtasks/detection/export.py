@@ -39,9 +39,8 @@ def onnx_form(student: nn.Module, images: Sequence[Tensor]) -> OnnxForm:
     ]
     if parts:
         raise ValueError(
-            f"a {type(student).__name__} also gives {parts[0]}s, which cannot be "
-            "exported to ONNX here; expected "
-            "a detector of boxes alone; --format safetensors keeps all"
+            f"a {type(student).__name__} also gives {parts[0]}s, which cannot be exported to ONNX "
+            "here; expected a detector of boxes alone; --format safetensors keeps all"
         )
     images = [image.cpu().float() for image in images]
     sizes = [

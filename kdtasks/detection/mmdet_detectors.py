@@ -437,9 +437,8 @@ def kind_of(model: nn.Module, role: str) -> str:
         if hasattr(model, "bbox_head"):
             return "one-stage"
     raise ValueError(
-        f"{role} is a {type(model).__name__}; expected one of mmdet's one-stage "
-        "detectors (with a bbox_head) or "
-        "two-stage ones (with a roi_head)"
+        f"{role} is a {type(model).__name__}; expected one of mmdet's one-stage detectors (with a "
+        "bbox_head) or two-stage ones (with a roi_head)"
     )
 
 
@@ -475,9 +474,8 @@ def check_priors(role: str, part: str, ours: nn.Module, theirs: nn.Module) -> No
     for whose, head, generator in zip(("the student's", f"{role}'s"), (ours, theirs), generators):
         if generator is None:
             raise ValueError(
-                f"{part}: {whose} {type(head).__name__} has no prior_generator, so it "
-                "cannot be told whether its "
-                "places are those of the other"
+                f"{part}: {whose} {type(head).__name__} has no prior_generator, so it cannot be "
+                "told whether its places are those of the other"
             )
     strides = [[tuple(stride) for stride in generator.strides] for generator in generators]
     if strides[0] != strides[1]:
@@ -490,15 +488,14 @@ def check_priors(role: str, part: str, ours: nn.Module, theirs: nn.Module) -> No
     shapes = [[tuple(level.shape) for level in generator] for generator in anchors]
     if shapes[0] != shapes[1]:
         raise ValueError(
-            f"{part}: the student's levels have anchors {shapes[0]} at each place, "
-            f"those of {role} {shapes[1]}"
+            f"{part}: the student's levels have anchors {shapes[0]} at each place, those of "
+            f"{role} {shapes[1]}"
         )
     for level, (a, b) in enumerate(zip(*anchors)):
         if not torch.allclose(a, b.to(a)):
             raise ValueError(
-                f"{part}: at level {level} the student's anchors are {a.tolist()}, "
-                f"those of {role} {b.tolist()}; "
-                "logits of different anchors cannot be compared"
+                f"{part}: at level {level} the student's anchors are {a.tolist()}, those of "
+                f"{role} {b.tolist()}; logits of different anchors cannot be compared"
             )
 
 
@@ -584,7 +581,6 @@ def try_student(student: nn.Module) -> tuple[int, list[str]]:
         except Exception as error:
             raise ValueError(
                 f"{type(student).__name__} gives no losses for a trial image of "
-                f"{TRIAL_SIDE} x {TRIAL_SIDE} px: "
-                f"{error!r}"
+                f"{TRIAL_SIDE} x {TRIAL_SIDE} px: {error!r}"
             ) from error
     return len(calls[0][1]) if calls else 0, own

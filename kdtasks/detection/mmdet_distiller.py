@@ -222,8 +222,8 @@ class MMDetDistiller(DetectionDistiller):
         ]
         if units[0] != units[1]:
             raise ValueError(
-                f"{part}: the student encodes its boxes as {units[0]}, {role} as {units[1]}; "
-                "their deltas cannot be compared"
+                f"{part}: the student encodes its boxes as {units[0]}, {role} as {units[1]}; their "
+                "deltas cannot be compared"
             )
         facts["units checked", part] = True
 

@@ -158,8 +158,8 @@ def _body(backbone: Backbone, weights: str | None, norm_layer) -> nn.Module:
     if isinstance(backbone, nn.Module):
         if not hasattr(backbone, "channels"):
             raise ValueError(
-                f"the backbone {type(backbone).__name__} has no attribute 'channels', "
-                "those of its maps in order"
+                f"the backbone {type(backbone).__name__} has no attribute 'channels', those of its "
+                "maps in order"
             )
         return backbone
     if backbone == "small":
@@ -383,8 +383,8 @@ def _bases(sizes: Sequence[int] | None, fpn: FPN, rule) -> list[int]:
         return [rule(stride) for stride in strides]
     if len(sizes) != len(strides):
         raise ValueError(
-            f"anchor_sizes has {len(sizes)} entries, the pyramid {len(strides)} "
-            f"levels, of strides {strides}"
+            f"anchor_sizes has {len(sizes)} entries, the pyramid {len(strides)} levels, of strides "
+            f"{strides}"
         )
     return list(sizes)
 

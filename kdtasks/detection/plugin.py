@@ -159,9 +159,8 @@ class DistillDetector(BaseModel):
         losses = self.distiller(batch)
         if not late.keys().isdisjoint(losses):
             raise ValueError(
-                f"the student's own {min(late.keys() & losses.keys())!r}, which it "
-                "gives only now, has the name "
-                "of a loss of yours: rename that"
+                f"the student's own {min(late.keys() & losses.keys())!r}, which it gives only now, "
+                "has the name of a loss of yours: rename that"
             )
         return losses | late
 
@@ -218,17 +217,16 @@ def _taught(model: nn.Module, checkpoint: str | Path | None) -> Teacher:
         checkpoint, start = _pretrained(model)
     if checkpoint is None:
         warnings.warn(
-            f"the teacher ({type(model).__name__}) has no teacher_checkpoint: it has "
-            "random weights, except for "
-            "what its init_cfg loads",
+            f"the teacher ({type(model).__name__}) has no teacher_checkpoint: it has random "
+            "weights, except for what its init_cfg loads",
             stacklevel=3,
         )
         model.init_weights()
         return Teacher(model)
     if "://" in str(checkpoint):
         raise ValueError(
-            f"the teacher's checkpoint {str(checkpoint)!r} is an address: download it "
-            "first, and give the file"
+            f"the teacher's checkpoint {str(checkpoint)!r} is an address: download it first, and "
+            "give the file"
         )
     try:
         load_weights(model, checkpoint, prefix=start)

@@ -25,8 +25,8 @@ def resolve(path: object, where: str) -> Callable:
         return path
     if not isinstance(path, str) or "." not in path:
         raise ConfigError(
-            f"{where}.type must be a full dotted path such as "
-            f"'torch.nn.CrossEntropyLoss', got {path!r}"
+            f"{where}.type must be a full dotted path such as 'torch.nn.CrossEntropyLoss', got "
+            f"{path!r}"
         )
     parts = path.split(".")
     for cut in range(len(parts) - 1, 0, -1):

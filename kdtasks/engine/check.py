@@ -131,11 +131,10 @@ def _say_what_the_control_lacks(experiment: "Experiment") -> None:
     }
     for name, unknown in unmarked(parts.final.losses, teachers, parts.final.own).items():
         warnings.warn(
-            f"{name} is of {unknown!r}, which is not the student's, so it counts as a "
-            "teacher's, and the control, "
+            f"{name} is of {unknown!r}, which is not the student's, so it counts as a teacher's, "
+            "and the control, "
             f"{parts.control.name!r}, goes without {name}. If no teacher has a part in it: "
-            f"data.own=[{unknown!r}]; else "
-            f"losses.{name}.alone=0 says that this is right",
+            f"data.own=[{unknown!r}]; else losses.{name}.alone=0 says that this is right",
             UserWarning,
             stacklevel=3,
         )

@@ -85,9 +85,8 @@ def save_meta(meta: Mapping, weights: str | Path, path: str | Path) -> None:
     beside = Path(path).with_suffix(".json")
     if beside.exists() and not is_meta(beside):
         raise ValueError(
-            f"{str(beside)!r} is no file of a run, and {Path(path).name!r} needs its "
-            "name for "
-            "what is known of the weights; move it, or use another name"
+            f"{str(beside)!r} is no file of a run, and {Path(path).name!r} needs its name for what "
+            "is known of the weights; move it, or use another name"
         )
     save_json({"kdtasks": kdtasks.__version__, **meta, "sha256": checksum(weights)}, beside)
 
@@ -110,8 +109,8 @@ def _check_plain(value: Any, where: str) -> None:
         torch.nn.Parameter,
     ):
         raise TypeError(
-            f"{where} is a {type(value).__name__}; a checkpoint is read without "
-            "running code and cannot hold it"
+            f"{where} is a {type(value).__name__}; a checkpoint is read without running code and "
+            "cannot hold it"
         )
 
 

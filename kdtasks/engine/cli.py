@@ -45,10 +45,8 @@ def option(text: str) -> tuple[str, object]:
     except (ValueError, SyntaxError) as error:
         if value.lstrip().startswith(("[", "{", "dict(")):
             raise argparse.ArgumentTypeError(
-                f"{key}: {value!r} is no list or dict of plain values "
-                f"({error}); texts in it need "
-                "quotes, and the whole argument quotes for the "
-                "shell"
+                f"{key}: {value!r} is no list or dict of plain values ({error}); texts in it need "
+                "quotes, and the whole argument quotes for the shell"
             ) from None
         return key, value
 
@@ -285,8 +283,8 @@ def _use_weights(
     loader = _test_loader(experiment, meta.get("classes"))
     if experiment.data.is_drawn and args.seed is None and "seed" not in meta:
         print(
-            f"warning: {args.checkpoint!r} does not say of which seed it is (no .json of a "
-            "run is beside it), and the test data depends on that: 0 is taken; --seed says another",
+            f"warning: {args.checkpoint!r} does not say of which seed it is (no .json of a run is "
+            "beside it), and the test data depends on that: 0 is taken; --seed says another",
             file=sys.stderr,
         )
     _print_metrics(experiment, model, loader)
@@ -418,8 +416,8 @@ def export(arguments: Sequence[str] | None = None) -> None:
         )
         print(
             f"{done['output']}: {done['bytes'] / 2**20:.2f} MiB; on {done['images']} test images "
-            "its outputs differ from the "
-            f"student's by at most {done['difference']:.2g} (allowed: {done['allowed']:.2g})"
+            "its outputs differ from the student's by at most "
+            f"{done['difference']:.2g} (allowed: {done['allowed']:.2g})"
         )
 
 
@@ -443,8 +441,7 @@ def _test_loader(experiment: "Experiment", known: Sequence[str] | None) -> "Load
         loader = experiment.test_loader(stage, classes=None)
         print(
             f"warning: neither the checkpoint nor the training data says which classes there are "
-            f"({error}): the numbers of "
-            "the test data's own are taken",
+            f"({error}): the numbers of the test data's own are taken",
             file=sys.stderr,
         )
         return loader
@@ -510,8 +507,8 @@ class plain_errors:
         if kind is not None and issubclass(kind, ImportError) and _is_of_opencv(trace):
             print(
                 f"error: mmengine needs OpenCV, which cannot be imported here: {error}; on a "
-                "machine without a screen: "
-                "pip uninstall -y opencv-python; pip install opencv-python-headless",
+                "machine without a screen: pip uninstall -y opencv-python; pip install "
+                "opencv-python-headless",
                 file=sys.stderr,
             )
             raise SystemExit(1) from None

@@ -141,8 +141,8 @@ def check_losses(losses: Mapping, where: str) -> None:
     for name, entry in losses.items():
         if not isinstance(entry, Mapping) or "of" not in entry:
             raise ConfigError(
-                f"{where}.{name} must be a dict with 'of', the tensors it is called "
-                f"with, got {entry!r}"
+                f"{where}.{name} must be a dict with 'of', the tensors it is called with, got "
+                f"{entry!r}"
             )
         arguments = {k: v for k, v in entry.items() if k not in ("type", *LOSS_KEYS)}
         if "type" in entry:
@@ -152,10 +152,8 @@ def check_losses(losses: Mapping, where: str) -> None:
         elif arguments:
             unknown = next(iter(arguments))
             raise ConfigError(
-                f"{where}.{name} has no type, so it takes the tensor {entry['of']!r} "
-                "as it is; "
-                f"it has no {unknown!r}; "
-                f"{did_you_mean(unknown, ('type', *LOSS_KEYS))}"
+                f"{where}.{name} has no type, so it takes the tensor {entry['of']!r} as it is; it "
+                f"has no {unknown!r}; {did_you_mean(unknown, ('type', *LOSS_KEYS))}"
             )
         if isinstance(entry.get("weight"), Mapping):
             builder.check(entry["weight"], f"{where}.{name}.weight")

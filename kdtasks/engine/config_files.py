@@ -82,8 +82,8 @@ def copy_config(name: str | Path, folder: str | Path = "configs") -> list[Path]:
     first = find_config(name).resolve()
     if not first.is_relative_to(root):
         raise ConfigError(
-            f"{str(name)!r} is a file of your own: expected a config of the package, "
-            "as 'kdtasks list' shows it"
+            f"{str(name)!r} is a file of your own: expected a config of the package, as 'kdtasks "
+            "list' shows it"
         )
     sources = _with_bases(first)
     copies = {source: Path(folder) / source.relative_to(root) for source in sources}

@@ -5,8 +5,8 @@ KEYS = {
     "task": ("dotted path of the task's trainer module", None),
     "student": ("the model that learns", None),
     "teacher": (
-        "the model that teaches; with `checkpoint`, a file or 'own' (its type brings its "
-        "weights), it is not trained",
+        "the model that teaches; with `checkpoint`, a file or 'own' (its type brings its weights), "
+        "it is not trained",
         None,
     ),
     "teachers": ("several teachers by name, instead of `teacher`; each as that", None),
@@ -20,9 +20,8 @@ KEYS = {
     "distiller": ("a subclass of Distiller", {"type": "kdtasks.core.Distiller"}),
     "losses": ("name=dict(type, its arguments, of, weight, alone)", None),
     "stages": (
-        "a list of stages, or dict(type=…) of a function that makes one of the config; left "
-        "out: teacher (without "
-        "checkpoint), alone, distilled",
+        "a list of stages, or dict(type=…) of a function that makes one of the config; left out: "
+        "teacher (without checkpoint), alone, distilled",
         None,
     ),
     "teacher_training": (
@@ -68,8 +67,8 @@ DATA_KEYS = {
     "batch_size": ("labelled samples in a batch, of all processes together", 64),
     "test_batch_size": ("samples in a batch of an evaluation", 256),
     "unlabelled_per_batch": (
-        "unlabelled samples (target -100) that a batch has beside the "
-        "labelled ones, where a teacher is",
+        "unlabelled samples (target -100) that a batch has beside the labelled ones, where a "
+        "teacher is",
         0,
     ),
     "per_class": ("None, or how many samples of each of its classes a batch has", None),
@@ -79,30 +78,28 @@ DATA_KEYS = {
     ),
     "workers": ("processes that read samples; 0: the training process does", 0),
     "collate": (
-        "dotted path of a function from a list of samples to a batch; None: the data's "
-        "own, or stacking",
+        "dotted path of a function from a list of samples to a batch; None: the data's own, or "
+        "stacking",
         None,
     ),
     "own": (
-        "names beside the target that the data supplies and no teacher has a part in: losses "
-        "of them are also the "
-        "control's",
+        "names beside the target that the data supplies and no teacher has a part in: losses of "
+        "them are also the control's",
         (),
     ),
     "unknown_classes": (
-        "'error', or 'drop': what a test set has of classes that the training data "
-        "lacks is left out, with a "
-        "warning that counts it",
+        "'error', or 'drop': what a test set has of classes that the training data lacks is left "
+        "out, with a warning that counts it",
         "error",
     ),
     "skip_bad": (
-        "whether to go on without the samples that cannot be read, which are noted, "
-        "instead of stopping",
+        "whether to go on without the samples that cannot be read, which are noted, instead of "
+        "stopping",
         False,
     ),
     "timeout": (
-        "seconds that the workers may take for a batch before the run ends with an error; "
-        "0: no limit",
+        "seconds that the workers may take for a batch before the run ends with an error; 0: no "
+        "limit",
         600,
     ),
 }
@@ -131,11 +128,9 @@ STAGE_KEYS = {
     "arguments": "of the model's type, in the place of the config's, in this stage and where it "
     "later teaches",
     "student": "what the model starts from: 'fresh', 'keep' (the last stage that trained it), "
-    "'<stage>', '<stage>.last', "
-    "'<stage>.best', '<stage>.<epoch>', or a file",
+    "'<stage>', '<stage>.last', '<stage>.best', '<stage>.<epoch>', or a file",
     "teachers": "{name: its weights}: a file, a stage as above, 'own', None (its `checkpoint`), or "
-    "a list of these, one after "
-    "the other",
+    "a list of these, one after the other",
     "losses": "as at the top; those of this stage",
     "train": "patterns of the parameters that learn: 'student', 'losses', 'student.layer3.*'",
     "optimizer": "instead of the config's",

@@ -75,8 +75,8 @@ def check_test(spec: Mapping, where: str) -> None:
     """
     if spec.get("train") is True:
         raise ConfigError(
-            f"{where}.train=True: test data does not train; expected False, which is "
-            "the default here"
+            f"{where}.train=True: test data does not train; expected False, which is the default "
+            "here"
         )
     if spec.get("augment") not in (None, False):
         raise ConfigError(
@@ -98,9 +98,8 @@ def check_plain(dataset: Any, where: str) -> None:
     augment = getattr(dataset, "augment", None)
     if augment is not None and augment is not False and not inspect.ismethod(augment):
         raise ConfigError(
-            f"{where}: the {type(dataset).__name__} has augment={augment!r}, but "
-            "test data is never augmented: "
-            "expected augment=None, as where train=False"
+            f"{where}: the {type(dataset).__name__} has augment={augment!r}, but test data is "
+            "never augmented: expected augment=None, as where train=False"
         )
 
 
@@ -215,9 +214,8 @@ class Renumbered:
             return {**target, **{k: target[k][kept] for k in of_boxes}, "labels": new[kept]}
         if isinstance(target, Tensor) and target.is_floating_point():
             raise ValueError(
-                "its classes have another order than the training data's, and its "
-                "targets are not class numbers: "
-                "expected the same order"
+                "its classes have another order than the training data's, and its targets are not "
+                "class numbers: expected the same order"
             )
         if isinstance(target, Tensor):
             return renumber(target.long(), self._numbers)

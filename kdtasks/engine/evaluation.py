@@ -109,8 +109,7 @@ class _Watch:
         batch, rows = self.batches[number], bad.nonzero().flatten().tolist()
         where = f"batch {number}" if len(bad) != batch["size"] else self._sample(batch, rows[0])
         raise ValueError(
-            f"the model's {what} is not finite (NaN or infinite) for {where} of the "
-            "test data"
+            f"the model's {what} is not finite (NaN or infinite) for {where} of the test data"
             + (
                 "; expected an image without such values"
                 if what == "input"

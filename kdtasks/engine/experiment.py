@@ -81,8 +81,8 @@ class Experiment:
             )
         if self.config["amp"] == "float16" and self.device.type != "cuda":
             raise ConfigError(
-                "amp='float16' needs a CUDA device (its gradients need a scaler); "
-                "use amp='bfloat16' here"
+                "amp='float16' needs a CUDA device (its gradients need a scaler); use "
+                "amp='bfloat16' here"
             )
         if self.config["sync_bn"] and self.device.type != "cuda":
             raise ConfigError(
@@ -363,8 +363,7 @@ class Experiment:
                     f"stage {stage.name!r} goes on with the student of stage {source!r}, where "
                     "class "
                     f"{number} is {before!r}, and here {now!r}: expected the same classes in the "
-                    "same "
-                    f"order, new ones behind. There are {len(known)}: {known[:12]}; here "
+                    f"same order, new ones behind. There are {len(known)}: {known[:12]}; here "
                     f"{len(classes)}: {classes[:12]}"
                 )
 

@@ -199,8 +199,7 @@ def _onnx_form(experiment: Experiment, student: nn.Module, images: Any) -> OnnxF
     if not isinstance(images, Tensor):
         raise ConfigError(
             f"ONNX needs a model of one tensor, and this task's test images are a "
-            f"{type(images).__name__}; "
-            "use --format safetensors"
+            f"{type(images).__name__}; use --format safetensors"
         )
     return OnnxForm(student, [(images,)])
 
@@ -377,8 +376,7 @@ def compare(
         allowed = tolerance * float(want.abs().max()) if want.numel() else 0.0
         if not difference <= allowed:
             raise Differs(
-                f"on real test images its outputs differ from the student's by "
-                f"{difference:.3g}, "
+                f"on real test images its outputs differ from the student's by {difference:.3g}, "
                 f"more than {allowed:.3g}"
             )
         pairs.append((difference, allowed))
@@ -390,8 +388,8 @@ def _need(package: str, format: str) -> None:
         importlib.import_module(package)
     except ImportError as error:
         raise ConfigError(
-            f"--format {format} needs the package {package}: pip install "
-            f"'kdtasks[export]' ({error})"
+            f"--format {format} needs the package {package}: pip install 'kdtasks[export]' "
+            f"({error})"
         ) from error
 
 

@@ -72,8 +72,7 @@ def _class_of(entry, where: str) -> type:
         if not (isinstance(kind, type) and issubclass(kind, Hook)):
             known = ", of mmengine's " + did_you_mean(str(entry["type"]), ALLOWED)
             raise ConfigError(
-                f"{where}: {entry['type']!r} is no hook: expected the dotted path of "
-                "a subclass of "
+                f"{where}: {entry['type']!r} is no hook: expected the dotted path of a subclass of "
                 f"mmengine.hooks.Hook, or{known}"
             )
         check_arguments(

@@ -223,8 +223,8 @@ class Loader:
 def _check_dataset(dataset: Any, batched: bool) -> None:
     if not hasattr(dataset, "__len__") or not (batched or hasattr(dataset, "__getitem__")):
         raise TypeError(
-            f"expected a data set with __len__ and either batch(index, view, seed) "
-            f"or __getitem__(i), got {type(dataset).__name__}"
+            "expected a data set with __len__ and either batch(index, view, seed) or "
+            f"__getitem__(i), got {type(dataset).__name__}"
         )
     expect(len(dataset) > 0, f"the data set {type(dataset).__name__} is empty")
 

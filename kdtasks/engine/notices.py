@@ -85,9 +85,9 @@ def differing_ranks(experiment: Experiment, distiller: Distiller) -> str:
     if world == 1 or experiment.config["sync_bn"] or not _has_batch_norm(distiller):
         return ""
     return (
-        f"BatchNorm sees the rows of its own process only: {world} processes do not train "
-        "as one would, and what is saved has the statistics of the first; sync_bn=True "
-        "shares them (on CUDA)"
+        f"BatchNorm sees the rows of its own process only: {world} processes do not train as one "
+        "would, and what is saved has the statistics of the first; sync_bn=True shares them (on "
+        "CUDA)"
     )
 
 

@@ -180,8 +180,8 @@ def _scheduler_class(entry: object) -> Callable:
     known = PARAM_SCHEDULERS.get(kind)
     if known is None:
         raise ConfigError(
-            f"schedule.type={kind!r}: {did_you_mean(kind, PARAM_SCHEDULERS.module_dict)}; "
-            "torch's have dotted paths, as 'torch.optim.lr_scheduler.StepLR'"
+            f"schedule.type={kind!r}: {did_you_mean(kind, PARAM_SCHEDULERS.module_dict)}; torch's "
+            "have dotted paths, as 'torch.optim.lr_scheduler.StepLR'"
         )
     return known
 
@@ -192,8 +192,8 @@ def _own_scheduler(
     """One of mmengine's, stepped every iteration."""
     if issubclass(kind, ReduceOnPlateauParamScheduler):
         raise ConfigError(
-            f"schedule: mmengine's {kind.__name__} steps with its own loop only; "
-            "expected dict(type='torch.optim.lr_scheduler.ReduceLROnPlateau')"
+            f"schedule: mmengine's {kind.__name__} steps with its own loop only; expected "
+            "dict(type='torch.optim.lr_scheduler.ReduceLROnPlateau')"
         )
     by_epoch = entry.get("by_epoch", True)
     end = -(-length // per_epoch) if by_epoch else length
@@ -217,8 +217,8 @@ def _foreign_scheduler(
     known, where = inspect.signature(kind).parameters, f"schedule ({kind.__name__})"
     if "schedulers" in known:
         raise ConfigError(
-            f"{where}: it takes schedulers that are built; expected them one by one, "
-            "in the list 'schedule'"
+            f"{where}: it takes schedulers that are built; expected them one by one, in the list "
+            "'schedule'"
         )
     metric = _plateau_metric(kind, entry, arguments, where, task)
     every = per_epoch if entry.get("by_epoch", True) else 1

@@ -72,22 +72,19 @@ class ClassPool:
         expect(per_class > 0, f"per_class must be at least 1, got {per_class}")
         expect(
             take % per_class == 0,
-            f"a batch of {take} labelled rows cannot have "
-            f"per_class={per_class} samples of each "
+            f"a batch of {take} labelled rows cannot have per_class={per_class} samples of each "
             f"class: expected a multiple of {per_class}",
         )
         classes = take // per_class
         expect(
             classes % world == 0,
-            f"{world} processes cannot share the {classes} classes of a "
-            "batch equally: expected a "
+            f"{world} processes cannot share the {classes} classes of a batch equally: expected a "
             f"multiple of {world}",
         )
         numbers, counts = target.unique(return_counts=True)
         expect(
             len(numbers) >= classes,
-            f"a batch of {take} rows with per_class={per_class} has "
-            f"{classes} different classes, "
+            f"a batch of {take} rows with per_class={per_class} has {classes} different classes, "
             f"but the data has {len(numbers)}",
         )
         self.index, self.target, self.per_class, self.take = index, target, per_class, take
@@ -300,8 +297,8 @@ def _check_labelled(known: Tensor, unlabelled_per_batch: int) -> None:
     expect(count > 0, "no sample is labelled")
     expect(
         not unlabelled_per_batch or count < len(known),
-        f"unlabelled_per_batch={unlabelled_per_batch}, but all {len(known)} samples are "
-        "labelled: pass labelled=",
+        f"unlabelled_per_batch={unlabelled_per_batch}, but all {len(known)} samples are labelled: "
+        "pass labelled=",
     )
 
 
@@ -329,8 +326,8 @@ def labelled_mask(labelled: Any, dataset: Any) -> Tensor:
         return labelled
     if len(labelled) and not 0 <= int(labelled.min()) <= int(labelled.max()) < n:
         raise IndexError(
-            f"labelled has {int(labelled.min())}..{int(labelled.max())}, the data set "
-            f"has samples 0..{n - 1}"
+            f"labelled has {int(labelled.min())}..{int(labelled.max())}, the data set has samples "
+            f"0..{n - 1}"
         )
     return torch.zeros(n, dtype=torch.bool, device="cpu").index_fill_(0, labelled.long(), True)
 
@@ -343,8 +340,8 @@ def class_targets(dataset: Any) -> Tensor:
         target = torch.empty(0)
     expect(
         target.shape == (len(dataset),) and not target.is_floating_point(),
-        f"per_class needs dataset.target, one class number a sample; {type(dataset).__name__} "
-        "has none",
+        f"per_class needs dataset.target, one class number a sample; {type(dataset).__name__} has "
+        "none",
     )
     return target.long()
 

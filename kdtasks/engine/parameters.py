@@ -69,8 +69,7 @@ def select_parameters(distiller: Distiller, patterns: Sequence[str]) -> list[nn.
                 name.rsplit(".", cut)[0] for name in named for cut in range(name.count(".") + 1)
             ]
             raise ValueError(
-                f"train={list(patterns)!r}: nothing that can train is called "
-                f"{pattern!r}; "
+                f"train={list(patterns)!r}: nothing that can train is called {pattern!r}; "
                 f"{did_you_mean(pattern, known)}"
             )
     chosen = []

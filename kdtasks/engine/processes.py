@@ -32,8 +32,8 @@ def start_processes(launcher: str, device: str | None, minutes: float = WAIT_LIM
         return
     if "RANK" not in os.environ:
         raise ConfigError(
-            "--launcher pytorch is for torchrun: "
-            "torchrun --nproc-per-node 2 tools/train.py CONFIG --launcher pytorch"
+            "--launcher pytorch is for torchrun: torchrun --nproc-per-node 2 tools/train.py CONFIG "
+            "--launcher pytorch"
         )
     if device_type(device) == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -92,9 +92,8 @@ def lost_peer(error: BaseException) -> str:
         else "has ended"
     )
     return (
-        f"rank {torch.distributed.get_rank()} stops: another process of this run {what}; see "
-        "what that one says. "
-        "The same command with --resume goes on from the last checkpoint"
+        f"rank {torch.distributed.get_rank()} stops: another process of this run {what}; see what "
+        "that one says. The same command with --resume goes on from the last checkpoint"
     )
 
 

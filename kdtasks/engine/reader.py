@@ -133,9 +133,8 @@ class _Samples:
                     return i, view, None, bad
                 if len(bad) == min(_TRIES, len(pool)):
                     raise RuntimeError(
-                        f"cannot read sample {index} nor the {len(bad) - 1} after "
-                        "it; "
-                        f"the last is {bad[i]}"
+                        f"cannot read sample {index} nor the {len(bad) - 1} after it; the last is "
+                        f"{bad[i]}"
                     ) from error
         raise IndexError(f"there is no sample {index}")
 
@@ -180,16 +179,15 @@ def _stacked(name: str, values: list) -> Any:
         if len({value.shape for value in values}) > 1:
             raise ValueError(
                 f"samples of different shapes cannot be stacked: {name!r} has "
-                f"{[tuple(v.shape) for v in values][:8]}; resize them to one shape, "
-                "or pass collate="
+                f"{[tuple(v.shape) for v in values][:8]}; resize them to one shape, or pass "
+                "collate="
             )
         return torch.stack(values)
     if name == "input":
         raise TypeError(
             f"'input' must be a tensor, an array or a number, got "
-            f"{type(values[0]).__name__}; a PIL "
-            f"image becomes one through torchvision.transforms.v2.ToImage and "
-            "ToDtype(torch.float32, scale=True)"
+            f"{type(values[0]).__name__}; a PIL image becomes one through "
+            "torchvision.transforms.v2.ToImage and ToDtype(torch.float32, scale=True)"
         )
     return values
 

@@ -257,9 +257,8 @@ class StageRunner(Runner):
         """
         if self.average and self.average.followed is not self.distiller.student:
             raise RuntimeError(
-                "the student was replaced in the course of the stage, and ema "
-                "averages the former one: expected "
-                "ema=None, or runner.average = MovingAverage(student, decay) of the "
+                "the student was replaced in the course of the stage, and ema averages the former "
+                "one: expected ema=None, or runner.average = MovingAverage(student, decay) of the "
                 "new one"
             )
         return self.average.model if self.average else self.distiller.student
@@ -440,14 +439,12 @@ class StageRunner(Runner):
         resume = state["resume"]
         if len(resume["random"]) != self.world_size:
             raise ValueError(
-                f"{str(path)!r} is of a run with {len(resume['random'])} processes "
-                "and cannot go on exactly "
-                f"with {self.world_size}"
+                f"{str(path)!r} is of a run with {len(resume['random'])} processes and cannot go "
+                f"on exactly with {self.world_size}"
             )
         if resume["length"] != self.loop.max_iters:
             raise ValueError(
-                f"{str(path)!r} is of a stage of {resume['length']} iterations, this "
-                "one has "
+                f"{str(path)!r} is of a stage of {resume['length']} iterations, this one has "
                 f"{self.loop.max_iters}: the data has changed"
             )
         for role, weights in zip(self.distiller.learners, resume["learners"], strict=True):
@@ -513,16 +510,14 @@ class StageRunner(Runner):
         if self.rank == 0:
             checkpoint.save({**self._weights(), "meta": {**self.meta, "failed": what}}, failed)
         raise NotFiniteError(
-            f"{what} of stage {self.meta.get('stage')!r}. The weights now are in "
-            f"{str(failed)!r}; "
+            f"{what} of stage {self.meta.get('stage')!r}. The weights now are in {str(failed)!r}; "
             + (
                 f"the last good ones are in {str(good)!r}"
                 if good.exists()
                 else "there are no earlier ones"
             )
-            + ". --resume would repeat the same steps: use another --work-dir "
-            "with a lower learning rate, "
-            "clip_grad, or amp=None; teacher.checkpoint=<its stage's last.pth> "
+            + ". --resume would repeat the same steps: use another --work-dir with a lower "
+            "learning rate, clip_grad, or amp=None; teacher.checkpoint=<its stage's last.pth> "
             "keeps a finished teacher"
         )
 

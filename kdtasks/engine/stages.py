@@ -44,15 +44,12 @@ def _check_weights(stages: Sequence[Stage], config: Mapping) -> None:
     for stage in stages:
         if stage.optimizer_state == "keep" and config["ema"]:
             raise ConfigError(
-                f"stage {stage.name!r} keeps an optimizer's state, which is that of "
-                "the weights, but with ema a stage hands on their average: ema=None, "
-                "or "
-                "optimizer_state='fresh'"
+                f"stage {stage.name!r} keeps an optimizer's state, which is that of the weights, "
+                "but with ema a stage hands on their average: ema=None, or optimizer_state='fresh'"
             )
         for name, origin in stage.teachers.items():
             if origin is None and not models.get(name, {}).get("checkpoint"):
                 raise ConfigError(
-                    f"stage {stage.name!r}: the teacher {name!r} has no weights: "
-                    "expected a stage, a file, or a checkpoint of the model "
-                    f"{name!r}"
+                    f"stage {stage.name!r}: the teacher {name!r} has no weights: expected a stage, "
+                    f"a file, or a checkpoint of the model {name!r}"
                 )

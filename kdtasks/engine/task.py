@@ -225,8 +225,8 @@ def _check(module: ModuleType) -> None:
         near = None if name in public else _near(name, _own(module, public))
         if near is not None:
             raise ConfigError(
-                f"task={module.__name__!r} has {near!r}, which nothing asks for; "
-                f"did you mean {name!r}?"
+                f"task={module.__name__!r} has {near!r}, which nothing asks for; did you mean "
+                f"{name!r}?"
             )
 
 

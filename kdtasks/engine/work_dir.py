@@ -69,9 +69,8 @@ class WorkDir:
                 if not self._is_empty():
                     if not self._stamp.exists():
                         raise ConfigError(
-                            f"--work-dir {str(self.path)!r} is not empty, and what "
-                            "is in it is no run; "
-                            "use another"
+                            f"--work-dir {str(self.path)!r} is not empty, and what is in it is no "
+                            "run; use another"
                         )
                     aside = _free_name(self.path)
                     lock.move(self.path, aside)
@@ -104,11 +103,9 @@ class WorkDir:
         differences = difference(former, _facts(config, seed))
         if differences:
             raise ConfigError(
-                f"--resume: {str(self.path)!r} holds a run of another "
-                "configuration:\n  "
+                f"--resume: {str(self.path)!r} holds a run of another configuration:\n  "
                 + "\n  ".join(differences)
-                + "\nUse that configuration, or another "
-                "--work-dir"
+                + "\nUse that configuration, or another --work-dir"
             )
         self._remove_temporaries()
         return True

@@ -63,15 +63,13 @@ def kd_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tenso
     """
     if student.shape != teacher.shape or student.dim() < 2:
         raise ValueError(
-            f"expected two equal shapes (B, C) or (B, C, *), got student "
-            f"{tuple(student.shape)} "
+            f"expected two equal shapes (B, C) or (B, C, *), got student {tuple(student.shape)} "
             f"and teacher {tuple(teacher.shape)}"
         )
     if student.shape[1] == 1:
         raise ValueError(
-            f"expected at least two classes, got student {tuple(student.shape)}: the "
-            "softmax of one logit is 1 "
-            "whatever the logit, and the loss 0; for sigmoid heads there is "
+            f"expected at least two classes, got student {tuple(student.shape)}: the softmax of "
+            "one logit is 1 whatever the logit, and the loss 0; for sigmoid heads there is "
             "binary_kd_loss"
         )
     _check_temperature(temperature)
@@ -102,8 +100,7 @@ def binary_kd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -
     """
     if student.shape != teacher.shape or student.dim() != 2:
         raise ValueError(
-            f"expected two equal shapes (B, C), got student {tuple(student.shape)} "
-            "and teacher "
+            f"expected two equal shapes (B, C), got student {tuple(student.shape)} and teacher "
             f"{tuple(teacher.shape)}"
         )
     _check_temperature(temperature)

@@ -200,8 +200,7 @@ def _check(student: Tensor, teacher: Tensor) -> None:
     if student.dim() != 2 or teacher.dim() != 2 or len(student) != len(teacher):
         raise ValueError(
             f"expected (N, Ds) and (N, Dt) of the same N samples, got student "
-            f"{tuple(student.shape)} "
-            f"and teacher {tuple(teacher.shape)}"
+            f"{tuple(student.shape)} and teacher {tuple(teacher.shape)}"
         )
 
 

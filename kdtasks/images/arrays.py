@@ -79,8 +79,8 @@ class ImageArrays:
         wrong = target[((target < 0) & (target != UNLABELLED)) | (target >= top)]
         if len(wrong):
             raise ValueError(
-                f"a target is a class in 0..{top - 1} or {UNLABELLED} (unlabelled), "
-                f"got {int(wrong[0])}"
+                f"a target is a class in 0..{top - 1} or {UNLABELLED} (unlabelled), got "
+                f"{int(wrong[0])}"
             )
         self.mean = (0.0,) * channels if mean is None else tuple(map(float, mean))
         self.std = (1.0,) * channels if std is None else tuple(map(float, std))

@@ -139,8 +139,8 @@ def listed_images(
     found = class_folders(root)
     if not found:
         raise FileNotFoundError(
-            f"no class folder in {root}. Expected layout: {_FOLDER_LAYOUT}; "
-            f"for images without labels there is unlabelled_folder"
+            f"no class folder in {root}. Expected layout: {_FOLDER_LAYOUT}; for images without "
+            "labels there is unlabelled_folder"
         )
     missing, extra = (
         sorted(set(classes or found) - set(found)),

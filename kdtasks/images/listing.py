@@ -54,14 +54,12 @@ def results_of(
         )
     if out.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
-            f"out={str(out)!r} lies in the folder of the images, {str(folder)!r}: "
-            "expected another "
+            f"out={str(out)!r} lies in the folder of the images, {str(folder)!r}: expected another "
             "place"
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(
-            f"out={str(out)!r} holds files, which could be overwritten: expected a "
-            "new or an empty "
+            f"out={str(out)!r} holds files, which could be overwritten: expected a new or an empty "
             "folder"
         )
     whole = {path: out / f"{path.relative_to(folder)}{suffix}" for path in paths}

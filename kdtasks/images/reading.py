@@ -118,8 +118,7 @@ def _opened(path, max_pixels: int | None) -> Iterator:
     with image:
         if limit is not None and image.width * image.height > limit:
             raise ValueError(
-                f"it has {image.width} x {image.height} pixels, more than the {limit} "
-                "pixels "
+                f"it has {image.width} x {image.height} pixels, more than the {limit} pixels "
                 f"allowed; the environment variable {PIXELS}=<number> allows more"
             )
         yield image
@@ -161,11 +160,9 @@ def _say_ambiguous(turn: int, stored: tuple[int, int], path) -> None:
     if turn < 5 or stored[0] == stored[1]:
         _say_once(
             "turn",
-            f"{path} has the EXIF orientation {turn}, and the size in its annotation "
-            "does not "
-            "tell whether that is of the upright image: it is taken to be of the "
-            "pixels as "
-            "stored, as COCO's own tools do",
+            f"{path} has the EXIF orientation {turn}, and the size in its annotation does not tell "
+            "whether that is of the upright image: it is taken to be of the pixels as stored, as "
+            "COCO's own tools do",
         )
 
 
@@ -192,9 +189,8 @@ def _levels(image):
     # PGM: PIL scales to 65535
     if not whole or (image.mode == "I" and image.format == "TIFF"):
         raise ValueError(
-            f"its pixels are of PIL's mode {image.mode!r}, whose range the file does "
-            "not "
-            "say: expected whole numbers from 0 on of 8 or 16 bits a channel"
+            f"its pixels are of PIL's mode {image.mode!r}, whose range the file does not say: "
+            "expected whole numbers from 0 on of 8 or 16 bits a channel"
         )
     tags = image.tag_v2 if image.format == "TIFF" else {}
     top = 2 ** tags.get(258, (16,))[0] - 1  # bits of a sample

@@ -24,10 +24,8 @@ def found_folder(roots: Sequence, layout: str, parts: Sequence[str] = ("",)) -> 
             return folder
     raise FileNotFoundError(
         f"no data set at {' nor at '.join(str(folder / parts[0]) for folder in looked)}. Set the "
-        "environment variable "
-        f"KDTASKS_DATA to the folder that holds it, or pass its path: --cfg-options "
-        "data.train.root=<folder>. "
-        f"Expected layout: {layout}"
+        "environment variable KDTASKS_DATA to the folder that holds it, or pass its path: "
+        f"--cfg-options data.train.root=<folder>. Expected layout: {layout}"
     )
 
 

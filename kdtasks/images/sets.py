@@ -67,10 +67,8 @@ def torchvision_set(
         data = dataset(**kwargs)
     except (RuntimeError, FileNotFoundError) as error:
         raise FileNotFoundError(
-            f"{dataset.__name__} could not read {kwargs.get('root')}: {error}. "
-            "Set KDTASKS_DATA to the "
-            f"folder that holds it, or pass root=<folder>, in torchvision's "
-            "layout"
+            f"{dataset.__name__} could not read {kwargs.get('root')}: {error}. Set KDTASKS_DATA to "
+            f"the folder that holds it, or pass root=<folder>, in torchvision's layout"
         ) from error
     images = getattr(data, "data", None)
     if images is None:
@@ -143,8 +141,8 @@ def _loaded(value):
     path = Path(value) if Path(value).exists() else data_root() / value
     if not path.is_file():
         raise FileNotFoundError(
-            f"no file {value} nor {path}; set KDTASKS_DATA to the folder that "
-            "holds it, or pass its path"
+            f"no file {value} nor {path}; set KDTASKS_DATA to the folder that holds it, or pass "
+            "its path"
         )
     loaded = np.load(path, allow_pickle=False)
     return loaded if isinstance(loaded, np.ndarray) else dict(loaded)

@@ -103,7 +103,7 @@ def growing(
     head.blocks[:-1].requires_grad_(train_old_heads)
     if fixed_norm:
         for module in network.modules():
-            if isinstance(module, _BatchNorm) and not isinstance(module, FixedNorm):
+            if isinstance(module, _BatchNorm) and not isinstance(module, FrozenBatchNorm):
                 module.__class__ = _fixed(type(module))
                 module.eval()
     return network
@@ -126,7 +126,7 @@ def head_of(model: nn.Module) -> tuple[str, GrowingHead]:
     return heads[0]
 
 
-class FixedNorm:
+class FrozenBatchNorm:
     """A BatchNorm, of whatever kind, whose ``train()`` changes nothing."""
 
     def train(self, mode: bool = True) -> nn.Module:
@@ -138,6 +138,6 @@ class FixedNorm:
 def _fixed(kind: type[nn.Module]) -> type[nn.Module]:
     return type(
         f"Fixed{kind.__name__}",
-        (FixedNorm, kind),
+        (FrozenBatchNorm, kind),
         {"__doc__": f"{kind.__name__} that stays in eval."},
     )

@@ -180,8 +180,8 @@ def test_a_split_augments_where_it_trains_and_nowhere_else(tmp_path):
         (
             [(1, "cat")],
             [("0", 1)],
-            "annotation 0 belongs to image '0', which the file does not list: "
-            "it has 0, a int, not a str",
+            "annotation 0 belongs to image '0', which the file does not list: it has 0, a int, not "
+            "a str",
         ),
         (
             [(1, "cat"), ("2", "dog")],

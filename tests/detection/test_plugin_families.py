@@ -11,8 +11,8 @@ pytestmark = [
     pytest.mark.mmdet,
     pytest.mark.skipif(
         importlib.util.find_spec("mmdet") is None,
-        reason="MMDetection is not installed; ../shared/README.md has the one line "
-        "that makes its environment",
+        reason="MMDetection is not installed; ../shared/README.md has the one line that makes its "
+        "environment",
     ),
 ]
 WIDTHS = (

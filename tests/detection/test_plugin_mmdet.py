@@ -24,8 +24,8 @@ pytestmark = [
     pytest.mark.mmdet,
     pytest.mark.skipif(
         importlib.util.find_spec("mmdet") is None,
-        reason="MMDetection is not installed; ../shared/README.md has the one line "
-        "that makes its environment",
+        reason="MMDetection is not installed; ../shared/README.md has the one line that makes its "
+        "environment",
     ),
 ]
 ROOT = Path(__file__).parents[2]
@@ -674,10 +674,10 @@ def taken(detector, data, names, indices=(0, 1), others=None):
 # Tests --------------------------------------------------------------------------------------------
 def test_the_plugin_is_imported_without_mmdet_and_says_what_it_lacks():
     code = (
-        "import sys; sys.modules['mmdet'] = sys.modules['mmcv'] = None\n"
-        "from kdtasks.detection.plugin import DistillDetector\n"
-        "try:\n    DistillDetector(student={}, teacher={}, losses={})\n"
-        "except ImportError as error:\n    print(error)"
+        "import sys; sys.modules['mmdet'] = sys.modules['mmcv'] = None\nfrom "
+        "kdtasks.detection.plugin import DistillDetector\ntry:\n    "
+        "DistillDetector(student={}, teacher={}, losses={})\nexcept ImportError as error:\n    "
+        "print(error)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -276,8 +276,8 @@ def test_a_student_that_goes_on_with_other_classes_is_refused_before_the_first_s
     ]
     with pytest.raises(
         ConfigError,
-        match="stage 'second' goes on with the student of stage "
-        "'first', where class 0 is 'a', and here '0'",
+        match="stage 'second' goes on with the student of stage 'first', where class 0 is 'a', and "
+        "here '0'",
     ):
         Run(small(stages=stages, length=1), tmp_path / "run", quiet=True).train()
     assert not (tmp_path / "run").exists()

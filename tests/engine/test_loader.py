@@ -651,8 +651,7 @@ def test_a_good_data_set_gives_no_warning():
         ("the data set Batched is empty", 0, {}),
         (
             "2 processes cannot share batch_size=5 and unlabelled_per_batch=0 equally: expected "
-            "multiples "
-            "of 2",
+            "multiples of 2",
             9,
             {"world": 2},
         ),

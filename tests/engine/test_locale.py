@@ -52,10 +52,9 @@ def test_annotations_are_read_as_utf_8(place):
     }
     (place / "coco.json").write_text(json.dumps(coco, ensure_ascii=False), encoding="utf-8")
     code = (
-        "from kdtasks.detection import data\n"
-        "for found in (data.voc('voc', 'train'), data.coco('voc/JPEGImages', 'coco.json')):\n"
-        "    print(ascii(found.classes), found[0]['target']['labels'].tolist(), "
-        "tuple(found[0]['input'].shape))\n"
+        "from kdtasks.detection import data\nfor found in (data.voc('voc', 'train'), "
+        "data.coco('voc/JPEGImages', 'coco.json')):\n    print(ascii(found.classes), "
+        "found[0]['target']['labels'].tolist(), tuple(found[0]['input'].shape))\n"
     )
     lines = python("-c", code, cwd=place).stdout.decode().splitlines()
     assert lines == [f"{['Käse']!a} [1] (3, 8, 8)"] * 2

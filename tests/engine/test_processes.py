@@ -85,9 +85,8 @@ def test_a_peer_that_is_gone_or_stands_still(tmp_path, sign, what):
     ]
     assert first.returncode == 1 and "Traceback" not in said, said
     assert lines == [
-        f"error: rank 0 stops: another process of this run {what}; see what that one "
-        "says. The same command with "
-        "--resume goes on from the last checkpoint"
+        f"error: rank 0 stops: another process of this run {what}; see what that one says. The "
+        "same command with --resume goes on from the last checkpoint"
     ], said
 
 

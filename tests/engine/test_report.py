@@ -289,8 +289,7 @@ def test_pictures_that_fail_are_said_and_warned_of(whole, monkeypatch):
             31.0,
             30.5,
             "30.50 dB psnr y, −0.50 against the same student alone (31.00 dB); here the teacher "
-            "did not "
-            "help.",
+            "did not help.",
         ),
         (
             "error",
@@ -305,8 +304,7 @@ def test_pictures_that_fail_are_said_and_warned_of(whole, monkeypatch):
             2.0,
             3.0,
             "3.00 error (lower is better), +1.00 against the same student alone (2.00); here the "
-            "teacher "
-            "did not help.",
+            "teacher did not help.",
         ),
         (
             "map",
@@ -525,9 +523,8 @@ def test_arms_with_equally_many_steps_are_said_to_be_so(tmp_path):
     run = growing(tmp_path, [])
     assert (
         "<code>distilled</code> is the last of 3 stages that go on with one student, from "
-        "<code>taught2</code> on; together "
-        "they have as many steps as those from <code>alone2</code> to "
-        "<code>alone</code>."
+        "<code>taught2</code> on; together they have as many steps as those from "
+        "<code>alone2</code> to <code>alone</code>."
     ) in html(run)
     run.experiment.stages[1].length = 3
     assert "as many steps as" not in html(run)

@@ -113,8 +113,7 @@ def _parsed(file: Path) -> dict:
             ids = [category["id"] for category in content["categories"] if category["name"] == name]
             raise ValueError(
                 f"{file}: the categories {ids[0]!r} and {ids[1]!r} are both called "
-                f"{name!r}: rename one, or merge "
-                "them"
+                f"{name!r}: rename one, or merge them"
             )
     return content
 
@@ -127,8 +126,8 @@ def _sort_in(annotations: Sequence[dict], targets: dict, number: dict, file: Pat
         where = f"{file}: annotation {annotation.get('id')!r}"
         if annotation.get("image_id") not in targets:
             raise ValueError(
-                f"{where} belongs to image {annotation.get('image_id')!r}, which the "
-                "file does not list" + _other_type(annotation.get("image_id"), targets)
+                f"{where} belongs to image {annotation.get('image_id')!r}, which the file does not "
+                "list" + _other_type(annotation.get("image_id"), targets)
             )
         if annotation.get("category_id") not in number:
             raise ValueError(

@@ -111,8 +111,8 @@ class DetectionData:
         labelled = int((self.target != UNLABELLED).sum())
         if labelled and not len(self.boxes):
             raise ValueError(
-                f"none of the {labelled} labelled images has a box that counts: "
-                "nothing to learn or to test"
+                f"none of the {labelled} labelled images has a box that counts: nothing to learn "
+                "or to test"
             )
         if train and not keep_empty:
             self._leave_out_empty()
@@ -308,8 +308,8 @@ def _checked_augment(augment, size: tuple[int, int] | None):
         return made
     if isinstance(augment, str):
         raise ValueError(
-            f"unknown augment {augment!r}: {did_you_mean(augment, ['flip'])}, or pass "
-            "None or a list of torchvision.transforms.v2 or of kornia.augmentation"
+            f"unknown augment {augment!r}: {did_you_mean(augment, ['flip'])}, or pass None or a "
+            "list of torchvision.transforms.v2 or of kornia.augmentation"
         )
     if not isinstance(augment, list | tuple) or not all(map(callable, augment)):
         raise ValueError(
@@ -334,8 +334,7 @@ def _flat(
         if boxes.shape != (n, 4) or not labels.shape == crowd.shape == area.shape == (n,):
             raise ValueError(
                 f"{paths[i]}: expected boxes ({n},4) and labels, iscrowd, area "
-                f"({n},), got {boxes.shape}, "
-                f"{labels.shape}, {crowd.shape}, {area.shape}"
+                f"({n},), got {boxes.shape}, {labels.shape}, {crowd.shape}, {area.shape}"
             )
         if not 1 <= labels.min() <= labels.max() <= classes:
             raise ValueError(
@@ -376,8 +375,7 @@ def _read(
     original = image.height, image.width
     if annotated not in (None, original):
         raise ValueError(
-            f"the annotation is of an image of {annotated[0]} x {annotated[1]} "
-            "(height x width), "
+            f"the annotation is of an image of {annotated[0]} x {annotated[1]} (height x width), "
             f"the file has {original[0]} x {original[1]}"
         )
     if size not in (None, original):
@@ -460,8 +458,7 @@ def locate(path: str | Path, argument: str, layout: str) -> Path:
         if place.exists():
             return place
     raise FileNotFoundError(
-        f"nothing at {' nor at '.join(map(str, looked))}. Set the environment "
-        "variable KDTASKS_DATA to the "
-        f"folder that holds it, or pass {argument}=<path>. Expected layout: "
+        f"nothing at {' nor at '.join(map(str, looked))}. Set the environment variable "
+        f"KDTASKS_DATA to the folder that holds it, or pass {argument}=<path>. Expected layout: "
         f"{layout}"
     )

@@ -70,8 +70,8 @@ def few_labels(dataset: DetectionData, images: int, seed: int = 0) -> DetectionD
         raise ValueError(f"images must be a whole number, got {images!r}")
     if not 1 <= images <= len(known):
         raise ValueError(
-            f"images={images}: expected at least 1 and at most {len(known)}, the "
-            "labelled images there are"
+            f"images={images}: expected at least 1 and at most {len(known)}, the labelled images "
+            "there are"
         )
     kept = known[view_hash(seed, known, 0, _FEW).argsort(stable=True)[:images]]
     few = copy.copy(dataset)

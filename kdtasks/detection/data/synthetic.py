@@ -88,8 +88,8 @@ def _check_arguments(images: int, size: int, classes: int, objects: Sequence[int
     low, high = objects
     if not 0 <= low <= high or not high:
         raise ValueError(
-            f"objects must be (least, largest) with 0 <= least <= largest and largest "
-            f"> 0, got {objects}"
+            "objects must be (least, largest) with 0 <= least <= largest and largest > 0, got "
+            f"{objects}"
         )
 
 

@@ -109,8 +109,7 @@ def _voc(
         for name in _listed(root, split):
             if name not in files:
                 raise FileNotFoundError(
-                    f"{split}.txt names {name!r}, which {root / 'JPEGImages'} "
-                    "lacks: "
+                    f"{split}.txt names {name!r}, which {root / 'JPEGImages'} lacks: "
                     f"{did_you_mean(name, files)}"
                 )
             target, size = _annotation(root / "Annotations" / f"{name}.xml", classes, inclusive)
@@ -131,9 +130,8 @@ def _listed(root: Path, split: str) -> list[str]:
     flags = [row.rpartition(" ")[2] in ("-1", "0", "1") and " " in row for row in rows]
     if rows and all(flags):
         raise ValueError(
-            f"{file} lists one class, with 1 and -1 behind the names: expected a list "
-            "of all images, as "
-            "'trainval'"
+            f"{file} lists one class, with 1 and -1 behind the names: expected a list of all "
+            "images, as 'trainval'"
         )
     return rows
 

@@ -100,9 +100,8 @@ class ConfigArm:
         parts = experiment.arms
         if parts.final is None or parts.control is None:
             raise ConfigError(
-                f"{name}: there must be a stage {ALONE!r} and another that trains the "
-                "student, to compare them; "
-                f"there are {[stage.name for stage in experiment.stages]}"
+                f"{name}: there must be a stage {ALONE!r} and another that trains the student, to "
+                f"compare them; there are {[stage.name for stage in experiment.stages]}"
             )
         self.control, self.final = parts.control.name, parts.final.name
         chains = _untaught_chains(experiment)

@@ -132,8 +132,8 @@ def _ended_early(arms: Sequence[ConfigArm], seeds: list[int]) -> list[str]:
                 for name, end in ends.items()
             )
             notes.append(
-                f"{arm.name}, seed {seed}: a hook has ended {where}, so the two have "
-                "not had the same budget"
+                f"{arm.name}, seed {seed}: a hook has ended {where}, so the two have not had the "
+                "same budget"
             )
     return notes
 
@@ -143,21 +143,19 @@ def _notes(
 ) -> list[str]:
     notes = [
         f"difference = {DISTILLED} - {ALONE} of the same seed; its {CONFIDENCE:.0%} interval is "
-        "Student's t on the "
-        f"{len(seeds)} paired differences"
+        f"Student's t on the {len(seeds)} paired differences"
         + (", not corrected for the number of configs" if len(arms) > 1 else "")
     ]
     controls = {arm.control for arm in arms}
     if any(entry["stage"] in controls and len(entry["configs"]) > 1 for entry in shared):
         notes.append(
-            "configs that share their control are not independent: a control that was "
-            "unlucky in one seed raises "
-            "all of them, so two such configs are not ranked by their intervals here"
+            "configs that share their control are not independent: a control that was unlucky in "
+            "one seed raises all of them, so two such configs are not ranked by their intervals "
+            "here"
         )
     if any(arm.teachers for arm in arms) and not teacher_per_seed and len(seeds) > 1:
         notes.append(
-            f"one teacher (seed {TEACHER_SEED}) serves all seeds: the intervals hold for "
-            "this teacher, and say "
-            "nothing of another (--teacher-per-seed does)"
+            f"one teacher (seed {TEACHER_SEED}) serves all seeds: the intervals hold for this "
+            "teacher, and say nothing of another (--teacher-per-seed does)"
         )
     return notes
