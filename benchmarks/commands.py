@@ -68,7 +68,8 @@ def hard(model, rows, augment=lambda x: x):
 
 
 steps = int(sys.argv[1])
-teacher = train(resnet8(10, 1), steps, lambda: draw(rest[::2], 64), lambda m, r: hard(m, r, shifted))
+teacher = train(
+    resnet8(10, 1), steps, lambda: draw(rest[::2], 64), lambda m, r: hard(m, r, shifted))
 train(digits_cnn(10), 800, lambda: labelled, hard)
 with torch.no_grad():
     logits = teacher.eval()(images)

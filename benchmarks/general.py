@@ -1,4 +1,4 @@
-"""An attack of BSS against the passes that it needs; a step of DML against those of as many students."""
+"""An attack of BSS against its passes; a step of DML against those of as many students."""
 
 from collections.abc import Iterator
 

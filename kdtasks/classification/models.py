@@ -9,10 +9,10 @@ ReLU works in place, so what a module returned stays as it was:
 ===========  ===========================  ===================================  ================
 network      features (after ReLU)        before ReLU, n = index of a block    head
 ===========  ===========================  ===================================  ================
-ResNet       ``layer1`` … ``layer3``      ``layer3.n.add``: the residual sum   ``flatten`` (B, C), ``fc``
-wide ResNet  ``layer1`` … ``layer3``:     ``layer2.0.bn1``, ``layer3.0.bn1``,  ``flatten`` (B, C), ``fc``
+ResNet       ``layer1`` … ``layer3``      ``layer3.n.add``: the residual sum   ``flatten``, ``fc``
+wide ResNet  ``layer1`` … ``layer3``:     ``layer2.0.bn1``, ``layer3.0.bn1``,  ``flatten``, ``fc``
              sums, normalised later       ``bn``: what stage 1, 2, 3 hands on
-VGG, digits  ``layer1`` … ``layer5`` (3)  ``layer1.bn1``, ``layer4.bn2``, …    ``flatten`` (B, C), ``fc``
+VGG, digits  ``layer1`` … ``layer5`` (3)  ``layer1.bn1``, ``layer4.bn2``, …    ``flatten``, ``fc``
 plain CNN    ``layer1`` … ``layer4``      ``layer1.bn1``, ``layer1.bn2``, …    ``flatten``, ``fc``
 ===========  ===========================  ===================================  ================
 

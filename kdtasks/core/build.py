@@ -89,8 +89,8 @@ def _check_classes(name: str, term: Term, tensors: Sequence) -> None:
 def _hint_at_entries(term: Term, tensors: Sequence, models: Mapping[str, nn.Module]) -> str:
     """The entries of outputs that are no tensor, one of which may be meant."""
     return "".join(
-        f"; {role} {mode_of(models[role])} is {describe_output(role, output)}: name the entry that is "
-        "meant"
+        f"; {role} {mode_of(models[role])} is {describe_output(role, output)}: name the entry that "
+        "is meant"
         for role, output in zip(term.of, tensors)
         if role in models and entries_of(output)
     )

@@ -145,7 +145,7 @@ class Distiller(TensorSupply):
         pulling = {of for name, weight in weights.items() if weight for of in self._terms[name].of}
         return [role for role in self.teachers if pulling.isdisjoint(self.wanted[role])]
 
-    # Terms and replaced models ----------------------------------------------------------------------
+    # Terms and replaced models --------------------------------------------------------------------
     @property
     def terms(self) -> Mapping[str, Term]:
         """``{name: (loss, tensor names, weight)}`` of the losses and of what only is reported."""

@@ -90,7 +90,7 @@ def disk_error(error: Exception, path: Path, size: int = 0) -> "DiskError | None
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 whatever the locale; file names that the locale cannot decode keep their bytes."""
+    """Write UTF-8 whatever the locale; file names that it cannot decode keep their bytes."""
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 

@@ -189,7 +189,7 @@ def check_gradient(path: str, module: nn.Module) -> None:
 
 
 def module_paths(model: nn.Module) -> list[str]:
-    """Every path that :class:`FeatureRecorder` accepts for ``model``, in the order of definition."""
+    """Every path that :class:`FeatureRecorder` accepts for ``model``, in its order."""
     return [path for path, _ in model.named_modules(remove_duplicate=False) if path]
 
 

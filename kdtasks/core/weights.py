@@ -83,7 +83,7 @@ def _check_format(path: Path) -> None:
     # a zip archive, or a pickle as torch wrote before 1.6
     if not start.startswith((b"PK", b"\x80")):
         raise ValueError(
-            f"{str(path)!r} is not a checkpoint ({path.stat().st_size} bytes, begins with {start!r})"
+            f"{str(path)!r} is no checkpoint ({path.stat().st_size} bytes, begins with {start!r})"
         )
     if _is_torchscript(path):
         raise ValueError(
@@ -127,7 +127,7 @@ def checksum(path: str | Path) -> str:
 
 
 def is_meta(path: str | Path) -> bool:
-    """Whether a run wrote this ``.json`` beside weights: it begins with ``"kdtasks"``, the version."""
+    """Whether a run wrote this ``.json`` beside weights: its first key is ``"kdtasks"``."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return bool(re.match(r'\s*\{\s*"kdtasks"\s*:', file.read(100)))

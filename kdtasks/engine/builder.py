@@ -1,4 +1,4 @@
-"""Strings become objects: a ``dict(type='package.module.Name', …)`` of a config, checked and built."""
+"""Strings become objects: a ``dict(type='package.module.Name', …)``, checked and built."""
 
 import functools
 import importlib

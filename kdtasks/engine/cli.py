@@ -1,4 +1,4 @@
-"""The command lines: what tools/*.py and the ``kdtasks`` command call. ``--help`` needs no torch."""
+"""The command lines of tools/*.py and of ``kdtasks``. ``--help`` needs no torch."""
 
 import argparse
 import ast

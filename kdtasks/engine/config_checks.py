@@ -1,4 +1,4 @@
-"""What is wrong in a config, found before anything is built: each function looks at one part of it."""
+"""What is wrong in a config, found before anything is built, part by part."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping

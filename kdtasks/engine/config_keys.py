@@ -59,8 +59,8 @@ KEYS = {
 NEEDED = ("task", "student", "losses", "data", "optimizer", "length")
 DATA_KEYS = {
     "train": (
-        "dict(type=…) of the training data, a class or a function; most take augment=[dict(type=…), …]"
-        " of kornia.augmentation",
+        "dict(type=…) of the training data, a class or a function; most take "
+        "augment=[dict(type=…), …] of kornia.augmentation",
         None,
     ),
     "test": ("dict(type=…) of the test data", None),
@@ -140,7 +140,7 @@ STAGE_KEYS = {
     "optimizer_state": "'fresh', or 'keep': the momentum of the stage that the student comes from "
     "goes on",
     "keep": "epochs whose checkpoints are kept, for stages that start from them",
-    "role": "what it is for: 'teacher', 'control', 'taught', 'joint' or 'step'; left out: found from "
+    "role": "what it is for: 'teacher', 'control', 'taught', 'joint' or 'step'; left out: from "
     "what the stage is",
 }
 TRAINING_KEYS = ("optimizer", "schedule", "length", "data")

@@ -1,4 +1,4 @@
-"""What the engine tells the data sets of a config: whether they train, and which classes there are."""
+"""What the engine tells the data sets of a config: whether they train, and their classes."""
 
 import inspect
 from collections.abc import Mapping, Sequence

@@ -129,7 +129,7 @@ class _Watch:
 
 
 def _rows_not_finite(value: Any, size: int) -> list[Tensor]:
-    """Of every tensor of floats in ``value``: (size,) bool where its rows are samples, else (1,)."""
+    """Of every float tensor in ``value``: (size,) bool where its rows are samples, else (1,)."""
     if isinstance(value, Mapping):
         return [bad for part in value.values() for bad in _rows_not_finite(part, size)]
     if isinstance(value, list | tuple):

@@ -149,7 +149,7 @@ class Experiment:
         return next(stage for stage in self.stages if stage.name == name)
 
     def setting(self, stage: Stage, key: str) -> Any:
-        """A stage's ``optimizer``, ``schedule``, ``length`` or ``data``: the config's, as changed."""
+        """A stage's ``optimizer``, ``schedule``, ``length`` or ``data``."""
         own, common = getattr(stage, key), self.config[key]
         if own is None:
             return common

@@ -223,7 +223,7 @@ def make_plan(
     rank: int,
     world: int,
 ) -> Plan:
-    """The plan of a :class:`~kdtasks.engine.loader.Loader` with these arguments; errors as there."""
+    """The plan of a :class:`~kdtasks.engine.loader.Loader`; arguments and errors as there."""
     training = shuffle or drop_last
     _check_sizes(batch_size, unlabelled_per_batch, views, length)
     _check_ranks(batch_size, unlabelled_per_batch, rank, world, training)

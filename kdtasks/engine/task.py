@@ -123,7 +123,7 @@ class Task:
         return own(model) if own else [model]
 
     def onnx_form(self, student: "nn.Module", images: Any) -> "OnnxForm | None":
-        """What an ONNX file holds; default: None, for one tensor in and the batch size left open."""
+        """What an ONNX file holds; default: None, one tensor in and any batch size."""
         own = self._optional["onnx_form"]
         return own(student, images) if own else None
 

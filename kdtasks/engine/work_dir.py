@@ -31,7 +31,7 @@ class WorkDir:
         self._done = self.path / "stages" / "done.json"
 
     def folder(self, stage: str) -> Path:
-        """Where a stage keeps ``last.pth``, ``best.pth``, ``epoch_<e>.pth`` and ``history.json``."""
+        """Where a stage keeps ``last.pth``, ``best.pth``, kept epochs and ``history.json``."""
         return self.path / "stages" / f"{self.stages.index(stage)}_{stage}"
 
     def weights(self, stage: str, which: str = "last") -> Path:

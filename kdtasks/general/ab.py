@@ -69,9 +69,9 @@ class ABLoss(nn.Module):
     """:func:`ab_loss` of one layer, with the connector that brings the student's channels to the
     teacher's.
 
-    The connector is a 1x1 convolution without bias (weights :math:`N(0, 2 / C_{teacher})`) and batch
-    norm, and is there only where the channels differ, both as released. It trains with the student
-    and belongs to one stage.
+    The connector is a 1x1 convolution without bias (weights :math:`N(0, 2 / C_{teacher})`) and
+    batch norm, and is there only where the channels differ, both as released. It trains with the
+    student and belongs to one stage.
 
     Args:
         margin: mu.
@@ -102,8 +102,8 @@ class ABLoss(nn.Module):
             self.connector = _connector(student_channels, teacher_channels)
 
     def build(self, student: Tensor, teacher: Tensor) -> None:
-        """Makes the connector that these two need, if it is not there; the Distiller calls it before
-        the optimizer is made.
+        """Makes the connector that these two need, if it is not there; the Distiller calls it
+        before the optimizer is made.
         """
         self._check(student, teacher)
         if self.connector is None:
@@ -170,16 +170,16 @@ def _check_margin(margin: float) -> None:
         raise ValueError(f"margin must be > 0, got {margin}")
 
 
-# ------------------------------------------------------------------------------- where the ReLUs are
+# ------------------------------------------------------------------------------ where the ReLUs are
 def pre_relu_paths(model: nn.Module) -> list[str]:
     """Where the responses before the ReLU stand at the end of each stage, the shallowest first.
 
     It goes by how a network is built, and knows
 
-    - the ResNets of :mod:`kdtasks.classification.models`: the residual sums ``layer<k>.<last>.add``;
-      its wide ResNets: what a stage hands on, behind the first batch norm of the next
-      (``layer2.0.bn1``, ``layer3.0.bn1``, ``bn``), as in the authors' code; its chains of
-      convolutions (VGG, digits): the last batch norm of each layer;
+    - the ResNets of :mod:`kdtasks.classification.models`: the residual sums
+      ``layer<k>.<last>.add``; its wide ResNets: what a stage hands on, behind the first batch norm
+      of the next (``layer2.0.bn1``, ``layer3.0.bn1``, ``bn``), as in the authors' code; its chains
+      of convolutions (VGG, digits): the last batch norm of each layer;
     - torchvision's ResNets: the residual sums, ``layer<k>.<last>.relu.before@-1``, once
       :func:`expose_pre_relu` has made modules of them;
     - torchvision's MobileNetV2: the expansions (convolution and batch norm) of the blocks that

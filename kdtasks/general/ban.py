@@ -105,7 +105,7 @@ def dkpp_loss(student: Tensor, teacher: Tensor, permutation: Tensor | None = Non
 
 
 def _fresh_permutation(fixed: Tensor) -> Tensor:
-    """Random permutations of the places of each row that are not ``fixed``; (B, n) bool -> indices."""
+    """Random permutations of each row's places that are not ``fixed``; (B, n) bool -> indices."""
     to = fixed.to(torch.uint8).argsort(dim=1, stable=True)
     order = (torch.rand(fixed.shape, device=fixed.device) + 2 * fixed).argsort(1)
     shuffled = torch.empty_like(to).scatter_(1, to, order)

@@ -18,7 +18,8 @@ class is drawn by :math:`P(k) = p_t[k] / (1 - p_t[b])` (:func:`target_classes`).
 
     a(e) = 1 + \max(3 (1 - e/E), 0), \qquad b(e) = \max(2 (1 - \tfrac43 e/E), 0)
 
-with e of E epochs, :func:`schedule`. The code has no :math:`T^2`, our KD loss has: divide a and b by
+with e of E epochs, :func:`schedule`. The code has no :math:`T^2`, our KD loss has: divide a
+and b by
 9. In a config (:class:`BSSDistiller` says more of the names):
 
     distiller = dict(type='kdtasks.general.bss.BSSDistiller')
@@ -292,8 +293,8 @@ class BSSDistiller(Distiller):
                                 are fewer than n, are plain images that only keep the shape
     ==========================  ====================================================================
 
-    ``teachers['teacher']`` is attacked, in eval and float32, and only while some loss of these names
-    has a weight other than 0. The student sees the n rows in a second forward: its BatchNorm
+    ``teachers['teacher']`` is attacked, in eval and float32, and only while some loss of these
+    names has a weight other than 0. The student sees the n rows in a second forward: its BatchNorm
     statistics move once with the batch and once with them, as released.
 
     Args:
@@ -307,8 +308,8 @@ class BSSDistiller(Distiller):
 
     Raises:
         ValueError: only one of ``mean`` and ``std``, or ``clip`` beside them. On the first batch
-            (:meth:`build` has one): the bounds exclude the data, or the teacher gives no gradient of
-            its input.
+            (:meth:`build` has one): the bounds exclude the data, or the teacher gives no gradient
+            of its input.
     """
 
     def __init__(
@@ -333,7 +334,8 @@ class BSSDistiller(Distiller):
         self.attack = {"step_size": step_size, "max_steps": max_steps, "eps": eps}
         if (mean is None) != (std is None) or (clip is not None and mean is not None):
             raise ValueError(
-                f"expected clip=(low, high), or mean and std, got clip={clip}, mean={mean}, std={std}"
+                f"expected clip=(low, high), or mean and std, got clip={clip}, mean={mean}, "
+                f"std={std}"
             )
         low, high = (clip or RELEASED_CLIP) if mean is None else channel_bounds(mean, std)
         self.register_buffer("low", torch.as_tensor(low, dtype=torch.float32), persistent=False)

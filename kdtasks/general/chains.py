@@ -1,7 +1,7 @@
 """Lists of stages that several papers share: the teacher first, then networks that teach the next.
 
-For a config's ``stages=dict(type='kdtasks.general.<paper>.stages', …)``: they take the config as the
-engine gives it, and return what could also be written there by hand.
+For a config's ``stages=dict(type='kdtasks.general.<paper>.stages', …)``: they take the config as
+the engine gives it, and return what could also be written there by hand.
 """
 
 from collections.abc import Mapping

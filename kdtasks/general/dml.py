@@ -11,7 +11,8 @@ one optimizer serve all (the "simultaneous" form). In a config that is an entry 
 
     student = dict(…); peers = [dict(…)]
     losses = dict(
-        loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target'), weight=0),  # alone: 1
+        # alone: weight 1
+        loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target'), weight=0),
         loss_dml=dict(type='kdtasks.general.mutual_losses', of=('peers', 'target')),
     )
 

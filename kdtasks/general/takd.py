@@ -2,7 +2,8 @@ r"""Teacher Assistant Knowledge Distillation (Mirzadeh et al., arXiv 1902.03393)
 
 A student much smaller than its teacher learns less from it than from a mediocre one: networks of
 sizes between them ("assistants") pass the knowledge on. In a chain
-:math:`T \to A_1 \to \dots \to S` each hop is plain KD from the network before, with its own weights:
+:math:`T \to A_1 \to \dots \to S` each hop is plain KD from the network before, with
+its own weights:
 
 .. math:: L = (1 - \lambda)\, \mathrm{CE}(z, y) + \lambda\, \mathrm{KD}(z, z_\mathrm{before}; T)
 

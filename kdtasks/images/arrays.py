@@ -126,7 +126,7 @@ class ImageArrays:
         return str(self.paths[index]) if self.paths is not None else f"image {index}"
 
     def subset(self, index: Tensor) -> "ImageArrays":
-        """The images at ``index`` (int64 or bool), as a data set of their own; class numbers stay."""
+        """The images at ``index`` (int64 or bool), as a data set; class numbers stay."""
         index = torch.arange(len(self))[torch.as_tensor(index).cpu()]
         paths = None if self.paths is None else [self.paths[i] for i in index.tolist()]
         at = index.to(self.images.device)
@@ -187,7 +187,7 @@ class ImageArrays:
         }
 
     def _moved(self, images: Tensor, number: Tensor) -> Tensor:
-        """The digits of ``number`` (b,) in base 2p+1 are the two moves, the next bit the mirroring."""
+        """Digits of ``number`` (b,) in base 2p+1 are the two moves, the next bit the mirroring."""
         b, c, h, w = images.shape
         p, base = self.augment["crop"], 2 * self.augment["crop"] + 1
         down, across, flip = (

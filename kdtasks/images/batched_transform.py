@@ -18,7 +18,8 @@ class BatchedTransform:
     :class:`~kdtasks.images.augmentation.KorniaAugmentation`.
 
     Args:
-        transform: with kornia's ``forward_parameters(batch_shape)`` and ``forward(images, params)``.
+        transform: with kornia's ``forward_parameters(batch_shape)`` and
+            ``forward(images, params)``.
         shape: (channels, height, width) of the images.
 
     Attributes:
@@ -216,7 +217,7 @@ def _all_applied(params):
 
 
 def _are_close(first: Tensor, second: Tensor) -> bool:
-    """Equal but for rounding, which may take a few pixels over a threshold (``RandomPosterize``)."""
+    """Equal but for rounding, which may take a few pixels over a threshold."""
     if first.shape != second.shape:
         return False
     return bool(((first - second).abs() > 1e-3).float().mean() < 1e-2)

@@ -21,7 +21,7 @@ def decoded(
     size: Sequence[int] | None,
     channels: int,
     skip_bad: bool,
-    cache_dir,
+    cache_dir: str | Path | None,
     unreadable: dict[str, str] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The images, uint8 (n,C,H,W), and which of ``paths`` they are, (n,); read by as many threads
@@ -29,62 +29,90 @@ def decoded(
 
     Those that ``skip_bad`` leaves out are noted in ``unreadable``, path and why.
     """
-    cache = None
-    if cache_dir is not None:
-        listing = [(path, (stat := os.stat(path)).st_size, stat.st_mtime_ns) for path in paths]
-        key = hashlib.sha256(
-            repr((2, size and tuple(size), channels, listing)).encode()
-        ).hexdigest()[:32]
-        cache = Path(cache_dir) / f"{key}.npz"
-        if (kept := load_arrays(cache)) is not None:
-            return torch.from_numpy(kept["images"]), torch.arange(len(paths))
-    bad: dict[int, str] = {}
+    cache = None if cache_dir is None else _cache_file(cache_dir, paths, size, channels)
+    if cache is not None and (kept := load_arrays(cache)) is not None:
+        return torch.from_numpy(kept["images"]), torch.arange(len(paths))
+    reading = _Reading(paths, size, channels, skip_bad)
+    images = reading.read_all()
+    if not reading.bad:
+        if cache is not None:
+            save_arrays(cache, images=images)
+        return torch.from_numpy(images), torch.arange(len(paths))
+    if unreadable is not None:
+        unreadable.update((paths[i], why) for i, why in sorted(reading.bad.items()))
+    some = "; ".join(f"{paths[i]}: {why}" for i, why in sorted(reading.bad.items())[:3])
+    warnings.warn(
+        f"left out {len(reading.bad)} unreadable of {len(paths)} images: {some}", stacklevel=3
+    )
+    good = torch.tensor([i for i in range(len(paths)) if i not in reading.bad])
+    return torch.from_numpy(images)[good], good
 
-    def read(i: int) -> np.ndarray | None:
-        try:
-            return _read(paths[i], size, channels)
-        except Exception as error:
-            if not skip_bad:
-                raise RuntimeError(
-                    f"cannot read image {paths[i]}: {error} (skip_bad=True leaves it out)"
-                ) from error
-            bad[i] = f"{paths[i]}: {error}"
-            return None
 
-    shape = next((image.shape for image in map(read, range(len(paths))) if image is not None), None)
-    if shape is None:
-        raise RuntimeError(f"none of {len(paths)} images can be read; the first: {bad[0]}")
-    images = np.empty((len(paths), *shape), dtype=np.uint8)
+def _cache_file(
+    folder: str | Path, paths: Sequence[str], size: Sequence[int] | None, channels: int
+) -> Path:
+    """Named for the files, their sizes and times, and for what is made of them."""
+    listing = []
+    for path in paths:
+        stat = os.stat(path)
+        listing.append((path, stat.st_size, stat.st_mtime_ns))
+    key = hashlib.sha256(repr((2, size and tuple(size), channels, listing)).encode()).hexdigest()
+    return Path(folder) / f"{key[:32]}.npz"
 
-    def fill(part: range) -> None:
-        for i in part:
-            if (image := read(i)) is not None:
-                if image.shape != shape:
-                    raise ValueError(
-                        f"images differ in size: (C,H,W) = {shape} in {paths[0]}, "
-                        f"{image.shape} in {paths[i]}; pass size="
-                    )
-                images[i] = image
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        step = max(1, math.ceil(len(paths) / 64))
-        list(
-            pool.map(
-                fill, (range(at, min(at + step, len(paths))) for at in range(0, len(paths), step))
+class _Reading:
+    """Many files, read into one array.
+
+    Attributes:
+        bad: ``{place: why}`` of the files that cannot be read, where ``skip_bad`` leaves them out.
+    """
+
+    def __init__(
+        self, paths: Sequence[str], size: Sequence[int] | None, channels: int, skip_bad: bool
+    ):
+        self.paths, self.size, self.channels, self.skip_bad = paths, size, channels, skip_bad
+        self.bad: dict[int, str] = {}
+
+    def read_all(self) -> np.ndarray:
+        """uint8 (N,C,H,W); rows of bad files hold anything."""
+        count = len(self.paths)
+        first = next((image for image in map(self.read, range(count)) if image is not None), None)
+        if first is None:
+            raise RuntimeError(
+                f"none of {count} images can be read; the first: {self.paths[0]}: {self.bad[0]}"
             )
-        )
-    if bad:
-        if unreadable is not None:
-            unreadable.update((paths[i], bad[i].removeprefix(f"{paths[i]}: ")) for i in sorted(bad))
-        some = "; ".join(bad[i] for i in sorted(bad)[:3])
-        warnings.warn(
-            f"left out {len(bad)} unreadable of {len(paths)} images: {some}", stacklevel=3
-        )
-        good = torch.tensor([i for i in range(len(paths)) if i not in bad])
-        return torch.from_numpy(images)[good], good
-    if cache is not None:
-        save_arrays(cache, images=images)
-    return torch.from_numpy(images), torch.arange(len(paths))
+        images = np.empty((count, *first.shape), dtype=np.uint8)
+        step = max(1, math.ceil(count / 64))
+        parts = [range(at, min(at + step, count)) for at in range(0, count, step)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in pool.map(lambda part: self.fill(images, part), parts):
+                pass
+        return images
+
+    def fill(self, images: np.ndarray, part: range) -> None:
+        """Read the files of these places."""
+        for i in part:
+            image = self.read(i)
+            if image is None:
+                continue
+            if image.shape != images.shape[1:]:
+                raise ValueError(
+                    f"images differ in size: (C,H,W) = {images.shape[1:]} in {self.paths[0]}, "
+                    f"{image.shape} in {self.paths[i]}; pass size="
+                )
+            images[i] = image
+
+    def read(self, i: int) -> np.ndarray | None:
+        """One file; None and a note for a bad one that may be left out."""
+        try:
+            return _read(self.paths[i], self.size, self.channels)
+        except Exception as error:
+            if not self.skip_bad:
+                raise RuntimeError(
+                    f"cannot read image {self.paths[i]}: {error} (skip_bad=True leaves it out)"
+                ) from error
+            self.bad[i] = str(error)
+            return None
 
 
 def _read(path: str, size: Sequence[int] | None, channels: int) -> np.ndarray:

@@ -167,7 +167,7 @@ def _say_ambiguous(turn: int, stored: tuple[int, int], path) -> None:
 
 
 def _says_more_behind(path) -> bool:
-    """Whether a PNG file has EXIF or XMP data that PIL would find only after decoding the pixels."""
+    """Whether a PNG file has EXIF or XMP data that PIL finds only after decoding the pixels."""
     with open(path, "rb") as file:
         file.seek(8)
         while len(head := file.read(8)) == 8:

@@ -11,8 +11,8 @@ temperature T:
 
 The paper writes probabilities raised to 1/T and normalised, which are these, and minimises the
 cross-entropy :math:`-\sum q \log p`, whose gradient is the same: :math:`(p - q) / (T B)`.
-**There is no T² here**: the authors' code divides by T once. At T = 2 the pull is a quarter of that of
-Hinton's loss at the same weight. T = 2 is the paper's, from a grid search.
+**There is no T² here**: the authors' code divides by T once. At T = 2 the pull is a quarter of that
+of Hinton's loss at the same weight. T = 2 is the paper's, from a grid search.
 
 Several old heads, one an experience (the paper's task-incremental case): a softmax over each, and
 the sum over heads.

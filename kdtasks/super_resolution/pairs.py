@@ -37,8 +37,8 @@ class Pairs:
     clipped in between (a given LR image is only enlarged). Values may therefore lie a little
     outside of [0,1]. (The script that AIL's release points to also rounds the luma of HR.)
 
-    **Files** are read as :func:`~kdtasks.images.reading.read_image` says: upright, three channels of
-    8 bits, on white. In memory RGB takes 3 bytes a pixel, luma and what is enlarged 4 bytes a
+    **Files** are read as :func:`~kdtasks.images.reading.read_image` says: upright, three channels
+    of 8 bits, on white. In memory RGB takes 3 bytes a pixel, luma and what is enlarged 4 bytes a
     channel (float32).
 
     Args:

@@ -178,8 +178,8 @@ def predict(
     Two that differ in their ending only keep it: ``a.jpg.png`` and ``a.png.png``.
 
     ``scale``, ``color`` and ``enlarged`` are those of the config's ``data.test``, or else
-    ``data.train``; a network of luma enlarges luma, and bicubic interpolation the rest. Images are read as
-    :class:`~kdtasks.super_resolution.pairs.Pairs` reads them.
+    ``data.train``; a network of luma enlarges luma, and bicubic interpolation the rest. Images are
+    read as :class:`~kdtasks.super_resolution.pairs.Pairs` reads them.
 
     Args:
         model: in eval.
@@ -305,7 +305,7 @@ def _report_means(figures: Mapping[str, dict[str, float]], scale: int, path: Pat
 
 
 def _measures(path: Path, target: Tensor, scale: int) -> dict[str, Callable]:
-    """The measures that an image is large enough for, once ``scale`` pixels are cut off all around."""
+    """The measures that an image is large enough for, ``scale`` pixels cut off all around."""
     side, least = min(target.shape[2:]), WINDOW + 2 * scale
     if side >= least:
         return {"psnr_y": psnr_y, "ssim_y": ssim_y}

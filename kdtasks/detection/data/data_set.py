@@ -42,10 +42,10 @@ class DetectionData:
 
     **Random views** come from torch's generator, which the Loader sets for each sample.
 
-    **Files** are read as :func:`~kdtasks.images.reading.read_image` says. The boxes of a photo whose
-    camera was held otherwise (EXIF) are of the pixels as stored if the annotation names the stored
-    size, as COCO's own tools have it, or else, and where it names no size, of the upright image. A
-    warning says so once where the size is the same either way.
+    **Files** are read as :func:`~kdtasks.images.reading.read_image` says. The boxes of a photo
+    whose camera was held otherwise (EXIF) are of the pixels as stored if the annotation names the
+    stored size, as COCO's own tools have it, or else, and where it names no size, of the upright
+    image. A warning says so once where the size is the same either way.
 
     Args:
         paths: (N,) image files; without ``images`` they are read.
