@@ -27,11 +27,20 @@ def runner(o) -> Iterator[Line]:
     against the plain loop.
     """
     from kdtasks.engine.loader import Loader
-    from kdtasks.engine.runner import StageRunner
+    from kdtasks.engine.loop import Lengths
+    from kdtasks.engine.runner import StageRunner, StageSetup
+    from kdtasks.engine.task import Task
 
     steps, students, images = 200, {}, Images(torch.randn(256, 1, 8, 8), torch.arange(256) % 10)
-    task = SimpleNamespace(
-        PRIMARY="accuracy", HIGHER_IS_BETTER=True, evaluate=lambda model, loader: {"accuracy": 0}
+    task = Task(
+        SimpleNamespace(
+            __name__="benchmark",
+            PRIMARY="accuracy",
+            HIGHER_IS_BETTER=True,
+            evaluate=lambda model, loader: {"accuracy": 0},
+            example=None,
+            pictures=None,
+        )
     )
     options = {"amp": None, "accumulate": 1, "clip_grad": None, "ema": None, "sync_bn": False}
 
@@ -52,7 +61,7 @@ def runner(o) -> Iterator[Line]:
     def engine() -> float:
         distiller, loader = parts("engine")
         with tempfile.TemporaryDirectory() as folder:
-            stage = StageRunner(
+            setup = StageSetup(
                 name="benchmark",
                 folder=Path(folder),
                 log_file=Path(folder) / "log",
@@ -62,13 +71,11 @@ def runner(o) -> Iterator[Line]:
                 test_loader=None,
                 optimizer=functools.partial(torch.optim.SGD, **SGD),
                 schedule=[],
-                length=steps,
                 train=("student", "losses"),
-                log_interval=50,
-                val_interval=steps,
-                checkpoint_interval=steps,
+                lengths=Lengths(total=steps, log=50, validate=steps, checkpoint=steps),
                 options=options,
             )
+            stage = StageRunner(setup)
             start = clock(o)
             stage.train()
             return (clock(o) - start) / steps

@@ -257,7 +257,9 @@ def test_label_zero_is_no_class_and_does_not_stop_an_evaluation():
 
 
 def test_a_cache_and_classes_in_another_order_are_refused_before_the_first_step(tmp_path):
-    with pytest.raises(ConfigError, match="the inputs are a list"):
+    with pytest.raises(
+        ConfigError, match=r"needs 'student.seen', which changes in training: cache=None"
+    ):
         Run(config(cache={"views": 1}), tmp_path / "cache", device="cpu", quiet=True).train()
     run = Run(config(), tmp_path / "first", device="cpu", quiet=True)
     run.train(only=["teacher"])
