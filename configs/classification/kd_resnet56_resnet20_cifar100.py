@@ -9,7 +9,7 @@ student = dict(type='kdtasks.classification.models.resnet20', num_classes=100)
 teacher = dict(type='kdtasks.classification.models.resnet56', num_classes=100)
 
 losses = dict(
-    # alone: weight 1
+    # the control trains it with weight 1 (key `alone`)
     loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target'), weight=0.1),
     loss_kd=dict(
         type='kdtasks.general.KDLoss', temperature=4.0, of=('student', 'teacher'), weight=0.9

@@ -390,13 +390,14 @@ def with_control(
 
     Raises:
         ValueError: the final stage goes on with an earlier one's student, and there is no control
-            whose budget is that of all; or the control itself is taught; or as
-            :func:`with_roles`.
+            whose budget is that of all; or the control itself is taught; or an untaught stage lists
+            a loss with a weight and another ``alone``; or as :func:`with_roles`.
     """
     known = {*teachers, *(name for stage in stages for name in stage.teachers)}
     filled = []
     for stage in stages:
         entries = stage.losses
+        _check_weights(stage)
         if not entries:
             entries = dict(losses) if stage.teachers else control(losses, known, own, own_losses)
         filled.append(replace(stage, own=own, losses=entries))
@@ -419,6 +420,22 @@ def with_control(
     alone = Stage(ALONE, losses=plain, own=own, role="control", **budget)
     where = stages.index(final)
     return [*stages[:where], alone, *stages[where:]]
+
+
+def _check_weights(stage: Stage) -> None:
+    """``alone`` is for the control's losses that are made of taught ones: where a stage without
+    teachers lists its own, their ``weight`` counts.
+
+    Raises:
+        ValueError: an entry has both, and they differ.
+    """
+    for name, entry in stage.losses.items():
+        weight = entry.get("weight", 1.0)
+        if not stage.teachers and entry.get("alone", weight) != weight:
+            raise ValueError(
+                f"stage {stage.name!r} has no teacher and lists {name} with weight={weight} and "
+                f"alone={entry['alone']}, of which its weight counts: expected one of them"
+            )
 
 
 def _check_control(alone: Stage, stages: Sequence[Stage]) -> None:

@@ -83,7 +83,8 @@ def _check_format(path: Path) -> None:
     # a zip archive, or a pickle as torch wrote before 1.6
     if not start.startswith((b"PK", b"\x80")):
         raise ValueError(
-            f"{str(path)!r} is no checkpoint ({path.stat().st_size} bytes, begins with {start!r})"
+            f"{str(path)!r} is not a checkpoint ({path.stat().st_size} bytes, begins with "
+            f"{start!r})"
         )
     if _is_torchscript(path):
         raise ValueError(

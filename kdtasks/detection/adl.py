@@ -16,8 +16,9 @@ The gradient goes through the weight too: with :math:`M` what the weight multipl
 :math:`\gamma A^{\gamma-1} (1 - A)(p - q) M + A^\gamma\, \partial M/\partial z`. The box branch is
 not distilled. Paper and release differ; both are presets of :class:`ADLLoss`:
 
-- ``paper``: the formula above, gamma 1, beta 1.5. The formula and these two values come from two
-  independent ports (aw_nas and an FCOS fork); we could not check them against the paper's own text.
+- ``paper``: the formula above, gamma 1, beta 1.5. KL, H and A are those of a port (aw_nas), which
+  these two values come from; another port (an FCOS fork) has beta 1.5, gamma 2 and a cross-entropy.
+  Z is the release's. We could not check any of it against the paper's own text.
 - ``released``: read in the authors' Caffe2 kernel and config (gamma 2, alpha 0.5, theta 1.8). There
   the weight multiplies :math:`-\alpha q \log p - (1-\alpha)(1-q)\log(1-p)`, a cross-entropy that
   does **not** vanish at :math:`p = q`. Its own beta is another one: it subtracts ``beta * H`` from
@@ -32,7 +33,7 @@ The kernel of the release is NaN where a probability rounds to 0 or 1. Here no f
 NaN: q and 1 - q both keep their digits, and no logarithm of a rounded probability is taken. An
 infinite logit (a masked class, -inf) is a probability of 0 or 1: where both have it, the entry
 costs nothing and pulls nothing; where the student rules out what the teacher does not, the loss is
-+inf.
++inf. (To the kernel a teacher's logit beyond ±40, in float64 ±340, is such a probability already.)
 
 :func:`adl_terms` is the formula. A training step has the same from
 :mod:`kdtasks.detection.adl_kernel`: loss and gradient in one pass over chunks of the logits.
@@ -158,9 +159,9 @@ class ADLLoss(nn.Module):
     gamma 2, beta 1, power 1.8. The module's docstring says where these come from, and that gamma
     and beta of ``'paper'`` are not verified against its text.
 
-    In a run of several processes the sum of the teacher's probabilities is averaged over them, then
-    clamped at 1: with gradients averaged, as DDP does, the step is that of one process with all
-    images. So each of them must call it in each step. (The release normalizes each GPU by its own.)
+    In a run of W processes the normalizer is that of all together, their sum and at least 1, over
+    W: with gradients averaged, as DDP does, the step is that of one process with all images. So
+    each of them must call it in each step. (The release normalizes each GPU by its own.)
     """
 
     def __init__(
@@ -186,8 +187,8 @@ class ADLLoss(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor, valid: Tensor | None = None) -> Tensor:
         loss, mass = _sums(student, teacher, valid=valid, **self.settings)
-        mass, one = mean_over_processes(mass)
-        return (loss / mass.clamp(min=one)).to(raised_dtype(student, teacher))
+        mass, share = mean_over_processes(mass)
+        return (loss / mass.clamp(min=share)).to(raised_dtype(student, teacher))
 
     def extra_repr(self) -> str:
         return ", ".join(

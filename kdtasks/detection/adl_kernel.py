@@ -92,7 +92,7 @@ def _chunk(
     growth = torch.clamp(delta, max=bound, out=c)
     torch.sub(likely, delta, out=delta).clamp_(max=big)
     likely.clamp_(max=bound)
-    # delta again, within what exp can take
+    # delta again, of a student's logit that is bounded
     torch.sub(likely, growth, out=growth)
     # softplus, for now: -log(1 - q)
     entropy = torch.neg(likely, out=d).exp_().log1p_()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kdtasks.core.names import did_you_mean
+from kdtasks.core.terms import trains
 from kdtasks.engine import builder, data_sets
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.config_keys import (
@@ -154,6 +155,11 @@ def check_losses(losses: Mapping, where: str) -> None:
             raise ConfigError(
                 f"{where}.{name} has no type, so it takes the tensor {entry['of']!r} as it is; it "
                 f"has no {unknown!r}; {did_you_mean(unknown, ('type', *LOSS_KEYS))}"
+            )
+        if entry.get("weight", 0) != 0 and not trains(name):
+            raise ConfigError(
+                f"{where}.{name} has a weight, but no 'loss' in its name, so it would only inform "
+                f"and train nothing: call it loss_{name}, or leave the weight out"
             )
         if isinstance(entry.get("weight"), Mapping):
             builder.check(entry["weight"], f"{where}.{name}.weight")

@@ -12,13 +12,17 @@ KEYS = {
     "teachers": ("several teachers by name, instead of `teacher`; each as that", None),
     "models": ("further models by name, for stages that train them (assistants)", {}),
     "control": (
-        'arguments of the student that differ in the stage "alone", where its own losses '
-        "need others",
+        'arguments of the student that differ in the stage "alone", where the control\'s losses '
+        "need another student",
         {},
     ),
     "peers": ("models that learn beside the student", []),
     "distiller": ("a subclass of Distiller", {"type": "kdtasks.core.Distiller"}),
-    "losses": ("name=dict(type, its arguments, of, weight, alone)", None),
+    "losses": (
+        "name=dict(type, its arguments, of, weight, alone); one trains only if its name has 'loss' "
+        "in it, any other informs",
+        None,
+    ),
     "stages": (
         "a list of stages, or dict(type=…) of a function that makes one of the config; left out: "
         "teacher (without checkpoint), alone, distilled",
@@ -119,7 +123,8 @@ TEACHER_KEYS = {
 LOSS_KEYS = {
     "of": "the names of the tensors that it is called with, in order",
     "weight": "a number, or dict(type=…) of a schedule; 1 where left out",
-    "alone": "its weight in the control; left out: 1, or 0 if it needs a teacher",
+    "alone": "its weight where no teacher teaches, in the control and in a teacher's own training; "
+    "left out: 1, or 0 if it needs a teacher",
 }
 STAGE_KEYS = {
     "name": "identifier in results, file names and stage references",

@@ -486,3 +486,17 @@ def test_a_teacher_that_only_stages_name_is_no_part_of_the_control():
     assert [list(stage.losses) for stage in stages] == [["loss_cls"], ["loss_cls"], list(losses)]
     assert arms(stages).final.name == "distilled"
     check_stages(stages, ["student"])
+
+
+def test_an_untaught_stage_that_lists_a_weight_and_another_alone():
+    """Its weight would count: 0.1 of the cross-entropy cripples the control."""
+    entry = {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target"), "weight": 0.1}
+
+    def stages(alone):
+        losses = {"loss_cls": {**entry, "alone": alone}}
+        taught = Stage("distilled", teachers={"teacher": None}, losses=losses)
+        return [Stage("alone", losses=losses), taught]
+
+    with pytest.raises(ValueError, match=r"'alone' .*weight=0.1 and alone=1, of which its weight"):
+        with_control(stages(1), {}, {"teacher": None})
+    assert with_control(stages(0.1), {}, {"teacher": None})[0].losses["loss_cls"]["weight"] == 0.1

@@ -40,6 +40,16 @@ def test_config_key_that_does_not_exist():
         small(losses__loss_kd={"type": "kdtasks.general.KDLoss"})
 
 
+def test_an_entry_with_a_weight_that_would_only_inform():
+    kd = {"type": "kdtasks.general.KDLoss", "of": ("student", "teacher")}
+    schedule = {"type": "kdtasks.core.Linear", "start": 0, "end": 1}
+    for weight in (0.9, schedule):
+        with pytest.raises(ConfigError, match=r"losses.kd has a weight.*call it loss_kd"):
+            small(losses__kd={**kd, "weight": weight})
+    for further in ({}, {"weight": 0}):
+        assert "kd" in small(losses__kd={**kd, **further})["losses"]
+
+
 def test_wrong_names_and_sizes_are_said_before_the_first_step(tmp_path):
     for options, message in (
         (
