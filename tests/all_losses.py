@@ -259,6 +259,7 @@ CALLS = {
     "mutual_losses": _peers(TARGET[:6]),
     "mean_posterior_losses": _peers(TARGET[:6]),
     "mutual_divergences": _peers(),
+    "peer_cross_entropies": _peers(TARGET[:6]),
     "KDLoss": _plain(_logits),
     "kd_loss": _plain(_logits, {}, {"temperature": 1.0}),
     "BinaryKDLoss": _plain(_logits),

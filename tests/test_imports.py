@@ -454,7 +454,7 @@ PUBLIC = {
             "binary_kd_loss(student, teacher, temperature=1.0)",
             "BinaryKDLoss(temperature=1.0)",
         ],
-        "dml": ["mutual_losses(logits, target)"],
+        "dml": ["mutual_losses(logits, target)", "peer_cross_entropies(logits, target)"],
         "bss": [
             "boundary_samples(score, input, base, target, step_size=0.3, max_steps=10, eps=0.0001, "
             "clip=(-2.5, 2.5))"

@@ -18,5 +18,5 @@ losses = dict(
 )
 
 # in one schedule, 10 epochs of the student each: 2, 7, 20 and the last of the teacher's 40 epochs,
-# as the paper's 10, 40, 120 and 240 of 240
+# in proportion to 10, 40, 120 and 240 of 240, as quoted from the paper
 stages = dict(type='kdtasks.general.rco.stages', epochs=[2, 7, 20])

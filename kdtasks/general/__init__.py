@@ -24,6 +24,7 @@ from kdtasks.general.dml import (
     mutual_divergences,
     mutual_losses,
     peer_agreement,
+    peer_cross_entropies,
     sequential_step,
 )
 from kdtasks.general.kd import BinaryKDLoss, KDLoss, binary_kd_loss, kd_loss
@@ -63,6 +64,7 @@ __all__ = [
     "nearest_mean",
     "next_anchor",
     "peer_agreement",
+    "peer_cross_entropies",
     "perturbation_similarity",
     "pre_relu_paths",
     "rkd_angle_loss",

@@ -16,13 +16,14 @@ probabilities :math:`p` of the teacher and :math:`q` of the student, over a batc
 **BANE**   the mean of the generations' probabilities: :class:`Ensemble`
 =========  =========================================================================================
 
-The last two losses are controls of the paper's: what is left of the gain without the "dark
+CWTM and DKPP are controls of the paper's: what is left of the gain without the "dark
 knowledge". The permutation is a fresh one for each row at each step; the paper does not say.
 CWTM's sum :math:`\sum_u` is over one process's batch.
 
-In the paper's table the same network and method differs by 0.7 points between two seeds, so a gain
-of one run means little; an ensemble of generations is to be compared with one of equally many
-students of the labels alone. :func:`stages` writes the list of generations.
+In the paper's table the same network and method differs by up to 0.7 points between two seeds (one
+of four pairs; the other three by about 0.1), so a gain of one run means little; an ensemble of
+generations is to be compared with one of equally many students of the labels alone. :func:`stages`
+writes the list of generations.
 """
 
 import math
@@ -190,8 +191,8 @@ def stages(
         generations: keys of ``models``, each described as the student is.
         seed_noise: None, or a further key of ``models``: a second student that learns from the
             labels alone, from other weights. What it differs from "alone" is the noise of the
-            seed; and the two make the ensemble that an :class:`Ensemble` of generations is to be
-            compared with.
+            seed; and the two, with generation 0, make an ensemble of three that no teacher has
+            taught: an :class:`Ensemble` of three generations is to be compared with it.
 
     Raises:
         ValueError: a name that is no model, or a model of other classes than the student.

@@ -44,8 +44,8 @@ def chain(config: Setting, hops: Mapping[str, Setting], last: Setting | None = N
     Args:
         config: given by the engine.
         hops: ``{key of models: changes}``, in order. Changes are keys of a stage: ``length``,
-            ``optimizer``, ``schedule``, ``data``; and ``losses``, whose entries are changed key by
-            key, ``dict(loss_kd=dict(temperature=2.0))``.
+            ``optimizer``, ``schedule``, ``data``, ``arguments``; and ``losses``, whose entries are
+            changed key by key, ``dict(loss_kd=dict(temperature=2.0))``.
         last: the same of the student.
 
     Raises:
@@ -63,6 +63,11 @@ def chain(config: Setting, hops: Mapping[str, Setting], last: Setting | None = N
     return [*found, {**_hop(config, before, last or {}), "name": DISTILLED, "role": "taught"}]
 
 
+def epochs_of(length: int | Mapping) -> int | None:
+    """``n`` of a length ``n`` or ``dict(epochs=n)``; None: it is not in epochs."""
+    return length.get("epochs") if isinstance(length, Mapping) else length
+
+
 def total_length(config: Setting, stages: list[dict]) -> int | dict:
     """The length of several stages together.
 
@@ -70,8 +75,9 @@ def total_length(config: Setting, stages: list[dict]) -> int | dict:
         ValueError: some count in epochs and others in iterations.
     """
     lengths = [stage.get("length") or config["length"] for stage in stages]
-    if all(isinstance(length, int) for length in lengths):
-        return sum(lengths)
+    epochs = [epochs_of(length) for length in lengths]
+    if None not in epochs:
+        return sum(epochs)
     if all(isinstance(length, Mapping) and "iterations" in length for length in lengths):
         return {"iterations": sum(length["iterations"] for length in lengths)}
     raise ValueError(f"expected lengths all in epochs or all in iterations, got {lengths}")

@@ -16,6 +16,13 @@ one optimizer serve all (the "simultaneous" form). In a config that is an entry 
         loss_dml=dict(type='kdtasks.general.mutual_losses', of=('peers', 'target')),
     )
 
+In a Distiller whose batch has ``labelled``, unlabelled rows do not reach a loss of ``'target'``: an
+entry as above leaves them out of the divergence too. The two halves as entries of their own, whose
+sum is :math:`L_k`, have it over all rows:
+
+    loss_ce=dict(type='kdtasks.general.peer_cross_entropies', of=('peers', 'target'))
+    loss_dml=dict(type='kdtasks.general.mutual_divergences', of=('peers',))
+
 The paper's algorithm 1 is sequential: peer 2 learns from what peer 1 thinks after its step. That is
 :func:`sequential_step`, for a loop of your own. The variant :func:`mean_posterior_losses`
 (DML_e) has one target, the mean of the others' probabilities; the paper finds it worse: a mean says
@@ -60,8 +67,16 @@ def mean_posterior_losses(logits: Sequence[Tensor], target: Tensor) -> list[Tens
     return _with_labels(_log_probabilities(logits), target, _divergence_of_mean)
 
 
+def peer_cross_entropies(logits: Sequence[Tensor], target: Tensor) -> list[Tensor]:
+    """The first half of :func:`mutual_losses`: the cross-entropy of each peer, mean over the
+    labelled rows; ``of=('peers', 'target')``. Arguments, precision and errors are those of
+    :func:`mutual_losses`.
+    """
+    return _cross_entropies(_log_probabilities(logits), target)
+
+
 def mutual_divergences(logits: Sequence[Tensor]) -> list[Tensor]:
-    """The second half of :func:`mutual_losses`, for images without labels: ``of=('peers',)``."""
+    """The second half of :func:`mutual_losses`, which needs no labels: ``of=('peers',)``."""
     log_p = _log_probabilities(logits)
     return [_mean_divergence(log_p, k) for k in range(len(log_p))]
 
@@ -73,8 +88,8 @@ def peer_agreement(logits: Sequence[Tensor]) -> Tensor:
     """
     _check(logits)
     answers = torch.stack([z.detach().argmax(1) for z in logits])
-    pairs = torch.combinations(torch.arange(len(logits), device=answers.device))
-    same = answers[pairs[:, 0]] == answers[pairs[:, 1]]
+    one, other = torch.triu_indices(len(logits), len(logits), 1, device=answers.device)
+    same = answers[one] == answers[other]
     return 100 * same.sum() / max(same.numel(), 1)
 
 
@@ -124,6 +139,11 @@ def sequential_step(
 def _with_labels(
     log_p: list[Tensor], target: Tensor, divergence: Callable[[list[Tensor], int], Tensor]
 ) -> list[Tensor]:
+    return [loss + divergence(log_p, k) for k, loss in enumerate(_cross_entropies(log_p, target))]
+
+
+def _cross_entropies(log_p: list[Tensor], target: Tensor) -> list[Tensor]:
+    """Of each peer, mean over the labelled rows."""
     if target.shape != log_p[0].shape[:1]:
         raise ValueError(
             f"expected a target (B,), got target {tuple(target.shape)} and logits "
@@ -131,8 +151,8 @@ def _with_labels(
         )
     labelled = (target != UNLABELLED).sum().clamp(min=1)
     return [
-        F.nll_loss(own, target, reduction="sum") / labelled + divergence(log_p, k)
-        for k, own in enumerate(log_p)
+        F.nll_loss(own, target, ignore_index=UNLABELLED, reduction="sum") / labelled
+        for own in log_p
     ]
 
 

@@ -13,8 +13,9 @@ i is its divergence on held-out images,
     \qquad r_{ij} = H(j) / H(i)
 
 and the next anchor is the last one before the first whose ratio exceeds a threshold
-:math:`\delta > 1`, at least i + 1. The form of the ratio is known from descriptions of the paper,
-its :math:`\delta` is not; there is no code of the authors.
+:math:`\delta > 0` (the idea needs :math:`\delta > 1`), at least i + 1. Not verified against the
+paper: descriptions of it name a divergence, a threshold and held-out images; the form of the ratio
+and a :math:`\delta` are ours to choose. There is no code of the authors.
 
 Anchors are checkpoints that the teacher's stage keeps (``keep``); an anchor is loaded into the same
 module, so one teacher is in memory at a time. :func:`stages` writes the list of stages.
@@ -26,7 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from kdtasks.core.stages import ALONE, DISTILLED
-from kdtasks.general.chains import teacher_stages
+from kdtasks.general.chains import epochs_of, teacher_stages
 from kdtasks.general.kd import kd_loss
 
 
@@ -49,8 +50,12 @@ def anchor_hardness(student: Tensor, anchors: Sequence[Tensor]) -> list[float]:
         anchors: logits of each anchor for the same images, of the same shape.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or there are no images.
     """
+    if not len(student):
+        raise ValueError(
+            f"expected logits (N, C) of one image at least, got {tuple(student.shape)}"
+        )
     return [kd_loss(student.detach(), anchor, temperature=1.0).item() for anchor in anchors]
 
 
@@ -61,7 +66,7 @@ def next_anchor(hardness: Sequence[float], current: int, threshold: float) -> in
     Args:
         hardness: H(j) of every anchor, for the student just taught by ``current``.
         current: number of that anchor, from 0.
-        threshold: delta > 0.
+        threshold: delta > 0; the idea needs > 1.
 
     Returns:
         The number of the next anchor; None when ``current`` is the last.
@@ -96,14 +101,18 @@ def greedy_route(
     Args:
         teach: trains the student on an anchor, from where it stands.
         hardness: H(j) of every anchor for the student as it stands: :func:`anchor_hardness` of
-            logits on held-out images.
-        threshold: delta.
-        first: the anchor to begin with; the paper does not say.
+            logits on held-out images. Asked once before the first teaching, too.
+        threshold: delta > 0; the idea needs > 1.
+        first: the anchor to begin with; our choice: the first.
 
     Returns:
         The anchors in the order in which they taught, the last one included. Their epochs are what
         :func:`stages` takes as ``epochs``.
+
+    Raises:
+        ValueError: as :func:`next_anchor`; ``first`` and ``threshold`` before anything is taught.
     """
+    next_anchor(hardness(), first, threshold)
     route: list[int] = []
     following: int | None = first
     while following is not None:
@@ -177,14 +186,15 @@ def _anchors(config: Mapping, interval: int | None, epochs: Sequence[int] | None
             "checkpoint is not trained: expected no teacher.checkpoint"
         )
     length = config["teacher_training"].get("length") or config["length"]
-    if not isinstance(length, int):
+    last = epochs_of(length)
+    if last is None:
         raise ValueError(f"anchors are epochs of the teacher's training, whose length is {length}")
-    found = equal_interval_anchors(length, interval) if epochs is None else [*epochs, length]
+    found = equal_interval_anchors(last, interval) if epochs is None else [*epochs, last]
     found = sorted(set(found))
-    if len(found) < 2 or found[0] < 1 or found[-1] > length:
+    if len(found) < 2 or found[0] < 1 or found[-1] > last:
         asked = f"interval={interval}" if epochs is None else f"epochs={list(epochs)}"
         raise ValueError(
-            f"{asked} of a teacher that is trained for {length} epochs leaves the anchors {found}: "
-            f"expected some between 1 and {length - 1}, and the last epoch"
+            f"{asked} of a teacher that is trained for {last} epochs leaves the anchors {found}: "
+            f"expected some between 1 and {last - 1}, and the last epoch"
         )
     return found

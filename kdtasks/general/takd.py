@@ -11,17 +11,19 @@ where KD has its :math:`T^2` (:func:`kdtasks.general.kd_loss`). The paper's code
 term by the number of classes as well, so that a :math:`\lambda` from there weighs it C times less,
 and hands on each hop's best checkpoint as the *test* images have it; here it is the last.
 
-With sizes between teacher and student there are :func:`all_paths`. The paper finds that any
-assistant helps, the longest chain most, and that of single assistants the best is the one whose
-accuracy is nearest the mean of teacher's and student's (:func:`nearest_mean`), which is not the one
-of the mean depth. A chain costs the training of its assistants: compare it with plain KD, and with
-a student that has the whole chain's budget. :func:`stages` writes the list of hops.
+With sizes between teacher and student there are :func:`all_paths`. Of single assistants,
+:func:`nearest_mean` chooses the one whose accuracy is nearest the mean of teacher's and student's,
+which need not be the one of the mean depth. (That this choice is the best one is the paper's
+finding as we remember it, not checked against its text.) A chain costs the training of its
+assistants: compare it with plain KD, and with a student that has the whole chain's budget.
+:func:`stages` writes the list of hops.
 """
 
 import itertools
 from collections.abc import Mapping, Sequence
 
-from kdtasks.general.chains import chain, total_length
+from kdtasks.core.stages import control
+from kdtasks.general.chains import chain, epochs_of, total_length
 
 
 def all_paths(sizes: Sequence) -> list[tuple]:
@@ -79,16 +81,17 @@ def stages(
     Args:
         config: given by the engine; the assistants are keys of its ``models``.
         assistants: ``{name: changes}``, from the teacher's side on: each hop's own ``length``,
-            ``optimizer``, ``schedule``, and what its ``losses`` have that the config's have not,
-            ``dict(loss_kd=dict(weight=0.7))``.
+            ``optimizer``, ``schedule``, ``data``, ``arguments``, and what its ``losses`` have that
+            the config's have not, ``dict(loss_kd=dict(weight=0.7))``.
         student: the same of the last hop.
         direct: a stage ``direct``: plain KD from the teacher, with the student's budget.
         whole_budget: a stage ``whole_budget``: the student without a teacher, with the steps of all
-            hops.
+            hops; else it has what "alone" has, the last hop's changes among it.
 
     Raises:
         ValueError: an assistant that is no model, or of other classes than the student; no such
-            loss.
+            loss. For ``whole_budget``: some hops count in epochs and others in iterations; or in
+            epochs of different ``data``, whose sum is not the steps of all.
     """
     found = chain(config, assistants, student)
     hops = [stage for stage in found if stage["role"] != "teacher"]
@@ -97,6 +100,25 @@ def stages(
         (plain,) = (stage for stage in chain(config, {}, student) if stage["role"] == "taught")
         beside.append({**plain, "name": "direct"})
     if whole_budget:
-        length = total_length(config, hops)
-        beside.append({"name": "whole_budget", "role": "joint", "length": length})
+        beside.append(_whole_budget(config, hops, student or {}))
     return [*found[:-1], *beside, found[-1]]
+
+
+def _whole_budget(config: Mapping, hops: Sequence[Mapping], changes: Mapping) -> dict:
+    """What the engine makes "alone" of, but with the length of all hops."""
+    length, last = total_length(config, hops), hops[-1]
+    if epochs_of(length) and any(hop.get("data") != last.get("data") for hop in hops):
+        data = {hop["name"]: hop.get("data") for hop in hops}
+        raise ValueError(
+            "whole_budget has the steps of all hops, which epochs of different data do not add up "
+            f"to, got data {data}: expected lengths dict(iterations=n), or whole_budget=False"
+        )
+    shared = {
+        key: last[key] for key in ("arguments", "optimizer", "schedule", "data") if key in last
+    }
+    if changes.get("losses"):
+        own = {
+            name for part in (config, last) for name in (part.get("data") or {}).get("own") or ()
+        }
+        shared["losses"] = control(last["losses"], config["teachers"], own)
+    return {**shared, "name": "whole_budget", "role": "joint", "length": length}

@@ -119,7 +119,15 @@ def test_fresh_permutations_keep_the_greatest_and_take_every_order():
         sorted(o) == pytest.approx(p.tolist(), abs=1e-5) for o in orders
     )
     torch.testing.assert_close(target[:, [0, 2, 3]].mean(0), p.mean().expand(3), rtol=0.1, atol=0)
-    assert DKPPLoss()(student, teacher) != DKPPLoss()(student + logits(4000, 4), teacher)
+
+
+def test_the_module_draws_fresh_permutations_at_each_call():
+    student, teacher, module = logits(50, 4), logits(50, 4), DKPPLoss()
+    assert module(student, teacher) != module(student, teacher)
+    torch.manual_seed(1)
+    found = module(student, teacher)
+    torch.manual_seed(1)
+    assert found == dkpp_loss(student, teacher)
 
 
 def test_a_class_that_the_teacher_masks_takes_no_part_in_a_fresh_permutation():

@@ -5,6 +5,7 @@ import pytest
 from kdtasks.core import Stage
 from kdtasks.core.stages import check_stages, with_control
 from kdtasks.general import ab, ban, rco, takd
+from kdtasks.general.chains import epochs_of
 
 KD = {"type": "kdtasks.general.KDLoss", "temperature": 4.0, "of": ("student", "teacher")}
 CLS = {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target"), "weight": 0.1}
@@ -85,6 +86,51 @@ def test_a_chain_without_what_it_is_compared_with_and_of_a_given_teacher():
     assert listed[1]["length"] == {"iterations": 70}
 
 
+def test_the_whole_budget_has_what_alone_has_but_its_length():
+    changes = {
+        "arguments": {"width": 3},
+        "optimizer": {"lr": 0.3},
+        "schedule": {"type": "CosineAnnealingLR"},
+        "data": {"labelled_per_batch": 5},
+        "losses": {"loss_cls": {"alone": 0.5, "label_smoothing": 0.1}},
+    }
+    given = config(length={"iterations": 4})
+    assert "losses" not in takd.stages(given, {"big": {}})[-2]  # the engine fills in the control's
+    found = whole(takd.stages(given, {"big": {}}, changes), given)
+    for key in ("arguments", "optimizer", "schedule", "data", "losses"):
+        assert getattr(found["whole_budget"], key) == getattr(found["alone"], key), key
+    assert found["whole_budget"].optimizer == {"lr": 0.3}
+    assert found["whole_budget"].losses["loss_cls"]["label_smoothing"] == 0.1
+    assert found["whole_budget"].length == {"iterations": 8}
+
+
+def test_epochs_of_different_data_do_not_add_up():
+    data = {"labelled_per_batch": 5}
+    for hop, last in (({"data": data}, {}), ({}, {"data": data})):
+        with pytest.raises(ValueError, match="epochs of different data.*whole_budget=False"):
+            takd.stages(config(), {"big": hop}, last)
+        takd.stages(config(), {"big": hop}, last, whole_budget=False)
+        takd.stages(config(length={"iterations": 4}), {"big": hop}, last)
+    given = config()
+    found = whole(takd.stages(given, {"big": {"data": data}}, {"data": data}), given)
+    assert found["whole_budget"].data == data
+    assert found["whole_budget"].length == 8
+
+
+@pytest.mark.parametrize("length, epochs", [(4, 4), ({"epochs": 4}, 4), ({"iterations": 4}, None)])
+def test_a_length_says_its_epochs(length, epochs):
+    assert epochs_of(length) == epochs
+
+
+def test_lengths_in_epochs_add_up_however_they_are_written():
+    (budget,) = (
+        stage
+        for stage in takd.stages(config(), {"big": {"length": {"epochs": 3}}})
+        if stage["name"] == "whole_budget"
+    )
+    assert budget["length"] == 7
+
+
 def test_a_chain_says_what_does_not_fit():
     with pytest.raises(ValueError, match="models have no 'bigg'.*'big'"):
         takd.stages(config(), {"bigg": {}})
@@ -147,6 +193,8 @@ def test_anchors_are_kept_by_the_teacher_and_teach_in_turn():
     assert list(found["teacher"].keep) == [2, 4] and found["teacher"].length == 6
     assert teacher_of(found["distilled"]) == ["teacher.2", "teacher.4", "teacher"]
     assert found["distilled"].length is None and found["alone"].length is None
+    spelled = config(teacher_training={"length": {"epochs": 6}})
+    assert list(whole(rco.stages(spelled, interval=2), spelled)["teacher"].keep) == [2, 4]
     chosen = whole(rco.stages(given, epochs=[5, 1]), given)
     assert teacher_of(chosen["distilled"]) == ["teacher.1", "teacher.5", "teacher"]
 

@@ -17,6 +17,7 @@ from kdtasks.general import (
     mutual_divergences,
     mutual_losses,
     peer_agreement,
+    peer_cross_entropies,
     sequential_step,
 )
 
@@ -108,11 +109,34 @@ def test_cross_entropy_and_divergence_add_up():
         torch.testing.assert_close(whole, pull + F.cross_entropy(z, target))
 
 
+def test_the_halves_add_up_with_unlabelled_rows_too():
+    peers, target = [logits(6, 4) for _ in range(3)], torch.tensor([0, 1, -100, 3, 3, -100])
+    cross = peer_cross_entropies(peers, target)
+    torch.testing.assert_close(cross, [F.cross_entropy(z, target) for z in peers])
+    for whole, one, pull in zip(mutual_losses(peers, target), cross, mutual_divergences(peers)):
+        torch.testing.assert_close(whole, one + pull)
+
+
+def test_in_a_distiller_the_halves_are_the_loss_over_labelled_and_unlabelled_rows():
+    peers, (x, y) = [network(5), network(7)], batch()
+    labelled = torch.arange(8) < 3
+    y[~labelled] = -100
+    losses = {
+        "loss_ce": (peer_cross_entropies, ("peers", "target")),
+        "loss_dml": (mutual_divergences, ("peers",)),
+    }
+    distiller = Distiller(peers[0], losses=losses, peers=peers[1:])
+    found = distiller({"input": x, "target": y, "labelled": labelled})
+    for k, expected in enumerate(mutual_losses([peer(x) for peer in peers], y)):
+        torch.testing.assert_close(found[f"loss_ce_{k}"] + found[f"loss_dml_{k}"], expected)
+
+
 def test_without_labels_or_rows_it_is_connected_and_finite():
     peers, unlabelled = [logits(3, 4).requires_grad_() for _ in range(2)], torch.full((3,), -100)
     torch.testing.assert_close(mutual_losses(peers, unlabelled), mutual_divergences(peers))
+    assert peer_cross_entropies(peers, unlabelled) == [0, 0]
     empty = [torch.zeros(0, 4, requires_grad=True) for _ in range(2)]
-    for losses in (mutual_losses, mean_posterior_losses):
+    for losses in (mutual_losses, mean_posterior_losses, peer_cross_entropies):
         found = losses(empty, torch.zeros(0, dtype=torch.long))
         assert found == [0, 0]
         sum(found).backward()
@@ -148,7 +172,7 @@ def test_a_masked_class_costs_nothing():
 )
 def test_wrong_shapes_are_named(shapes, target, message):
     target = torch.zeros(target, dtype=torch.long)
-    for losses in (mutual_losses, mean_posterior_losses):
+    for losses in (mutual_losses, mean_posterior_losses, peer_cross_entropies):
         with pytest.raises(ValueError, match=message):
             losses([torch.zeros(shape) for shape in shapes], target)
 

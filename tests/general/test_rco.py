@@ -52,13 +52,13 @@ def test_the_greedy_choice_stops_before_the_first_that_is_too_hard():
     # further ones that are easy again do not count
     assert next_anchor([1.0, 1.5, 9.0, 1.0], 0, 2.0) == 1
     # one that is just at the threshold does; and the next one is taken however hard it is
-    assert (
-        next_anchor([1.0, 2.0, 2.0, 2.1], 0, 2.0) == 2 and next_anchor([1.0, 9.0, 1.0], 0, 2.0) == 1
-    )
+    assert next_anchor([1.0, 2.0, 2.0, 2.1], 0, 2.0) == 2
+    assert next_anchor([1.0, 9.0, 1.0], 0, 2.0) == 1
 
 
 def test_an_anchor_that_is_matched_exactly():
-    assert next_anchor([0.0, 0.0, 0.0, 0.1], 0, 2.0) == 2 and next_anchor([0.0, 0.1], 0, 2.0) == 1
+    assert next_anchor([0.0, 0.0, 0.0, 0.1], 0, 2.0) == 2
+    assert next_anchor([0.0, 0.1], 0, 2.0) == 1
 
 
 def test_any_number_is_a_hardness():
@@ -91,9 +91,14 @@ def test_hardness_is_the_mean_divergence_from_the_student():
     assert found[-1] == 0
 
 
+def test_hardness_needs_images():
+    with pytest.raises(ValueError, match=r"one image at least, got \(0, 4\)"):
+        anchor_hardness(torch.zeros(0, 4), [torch.zeros(0, 4)])
+
+
 def test_the_greedy_search_teaches_anchor_after_anchor_to_the_last():
     """A student that is taught by an anchor stands there; hardness grows with the distance."""
-    places, stands, taught = [0.0, 1.0, 2.0, 2.5, 6.0, 9.0], [], []
+    places, stands, taught = [0.0, 1.0, 2.0, 2.5, 6.0, 9.0], [0.0], []
 
     def teach(anchor):
         stands.append(places[anchor])
@@ -108,3 +113,18 @@ def test_the_greedy_search_teaches_anchor_after_anchor_to_the_last():
         4,
         5,
     ]
+
+
+@pytest.mark.parametrize(
+    "first, threshold, message",
+    [
+        (3, 2.0, "there are 3 anchors, from 0 on, and none is 3"),
+        (-1, 2.0, "none is -1"),
+        (0, 0.0, "threshold must be > 0, got 0.0"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_before_any_teaching(first, threshold, message):
+    taught = []
+    with pytest.raises(ValueError, match=message):
+        greedy_route(taught.append, lambda: [1.0, 2.0, 3.0], threshold, first)
+    assert not taught
