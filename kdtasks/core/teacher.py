@@ -83,6 +83,14 @@ class Teacher(nn.Module):
         with self.ready():
             return self.model(input)
 
+    def in_float32(self, input: Tensor) -> Tensor:
+        """As the call, but in float32 whatever ``precision`` and the autocast around it."""
+        if self.scale is not None or self.input_size is not None:
+            input = self._prepared(input)
+        self.model.eval()
+        with torch.autocast(input.device.type, enabled=False):
+            return self.model(input)
+
     def ready(self) -> AbstractContextManager:
         """In eval, in the teacher's precision: around calls of the model's parts by themselves."""
         # somebody called model.train() directly

@@ -18,9 +18,9 @@ class is drawn by :math:`P(k) = p_t[k] / (1 - p_t[b])` (:func:`target_classes`).
 
     a(e) = 1 + \max(3 (1 - e/E), 0), \qquad b(e) = \max(2 (1 - \tfrac43 e/E), 0)
 
-with e of E epochs, :func:`schedule`. The code has no :math:`T^2`, our KD loss has: divide a
-and b by
-9. In a config (:class:`BSSDistiller` says more of the names):
+with e of E epochs, :func:`schedule`; the code's are constant in an epoch, e = 1 … E, and in a
+config here they fall with each step. The code has no :math:`T^2`, our KD loss has: divide a and b
+by 9. In a config (:class:`BSSDistiller` says more of the names):
 
     distiller = dict(type='kdtasks.general.bss.BSSDistiller')
     losses = dict(
@@ -37,8 +37,8 @@ depend on the scale of images and logits. Its clip at ±2.5 is tighter than CIFA
 is 2.51, 2.60, 2.75): :func:`channel_bounds` gives the exact one. The step has the length
 :math:`\eta (L + \epsilon)`, not DeepFool's, which divides by the norm once more; without
 :math:`\epsilon` the boundary would be approached and never crossed. Many samples need more than ten
-moves; the code rejects none, the paper those that have not crossed into the target class:
-``reject``.
+moves; the code rejects none, the paper (as notes on it have it) those that have not crossed into
+the target class: ``reject``.
 """
 
 import math
@@ -111,7 +111,11 @@ def boundary_samples(
     (moved,) = raised(input.detach())
     if not len(input):
         return moved
-    low, high = (torch.as_tensor(bound, dtype=moved.dtype, device=moved.device) for bound in clip)
+    # a number is written on the device: a copy would wait
+    low, high = (
+        bound.to(moved) if isinstance(bound, Tensor) else moved.new_full((), bound)
+        for bound in clip
+    )
     per_row = (-1,) + (1,) * (input.dim() - 1)
     with torch.enable_grad(), torch.autocast(input.device.type, enabled=False):
         for _ in range(max_steps):
@@ -136,7 +140,8 @@ def boundary_samples(
 def target_classes(teacher: Tensor, base: Tensor) -> Tensor:
     """A class for each row, drawn by the teacher's probabilities of all classes but the base.
 
-    Softmax over the others' logits, so that a teacher sure to the last digit still has others.
+    The greatest of the others' logits with Gumbel noise added, which is a draw by their softmax: a
+    teacher sure to the last digit still has others, and nothing waits for the device.
 
     Args:
         teacher: ``(B, C)`` logits, C >= 2.
@@ -147,8 +152,8 @@ def target_classes(teacher: Tensor, base: Tensor) -> Tensor:
     """
     _check_classes(teacher, base)
     (logits,) = raised(teacher.detach())
-    others = logits.scatter(1, base[:, None], -math.inf).softmax(1)
-    return torch.multinomial(others, 1).squeeze(1) if len(others) else base
+    others = logits.scatter(1, base[:, None], -math.inf)
+    return (others - torch.empty_like(others).exponential_().log()).argmax(1)
 
 
 def base_samples(
@@ -253,7 +258,7 @@ class BSSLoss(nn.Module):
 
 def perturbation_similarity(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     r"""MagSim and AngSim of the perturbations :math:`v = x_\mathrm{bss} - x` that bring the same
-    images over each model's own boundary.
+    images over each model's own boundary; the paper's words, our formulas.
 
     .. math:: \mathrm{MagSim} = \frac{\min(\|v_s\|, \|v_t\|)}{\max(\|v_s\|, \|v_t\|)}, \qquad
         \mathrm{AngSim} = \frac{v_s \cdot v_t}{\|v_s\|\, \|v_t\|}
@@ -290,12 +295,15 @@ class BSSDistiller(Distiller):
     ``student.boundary``        (n, C) logits of the student, n = min(B, count); carry the gradient
     ``teacher.boundary``        (n, C) logits of the teacher
     ``student.boundary_valid``  (n,) bool: which rows are boundary samples; the others, where there
-                                are fewer than n, are plain images that only keep the shape
+                                are fewer than n, are plain images that only keep the shape. A
+                                row that nothing moves (no gradient, or another answer of the
+                                teacher in float32 than in the batch) stays and counts
     ==========================  ====================================================================
 
-    ``teachers['teacher']`` is attacked, in eval and float32, and only while some loss of these
-    names has a weight other than 0. The student sees the n rows in a second forward: its BatchNorm
-    statistics move once with the batch and once with them, as released.
+    ``teachers['teacher']`` is attacked, in eval and float32 whatever its ``precision``, and only
+    while some loss of these names has a weight other than 0. The student sees the n rows in a
+    second forward: its BatchNorm statistics move once with the batch and once with them, as
+    released.
 
     Args:
         student, teachers, losses, peers, compile: see :class:`~kdtasks.core.Distiller`.
@@ -304,7 +312,7 @@ class BSSDistiller(Distiller):
             None: ±2.5 as released, or the range of images normalised by ``mean`` and ``std``.
         mean, std: of the data's normalisation, by channel.
         reject: False: every moved sample counts, as released. True: only those that have crossed
-            into their target class, as in the paper.
+            into their target class, as in the paper by notes on it.
 
     Raises:
         ValueError: only one of ``mean`` and ``std``, or ``clip`` beside them. On the first batch
@@ -372,15 +380,15 @@ class BSSDistiller(Distiller):
         clean, base = batch["input"][chosen], teacher.argmax(1)[chosen]
         self._check_bounds(clean)
         target = target_classes(teacher[chosen], base)
-        attacked = self.teachers["teacher"]
+        score = self.teachers["teacher"].in_float32
         moved = boundary_samples(
-            attacked, clean, base, target, clip=(self.low, self.high), **self.attack
+            score, clean, base, target, clip=(self.low, self.high), **self.attack
         )
         moved = torch.where(valid.view(-1, *[1] * (clean.dim() - 1)), moved, clean)
         with torch.no_grad():
             answers = self.run("teacher", moved, ["teacher"])["teacher"]
-        if self.reject:
-            valid = valid & (answers.argmax(1) == target)
+            if self.reject:
+                valid = valid & (score(moved).argmax(1) == target)
         own = self.run("student", moved, ["student"])["student"]
         return dict(zip(_BOUNDARY, (own, answers, valid)))
 

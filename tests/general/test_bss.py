@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kdtasks.core import Linear
+from kdtasks.core import Linear, Teacher
 from kdtasks.general import (
     BSSDistiller,
     BSSLoss,
@@ -365,6 +365,25 @@ def test_samples_that_have_not_crossed_may_be_rejected():
     assert torch.equal(every["student.boundary_valid"], valid)
     crossed = valid & (every["teacher.boundary"].argmax(1) == drawn)
     assert torch.equal(found["student.boundary_valid"], crossed) and crossed.any()
+
+
+def test_attack_and_rejection_are_in_float32_whatever_the_teachers_precision():
+    plain, x, y = setting(max_steps=100, reject=True)
+    half = copy.deepcopy(plain)
+    model = plain.teachers["teacher"].model
+    half.teachers["teacher"] = Teacher(model, precision="bfloat16")
+    assert not torch.equal(half.teachers["teacher"](x).float(), model(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = half.teachers["teacher"].in_float32(x)
+    assert torch.equal(inside, model(x))
+    batch = {"input": x, "target": y, "teacher": model(x).detach()}
+    values = []
+    for distiller in (plain, half):
+        torch.manual_seed(3)
+        values.append(distiller.tensors(batch))
+    for name in ("student.boundary", "student.boundary_valid"):
+        assert torch.equal(values[0][name], values[1][name]), name
+    assert values[0]["student.boundary_valid"].any()
 
 
 def test_no_attack_is_run_while_the_weight_is_zero():
