@@ -9,8 +9,8 @@ teacher = dict(
     type='kdtasks.classification.models.resnet8', width=16, in_channels=1, num_classes=10
 )
 
-# a and b of the released code: from 4 to 1, and from 2 to 0 at three quarters; by 9, as our losses have
-# T² = 9
+# a and b of the released code: from 4 to 1, and from 2 to 0 at three quarters; by 9, as our losses
+# have T² = 9
 distiller = dict(
     type='kdtasks.general.BSSDistiller',
     count=16,  # of 50 labelled images a step; the paper's code has 64 of 256

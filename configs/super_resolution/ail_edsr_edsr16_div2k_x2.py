@@ -40,31 +40,8 @@ schedule = dict(
 )
 val_interval = dict(iterations=30_000)
 
-_round = dict(
-    length=dict(iterations=30_000), schedule=dict(type='CosineAnnealingLR', by_epoch=False)
-)
 # release: luma
-_ail = dict(type='kdtasks.super_resolution.AILLoss', base='l1', channels='mean', reduction='mean')
-stages = [
-    dict(name='teacher', model='teacher'),
-    dict(name='alone'),
-    dict(
-        _round,
-        name='round0',
-        teachers=dict(teacher='teacher'),
-        losses=dict(loss_ail=dict(_ail, round=0, of=('student', 'teacher', 'target'))),
-    ),
-    *[
-        dict(
-            _round,
-            name=f'round{t}' if t < 9 else 'distilled',
-            student='keep',
-            optimizer_state='keep',
-            teachers=dict(teacher='teacher', previous=f'round{t - 1}'),
-            losses=dict(
-                loss_ail=dict(_ail, round=t, of=('student', 'teacher', 'previous', 'target'))
-            ),
-        )
-        for t in range(1, 10)
-    ],
-]
+stages = dict(
+    type='kdtasks.super_resolution.ail.round_stages',
+    loss=dict(base='l1', channels='mean', reduction='mean'),
+)

@@ -8,28 +8,4 @@ _base_ = ['../_base_/bsds_x2_y.py', '../_base_/espcn_short.py']
 # of the teacher, and alone
 losses = dict(loss_l2=dict(type='torch.nn.MSELoss', of=('student', 'target')))
 
-_round = dict(length=dict(iterations=400), schedule=dict(type='CosineAnnealingLR', by_epoch=False))
-_ail = dict(type='kdtasks.super_resolution.AILLoss', reduction='mean')
-stages = [
-    dict(name='teacher', model='teacher'),
-    dict(name='alone'),
-    dict(
-        _round,
-        name='round0',
-        teachers=dict(teacher='teacher'),
-        losses=dict(loss_ail=dict(_ail, round=0, of=('student', 'teacher', 'target'))),
-    ),
-    *[
-        dict(
-            _round,
-            name=f'round{t}' if t < 9 else 'distilled',
-            student='keep',
-            optimizer_state='keep',
-            teachers=dict(teacher='teacher', previous=f'round{t - 1}'),
-            losses=dict(
-                loss_ail=dict(_ail, round=t, of=('student', 'teacher', 'previous', 'target'))
-            ),
-        )
-        for t in range(1, 10)
-    ],
-]
+stages = dict(type='kdtasks.super_resolution.ail.round_stages', loss=dict(reduction='mean'))

@@ -8,24 +8,7 @@ _base_ = ['../_base_/bsds_x2_y.py', '../_base_/espcn_short.py']
 # of alone, and of round 0
 losses = dict(loss_l2=dict(type='torch.nn.MSELoss', of=('student', 'target')))
 
-_round = dict(length=dict(iterations=400), schedule=dict(type='CosineAnnealingLR', by_epoch=False))
-_ail = dict(
-    type='kdtasks.super_resolution.AILLoss', variant='no_teacher', reduction='mean', normalize=True
+stages = dict(
+    type='kdtasks.super_resolution.ail.round_stages',
+    loss=dict(variant='no_teacher', reduction='mean', normalize=True),
 )
-stages = [
-    dict(name='alone'),
-    dict(
-        _round, name='round0', losses=dict(loss_ail=dict(_ail, round=0, of=('student', 'target')))
-    ),
-    *[
-        dict(
-            _round,
-            name=f'round{t}' if t < 9 else 'distilled',
-            student='keep',
-            optimizer_state='keep',
-            teachers=dict(previous=f'round{t - 1}'),
-            losses=dict(loss_ail=dict(_ail, round=t, of=('student', 'previous', 'target'))),
-        )
-        for t in range(1, 10)
-    ],
-]

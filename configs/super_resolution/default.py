@@ -24,30 +24,8 @@ schedule = dict(
 val_interval = dict(iterations=1000)
 checkpoint_interval = dict(iterations=1000)
 
-_round = dict(length=dict(iterations=200), schedule=dict(type='CosineAnnealingLR', by_epoch=False))
-_ail = dict(type='kdtasks.super_resolution.AILLoss', reduction='mean')
-stages = [
-    dict(name='teacher', model='teacher'),
-    dict(name='alone'),  # the same 1000 steps, in one piece
-    dict(
-        _round,
-        name='round0',
-        teachers=dict(teacher='teacher'),
-        losses=dict(loss_ail=dict(_ail, round=0, of=('student', 'teacher', 'target'))),
-    ),
-    *[
-        dict(
-            _round,
-            name=f'round{t}' if t < 4 else 'distilled',
-            student='keep',
-            optimizer_state='keep',
-            teachers=dict(teacher='teacher', previous=f'round{t - 1}'),
-            losses=dict(
-                loss_ail=dict(_ail, round=t, of=('student', 'teacher', 'previous', 'target'))
-            ),
-        )
-        for t in range(1, 5)
-    ],
-]
+stages = dict(
+    type='kdtasks.super_resolution.ail.round_stages', rounds=5, loss=dict(reduction='mean')
+)
 channels_last = True
 threads = 1  # such small layers run faster on one

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.core.choices import evenly_spaced
-from kdtasks.images.display import add_axes, darker, draw_image, pictures_of, shortened, write
+from kdtasks.images.display import (
+    add_axes,
+    darker,
+    draw_image,
+    literal,
+    pictures_of,
+    shortened,
+    write,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -191,7 +199,7 @@ def _draw_bars(
     for k, (name, share) in enumerate(shares.items()):
         places = [i + (k - (len(shares) - 1) / 2) * width for i in range(len(shown))]
         axes.bar(places, [share[c] for c in shown], width * 0.92, color=colors[name], label=name)
-    labels = [names[c] for c in shown]
+    labels = [literal(names[c]) for c in shown]
     if max(map(len, labels), default=0) * len(shown) > 110:
         axes.set_xticks(range(len(shown)), labels, rotation=40, ha="right")
     else:
@@ -239,7 +247,7 @@ def _draw_gains(
     ends = [c for c in ranked[:6] if gains[c] < 0] + [c for c in ranked[-6:] if gains[c] > 0]
     better = [colors[after if gains[c] > 0 else before] for c in ends]
     axes.barh(range(len(ends)), [gains[c] for c in ends], color=better, height=0.65)
-    axes.set_yticks(range(len(ends)), [names[c] for c in ends])
+    axes.set_yticks(range(len(ends)), [literal(names[c]) for c in ends])
     axes.axvline(0, color="#3C4758", linewidth=1)
     axes.grid(visible=False, axis="y")
     axes.set_title("largest changes")

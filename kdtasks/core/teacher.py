@@ -87,7 +87,8 @@ class Teacher(nn.Module):
         """As the call, but in float32 whatever ``precision`` and the autocast around it."""
         if self.scale is not None or self.input_size is not None:
             input = self._prepared(input)
-        self.model.eval()
+        if self.model.training:
+            self.model.eval()
         with torch.autocast(input.device.type, enabled=False):
             return self.model(input)
 

@@ -448,6 +448,7 @@ def parts_of(model: nn.Module) -> set[str]:
 
 
 def head_of(model: nn.Module, part: str) -> nn.Module | None:
+    """The head of a part; None: the detector has none, or a cascade's several."""
     if part != "rois":
         return getattr(model, HEADS[part], None)
     head = getattr(getattr(model, "roi_head", None), "bbox_head", None)

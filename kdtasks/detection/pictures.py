@@ -15,6 +15,7 @@ from kdtasks.core.choices import evenly_spaced
 from kdtasks.detection.chen2017 import is_above_bound
 from kdtasks.detection.coco_metrics import class_figures
 from kdtasks.detection.matching import crowds, match
+from kdtasks.images.display import darker, literal, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,7 +143,7 @@ def draw_detections(
     grid = _PictureGrid(images, 1 + len(models), top=0.36 + 0.22 * lines, below=0.3)
     _draw_legend(grid, [(names[label - 1], _class_color(label)) for label in legend])
     texts = [f"{name}, score ≥ {least[name]:.2f}" if per_model else name for name in models]
-    inks = [_dark(colors[name]) if name in colors else INK for name in models]
+    inks = [darker(colors[name]) if name in colors else INK for name in models]
     grid.titles([TRUTH, *texts], [INK, *inks])
     for row, (image, target) in enumerate(zip(images, targets)):
         panels = [_truth_panel(target)]
@@ -230,7 +231,7 @@ def _draw_legend(grid: _PictureGrid, classes: Sequence[tuple[str, str]]) -> None
     for k, (name, color) in enumerate(classes):
         left, y = k % 6 * 0.118 * grid.width, grid.height - 0.1 - 0.22 * (k // 6)
         grid.text(left, y, "■", color=color, fontsize=11, va="center")
-        grid.text(left + 0.017 * grid.width, y, _short(name, 13), fontsize=9, va="center")
+        grid.text(left + 0.017 * grid.width, y, shortened(name, 13), fontsize=9, va="center")
     meaning = "solid: right   dashed: wrong   dotted: missed"
     style = {"fontsize": 9, "va": "center", "ha": "right", "color": "#3C4758"}
     grid.text(grid.width - grid.GAP, grid.height - 0.1, meaning, **style)
@@ -279,10 +280,11 @@ def _draw_boxes(axes: "Axes", panel: _Panel, names: Sequence[str], scale: float)
         color = _class_color(label)
         line = (0, (3, 1.8)) if panel.state[n] == 0 else "-"
         _draw_frame(axes, box, 1.3, edgecolor=color, linestyle=line)
-        texts = [names[label - 1]]
+        name = literal(names[label - 1])
+        texts = [name]
         if panel.scores is not None:
             score = f"{float(panel.scores[n]):.2f}"
-            texts = [f"{names[label - 1]} {score}", score]
+            texts = [f"{name} {score}", score]
         place = _free_place(box, texts, scale, taken, axes)
         if place:
             x, y, text, area = place
@@ -350,7 +352,7 @@ def draw_classes(
     figure = Figure(figsize=(10.4, 4.4 if many else 3.6))
     axes = figure.subplots()
     (_draw_points if many else _draw_bars)(axes, groups, metrics, colors)
-    _label_classes(axes, ["all classes", *(_short(names[key], 22) for key in shown)], many)
+    _label_classes(axes, ["all classes", *(shortened(names[key], 22) for key in shown)], many)
     highest = max([1, *(v[key] for v in metrics.values() for key in groups if key in v)])
     axes.set_ylim(0, min(100, 1.15 * highest))
     axes.margins(x=0.01)
@@ -594,12 +596,3 @@ def _share(chosen: Tensor) -> float:
 
 def _counted(count: int, what: str, ending: str = "s") -> str:
     return f"{count} {what}" + ("" if count == 1 else ending)
-
-
-def _dark(color: str) -> str:
-    """A colour of bars, dark enough for small text on white."""
-    return "#" + "".join(f"{round(0.72 * int(color[i : i + 2], 16)):02X}" for i in (1, 3, 5))
-
-
-def _short(name: str, most: int) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"

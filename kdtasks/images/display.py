@@ -59,9 +59,14 @@ def write(figure: "Figure", left: float, top: float, text: str, **font: object) 
     figure.text(left / wide, 1 - top / high, text, va="top", **font)
 
 
+def literal(text: str) -> str:
+    """A text as matplotlib is to draw it: a $, of a class's name say, begins no formula."""
+    return text.replace("$", r"\$")
+
+
 def shortened(text: str, most: int) -> str:
-    """At most ``most`` characters."""
-    return text if len(text) <= most else text[: most - 1] + "…"
+    """At most ``most`` characters of a text, :func:`literal`."""
+    return literal(text if len(text) <= most else text[: most - 1] + "…")
 
 
 def darker(color: str) -> str:

@@ -176,7 +176,7 @@ def draw_gallery(
             hits = [None, *(int(target[place]) == label for place in places[1:])]
             for left, image, hit in zip(lefts, images, hits):
                 _draw_image(figure, image, left, top, cell * 0.86, hit)
-            write(figure, 0, top + cell + 0.01, _short(names[label], 22), fontsize=8)
+            write(figure, 0, top + cell + 0.01, shortened(names[label], 22), fontsize=8)
             top += height
         top += 0.06
     title = f"The {shown} nearest to each query; framed: of its class"
@@ -237,11 +237,6 @@ def _draw_image(
         axes.images[0].set_alpha(0.55)
 
 
-def _short(name: str, most: int) -> str:
-    """At most ``most`` letters; a $ begins no formula."""
-    return shortened(name, most).replace("$", r"\$")
-
-
 def draw_map(models: Mapping[str, Embedded], names: Sequence[str]) -> tuple:
     """``(title, figure)``: the two principal components of each model's embeddings, in colours of
     ten classes at most.
@@ -263,7 +258,7 @@ def draw_map(models: Mapping[str, Embedded], names: Sequence[str]) -> tuple:
         flat = flat.cpu()
         for color, number in zip(CLASS_COLORS, classes.tolist()):
             x, y = flat[labels == number].T
-            label = _short(names[number], 16)
+            label = shortened(names[number], 16)
             axes.plot(x, y, ".", color=color, markersize=4, alpha=0.7, label=label)
         axes.set(xticks=[], yticks=[], title=f"{name}: {share:.0f} % of the variance")
         axes.set_aspect("equal", adjustable="datalim")

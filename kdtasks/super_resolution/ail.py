@@ -394,13 +394,61 @@ def released_stages(
             "schedule": _schedule_of_rounds(schedule, epochs, rounds),
         },
     ]
-    before = "plain"
+    sums = {"reduction": "sum"}
+    return [*stages, *_rounds(rounds, sums, {}, before="plain")]
+
+
+def round_stages(config: Mapping, rounds: int = 10, loss: Mapping | None = None) -> list[dict]:
+    """Rounds from fresh weights, for a config:
+    ``stages=dict(type='kdtasks.super_resolution.ail.round_stages', loss=dict(…))``.
+
+    The teacher, "alone", then the rounds, each of which goes on with the last one's student and
+    Adam's averages, and lets the learning rate fall anew by a cosine; the config's own schedule
+    does the same, so "alone" has the steps and learning rates of all rounds. Ours, for optimizers
+    and budgets that the release does not have.
+
+    Args:
+        config: given by the engine; its ``length``, in iterations, is that of all rounds.
+        rounds: 10 as released.
+        loss: arguments of :class:`AILLoss`, but for ``round``. With ``variant='no_teacher'`` there
+            is none.
+
+    Raises:
+        ValueError: the length is not a multiple of ``rounds`` iterations, or the schedule is not a
+            CosineRestartLR of as many equal periods that falls to 0.
+    """
+    length, schedule = config["length"], config["schedule"]
+    total = length.get("iterations", 0) if isinstance(length, Mapping) else 0
+    steps = total // rounds
+    expected = {
+        "type": "CosineRestartLR",
+        "periods": [steps] * rounds,
+        "restart_weights": [1] * rounds,
+        "eta_min": 0,
+        "by_epoch": False,
+    }
+    if not steps or total % rounds or schedule != expected:
+        raise ValueError(
+            f"expected length=dict(iterations=n), n a multiple of rounds={rounds}, and "
+            f"schedule={expected}, got length={length!r}, schedule={schedule!r}"
+        )
+    loss = dict(loss or {})
+    cosine = {"type": "CosineAnnealingLR", "by_epoch": False}
+    each = {"length": {"iterations": steps}, "schedule": cosine}
+    taught = loss.get("variant") != "no_teacher"
+    teacher = [{"name": "teacher", "role": "teacher", "model": "teacher"}] if taught else []
+    alone = {"name": ALONE, "role": "control"}
+    return [*teacher, alone, *_rounds(rounds, loss, each)]
+
+
+def _rounds(rounds: int, loss: Mapping, settings: Mapping, before: str | None = None) -> list[dict]:
+    """The stages of all rounds; the first goes on from ``before``, or from fresh weights."""
+    stages = []
     for t in range(rounds):
+        stage = {**settings, **_round_stage(t, loss, before)}
         is_last = t == rounds - 1
-        name = DISTILLED if is_last else f"round{t}"
-        role = "taught" if is_last else "step"
-        stages.append({**_round_stage(name, t, before), "role": role})
-        before = name
+        stage["name"] = before = DISTILLED if is_last else f"round{t}"
+        stages.append({**stage, "role": "taught" if is_last else "step"})
     return stages
 
 
@@ -416,21 +464,22 @@ def _schedule_of_rounds(schedule: Mapping, epochs: int, rounds: int) -> list[dic
     ]
 
 
-def _round_stage(name: str, t: int, before: str) -> dict:
+def _round_stage(t: int, loss: Mapping, before: str | None) -> dict:
     """Round t, from the student of the stage ``before``, and from its momentum after round 0."""
-    previous = {"previous": before} if t else {}
-    loss = {
-        "type": "kdtasks.super_resolution.AILLoss",
-        "reduction": "sum",
-        "round": t,
-        "of": ("student", "teacher", *previous, "target"),
-    }
+    settings = {**loss, "round": t}
+    _, *teachers, _ = AILLoss(**settings).of
     stage = {
-        "name": name,
-        "student": before,
-        "teachers": {"teacher": "teacher", **previous},
-        "losses": {"loss_ail": loss},
+        "teachers": {name: before if name == "previous" else name for name in teachers},
+        "losses": {
+            "loss_ail": {
+                **settings,
+                "type": "kdtasks.super_resolution.AILLoss",
+                "of": ("student", *teachers, "target"),
+            }
+        },
     }
+    if before is not None:
+        stage["student"] = before
     return {**stage, "optimizer_state": "keep"} if t else stage
 
 

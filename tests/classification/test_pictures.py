@@ -178,6 +178,18 @@ def test_any_number_of_classes_and_channels(classes, channels):
         assert drawn(figure)
 
 
+@pytest.mark.parametrize("classes", [3, 30])
+def test_names_of_classes_are_no_formulas(classes):
+    before = made_up(90, classes, 0.4, 0)
+    after = made_up(90, classes, 0.8, 1, before.target)
+    loader = loader_of(
+        torch.zeros(90, 1, 8, 8, dtype=torch.uint8), [rf"$\frac{{$ {c}" for c in range(classes)]
+    )
+    models = {"alone": before, "distilled": after}
+    for _, figure in pictures.draw(models, ["alone", "distilled"], loader, COLORS):
+        assert drawn(figure)
+
+
 def test_no_difference_and_no_name():
     same = made_up(30, 4, 1.0, 0)
     loader = loader_of(torch.zeros(30, 1, 8, 8, dtype=torch.uint8), [])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kdtasks.detection import anchor_maps, chen2017, matching, pictures
+from kdtasks.detection.coco_metrics import class_figures
 
 COLORS = {"teacher": "#5A6472", "alone": "#E69F00", "distilled": "#0072B2"}
 NOTHING = {
@@ -131,7 +132,8 @@ def test_lines_tell_right_from_wrong():
     [(1, 0, (3, 40, 60)), (1, 3, (1, 40, 60)), (40, 60, (3, 300, 50)), (90, 100, (3, 50, 600))],
 )
 def test_any_number_of_classes_boxes_and_sizes(classes, count, shape):
-    names = [f"a rather long name of class {k}" for k in range(classes)]
+    # no formula
+    names = [rf"$\frac{{$ {k}, a rather long name" for k in range(classes)]
     images = [torch.rand(shape), torch.rand(shape[0], 64, 64)]
     targets = [boxes(count, 1, classes), {**NOTHING}]
     answers = {
@@ -139,7 +141,7 @@ def test_any_number_of_classes_boxes_and_sizes(classes, count, shape):
     }
     metrics = {
         name: {"map": 30.0 + k}
-        | {f"map_a_rather_long_name_of_class_{c}": float(k + c) for c in range(classes)}
+        | {figure: float(k + c) for c, figure in enumerate(class_figures(names))}
         for k, name in enumerate(COLORS)
     }
     found = pictures.draw(images, targets, answers, metrics, names, COLORS, ("alone", "distilled"))

@@ -386,6 +386,26 @@ def test_attack_and_rejection_are_in_float32_whatever_the_teachers_precision():
     assert values[0]["student.boundary_valid"].any()
 
 
+def test_rejection_is_in_float32_under_autocast():
+    """The batch has the teacher's answers, and the student's in float32 choose the rows: only what
+    the moved images are answered with could differ.
+    """
+    distiller, x, y = setting(max_steps=100, reject=True)
+    student, teacher = distiller.student.eval(), distiller.teachers["teacher"].model
+    known = {
+        "input": x,
+        "target": y,
+        "teacher": teacher(x).detach(),
+        "student": student(x).detach(),
+    }
+    valid = []
+    for enabled in (False, True):
+        torch.manual_seed(3)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            valid.append(distiller.tensors(known)["student.boundary_valid"])
+    assert torch.equal(*valid) and valid[0].any() and not valid[0].all()
+
+
 def test_no_attack_is_run_while_the_weight_is_zero():
     distiller, x, y = setting(Linear(2 / 9, 0, until=0.75))
     distiller.build(x, y)

@@ -5,7 +5,9 @@ import pytest
 from kdtasks.images.display import darker, shortened
 
 
-@pytest.mark.parametrize("text, short", [("seven", "seven"), ("a long one", "a lo…")])
+@pytest.mark.parametrize(
+    "text, short", [("seven", "seven"), ("a long one", "a lo…"), ("$x$", r"\$x\$")]
+)
 def test_text_is_cut_to_so_many_characters(text, short):
     assert shortened(text, 5) == short
 

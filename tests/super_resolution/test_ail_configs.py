@@ -11,7 +11,7 @@ from PIL import Image
 from kdtasks.engine import config as configs
 from kdtasks.engine.config_checks import iterations, stages_of
 from kdtasks.engine.optim import build_schedulers
-from kdtasks.super_resolution.ail import AILLoss, released_stages
+from kdtasks.super_resolution.ail import AILLoss, released_stages, round_stages
 from kdtasks.super_resolution.data import image_folder
 
 FOLDER = Path(__file__).parents[2] / "configs" / "super_resolution"
@@ -162,3 +162,20 @@ def test_the_released_stages_want_epochs_and_one_schedule():
         released_stages({**config, "length": {"iterations": 7}})
     with pytest.raises(ValueError, match=r"schedule={'type': 'ConstantLR'}"):
         released_stages({**config, "schedule": {"type": "ConstantLR"}})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"length": 7},
+        {"length": {"iterations": 4001}},
+        {"length": {"iterations": 8000}},
+        {"schedule": {"type": "CosineAnnealingLR"}},
+    ],
+    ids=str,
+)
+def test_rounds_need_a_schedule_with_which_alone_has_their_learning_rates(changes):
+    config = configs.load(FOLDER / "ail_espcn_bsds_x2_short.py")
+    assert len(round_stages(config)) == 12
+    with pytest.raises(ValueError, match=r"n a multiple of rounds=10, and schedule={'type': 'Cos"):
+        round_stages({**config, **changes})
