@@ -1,16 +1,8 @@
 """Distillation methods for any task, studied on classification."""
 
-from kdtasks.general.ab import (
-    ABLoss,
-    ab_loss,
-    ab_losses,
-    activation_disagreement,
-    expose_pre_relu,
-    pre_relu_paths,
-)
+from kdtasks.general.ab import ABLoss, ab_loss, ab_losses, activation_disagreement
 from kdtasks.general.ban import CWTMLoss, DKPPLoss, Ensemble, cwtm_loss, dkpp_loss
 from kdtasks.general.bss import (
-    BSSDistiller,
     BSSLoss,
     base_samples,
     boundary_samples,
@@ -19,6 +11,7 @@ from kdtasks.general.bss import (
     perturbation_similarity,
     target_classes,
 )
+from kdtasks.general.bss_distiller import BSSDistiller
 from kdtasks.general.dml import (
     mean_posterior_losses,
     mutual_divergences,
@@ -29,6 +22,7 @@ from kdtasks.general.dml import (
 )
 from kdtasks.general.kd import BinaryKDLoss, KDLoss, binary_kd_loss, kd_loss
 from kdtasks.general.rco import anchor_hardness, equal_interval_anchors, greedy_route, next_anchor
+from kdtasks.general.relu_paths import expose_pre_relu, pre_relu_paths
 from kdtasks.general.rkd import RKDLoss, rkd_angle_loss, rkd_distance_loss
 from kdtasks.general.takd import all_paths, nearest_mean
 
