@@ -37,7 +37,30 @@ EMBEDDERS = {
 }
 SMALLER = {
     "kd_resnet56_resnet20_cifar100": {"data.batch_size": 4},
-    "kd_resnet8x2_resnet8_cifar100_short": {"data.batch_size": 8},
+    **{
+        f"{run}_cifar100{size}": {"data.batch_size": 8}
+        for size in ("_short", "_10k_short")
+        for run in (
+            *(
+                f"{method}_resnet8x2_resnet8"
+                for method in ("kd", "rkd", "rkd_kd", "ab", "rco", "takd", "bss", "bss_weight0")
+            ),
+            "ban_resnet8",
+            "dml_resnet8",
+        )
+    },
+    **{
+        f"{run}_cifar100": {"data.batch_size": 4}
+        for run in (
+            "ab_wrn_22_4_wrn_16_2",
+            "ban_wrn_28_2",
+            "bss_resnet26_resnet8",
+            "dml_resnet32",
+            "rco_resnet56_resnet20",
+            "rkd_resnet56_resnet20",
+            "takd_resnet110_resnet20_resnet8",
+        )
+    },
     "adl_retinanet_bccd_small": {"data.batch_size": 2},
     "adl_retinanet_r101_r50_coco": TINY,
     "adl_retinanet_r101_r50_coco_unlabelled": TINY
