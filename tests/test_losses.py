@@ -19,7 +19,7 @@ from kdtasks.detection import (
     bounded_regression_loss,
     weighted_soft_cross_entropy,
 )
-from kdtasks.general import binary_kd_loss, bss_loss, kd_loss, mutual_divergences
+from kdtasks.general import binary_kd_loss, bss_loss, dkd_loss, kd_loss, mutual_divergences
 from kdtasks.incremental import (
     GlobalDistillationLoss,
     global_distillation_losses,
@@ -132,6 +132,7 @@ LOGITS = {
     "lwm_distill_bce": (lwm_distill_bce, 1),
     "lwm_distill": (lwm_distill, 1),
     "lwm_distill_bce, mean": (lambda s, t: lwm_distill_bce(s, t, "mean"), 5 / 3),
+    "dkd_loss": (lambda s, t: dkd_loss(s, t, torch.zeros(len(s), dtype=torch.long)), 1),
     "weighted": (lambda s, t: weighted_soft_cross_entropy(s, t, [1.0] * s.shape[1]), 1),
     "weighted, module": (lambda s, t: WeightedSoftCrossEntropyLoss()(s, t), 1),
     "lwf_mc_loss": (lambda s, t: lwf_mc_loss(s, t, torch.zeros(len(s), dtype=torch.long)), 5 / 3),

@@ -55,8 +55,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdtasks.core.layouts import pair_to_nchw
-from kdtasks.core.precision import raised, raised_dtype
+from kdtasks.core.precision import raised
 from kdtasks.general.divergences import times
+from kdtasks.general.projection import ProjectedLoss
 
 
 def weighted_soft_cross_entropy(
@@ -260,7 +261,7 @@ class BoundedRegressionLoss(nn.Module):
         return f"margin={self.margin}"
 
 
-class HintLoss(nn.Module):
+class HintLoss(ProjectedLoss):
     """:func:`hint_loss` behind an adapter that brings the student's channels to the teacher's;
     weight 0.5 in the paper.
 
@@ -290,80 +291,29 @@ class HintLoss(nn.Module):
         prefix_tokens: int | Sequence[int] = 0,
         grid: Sequence | None = None,
     ):
-        super().__init__()
+        super().__init__(student_channels, teacher_channels)
         self.layout = {"layout": layout, "prefix_tokens": prefix_tokens, "grid": grid}
         if not p >= 1:
             raise ValueError(f"p must be >= 1, got {p}")
-        self.student_channels, self.teacher_channels, self.p = student_channels, teacher_channels, p
-        self.adapter = (
-            nn.Conv2d(student_channels, teacher_channels, 1)
-            if student_channels and teacher_channels
-            else None
-        )
+        self.p = p
 
-    def build(self, student: Tensor, teacher: Tensor) -> None:
-        """Makes the adapter that these two need, if it is not there; the Distiller calls it before
-        the optimizer is made.
-        """
+    def features(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows, or maps of whatever layout as ``(B, C, H, W)``."""
         student, teacher = pair_to_nchw(student, teacher, **self.layout)
-        self._check(student, teacher)
-        if self.adapter is None:
-            self.student_channels, self.teacher_channels = student.shape[1], teacher.shape[1]
-            self.adapter = nn.Conv2d(
-                self.student_channels,
-                self.teacher_channels,
-                1,
-                device=student.device,
-                dtype=raised_dtype(student),
-            )
+        try:
+            return super().features(student, teacher)
+        except ValueError as error:
+            if 3 not in (student.dim(), teacher.dim()):
+                raise
+            raise ValueError(f"{error}; layout='tokens' is for (B, N, C)") from None
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        if self.adapter is None:
-            raise RuntimeError(
-                "the adapter does not know its channels: give student_channels and "
-                "teacher_channels, or call build(student, teacher) before the optimizer is made"
+        student, teacher = self.projected(*raised(student, teacher.detach()))
+        if student.shape[2:] != teacher.shape[2:]:
+            teacher = F.interpolate(
+                teacher, student.shape[2:], mode="bilinear", align_corners=False, antialias=True
             )
-        student, teacher = pair_to_nchw(student, teacher, **self.layout)
-        self._check(student, teacher)
-        student, teacher = raised(student, teacher.detach())
-        # of its own: it trains with the student
-        dtype = self.adapter.weight.dtype
-        if student.dim() == 2:
-            # a map of one pixel
-            adapted = self.adapter(student[:, :, None, None].to(dtype))[:, :, 0, 0].to(
-                student.dtype
-            )
-        else:
-            adapted = self.adapter(student.to(dtype)).to(student.dtype)
-            if adapted.shape[2:] != teacher.shape[2:]:
-                teacher = F.interpolate(
-                    teacher, adapted.shape[2:], mode="bilinear", align_corners=False, antialias=True
-                )
-        return hint_loss(adapted, teacher, self.p)
-
-    def _check(self, student: Tensor, teacher: Tensor) -> None:
-        shapes = f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
-        if (
-            student.dim() not in (2, 4)
-            or teacher.dim() != student.dim()
-            or len(student) != len(teacher)
-        ):
-            raise ValueError(
-                "expected two maps (B, C, H, W) or two tensors of rows (N, C) of equal length, "
-                f"got {shapes}"
-                + (
-                    "; layout='tokens' is for (B, N, C)"
-                    if 3 in (student.dim(), teacher.dim())
-                    else ""
-                )
-            )
-        known = (
-            ("student", student, self.student_channels),
-            ("teacher", teacher, self.teacher_channels),
-        )
-        for name, tensor, channels in known:
-            if channels is not None and tensor.shape[1] != channels:
-                raise ValueError(f"expected {channels} channels of the {name}, got {shapes}")
+        return hint_loss(student, teacher, self.p)
 
     def extra_repr(self) -> str:
         return (

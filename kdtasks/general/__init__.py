@@ -1,6 +1,7 @@
 """Distillation methods for any task, studied on classification."""
 
 from kdtasks.general.ab import ABLoss, ab_loss, ab_losses, activation_disagreement
+from kdtasks.general.attention_transfer import attention_transfer_loss
 from kdtasks.general.ban import CWTMLoss, DKPPLoss, Ensemble, cwtm_loss, dkpp_loss
 from kdtasks.general.bss import (
     BSSLoss,
@@ -12,6 +13,8 @@ from kdtasks.general.bss import (
     target_classes,
 )
 from kdtasks.general.bss_distiller import BSSDistiller
+from kdtasks.general.dist import DISTLoss, dist_loss
+from kdtasks.general.dkd import DKDLoss, dkd_loss
 from kdtasks.general.dml import (
     mean_posterior_losses,
     mutual_divergences,
@@ -20,10 +23,15 @@ from kdtasks.general.dml import (
     peer_cross_entropies,
     sequential_step,
 )
+from kdtasks.general.feature import FeatureLoss, feature_loss
 from kdtasks.general.kd import BinaryKDLoss, KDLoss, binary_kd_loss, kd_loss
+from kdtasks.general.logit_standardization import StandardizedKDLoss, standardized_kd_loss
 from kdtasks.general.rco import anchor_hardness, equal_interval_anchors, greedy_route, next_anchor
 from kdtasks.general.relu_paths import expose_pre_relu, pre_relu_paths
 from kdtasks.general.rkd import RKDLoss, rkd_angle_loss, rkd_distance_loss
+from kdtasks.general.several_teachers import phi_standardize
+from kdtasks.general.similarity_preserving import similarity_preserving_loss
+from kdtasks.general.srd import SRDLoss, srd_loss
 from kdtasks.general.takd import all_paths, nearest_mean
 
 __all__ = [
@@ -32,24 +40,33 @@ __all__ = [
     "BSSLoss",
     "BinaryKDLoss",
     "CWTMLoss",
+    "DISTLoss",
+    "DKDLoss",
     "DKPPLoss",
     "Ensemble",
+    "FeatureLoss",
     "KDLoss",
     "RKDLoss",
+    "SRDLoss",
+    "StandardizedKDLoss",
     "ab_loss",
     "ab_losses",
     "activation_disagreement",
     "all_paths",
     "anchor_hardness",
+    "attention_transfer_loss",
     "base_samples",
     "binary_kd_loss",
     "boundary_samples",
     "bss_loss",
     "channel_bounds",
     "cwtm_loss",
+    "dist_loss",
+    "dkd_loss",
     "dkpp_loss",
     "equal_interval_anchors",
     "expose_pre_relu",
+    "feature_loss",
     "greedy_route",
     "kd_loss",
     "mean_posterior_losses",
@@ -60,9 +77,13 @@ __all__ = [
     "peer_agreement",
     "peer_cross_entropies",
     "perturbation_similarity",
+    "phi_standardize",
     "pre_relu_paths",
     "rkd_angle_loss",
     "rkd_distance_loss",
     "sequential_step",
+    "similarity_preserving_loss",
+    "srd_loss",
+    "standardized_kd_loss",
     "target_classes",
 ]

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from kdtasks.core.precision import raised
 from kdtasks.core.stages import ALONE, DISTILLED
 from kdtasks.general.chains import teacher_source, teacher_stages
+from kdtasks.general.projection import ProjectedLoss
 
 
 def ab_loss(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
@@ -66,7 +67,7 @@ def activation_disagreement(student: Tensor, teacher: Tensor) -> Tensor:
     return differ.sum() / max(differ.numel(), 1)
 
 
-class ABLoss(nn.Module):
+class ABLoss(ProjectedLoss):
     """:func:`ab_loss` of one layer, with the connector that brings the student's channels to the
     teacher's.
 
@@ -92,66 +93,37 @@ class ABLoss(nn.Module):
         student_channels: int | None = None,
         teacher_channels: int | None = None,
     ):
-        super().__init__()
+        super().__init__(student_channels, teacher_channels)
         _check_margin(margin)
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
         self.margin, self.reduction = margin, reduction
-        self.student_channels, self.teacher_channels = student_channels, teacher_channels
-        self.connector: nn.Module | None = None
-        if student_channels and teacher_channels:
-            self.connector = _connector(student_channels, teacher_channels)
 
-    def build(self, student: Tensor, teacher: Tensor) -> None:
-        """Makes the connector that these two need, if it is not there; the Distiller calls it
-        before the optimizer is made.
-        """
-        self._check(student, teacher)
-        if self.connector is None:
-            self.student_channels, self.teacher_channels = student.shape[1], teacher.shape[1]
-            (like,) = raised(student.detach())
-            self.connector = _connector(self.student_channels, self.teacher_channels).to(like)
+    def make_projector(self, inputs: int, outputs: int) -> nn.Module:
+        """The connector."""
+        if inputs == outputs:
+            return nn.Identity()
+        convolution = nn.Conv2d(inputs, outputs, 1, bias=False)
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        if self.connector is None:
-            raise RuntimeError(
-                "the connector does not know its channels: give student_channels and "
-                "teacher_channels, or call build(student, teacher) before the optimizer is made"
-            )
-        self._check(student, teacher)
-        student, teacher = raised(student, teacher.detach())
-        loss = ab_loss(self.response(student), teacher, self.margin)
-        per_row = teacher.shape[1:].numel()
-        return loss / max(per_row, 1) if self.reduction == "mean" else loss
-
-    def response(self, student: Tensor) -> Tensor:
-        """The student's responses behind the connector, of the teacher's shape."""
-        weight = next(self.connector.parameters(), None)
-        maps = student[:, :, None, None] if student.dim() == 2 else student
-        found = maps if weight is None else self.connector(maps.to(weight.dtype)).to(maps.dtype)
-        return found.flatten(1) if student.dim() == 2 else found
-
-    def _check(self, student: Tensor, teacher: Tensor) -> None:
-        shapes = f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
+    def features(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Responses as they come, equal in shape but for the channels."""
         if student.dim() not in (2, 4) or _but_channels(student) != _but_channels(teacher):
             raise ValueError(
                 "expected two maps (B, C, H, W) or two tensors of rows (B, C), equal but for C, "
-                f"got {shapes}"
+                f"got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
             )
-        known = (self.student_channels, self.teacher_channels)
-        if None not in known and (student.shape[1], teacher.shape[1]) != known:
-            raise ValueError(f"expected {known[0]} and {known[1]} channels, got {shapes}")
+        return student, teacher
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        student, teacher = self.projected(*raised(student, teacher.detach()))
+        loss = ab_loss(student, teacher, self.margin)
+        per_row = teacher.shape[1:].numel()
+        return loss / max(per_row, 1) if self.reduction == "mean" else loss
 
     def extra_repr(self) -> str:
         return f"margin={self.margin}, reduction={self.reduction!r}"
-
-
-def _connector(inputs: int, outputs: int) -> nn.Module:
-    if inputs == outputs:
-        return nn.Identity()
-    convolution = nn.Conv2d(inputs, outputs, 1, bias=False)
-    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
 
 
 def _but_channels(tensor: Tensor) -> tuple[int, ...]:

@@ -100,8 +100,8 @@ def test_the_hint_adapts_channels_and_resizes_places_only(models, student, teach
     x = torch.randn(2, 3, 64, 64)
     distiller.build(x)
     mine, theirs = pair_to_nchw(features(models, student), features(models, teacher), **options)
-    assert loss.adapter.weight.shape == (theirs.shape[1], mine.shape[1], 1, 1)
-    expected = loss.adapter(mine) - F.interpolate(
+    assert loss.projector.weight.shape == (theirs.shape[1], mine.shape[1], 1, 1)
+    expected = loss.projector(mine) - F.interpolate(
         theirs, mine.shape[2:], mode="bilinear", antialias=True
     )
     torch.testing.assert_close(
@@ -110,7 +110,7 @@ def test_the_hint_adapts_channels_and_resizes_places_only(models, student, teach
     for parameter in distiller.student.parameters():
         parameter.requires_grad_(True)
     distiller(x)["loss_hint"].backward()
-    assert loss.adapter.weight.grad.any() and any(
+    assert loss.projector.weight.grad.any() and any(
         p.grad is not None and p.grad.any() for p in distiller.student.parameters()
     )
 

@@ -382,7 +382,7 @@ def test_the_adapter_is_one_matrix_over_the_channels(student, teacher):
     student, teacher = values(*student), values(*teacher)
     hint = HintLoss()
     hint.build(student, teacher)
-    weight, bias = hint.adapter.weight[:, :, 0, 0], hint.adapter.bias
+    weight, bias = hint.projector.weight[:, :, 0, 0], hint.projector.bias
     assert weight.shape == (teacher.shape[1], student.shape[1]) and weight.dtype is F64
     moved = torch.einsum("oc,nc...->no...", weight, student) + bias.view(
         -1, *[1] * (student.dim() - 2)
@@ -391,17 +391,17 @@ def test_the_adapter_is_one_matrix_over_the_channels(student, teacher):
         hint(student, teacher), (moved - teacher).square().mean(), rtol=1e-12, atol=0
     )
     hint(student.requires_grad_(), teacher.requires_grad_()).backward()
-    assert hint.adapter.weight.grad.any() and student.grad.any() and teacher.grad is None
+    assert hint.projector.weight.grad.any() and student.grad.any() and teacher.grad is None
 
 
 def test_the_adapter_is_there_where_the_channels_agree_too():
-    assert isinstance(HintLoss(4, 4).adapter, nn.Conv2d)
+    assert isinstance(HintLoss(4, 4).projector, nn.Conv2d)
 
 
 def test_where_sizes_differ_the_teachers_map_takes_the_students():
     hint, student = HintLoss(3, 3).double(), values(2, 3, 4, 6)
-    nn.init.dirac_(hint.adapter.weight)
-    nn.init.zeros_(hint.adapter.bias)
+    nn.init.dirac_(hint.projector.weight)
+    nn.init.zeros_(hint.projector.bias)
     for size in ((8, 12), (9, 13), (2, 3)):
         teacher = values(2, 3, *size)
         small = F.interpolate(teacher, (4, 6), mode="bilinear", antialias=True)
@@ -427,7 +427,7 @@ def test_hints_learn_a_map_of_other_channels():
         loss.backward()
         optimizer.step()
     assert loss.item() < 1e-3 * first
-    torch.testing.assert_close(hint.adapter.weight[:, :, 0, 0], mix, rtol=0, atol=0.02)
+    torch.testing.assert_close(hint.projector.weight[:, :, 0, 0], mix, rtol=0, atol=0.02)
 
 
 def test_the_distiller_builds_the_adapter_and_trains_it():
@@ -441,14 +441,14 @@ def test_the_distiller_builds_the_adapter_and_trains_it():
     assert (hint.student_channels, hint.teacher_channels) == (
         4,
         9,
-    ) and hint.adapter.weight.requires_grad
+    ) and hint.projector.weight.requires_grad
     assert (
         sum(p.numel() for p in distiller.parameters())
         == sum(p.numel() for p in student.parameters()) + 9 * 5
     )
-    adapter = hint.adapter
+    adapter = hint.projector
     hint.build(student(image), teacher(image))
-    assert hint.adapter is adapter  # built once
+    assert hint.projector is adapter  # built once
     sum(distiller(image).values()).backward()
     assert adapter.weight.grad.any() and student.weight.grad.any() and teacher.weight.grad is None
 
@@ -523,7 +523,7 @@ def test_an_empty_hint_is_a_zero_that_backpropagates_into_the_adapter():
     for shape in ((0, 3, 4, 4), (0, 3)):
         hint, student = HintLoss(3, 3), torch.zeros(shape, requires_grad=True)
         hint(student, torch.zeros(shape)).backward()
-        assert student.grad.shape == shape and not hint.adapter.weight.grad.any()
+        assert student.grad.shape == shape and not hint.projector.weight.grad.any()
 
 
 @pytest.mark.parametrize("name", LOSSES)

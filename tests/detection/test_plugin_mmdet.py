@@ -1576,7 +1576,7 @@ def test_ddp_and_ema_with_plain_names(data, weights, tmp_path):
     assert {
         "backbone.conv1.weight",
         "bbox_head.retina_cls.bias",
-        "distiller.losses.loss_hint.adapter.weight",
+        "distiller.losses.loss_hint.projector.weight",
     } <= moved
     average.update_parameters(detector)
     for name, p in average.module.named_parameters():
@@ -1671,10 +1671,10 @@ def test_weights_of_losses_are_saved_on_the_cpu(weights):
         def cpu(self):
             return "on the CPU"
 
-    content, metadata = {"distiller.losses.loss_hint.adapter.weight": OnAGPU()}, {}
+    content, metadata = {"distiller.losses.loss_hint.projector.weight": OnAGPU()}, {}
     _to_student_names(None, content, "", metadata)
     assert content == {} and metadata == {
-        "distillation": {"losses.loss_hint.adapter.weight": "on the CPU"}
+        "distillation": {"losses.loss_hint.projector.weight": "on the CPU"}
     }
 
 

@@ -122,7 +122,7 @@ def test_a_connector_is_made_where_channels_differ_and_only_there():
     with pytest.raises(RuntimeError, match="build"):
         loss(student, teacher)
     loss.build(student, teacher)
-    convolution, norm = loss.connector
+    convolution, norm = loss.projector
     assert convolution.weight.shape == (8, 3, 1, 1) and convolution.bias is None
     assert norm.num_features == 8 and convolution.weight.dtype is F64
     # behind the connector it is the function
@@ -135,9 +135,9 @@ def test_a_connector_is_made_where_channels_differ_and_only_there():
 
 def test_the_connector_starts_as_released():
     loss = ABLoss(student_channels=400, teacher_channels=500)
-    weight = loss.connector[0].weight
+    weight = loss.projector[0].weight
     assert weight.std().item() == pytest.approx((2 / 500) ** 0.5, rel=0.01)
-    assert (loss.connector[1].weight == 1).all() and not loss.connector[1].bias.any()
+    assert (loss.projector[1].weight == 1).all() and not loss.projector[1].bias.any()
 
 
 def test_the_mean_is_the_sum_by_the_elements_of_a_row():
@@ -164,7 +164,7 @@ def test_a_layer_says_what_does_not_fit():
     for other in (torch.zeros(2, 8, 2, 2), torch.zeros(3, 8, 4, 4), torch.zeros(2, 8)):
         with pytest.raises(ValueError, match=r"equal but for C, got student \(2, 3, 4, 4\)"):
             loss(maps, other)
-    with pytest.raises(ValueError, match="expected 3 and 8 channels"):
+    with pytest.raises(ValueError, match="expected 8 channels of the teacher"):
         loss(maps, torch.zeros(2, 5, 4, 4))
 
 

@@ -1,0 +1,103 @@
+r"""Regression of features: the hint of FitNets (Romero et al., ICLR 2015, arXiv 1412.6550) and what
+came of it.
+
+The student's features f, behind a projector r that brings them to the teacher's channels, are drawn
+to the teacher's g. Of vectors at B places (of an image, or of each of its H·W positions):
+
+=================  =================================================================================
+``'mse'``          mean over all entries of :math:`(r(f) - g)^2`; the hint, with a weight of 100 in
+                   RepDistiller
+``'cosine'``       mean over places of :math:`1 - \cos(r(f), g)`: blind to their lengths
+``'smooth_l1'``    mean over all entries of the Huber loss with beta = 1
+=================  =================================================================================
+
+FitNets trains the hint first, without labels, then the network by KD: a list of two stages. The
+projector there is a convolution with batch norm and ReLU; here it is linear, since targets may be
+negative (before a ReLU, of a transformer), which a ReLU never reaches. A detector's hint, with the
+layouts of its backbones, is :class:`kdtasks.detection.HintLoss`.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdtasks.core.precision import raised
+from kdtasks.general.directions import directions
+from kdtasks.general.projection import ProjectedLoss
+
+KINDS = ("mse", "cosine", "smooth_l1")
+
+
+def feature_loss(student: Tensor, teacher: Tensor, kind: str = "mse", dim: int = 1) -> Tensor:
+    """Regression of one tensor of features to another.
+
+    Args:
+        student: features of any shape, already through the projector; carries the gradient. With
+            ``'cosine'`` a vector of length below 1e-6 costs 1 and has none.
+        teacher: features of the same shape; never receive a gradient.
+        kind: ``'mse'``, ``'cosine'`` or ``'smooth_l1'``.
+        dim: the axis of the channels, for ``'cosine'``.
+
+    Returns:
+        A scalar; half precision is raised to float32, float64 stays. A zero that still
+        backpropagates when there is nothing.
+
+    Raises:
+        ValueError: the shapes differ, or another kind.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"expected two equal shapes, got student {tuple(student.shape)} and teacher "
+            f"{tuple(teacher.shape)}"
+        )
+    _check_kind(kind)
+    student, teacher = raised(student, teacher.detach())
+    if not student.numel():
+        return student.sum()
+    if kind == "mse":
+        return F.mse_loss(student, teacher)
+    if kind == "smooth_l1":
+        return F.smooth_l1_loss(student, teacher)
+    return (1 - (directions(student, dim) * directions(teacher, dim)).sum(dim)).mean()
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+
+
+class FeatureLoss(ProjectedLoss):
+    """:func:`feature_loss` behind a linear projector of the student's channels to the teacher's: a
+    1x1 convolution with bias.
+
+    It is there where the channels agree too, since the two spaces have no common axes. Where the
+    maps' sizes differ, the student's is resized to the teacher's (bilinear, no antialiasing).
+
+    Args:
+        kind: of :func:`feature_loss`.
+        student_channels, teacher_channels: None: found by :meth:`build`.
+
+    Raises:
+        ValueError: another kind; in ``build`` and ``forward``, features that are not two maps or
+            two tensors of rows of the same images, or of other channels.
+    """
+
+    def __init__(
+        self,
+        kind: str = "mse",
+        student_channels: int | None = None,
+        teacher_channels: int | None = None,
+    ):
+        super().__init__(student_channels, teacher_channels)
+        _check_kind(kind)
+        self.kind = kind
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        student, teacher = self.projected(*raised(student, teacher.detach()))
+        if student.shape[2:] != teacher.shape[2:]:
+            student = F.interpolate(
+                student, teacher.shape[2:], mode="bilinear", align_corners=False
+            )
+        return feature_loss(student, teacher, self.kind)
+
+    def extra_repr(self) -> str:
+        return f"kind={self.kind!r}"
