@@ -43,7 +43,10 @@ SMALLER = {
         for run in (
             *(
                 f"{method}_resnet8x2_resnet8"
-                for method in ("kd", "rkd", "rkd_kd", "ab", "rco", "takd", "bss", "bss_weight0")
+                for method in (
+                    *("kd", "rkd", "rkd_kd", "ab", "rco", "takd", "bss", "bss_weight0"),
+                    *("kd_weight9", "dkd", "dist", "standardized_kd", "at", "sp", "srd", "hint"),
+                )
             ),
             "ban_resnet8",
             "dml_resnet8",

@@ -1,0 +1,13 @@
+# ResNet-8 taught by one of twice the width on 10,000 images of CIFAR-100: DIST (arXiv 2205.10536).
+# Run:     python tools/train.py configs/classification/dist_resnet8x2_resnet8_cifar100_10k_short.py
+# Expect:  see README.md beside it
+_base_ = ['kd_resnet8x2_resnet8_cifar100_10k_short.py']
+
+# weight and temperature as released for CIFAR-100
+losses = dict(
+    _delete_=True,
+    loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target')),
+    loss_dist=dict(
+        type='kdtasks.general.DISTLoss', temperature=4.0, of=('student', 'teacher'), weight=2.0
+    ),
+)

@@ -1,0 +1,17 @@
+# ResNet-8 taught by one of twice the width on 10,000 images of CIFAR-100: KD of standardised logits
+# (arXiv 2403.01427).
+# Run:     python tools/train.py configs/classification/standardized_kd_resnet8x2_resnet8_cifar100_10k_short.py
+# Expect:  see README.md beside it
+_base_ = ['kd_resnet8x2_resnet8_cifar100_10k_short.py']
+
+# weights and temperature as released for CIFAR-100
+losses = dict(
+    _delete_=True,
+    loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target'), weight=0.1),
+    loss_kd=dict(
+        type='kdtasks.general.StandardizedKDLoss',
+        temperature=2.0,
+        of=('student', 'teacher'),
+        weight=9.0,
+    ),
+)
