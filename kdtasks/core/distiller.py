@@ -1,6 +1,6 @@
 """One student, its teachers, and the named losses that pull on it in one step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -45,7 +45,8 @@ class Distiller(TensorSupply):
     …``. The optimizer is not the Distiller's: it goes on with the parameters that it was given.
 
     A subclass may override :meth:`names` and :meth:`outputs`, to supply names of its own, and
-    :meth:`needs`, where a role reads names of another; nothing else. :attr:`classes`, the names of
+    :meth:`needs`, where a role reads names of another; and :attr:`steps_per_batch`, where a batch
+    is worth several optimizer steps (:meth:`steps`); nothing else. :attr:`classes`, the names of
     the data's classes where they are known, is set from outside for those that compare them with
     what a teacher knows.
 
@@ -67,6 +68,8 @@ class Distiller(TensorSupply):
     """
 
     classes: Sequence[str] | None = None
+    # which step of a batch is taken, from 0 on; None: outside of :meth:`steps`
+    step: int | None = None
 
     def __init__(
         self,
@@ -109,6 +112,33 @@ class Distiller(TensorSupply):
                 raise ValueError(f"two losses come out under the name {twice!r}; rename one")
             losses.update(values)
         return losses
+
+    @property
+    def steps_per_batch(self) -> int:
+        """How many optimizer steps a batch is worth. May be overridden."""
+        return 1
+
+    def steps(
+        self, batch: Mapping[str, object], call: Callable[[Mapping], dict] | None = None
+    ) -> Iterator[dict[str, Tensor]]:
+        """The losses of each optimizer step that a batch is worth (:attr:`steps_per_batch`), the
+        next ones computed when the step of those before is done::
+
+            for losses in distiller.steps(batch):
+                total_loss(losses).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+        Args:
+            batch: as for the call.
+            call: what is called with it instead: the wrapper of DDP, or a function around it.
+        """
+        try:
+            for step in range(self.steps_per_batch):
+                self.step = step
+                yield (call or self)(batch)
+        finally:
+            self.step = None
 
     def _compute(
         self, name: str, weight: float, tensors: Mapping[str, object], rows: LabelledRows | None

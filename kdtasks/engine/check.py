@@ -93,6 +93,13 @@ def _check_training(
     """What trains is there, and its optimizer and schedule can be built."""
     from kdtasks.engine.optim import build_schedulers  # as above
 
+    accumulate = experiment.config["accumulate"]
+    if accumulate > 1 and distiller.steps_per_batch > 1:
+        raise ConfigError(
+            f"accumulate={accumulate} sums the gradients of several batches before a step, and "
+            f"{type(distiller).__name__} takes {distiller.steps_per_batch} steps on each: expected "
+            "accumulate=1"
+        )
     trained = select_parameters(distiller, stage.train)
     optimizer = builder.build(experiment.setting(stage, "optimizer"), "optimizer", params=trained)
     build_schedulers(experiment.schedule(stage), optimizer, length, per_epoch, experiment.task)

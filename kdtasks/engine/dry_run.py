@@ -3,6 +3,7 @@
 import math
 import time
 import warnings
+from collections.abc import Mapping
 
 import torch
 
@@ -76,16 +77,20 @@ def _take_steps(
     trained = [p for p in distiller.parameters() if p.requires_grad]
     optimizer = builder.build(experiment.setting(stage, "optimizer"), "optimizer", params=trained)
     loss, started = math.nan, time.perf_counter()
+
+    def losses_of(batch: Mapping) -> dict:
+        with experiment.precision():
+            return distiller(batch)
+
     for step in range(steps):
         started = time.perf_counter()
         distiller.progress = (step, steps)
-        with experiment.precision():
-            losses = distiller(batch)
-        total = torch.as_tensor(total_loss(losses))
-        total.backward()
-        if experiment.config["clip_grad"]:
-            torch.nn.utils.clip_grad_norm_(trained, experiment.config["clip_grad"])
-        optimizer.step()
-        optimizer.zero_grad()
-        loss = float(total.detach())
+        for losses in distiller.steps(batch, losses_of):
+            total = torch.as_tensor(total_loss(losses))
+            total.backward()
+            if experiment.config["clip_grad"]:
+                torch.nn.utils.clip_grad_norm_(trained, experiment.config["clip_grad"])
+            optimizer.step()
+            optimizer.zero_grad()
+            loss = float(total.detach())
     return loss, time.perf_counter() - started

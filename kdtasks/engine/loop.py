@@ -135,14 +135,22 @@ class StageLoop(BaseLoop):
         if self.prepare:
             batch = self.prepare(batch)
         runner.call_hook("before_train_iter", batch_idx=iteration, data_batch=batch)
-        with runner.stepper.optim_context(runner.model):
-            losses = runner.model(batch)
-            total = total_loss(losses)
-        runner.stepper.update_params(total)
+        losses: dict[str, Tensor] = {}
+        total = torch.zeros(())
+        for found in runner.distiller.steps(batch, runner.losses_of):
+            total = torch.as_tensor(total_loss(found))
+            runner.stepper.update_params(total)
+            # of several steps: as it was in the one in which it pulled
+            losses |= {
+                name: value.detach()
+                for name, value in found.items()
+                if name not in losses or value.requires_grad
+            }
         if runner.average and runner.stepper.should_update():
             runner.average.update()
-        losses = losses if len(losses) == 1 or "loss" in losses else {**losses, "loss": total}
-        losses = {name: value.detach() for name, value in losses.items()}
+        if len(losses) > 1 and "loss" not in losses:
+            several = runner.distiller.steps_per_batch > 1
+            losses["loss"] = torch.as_tensor(total_loss(losses)) if several else total.detach()
         self.buffer.add(iteration, losses)
         runner.call_hook("after_train_iter", batch_idx=iteration, data_batch=batch, outputs=losses)
         self._iter += 1

@@ -27,9 +27,11 @@ def losses_with_state(distiller: Distiller) -> dict[str, object]:
 def leaves_parameters_out(distiller: Distiller, batch: Mapping) -> bool:
     """Whether some parameter that trains may get no gradient in a step, which DDP has to be told.
 
-    It is seen on one batch; a loss with a schedule may stop pulling later. Nothing moves, as in
-    :meth:`Distiller.build`.
+    It is seen on one batch; a loss with a schedule may stop pulling later, and of several steps a
+    batch each may be of other parameters. Nothing moves, as in :meth:`Distiller.build`.
     """
+    if distiller.steps_per_batch > 1:
+        return True
     distiller.progress = (0, 1)
     with (
         distiller.at_rest(training=True),

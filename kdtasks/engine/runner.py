@@ -247,6 +247,11 @@ class StageRunner(Runner):
             for kept in named:
                 type(kept)._instance_dict.pop(kept.instance_name, None)
 
+    def losses_of(self, batch: Mapping) -> dict[str, Tensor]:
+        """The losses of a batch, in the precision of a step."""
+        with self.stepper.optim_context(self.model):
+            return self.model(batch)
+
     # Reading, evaluating, saving ------------------------------------------------------------------
     @property
     def evaluated(self) -> nn.Module:

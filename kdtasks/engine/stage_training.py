@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from kdtasks.core import Distiller, Stage
+from kdtasks.core.names import STUDENT
 from kdtasks.engine import builder
 from kdtasks.engine.config_checks import iterations
 from kdtasks.engine.experiment import Experiment
@@ -27,7 +28,8 @@ class Outcome:
 
     Attributes:
         metrics: of its last evaluation, and ``seconds``.
-        facts: ``ended_early`` and ``unreadable``, where there is something to say.
+        facts: where there is something to say, ``ended_early``, ``unreadable`` and, of networks
+            that learn side by side, which one ``counts``.
     """
 
     metrics: dict[str, float]
@@ -133,4 +135,6 @@ def _outcome(runner: StageRunner, length: int) -> Outcome:
     unreadable = {part: paths for part, paths in runner.unreadable.items() if paths}
     if unreadable:
         facts["unreadable"] = unreadable
+    if runner.distiller.peers:
+        facts["counts"] = STUDENT
     return Outcome({**runner.metrics, "seconds": round(runner.seconds, 3)}, facts)

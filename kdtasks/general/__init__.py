@@ -23,6 +23,7 @@ from kdtasks.general.dml import (
     peer_cross_entropies,
     sequential_step,
 )
+from kdtasks.general.dml_distiller import SequentialDMLDistiller
 from kdtasks.general.feature import FeatureLoss, feature_loss
 from kdtasks.general.kd import BinaryKDLoss, KDLoss, binary_kd_loss, kd_loss
 from kdtasks.general.logit_standardization import StandardizedKDLoss, standardized_kd_loss
@@ -48,6 +49,7 @@ __all__ = [
     "KDLoss",
     "RKDLoss",
     "SRDLoss",
+    "SequentialDMLDistiller",
     "StandardizedKDLoss",
     "ab_loss",
     "ab_losses",

@@ -24,9 +24,13 @@ sum is :math:`L_k`, have it over all rows:
     loss_dml=dict(type='kdtasks.general.mutual_divergences', of=('peers',))
 
 The paper's algorithm 1 is sequential: peer 2 learns from what peer 1 thinks after its step. That is
-:func:`sequential_step`, for a loop of your own. The variant :func:`mean_posterior_losses`
+``distiller=dict(type='kdtasks.general.SequentialDMLDistiller')`` in a config, and
+:func:`sequential_step` in a loop of your own. The variant :func:`mean_posterior_losses`
 (DML_e) has one target, the mean of the others' probabilities; the paper finds it worse: a mean says
 less about which wrong classes look alike.
+
+Every peer is tested and its weights are kept (``peer1.pth``); the student that counts is the first
+of them, ``student``, whichever is best: choosing by the test images would be a gain of its own.
 
 The published TensorFlow code adds the divergences up without :math:`1 / (K-1)`, the same for two
 peers, and draws another batch for each peer.

@@ -462,7 +462,8 @@ def test_peers_of_a_config_train_beside_the_student(tmp_path):
     # the peer is tested, and its weights are kept, as the student's are
     primary = run.experiment.task.primary
     assert {primary, f"peer1_{primary}"} <= run.done["distilled"].keys()
-    assert f"peer1_{primary}" not in run.done["alone"]
+    assert f"peer1_{primary}" not in run.done["alone"] and "counts" not in run.done["alone"]
+    assert run.done["distilled"]["counts"] == "student"
     kept, meta = read_weights(tmp_path / "run" / "peer1.pth")
     assert same(kept, resume["learners"][1])
     assert meta["spec"] == {"type": "small_parts.Net", "width": 6} and meta["stage"] == "distilled"
