@@ -8,6 +8,7 @@ that runs no code can hold. What has no such form (a function, an open file) is 
 import types
 from collections import OrderedDict, deque
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ def _read_attributes(owner: object, inside: bool, seen: frozenset[int]) -> dict[
     return {name: value for name, value in found.items() if value != _LEFT}
 
 
-def _read(value, inside: bool, seen: frozenset[int]) -> tuple:
+def _read(value: Any, inside: bool, seen: frozenset[int]) -> tuple:
     if type(value) in _PLAIN:
         return ("plain", value)
     if isinstance(value, Tensor):
@@ -105,7 +106,7 @@ def _read(value, inside: bool, seen: frozenset[int]) -> tuple:
     return ("object", _read_attributes(value, inside, seen))
 
 
-def _read_numpy(value) -> tuple:
+def _read_numpy(value: Any) -> tuple:
     if hasattr(value, "shape") and value.shape == () and hasattr(value, "item"):
         return ("plain", value.item()) if type(value.item()) in _PLAIN else _LEFT
     try:
@@ -115,14 +116,14 @@ def _read_numpy(value) -> tuple:
         return _LEFT
 
 
-def _restored(value: tuple, current, device):
+def _restored(value: tuple, current: object, device: torch.device | str) -> object:
     kind, *content = value
     if kind == "left":
         return current
     if kind == "plain":
         return content[0]
     if kind == "tensor":
-        return _restored_tensor(*content, current, device)
+        return _restored_tensor(content[0], content[1], current, device)
     if kind == "generator":
         if isinstance(current, torch.Generator):
             current.set_state(content[0])
@@ -136,10 +137,13 @@ def _restored(value: tuple, current, device):
     return _refilled(kind, content[0], current, device)
 
 
-def _restored_tensor(tensor: Tensor, on_gpu: bool, current, device) -> Tensor:
+def _restored_tensor(
+    tensor: Tensor, on_gpu: bool, current: object, device: torch.device | str
+) -> Tensor:
     tensor = tensor.to(device) if on_gpu else tensor
-    alike = isinstance(current, Tensor) and not current.requires_grad and not current.is_inference()
-    if not alike or (current.shape, current.dtype, current.device) != (
+    if not isinstance(current, Tensor) or current.requires_grad or current.is_inference():
+        return tensor
+    if (current.shape, current.dtype, current.device) != (
         tensor.shape,
         tensor.dtype,
         tensor.device,
@@ -150,7 +154,7 @@ def _restored_tensor(tensor: Tensor, on_gpu: bool, current, device) -> Tensor:
         return current.copy_(tensor)
 
 
-def _refilled(kind: str, items: list, current, device):
+def _refilled(kind: str, items: list, current: Any, device: torch.device | str) -> object:
     if kind in _MAPPINGS:
         known = current if isinstance(current, dict) else {}
         found = {key: _restored(tuple(item), known.get(key), device) for key, item in items}
@@ -162,14 +166,17 @@ def _refilled(kind: str, items: list, current, device):
     known = list(current) if isinstance(current, list | tuple | deque) else []
     known += [None] * (len(items) - len(known))
     found = [_restored(tuple(item), now, device) for item, now in zip(items, known)]
-    if kind != "tuple" and type(current) is _SEQUENCES[kind]:
+    if isinstance(current, list | deque | set) and type(current) is _SEQUENCES[kind]:
         current.clear()
-        (current.update if kind == "set" else current.extend)(found)
+        if isinstance(current, set):
+            current.update(found)
+        else:
+            current.extend(found)
         return current
     return _SEQUENCES[kind](found)
 
 
-def _equal(a, b) -> bool:
+def _equal(a: object, b: object) -> bool:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return (
             isinstance(a, Tensor)
@@ -178,7 +185,12 @@ def _equal(a, b) -> bool:
             and torch.equal(a, b)
         )
     if isinstance(a, list | tuple):
-        return type(a) is type(b) and len(a) == len(b) and all(map(_equal, a, b))
+        return (
+            isinstance(b, list | tuple)
+            and type(a) is type(b)
+            and len(a) == len(b)
+            and all(map(_equal, a, b))
+        )
     if isinstance(a, dict):
         return (
             isinstance(b, dict)

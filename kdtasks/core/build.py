@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from kdtasks.core.outputs import describe_output, describe_shape, entries_of
-from kdtasks.core.terms import Term, check_informs, named_values
+from kdtasks.core.terms import Loss, Term, check_informs, named_values
 from kdtasks.core.trial import keep_state
 
 
@@ -69,7 +69,7 @@ def _check_values(name: str, values: Mapping[str, object], shapes: str) -> None:
     check_informs(name, values)
 
 
-def _move_to(loss, tensors: Sequence) -> None:
+def _move_to(loss: Loss, tensors: Sequence) -> None:
     """What a loss has built goes to the tensors' device, and into eval, as the rest is here."""
     if isinstance(loss, nn.Module):
         loss.eval()

@@ -81,7 +81,7 @@ def model_hash(model: nn.Module, extra: str = "") -> str:
     state |= dict(model.named_buffers(remove_duplicate=False))
     digest = hashlib.sha256()
 
-    def line(*parts):
+    def line(*parts: object) -> None:
         digest.update(json.dumps(parts).encode() + b"\n")
 
     line("extra", extra)
@@ -94,7 +94,9 @@ def model_hash(model: nn.Module, extra: str = "") -> str:
     for name, value in sorted(state.items()):
         if isinstance(value, Tensor):
             line("tensor", name, str(value.dtype), list(value.shape))
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(
+                value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            )
         # a module's get_extra_state()
         else:
             line("state", name, repr(value))
@@ -135,10 +137,12 @@ class TeacherCache:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """What :meth:`fetch` gives, in the order of the files."""
         return tuple(self.shapes)
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all values, as they lie on disk."""
         return sum(array.nbytes for array in self._mapped.values())
 
     @classmethod
@@ -297,11 +301,9 @@ class TeacherCache:
         """
         flat = _flat(index, view, self.samples, self.views)
         device = self.device if device is None else torch.device(device)
-        rows = (
-            torch.from_numpy(flat).to(self.device, non_blocking=self.device.type != "cpu")
-            if self._resident
-            else None
-        )
+        rows = torch.from_numpy(flat)
+        if self._resident:
+            rows = rows.to(self.device, non_blocking=self.device.type != "cpu")
         fetched = {}
         for name, array in self._mapped.items():
             if name in self._resident:
@@ -334,12 +336,12 @@ def _flat(index: Tensor, view: Tensor, samples: int, views: int) -> np.ndarray:
             "index and view must be (B,) tensors on the CPU, got "
             f"{tuple(index.shape)} on {index.device} and {tuple(view.shape)} on {view.device}"
         )
-    index, view = index.numpy(), view.numpy()
+    rows, turns = index.numpy(), view.numpy()
     try:
-        return np.ravel_multi_index((view, index), (views, samples)).astype(np.int64, copy=False)
+        return np.ravel_multi_index((turns, rows), (views, samples)).astype(np.int64, copy=False)
     # out of range, or floats
     except (ValueError, TypeError):
-        for name, value, limit in (("index", index, samples), ("view", view, views)):
+        for name, value, limit in (("index", rows, samples), ("view", turns, views)):
             wrong = value[(value < 0) | (value >= limit) | (value != value.astype(np.int64))]
             if len(wrong):
                 raise ValueError(
@@ -347,7 +349,7 @@ def _flat(index: Tensor, view: Tensor, samples: int, views: int) -> np.ndarray:
                     f"{limit - 1}"
                 ) from None
         raise ValueError(
-            f"index and view must be integers, got {index.dtype} and {view.dtype}"
+            f"index and view must be integers, got {rows.dtype} and {turns.dtype}"
         ) from None
 
 

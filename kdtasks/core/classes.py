@@ -13,7 +13,7 @@ from kdtasks.core.names import did_you_mean
 UNLABELLED = -100
 
 
-def class_name(name) -> str:
+def class_name(name: object) -> str:
     r"""The name of a class as text that can be shown and stored.
 
     A folder's name that the locale cannot decode is taken as UTF-8, whatever the locale; bytes that

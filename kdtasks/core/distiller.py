@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +96,7 @@ class Distiller(TensorSupply):
         self.note_parts()
 
     # One step -------------------------------------------------------------------------------------
-    def forward(self, input, target=None) -> dict[str, Tensor]:
+    def forward(self, input: Any, target: Any = None) -> dict[str, Tensor]:
         """The weighted losses of a batch: a dict with ``'input'``, ``'target'`` and more, or the
         two as arguments.
         """
@@ -233,7 +234,7 @@ class Distiller(TensorSupply):
             self._terms[name] = self._terms[name]._replace(loss=loss)
 
     # Before the first step ------------------------------------------------------------------------
-    def build(self, input, target=None) -> dict[str, tuple[int, ...] | None]:
+    def build(self, input: Any, target: Any = None) -> dict[str, tuple[int, ...] | None]:
         """Run each model and each loss once on a batch; call it before the optimizer is made.
 
         Learners run in training mode (but for their BatchNorms) and record a graph, as in a step;
@@ -269,7 +270,7 @@ class Distiller(TensorSupply):
             for name, value in used.items()
         }
 
-    def tensors(self, input, target=None) -> dict[str, object]:
+    def tensors(self, input: Any, target: Any = None) -> dict[str, object]:
         """The batch, and by its name everything that some loss is called with; in eval, without
         gradient, nothing moves.
 
@@ -280,12 +281,12 @@ class Distiller(TensorSupply):
             return self.supply(_as_batch(input, target), partly=True)
 
 
-def _as_batch(input, target) -> dict[str, object]:
+def _as_batch(input: Any, target: Any) -> dict[str, object]:
     if isinstance(input, Mapping):
         return dict(input)
     return {"input": input} if target is None else {"input": input, "target": target}
 
 
-def _labelled_rows(batch: Mapping[str, object]) -> LabelledRows | None:
+def _labelled_rows(batch: Mapping[str, Any]) -> LabelledRows | None:
     labelled = batch.get("labelled")
     return None if labelled is None else LabelledRows(labelled)

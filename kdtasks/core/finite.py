@@ -21,8 +21,9 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     }
     for device in {t.device for t in floats.values()}:
         here = {name: t for name, t in floats.items() if t.device == device}
-        greatest = torch.stack(
-            [g.double() for g in torch._foreach_norm(list(here.values()), math.inf)]
+        norms = torch._foreach_norm(  # pyright: ignore[reportPrivateImportUsage]
+            list(here.values()), math.inf
         )
+        greatest = torch.stack([norm.double() for norm in norms])
         found += [name for name, value in zip(here, greatest.tolist()) if not value < math.inf]
     return [name for name in tensors if name in set(found)]

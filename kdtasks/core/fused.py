@@ -7,6 +7,7 @@ Tests hold the two equal.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ def fused(
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         plain: Callable,
         kernel: Callable,
         with_gradient: bool,
@@ -67,7 +68,7 @@ class _Fused(torch.autograd.Function):
         return value, *more
 
     @staticmethod
-    def backward(ctx, scale: Tensor, *_) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, scale: Tensor, *_) -> tuple[Tensor | None, ...]:
         gradient, student, *others = ctx.saved_tensors
         # a derivative of the gradient is asked for
         if torch.is_grad_enabled():

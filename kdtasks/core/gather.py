@@ -2,6 +2,8 @@
 the batch.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
@@ -51,7 +53,7 @@ def _several() -> bool:
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.rows = len(rows)
         gathered = rows.new_empty(distributed.get_world_size(), *rows.shape)
         distributed.all_gather(list(gathered), rows.contiguous())
@@ -59,7 +61,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(gradient)
         return gradient.narrow(0, distributed.get_rank() * ctx.rows, ctx.rows)

@@ -1,6 +1,7 @@
 """Features of convolutions, of hierarchical and of plain transformers, as maps (B, C, H, W)."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor
 
@@ -55,7 +56,11 @@ def to_nchw(
 
 
 def pair_to_nchw(
-    student: Tensor, teacher: Tensor, layout=None, prefix_tokens=0, grid=None
+    student: Tensor,
+    teacher: Tensor,
+    layout: str | Sequence[str | None] | None = None,
+    prefix_tokens: int | Sequence[int] = 0,
+    grid: Sequence[int] | Sequence[Sequence[int] | None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Both as maps; each argument is for both, or (the student's, the teacher's), a grid of both
     two numbers.
@@ -66,14 +71,17 @@ def pair_to_nchw(
     """
     layouts = (layout, layout) if layout is None or isinstance(layout, str) else tuple(layout)
     prefixes = (prefix_tokens,) * 2 if isinstance(prefix_tokens, int) else tuple(prefix_tokens)
-    grids = (grid, grid) if grid is None or isinstance(grid[0], int) else tuple(grid)
+    is_one = grid is None or isinstance(grid[0], int)
+    grids = cast("Sequence[Sequence[int] | None]", (grid, grid) if is_one else grid)
     if layout is None:
         check_channels_first(student, teacher)
-    maps = (
-        to_nchw(*arguments)
-        for arguments in zip((student, teacher), layouts, prefixes, grids, strict=True)
+    student_map, teacher_map = (
+        to_nchw(features, axes, prefix, size)
+        for features, axes, prefix, size in zip(
+            (student, teacher), layouts, prefixes, grids, strict=True
+        )
     )
-    return tuple(maps)
+    return student_map, teacher_map
 
 
 def check_channels_first(*features: Tensor) -> None:

@@ -1,30 +1,32 @@
 """What a model returns: a tensor, or tuples, lists and dicts of them."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 from torch import Tensor
 
 
-def map_tensors(function: Callable, value):
-    """``function`` on every tensor of a tensor, tuple, list or dict."""
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """``function`` on every tensor of a tensor, tuple, list or dict; the same containers again."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, dict):
         return type(value)((key, map_tensors(function, item)) for key, item in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         items = [map_tensors(function, item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        made = cast(Callable, type(value))
+        return made(*items) if hasattr(value, "_fields") else made(items)
     return value
 
 
-def tensors_in(value) -> list[Tensor]:
+def tensors_in(value: object) -> list[Tensor]:
     """Every tensor of a tensor, tuple, list or dict."""
     tensors: list[Tensor] = []
     map_tensors(lambda tensor: tensors.append(tensor) or tensor, value)
     return tensors
 
 
-def entries_of(output) -> dict[str, object]:
+def entries_of(output: object) -> dict[str, object]:
     """The entries of a tuple, list or dict by index (``'0'``, ``'-1'``), key or field; none of a
     tensor or of another object.
     """
@@ -36,7 +38,7 @@ def entries_of(output) -> dict[str, object]:
     return fields | {str(k): output[k] for k in range(-len(output), len(output))}
 
 
-def describe_output(role: str, output, most: int = 8) -> str:
+def describe_output(role: str, output: object, most: int = 8) -> str:
     """An output with the names of its entries, for a message."""
     if isinstance(output, Tensor):
         return f"a tensor {tuple(output.shape)}"
@@ -48,6 +50,6 @@ def describe_output(role: str, output, most: int = 8) -> str:
     return f"{text} of {', '.join(shown)}" + (", …" if len(entries) > most else "")
 
 
-def describe_shape(value) -> str:
+def describe_shape(value: object) -> str:
     """The shape of a tensor, or the type of anything else."""
     return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

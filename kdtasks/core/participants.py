@@ -4,6 +4,7 @@ import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,9 +41,10 @@ class Participants(nn.Module):
         self._facts: dict[tuple[str, ...], tuple[list, dict]] = {}
         self._former: list[nn.Module] = []
 
-    def __setattr__(self, name: str, value) -> None:
-        plain = name == "teachers" and not isinstance(value, Teachers)
-        super().__setattr__(name, Teachers(value) if plain else value)
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "teachers" and not isinstance(value, Teachers):
+            value = Teachers(value)
+        super().__setattr__(name, value)
 
     @property
     def roles(self) -> list[str]:
@@ -109,7 +111,7 @@ class Participants(nn.Module):
                 self.eval()
             yield
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Participants":
         """A copy has its own student, peers and losses, and shares the teachers."""
         other = self.__class__.__new__(self.__class__)
         memo[id(self)] = other

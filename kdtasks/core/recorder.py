@@ -2,10 +2,10 @@
 
 import contextlib
 import copy
-import functools
 import sys
 import types
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ class FeatureRecorder:
         self._gradients = False
         self._run = _compiled(call or model, compile) if compile else call or model
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FeatureRecorder":
         return FeatureRecorder(
             copy.deepcopy(self.model, memo),
             self.paths,
@@ -194,13 +194,16 @@ def module_paths(model: nn.Module) -> list[str]:
 
 
 def _submodule(model: nn.Module, module_path: str, path: str) -> nn.Module:
-    try:
-        return functools.reduce(
-            lambda module, name: module._modules[name], module_path.split("."), model
-        )
-    # get_submodule alone would take a tenth of a small step
-    except (KeyError, AttributeError):
-        pass
+    module = model
+    for name in module_path.split("."):
+        # a script's modules have no get()
+        part = module._modules[name] if name in module._modules else None  # noqa: SIM401
+        if part is None:
+            break
+        module = part
+    else:
+        return module
+    # alone it would take a tenth of a small step
     try:
         return model.get_submodule(module_path)
     except AttributeError:
@@ -224,7 +227,7 @@ def _compiled(function: Callable, options: bool | dict) -> Callable:
     return torch.compile(copied, **(options if isinstance(options, dict) else {}))
 
 
-def _nothing_compiled():
+def _nothing_compiled() -> contextlib.AbstractContextManager:
     """A context in which code compiled before (a part of the model, perhaps) runs eagerly:
     compiled, it hides its in-place changes.
     """
@@ -235,7 +238,7 @@ def _nothing_compiled():
     )
 
 
-def _versions(value) -> tuple[int, ...]:
+def _versions(value: object) -> tuple[int, ...]:
     """The in-place counters of the tensors of a value; -1 for a tensor of inference mode, which has
     none.
     """

@@ -1,5 +1,7 @@
 """The labelled rows of a batch, which are all that a supervised loss sees."""
 
+from typing import Any
+
 from torch import Tensor
 
 
@@ -17,7 +19,7 @@ class LabelledRows:
         first = bool(labelled[: self.count].all())
         self.index: slice | Tensor = slice(0, self.count) if first else index
 
-    def select(self, value):
+    def select(self, value: Any) -> Any:
         """The labelled rows of a tensor, of each tensor of a dict or of a list (peers), or of a
         list with one entry a sample; what has no rows stays as it is.
         """
@@ -35,8 +37,9 @@ class LabelledRows:
         return tensor.dim() > 0 and len(tensor) == self.batch_size
 
     def _select_rows(self, tensor: Tensor) -> Tensor:
-        whole = isinstance(self.index, slice)
-        return tensor[self.index if whole else self.index.to(tensor.device)]
+        if isinstance(self.index, slice):
+            return tensor[self.index]
+        return tensor[self.index.to(tensor.device)]
 
     def _select_entries(self, samples: list | tuple) -> list | tuple:
         if isinstance(self.index, slice):

@@ -33,6 +33,7 @@ class Linear:
         _check_span(self.begin, self.until)
 
     def __call__(self, progress: tuple[int, int]) -> float:
+        """The weight at ``progress = (iteration, total)``."""
         f = _fraction(progress, self.begin, self.until)
         return (1 - f) * self.start + f * self.end
 
@@ -44,6 +45,7 @@ class Cosine(Linear):
     """
 
     def __call__(self, progress: tuple[int, int]) -> float:
+        """The weight at ``progress = (iteration, total)``."""
         f = (1 - math.cos(math.pi * _fraction(progress, self.begin, self.until))) / 2
         return (1 - f) * self.start + f * self.end
 
@@ -65,6 +67,7 @@ class Steps:
             raise ValueError(f"Steps: 'at' must rise strictly between 0 and 1, got {list(self.at)}")
 
     def __call__(self, progress: tuple[int, int]) -> float:
+        """The weight at ``progress = (iteration, total)``."""
         iteration, total = progress
         return self.values[bisect.bisect_right(self.at, iteration / max(total, 1))]
 

@@ -58,8 +58,6 @@ class Stage:
             (:func:`with_roles`).
         own: further names that are no teacher's: the task or the data set supplies them; the run
             fills this in.
-        taught: whether teachers pull: those of the stage, or what else than the student, its target
-            or ``own`` a loss is of.
     """
 
     name: str
@@ -80,6 +78,9 @@ class Stage:
 
     @property
     def taught(self) -> bool:
+        """Whether teachers pull: those of the stage, or what else than the student, its target or
+        ``own`` a loss is of.
+        """
         return bool(self.teachers) or any(
             taught_names(entry["of"], self.own) for entry in self.losses.values()
         )

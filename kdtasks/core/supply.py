@@ -1,6 +1,7 @@
 """Tensors of a step by name: which role supplies which, and each model run once, in its turn."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -18,6 +19,9 @@ class TensorSupply(Participants):
     A subclass may override :meth:`names` and :meth:`outputs`, to supply names of its own, and
     :meth:`needs`, where a role reads names of another.
     """
+
+    # whether, or how, each model's forward is compiled
+    _compile: bool | dict = False
 
     # What a role supplies -------------------------------------------------------------------------
     def names(self, role: str) -> list[str]:
@@ -49,7 +53,7 @@ class TensorSupply(Participants):
         """
         return self.run(role, self.read(batch, "input", role), wanted)
 
-    def run(self, role: str, input, wanted: Sequence[str]) -> dict[str, object]:
+    def run(self, role: str, input: Any, wanted: Sequence[str]) -> dict[str, object]:
         """One forward of a role: ``{role: output, role.<path>: value}`` for the ``role.<path>``
         among ``wanted``.
 
@@ -151,7 +155,7 @@ class TensorSupply(Participants):
                 f"and does not say so: needs({role!r}) must name it"
             ) from error
 
-    def read(self, tensors: Mapping[str, object], name: str, reader: str):
+    def read(self, tensors: Mapping[str, Any], name: str, reader: str) -> Any:
         """The value of a name.
 
         Args:

@@ -1,7 +1,8 @@
 """A frozen model that teaches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, ItemsView, Mapping, Sequence, ValuesView
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,9 @@ class Teacher(nn.Module):
     """
 
     classes: Sequence[str] | None = None
+    model: nn.Module
+    scale: Tensor | None
+    shift: Tensor | None
 
     def __init__(
         self,
@@ -63,12 +67,13 @@ class Teacher(nn.Module):
         scale, shift = _renormalization(mean, std, student_mean, student_std)
         # which freezes it: after all checks
         self.model = model
-        self.precision, self.input_size = PRECISIONS.get(precision), size
+        self.precision = None if precision is None else PRECISIONS[precision]
+        self.input_size = size
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
         self.training = False
 
-    def __setattr__(self, name: str, value) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         if name != "model":
             return super().__setattr__(name, value)
         # some models' eval() returns None
@@ -77,7 +82,12 @@ class Teacher(nn.Module):
         # past nn.Module: not a submodule
         self.__dict__["model"] = value
 
-    def forward(self, input):
+    def forward(self, input: Any) -> Any:
+        """The model's output for a student's input, in the teacher's size and precision.
+
+        Raises:
+            TypeError: an input that is no tensor, where it has to be resized or normalised.
+        """
         if self.scale is not None or self.input_size is not None:
             input = self._prepared(input)
         with self.ready():
@@ -108,7 +118,7 @@ class Teacher(nn.Module):
                 "a teacher with an input_size or a normalisation of its own takes one tensor, got "
                 f"{type(input).__name__}"
             )
-        if self.scale is not None:
+        if self.scale is not None and self.shift is not None:
             input = input * self.scale + self.shift
         if self.input_size is not None and tuple(input.shape[-2:]) != self.input_size:
             input = F.interpolate(input, size=self.input_size, mode="bilinear", antialias=True)
@@ -119,12 +129,12 @@ class Teacher(nn.Module):
         self.model.eval()
         return self
 
-    def _apply(self, fn, recurse: bool = True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Teacher":
         super()._apply(fn, recurse)
         self.model._apply(fn)
         return self
 
-    def __deepcopy__(self, memo) -> "Teacher":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Teacher":
         return self
 
 
@@ -138,7 +148,10 @@ def _height_and_width(size: int | Sequence[int] | None) -> tuple[int, int] | Non
 
 
 def _renormalization(
-    mean, std, student_mean, student_std
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    student_mean: Sequence[float] | None,
+    student_std: Sequence[float] | None,
 ) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """The scale and shift, (C, 1, 1), that turn the student's inputs into the teacher's."""
     given = (mean, std, student_mean, student_std)
@@ -149,25 +162,33 @@ def _renormalization(
             "mean, std, student_mean and student_std go together; got "
             f"mean={mean}, std={std}, student_mean={student_mean}, student_std={student_std}"
         )
-    mean, std, student_mean, student_std = (
+    mine, spread, students, students_spread = (
         torch.as_tensor(value, dtype=torch.float32).view(-1, 1, 1) for value in given
     )
-    return student_std / std, (student_mean - mean) / std
+    return students_spread / spread, (students - mine) / spread
 
 
 class Teachers(nn.ModuleDict):
     """Teachers by name; a plain model that is put here is frozen as a :class:`Teacher`."""
 
+    if TYPE_CHECKING:
+
+        def __getitem__(self, key: str) -> Teacher: ...
+        def values(self) -> ValuesView[Teacher]: ...
+        def items(self) -> ItemsView[str, Teacher]: ...
+
     def add_module(self, name: str, module: nn.Module) -> None:
         """Add a teacher."""
         super().add_module(name, module if isinstance(module, Teacher) else Teacher(module))
 
-    def __setattr__(self, name: str, value) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         plain = isinstance(value, nn.Module) and not isinstance(value, Teacher)
         super().__setattr__(name, Teacher(value) if plain else value)
 
 
-def check_teachers(teachers: Mapping[str, nn.Module], learners: Mapping[str, nn.Module]) -> None:
+def check_teachers(
+    teachers: Mapping[str, nn.Module] | Teachers, learners: Mapping[str, nn.Module]
+) -> None:
     """Check the names of teachers, and that no learner shares a parameter with one.
 
     Args:

@@ -2,6 +2,7 @@
 name.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -89,20 +90,21 @@ class Terms(dict[str, Term]):
         Raises:
             RuntimeError: a weight is a schedule, and ``progress`` is None.
         """
-        if progress is None:
-            schedule = next((name for name, term in self.items() if callable(term.weight)), None)
-            if schedule is not None:
+        weights = {}
+        for name, term in self.items():
+            if not callable(term.weight):
+                weights[name] = term.weight
+            elif progress is None:
                 raise RuntimeError(
-                    f"the weight of {schedule} is a schedule: set distiller.progress = (iteration, "
+                    f"the weight of {name} is a schedule: set distiller.progress = (iteration, "
                     "total) before each step"
                 )
-        return {
-            name: term.weight(progress) if callable(term.weight) else term.weight
-            for name, term in self.items()
-        }
+            else:
+                weights[name] = term.weight(progress)
+        return weights
 
 
-def named_values(name: str, value) -> dict[str, Tensor]:
+def named_values(name: str, value: Tensor | dict | list | tuple) -> dict[str, Tensor]:
     """What a loss returned, by name: ``{name: value}``, or ``<name>_<key or index>`` for each entry
     of a dict or list.
     """
@@ -113,7 +115,7 @@ def named_values(name: str, value) -> dict[str, Tensor]:
     return {f"{name}_{key}": entry for key, entry in value.items()}
 
 
-def check_informs(name: str, values: Mapping[str, Tensor]) -> None:
+def check_informs(name: str, values: Mapping[str, object]) -> None:
     """Raise ValueError if a term that only informs gave something under a name that would train."""
     if not trains(name) and any(trains(key) for key in values):
         raise ValueError(
@@ -138,7 +140,8 @@ def connected_zero(values: Sequence) -> Tensor:
     floats = [tensor for tensor in tensors_in(values) if tensor.is_floating_point()]
     connected = [t for t in floats if t.requires_grad] or floats[:1] or [torch.zeros(())]
     # sums of no elements: 0 · inf would be nan
-    return sum((t if t.dim() else t[None])[:0].sum() for t in connected)
+    zeros = ((t if t.dim() else t[None])[:0].sum() for t in connected)
+    return functools.reduce(torch.add, zeros)
 
 
 def _identity(tensor: Tensor) -> Tensor:

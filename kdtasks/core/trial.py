@@ -7,6 +7,7 @@ import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,10 +89,11 @@ def keep_state(owners: Iterable[object]) -> Iterator[None]:
 
 
 def _memory_of(owner: object) -> Callable[[], None]:
-    own, is_module = getattr(owner, "__dict__", {}), isinstance(owner, nn.Module)
+    own = getattr(owner, "__dict__", {})
+    is_module = isinstance(owner, nn.Module)
     kept_apart = _OF_EVERY_MODULE if is_module else ()
     attributes = {name: _memory(value) for name, value in own.items() if name not in kept_apart}
-    tensors = [
+    tensors: list[tuple[dict[str, Any], str, Callable[[], object]]] = [
         (part, name, _memory(value))
         for part in ((owner._buffers, owner._parameters) if is_module else ())
         for name, value in part.items()
@@ -122,7 +124,7 @@ def _shape_of(owner: object) -> list:
     ]
 
 
-def _memory(value) -> Callable[[], object]:
+def _memory(value: Any) -> Callable[[], object]:
     """A function that gives a value back as it is now: the same tensors and containers, with their
     present content.
     """
@@ -159,7 +161,7 @@ def _memory_of_tensor(tensor: Tensor) -> Callable[[], Tensor]:
     return put_back
 
 
-def _refilled(container, fill: Callable, content):
+def _refilled(container: Any, fill: Callable, content: object) -> object:
     container.clear()
     fill(content)
     return container

@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -94,7 +95,7 @@ def _check_format(path: Path) -> None:
         )
 
 
-def _unpickle(path: Path):
+def _unpickle(path: Path) -> Any:
     """The content of a ``.pth`` file; no code of it is run.
 
     Raises:
@@ -163,7 +164,7 @@ class _Nothing:
     def __init__(self, *args, **kwargs):
         pass
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: object):
         pass
 
 
@@ -179,7 +180,7 @@ def _an_empty_dict(*args) -> dict:
 _STAND_INS = {"collections.deque": _an_empty_list, "collections.defaultdict": _an_empty_dict}
 
 
-def _load_plainly(path: Path):
+def _load_plainly(path: Path) -> Any:
     """``torch.load`` with ``weights_only=True``; where it refuses an object beside the weights, an
     empty one stands there.
     """
@@ -211,7 +212,7 @@ _A_PART = "the part"
 _OWNERS = {"module", "model", "student", "teacher", "net", "network"}
 
 
-def _inner(content):
+def _inner(content: Any) -> Any:
     """What a file has under the usual keys, or all of it."""
     if isinstance(content, dict):
         for key in _AVERAGED:
@@ -223,7 +224,7 @@ def _inner(content):
     return content
 
 
-def _under(content: dict, key: str):
+def _under(content: dict, key: str) -> object:
     value = content.get(key)
     # {"ema": {"module": state_dict, "updates": 7}}
     inner = value.get("module") if isinstance(value, dict) else None
@@ -238,7 +239,7 @@ def _is_swapped(content: dict) -> bool:
     return (isinstance(averaged, dict) and "steps" in averaged) or "averaging_state" in content
 
 
-def _warn_of_averages(path: Path, whole, taken) -> None:
+def _warn_of_averages(path: Path, whole: object, taken: object) -> None:
     """Warn that the averaged weights of a file are taken."""
     if taken is whole or not isinstance(whole, dict):
         return
@@ -273,7 +274,7 @@ def _is_torchscript(path: Path) -> bool:
         return False
 
 
-def _is_state(content) -> bool:
+def _is_state(content: object) -> bool:
     return (
         isinstance(content, dict)
         and len(content) > 0
@@ -374,15 +375,16 @@ def _renamed(
     """With other names, those of None left out; the modules' versions, by which torch upgrades old
     files, go along.
     """
-    versions = getattr(state, "_metadata", {}) if versions is None else versions
-    renamed = OrderedDict(
+    known: dict = getattr(state, "_metadata", {}) if versions is None else versions
+    # torch reads its _metadata
+    renamed: Any = OrderedDict(
         (rename(name), value) for name, value in state.items() if rename(name) is not None
     )
-    moved = {rename(f"{path}."): version for path, version in versions.items() if path}
+    moved = {rename(f"{path}."): version for path, version in known.items() if path}
     renamed._metadata = OrderedDict(
         (path[:-1], version) for path, version in moved.items() if path is not None
     )
-    renamed._metadata.setdefault("", versions.get("", {}))
+    renamed._metadata.setdefault("", known.get("", {}))
     return renamed
 
 
@@ -390,8 +392,9 @@ def _completed(model: nn.Module, state: dict, grown: bool) -> dict:
     """A copy, since torch changes what it loads; with what modules that have grown add."""
     state = _renamed(state, str)
     for path, module in model.named_modules() if grown else ():
-        if hasattr(module, "complete_state"):
-            module.complete_state(state, f"{path}." if path else "")
+        complete = getattr(module, "complete_state", None)
+        if complete is not None:
+            complete(state, f"{path}." if path else "")
     return state
 
 
@@ -478,7 +481,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
 def _parsed(metadata: dict[str, str]) -> dict:
     """safetensors keeps texts only: those that are JSON are read as such."""
 
-    def value(text: str):
+    def value(text: str) -> object:
         try:
             return json.loads(text)
         except ValueError:
