@@ -15,18 +15,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kdtasks.core import Distiller
+
 PACKAGE = Path(__file__).parents[1] / "kdtasks"
 TASKS = [
     path.parent.name
     for path in sorted(PACKAGE.glob("*/__init__.py"))
     if path.parent.name not in ("core", "engine")
 ]
-# distillers, metrics, images, choices: no loss, nor a part of one
+# metrics, images, choices: no loss, nor a part of one; distillers need no entry
 OTHER = {
-    "BSSDistiller",
     "Ensemble",
-    "IncrementalDistiller",
-    "LwMDistiller",
     "ab_losses",
     "activation_disagreement",
     "all_paths",
@@ -46,6 +45,7 @@ OTHER = {
     "greedy_route",
     "imresize",
     "lwf_losses",
+    "mixup",
     "nearest_mean",
     "next_anchor",
     "peer_agreement",
@@ -272,6 +272,9 @@ CALLS = {
     "mutual_losses": _peers(TARGET[:6]),
     "mean_posterior_losses": _peers(TARGET[:6]),
     "mutual_divergences": _peers(),
+    "mixed_cross_entropy": _plain(
+        lambda: (_normal(6, 5),), rest=(TARGET[:6], TARGET[:6].roll(1), torch.tensor(0.7))
+    ),
     "peer_cross_entropies": _peers(TARGET[:6]),
     "KDLoss": _plain(_logits),
     "kd_loss": _plain(_logits, {}, {"temperature": 1.0}),
@@ -329,12 +332,18 @@ CALLS = {
 def public_losses() -> dict[str, Callable]:
     """``{name: loss}`` of all tasks."""
     modules = [importlib.import_module(f"kdtasks.{task}") for task in TASKS]
-    return {
-        name: getattr(module, name)
-        for module in modules
-        for name in getattr(module, "__all__", ())
-        if name not in OTHER
+    exported = {
+        name: getattr(module, name) for module in modules for name in getattr(module, "__all__", ())
     }
+    return {
+        name: thing
+        for name, thing in exported.items()
+        if name not in OTHER and not _is_distiller(thing)
+    }
+
+
+def _is_distiller(thing: object) -> bool:
+    return inspect.isclass(thing) and issubclass(thing, Distiller)
 
 
 def arguments_of(name: str, loss: Callable) -> list[Case]:

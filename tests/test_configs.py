@@ -45,7 +45,17 @@ SMALLER = {
                 f"{method}_resnet8x2_resnet8"
                 for method in (
                     *("kd", "rkd", "rkd_kd", "ab", "rco", "takd", "bss", "bss_weight0"),
-                    *("kd_weight9", "dkd", "dist", "standardized_kd", "at", "sp", "srd", "hint"),
+                    *(
+                        "kd_weight9",
+                        "dkd",
+                        "dist",
+                        "standardized_kd",
+                        "at",
+                        "sp",
+                        "srd",
+                        "hint",
+                        "patient",
+                    ),
                 )
             ),
             "ban_resnet8",

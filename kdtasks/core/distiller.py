@@ -46,10 +46,10 @@ class Distiller(TensorSupply):
     …``. The optimizer is not the Distiller's: it goes on with the parameters that it was given.
 
     A subclass may override :meth:`names` and :meth:`outputs`, to supply names of its own, and
-    :meth:`needs`, where a role reads names of another; and :attr:`steps_per_batch`, where a batch
-    is worth several optimizer steps (:meth:`steps`); nothing else. :attr:`classes`, the names of
-    the data's classes where they are known, is set from outside for those that compare them with
-    what a teacher knows.
+    :meth:`needs`, where a role reads names of another; :meth:`prepare`, to change the batch; and
+    :attr:`steps_per_batch`, where a batch is worth several optimizer steps (:meth:`steps`); nothing
+    else. :attr:`classes`, the names of the data's classes where they are known, is set from outside
+    for those that compare them with what a teacher knows.
 
     Args:
         student: the model that learns.
@@ -100,7 +100,7 @@ class Distiller(TensorSupply):
         """The weighted losses of a batch: a dict with ``'input'``, ``'target'`` and more, or the
         two as arguments.
         """
-        batch = _as_batch(input, target)
+        batch = self.prepare(_as_batch(input, target))
         self._follow()
         weights = self._terms.weights(self.progress)
         tensors = self.supply(batch, self._resting(weights))
@@ -113,6 +113,12 @@ class Distiller(TensorSupply):
                 raise ValueError(f"two losses come out under the name {twice!r}; rename one")
             losses.update(values)
         return losses
+
+    def prepare(self, batch: dict[str, object]) -> dict[str, object]:
+        """The batch as all models and losses of the step get it. May be overridden, to change or
+        add entries.
+        """
+        return batch
 
     @property
     def steps_per_batch(self) -> int:
@@ -251,9 +257,9 @@ class Distiller(TensorSupply):
                 computed from its tensors, or gives no scalar. The message names the loss and the
                 shapes.
         """
-        batch = _as_batch(input, target)
         self._follow()
         with self.at_rest(training=True):
+            batch = self.prepare(_as_batch(input, target))
             with torch.enable_grad():
                 tensors = self.supply(batch)
             tensors = {
@@ -278,7 +284,7 @@ class Distiller(TensorSupply):
         """
         self._follow()
         with self.at_rest():
-            return self.supply(_as_batch(input, target), partly=True)
+            return self.supply(self.prepare(_as_batch(input, target)), partly=True)
 
 
 def _as_batch(input: Any, target: Any) -> dict[str, object]:

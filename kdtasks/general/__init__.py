@@ -27,6 +27,7 @@ from kdtasks.general.dml_distiller import SequentialDMLDistiller
 from kdtasks.general.feature import FeatureLoss, feature_loss
 from kdtasks.general.kd import BinaryKDLoss, KDLoss, binary_kd_loss, kd_loss
 from kdtasks.general.logit_standardization import StandardizedKDLoss, standardized_kd_loss
+from kdtasks.general.mixup import MixupDistiller, mixed_cross_entropy, mixup
 from kdtasks.general.rco import anchor_hardness, equal_interval_anchors, greedy_route, next_anchor
 from kdtasks.general.relu_paths import expose_pre_relu, pre_relu_paths
 from kdtasks.general.rkd import RKDLoss, rkd_angle_loss, rkd_distance_loss
@@ -47,6 +48,7 @@ __all__ = [
     "Ensemble",
     "FeatureLoss",
     "KDLoss",
+    "MixupDistiller",
     "RKDLoss",
     "SRDLoss",
     "SequentialDMLDistiller",
@@ -72,6 +74,8 @@ __all__ = [
     "greedy_route",
     "kd_loss",
     "mean_posterior_losses",
+    "mixed_cross_entropy",
+    "mixup",
     "mutual_divergences",
     "mutual_losses",
     "nearest_mean",
