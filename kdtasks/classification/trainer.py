@@ -1,5 +1,7 @@
 """Classification as the engine sees it: metrics, example, figures."""
 
+import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,12 +11,19 @@ from kdtasks.engine.data_sets import image_shape
 from kdtasks.engine.task import Metric
 
 if TYPE_CHECKING:
+    from kdtasks.core import Stage
     from kdtasks.engine.loader import Loader
     from kdtasks.engine.run import Run
 
 PRIMARY = "accuracy"
 HIGHER_IS_BETTER = True
-METRICS = {"accuracy*": Metric("%")}
+METRICS = {
+    "accuracy*": Metric("%"),
+    "peer*_accuracy*": Metric("%"),
+    "magsim": Metric(decimals=3, label="MagSim"),
+    "angsim": Metric(decimals=3, label="AngSim"),
+    "boundary_images": Metric(listed=False),
+}
 
 
 def evaluate(model: nn.Module, loader: "Loader") -> dict[str, float]:
@@ -76,9 +85,29 @@ def example(config: dict, batch_size: int) -> dict[str, Tensor]:
     }
 
 
+def summary(run: "Run", stage: "Stage", metrics: Mapping[str, float]) -> dict[str, float]:
+    """Where the run's distiller shows boundary samples (BSS), how alike the student's boundary and
+    the teacher's are: ``magsim`` and ``angsim``
+    (:func:`~kdtasks.general.perturbation_similarity`), and ``boundary_images``.
+
+    Both models are attacked as the distiller attacks, on 256 labelled test images, spread evenly
+    over the test data, each towards the class that is the teacher's second answer. Those that both
+    get right count: ``boundary_images`` of them. If a student cannot be attacked, a warning says
+    so.
+    """
+    from kdtasks.classification.pictures import boundaries
+
+    try:
+        return boundaries.similarity_of(run, stage)
+    # a trained stage is worth more than a further number
+    except ValueError as error:
+        warnings.warn(f"magsim and angsim of {stage.name} are not known: {error}", stacklevel=2)
+        return {}
+
+
 def pictures(run: "Run") -> list[tuple]:
     """``[(title, figure)]`` on the test data: accuracy of each class, images whose answer changed,
-    and reliability.
+    and reliability; and what a method's people look at, see :mod:`kdtasks.classification.pictures`.
 
     Whatever of teacher, alone and distilled there is takes part; a teacher from a file as the last
     stage used it.
@@ -88,7 +117,8 @@ def pictures(run: "Run") -> list[tuple]:
 
     if not run.finished:
         return []
-    loader = run.experiment.test_loader(run.finished[-1])
+    loader, colors = run.experiment.test_loader(run.finished[-1]), stage_colors(run)
     found = {name: draw.answers(model, loader) for name, model in run.arm_models().items()}
     pair = [stage.name for stage in run.arms.pair]
-    return draw.draw(found, pair, loader, stage_colors(run))
+    names = draw.class_names(found, loader)
+    return [*draw.draw(found, pair, loader, colors), *draw.draw_method(run, names, loader, colors)]

@@ -219,10 +219,16 @@ class Experiment:
         """The model that a stage trains, with fresh weights; the control's with ``control``."""
         return self.model(stage.model, **self._arguments(stage))
 
-    def trained(self, stage: Stage, files: WorkDir) -> nn.Module:
-        """The model that a finished stage trained, in eval."""
+    def trained(self, stage: Stage, files: WorkDir, which: str = "last") -> nn.Module:
+        """The model that a finished stage trained, in eval.
+
+        Args:
+            stage: which.
+            files: of finished stages.
+            which: of its weights, as :meth:`WorkDir.weights` takes it.
+        """
         model = self.learner(stage)
-        load_weights(model, files.weights(stage.name))
+        load_weights(model, files.weights(stage.name, which))
         model.eval()
         model.requires_grad_(False)
         return model
@@ -239,20 +245,23 @@ class Experiment:
         return model.to(self.device, memory_format=layout)
 
     # Distillers -----------------------------------------------------------------------------------
-    def distiller(self, stage: Stage, files: WorkDir | None = None, load: bool = True) -> Distiller:
+    def distiller(
+        self, stage: Stage, files: WorkDir | None = None, load: bool = True, anchor: int = 0
+    ) -> Distiller:
         """The stage's student, teachers and losses, with the weights that they start from.
 
         Args:
             stage: which.
             files: of finished stages; None: what these leave is not loaded.
             load: whether the files are loaded that the config names.
+            anchor: which one of a route a teacher is: 0, the first; -1, the last.
         """
         student = self.learner(stage)
         if load:
             self.load(student, self._origin(stage), files, grown=True)
             self.check_source(stage)
         teachers = {
-            name: self._teacher(name, origin, files, load)
+            name: self._teacher(name, _of_route(origin, anchor), files, load)
             for name, origin in stage.teachers.items()
         }
         self._check_classes(stage, teachers)
@@ -261,6 +270,21 @@ class Experiment:
         if load:
             distiller.classes = self.classes(stage)
         return distiller.to(self.device)
+
+    def built_distiller(
+        self, stage: Stage, files: WorkDir | None, batch: Mapping, anchor: int = 0
+    ) -> Distiller:
+        """:meth:`distiller`, with what its losses only know from real tensors: as before the
+        stage's first step.
+
+        Args:
+            stage, files, anchor: as there.
+            batch: the stage's first one.
+        """
+        distiller = self.distiller(stage, files, anchor=anchor)
+        with self.seeded(f"{stage.name}:build"):
+            distiller.build(batch)
+        return distiller
 
     def _assemble(
         self,
@@ -282,10 +306,7 @@ class Experiment:
             compile=self.config["compile"],
         )
 
-    def _teacher(
-        self, name: str, origin: str | Sequence[str] | None, files: WorkDir | None, load: bool
-    ) -> Teacher:
-        origin = origin if isinstance(origin, str | None) else origin[0]
+    def _teacher(self, name: str, origin: str | None, files: WorkDir | None, load: bool) -> Teacher:
         reference = self._reference(origin)
         source = self.stage(reference[0]) if reference else None
         owner = source.model if source else name
@@ -303,7 +324,7 @@ class Experiment:
         """
         names = []
         for name, origin in stage.teachers.items():
-            reference = self._reference(origin if isinstance(origin, str | None) else origin[0])
+            reference = self._reference(_of_route(origin, 0))
             if reference is None or self.stage(reference[0]).model != "student":
                 names.append(name)
         return names
@@ -510,6 +531,11 @@ class Experiment:
     def peer_meta(self, number: int) -> dict:
         """In what the facts beside the weights of a peer, from 0 on, differ from the student's."""
         return _described(self.config["peers"][number])
+
+
+def _of_route(origin: str | Sequence[str] | None, anchor: int) -> str | None:
+    """Where a teacher comes from: as it is said, or one of the anchors of a route."""
+    return origin if isinstance(origin, str | None) else origin[anchor]
 
 
 def _described(spec: Mapping) -> dict:

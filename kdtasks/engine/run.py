@@ -6,9 +6,10 @@ from pathlib import Path
 
 from torch import nn
 
-from kdtasks.core import Stage
+from kdtasks.core import Distiller, Stage
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.stages import Arms, arms
+from kdtasks.core.weights import load_weights
 from kdtasks.engine import checkpoint, notices
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.check import check
@@ -94,9 +95,35 @@ class Run:
         """Where a stage keeps its checkpoints."""
         return self.files.folder(stage.name)
 
-    def trained(self, stage_name: str) -> nn.Module:
-        """The model that a finished stage trained, in eval."""
-        return self.experiment.trained(self.experiment.stage(stage_name), self.files)
+    def trained(self, stage_name: str, which: str = "last") -> nn.Module:
+        """The model that a finished stage trained, in eval.
+
+        Args:
+            stage_name: of the stage.
+            which: of its weights: ``'last'``, ``'best'`` or ``'epoch_<e>'``.
+        """
+        return self.experiment.trained(self.experiment.stage(stage_name), self.files, which)
+
+    def distiller(self, stage: Stage, ended: bool = True) -> Distiller:
+        """The distiller of a finished stage, built and in eval.
+
+        Args:
+            stage: which.
+            ended: as the stage ended: the student (its moving average where there is one), peers,
+                what losses have learned, and of a route of anchors the last. False: as it began.
+        """
+        experiment, files = self.experiment, self.files
+        batch = experiment.first_batch(stage, files)
+        distiller = experiment.built_distiller(stage, files, batch, anchor=-1 if ended else 0)
+        if ended:
+            last = files.weights(stage.name)
+            load_weights(distiller.student, last)
+            kept = checkpoint.load(last)["resume"]
+            for peer, weights in zip(distiller.peers, kept["learners"][1:], strict=True):
+                peer.load_state_dict(weights)
+            distiller.losses.load_state_dict(kept["losses"])
+        distiller.eval()
+        return distiller
 
     def arm_models(self) -> dict[str, nn.Module]:
         """What the pictures of a run compare: ``{name: model in eval}``.

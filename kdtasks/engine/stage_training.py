@@ -49,10 +49,8 @@ def train_stage(
         notices: what is told on the screen.
     """
     loader = experiment.train_loader(stage, files)
-    distiller = experiment.distiller(stage, files)
     first = experiment.first_batch(stage, files)
-    with experiment.seeded(f"{stage.name}:build"):
-        distiller.build(first)
+    distiller = experiment.built_distiller(stage, files, first)
     length = iterations(experiment.setting(stage, "length"), len(loader), f"{stage.name}.length")
     with Bar(stage.name, length, notices.quiet) as bar:
         runner = _runner(experiment, stage, files, loader, distiller, first, bar)

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from kdtasks.classification import pictures, trainer
+from kdtasks.classification.pictures import counting
 from kdtasks.engine import config as configs
 from kdtasks.engine.run import Run
+from kdtasks.images.display import pictures_of
 
 SMALL = Path(__file__).parents[1] / "engine" / "small" / "small.py"
 COLORS = {"teacher": "#5A6472", "alone": "#E69F00", "distilled": "#0072B2"}
@@ -115,7 +117,7 @@ def test_calibration_equals_a_loop(bins):
     confidence = torch.rand(500, generator=g)
     confidence[:4] = torch.tensor([0.0, 0.5, 1.0, 0.2])  # on the edges of bins
     right = torch.rand(500, generator=g) < confidence
-    error, rows = pictures.calibration(confidence, right, bins)
+    error, rows = counting.calibration(confidence, right, bins)
     slow, values = 0.0, confidence.tolist()
     for b in range(bins):
         inside = [
@@ -128,14 +130,14 @@ def test_calibration_equals_a_loop(bins):
         assert rows[b] == pytest.approx((len(inside), 100 * accuracy, 100 * mean))
         slow += len(inside) / 500 * abs(accuracy - mean)
     assert error == pytest.approx(100 * slow)
-    assert pictures.calibration(confidence[:0], right[:0]) == (0.0, [(0, 0.0, 0.0)] * 10)
+    assert counting.calibration(confidence[:0], right[:0]) == (0.0, [(0, 0.0, 0.0)] * 10)
 
 
 def test_calibration_of_known_cases():
     sure = torch.ones(8)
-    assert pictures.calibration(sure, torch.ones(8, dtype=torch.bool))[0] == 0
-    assert pictures.calibration(sure, torch.zeros(8, dtype=torch.bool))[0] == 100
-    assert pictures.calibration(torch.full((8,), 0.75), torch.arange(8) < 4)[0] == pytest.approx(25)
+    assert counting.calibration(sure, torch.ones(8, dtype=torch.bool))[0] == 0
+    assert counting.calibration(sure, torch.zeros(8, dtype=torch.bool))[0] == 100
+    assert counting.calibration(torch.full((8,), 0.75), torch.arange(8) < 4)[0] == pytest.approx(25)
 
 
 def test_class_accuracy_equals_a_loop():
@@ -148,7 +150,7 @@ def test_class_accuracy_equals_a_loop():
         want.append(
             100 * sum(int(found.answer[i] == c) for i in rows) / len(rows) if rows else None
         )
-    assert pictures.class_accuracy(found, 5) == pytest.approx(want) and want[3] is None
+    assert counting.class_accuracy(found, 5) == pytest.approx(want) and want[3] is None
 
 
 @pytest.mark.parametrize("classes, channels", [(2, 1), (20, 3), (21, 4), (100, 3)])
@@ -203,7 +205,7 @@ def test_no_difference_and_no_name():
 
 def test_images_are_drawn_as_they_are():
     raw = torch.randint(256, (5, 3, 4, 6), dtype=torch.uint8)
-    for array, index in zip(pictures.pictures_of(loader_of(raw, []), torch.tensor([3, 1])), (3, 1)):
+    for array, index in zip(pictures_of(loader_of(raw, []), torch.tensor([3, 1])), (3, 1)):
         np.testing.assert_allclose(array, raw[index].permute(1, 2, 0).numpy() / 255, rtol=1e-6)
     x = torch.randn(5, 1, 4, 6)
     for dataset in (
@@ -211,8 +213,8 @@ def test_images_are_drawn_as_they_are():
         [(image, 0) for image in x],
         [{"input": image} for image in x],
     ):
-        (array,) = pictures.pictures_of(SimpleNamespace(dataset=dataset, seed=0), torch.tensor([2]))
+        (array,) = pictures_of(SimpleNamespace(dataset=dataset, seed=0), torch.tensor([2]))
         want = (x[2, 0] - x[2].min()) / (x[2].max() - x[2].min())
         np.testing.assert_allclose(array, want.numpy(), rtol=1e-5, atol=1e-6)
     flat = SimpleNamespace(dataset=[(torch.ones(1, 2, 2), 0)], seed=0)
-    assert not np.isnan(pictures.pictures_of(flat, torch.tensor([0]))[0]).any()
+    assert not np.isnan(pictures_of(flat, torch.tensor([0]))[0]).any()
