@@ -9,7 +9,7 @@ import os
 import re
 import select
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -316,6 +316,15 @@ def _add_job_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _named(given: str | None, names: Iterable[str], paths: Iterable[Path]) -> str | None:
+    """The name of the config that is given by its name, its path, or the name of its file."""
+    named = dict(zip(names, paths))
+    if given is None or given in named:
+        return given
+    found = [name for name, path in named.items() if path.stem == Path(given).stem]
+    return found[0] if len(found) == 1 else given
+
+
 def _compare_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="compare.py",
@@ -341,6 +350,12 @@ def _compare_parser() -> argparse.ArgumentParser:
         default="work_dirs",
         help="where the runs, compare.json and compare.png go; runs that are there already are "
         "used (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="CONFIG",
+        help="of several configs the one that the others are compared with, too, plain KD say; "
+        "default: the first",
     )
     _add_job_flags(parser)
     common_arguments(parser)
@@ -376,6 +391,7 @@ def compare(arguments: Sequence[str] | None = None) -> None:
             args.teacher_per_seed,
             workers=max(args.jobs, len(args.devices)),
             devices=args.devices,
+            reference=_named(args.reference, loaded, paths),
         )
         show(result, load_task(next(iter(loaded.values()))["task"]))
         print(f"{args.work_dir}: compare.json compare.png")

@@ -13,7 +13,7 @@ from torch import nn
 import kdtasks
 from kdtasks.core import Distiller, Stage, Teacher
 from kdtasks.core.names import as_names, did_you_mean
-from kdtasks.core.stages import OWN, Arms, arms, has_peers, stage_reference
+from kdtasks.core.stages import OWN, Arms, anchors_of, arms, has_peers, stage_reference
 from kdtasks.core.weights import load_weights
 from kdtasks.engine import builder, data_sets
 from kdtasks.engine.builder import ConfigError
@@ -136,13 +136,17 @@ class Experiment:
         parts = self.arms
         if parts.control is None:
             return set()
-        whole = self._network(parts.control)
         steps = [stage for stage in parts.steps if stage.model == "student"]
-        return {stage.name for stage in steps if self._network(stage) != whole}
+        return {stage.name for stage in steps if not self.same_network(stage, parts.control)}
+
+    def same_network(self, one: Stage, other: Stage) -> bool:
+        """Whether two stages train networks that are described alike."""
+        return self._network(one) == self._network(other)
 
     def _network(self, stage: Stage) -> dict:
         """What a stage's model is, but for what the config changes of the control's."""
-        return jsonable({**self.specs[stage.model], **stage.arguments})
+        spec = {**self.specs[stage.model], **stage.arguments}
+        return jsonable({key: value for key, value in spec.items() if key not in TEACHER_KEYS})
 
     def stage(self, name: str) -> Stage:
         """The stage of this name."""
@@ -170,6 +174,19 @@ class Experiment:
         """The stages that, one after the other, trained what this one ends with; itself last."""
         source = self.source(stage)
         return [*(self.chain(self.stage(source)) if source else []), stage]
+
+    def leading_to(self, stage: Stage) -> list[Stage]:
+        """The stages without which this one's student would not be what it is, in their order,
+        itself last: those that it goes on with, and those that its teachers come from.
+        """
+        needed = {stage.name}
+        before = self.stages[: self.stages.index(stage) + 1]
+        for one in reversed(before):
+            if one.name in needed:
+                references = map(self._reference, anchors_of(one))
+                needed |= {reference[0] for reference in references if reference}
+                needed |= {source for source in [self.source(one)] if source}
+        return [one for one in before if one.name in needed]
 
     def _reference(self, origin: str | None) -> tuple[str, str] | None:
         return stage_reference(origin or "", [stage.name for stage in self.stages])

@@ -1,5 +1,6 @@
 """The loop of a stage: counted in iterations, read from the device once per log interval."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -86,6 +87,10 @@ class StageLoop(BaseLoop):
         dataloader: an :class:`kdtasks.engine.loader.Loader`.
         lengths: of the stage and its intervals.
         prepare: called with each batch before the step; adds what a cache knows.
+
+    Attributes:
+        seconds: of training, without evaluations and checkpoints; as it was when the last of these
+            began.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class StageLoop(BaseLoop):
         super().__init__(runner, cast(Any, dataloader))
         self.loader, self.lengths, self.prepare = dataloader, lengths, prepare
         self._iter, self._max_iters = 0, lengths.total
+        self.seconds, self._since = 0.0, time.perf_counter()
         # a hook may set it: EarlyStoppingHook does
         self.stop_training = False
         self.buffer = LossBuffer()
@@ -111,6 +117,7 @@ class StageLoop(BaseLoop):
         """Train to the end and return the model."""
         runner = self.runner
         runner.call_hook("before_train")
+        self._since = time.perf_counter()
         while self._iter < self._max_iters and not self.stop_training:
             runner.distiller.train()
             runner.call_hook("before_train_epoch")
@@ -124,9 +131,9 @@ class StageLoop(BaseLoop):
         runner.call_hook("after_train")
         return runner.model
 
-    def move_to(self, iteration: int) -> None:
-        """Go on from an iteration."""
-        self._iter = iteration
+    def move_to(self, iteration: int, seconds: float = 0.0) -> None:
+        """Go on from an iteration, after so many seconds of training."""
+        self._iter, self.seconds = iteration, seconds
 
     def _step(self, batch: dict) -> None:
         runner, iteration = self.runner, self._iter
@@ -165,6 +172,10 @@ class StageLoop(BaseLoop):
         save = save and (last or done % runner.stepper.accumulate == 0)
         if validate or save or keep or done % self.lengths.log == 0:
             runner.note(self._read())
+        if not (validate or save or keep):
+            return
+        # the read has waited for the device
+        self.seconds += time.perf_counter() - self._since
         if validate:
             runner.evaluate_now()
             save = save or self.stop_training
@@ -173,6 +184,7 @@ class StageLoop(BaseLoop):
             runner.keep_now(done // len(self.loader))
         if save:
             runner.save_now()
+        self._since = time.perf_counter()
 
     def _ends_kept_epoch(self) -> bool:
         return (

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -16,6 +17,9 @@ from kdtasks.engine.check import check
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.processes import device_name, led
 from kdtasks.engine.work_dir import WorkDir
+
+if TYPE_CHECKING:
+    from kdtasks.engine.stage_training import Outcome
 
 
 class Run:
@@ -199,13 +203,14 @@ class Run:
         from kdtasks.engine.stage_training import train_stage  # mmengine's Runner is slow to import
 
         outcome = train_stage(self.experiment, stage, self.files, resume, self._notices)
-        led(lambda beat: self._note(stage, outcome.metrics, outcome.facts))
+        led(lambda beat: self._note(stage, outcome))
 
-    def _note(self, stage: Stage, metrics: dict, facts: dict) -> None:
+    def _note(self, stage: Stage, outcome: "Outcome") -> None:
         """Write down the results of a finished stage."""
-        further = self.experiment.task.summary(self, stage, metrics)
-        self._notices.unreadable(facts.get("unreadable", {}))
-        self.files.finish(stage.name, {**metrics, **further, **facts})
+        further = self.experiment.task.summary(self, stage, outcome.metrics)
+        self._notices.unreadable(outcome.facts.get("unreadable", {}))
+        results = {**outcome.metrics, **further, **outcome.facts}
+        self.files.finish(stage.name, results, outcome.timing)
         checkpoint.save_json(self.results, self.work_dir / "results.json")
 
     def _finish(self) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -418,6 +419,7 @@ class StageRunner(Runner):
             "iteration": self.loop.iter,
             "length": self.loop.max_iters,
             "seconds": self.seconds,
+            "training_seconds": self.loop.seconds,
             "best": self.best,
             "metrics": self.metrics,
             "history": self.history,
@@ -465,7 +467,8 @@ class StageRunner(Runner):
         for name, attributes in resume.get("attributes", [{}] * self.world_size)[self.rank].items():
             if name in self._owners:
                 set_attributes(self._owners[name][0], attributes, self.device)
-        self.loop.move_to(resume["iteration"])
+        # NaN: of a checkpoint that does not say it
+        self.loop.move_to(resume["iteration"], resume.get("training_seconds", math.nan))
         self.loop.stop_training = resume.get("stopped", False)
         self.metrics, self.history = resume["metrics"], resume["history"]
         self.unreadable = resume.get("unreadable", {})

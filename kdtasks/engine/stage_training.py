@@ -1,6 +1,8 @@
 """One stage of an experiment, from its models and data to its results."""
 
 import copy
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,7 @@ from kdtasks.engine.loader import Loader
 from kdtasks.engine.loop import Lengths
 from kdtasks.engine.notices import Notices, differing_ranks
 from kdtasks.engine.parameters import leaves_parameters_out
-from kdtasks.engine.preparation import preparation
+from kdtasks.engine.preparation import Prepare, preparation
 from kdtasks.engine.runner import StageRunner, StageSetup
 from kdtasks.engine.show import Bar
 from kdtasks.engine.work_dir import WorkDir
@@ -30,10 +32,13 @@ class Outcome:
         metrics: of its last evaluation, and ``seconds``.
         facts: where there is something to say, ``ended_early``, ``unreadable`` and, of networks
             that learn side by side, which one ``counts``.
+        timing: what its training took, as :attr:`WorkDir.timings` has it; empty where a part of it
+            was trained by a version that did not record it.
     """
 
     metrics: dict[str, float]
     facts: dict[str, Any]
+    timing: dict[str, float]
 
 
 def train_stage(
@@ -52,8 +57,11 @@ def train_stage(
     first = experiment.first_batch(stage, files)
     distiller = experiment.built_distiller(stage, files, first)
     length = iterations(experiment.setting(stage, "length"), len(loader), f"{stage.name}.length")
+    begun = time.perf_counter()
+    prepare = preparation(experiment, stage, distiller, files, first)
+    prepared = time.perf_counter() - begun
     with Bar(stage.name, length, notices.quiet) as bar:
-        runner = _runner(experiment, stage, files, loader, distiller, first, bar)
+        runner = _runner(experiment, stage, files, loader, distiller, first, prepare, bar)
         if differs := differing_ranks(experiment, distiller):
             runner.logger.warning(differs)
             notices.say(f"note: {differs}")
@@ -65,7 +73,7 @@ def train_stage(
             assert source is not None  # check_stages has seen to it
             runner.take_optimizer_state(files.weights(source))
         runner.train()
-    return _outcome(runner, length)
+    return _outcome(runner, length, prepared)
 
 
 def _runner(
@@ -75,6 +83,7 @@ def _runner(
     loader: Loader,
     distiller: Distiller,
     first: Mapping,
+    prepare: Prepare | None,
     bar: Bar,
 ) -> StageRunner:
     config = experiment.config
@@ -100,7 +109,7 @@ def _runner(
         options=config,
         keep=stage.keep,
         find_unused_parameters=experiment.world > 1 and leaves_parameters_out(distiller, first),
-        prepare=preparation(experiment, stage, distiller, files, first),
+        prepare=prepare,
         seed=experiment.seed,
         meta=experiment.meta(stage),
         show=bar,
@@ -125,7 +134,7 @@ def _lengths(experiment: Experiment, stage: Stage, files: WorkDir, loader: Loade
     )
 
 
-def _outcome(runner: StageRunner, length: int) -> Outcome:
+def _outcome(runner: StageRunner, length: int, prepared: float) -> Outcome:
     facts: dict[str, Any] = {}
     steps = runner.loop.iter
     if steps < length:
@@ -135,4 +144,11 @@ def _outcome(runner: StageRunner, length: int) -> Outcome:
         facts["unreadable"] = unreadable
     if runner.distiller.peers:
         facts["counts"] = STUDENT
-    return Outcome({**runner.metrics, "seconds": round(runner.seconds, 3)}, facts)
+    timing = {}
+    if math.isfinite(runner.loop.seconds):
+        timing = {
+            "iterations": steps,
+            "training_seconds": round(runner.loop.seconds, 3),
+            "preparation_seconds": round(prepared, 3),
+        }
+    return Outcome({**runner.metrics, "seconds": round(runner.seconds, 3)}, facts, timing)

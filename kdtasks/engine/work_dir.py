@@ -19,7 +19,7 @@ _TEMPORARY = re.compile(r"\..+\.(?:(\d{1,10})|[0-9a-f]{32}(?:\.old)?)\.tmp")
 
 class WorkDir:
     """What a run leaves: ``config.py results.json student.pth student.json report.html train.log``,
-    ``stages/<k>_<name>/``, and ``stages/done.json``.
+    ``stages/<k>_<name>/``, ``stages/done.json`` and ``stages/timings.json``.
 
     Args:
         path: the folder.
@@ -29,6 +29,7 @@ class WorkDir:
     def __init__(self, path: str | Path, stages: list[str]):
         self.path, self.stages = Path(path), stages
         self._done = self.path / "stages" / "done.json"
+        self._timings = self.path / "stages" / "timings.json"
 
     def folder(self, stage: str) -> Path:
         """Where a stage keeps ``last.pth``, ``best.pth``, kept epochs and ``history.json``."""
@@ -41,11 +42,35 @@ class WorkDir:
     @property
     def done(self) -> dict[str, dict]:
         """``{stage: {metric: value, 'seconds': …}}`` of the finished stages, in their order."""
-        found = json.loads(self._done.read_text()) if self._done.exists() else {}
+        return self._read(self._done)
+
+    @property
+    def timings(self) -> dict[str, dict[str, float]]:
+        """What the training of finished stages took: ``{stage: {'iterations': …,
+        'training_seconds': …, 'preparation_seconds': …}}``.
+
+        Seconds of training are those of the steps, without evaluations and checkpoints; those of
+        the preparation, of a cache of the teachers' outputs. A stage of which they are not known is
+        left out.
+        """
+        return self._read(self._timings)
+
+    def _read(self, path: Path) -> dict[str, dict]:
+        found = json.loads(path.read_text()) if path.exists() else {}
         return {name: found[name] for name in self.stages if name in found}
 
-    def finish(self, stage: str, results: Mapping) -> None:
-        """Note a stage as finished."""
+    def finish(
+        self, stage: str, results: Mapping, timing: Mapping[str, float] | None = None
+    ) -> None:
+        """Note a stage as finished.
+
+        Args:
+            stage: which.
+            results: of results.json.
+            timing: as in :attr:`timings`; None: not known.
+        """
+        if timing:
+            checkpoint.save_json({**self.timings, stage: dict(timing)}, self._timings)
         checkpoint.save_json({**self.done, stage: dict(results)}, self._done)
 
     def open(self, config: Mapping, seed: int, resume: bool) -> Path | None:
@@ -149,7 +174,8 @@ class WorkDir:
         own = self.folder(stage)
         shutil.rmtree(own, ignore_errors=True)
         shutil.copytree(folder, own, copy_function=_link)
-        self.finish(stage, json.loads((folder.parent / "done.json").read_text())[stage])
+        other = WorkDir(folder.parents[1], [stage])
+        self.finish(stage, other.done[stage], other.timings.get(stage))
 
 
 def _facts(config: Mapping, seed: int) -> dict:

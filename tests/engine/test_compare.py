@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -19,9 +20,10 @@ from scipy import stats
 from kdtasks.core import Distiller
 from kdtasks.engine import config as configurations
 from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.cli import _named
 from kdtasks.engine.cli import compare as main
 from kdtasks.engine.compare.comparison import compare
-from kdtasks.engine.compare.plan import plan_jobs
+from kdtasks.engine.compare.plan import ConfigArm, plan_jobs
 from kdtasks.engine.compare.show import plot, show
 from kdtasks.engine.compare.statistics import interval, verdict
 from kdtasks.engine.run import Run
@@ -76,6 +78,16 @@ def without_seconds(value):
     if isinstance(value, dict):
         return {k: without_seconds(v) for k, v in value.items() if k != "seconds"}
     return [without_seconds(v) for v in value] if isinstance(value, list) else value
+
+
+def shown(result) -> str:
+    text = io.StringIO()
+    show(result, TASK, Console(file=text, width=400))
+    return text.getvalue()
+
+
+def spent(timing: dict) -> float:
+    return timing["training_seconds"] + timing["preparation_seconds"]
 
 
 def written(folder: Path) -> dict[str, int]:
@@ -265,6 +277,133 @@ def test_shared_runs_ran_once(undisturbed):
     assert any("one teacher (seed 0)" in note for note in result["notes"])
 
 
+# Several methods in one table ---------------------------------------------------------------------
+def cells(text: str, name: str) -> list[str]:
+    """Of the row of the first table that begins with a name."""
+    line = next(line for line in text.splitlines() if line.startswith(f"│ {name} "))
+    return [cell.strip() for cell in line.strip("│").split("│")]
+
+
+def test_one_row_an_arm(undisturbed):
+    """Alone, the reference and the other: metric, paired differences, and what each costs."""
+    _, result = undisturbed
+    cold, hot = (result["configs"][name] for name in ("cold", "hot"))
+    against = hot["against_reference"]
+    assert result["reference"] == "cold" and cold["against_reference"] is None
+    assert against["differences"] == [b - a for a, b in zip(cold["distilled"], hot["distilled"])]
+    assert (against["mean"], against["low"], against["high"]) == interval(against["differences"])
+    assert (against["verdict"], against["why"]) == verdict(against["differences"], True)
+    (control,) = result["controls"]
+    assert control["configs"] == ["cold", "hot"] and control["values"] == cold["alone"]
+    text = shown(result)
+    alone, first, second = (cells(text, name) for name in ("alone", "cold", "hot"))
+    mean = sum(cold["alone"]) / 3
+    assert alone[2].startswith(f"{mean:.2f} ± ") and alone[3] == alone[5] == ""
+    assert first[3] == f"{cold['mean']:+.2f} [{cold['low']:+.2f}, {cold['high']:+.2f}]"
+    assert first[5] == "" and "(x" not in first[6] + first[7]
+    assert second[5] == f"{against['mean']:+.2f} [{against['low']:+.2f}, {against['high']:+.2f}]"
+    assert all("(x" in cell for cell in (*alone[6:], *second[6:]))
+    assert "against cold: the difference to its student" in text
+
+
+def test_what_an_arm_costs_is_what_its_stages_took(undisturbed):
+    """Seconds of the steps, which are not those of the evaluations and checkpoints."""
+    folder, result = undisturbed
+    row, (control,) = result["configs"]["hot"], result["controls"]
+    for seed, own in enumerate(row["folders"]):
+        run = WorkDir(folder / own, ["teacher", "alone", "distilled"])
+        assert set(run.timings) == set(run.done)
+        for stage, timing in run.timings.items():
+            assert timing["iterations"] == 6
+            assert 0 < timing["training_seconds"] < run.done[stage]["seconds"]
+        for cost, stage in ((control["cost"], "alone"), (row["cost"], "distilled")):
+            timing = run.timings[stage]
+            assert cost["stages"] == [stage]
+            assert cost["seconds"]["step"][seed] == timing["training_seconds"] / 6
+            assert cost["seconds"]["training"][seed] == pytest.approx(spent(timing))
+
+
+def test_runs_that_did_not_record_their_seconds_have_a_dash(undisturbed, tmp_path):
+    folder, expected = undisturbed
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    for path in tmp_path.glob("hot_*/seed1/stages/timings.json"):
+        path.unlink()
+    for path in tmp_path.rglob("job.json"):
+        path.unlink()
+    result = compare(pair(), [0, 1, 2], tmp_path, "cpu", quiet=True)
+    assert without_seconds(result) == without_seconds(expected)
+    assert result["configs"]["hot"]["cost"]["seconds"]["training"][1] is None
+    text = shown(result)
+    assert cells(text, "hot")[6:] == ["-", "-"] and cells(text, "cold")[6] != "-"
+    by_hot = compare(pair(), [0, 1, 2], tmp_path, "cpu", quiet=True, reference="hot")
+    assert by_hot["reference"] == "hot" and by_hot["configs"]["hot"]["against_reference"] is None
+    against = (result, "hot"), (by_hot, "cold")
+    one, other = (r["configs"][name]["against_reference"]["mean"] for r, name in against)
+    assert one == pytest.approx(-other) and "against hot" in shown(by_hot)
+
+
+def test_a_reference_that_is_not_there_is_an_error_before_anything_is_trained(tmp_path):
+    with pytest.raises(ConfigError, match="no config is called 'clod'.*'cold'"):
+        compare(pair(), [0], tmp_path, "cpu", quiet=True, reference="clod")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reference_is_named_in_any_way():
+    paths = [Path("a/classification/kd.py"), Path("a/classification/rkd.py")]
+    names = ["classification_kd", "classification_rkd"]
+    for given in ("classification_rkd", "rkd", "a/classification/rkd.py"):
+        assert _named(given, names, paths) == "classification_rkd"
+    assert _named("dk", names, paths) == "dk" and _named(None, names, paths) is None
+
+
+def test_different_controls_are_rows_of_their_own(undisturbed, tmp_path):
+    folder, _ = undisturbed
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    other = small(**{"optimizer.lr": 0.05, "teacher.checkpoint": "own"})
+    result = compare({"cold": small(), "slow": other}, [0], tmp_path, "cpu", quiet=True)
+    assert [control["configs"] for control in result["controls"]] == [["cold"], ["slow"]]
+    text = shown(result)
+    assert [cells(text, f"alone of {name}")[2] for name in ("cold", "slow")] == [
+        f"{result['configs'][name]['alone'][0]:.2f}" for name in ("cold", "slow")
+    ]
+    assert "slow: another control than cold has" in text
+
+
+@pytest.mark.parametrize(
+    ("method", "alone", "distilled"),
+    [
+        ("kd", ["alone"], ["distilled"]),
+        ("dml", ["alone"], ["distilled"]),
+        ("takd", ["alone"], ["assistant1", "distilled"]),
+        ("rco", ["alone"], ["distilled"]),
+        ("ab", ["alone_first", "alone"], ["boundaries", "distilled"]),
+        # generation 0 is the student's own network, and no large one that is there already
+        ("ban", ["alone"], ["teacher", "generation1", "generation2", "distilled"]),
+    ],
+)
+def test_a_student_costs_what_leads_to_it(method, alone, distilled):
+    path = Path(__file__).parents[2] / f"configs/classification/{method}_digits.py"
+    arm = ConfigArm(method, configurations.load(path), "cpu")
+    assert arm.paid == {"alone": alone, "distilled": distilled}
+
+
+def test_seconds_of_training_go_on_after_a_stop(tmp_path):
+    config = small(**{"teacher.checkpoint": "own", "length": 2})
+    Stop.at = ("alone", 0, 8)
+    with pytest.raises(KeyboardInterrupt):
+        Run(config, tmp_path / "run", 0, "cpu", quiet=True).train()
+    last = tmp_path / "run/stages/0_alone/last.pth"
+    state = torch.load(last, weights_only=False)
+    so_far = state["resume"].pop("training_seconds")
+    shutil.copytree(tmp_path / "run", tmp_path / "older")
+    torch.save(state, tmp_path / "older/stages/0_alone/last.pth")  # of a version without them
+    for folder in ("run", "older"):
+        Run(config, tmp_path / folder, 0, "cpu", quiet=True).train(resume=True)
+    run, older = (WorkDir(tmp_path / f, ["alone", "distilled"]).timings for f in ("run", "older"))
+    assert run["alone"]["iterations"] == 12 and run["alone"]["training_seconds"] > so_far > 0
+    assert list(run) == ["alone", "distilled"] and list(older) == ["distilled"]
+
+
 def test_again_nothing_is_trained(undisturbed, monkeypatch):
     folder, result = undisturbed
     before = written(folder)
@@ -313,6 +452,8 @@ def test_jobs_side_by_side_give_the_same_numbers(tmp_path, capsys):
     one = compare(configs, [0], tmp_path / "one", "cpu", quiet=True)
     two = compare(configs, [0], tmp_path / "two", "cpu", workers=2)
     assert without_seconds(two) == without_seconds(one)
+    assert (one["seconds"], two["seconds"]) == ({"side_by_side": 1}, {"side_by_side": 2})
+    assert "up to 2 runs went side by side" in shown(two) and "side by side" not in shown(one)
     said = capsys.readouterr().err.splitlines()
     started = [
         line.split(":")[0].removeprefix("started").strip()
@@ -385,6 +526,10 @@ def test_a_chain_is_paired_with_a_control_of_its_own_budget(undisturbed, tmp_pat
     assert row["seconds"] == [
         pytest.approx(done["assistant1"]["seconds"] + done["distilled"]["seconds"])
     ]
+    took = WorkDir(tmp_path / row["folders"][0], list(done)).timings
+    assert row["cost"]["stages"] == ["assistant1", "distilled"] and row["cost"]["seconds"][
+        "training"
+    ] == [pytest.approx(took["assistant1"]["training_seconds"] + spent(took["distilled"]))]
     same = Run(chain, tmp_path / "run", 0, "cpu", quiet=True).train()["stages"]
     assert without_seconds(done) == without_seconds(same)
 

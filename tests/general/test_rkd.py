@@ -4,6 +4,7 @@ and what they cost.
 
 import math
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kdtasks.core import Distiller
+from kdtasks.engine import config as configs
+from kdtasks.engine.experiment import Experiment
 from kdtasks.general import RKDLoss, rkd, rkd_angle_loss, rkd_distance_loss, rkd_kernel
 from kdtasks.general.distances import squared_distances
 from tests.relations import F64, check_two_processes, distance, gradient, rows
@@ -104,6 +107,28 @@ def test_they_equal_the_loop_over_indices(loss, divisor, n, ds, dt):
         assert loss(student, teacher, divisor=divisor).item() == pytest.approx(
             SLOW[loss](student, teacher, divisor), rel=1e-12
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "beside"),
+    [("rkd_digits", {"loss_cls": 1.0}), ("rkd_kd_digits", {"loss_cls": 0.1, "loss_kd": 0.9})],
+)
+def test_in_classification_it_is_25_distances_and_50_angles_of_the_pooled_features(name, beside):
+    """Of all images, labelled or not, and beside the labels or KD."""
+    path = Path(__file__).parents[2] / "configs" / "classification" / f"{name}.py"
+    experiment = Experiment(configs.load(path), device="cpu")
+    distiller = experiment.distiller(experiment.stage("distilled"), load=False).eval()
+    assert {k: t.weight for k, t in distiller.terms.items()} == {**beside, "loss_rkd": 1.0}
+    batch = {
+        "input": torch.randn(7, 1, 8, 8),
+        "target": torch.tensor([0, 1, 2, 3, -100, -100, -100]),
+        "labelled": torch.arange(7) < 4,
+    }
+    features = distiller.tensors(batch)
+    student, teacher = features["student.flatten"], features["teacher.flatten"]
+    assert (student.shape, teacher.shape) == ((7, 8), (7, 64))
+    expected = 25 * slow_distance(student, teacher) + 50 * slow_angle(student, teacher)
+    assert distiller(batch)["loss_rkd"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_known_numbers():

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdtasks.core.files import write_atomically
+from kdtasks.core.names import did_you_mean
 from kdtasks.engine import checkpoint, lock
+from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.check import check
 from kdtasks.engine.compare.jobs import run_jobs
 from kdtasks.engine.compare.plan import plan_jobs
@@ -21,6 +23,7 @@ def compare(
     quiet: bool = False,
     workers: int = 1,
     devices: Sequence[str] = (),
+    reference: str | None = None,
 ) -> dict:
     """Train every config for every seed beside its control, and write ``compare.json`` and
     ``compare.png``.
@@ -33,6 +36,8 @@ def compare(
         teacher_per_seed: train a teacher for each seed; else the teacher of seed 0 serves all.
         quiet: no progress.
         workers, devices: see :func:`kdtasks.engine.compare.jobs.run_jobs`.
+        reference: the config, by its name, whose students those of the others are compared with,
+            too, plain KD say; None: the first.
 
     Returns:
         The content of ``compare.json``.
@@ -42,6 +47,11 @@ def compare(
             another process works; before the first step of any.
     """
     work_dir = Path(work_dir)
+    if reference is not None and reference not in configs:
+        raise ConfigError(
+            f"no config is called {reference!r}, which is to be the reference; "
+            + did_you_mean(reference, configs)
+        )
     arms, jobs = plan_jobs(configs, seeds, work_dir, device, teacher_per_seed)
     todo = [job for job in jobs if job.results is None]
     for job in todo:
@@ -51,7 +61,7 @@ def compare(
             check(arm.experiment)
             arm.experiment.data.clear()  # the data is read again by the runs that need it
     run_jobs(todo, device, workers, devices, quiet)
-    result = collect(arms, jobs, list(seeds), work_dir, teacher_per_seed)
+    result = collect(arms, jobs, list(seeds), work_dir, teacher_per_seed, reference)
     checkpoint.save_json(result, work_dir / "compare.json")
     write_atomically(
         work_dir / "compare.png", lambda path: plot(result, arms[0].experiment.task, path)

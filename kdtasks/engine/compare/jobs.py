@@ -69,7 +69,7 @@ def _run_side_by_side(
         for job in ready[: workers - len(running)]:
             waiting.remove(job)
             started[id(job)] = time.perf_counter()
-            running[pool.submit(_finish, job)] = job
+            running[pool.submit(_finish, job, workers)] = job
             _say(f"started  {job.title}: {job.folder}", quiet)
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             job = running.pop(future)
@@ -116,8 +116,8 @@ def _visible(number: int) -> str:
     return names[number] if names else str(number)
 
 
-def _finish(job: TrainingJob) -> None:
-    job.finish(_place, quiet=True)
+def _finish(job: TrainingJob, workers: int) -> None:
+    job.finish(_place, quiet=True, side_by_side=workers)
 
 
 def _say(text: str, quiet: bool) -> None:

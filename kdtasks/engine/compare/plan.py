@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kdtasks.core.stages import ALONE, Stage
+from kdtasks.engine import checkpoint
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.config import jsonable
 from kdtasks.engine.config_keys import TEACHER_KEYS, TRAINING_KEYS
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.run import Run
+from kdtasks.engine.work_dir import WorkDir
 
 TEACHER_SEED = 0  # of the one teacher that all seeds share
 # of a stage that stands alone in its config
@@ -64,11 +66,24 @@ class TrainingJob:
         results = json.loads(path.read_text(encoding="utf-8"))
         return results if all(stage in results["stages"] for stage in self.stages) else None
 
-    def finish(self, device: str | None, quiet: bool) -> None:
-        """Train what is not trained yet."""
+    @property
+    def timings(self) -> dict[str, dict[str, float]]:
+        """See :attr:`kdtasks.engine.work_dir.WorkDir.timings`."""
+        return WorkDir(self.folder, self.stages).timings
+
+    @property
+    def side_by_side(self) -> int:
+        """How many jobs ran at a time when this one did, as far as that was noted."""
+        path = self.folder / "job.json"
+        return json.loads(path.read_text())["side_by_side"] if path.exists() else 1
+
+    def finish(self, device: str | None, quiet: bool, side_by_side: int = 1) -> None:
+        """Train what is not trained yet, beside so many other jobs and itself."""
         run = Run(self.config, self.folder, self.seed, device, self.name, quiet)
         run.open(resume=True)
         try:
+            noted = max(side_by_side, self.side_by_side)
+            checkpoint.save_json({"side_by_side": noted}, self.folder / "job.json")
             for stage, other in self.given.items():
                 if stage not in run.done:
                     run.files.link_stage(
@@ -92,6 +107,9 @@ class ConfigArm:
             weights and is gone on with by none (``joint``).
         jobs: ``{seed: the config's own run}``.
         controls: ``{seed: the run that has the control}``.
+        paid: ``{control or final: the stages that its student costs}``: all that lead to it, but
+            for the training of teachers. A teacher that is described as the student itself, an
+            earlier generation of it, counts.
     """
 
     def __init__(self, name: str, config: Mapping, device: str | None):
@@ -115,6 +133,7 @@ class ConfigArm:
             for name, chain in chains.items()
             if name in shared
         }
+        self.paid = {stage.name: _paid(experiment, stage) for stage in parts.pair}
         self.jobs: dict[int, TrainingJob] = {}
         self.controls: dict[int, TrainingJob] = {}
 
@@ -142,6 +161,14 @@ class ConfigArm:
             self.name, config, folder, seed, names, given, [self.name]
         )
         self.controls[seed] = needs.get(self.control, self.jobs[seed])
+
+
+def _paid(experiment: Experiment, stage: Stage) -> list[str]:
+    return [
+        one.name
+        for one in experiment.leading_to(stage)
+        if one.role != "teacher" or experiment.same_network(one, stage)
+    ]
 
 
 def _untaught_chains(experiment: Experiment) -> dict[str, list[Stage]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kdtasks.core.stages import ALONE, DISTILLED
 from kdtasks.engine.compare.plan import TEACHER_SEED, ConfigArm, TrainingJob
-from kdtasks.engine.compare.statistics import CONFIDENCE, summary, verdict
+from kdtasks.engine.compare.statistics import CONFIDENCE, interval, summary, verdict
 
 TIMES = ("seconds", "cost")  # of a stage's results
 
@@ -16,18 +16,35 @@ def collect(
     seeds: list[int],
     work_dir: Path,
     teacher_per_seed: bool,
+    reference: str | None = None,
 ) -> dict:
-    """The content of ``compare.json``."""
+    """The content of ``compare.json``: a row for each config and each control.
+
+    Of a row's ``cost``, ``stages`` are those that its student takes (:class:`ConfigArm`), and
+    ``seconds``, one for each seed, are ``step``, of one step of the last of them, and ``training``,
+    of all steps and caches of all of them; None where a run did not record them.
+    """
     task, shared = arms[0].experiment.task, _shared(jobs, work_dir)
+    by_name = {arm.name: arm for arm in arms}
+    compared_with = by_name[reference] if reference else arms[0]
     return {
         "primary": task.primary,
         "higher_is_better": task.higher_is_better,
         "confidence": CONFIDENCE,
         "seeds": seeds,
         "devices": sorted({_results(job)["device"] for job in jobs}),
-        "configs": {arm.name: _row(arm, seeds, work_dir, teacher_per_seed) for arm in arms},
+        "reference": compared_with.name if len(arms) > 1 else None,
+        "seconds": {"side_by_side": max(job.side_by_side for job in jobs)},
+        "controls": _controls(arms, seeds),
+        "configs": {
+            arm.name: _row(arm, seeds, work_dir, teacher_per_seed)
+            | {"against_reference": _against(arm, compared_with, seeds)}
+            for arm in arms
+        },
         "shared": shared,
-        "notes": _notes(arms, shared, seeds, teacher_per_seed) + _ended_early(arms, seeds),
+        "notes": _notes(arms, shared, seeds, teacher_per_seed)
+        + _notes_of_several(arms, compared_with, seeds)
+        + _ended_early(arms, seeds),
     }
 
 
@@ -60,6 +77,76 @@ def _shared(jobs: Sequence[TrainingJob], work_dir: Path) -> list[dict]:
     return list(shared.values())
 
 
+def _values(arm: ConfigArm, seeds: list[int]) -> list[float]:
+    """The primary metric of the student that counts."""
+    primary = arm.experiment.task.primary
+    return [_results(arm.jobs[seed])["stages"][arm.final][primary] for seed in seeds]
+
+
+def _against(arm: ConfigArm, reference: ConfigArm, seeds: list[int]) -> dict | None:
+    """The differences to the reference's student of the same seed; None: it is the reference."""
+    if arm is reference:
+        return None
+    pairs = zip(_values(arm, seeds), _values(reference, seeds))
+    differences = [own - other for own, other in pairs]
+    mean, low, high = interval(differences)
+    word, why = verdict(differences, arm.experiment.task.higher_is_better)
+    return {
+        "differences": differences,
+        "mean": mean,
+        "low": low,
+        "high": high,
+        "verdict": word,
+        "why": why,
+    }
+
+
+def _has_control_of(arm: ConfigArm, other: ConfigArm) -> bool:
+    return all(job is other.controls[seed] for seed, job in arm.controls.items())
+
+
+def _controls(arms: Sequence[ConfigArm], seeds: list[int]) -> list[dict]:
+    """The different controls, each with the configs whose control it is."""
+    found: list[tuple[ConfigArm, dict]] = []
+    for arm in arms:
+        same = next((row for first, row in found if _has_control_of(arm, first)), None)
+        if same is not None:
+            same["configs"].append(arm.name)
+            continue
+        results = [_results(arm.controls[seed])["stages"][arm.control] for seed in seeds]
+        row = {
+            "stage": arm.control,
+            "configs": [arm.name],
+            "values": [values[arm.experiment.task.primary] for values in results],
+            "cost": _cost(arm.paid[arm.control], [arm.controls[seed] for seed in seeds]),
+        }
+        found.append((arm, row))
+    return [row for _, row in found]
+
+
+def _cost(stages: list[str], jobs: Sequence[TrainingJob]) -> dict:
+    """What the last of some stages and those that lead to it took, one number for each job."""
+    timings = [job.timings for job in jobs]
+    return {
+        "stages": stages,
+        "seconds": {
+            "step": [_step_seconds(timing.get(stages[-1])) for timing in timings],
+            "training": [_training_seconds(timing, stages) for timing in timings],
+        },
+    }
+
+
+def _step_seconds(timing: Mapping[str, float] | None) -> float | None:
+    return timing["training_seconds"] / timing["iterations"] if timing else None
+
+
+def _training_seconds(timings: Mapping[str, Mapping], stages: Sequence[str]) -> float | None:
+    if not all(stage in timings for stage in stages):
+        return None
+    parts = ("training_seconds", "preparation_seconds")
+    return sum(timings[stage][part] for stage in stages for part in parts)
+
+
 def _row(arm: ConfigArm, seeds: list[int], work_dir: Path, teacher_per_seed: bool) -> dict:
     task = arm.experiment.task
     own = [_results(arm.jobs[seed])["stages"] for seed in seeds]
@@ -82,6 +169,7 @@ def _row(arm: ConfigArm, seeds: list[int], work_dir: Path, teacher_per_seed: boo
         "why": why,
         "metrics": _metrics(controls, finals),
         "seconds": [_seconds(arm.jobs[seed]) for seed in seeds],
+        "cost": _cost(arm.paid[arm.final], [arm.jobs[seed] for seed in seeds]),
         "folders": [str(arm.jobs[seed].folder.relative_to(work_dir)) for seed in seeds],
         "controls": [str(arm.controls[seed].folder.relative_to(work_dir)) for seed in seeds],
     }
@@ -151,11 +239,39 @@ def _notes(
         notes.append(
             "configs that share their control are not independent: a control that was unlucky in "
             "one seed raises all of them, so two such configs are not ranked by their intervals "
-            "here"
+            f"against {ALONE}"
         )
     if any(arm.teachers for arm in arms) and not teacher_per_seed and len(seeds) > 1:
         notes.append(
             f"one teacher (seed {TEACHER_SEED}) serves all seeds: the intervals hold for this "
             "teacher, and say nothing of another (--teacher-per-seed does)"
         )
+    return notes
+
+
+def _notes_of_several(
+    arms: Sequence[ConfigArm], reference: ConfigArm, seeds: list[int]
+) -> list[str]:
+    """How to read several configs side by side."""
+    if len(arms) == 1:
+        return []
+    notes = [
+        f"against {reference.name}: the difference to its student of the same seed, with Student's "
+        f"{CONFIDENCE:.0%} interval on the {len(seeds)} paired differences, not corrected for the "
+        "number of configs"
+    ]
+    others = [arm.name for arm in arms if not _has_control_of(arm, reference)]
+    if others:
+        notes.append(
+            f"{', '.join(others)}: another control than {reference.name} has, so data, network or "
+            "budget differ, too, and the difference between the two students is not the method's "
+            "alone"
+        )
+    chains = {arm.name: arm.paid[arm.final] for arm in arms if len(arm.paid[arm.final]) > 1}
+    listed = "".join(f"; {name} takes {' + '.join(stages)}" for name, stages in chains.items())
+    notes.append(
+        "s a step: of the student's last stage; training s: all steps and caches of the stages "
+        "that lead to the student. Without evaluations, and without the training of teachers"
+        f"{listed}"
+    )
     return notes

@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 
 
 def show(result: Mapping, task: Task, console: Console | None = None) -> None:
-    """One row a config; then every number, further metrics, and what was shared.
+    """One row a config, or of several one row an arm; then every number, further metrics, and what
+    was shared.
 
     Args:
         result: the content of ``compare.json``.
         task: of the configs; says how its metrics are shown.
         console: see :func:`~kdtasks.engine.show.print_table`.
     """
-    print_table(_summary_table(result, task), 1, console)
+    several = len(result["configs"]) > 1
+    print_table((_arms_table if several else _summary_table)(result, task), 1, console)
     print_table(_numbers_table(result, task), 2, console)
     further = _metrics_table(result, task)
     if further.row_count:
@@ -38,8 +40,18 @@ def show(result: Mapping, task: Task, console: Console | None = None) -> None:
             f"{entry['stage']}, seed {seeds}: trained once, for {users} ({entry['folder']})",
             file=file,
         )
-    for note in result["notes"]:
+    for note in [*result["notes"], *_disturbed(result)]:
         print(f"note: {note}", file=file)
+
+
+def _disturbed(result: Mapping) -> list[str]:
+    """What makes seconds larger than they need be."""
+    count = result.get("seconds", {}).get("side_by_side", 1)
+    return (
+        [f"up to {count} runs went side by side (--jobs), which disturbs their seconds"]
+        if count > 1
+        else []
+    )
 
 
 def _table(title: str, columns: Sequence[str], labels: int) -> Table:
@@ -79,6 +91,64 @@ def _summary_table(result: Mapping, task: Task) -> Table:
             f"{statistics.fmean(row['seconds']):.3g}",
         )
     return table
+
+
+def _arms_table(result: Mapping, task: Task) -> Table:
+    """The controls, then each config: beside alone, beside the reference, and what it costs."""
+    better = "higher" if result["higher_is_better"] else "lower"
+    reference, interval = result["reference"], f"[{result['confidence']:.0%}]"
+    table = _table(
+        f"{result['primary']}, {better} is better; seeds {' '.join(map(str, result['seeds']))}; "
+        f"{', '.join(result['devices'])}",
+        [
+            "arm",
+            "teacher",
+            result["primary"],
+            f"against {ALONE} {interval}",
+            "verdict",
+            f"against {reference} {interval}",
+            "s a step",
+            "training s",
+        ],
+        1,
+    )
+    digits = task.decimals(result["primary"])
+    beside = result["configs"][reference]["cost"]["seconds"]
+    for control in result["controls"]:
+        users = f" of {', '.join(control['configs'])}" if len(result["controls"]) > 1 else ""
+        name, values = f"{control['stage']}{users}", _spread(control["values"], digits)
+        table.add_row(name, "", values, "", "", "", *_costs(control["cost"]["seconds"], beside))
+    for name, row in result["configs"].items():
+        against = row["against_reference"]
+        table.add_row(
+            name,
+            _teachers(row, digits),
+            _spread(row[DISTILLED], digits),
+            _difference(row, digits),
+            row["verdict"] or row["why"],
+            "" if against is None else _difference(against, digits),
+            *_costs(row["cost"]["seconds"], beside),
+        )
+    return table
+
+
+def _costs(seconds: Mapping, reference: Mapping) -> list[str]:
+    """Means over seeds, and how many times the reference's they are; a dash where a run did not
+    record them.
+    """
+    cells = []
+    for key in ("step", "training"):
+        own, other = _mean(seconds[key]), _mean(reference[key])
+        cell = "-" if own is None else f"{own:.3g}"
+        if own and other and seconds is not reference:
+            cell += f" (x{own / other:.3g})"
+        cells.append(cell)
+    return cells
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) else None
 
 
 def _numbers_table(result: Mapping, task: Task) -> Table:
