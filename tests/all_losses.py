@@ -25,7 +25,9 @@ TASKS = [
 ]
 # metrics, images, choices: no loss, nor a part of one; distillers need no entry
 OTHER = {
+    "BiasCorrection",
     "Ensemble",
+    "ReservoirBuffer",
     "ab_losses",
     "activation_disagreement",
     "all_paths",
@@ -35,6 +37,7 @@ OTHER = {
     "base_samples",
     "boundary_samples",
     "channel_bounds",
+    "class_means",
     "confident_indices",
     "coreset_indices",
     "equal_interval_anchors",
@@ -43,6 +46,7 @@ OTHER = {
     "forgetting_diag",
     "forgetting_gd",
     "greedy_route",
+    "herding",
     "imresize",
     "lwf_losses",
     "mixup",
@@ -57,6 +61,7 @@ OTHER = {
     "sequential_step",
     "ssim_y",
     "target_classes",
+    "weight_alignment",
 }
 
 
@@ -318,6 +323,7 @@ CALLS = {
     "class_balance_weights": _plain(lambda: (COUNTS.double(),)),
     "confidence_loss": _plain(lambda: (_normal(6, 5),)),
     "ensemble_probabilities": _plain(_logits),
+    "der_loss": _plain(_logits),
     "LwFLoss": _heads,
     "lwf_loss": _plain(_logits),
     "lwf_mc_loss": _plain(lambda: (_normal(6, 5), _normal(6, 3)), rest=(TARGET[:6],)),
