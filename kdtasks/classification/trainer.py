@@ -100,7 +100,7 @@ def summary(run: "Run", stage: "Stage", metrics: Mapping[str, float]) -> dict[st
     try:
         return boundaries.similarity_of(run, stage)
     # a trained stage is worth more than a further number
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         warnings.warn(f"magsim and angsim of {stage.name} are not known: {error}", stacklevel=2)
         return {}
 

@@ -563,6 +563,12 @@ def test_the_screen_shows_what_can_be_compared(tmp_path):
     assert all(name in early for name in ("first", "alone2")) and "on the way" not in early
 
 
+def test_the_weight_of_a_loss_is_short():
+    schedule = {"type": "kdtasks.core.Linear", "start": 4 / 9, "end": 0, "until": 0.75}
+    assert facts.weight_text({"weight": schedule}) == "Linear(start=0.4444, end=0, until=0.75)"
+    assert facts.weight_text({"weight": 1 / 3}) == "0.333333" and facts.weight_text({}) == "1"
+
+
 def test_running_mean_equals_a_loop():
     values, window = [3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0], 2
     slow = []

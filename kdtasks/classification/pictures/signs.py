@@ -98,7 +98,8 @@ def pictures(run: "Run", loader: "Loader", colors: Mapping[str, str]) -> list[tu
     for other in _comparable(run, stage, connected):
         distiller.student = run.trained(other.name)
         found[other.name] = sign_agreement(distiller, loader)
-    return [draw_signs(found, stage.name, connected, {START: "#AEB7C4", **colors})]
+    control = run.arms.control.name if run.arms.control else ""
+    return [draw_signs(found, stage.name, connected, {START: "#AEB7C4", **colors}, control)]
 
 
 def _has_signs(stage: "Stage") -> bool:
@@ -121,7 +122,11 @@ def _comparable(run: "Run", stage: "Stage", connected: bool) -> list["Stage"]:
 
 
 def draw_signs(
-    found: Mapping[str, Layers], stage: str, connected: bool, colors: Mapping[str, str]
+    found: Mapping[str, Layers],
+    stage: str,
+    connected: bool,
+    colors: Mapping[str, str],
+    control: str = "",
 ) -> tuple:
     """``(title, figure)``: bars of each layer.
 
@@ -130,19 +135,18 @@ def draw_signs(
         stage: whose losses compare the signs.
         connected: whether it has connectors with weights.
         colors: by when.
+        control: the name of the control, if there is one.
     """
     from matplotlib.figure import Figure
 
     first = next(iter(found.values()))
     layers = list(first.label)
-    title = (
-        f"Neurons of the teacher's sign (active where it is, inactive where it is not), on "
-        f"{first.count:,} test images"
-    )
+    title = f"Neurons whose sign before the ReLU is the teacher's, on {first.count:,} test images"
     if connected:
+        without = f"; {control} never had any" if control else ""
         title += (
-            f", read through the connectors of {stage}: fresh ones at the start, then as it left "
-            "them"
+            f", read through the connectors of {stage} (fresh at the start, then as it left them"
+            f"{without})"
         )
     title += "; black: each neuron's commoner sign, whatever the image"
     figure = Figure(figsize=(WIDTH, 3.9))

@@ -111,7 +111,11 @@ def weight_text(entry: Mapping) -> str:
     """The weight of a loss, a schedule as ``Linear(end=1)``."""
     weight = entry.get("weight", 1.0)
     if isinstance(weight, Mapping):  # a schedule
-        given = ", ".join(f"{k}={v}" for k, v in weight.items() if k != "type")
+        given = ", ".join(
+            f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}"
+            for k, v in weight.items()
+            if k != "type"
+        )
         return f"{str(weight.get('type')).rsplit('.', 1)[-1]}({given})"
     return f"{weight:g}" if isinstance(weight, int | float) else str(weight)
 

@@ -14,6 +14,6 @@ def test_each_method_shows_its_own_and_no_other(bss, dml, ab, takd, rco):
     assert first == "Boundary samples" and second.startswith("MagSim and AngSim of the teacher's")
     assert titles(dml) == ["Agreement of the 3 peers", "Accuracy of each peer"]
     (signs_title,) = titles(ab)
-    assert signs_title.startswith("Neurons of the teacher's sign")
+    assert signs_title.startswith("Neurons whose sign")
     assert titles(takd) == ["Accuracy along the chain"]
     assert titles(rco) == ["Accuracy along the route"]
