@@ -26,6 +26,7 @@ TASKS = [
 # metrics, images, choices: no loss, nor a part of one; distillers need no entry
 OTHER = {
     "BiasCorrection",
+    "CRDLoss",  # has a memory, and draws
     "Ensemble",
     "ReservoirBuffer",
     "ab_losses",

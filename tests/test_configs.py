@@ -53,6 +53,7 @@ SMALLER = {
                         "at",
                         "sp",
                         "srd",
+                        "crd",
                         "hint",
                         "patient",
                     ),

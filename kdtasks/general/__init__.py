@@ -13,6 +13,7 @@ from kdtasks.general.bss import (
     target_classes,
 )
 from kdtasks.general.bss_distiller import BSSDistiller
+from kdtasks.general.crd import CRDLoss
 from kdtasks.general.dist import DISTLoss, dist_loss
 from kdtasks.general.dkd import DKDLoss, dkd_loss
 from kdtasks.general.dml import (
@@ -41,6 +42,7 @@ __all__ = [
     "BSSDistiller",
     "BSSLoss",
     "BinaryKDLoss",
+    "CRDLoss",
     "CWTMLoss",
     "DISTLoss",
     "DKDLoss",
