@@ -278,6 +278,8 @@ CALLS = {
     "mutual_losses": _peers(TARGET[:6]),
     "mean_posterior_losses": _peers(TARGET[:6]),
     "mutual_divergences": _peers(),
+    "hierarchical_context_loss": _plain(_IMAGES),
+    "ReviewKDLoss": _plain(_FEATURES),
     "mixed_cross_entropy": _plain(
         lambda: (_normal(6, 5),), rest=(TARGET[:6], TARGET[:6].roll(1), torch.tensor(0.7))
     ),

@@ -54,6 +54,7 @@ SMALLER = {
                         "sp",
                         "srd",
                         "crd",
+                        "review_kd",
                         "hint",
                         "patient",
                     ),

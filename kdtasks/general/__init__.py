@@ -31,6 +31,7 @@ from kdtasks.general.logit_standardization import StandardizedKDLoss, standardiz
 from kdtasks.general.mixup import MixupDistiller, mixed_cross_entropy, mixup
 from kdtasks.general.rco import anchor_hardness, equal_interval_anchors, greedy_route, next_anchor
 from kdtasks.general.relu_paths import expose_pre_relu, pre_relu_paths
+from kdtasks.general.review_kd import ReviewKDLoss, hierarchical_context_loss
 from kdtasks.general.rkd import RKDLoss, rkd_angle_loss, rkd_distance_loss
 from kdtasks.general.several_teachers import phi_standardize
 from kdtasks.general.similarity_preserving import similarity_preserving_loss
@@ -52,6 +53,7 @@ __all__ = [
     "KDLoss",
     "MixupDistiller",
     "RKDLoss",
+    "ReviewKDLoss",
     "SRDLoss",
     "SequentialDMLDistiller",
     "StandardizedKDLoss",
@@ -74,6 +76,7 @@ __all__ = [
     "expose_pre_relu",
     "feature_loss",
     "greedy_route",
+    "hierarchical_context_loss",
     "kd_loss",
     "mean_posterior_losses",
     "mixed_cross_entropy",
