@@ -12,7 +12,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
 
 from kdtasks.engine.config_files import config_titles, find_config, shared_folder
 from kdtasks.engine.errors import ConfigError
@@ -108,7 +109,7 @@ def pipe_may_close() -> Iterator[None]:
         raise SystemExit(141) from None
 
 
-def _is_closed(stream) -> bool:
+def _is_closed(stream: TextIO) -> bool:
     try:
         poll = select.poll()
         poll.register(stream.fileno(), 0)
@@ -516,11 +517,18 @@ class plain_errors:
     def __enter__(self):
         return self
 
-    def __exit__(self, kind, error, trace) -> bool:
-        if kind is not None and issubclass(kind, EXPECTED_ERRORS) and _is_ours(error, trace):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if kind is None or error is None or trace is None:
+            return False
+        if issubclass(kind, EXPECTED_ERRORS) and _is_ours(trace):
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
-        if kind is not None and issubclass(kind, ImportError) and _is_of_opencv(trace):
+        if issubclass(kind, ImportError) and _is_of_opencv(trace):
             print(
                 f"error: mmengine needs OpenCV, which cannot be imported here: {error}; on a "
                 "machine without a screen: pip uninstall -y opencv-python; pip install "
@@ -528,7 +536,7 @@ class plain_errors:
                 file=sys.stderr,
             )
             raise SystemExit(1) from None
-        if kind is not None and "torch" in sys.modules:
+        if "torch" in sys.modules:
             from kdtasks.engine.processes import lost_peer
 
             if why := lost_peer(error):
@@ -543,7 +551,7 @@ class plain_errors:
         return False
 
 
-def _is_of_opencv(trace) -> bool:
+def _is_of_opencv(trace: TracebackType | None) -> bool:
     """Whether an ``import cv2`` failed: its wheel for desktops needs libGL, which servers lack."""
     while trace:
         line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()
@@ -553,7 +561,7 @@ def _is_of_opencv(trace) -> bool:
     return False
 
 
-def _is_ours(error: BaseException, trace) -> bool:
+def _is_ours(trace: TracebackType) -> bool:
     """Whether a ``raise`` of this package's own code raised it: anything else is a bug, and shows
     where it happened.
     """

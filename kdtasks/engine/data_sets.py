@@ -1,7 +1,7 @@
 """What the engine tells the data sets of a config: whether they train, and their classes."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ def told(spec: Mapping, train: bool, skip_bad: bool = False) -> dict:
     }
 
 
-def _told(value, train: bool, skip_bad: bool):
+def _told(value: object, train: bool, skip_bad: bool) -> object:
     if isinstance(value, Mapping) and "type" in value:
         return told(value, train, skip_bad)
     if isinstance(value, list | tuple) and any(
@@ -41,7 +41,7 @@ def _told(value, train: bool, skip_bad: bool):
     return value
 
 
-def _parameters(function) -> Sequence[str]:
+def _parameters(function: str | Callable) -> Sequence[str]:
     try:
         return tuple(inspect.signature(builder.resolve(function, "data")).parameters)
     # a builtin without a signature
@@ -200,7 +200,7 @@ class Renumbered:
         batch = self.dataset.batch(index, view, seed)
         return {**batch, "target": self._renumbered(batch["target"])}
 
-    def _renumbered(self, target):
+    def _renumbered(self, target: Any) -> Any:
         if target is None:
             return None
         if isinstance(target, Mapping):

@@ -85,7 +85,9 @@ class DataStore:
             return None
         return data_sets.class_names(self._read(self.final, "train"))
 
-    def _with_classes(self, made, names: Sequence[str] | None, drop: bool, where: str) -> Any:
+    def _with_classes(
+        self, made: object, names: Sequence[str] | None, drop: bool, where: str
+    ) -> Any:
         key = ("classes", id(made), tuple(names or ()), drop)
         return self.keep(key, lambda: data_sets.with_classes(made, names, drop, where))
 
@@ -107,7 +109,7 @@ class DataStore:
             self.is_drawn |= not torch.equal(before, torch.get_rng_state())
         return made.to(self.device) if hasattr(made, "to") else made
 
-    def _read_inner(self, value, where: str) -> Any:
+    def _read_inner(self, value: object, where: str) -> Any:
         if isinstance(value, Mapping) and "type" in value:
             return self._read_once(value, where)
         if isinstance(value, list):

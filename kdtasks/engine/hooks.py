@@ -64,7 +64,7 @@ def build_hooks(entries: Sequence) -> list[Hook]:
     return built
 
 
-def _class_of(entry, where: str) -> type:
+def _class_of(entry: object, where: str) -> type:
     if isinstance(entry, Hook):
         kind = type(entry)
     elif isinstance(entry, Mapping) and "type" in entry:

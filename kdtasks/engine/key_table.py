@@ -53,7 +53,7 @@ def _rows() -> Iterator[tuple[str, str, str]]:
             yield full, "needed" if full in NEEDED_INSIDE else _code(value), text
 
 
-def _code(default) -> str:
+def _code(default: object) -> str:
     if isinstance(default, Mapping) and "type" in default:
         return f"`dict(type='{default['type']}')`"
     return "" if default is None else f"`{default!r}`"

@@ -65,8 +65,12 @@ def check_listed(function: Callable, arguments: Mapping) -> None:
             )
 
 
-def _check_weights(function: Callable, argument: str, name, annotation, base: type) -> None:
-    for kind in typing.get_args(annotation) if isinstance(name, str) else ():
+def _check_weights(
+    function: Callable, argument: str, name: object, annotation: object, base: type
+) -> None:
+    if not isinstance(name, str):
+        return
+    for kind in typing.get_args(annotation):
         if (
             isinstance(kind, type)
             and issubclass(kind, base)

@@ -170,6 +170,7 @@ class Loader:
 
     @property
     def unreadable(self) -> dict[str, str]:
+        """``{file or place of a sample: why it cannot be read}``, of what was met so far."""
         met = {}
         for i, why in self.bad.items():
             path = path_of(self.dataset, i)

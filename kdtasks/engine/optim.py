@@ -62,9 +62,11 @@ class StepWrapper(OptimWrapper):
             yield
 
     def backward(self, loss: torch.Tensor, **kwargs) -> None:
+        """Gradients of the loss, scaled in float16."""
         super().backward(self.scaler.scale(loss) if self.scaler else loss, **kwargs)
 
     def step(self, **kwargs) -> None:
+        """Clip and step; in float16, where a gradient is infinite, only make the scale smaller."""
         if self.scaler and self.groups:
             self.scaler.unscale_(self.optimizer)
         for group in self.groups:
@@ -76,12 +78,14 @@ class StepWrapper(OptimWrapper):
             self.optimizer.step(**kwargs)
 
     def state_dict(self) -> dict:
+        """The optimizer's, and the scaler's beside it."""
         return {
             **super().state_dict(),
             **({"scaler": self.scaler.state_dict()} if self.scaler else {}),
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """Put both back; a scaler's only where there is one before and now."""
         state_dict = dict(state_dict)
         scaler = state_dict.pop("scaler", None)
         if self.scaler and scaler:
@@ -299,6 +303,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
+        """Follow the model by one step; buffers are copied."""
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             [e for e, _ in self._pairs], [w for _, w in self._pairs], 1 - self.decay
         )

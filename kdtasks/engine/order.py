@@ -43,6 +43,7 @@ class Pool:
         return torch.cat(index), torch.cat(turns)
 
     def order(self, turn: int) -> Tensor:
+        """The indices of one pass, (len(self),) int64: in an order of its own, or as they rise."""
         if not self.shuffle:
             return self.index
         if turn not in self.recent:

@@ -50,6 +50,7 @@ class MapReader:
         )
 
     def read(self, epoch: int, start: int) -> Iterator[tuple[dict, Tensor, Tensor]]:
+        """(batch, index, view) of each iteration of an epoch from ``start`` on."""
         self.plan.at, self.begun = (epoch, start), self.begun + 1
         return self._read(iter(self.data), self.begun)
 

@@ -183,16 +183,15 @@ class StageRunner(Runner):
 
     # What mmengine's Runner does otherwise --------------------------------------------------------
     def build_logger(self, *args, **kwargs) -> MMLogger:
+        """A logger that writes to the run's file only, in UTF-8: the screen has the bar."""
         logger = MMLogger.get_instance(
             self._experiment_name,
             log_file=str(self.setup.log_file),
             log_level="INFO",
             file_mode="a",
         )
-        # the screen has the bar
         files = [h for h in logger.handlers if isinstance(h, logging.FileHandler)]
         logger.handlers = list(files)
-        # whatever the locale
         for handler in files:
             cast(Any, handler.stream).reconfigure(encoding="utf-8", errors="surrogateescape")
         with suppress(OSError):
@@ -206,13 +205,14 @@ class StageRunner(Runner):
         )
 
     def dump_config(self) -> None:
-        # the run writes it once
-        pass
+        """Nothing: the run writes its config once, not each stage."""
 
     def get_hooks_info(self) -> str:
+        """The hooks' names, in one line of the log."""
         return ", ".join(type(hook).__name__ for hook in self._hooks)
 
-    def wrap_model(self, model_wrapper_cfg, model: nn.Module) -> nn.Module:
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """DDP where there are several processes, with BatchNorm over all of them if asked for."""
         if self.world_size == 1:
             return model
         if self.options["sync_bn"]:

@@ -98,7 +98,7 @@ class ImageArrays:
         self.images, self.target, self.unreadable = images, target, dict(unreadable or {})
         self.to(images.device)
 
-    def to(self, device) -> "ImageArrays":
+    def to(self, device: torch.device | str) -> "ImageArrays":
         """Moves everything to ``device``, where batches are then made; returns itself."""
         self.images, self.target = self.images.to(device), self.target.to(device)
         # (C,1,1)

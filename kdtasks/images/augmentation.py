@@ -62,7 +62,7 @@ class KorniaAugmentation:
     def __repr__(self) -> str:
         return repr(self.transforms)
 
-    def __eq__(self, other) -> bool:
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, KorniaAugmentation) and repr(self) == repr(other)
 
     __hash__ = None
@@ -83,7 +83,7 @@ class KorniaAugmentation:
         return images
 
     @torch.no_grad()
-    def one(self, image: Tensor, boxes: Tensor | None = None):
+    def one(self, image: Tensor, boxes: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """One image of any size, with random numbers of torch's own generator, which the Loader
         sets for each sample.
 
@@ -144,7 +144,7 @@ def kornia_augmentation(
     return KorniaAugmentation(transforms, shape) if transforms else None
 
 
-def is_kornia(transforms) -> bool:
+def is_kornia(transforms: object) -> bool:
     """Whether some of these are kornia's, or made from its classes; kornia is not imported."""
     return isinstance(transforms, Sequence) and any(
         kind.__module__.partition(".")[0] == "kornia"
@@ -183,7 +183,7 @@ def _checked(transforms: Sequence) -> list[nn.Module]:
     return flat
 
 
-def _parts(transform) -> list[nn.Module]:
+def _parts(transform: object) -> list[nn.Module]:
     return list(transform.modules()) if isinstance(transform, nn.Module) else []
 
 
@@ -197,7 +197,7 @@ def _draws(transform: nn.Module) -> bool:
         return not torch.equal(torch.get_rng_state(), state)
 
 
-def _expected(transform, names: Sequence[str]) -> str:
+def _expected(transform: object, names: Sequence[str]) -> str:
     message = (
         "augment: expected a 2D transform of kornia.augmentation, an ImageSequential, or a policy "
         f"of kornia.augmentation.auto, got {transform!r}"

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -207,7 +208,7 @@ def _of_one_size(images: list[Tensor]) -> Tensor:
     return torch.cat(images)
 
 
-def _all_applied(params):
+def _all_applied(params: Any) -> Any:
     """The parameters with no sample left out by a probability."""
     if isinstance(params, list):
         return [item._replace(data=_all_applied(item.data)) for item in params]
@@ -238,7 +239,9 @@ class _SampleNumbers(TorchFunctionMode):
         super().__init__()
         self.key, self.drawn = key, 0
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func not in (torch.rand, torch.randn):
             return func(*args, **kwargs)
@@ -263,6 +266,6 @@ class _SampleNumbers(TorchFunctionMode):
         return radius * (2 * torch.pi * self._uniform(size, 53)).cos()
 
 
-def _drawn_together(transform: nn.Module, images: Tensor, key: Tensor):
+def _drawn_together(transform: nn.Module, images: Tensor, key: Tensor) -> Any:
     with _SampleNumbers(key):
         return transform.forward_parameters(images.shape)

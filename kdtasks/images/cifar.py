@@ -45,13 +45,13 @@ CIFAR100_CLASSES = tuple(sorted(" ".join(CIFAR100_SUPERCLASSES.values()).split()
 
 def cifar100(
     train: bool = True,
-    root=None,
+    root: str | Path | None = None,
     per_class: int | None = None,
     classes: Sequence[str] | None = None,
     fine: bool = True,
     augment: dict | list | str | None = "standard",
     skip_bad: bool = False,
-    cache_dir=None,
+    cache_dir: str | Path | None = None,
 ) -> ImageArrays:
     """CIFAR-100, 3x32x32: 50,000 training and 10,000 test images of 100 classes.
 

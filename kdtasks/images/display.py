@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy import ndarray
 
+    from kdtasks.engine.loader import Loader
 
-def pictures_of(loader, index: Tensor) -> list:
+
+def pictures_of(loader: "Loader", index: Tensor) -> "list[ndarray]":
     """Arrays (H,W) or (H,W,3) of samples of the loader's data set: its uint8 images, or its inputs
     stretched to [0,1].
     """

@@ -1,7 +1,8 @@
 """A data set of image files that are read when their turn comes."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from kdtasks.core.classes import class_numbers, count_classes, renumber
 from kdtasks.images.augmentation import KorniaAugmentation, kornia_augmentation
 from kdtasks.images.reading import read_image
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 # mean and standard deviation of ImageNet's channels
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -29,7 +33,7 @@ class ImageFiles:
     def __init__(
         self,
         paths: Sequence[str],
-        target: Sequence[int],
+        target: Tensor | Sequence[int],
         classes: Sequence[str],
         size: int,
         train: bool,
@@ -46,6 +50,7 @@ class ImageFiles:
         return len(self.paths)
 
     def path(self, index: int) -> str:
+        """The file of a sample."""
         return str(self.paths[index])
 
     def with_classes(self, names: Sequence[str], drop: bool = False) -> "ImageFiles":
@@ -63,7 +68,9 @@ class ImageFiles:
         return self.transform(read_image(self.paths[index])), int(self.target[index])
 
 
-def files_augmentation(augment, size: int) -> KorniaAugmentation | None:
+def files_augmentation(
+    augment: Sequence[nn.Module] | KorniaAugmentation | None, size: int
+) -> KorniaAugmentation | None:
     """kornia's transforms for images that are a little larger than the ``size`` to come out."""
     return kornia_augmentation(augment, (3, size + 32, size + 32))
 
@@ -74,7 +81,7 @@ def transform(
     mean: Sequence[float],
     std: Sequence[float],
     augment: KorniaAugmentation | None = None,
-):
+) -> "Callable[[PIL.Image.Image], Tensor]":
     """PIL image -> float32 tensor; random numbers from torch's CPU generator."""
     from torchvision.transforms import v2
 

@@ -18,7 +18,7 @@ _FOLDER_LAYOUT = "<root>/<class>/<any name>.png (or .jpg, .bmp, .webp, …), one
 
 
 def image_folder(
-    root,
+    root: str | Path,
     train: bool = True,
     size: int | None = None,
     small: bool = True,
@@ -29,8 +29,8 @@ def image_folder(
     mean: Sequence[float] = IMAGENET[0],
     std: Sequence[float] = IMAGENET[1],
     skip_bad: bool = False,
-    cache_dir=None,
-):
+    cache_dir: str | Path | None = None,
+) -> ImageArrays | ImageFiles:
     """Images in one folder a class, ``<root>/<class>/…``, at any depth below it; classes are
     numbered by name.
 
@@ -79,7 +79,7 @@ def image_folder(
 
 
 def unlabelled_folder(
-    root,
+    root: str | Path,
     like: ImageArrays | None = None,
     size: int | None = None,
     limit: int | None = None,
@@ -87,7 +87,7 @@ def unlabelled_folder(
     std: Sequence[float] | None = None,
     augment: dict | list | None = None,
     skip_bad: bool = False,
-    cache_dir=None,
+    cache_dir: str | Path | None = None,
 ) -> ImageArrays:
     """All images at any depth below a folder, without labels (target -100), in the order of their
     paths.

@@ -8,8 +8,13 @@ import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 BACKGROUND = (255, 255, 255)  # white, as a page or a viewer has it
 PIXELS = "KDTASKS_MAX_PIXELS"  # environment variable
@@ -27,12 +32,12 @@ _said: set[str] = set()  # what this process has warned of already
 
 
 def read_image(
-    path,
+    path: str | Path,
     channels: int = 3,
     background: Sequence[int] = BACKGROUND,
     annotated: Sequence[int] | None = None,
     max_pixels: int | None = None,
-):
+) -> "PIL.Image.Image":
     """An image file with 8 bits a channel: a PIL image of mode RGB, or L for ``channels=1``.
 
     - 8-bit RGB and grey: the pixels as they are; grey in RGB is three equal channels, RGB in grey
@@ -89,7 +94,7 @@ def read_image(
         return image.transpose(getattr(Image.Transpose, _UPRIGHT[turn]))
 
 
-def image_size(path, max_pixels: int | None = None) -> tuple[int, int]:
+def image_size(path: str | Path, max_pixels: int | None = None) -> tuple[int, int]:
     """(height, width) of what :func:`read_image` gives, from the head of the file."""
     with _opened(path, max_pixels) as image:
         known = image.format != "PNG" or "exif" in image.info
@@ -99,7 +104,7 @@ def image_size(path, max_pixels: int | None = None) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(path, max_pixels: int | None) -> Iterator:
+def _opened(path: str | Path, max_pixels: int | None) -> "Iterator[PIL.Image.Image]":
     """A PIL image whose pixels have not been read yet, and are not too many."""
     from PIL import Image, UnidentifiedImageError
 
@@ -144,18 +149,18 @@ def _say_once(what: str, message: str) -> None:
         warnings.warn(f"{message} (said once, of the first such file)", stacklevel=4)
 
 
-def _say_first_frame(image, path) -> None:
+def _say_first_frame(image: "PIL.Image.Image", path: str | Path) -> None:
     if image.format in ("GIF", "WEBP", "PNG", "TIFF") and getattr(image, "is_animated", False):
         _say_once("frames", f"{path} has several frames or pages: the first one is read")
 
 
-def _orientation(image) -> int:
+def _orientation(image: "PIL.Image.Image") -> int:
     """1 to 8, 1 = upright as stored; PIL turns TIFF itself."""
     turn = 1 if image.format == "TIFF" else image.getexif().get(_ORIENTATION, 1)
     return turn if turn in range(1, 9) else 1
 
 
-def _say_ambiguous(turn: int, stored: tuple[int, int], path) -> None:
+def _say_ambiguous(turn: int, stored: tuple[int, int], path: str | Path) -> None:
     # the upright image has the annotated size too
     if turn < 5 or stored[0] == stored[1]:
         _say_once(
@@ -166,7 +171,7 @@ def _say_ambiguous(turn: int, stored: tuple[int, int], path) -> None:
         )
 
 
-def _says_more_behind(path) -> bool:
+def _says_more_behind(path: str | Path) -> bool:
     """Whether a PNG file has EXIF or XMP data that PIL finds only after decoding the pixels."""
     with open(path, "rb") as file:
         file.seek(8)
@@ -179,7 +184,7 @@ def _says_more_behind(path) -> bool:
     return False
 
 
-def _levels(image):
+def _levels(image: "PIL.Image.Image") -> "PIL.Image.Image":
     """A PIL image with 8 bits a channel."""
     from PIL import Image
 

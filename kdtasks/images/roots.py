@@ -12,7 +12,7 @@ def data_root() -> Path:
     return Path(os.environ.get("KDTASKS_DATA") or "data")
 
 
-def found_folder(roots: Sequence, layout: str, parts: Sequence[str] = ("",)) -> Path:
+def found_folder(roots: Sequence[str | Path], layout: str, parts: Sequence[str] = ("",)) -> Path:
     """The first of ``roots``, each as it stands or below :func:`data_root`, that has one of the
     folders ``parts``.
     """
@@ -29,6 +29,6 @@ def found_folder(roots: Sequence, layout: str, parts: Sequence[str] = ("",)) -> 
     )
 
 
-def under_root(path) -> Path:
+def under_root(path: str | Path) -> Path:
     """``path`` as it stands, if something lies there; or else the same below :func:`data_root`."""
     return Path(path) if Path(path).exists() else data_root() / path

@@ -5,6 +5,7 @@ import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,16 +18,19 @@ from kdtasks.images.files import IMAGENET, files_augmentation, transform
 from kdtasks.images.reading import read_image
 from kdtasks.images.roots import data_root
 
+if TYPE_CHECKING:
+    from torchvision.datasets import VisionDataset
+
 
 def torchvision_set(
-    dataset,
+    dataset: "str | type[VisionDataset]",
     augment: dict | list | None = None,
     size: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     train: bool | None = None,
-    **kwargs,
-):
+    **kwargs: Any,
+) -> "ImageArrays | VisionDataset":
     """Any data set of torchvision: :class:`ImageArrays` if it holds its images in one array, itself
     if it reads files.
 
@@ -103,8 +107,8 @@ def torchvision_set(
 
 
 def arrays(
-    images,
-    target=None,
+    images: Tensor | np.ndarray | str | Path,
+    target: Tensor | np.ndarray | Sequence[int] | str | Path | None = None,
     classes: Sequence[str] = (),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -134,7 +138,7 @@ def arrays(
     )
 
 
-def _loaded(value):
+def _loaded(value: Any) -> Any:
     """A NumPy file's array, or the dict of its arrays; anything else as it is."""
     if not isinstance(value, str | os.PathLike):
         return value

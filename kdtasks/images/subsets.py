@@ -16,7 +16,7 @@ from kdtasks.images.arrays import ImageArrays
 _SUBSET = 0x1B
 
 
-def labelled_subset(target, per_class: int, seed: int = 0) -> Tensor:
+def labelled_subset(target: Tensor | Sequence[int], per_class: int, seed: int = 0) -> Tensor:
     """A class-balanced choice of labelled samples.
 
     Args:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.queues import SimpleQueue
 
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.compare.plan import TrainingJob
@@ -95,7 +96,7 @@ def _check_result(future: Future, job: TrainingJob) -> None:
 _place: str | None = None  # the device of this worker
 
 
-def _prepare_worker(free, threads: int, path: list[str]) -> None:
+def _prepare_worker(free: SimpleQueue[str | None], threads: int, path: list[str]) -> None:
     """Take a device and a share of the processors; import from where the first process does."""
     global _place
     _place = free.get()
