@@ -174,8 +174,14 @@ class Teachers(nn.ModuleDict):
     if TYPE_CHECKING:
 
         def __getitem__(self, key: str) -> Teacher: ...
-        def values(self) -> ValuesView[Teacher]: ...
-        def items(self) -> ItemsView[str, Teacher]: ...
+
+        def values(self) -> ValuesView[Teacher]:
+            """Teachers only."""
+            ...
+
+        def items(self) -> ItemsView[str, Teacher]:
+            """Names, and teachers only."""
+            ...
 
     def add_module(self, name: str, module: nn.Module) -> None:
         """Add a teacher."""

@@ -186,11 +186,13 @@ class ADLLoss(nn.Module):
         _check(**self.settings)
 
     def forward(self, student: Tensor, teacher: Tensor, valid: Tensor | None = None) -> Tensor:
+        """The loss, a scalar, normalised over all processes; arguments as the function has them."""
         loss, mass = _sums(student, teacher, valid=valid, **self.settings)
         mass, share = mean_over_processes(mass)
         return (loss / mass.clamp(min=share)).to(raised_dtype(student, teacher))
 
     def extra_repr(self) -> str:
+        """The settings that are not None."""
         return ", ".join(
             f"{name}={value!r}" for name, value in self.settings.items() if value is not None
         )

@@ -218,6 +218,7 @@ class WeightedSoftCrossEntropyLoss(nn.Module):
         )
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of class logits (…, C) of both, a scalar."""
         classes, index = student.shape[-1] if student.dim() else 0, self.background_index
         if classes == 1:
             classes, index = 2, 0
@@ -231,6 +232,7 @@ class WeightedSoftCrossEntropyLoss(nn.Module):
         return weighted_soft_cross_entropy(student, teacher, weight, self.temperature)
 
     def extra_repr(self) -> str:
+        """Weight, background and temperature."""
         return (
             f"background_weight={self.background_weight}, "
             f"background_index={self.background_index}, temperature={self.temperature}"
@@ -255,9 +257,11 @@ class BoundedRegressionLoss(nn.Module):
         target: Tensor,
         normalizer: float | Tensor | None = None,
     ) -> Tensor:
+        """The loss of box deltas, a scalar; arguments as the function has them."""
         return bounded_regression_loss(student, teacher, target, self.margin, normalizer)
 
     def extra_repr(self) -> str:
+        """The margin."""
         return f"margin={self.margin}"
 
 
@@ -308,6 +312,7 @@ class HintLoss(ProjectedLoss):
             raise ValueError(f"{error}; layout='tokens' is for (B, N, C)") from None
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of features, a scalar; the teacher's map gets the student's height and width."""
         student, teacher = self.projected(*raised(student, teacher.detach()))
         if student.shape[2:] != teacher.shape[2:]:
             teacher = F.interpolate(
@@ -316,6 +321,7 @@ class HintLoss(ProjectedLoss):
         return hint_loss(student, teacher, self.p)
 
     def extra_repr(self) -> str:
+        """Channels, norm, and a layout other than (B, C, H, W)."""
         return (
             f"student_channels={self.student_channels}, teacher_channels={self.teacher_channels}, "
             f"p={self.p}" + (f", layout={self.layout}" if self.layout["layout"] else "")

@@ -53,26 +53,31 @@ class Seen(forward.Seen):
 
     @property
     def batch_size(self) -> int:
+        """Images of the forward."""
         return len(self.batch.image_sizes)
 
     def logits(self, part: str) -> Tensor:
+        """Class logits, as its heads gave them; see the base class for shapes."""
         if part == "anchors":
             return self.head["cls_logits"]
         return self.rpn_logits if part == "rpn" else self.roi_outputs[0]
 
     def deltas(self, part: str) -> Tensor:
+        """Encoded boxes, those of RoIs by class."""
         if part == "anchors":
             return self.head["bbox_regression"]
         return self.rpn_deltas if part == "rpn" else by_class(self.roi_outputs[1])
 
     def background(self, part: str) -> str:
-        # of a RetinaNet no class, but there
+        """torchvision's first column; of a RetinaNet no class, but there."""
         return "first"
 
     def valid(self) -> Tensor:
+        """All but those that its matcher ignores."""
         return torch.stack([matched != IGNORED for matched in self.matched])
 
     def find_samples(self, part: str) -> forward.Samples:
+        """What torchvision matched to a box, or drew for RPN and RoI head."""
         if part == "anchors":
             return _AnchorSamples(self.targets, self.anchors, self.matched, self.coder)
         if part == "rpn":

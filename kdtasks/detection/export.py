@@ -79,6 +79,7 @@ class OneImage(nn.Module):
         self.detector = detector
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Detections of a label above 0; while traced, resized by operations that a trace keeps."""
         transform = self.detector.transform
         if not torch.jit.is_tracing() or transform.fixed_size is not None:
             answer = self.detector([image])[0]

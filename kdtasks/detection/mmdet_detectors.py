@@ -139,12 +139,14 @@ class _MMDetForward:
     output: Callable[[str], object]
 
     def logits(self, part: str) -> Tensor:
+        """Class logits, those of all levels in one tensor."""
         if part == "rois":
             return self.output(part)["cls_score"]
         logits = _flat(self.output(part), head_of(self.model, part), 0)
         return logits.flatten(0, 1) if part == "rpn" else logits
 
     def deltas(self, part: str) -> Tensor:
+        """Encoded boxes, those of all levels in one tensor."""
         head = head_of(self.model, part)
         if part == "rois":
             deltas = self.output(part)["bbox_pred"]
@@ -153,6 +155,7 @@ class _MMDetForward:
         return deltas.flatten(0, 1) if part == "rpn" else deltas
 
     def background(self, part: str) -> str | None:
+        """Which column mmdet's head has for it."""
         return background_of(head_of(self.model, part), part)
 
 
@@ -179,21 +182,26 @@ class StudentForward(_MMDetForward, Seen):
 
     @property
     def features(self) -> dict[str, Tensor]:
+        """What the neck gave, level by level."""
         levels = _result(self.calls, "features")
         return {str(level): feature for level, feature in enumerate(levels)}
 
     def output(self, part: str) -> object:
+        """What a head returned, as mmdet has it."""
         return _result(self.calls, part)
 
     def deltas(self, part: str) -> Tensor:
+        """Encoded boxes; ValueError where the head's targets are boxes that are not encoded."""
         if part != "anchors":
             _check_encoded(part, head_of(self.model, part))
         return super().deltas(part)
 
     def valid(self) -> Tensor:
+        """The anchors that the head's own targets count."""
         return self.samples("anchors").valid
 
     def find_samples(self, part: str) -> Samples:
+        """The rows of a head's own targets."""
         head = head_of(self.model, part)
         if part == "anchors":
             maps, boxes = _maps(self.output(part), head)
@@ -423,7 +431,7 @@ def _foreground(labels: Tensor, head: nn.Module) -> Tensor:
     return (labels >= 0) & (labels < head.num_classes)
 
 
-def sum_loss(value) -> Tensor:
+def sum_loss(value: Tensor | Sequence[Tensor]) -> Tensor:
     """A loss as mmengine's ``parse_losses`` reads it: the mean, summed over a list."""
     return value.mean() if isinstance(value, Tensor) else sum(level.mean() for level in value)
 

@@ -54,9 +54,11 @@ class MMDetDistiller(DetectionDistiller):
 
     # Models ---------------------------------------------------------------------------------------
     def parts_of(self, role: str) -> set[str]:
+        """By the heads that the detector has."""
         return mmdet_detectors.parts_of(self.model(role))
 
     def feature_keys(self, role: str) -> list[str]:
+        """``'0'``, ``'1'``, …: the neck's levels, counted once by a forward."""
         facts = self.facts(role)
         if role == "student":
             count = self._trial()[0]
@@ -67,6 +69,7 @@ class MMDetDistiller(DetectionDistiller):
         return [str(level) for level in range(count)]
 
     def loss_names(self) -> list[str]:
+        """What a trial in ``mode='loss'`` gave."""
         return self._trial()[1]
 
     def _trial(self) -> tuple[int, list[str]]:
@@ -80,6 +83,7 @@ class MMDetDistiller(DetectionDistiller):
         return facts["trial"]
 
     def follows(self, role: str) -> bool:
+        """Where RPN, RoI head or the deltas of matched anchors are read; else it runs first."""
         wanted = self.wanted[role]
         return (
             not self.parts_to_run(role, wanted).isdisjoint(("rpn", "rois"))
@@ -94,6 +98,7 @@ class MMDetDistiller(DetectionDistiller):
         rows: list[int] | None,
         wanted: Sequence[str],
     ) -> tuple[dict[str, Tensor], dict[str, object], Seen]:
+        """In ``mode='loss'``; what its methods are called with, and return, is recorded."""
         model, images = self.student, batch["input"]
         with ExitStack() as stack:
             calls = {
@@ -122,20 +127,24 @@ class MMDetDistiller(DetectionDistiller):
         return losses, values, mmdet_detectors.StudentForward(calls, model, len(images), rows)
 
     def student_columns(self, part: str, seen: Seen | None) -> tuple[int, str | None]:
+        """What its head is made for; nothing has to run."""
         head = mmdet_detectors.head_of(self.student, part)
         columns = head.num_classes + 1 if part == "rois" else head.cls_out_channels
         return columns, mmdet_detectors.background_of(head, part)
 
     def class_count(self, role: str) -> int | None:
+        """The ``num_classes`` of its head."""
         heads = [mmdet_detectors.head_of(self.model(role), part) for part in ("anchors", "rois")]
         return next((head.num_classes for head in heads if hasattr(head, "num_classes")), None)
 
     def labels_of(self, target: object) -> Tensor:
+        """Those of its ``gt_instances``."""
         return target.gt_instances.labels
 
     def make_target(
         self, batch: Mapping[str, object], image: int, found: Mapping[str, Tensor] | None = None
     ) -> object:
+        """The image's data sample; ValueError without boxes, and where nothing says so."""
         sample = batch["target"][image]
         if found is not None:
             return mmdet_detectors.with_boxes(sample, found["boxes"], found["labels"])
@@ -147,6 +156,7 @@ class MMDetDistiller(DetectionDistiller):
         return sample
 
     def no_boxes(self, batch: Mapping[str, object], image: int) -> object:
+        """The image's own sample, with empty ``gt_instances``."""
         nothing = batch["input"].new_zeros(0, 4)
         labels = nothing.new_zeros(0, dtype=torch.int64)
         return mmdet_detectors.with_boxes(batch["target"][image], nothing, labels)
@@ -160,6 +170,7 @@ class MMDetDistiller(DetectionDistiller):
         seen: Seen | None,
         wanted: Sequence[str],
     ) -> tuple[Forward, dict[str, object]]:
+        """Neck and heads on the student's images and sampled proposals."""
         rois = seen.samples("rois").boxes if "rois" in parts else None
         images = self._images(role, batch["input"], batch["target"])
         with self.teachers[role].ready():
@@ -231,6 +242,7 @@ class MMDetDistiller(DetectionDistiller):
     def detect(
         self, role: str, batch: Mapping[str, object], rows: Sequence[int]
     ) -> list[dict[str, Tensor]]:
+        """By mmdet's own ``predict``, with its thresholds; see the base class."""
         theirs, ours = self.class_count(role), self.class_count("student")
         facts = self.facts("student", role)
         if "detected classes checked" not in facts and theirs is not None and ours is not None:

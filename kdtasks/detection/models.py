@@ -10,7 +10,7 @@ before.
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torchvision
@@ -30,6 +30,7 @@ from kdtasks.core.precision import raised
 from kdtasks.engine.listed import check_listed, check_timm_name
 
 Backbone = str | nn.Module
+NormLayer = Callable[..., nn.Module]
 
 
 # Backbones ----------------------------------------------------------------------------------------
@@ -57,6 +58,7 @@ class SmallResNet(nn.Module):
             into = out
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) -> the maps ``'0'`` to ``'3'``."""
         found, x = OrderedDict(), self.stem(image)
         for k, stage in enumerate(self.stages):
             x = found[str(k)] = stage(x)
@@ -66,7 +68,7 @@ class SmallResNet(nn.Module):
 class _TorchvisionResNet(nn.Module):
     """The four stages of one of torchvision's ResNets."""
 
-    def __init__(self, name: str, weights: str | None, norm_layer):
+    def __init__(self, name: str, weights: str | None, norm_layer: NormLayer | None):
         super().__init__()
         resnet = torchvision.models.get_model(name, weights=weights, norm_layer=norm_layer)
         self.stem = nn.Sequential(
@@ -130,7 +132,7 @@ class FPN(nn.Module):
         first: int = 1,
         extra: str | None = None,
         weights: str | None = None,
-        norm_layer=None,
+        norm_layer: NormLayer | None = None,
     ):
         super().__init__()
         self.body = _body(backbone, weights, norm_layer)
@@ -154,7 +156,7 @@ class FPN(nn.Module):
         return OrderedDict((name, raised(level)[0]) for name, level in levels)
 
 
-def _body(backbone: Backbone, weights: str | None, norm_layer) -> nn.Module:
+def _body(backbone: Backbone, weights: str | None, norm_layer: NormLayer | None) -> nn.Module:
     if isinstance(backbone, nn.Module):
         if not hasattr(backbone, "channels"):
             raise ValueError(
@@ -345,17 +347,17 @@ def ssd(num_classes: int, weights_backbone: str | None = None, **kwargs) -> nn.M
 
 
 def _two_stage(
-    num_classes,
-    backbone,
-    channels,
-    first,
-    extra,
-    anchor_sizes,
-    aspect_ratios,
-    representation,
-    weights,
-    kwargs,
-):
+    num_classes: int,
+    backbone: Backbone,
+    channels: int,
+    first: int,
+    extra: str | None,
+    anchor_sizes: Sequence[int] | None,
+    aspect_ratios: Sequence[float],
+    representation: int,
+    weights: str | None,
+    kwargs: dict,
+) -> tuple[FPN, None]:
     """The positional arguments, and in ``kwargs`` the parts that torchvision would make for other
     sizes.
     """
@@ -377,7 +379,7 @@ def _pooled(fpn: FPN) -> list[str]:
     return [str(k) for k in range(fpn.first, len(fpn.body.channels))]
 
 
-def _bases(sizes: Sequence[int] | None, fpn: FPN, rule) -> list[int]:
+def _bases(sizes: Sequence[int] | None, fpn: FPN, rule: Callable[[int], int]) -> list[int]:
     strides = [4 * 2**k for k in range(fpn.first, fpn.first + fpn.levels)]
     if sizes is None:
         return [rule(stride) for stride in strides]

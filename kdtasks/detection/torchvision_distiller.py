@@ -60,19 +60,23 @@ class TorchvisionDistiller(DetectionDistiller):
 
     # Models ---------------------------------------------------------------------------------------
     def parts_of(self, role: str) -> set[str]:
+        """Anchors of a dense detector, RPN and RoI head of one of two stages."""
         dense = detectors.kind_of(self.model(role), role) == "dense"
         return {"anchors"} if dense else {"rpn", "rois"}
 
     def names(self, role: str) -> list[str]:
+        """All but the transform, whose output is no tensor."""
         return [name for name in super().names(role) if name != f"{role}.transform"]
 
     def feature_keys(self, role: str) -> list[str]:
+        """The keys of the backbone's output, found by a forward once."""
         facts = self.facts(role)
         if "levels" not in facts:
             facts["levels"] = detectors.feature_keys(self.model(role))
         return facts["levels"]
 
     def loss_names(self) -> list[str]:
+        """torchvision's, those of dense heads with ``loss_`` before them."""
         return detectors.loss_names(self.student)
 
     # The student ----------------------------------------------------------------------------------
@@ -83,6 +87,7 @@ class TorchvisionDistiller(DetectionDistiller):
         rows: list[int] | None,
         wanted: Sequence[str],
     ) -> tuple[dict[str, Tensor], dict[str, object], detectors.Seen]:
+        """As in training, whatever its mode; its anchors and samples are recorded."""
         model, kind = self.student, detectors.kind_of(self.student, "student")
         seen = detectors.Seen(images=batch["input"])
         recording = (
@@ -103,17 +108,21 @@ class TorchvisionDistiller(DetectionDistiller):
         return {names.get(name, name): value for name, value in losses.items()}, values, seen
 
     def student_columns(self, part: str, seen: detectors.Seen) -> tuple[int, str]:
+        """Those of the logits that it gave."""
         return seen.logits(part).shape[-1], seen.background(part)
 
     def labels_of(self, target: Mapping[str, Tensor]) -> Tensor:
+        """``target['labels']``, from 1 on."""
         return target["labels"]
 
     def make_target(
         self, batch: Mapping[str, object], image: int, found: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
+        """Boxes and labels only, without what else a data set says of them."""
         return dict(found) if found else detectors.boxes_only(batch["target"][image])
 
     def no_boxes(self, batch: Mapping[str, object], image: int) -> dict[str, Tensor]:
+        """Empty ``boxes`` and ``labels``."""
         return detectors.no_boxes(batch["input"][image].device)
 
     # A teacher ------------------------------------------------------------------------------------
@@ -125,6 +134,7 @@ class TorchvisionDistiller(DetectionDistiller):
         seen: detectors.Seen,
         wanted: Sequence[str],
     ) -> tuple[Forward, dict[str, object]]:
+        """Backbone and heads on the student's images, resized for the student or for itself."""
         with self.teachers[role].ready():
             return self.record(
                 role, wanted, lambda seen: self._teacher_forward(role, parts, seen), seen
@@ -192,6 +202,7 @@ class TorchvisionDistiller(DetectionDistiller):
         self.facts("student", role)["anchors checked"] = True
 
     def units(self, role: str, part: str) -> Tensor | None:
+        """The quotient of both coders' weights, (4,)."""
         facts, key = self.facts("student", role), ("units", part)
         if key not in facts:
             facts[key] = self._units(role, part)
@@ -214,6 +225,7 @@ class TorchvisionDistiller(DetectionDistiller):
         return factor.to(next(self.student.parameters()).device)
 
     def class_count(self, role: str) -> int | None:
+        """The columns of its class logits but the background's."""
         columns = detectors.classes_of(self.model(role))
         return None if columns is None else columns - 1
 
@@ -221,6 +233,7 @@ class TorchvisionDistiller(DetectionDistiller):
     def detect(
         self, role: str, batch: Mapping[str, object], rows: Sequence[int]
     ) -> list[dict[str, Tensor]]:
+        """As :meth:`detections`, of some images of a batch."""
         return self.detections(role, [batch["input"][i] for i in rows])
 
     @torch.no_grad()

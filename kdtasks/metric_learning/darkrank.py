@@ -216,12 +216,14 @@ class DarkRankLoss(nn.Module):
         _check(kind, **self.settings)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of embeddings (N, D), a scalar; of all processes' rows with ``gather``."""
         if self.gather:
             _check_shapes(student, teacher)
             student, teacher = gather_rows(student), gather_rows(teacher.detach())
         return _loss(student, teacher, self.kind, **self.settings)
 
     def extra_repr(self) -> str:
+        """All settings, those of the preset too."""
         settings = {"kind": self.kind, **self.settings, "gather": self.gather}
         return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 

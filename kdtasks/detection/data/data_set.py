@@ -227,6 +227,7 @@ class DetectionData:
         return len(self.paths)
 
     def path(self, index: int) -> str:
+        """The file of a sample."""
         return self.paths[index]
 
     def with_classes(self, names: Sequence[str], drop: bool = False) -> "DetectionData":
@@ -289,7 +290,7 @@ class DetectionData:
         return {name: [sample[name] for sample in samples] for name in ("input", "target")}
 
 
-def _checked_size(size) -> tuple[int, int]:
+def _checked_size(size: object) -> tuple[int, int]:
     if (
         not isinstance(size, Sequence)
         or len(size) != 2
@@ -299,7 +300,9 @@ def _checked_size(size) -> tuple[int, int]:
     return tuple(size)
 
 
-def _checked_augment(augment, size: tuple[int, int] | None):
+def _checked_augment(
+    augment: str | Sequence | KorniaAugmentation | None, size: tuple[int, int] | None
+) -> str | KorniaAugmentation | None:
     if augment is None or augment == "flip":
         return augment
     if isinstance(augment, KorniaAugmentation) or is_kornia(augment):
