@@ -117,12 +117,14 @@ class ABLoss(ProjectedLoss):
         return student, teacher
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of responses (B, C) or (B, C, H, W) before their ReLU, a scalar."""
         student, teacher = self.projected(*raised(student, teacher.detach()))
         loss = ab_loss(student, teacher, self.margin)
         per_row = teacher.shape[1:].numel()
         return loss / max(per_row, 1) if self.reduction == "mean" else loss
 
     def extra_repr(self) -> str:
+        """Margin and reduction."""
         return f"margin={self.margin}, reduction={self.reduction!r}"
 
 

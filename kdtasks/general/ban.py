@@ -128,6 +128,7 @@ class CWTMLoss(nn.Module):
         super().__init__()
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+        """Logits (B, C) twice and class numbers (B,) -> a scalar."""
         return cwtm_loss(student, teacher, target)
 
 
@@ -138,6 +139,7 @@ class DKPPLoss(nn.Module):
         super().__init__()
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Logits (B, C) twice -> a scalar; other permutations at each call."""
         return dkpp_loss(student, teacher)
 
 
@@ -169,6 +171,7 @@ class Ensemble(nn.Module):
             load_weights(member, path)
 
     def forward(self, input: Tensor) -> Tensor:
+        """The logarithm of the mean probabilities, (B, C), at least in float32."""
         logits = [member(input) for member in self.members]
         shapes = [tuple(z.shape) for z in logits]
         if len(set(shapes)) > 1:

@@ -249,9 +249,11 @@ class BSSLoss(nn.Module):
         self.temperature = temperature
 
     def forward(self, student: Tensor, teacher: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Logits (n, C) twice and which rows count, bool (n,) or None: all -> a scalar."""
         return bss_loss(student, teacher, valid, self.temperature)
 
     def extra_repr(self) -> str:
+        """The temperature."""
         return f"temperature={self.temperature}"
 
 

@@ -96,7 +96,9 @@ class DISTLoss(nn.Module):
         self.temperature, self.inter, self.intra = temperature, inter, intra
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Logits (B, C) twice -> a scalar."""
         return dist_loss(student, teacher, self.temperature, self.inter, self.intra)
 
     def extra_repr(self) -> str:
+        """Temperature and both weights."""
         return f"temperature={self.temperature}, inter={self.inter}, intra={self.intra}"

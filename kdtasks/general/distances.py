@@ -5,6 +5,8 @@ the CPU), and relate float64 rows longer than 1e154, whose squares overflow (Dar
 rows of zeros).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,7 +52,7 @@ def inverse_distances(squared: Tensor) -> Tensor:
 
 class _SquaredDistances(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: Tensor, detach_query: bool) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, detach_query: bool) -> Tensor:
         ctx.save_for_backward(rows)
         ctx.detach_query = detach_query
         distances = rows.new_zeros(len(rows), len(rows))
@@ -60,7 +62,7 @@ class _SquaredDistances(torch.autograd.Function):
         return distances + distances.T
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         if ctx.detach_query and torch.is_grad_enabled():
             raise RuntimeError(
                 "with detach_query=True the gradient is not that of the value, and it can be "

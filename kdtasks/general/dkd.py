@@ -109,7 +109,9 @@ class DKDLoss(nn.Module):
         self.temperature, self.alpha, self.beta = temperature, alpha, beta
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+        """Logits (B, C) twice and class numbers (B,) -> a scalar."""
         return dkd_loss(student, teacher, target, self.temperature, self.alpha, self.beta)
 
     def extra_repr(self) -> str:
+        """Temperature and both weights."""
         return f"temperature={self.temperature}, alpha={self.alpha}, beta={self.beta}"

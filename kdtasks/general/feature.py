@@ -92,6 +92,7 @@ class FeatureLoss(ProjectedLoss):
         self.kind = kind
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of features (B, C) or (B, C, H, W), a scalar, after the student's projection."""
         student, teacher = self.projected(*raised(student, teacher.detach()))
         if student.shape[2:] != teacher.shape[2:]:
             student = F.interpolate(
@@ -100,4 +101,5 @@ class FeatureLoss(ProjectedLoss):
         return feature_loss(student, teacher, self.kind)
 
     def extra_repr(self) -> str:
+        """The kind."""
         return f"kind={self.kind!r}"

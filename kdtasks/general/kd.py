@@ -124,9 +124,11 @@ class KDLoss(nn.Module):
         self.temperature = temperature
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Logits (B, C) or (B, C, *) twice -> a scalar."""
         return kd_loss(student, teacher, self.temperature)
 
     def extra_repr(self) -> str:
+        """The temperature."""
         return f"temperature={self.temperature}"
 
 
@@ -139,7 +141,9 @@ class BinaryKDLoss(nn.Module):
         self.temperature = temperature
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Logits (B, C) twice -> a scalar."""
         return binary_kd_loss(student, teacher, self.temperature)
 
     def extra_repr(self) -> str:
+        """The temperature."""
         return f"temperature={self.temperature}"

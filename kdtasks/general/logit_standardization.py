@@ -63,7 +63,9 @@ class StandardizedKDLoss(nn.Module):
         self.temperature = temperature
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Logits (B, C) or (B, C, *) twice -> a scalar."""
         return standardized_kd_loss(student, teacher, self.temperature)
 
     def extra_repr(self) -> str:
+        """The temperature of the z-scores."""
         return f"temperature={self.temperature}"

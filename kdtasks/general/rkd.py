@@ -168,6 +168,7 @@ class RKDLoss(nn.Module):
         self.distance_weight, self.angle_weight, self.gather = distance_weight, angle_weight, gather
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Embeddings (N, D) and (N, D') of the same samples -> a scalar."""
         _check(student, teacher)
         if self.gather:
             student, teacher = gather_rows(student), gather_rows(teacher.detach())
@@ -184,6 +185,7 @@ class RKDLoss(nn.Module):
         return loss.to(raised_dtype(student, teacher))
 
     def extra_repr(self) -> str:
+        """Both weights, and whether rows of all processes are related."""
         weights = f"distance_weight={self.distance_weight}, angle_weight={self.angle_weight}"
         return f"{weights}, gather={self.gather}"
 

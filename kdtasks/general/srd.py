@@ -106,8 +106,10 @@ class SRDLoss(ProjectedLoss):
         return super().features(*pooled)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of features (B, C) or (B, C, H, W), a scalar, after the student's projection."""
         student, teacher = self.projected(*raised(student, teacher.detach()))
         return srd_loss(student, teacher, self.alpha, self.kind, self.eps)
 
     def extra_repr(self) -> str:
+        """The settings of the function."""
         return f"alpha={self.alpha}, kind={self.kind!r}, eps={self.eps}"

@@ -4,7 +4,7 @@ Places are in inches from a figure's upper left corner.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,10 +14,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy import ndarray
 
-    from kdtasks.engine.loader import Loader
+
+class _OfDataSet(Protocol):
+    """What has a data set, and the seed of its views: a loader."""
+
+    dataset: Any
+    seed: int
 
 
-def pictures_of(loader: "Loader", index: Tensor) -> "list[ndarray]":
+def pictures_of(loader: _OfDataSet, index: Tensor) -> "list[ndarray]":
     """Arrays (H,W) or (H,W,3) of samples of the loader's data set: its uint8 images, or its inputs
     stretched to [0,1].
     """
