@@ -47,7 +47,7 @@ def benchmark(arguments: Sequence[str]) -> None:
 
 def list_configs(arguments: Sequence[str]) -> None:
     """List the configs that come with the package."""
-    from kdtasks.engine.cli import pipe_may_close
+    from kdtasks.engine.cli_endings import pipe_may_close
     from kdtasks.engine.config_files import config_titles
 
     argparse.ArgumentParser(prog="kdtasks list", description=list_configs.__doc__).parse_args(
@@ -60,7 +60,7 @@ def list_configs(arguments: Sequence[str]) -> None:
 
 def copy(arguments: Sequence[str]) -> None:
     """Copy a config of the package, and what it builds on, to change it."""
-    from kdtasks.engine.cli import plain_errors
+    from kdtasks.engine.cli_endings import plain_errors
     from kdtasks.engine.config_files import copy_config, library_of
 
     parser = argparse.ArgumentParser(prog="kdtasks copy", description=copy.__doc__)

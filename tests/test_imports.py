@@ -129,7 +129,8 @@ def allowed(file: str) -> tuple[set[str], set[str], set[str]]:
     """
     folder, _, name = file.rpartition("/")
     if folder == "core":
-        more = {"cache.py": {"numpy"}, "weights.py": {"safetensors"}}.get(name, set())
+        more = {"safetensors"} if name == "weights.py" else set()
+        more |= {"numpy"} if name.startswith("cache") else set()
         return {"core"}, {"torch"} | more - {"safetensors"}, more
     if folder == "images":
         return (

@@ -1,122 +1,23 @@
 """The command lines of tools/*.py and of ``kdtasks``. ``--help`` needs no torch."""
 
 import argparse
-import ast
-import hashlib
 import importlib
-import linecache
-import os
 import re
-import select
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
+from kdtasks.engine.cli_arguments import common_arguments, minutes
+from kdtasks.engine.cli_endings import pipe_may_close, plain_errors
 from kdtasks.engine.config_files import config_titles, find_config, shared_folder
-from kdtasks.engine.errors import ConfigError
+from kdtasks.engine.run_names import config_name, config_names, folder_name
 
 if TYPE_CHECKING:
     from torch import nn
 
     from kdtasks.engine.experiment import Experiment
     from kdtasks.engine.loader import Loader
-
-EXPECTED_ERRORS = (ConfigError, FileNotFoundError, ValueError, RuntimeError, OSError)
-
-LONGEST_OPTIONS = 60  # characters of a folder's name
-
-
-def option(text: str) -> tuple[str, object]:
-    """``'losses.loss_kd.weight=0.5'`` -> ``('losses.loss_kd.weight', 0.5)``; a value that is no
-    Python literal is text.
-
-    A dict may be written as in a config: ``dict(type='…')``. What begins as a list or dict must be
-    one.
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise argparse.ArgumentTypeError(f"expected key=value, got {text!r}")
-    if value in ("true", "false"):
-        return key, value == "true"
-    try:
-        return key, ast.literal_eval(_DictCalls().visit(ast.parse(value.strip(), mode="eval")))
-    except (ValueError, SyntaxError) as error:
-        if value.lstrip().startswith(("[", "{", "dict(")):
-            raise argparse.ArgumentTypeError(
-                f"{key}: {value!r} is no list or dict of plain values ({error}); texts in it need "
-                "quotes, and the whole argument quotes for the shell"
-            ) from None
-        return key, value
-
-
-class _DictCalls(ast.NodeTransformer):
-    """``dict(a=1)`` -> ``{'a': 1}``."""
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        self.generic_visit(node)
-        called = getattr(node.func, "id", None)
-        if called != "dict" or node.args or any(keyword.arg is None for keyword in node.keywords):
-            return node
-        return ast.Dict(
-            [ast.Constant(k.arg) for k in node.keywords], [k.value for k in node.keywords]
-        )
-
-
-def _minutes(text: str) -> float:
-    if not 0 < (value := float(text)) < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected minutes > 0, got {text!r}")
-    return value
-
-
-def common_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that every tool shares."""
-    parser.add_argument(
-        "--device", choices=["cpu", "cuda"], help="default: cuda where there is one"
-    )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        type=option,
-        default=[],
-        action="extend",
-        metavar="KEY=VALUE",
-        help="change keys of the config, as in losses.loss_kd.weight=0.5",
-    )
-
-
-@contextmanager
-def pipe_may_close() -> Iterator[None]:
-    """Where the reader of what a tool prints has gone (``--list | head``), the tool ends with
-    SIGPIPE's status, and quietly.
-    """
-    try:
-        try:
-            yield
-        finally:
-            # what is still in the buffer may find it closed
-            sys.stdout.flush()
-    except BrokenPipeError:
-        closed = [stream.fileno() for stream in (sys.stdout, sys.stderr) if _is_closed(stream)]
-        # another pipe, such as a worker's
-        if not closed:
-            raise
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for descriptor in closed:
-            os.dup2(nowhere, descriptor)
-        raise SystemExit(141) from None
-
-
-def _is_closed(stream: TextIO) -> bool:
-    try:
-        poll = select.poll()
-        poll.register(stream.fileno(), 0)
-    # no file, or a system without poll
-    except (AttributeError, OSError, ValueError):
-        return False
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _train_parser() -> argparse.ArgumentParser:
@@ -140,7 +41,7 @@ def _train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--launcher", choices=["none", "pytorch"], default="none")
     parser.add_argument(
         "--wait-limit",
-        type=_minutes,
+        type=minutes,
         default=10,
         metavar="MINUTES",
         help="how long one of several processes waits for another in a step before the run ends "
@@ -462,115 +363,6 @@ def _test_loader(experiment: "Experiment", known: Sequence[str] | None) -> "Load
             file=sys.stderr,
         )
         return loader
-
-
-def config_name(path: str | Path) -> str:
-    """``configs/detection/default.py`` -> ``detection_default``: the folder is part of the name,
-    unless it is the current one.
-
-    It does not matter how the path is written: relative, absolute, with ``..`` or by a link to the
-    folder.
-    """
-    folder = Path(path).parent.resolve()
-    return (
-        Path(path).stem
-        if folder == Path.cwd() or folder.name in ("", "configs")
-        else f"{folder.name}_{Path(path).stem}"
-    )
-
-
-def config_names(paths: Sequence[str | Path]) -> list[str]:
-    """Different names of several configs: with as many folders as tell them apart.
-
-    Raises:
-        ConfigError: a config is given twice.
-    """
-    whole = [Path(path).parent.resolve() / Path(path).stem for path in paths]
-    if len(set(whole)) < len(whole):
-        raise ConfigError(f"a config is given twice: {' '.join(map(str, paths))}")
-    names, folders = [config_name(path) for path in paths], 1
-    while len(set(names)) < len(names) and folders < max(len(path.parts) for path in whole):
-        folders += 1
-        names = ["_".join(path.parts[1:][-1 - folders :]) for path in whole]
-    return names
-
-
-def folder_name(name: str, options: Mapping[str, object]) -> str:
-    """A config's name and the options that it runs with, so that each has a folder of its own.
-
-    ``('detection_default', {'length': 2})`` -> ``detection_default-length=2``. What is long, or no
-    letter, digit or plain sign, is cut or replaced, and a hash of all options then tells such
-    folders apart.
-    """
-    said = ",".join(f"{key}={value}" for key, value in sorted(options.items()))
-    safe = re.sub(r"[^\w.,=+-]", "_", said, flags=re.ASCII)
-    if safe != said or len(said) > LONGEST_OPTIONS:
-        safe = f"{safe[:LONGEST_OPTIONS]}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
-    return f"{name}-{safe}" if said else name
-
-
-class plain_errors:
-    """A wrong input ends in one clear line, not in a traceback; anything else is a bug and shows
-    where it happened.
-    """
-
-    def __enter__(self):
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
-        if kind is None or error is None or trace is None:
-            return False
-        if issubclass(kind, EXPECTED_ERRORS) and _is_ours(trace):
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(1) from None
-        if issubclass(kind, ImportError) and _is_of_opencv(trace):
-            print(
-                f"error: mmengine needs OpenCV, which cannot be imported here: {error}; on a "
-                "machine without a screen: pip uninstall -y opencv-python; pip install "
-                "opencv-python-headless",
-                file=sys.stderr,
-            )
-            raise SystemExit(1) from None
-        if "torch" in sys.modules:
-            from kdtasks.engine.processes import lost_peer
-
-            if why := lost_peer(error):
-                print(f"error: {why}", file=sys.stderr)
-                raise SystemExit(1) from None
-        if kind is KeyboardInterrupt:
-            print(
-                "stopped; the same command with --resume goes on from the last checkpoint",
-                file=sys.stderr,
-            )
-            raise SystemExit(130) from None
-        return False
-
-
-def _is_of_opencv(trace: TracebackType | None) -> bool:
-    """Whether an ``import cv2`` failed: its wheel for desktops needs libGL, which servers lack."""
-    while trace:
-        line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()
-        if line.startswith(("import cv2", "from cv2")):
-            return True
-        trace = trace.tb_next
-    return False
-
-
-def _is_ours(trace: TracebackType) -> bool:
-    """Whether a ``raise`` of this package's own code raised it: anything else is a bug, and shows
-    where it happened.
-    """
-    while trace.tb_next:
-        trace = trace.tb_next
-    file, line = trace.tb_frame.f_code.co_filename, trace.tb_lineno
-    return Path(file).is_relative_to(Path(__file__).parents[1]) and linecache.getline(
-        file, line
-    ).lstrip().startswith("raise")
 
 
 def _list_configs() -> None:

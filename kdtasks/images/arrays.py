@@ -58,7 +58,7 @@ class ImageArrays:
         classes: Sequence[str] = (),
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        augment: dict | list | None = None,
+        augment: dict | Sequence | KorniaAugmentation | None = None,
         paths: Sequence[str] | None = None,
         unreadable: Mapping[str, str] | None = None,
     ):

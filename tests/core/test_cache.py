@@ -12,10 +12,9 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from kdtasks.core import cache as module
-from kdtasks.core.cache import TeacherCache, model_hash
+from kdtasks.core import cache_files, cache_writer
+from kdtasks.core.cache import TeacherCache
 
 KEY = {"teacher": "abc", "data": ["digits", {"n": 7, "k": 8}], "seed": 0, "views": 3}
 SAMPLES, VIEWS = 7, 3
@@ -74,7 +73,7 @@ def leftovers(folder):
 @pytest.mark.parametrize("limit", [0, 700, 2**30], ids=["mapped", "mixed", "resident"])
 def test_roundtrip_equals_a_dict_of_rows(tmp_path, limit, monkeypatch):
     # the conversion crosses many chunks, the last one not full
-    monkeypatch.setattr(module, "CHUNK", 10)
+    monkeypatch.setattr(cache_writer, "CHUNK", 10)
     slow = Slow(
         **{
             "teacher": noise(5),
@@ -414,12 +413,12 @@ def test_one_damaged_bit_is_an_error_that_names_the_file_and_costs_nothing_again
     folder = tmp_path / "c"
     write(folder, Slow(teacher=noise(5), other=noise(70)))
     read = []
-    real = module._checksum
-    monkeypatch.setattr(module, "_checksum", lambda file: read.append(file.name) or real(file))
+    real = cache_files.crc32_of
+    monkeypatch.setattr(cache_files, "crc32_of", lambda file: read.append(file.name) or real(file))
     cache = TeacherCache.open(folder, KEY)
     # this process has just written it
     assert cache is not None and not read
-    monkeypatch.setattr(module, "_checked", set())
+    monkeypatch.setattr(cache_files, "_checked", set())
     assert TeacherCache.open(folder, KEY) is not None and TeacherCache.open(folder, KEY) is not None
     cache.fetch(torch.tensor([0, 1]), torch.tensor([0, 0]))
     assert read == [str(folder / "0.bin"), str(folder / "1.bin")]
@@ -578,91 +577,6 @@ def test_many_writers_over_a_broken_cache(tmp_path):
     assert leftovers(folder) == [] and TeacherCache.open(folder, KEY)
 
 
-# --------------------------------------------------------------------------------------- model_hash
-
-
-def network(seed=0, slope=0.01):
-    torch.manual_seed(seed)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.LeakyReLU(slope), nn.Linear(4, 2))
-    net[0].register_buffer("mean", torch.zeros(3), persistent=False)
-    return net
-
-
-def test_hash_is_the_same_for_the_same_model():
-    net = network()
-    clone = copy.deepcopy(net).eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    network(1)  # another one in between
-    assert len({model_hash(x) for x in (net, clone, network())}) == 1 and len(model_hash(net)) == 64
-    loaded = network(5)
-    loaded.load_state_dict(net.state_dict())
-    assert model_hash(loaded) == model_hash(net)
-    a, b = nn.Module(), nn.Module()
-    for parent, names in ((a, "xy"), (b, "yx")):  # registered in another order
-        for name in names:
-            parent.add_module(name, net[0] if name == "x" else net[3])
-    assert model_hash(a) == model_hash(b)
-
-
-def _flip(tensor):
-    """Change the lowest bit of the last element."""
-    tensor.detach().reshape(-1).view(torch.uint8)[-tensor.element_size()] ^= 1
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda n: _flip(n[0].weight),
-        lambda n: _flip(n[3].bias),
-        lambda n: _flip(n[1].running_var),
-        lambda n: _flip(n[1].num_batches_tracked),
-        lambda n: _flip(n[0].mean),
-        lambda n: n.__setitem__(2, nn.Tanh()),
-        lambda n: n.__setitem__(2, nn.LeakyReLU(0.2)),
-        lambda n: n[3].double(),
-        lambda n: setattr(n[0], "stride", (2, 2)),
-        lambda n: setattr(n[3], "weight", nn.Parameter(n[3].weight.detach().reshape(4, 2))),
-        lambda n: n.append(nn.Identity()),
-    ],
-)
-def test_hash_sees(change):
-    net = network()
-    before = model_hash(net)
-    change(net)
-    assert model_hash(net) != before
-
-
-def test_hash_extra_and_dtypes():
-    net = network()
-    assert len({model_hash(net), model_hash(net, "a"), model_hash(net, "b")}) == 3
-    assert model_hash(network().bfloat16()) != model_hash(net)
-    net.register_buffer("nothing", torch.zeros(0, 3))  # a tensor without elements
-    assert model_hash(net) == model_hash(copy.deepcopy(net)) != model_hash(network())
-
-
-def test_hash_does_not_see_addresses():
-    class Odd(nn.Linear):
-        def extra_repr(self):
-            return f"function={self.function}"
-
-    net = Odd(3, 3)
-    hashes, functions = set(), [object(), object()]  # both alive: two addresses
-    for net.function in functions:
-        assert " at 0x" in repr(net)
-        hashes.add(model_hash(net))
-    assert len(hashes) == 1
-
-
-def test_hash_refuses_what_has_no_weights():
-    class Hidden(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.__dict__["model"] = network()
-            self.register_buffer("scale", torch.ones(1), persistent=False)
-
-    with pytest.raises(ValueError, match=r"Hidden has no weights .*teacher\.model"):
-        model_hash(Hidden())
-
-
 # --------------------------------------------------------------------------------------------- CUDA
 
 
@@ -691,5 +605,3 @@ def test_cuda_gives_the_same_without_waiting(tmp_path, limit):
             and torch.equal(got[name].cpu(), value)
             and torch.equal(plain[name], value)
         )
-    net = network()
-    assert model_hash(net) == model_hash(copy.deepcopy(net).cuda())

@@ -9,6 +9,9 @@ from small_runs import ROOT, SMALL, small
 
 from kdtasks.engine import cli
 from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.cli_arguments import option
+from kdtasks.engine.cli_endings import pipe_may_close
+from kdtasks.engine.run_names import config_name, config_names
 
 
 def test_dry_run_and_lists(capsys, tmp_path, monkeypatch):
@@ -73,7 +76,7 @@ def test_a_reader_that_has_gone_ends_the_other_tools_too(
 
 
 def test_a_broken_pipe_that_is_not_the_readers_is_an_error():
-    with pytest.raises(BrokenPipeError), cli.pipe_may_close():
+    with pytest.raises(BrokenPipeError), pipe_may_close():
         raise BrokenPipeError("a worker's")
 
 
@@ -109,17 +112,14 @@ def test_a_configs_name_does_not_depend_on_how_its_path_is_written(tmp_path, mon
     for here, names in cases.items():
         monkeypatch.chdir(tmp_path / here)
         for path, name in names.items():
-            assert cli.config_name(path) == cli.config_name(os.path.abspath(path)) == name, (
-                here,
-                path,
-            )
+            assert config_name(path) == config_name(os.path.abspath(path)) == name, (here, path)
     monkeypatch.chdir(tmp_path)
-    assert cli.config_names(["mine/x.py", "configs/task/x.py"]) == ["mine_x", "task_x"]
+    assert config_names(["mine/x.py", "configs/task/x.py"]) == ["mine_x", "task_x"]
     for name in ("a/task/x.py", "b/task/x.py"):
         (tmp_path / name).parent.mkdir(parents=True)
-    assert cli.config_names(["a/task/x.py", "configs/../b/task/x.py"]) == ["a_task_x", "b_task_x"]
+    assert config_names(["a/task/x.py", "configs/../b/task/x.py"]) == ["a_task_x", "b_task_x"]
     with pytest.raises(ConfigError, match="a config is given twice"):
-        cli.config_names(["a/task/x.py", "a/../a/task/x.py"])
+        config_names(["a/task/x.py", "a/../a/task/x.py"])
 
 
 NOWHERE = {"type": "kdtasks.classification.data.image_folder", "root": "nowhere", "size": 8}
@@ -166,10 +166,10 @@ def test_dry_run_reads_what_the_run_will_read(given, message, told, capsys, tmp_
 
 
 def test_hooks_given_on_the_command_line_are_dicts():
-    written = [cli.option("custom_hooks=[dict(type='EarlyStoppingHook', monitor='accuracy')]")]
+    written = [option("custom_hooks=[dict(type='EarlyStoppingHook', monitor='accuracy')]")]
     by_key = [
-        cli.option("custom_hooks.0.type=EarlyStoppingHook"),
-        cli.option("custom_hooks.0.monitor=accuracy"),
+        option("custom_hooks.0.type=EarlyStoppingHook"),
+        option("custom_hooks.0.monitor=accuracy"),
     ]
     for options in (written, by_key):
         assert small(**dict(options))["custom_hooks"] == [

@@ -16,10 +16,10 @@ from small_runs import ROOT, SMALL, same, small, weights
 
 from kdtasks.engine import lock
 from kdtasks.engine.builder import ConfigError
-from kdtasks.engine.cli import folder_name
 from kdtasks.engine.compare.comparison import compare
 from kdtasks.engine.compare.plan import plan_jobs
 from kdtasks.engine.run import Run
+from kdtasks.engine.run_names import folder_name
 
 
 @contextmanager
