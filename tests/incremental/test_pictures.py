@@ -18,6 +18,10 @@ from kdtasks.engine import config as configs
 from kdtasks.engine.run import Run
 from kdtasks.incremental import pictures
 from kdtasks.incremental.data import class_incremental, experiences, unaugmented
+from kdtasks.incremental.pictures.accuracy import CLASS_IL, draw_course, draw_matrices
+from kdtasks.incremental.pictures.attention import attention_of, draw_attention, overlay
+from kdtasks.incremental.pictures.gallery import Cell, gallery, images_of, inputs_of
+from kdtasks.incremental.pictures.pool import draw_picked, picked_of
 
 DEFAULT = Path(__file__).parents[2] / "configs" / "incremental" / "default.py"
 POOL = {"type": "kdtasks.classification.data.digits", "augment": {"crop": 3}}
@@ -170,7 +174,7 @@ def test_a_matrix_with_a_hole_is_not_drawn(tmp_path):
 # Numbers ------------------------------------------------------------------------------------------
 def test_the_cells_are_the_matrix(whole):
     for key in ("matrix", "matrix_task_il"):
-        _, figure = pictures.draw_matrices(
+        _, figure = draw_matrices(
             {name: whole.done[name][key] for name in ("alone", "distilled")}, ""
         )
         for axes, name in zip(figure.axes, ("alone", "distilled")):
@@ -199,9 +203,7 @@ def test_numbers_fit_into_their_cells_and_can_be_read(count):
     matrix = [[100.0 - 7 * (i + 3 * j) % 101 for j in range(i + 1)] for i in range(count)]
     matrix[-1][0] = 100.0
     with style.context(report.STYLE, after_reset=True):
-        _, figure = pictures.draw_matrices(
-            {"alone": matrix, "distilled": matrix}, pictures.CLASS_IL
-        )
+        _, figure = draw_matrices({"alone": matrix, "distilled": matrix}, CLASS_IL)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
     for axes in figure.axes[:2]:
@@ -237,7 +239,7 @@ def test_accuracy_and_forgetting_after_each_experience():
     easier = {
         name: [[50 + v / 2 for v in row] for row in matrix] for name, matrix in matrices.items()
     }
-    title, figure = pictures.draw_course(matrices, easier, COLORS, (88.0, 99.0))
+    title, figure = draw_course(matrices, easier, COLORS, (88.0, 99.0))
     left, right = saved(figure).axes
     means = [line.get_ydata() for line in left.lines]
     # solid: alone, distilled, joint
@@ -264,7 +266,7 @@ def test_accuracy_and_forgetting_after_each_experience():
         "task-IL",
     ]
     # no joint
-    assert len(saved(pictures.draw_course(matrices, easier, COLORS)[1]).axes[0].lines) == 4
+    assert len(saved(draw_course(matrices, easier, COLORS)[1]).axes[0].lines) == 4
 
 
 # Attention ----------------------------------------------------------------------------------------
@@ -281,7 +283,7 @@ def slow_map(model, image, column):
 
 
 def test_the_maps_are_of_the_old_class_that_the_new_model_finds_likeliest(whole):
-    found, images, target, classes = pictures.attention_of(whole, pictures.arms_of(whole), "layer3")
+    found, images, target, classes = attention_of(whole, pictures.arms_of(whole), "layer3")
     assert [(pair.before, pair.after) for pair in found] == [
         ("alone2", "alone"),
         ("taught2", "distilled"),
@@ -307,7 +309,7 @@ def test_the_maps_are_of_the_old_class_that_the_new_model_finds_likeliest(whole)
     for pair in found:
         models = [whole.trained(name) for name in (pair.before, pair.after)]
         for k in range(0, len(index), 40):
-            image = pictures.inputs_of(dataset, index[k : k + 1], 0)
+            image = inputs_of(dataset, index[k : k + 1], 0)
             column = int(models[1](image)[0, :4].argmax())
             slow = [slow_map(model, image, column) for model in models]
             assert int(pair.attended[k]) == column
@@ -324,8 +326,8 @@ def test_the_maps_are_of_the_old_class_that_the_new_model_finds_likeliest(whole)
 
 
 def test_attention_is_drawn_with_its_class_and_distance(whole):
-    found, images, target, classes = pictures.attention_of(whole, pictures.arms_of(whole), "layer3")
-    title, figure = pictures.draw_attention(found, images, target, classes)
+    found, images, target, classes = attention_of(whole, pictures.arms_of(whole), "layer3")
+    title, figure = draw_attention(found, images, target, classes)
     assert len(panels(saved(figure))) == 8 * 5
     heads = ["image", "alone2", "alone", "taught2", "distilled"] * 2
     assert said(figure)[:10] == heads
@@ -338,7 +340,7 @@ def test_attention_is_drawn_with_its_class_and_distance(whole):
     np.testing.assert_allclose(panels(figure)[0], images[0], atol=1e-6)
     top = max(float(one[k].max()) for pair in found for one in pair.maps)
     np.testing.assert_allclose(
-        panels(figure)[3], pictures.overlay(images[0], found[1].maps[0][k] / top), atol=1e-6
+        panels(figure)[3], overlay(images[0], found[1].maps[0][k] / top), atol=1e-6
     )
     for pair in found:
         assert f"{pair.after} {pair.distance.mean():.2f}" in title
@@ -350,10 +352,10 @@ def test_an_overlay_is_brightest_where_the_map_is_and_keeps_the_image_below():
     image, attention = np.zeros((8, 8), dtype=np.float32), torch.zeros(2, 2)
     image[:, ::2] = 1
     attention[1, 0] = 1
-    drawn = pictures.overlay(image, attention)
+    drawn = overlay(image, attention)
     assert drawn.shape == (8, 8, 3) and drawn.min() >= 0 and drawn.max() <= 1
     assert drawn[7, 1].sum() > drawn[0, 7].sum() + 1 and drawn[0, 6].sum() > drawn[0, 7].sum() + 1
-    colored = pictures.overlay(np.stack([image, 0 * image, 0 * image], -1), attention)
+    colored = overlay(np.stack([image, 0 * image, 0 * image], -1), attention)
     # luma, on the same map
     np.testing.assert_allclose(colored[0, 6] - colored[0, 7], 0.4 * 0.299, atol=1e-6)
 
@@ -367,7 +369,7 @@ def test_the_pool_s_images_are_those_of_the_largest_score_of_a_class(tmp_path, s
     sample(run, "taught2")
     # not finished
     sample(run, "distilled")
-    picked = pictures.picked_of(run)
+    picked = picked_of(run)
     assert (picked.stage, picked.pool, picked.confident, picked.random) == ("taught2", 1258, 40, 71)
     pool = unaugmented(
         run.experiment.data_set(
@@ -397,7 +399,7 @@ def test_the_pool_s_images_are_those_of_the_largest_score_of_a_class(tmp_path, s
             value == pytest.approx(float(scores[drawn[k]].max()), abs=1e-4)
             and name == list(picked.classes)[int(scores[drawn[k]].argmax())]
         )
-    title, figure = pictures.draw_picked(picked)
+    title, figure = draw_picked(picked)
     assert (
         len(panels(saved(figure))) == 4 * 10 + 9
         and "1,258" in title
@@ -432,9 +434,9 @@ def test_map_style_data_is_stretched_to_what_can_be_seen():
     made = experiences(class_incremental(Pairs(), [1, 1], [1, 0]), 1, test=True)
     # of class 0, then 1: samples 3 and 1
     index = torch.tensor([3, 0])
-    inputs = pictures.inputs_of(made, index, 0)
+    inputs = inputs_of(made, index, 0)
     assert inputs.shape == (2, 3, 4, 4) and inputs[:, 0, 0, 0].tolist() == [3, 1]
-    shown = pictures.images_of(made, index)
+    shown = images_of(made, index)
     np.testing.assert_allclose(
         shown[0], np.broadcast_to(np.arange(4)[:, None] / 3, (4, 4, 3)), atol=1e-6
     )
@@ -442,16 +444,16 @@ def test_map_style_data_is_stretched_to_what_can_be_seen():
 
 def test_every_text_lies_inside_its_figure_and_off_the_pictures(whole):
     names = ["a_very_long_name_of_a_class", *(f"aquarium_fish_{k}" for k in range(5))]
-    found, images, target, _ = pictures.attention_of(whole, pictures.arms_of(whole), "layer3")
-    picked = pictures.picked_of(whole)
+    found, images, target, _ = attention_of(whole, pictures.arms_of(whole), "layer3")
+    picked = picked_of(whole)
     picked.classes = dict(zip(names, picked.classes.values()))
     picked.others = [
         (image, name, value) for (image, _, value), name in zip(picked.others, names * 2)
     ]
     for _, figure in (
-        pictures.draw_attention(found, images, target, names),
-        pictures.draw_picked(picked),
-        pictures.draw_attention(found[1:], images[:3], target[:3], names),
+        draw_attention(found, images, target, names),
+        draw_picked(picked),
+        draw_attention(found[1:], images[:3], target[:3], names),
     ):
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
@@ -469,8 +471,6 @@ def test_every_text_lies_inside_its_figure_and_off_the_pictures(whole):
 
 
 def test_a_gallery_leaves_out_what_is_not_there():
-    cell = pictures.Cell(np.zeros((4, 6, 3)), ("one", "two"))
-    figure = pictures.gallery(
-        [({0: "head"}, [cell, None]), ({}, [None, pictures.Cell(None, ("no image",))])]
-    )
+    cell = Cell(np.zeros((4, 6, 3)), ("one", "two"))
+    figure = gallery([({0: "head"}, [cell, None]), ({}, [None, Cell(None, ("no image",))])])
     assert len(panels(saved(figure))) == 1 and said(figure) == ["head", "one", "two"]
