@@ -199,6 +199,7 @@ class CRDLoss(nn.Module):
             memory[index] = directions(mixed).to(memory.dtype)
 
     def extra_repr(self) -> str:
+        """The settings that the paper's formula has."""
         return (
             f"samples={self.samples}, dim={self.dim}, negatives={self.negatives}, "
             f"temperature={self.temperature}, momentum={self.momentum}"

@@ -181,6 +181,7 @@ class ReviewKDLoss(nn.Module):
         return torch.stack(losses).sum()
 
     def extra_repr(self) -> str:
+        """How many stages are compared."""
         return f"levels={self.levels}"
 
 
