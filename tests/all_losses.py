@@ -252,6 +252,8 @@ def _soft_cross_entropy(thing):
 
 _IMAGES = lambda: (_image(2, 3, 4, 4), _image(2, 3, 4, 4))  # noqa: E731
 _FEATURES = lambda: (_normal(2, 3, 4, 5), _normal(2, 4, 4, 5))  # noqa: E731
+_SAME_FEATURES = lambda: (_normal(2, 3, 4, 5), _normal(2, 3, 4, 5))  # noqa: E731
+_EDGES = lambda: (_normal(3, 4, 5), _normal(3, 4, 5))  # noqa: E731
 _MAPS = lambda: (_image(3, 2, 4), _image(3, 2, 4))  # noqa: E731
 CALLS = {
     "ABLoss": _plain(_FEATURES, {}, {"reduction": "mean"}),
@@ -295,8 +297,14 @@ CALLS = {
     "adl_loss": _plain(_logits, {}, {"gamma": 0.0}, {"gamma": 0.5, "base": "ce"}),
     "BoundedRegressionLoss": _plain(_boxes),
     "bounded_regression_loss": _plain(_boxes, {}, {"margin": 0.3}),
+    "CWDLoss": _plain(_FEATURES),
+    "cwd_loss": _plain(_SAME_FEATURES, {}, {"temperature": 4.0}),
     "HintLoss": _plain(_FEATURES),
     "hint_loss": _plain(_logits, {}, {"p": 1}),
+    "LDLoss": _plain(lambda: (*_EDGES(), _normal(3, 2)), {}, {"normalize": False}),
+    "ld_loss": _plain(_EDGES, {}, {"temperature": 1.0}),
+    "PKDLoss": _plain(_FEATURES),
+    "pkd_loss": _plain(_SAME_FEATURES),
     "WeightedSoftCrossEntropyLoss": _plain(_logits),
     "weighted_soft_cross_entropy": _soft_cross_entropy,
     "AbsoluteTeacherLoss": _plain(_rows),

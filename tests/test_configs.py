@@ -76,7 +76,9 @@ SMALLER = {
             "takd_resnet110_resnet20_resnet8",
         )
     },
-    "adl_retinanet_bccd_small": {"data.batch_size": 2},
+    **{
+        f"{method}_retinanet_bccd_small": {"data.batch_size": 2} for method in ("adl", "pkd", "cwd")
+    },
     "adl_retinanet_r101_r50_coco": TINY,
     "adl_retinanet_r101_r50_coco_unlabelled": TINY
     | {"data.unlabelled_per_batch": 1, "teacher_training.data.batch_size": 1},

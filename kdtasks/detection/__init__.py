@@ -9,14 +9,23 @@ from kdtasks.detection.chen2017 import (
     hint_loss,
     weighted_soft_cross_entropy,
 )
+from kdtasks.detection.cwd import CWDLoss, cwd_loss
+from kdtasks.detection.ld import LDLoss, ld_loss
+from kdtasks.detection.pkd import PKDLoss, pkd_loss
 
 __all__ = [
     "ADLLoss",
     "BoundedRegressionLoss",
+    "CWDLoss",
     "HintLoss",
+    "LDLoss",
+    "PKDLoss",
     "WeightedSoftCrossEntropyLoss",
     "adl_loss",
     "bounded_regression_loss",
+    "cwd_loss",
     "hint_loss",
+    "ld_loss",
+    "pkd_loss",
     "weighted_soft_cross_entropy",
 ]

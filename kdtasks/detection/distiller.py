@@ -57,6 +57,21 @@ class _Answers:
         rows = self.samples(part).positive
         return self.deltas(part, lambda deltas: deltas.reshape(-1, deltas.shape[-1])[rows])
 
+    def positive_logits(self) -> Tensor:
+        return self.logits("anchors").flatten(0, 1)[self.samples("anchors").positive]
+
+    def edges(self) -> Tensor:
+        """Of each matched anchor the bins of its four edges, (P, 4, reg_max + 1)."""
+        deltas = self.positive_deltas("anchors")
+        numbers = deltas.shape[1]
+        if numbers == 4 or numbers % 4:
+            head = getattr(self.distiller.model(self.role), self.distiller.HEADS["anchors"])
+            raise ValueError(
+                f"anchors: the {type(head).__name__} of {self.role} gives {numbers} numbers for a "
+                "box, expected 4·(reg_max + 1), the bins of its edges, as MMDetection's GFL does"
+            )
+        return deltas.unflatten(1, (4, -1))
+
     def class_deltas(self) -> Tensor:
         """Of each positive RoI the box of its true class, (P, 4)."""
         rows, classes = self.samples("rois").positive, self.samples("rois").classes
@@ -77,7 +92,9 @@ class _Answers:
 _OF_BOTH: dict[str, Callable[[_Answers], object]] = {
     "t.cls_logits": lambda answers: answers.logits("anchors"),
     "t.box_deltas": lambda answers: answers.deltas("anchors"),
+    "anchors.t.logits": lambda answers: answers.positive_logits(),
     "anchors.t.deltas": lambda answers: answers.positive_deltas("anchors"),
+    "anchors.t.edges": lambda answers: answers.edges(),
     "rpn.t.logits": lambda answers: answers.logits("rpn")[answers.samples("rpn").sampled],
     "rpn.t.deltas": lambda answers: answers.positive_deltas("rpn"),
     "rois.t.logits": lambda answers: answers.logits("rois"),
@@ -137,6 +154,11 @@ class DetectionDistiller(Distiller, ABC):
         image).
     ``anchors.t.deltas``, ``anchors.target``
         (P, 4), the anchors that are matched to a box.
+    ``anchors.t.logits``
+        (P, K) of the same anchors.
+    ``anchors.t.edges``
+        (P, 4, reg_max + 1), their boxes as logits of bins of left, top, right and bottom, where the
+        head gives such: mmdet's GFL, none of torchvision's.
     ``anchors.count``
         P, what the hard box loss divides by (torchvision's RetinaNet only nearly: it divides image
         by image).

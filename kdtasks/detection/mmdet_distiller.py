@@ -85,9 +85,8 @@ class MMDetDistiller(DetectionDistiller):
     def follows(self, role: str) -> bool:
         """Where RPN, RoI head or the deltas of matched anchors are read; else it runs first."""
         wanted = self.wanted[role]
-        return (
-            not self.parts_to_run(role, wanted).isdisjoint(("rpn", "rois"))
-            or f"anchors.{role}.deltas" in wanted
+        return not self.parts_to_run(role, wanted).isdisjoint(("rpn", "rois")) or any(
+            name.startswith(f"anchors.{role}.") for name in wanted
         )
 
     # The student ----------------------------------------------------------------------------------

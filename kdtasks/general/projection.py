@@ -1,5 +1,7 @@
 """Losses of features that first bring the student's channels to the teacher's."""
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from kdtasks.core.precision import raised_dtype
@@ -16,6 +18,9 @@ class ProjectedLoss(nn.Module):
         student_channels, teacher_channels: None: found by :meth:`build`.
     """
 
+    # whether features of equal channels are projected too
+    always_projects: ClassVar[bool] = True
+
     def __init__(self, student_channels: int | None = None, teacher_channels: int | None = None):
         super().__init__()
         self.student_channels, self.teacher_channels = student_channels, teacher_channels
@@ -25,6 +30,8 @@ class ProjectedLoss(nn.Module):
 
     def make_projector(self, inputs: int, outputs: int) -> nn.Module:
         """A new projector of maps; a 1x1 convolution with bias."""
+        if inputs == outputs and not self.always_projects:
+            return nn.Identity()
         return nn.Conv2d(inputs, outputs, 1)
 
     def features(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

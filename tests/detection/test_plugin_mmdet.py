@@ -457,6 +457,29 @@ HINT = {
         "weight": 0.5,
     }
 }
+LD = {
+    "loss_ld": {
+        "type": "kdtasks.detection.LDLoss",
+        "normalize": False,
+        "weight": 0.25,
+        "of": ("anchors.student.edges", "anchors.teacher.edges", "anchors.student.logits"),
+    }
+}
+
+
+def by_level(loss, name, levels):
+    """An entry of ``kdtasks.detection``'s loss for each level of ``name``, a pattern."""
+    return {
+        f"loss_{level}": {
+            "type": f"kdtasks.detection.{loss}",
+            "weight": 10.0,
+            "of": tuple(name.format(role=role, level=level) for role in ("student", "teacher")),
+        }
+        for level in range(levels)
+    }
+
+
+FEATURES = "features.{role}.{level}"
 SOFT, BOUNDED = (
     "kdtasks.detection.WeightedSoftCrossEntropyLoss",
     "kdtasks.detection.BoundedRegressionLoss",
@@ -1090,6 +1113,51 @@ def test_gfl_and_fcos_learn_with_adl(data, weights, tmp_path, make, numbers):
         assert not teacher.bbox_head.training
         first = kept["teacher.box_deltas"][:, : in_eval[0][0, 0].numel()]
         assert torch.equal(first * 8, in_eval[0].permute(0, 2, 3, 1).reshape(2, -1, 4))
+
+
+@pytest.mark.parametrize(
+    "make, taught_by, losses",
+    [
+        (retinanet, fcos, by_level("PKDLoss", FEATURES, 4)),
+        (faster_rcnn, faster_rcnn, by_level("PKDLoss", FEATURES, 4)),
+        (fcos, retinanet, by_level("CWDLoss", FEATURES, 4)),
+        (gfl, gfl, by_level("CWDLoss", "{role}.bbox_head.gfl_cls@{level}", 4) | LD),
+    ],
+    ids=["RetinaNet by FCOS", "Faster R-CNN", "FCOS by RetinaNet", "GFL"],
+)
+def test_pkd_cwd_and_ld_by_the_same_names(data, weights, tmp_path, make, taught_by, losses):
+    """The student's checkpoint is a plain one, though a projector has learned beside it."""
+    run(data, tmp_path, taught(make(), taught_by(12), losses, weights(taught_by(12))))
+    logged = log(tmp_path)
+    for name in ["loss", *losses]:
+        assert len(logged[name]) == 4 and np.isfinite(logged[name]).all(), name
+        assert sum(logged[name]) > 0, name
+    load_weights(build(make()), tmp_path / "epoch_1.pth")
+
+
+def test_ld_is_that_of_mmdets_own_head(data, weights):
+    """Of the same weights, images and matched anchors; and of another head it says which."""
+    detector = build(taught(gfl(), gfl(12), LD, weights(gfl(12)))).train()
+    losses, kept = taken(detector, data, LD["loss_ld"]["of"])
+    assert kept["anchors.student.edges"].shape[1:] == (4, 9)
+    config = gfl()
+    config["bbox_head"] |= {
+        "type": "LDHead",
+        "loss_ld": {"type": "KnowledgeDistillationKLDivLoss", "loss_weight": 0.25, "T": 10},
+    }
+    own, teacher = build(config).train(), detector.distiller.model("teacher")
+    own.load_state_dict(detector.student.state_dict())
+    inputs, samples = batch_of(detector, data)
+    with torch.no_grad():
+        said = teacher.bbox_head(teacher.extract_feat(inputs))
+        expected = own.bbox_head.loss(own.extract_feat(inputs), said, samples)
+    torch.testing.assert_close(losses["loss_ld"], sum(expected["loss_ld"]))
+    assert sum(expected["loss_ld"]) > 0
+    torch.testing.assert_close(losses["loss_bbox"], sum(expected["loss_bbox"]))
+    for make in (retinanet, fcos):
+        head = {retinanet: "RetinaHead", fcos: "FCOSHead"}[make]
+        with pytest.raises(ValueError, match=f"the {head} of student gives 4 numbers for a box"):
+            build(taught(make(), make(12), LD, weights(make(12))))
 
 
 @pytest.mark.parametrize(
