@@ -21,6 +21,8 @@ from benchmarks.measure import (
 from kdtasks.detection import (
     ADLLoss,
     BoundedRegressionLoss,
+    PKDLoss,
+    QualityFocalLoss,
     WeightedSoftCrossEntropyLoss,
     adl_loss,
     models,
@@ -29,6 +31,10 @@ from kdtasks.detection.torchvision_distiller import TorchvisionDistiller
 
 SOFT_TARGETS, BOUNDED = WeightedSoftCrossEntropyLoss(), BoundedRegressionLoss()
 DENSE = {"loss_adl": (ADLLoss(), ("student.cls_logits", "teacher.cls_logits", "anchors.valid"))}
+FEATURES = {
+    f"loss_pkd_{key}": (PKDLoss(), (f"features.student.{key}", f"features.teacher.{key}"))
+    for key in ("1", "2", "3")
+}
 TWO_STAGE = {
     "loss_soft": (SOFT_TARGETS, ("rois.student.logits", "rois.teacher.logits")),
     "loss_bounded": (
@@ -77,11 +83,13 @@ def adl(o) -> Iterator[Line]:
 
 
 def detector_step(o) -> Iterator[Line]:
-    """RetinaNet with ADL, and Faster R-CNN with soft targets and bounded boxes, against the same
-    with torchvision's parts by hand.
+    """RetinaNet with ADL or PKD, and Faster R-CNN with soft targets and bounded boxes, against the
+    same with torchvision's parts by hand; and what the teacher's head costs that goes on from the
+    student's features.
     """
     for what, make, steps in (
         ("RetinaNet + ADL: ", "retinanet", (dense_by_hand, DENSE)),
+        ("RetinaNet + PKD: ", "retinanet", (features_by_hand, FEATURES)),
         ("Faster R-CNN + Chen: ", "faster_rcnn", (two_stage_by_hand, TWO_STAGE)),
     ):
         by_hand, losses = steps
@@ -94,6 +102,14 @@ def detector_step(o) -> Iterator[Line]:
         times = step_times(o, variants)
         yield ratio(what, times, "by hand again", "by hand")
         yield ratio(what, times, "library", "by hand", bar=1.05)
+    variants = {
+        name: detector_library(o, "retinanet", {"loss_classes": (QualityFocalLoss(), of)})
+        for name, of in (
+            ("crossed classes", ("cross.teacher.cls_logits", "teacher.cls_logits")),
+            ("the student's own", ("student.cls_logits", "teacher.cls_logits")),
+        )
+    }
+    yield ratio("CrossKD: ", step_times(o, variants), *variants)
 
 
 def detectors(o, make: str) -> tuple[nn.Module, nn.Module, list[Tensor], list[dict]]:
@@ -155,6 +171,33 @@ def dense_by_hand(o, make: str) -> Step:
             ]
         valid = torch.stack([matched != -2 for matched in seen["matched"]])
         return update(sum(losses.values()) + adl(seen["logits"], taught, valid), optimizer)
+
+    return step
+
+
+def features_by_hand(o, make: str) -> Step:
+    teacher, student, images, targets = detectors(o, make)
+    optimizer, seen = torch.optim.SGD(student.parameters(), **SGD), {}
+    student.transform.register_forward_hook(
+        lambda module, args, output: seen.update(images=output[0])
+    )
+    student.backbone.register_forward_hook(
+        lambda module, args, output: seen.update(features=output)
+    )
+
+    def normalized(maps: Tensor) -> Tensor:
+        centred = maps - maps.mean((0, 2, 3), keepdim=True)
+        return centred / (maps.std((0, 2, 3), keepdim=True) + 1e-6)
+
+    def step() -> Tensor:
+        losses = student(images, targets)
+        with torch.no_grad():
+            taught = teacher.backbone(seen["images"].tensors)
+        pkd = sum(
+            F.mse_loss(normalized(maps), normalized(taught[key])) / 2
+            for key, maps in seen["features"].items()
+        )
+        return update(sum(losses.values()) + pkd, optimizer)
 
     return step
 

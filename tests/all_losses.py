@@ -297,6 +297,12 @@ CALLS = {
     "adl_loss": _plain(_logits, {}, {"gamma": 0.0}, {"gamma": 0.5, "base": "ce"}),
     "BoundedRegressionLoss": _plain(_boxes),
     "bounded_regression_loss": _plain(_boxes, {}, {"margin": 0.3}),
+    "CrossBoxLoss": _plain(lambda: (_normal(6, 4), _normal(6, 4), _normal(6, 3))),
+    "box_distances": _plain(
+        lambda: (_normal(6, 4), _normal(6, 4)), {}, {"stds": (0.1, 0.1, 0.2, 0.2)}
+    ),
+    "QualityFocalLoss": _plain(_logits, {}, {"beta": 2.0}),
+    "quality_focal_loss": _plain(_logits, {}, {"beta": 0.0}),
     "CWDLoss": _plain(_FEATURES),
     "cwd_loss": _plain(_SAME_FEATURES, {}, {"temperature": 4.0}),
     "HintLoss": _plain(_FEATURES),

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from kdtasks.core import Distiller
 from kdtasks.core.names import TensorName
 from kdtasks.core.recorder import FeatureRecorder
+from kdtasks.detection import cross_heads
 from kdtasks.detection.forward import Forward, Samples, Seen
 
 # the heads whose rows are compared; a teacher cannot have their names
@@ -100,6 +101,10 @@ _OF_BOTH: dict[str, Callable[[_Answers], object]] = {
     "rois.t.logits": lambda answers: answers.logits("rois"),
     "rois.t.deltas": lambda answers: answers.class_deltas(),
 }
+_OF_TEACHER: dict[str, Callable[[_Answers], object]] = {
+    "cross.t.cls_logits": lambda answers: answers.logits("anchors"),
+    "cross.t.box_deltas": lambda answers: answers.deltas("anchors"),
+}
 _OF_STUDENT: dict[str, Callable[[_Answers], object]] = {
     "anchors.valid": lambda answers: answers.seen.valid(),
     "anchors.target": lambda answers: answers.samples("anchors").target,
@@ -116,12 +121,17 @@ _OF_STUDENT: dict[str, Callable[[_Answers], object]] = {
 
 
 def _part_of(name: str) -> str:
-    return "anchors" if name.startswith("t.") else name.partition(".")[0]
+    return "anchors" if name.startswith(("t.", "cross.")) else name.partition(".")[0]
 
 
 def _named(name: str, role: str) -> str:
     """A name of the table above for one role."""
     return ".".join(role if word == "t" else word for word in name.split("."))
+
+
+def _crosses(role: str, wanted: Iterable[str]) -> bool:
+    """Whether some name is of what a teacher's head makes of the student's features."""
+    return any(name.startswith(f"cross.{role}.") for name in wanted)
 
 
 class DetectionDistiller(Distiller, ABC):
@@ -163,6 +173,10 @@ class DetectionDistiller(Distiller, ABC):
         P, what the hard box loss divides by (torchvision's RetinaNet only nearly: it divides image
         by image).
 
+    ``cross.t.cls_logits``, ``cross.t.box_deltas``
+        Those of a teacher's head that goes on from the student's features (CrossKD), with gradient;
+        of heads with a stack of convolutions each for classes and boxes.
+
     Of two-stage detectors:
 
     ``rpn.t.logits``
@@ -196,6 +210,9 @@ class DetectionDistiller(Distiller, ABC):
             unaugmented images, and drops an image without any; here they are made in each step, on
             the image as the student gets it.
         pseudo_score: the least score of such a detection. No value is published; 0.5 is ours.
+        cross_after: of ``cross.*``: the convolution of each of the student's stacks, counted from
+            1, behind which the teacher's head goes on. In CrossKD 3 of 4 for RetinaNet, GFL and
+            ATSS, 2 of 4 for FCOS.
 
     Raises:
         ValueError: a model that is no detector of this library; an option that is none; on the
@@ -204,6 +221,8 @@ class DetectionDistiller(Distiller, ABC):
 
     # the submodule that is the head of each part
     HEADS: ClassVar[Mapping[str, str]]
+    # the submodules that are a dense head's stacks, of classes and of boxes
+    STACKS: ClassVar[Sequence[str]]
     # the label of the first class; 1: the background is 0, and num_classes counts it
     FIRST_LABEL: ClassVar[int]
 
@@ -218,6 +237,7 @@ class DetectionDistiller(Distiller, ABC):
         class_map: Sequence[int] | None = None,
         unlabelled: str = "soft",
         pseudo_score: float = 0.5,
+        cross_after: int = 3,
     ):
         check_choice("unlabelled", unlabelled, ("soft", "soft+pseudo"))
         if peers or compile:
@@ -226,11 +246,12 @@ class DetectionDistiller(Distiller, ABC):
                 "student.backbone.compile() compiles the part that pays)"
             )
         for name in teachers or {}:
-            if name in (*PARTS, "features"):
+            if name in (*PARTS, "features", "cross"):
                 raise ValueError(
                     f"a teacher cannot be called {name!r}: '{name}.*' are names of tensors"
                 )
         self.unlabelled, self.pseudo_score = unlabelled, pseudo_score
+        self.cross_after = cross_after
         super().__init__(student, teachers, losses)
         self.register_buffer(
             "class_map",
@@ -275,6 +296,10 @@ class DetectionDistiller(Distiller, ABC):
         """The teacher's features and the heads of some parts, on what the student saw; and the
         recorded submodules.
         """
+
+    @abstractmethod
+    def run_head(self, role: str, forward: Forward) -> Forward:
+        """The dense head of a teacher once more, on the features of its forward."""
 
     @abstractmethod
     def check_rows(self, role: str, part: str, forward: Forward, seen: Seen | None) -> None:
@@ -324,7 +349,7 @@ class DetectionDistiller(Distiller, ABC):
         features and submodules.
         """
         parts = self.parts_of(role) & self.parts_of("student")
-        table = {**_OF_BOTH, **(_OF_STUDENT if role == "student" else {})}
+        table = {**_OF_BOTH, **(_OF_STUDENT if role == "student" else _OF_TEACHER)}
         found = [f"features.{role}.{key}" for key in self.feature_keys(role)]
         found += [_named(name, role) for name in table if _part_of(name) in parts]
         if role == "student":
@@ -333,12 +358,25 @@ class DetectionDistiller(Distiller, ABC):
         return found + self.submodules(role)
 
     def needs(self, role: str) -> list[str]:
-        """A teacher follows what the student saw and sampled."""
-        return ["student.seen"] if role in self.teachers and self.follows(role) else []
+        """A teacher follows what the student saw and sampled, and had halfway in its head."""
+        if role not in self.teachers:
+            return []
+        needed = ["student.seen"] if self.follows(role) else []
+        crosses = _crosses(role, self.wanted[role])
+        return needed + (self._halfway("student") if crosses else [])
+
+    def _halfway(self, role: str) -> list[str]:
+        """Names of what a head has at :attr:`cross_after`: of each stack all levels."""
+        model, levels = self.model(role), range(len(self.feature_keys("student")))
+        paths = [
+            cross_heads.path_before_relu(model, stack, self.cross_after, role)
+            for stack in self.STACKS
+        ]
+        return [f"{role}.{path}@{level}" for path in paths for level in levels]
 
     def is_compared(self, role: str, part: str, wanted: Iterable[str]) -> bool:
         """Whether some loss reads rows of this head, and not only a submodule of it."""
-        table = {_named(name, role) for name in _OF_BOTH if _part_of(name) == part}
+        table = {_named(name, role) for name in _OF_BOTH | _OF_TEACHER if _part_of(name) == part}
         return not table.isdisjoint(wanted)
 
     def parts_to_run(self, role: str, wanted: Sequence[str]) -> set[str]:
@@ -364,7 +402,9 @@ class DetectionDistiller(Distiller, ABC):
         else:
             seen, found = batch.get("student.seen"), {}
             parts = self.parts_to_run(role, wanted)
-            forward, values = self.run_teacher(role, parts, batch, seen, wanted)
+            halfway = self._halfway(role) if _crosses(role, wanted) else []
+            recorded = list(dict.fromkeys([*wanted, *halfway]))
+            forward, values = self.run_teacher(role, parts, batch, seen, recorded)
             for part in parts:
                 if self.is_compared(role, part, wanted):
                     self.check_rows(role, part, forward, seen)
@@ -373,12 +413,42 @@ class DetectionDistiller(Distiller, ABC):
         found |= {f"{role}.{path}": value for path, value in values.items()}
         answers = _Answers(self, role, forward, seen)
         table = {_named(name, role): supply for name, supply in {**_OF_BOTH, **_OF_STUDENT}.items()}
+        if _crosses(role, wanted):
+            found |= self._cross(role, batch, found, forward, seen)
         for name in wanted:
             if name in table:
                 found[name] = table[name](answers)
             elif name.startswith(f"features.{role}."):
                 found[name] = forward.features[name.removeprefix(f"features.{role}.")]
         return found
+
+    def _cross(
+        self,
+        role: str,
+        batch: Mapping[str, object],
+        found: Mapping[str, Tensor],
+        forward: Forward,
+        seen: Seen | None,
+    ) -> dict[str, Tensor]:
+        """What a teacher's head gives, and a gradient for, from the student's features on."""
+        head = self.HEADS["anchors"]
+        values: dict[str, list[Tensor]] = {}
+        for own, theirs in zip(self._halfway("student"), self._halfway(role)):
+            path = theirs.removeprefix(f"{role}.{head}.").split("@")[0]
+            student, teacher = batch[own], found[theirs]
+            # in a teacher's turn they are off
+            with torch.set_grad_enabled(student.requires_grad):
+                value = cross_heads.aligned(student, teacher, f"{theirs}, cross_after")
+            values.setdefault(path, []).append(value)
+        heads = (getattr(self.model(one), head) for one in (role, "student"))
+        gradients = any(value.requires_grad for levels in values.values() for value in levels)
+        with (
+            self.teachers[role].ready(),
+            torch.set_grad_enabled(gradients),
+            cross_heads.crossed(*heads, values),
+        ):
+            answers = _Answers(self, role, self.run_head(role, forward), seen)
+            return {_named(name, role): supply(answers) for name, supply in _OF_TEACHER.items()}
 
     def record(
         self,

@@ -24,7 +24,7 @@ do, and have no bins to compare. Student and teacher need the same anchors and t
 from torch import Tensor, nn
 
 from kdtasks.core.gather import mean_over_processes
-from kdtasks.core.precision import raised
+from kdtasks.core.precision import raised, raised_dtype
 from kdtasks.general.divergences import kl_terms
 
 
@@ -102,7 +102,7 @@ class LDLoss(nn.Module):
                 "expected edges (P, 4, n + 1) and class logits (P, K) of the same boxes, got "
                 f"student {tuple(student.shape)} and logits {tuple(logits.shape)}"
             )
-        (logits,) = raised(logits.detach())
+        logits = logits.detach().to(raised_dtype(student, teacher, logits))
         weight = logits.sigmoid().amax(1)
         normalizer = float(student.shape[1])
         if self.normalize:

@@ -132,6 +132,15 @@ def losses_of(model: nn.Module, images: Tensor, samples: Sequence) -> dict:
         return model(images, samples, mode="loss")
 
 
+def maps_of(model: nn.Module, part: str, features: Sequence[Tensor]) -> object:
+    """What a head gives for some features, as it does in training: FCOS scales its boxes by the
+    stride in eval only.
+    """
+    head = head_of(model, part)
+    with set_training([head]):
+        return head(features)
+
+
 class _MMDetForward:
     """The tensors of a detector's parts; ``output(part)`` is what its head gave."""
 

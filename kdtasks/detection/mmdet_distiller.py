@@ -35,6 +35,7 @@ class MMDetDistiller(DetectionDistiller):
     """
 
     HEADS = mmdet_detectors.HEADS
+    STACKS = ("bbox_head.cls_convs", "bbox_head.reg_convs")
     FIRST_LABEL = 0
 
     def __init__(
@@ -187,12 +188,14 @@ class MMDetDistiller(DetectionDistiller):
         model = self.model(role)
         features, outputs = model.extract_feat(images), {}
         for part in parts & {"anchors", "rpn"}:
-            # FCOS scales its boxes by the stride in eval only
-            head = mmdet_detectors.head_of(model, part)
-            with mmdet_detectors.set_training([head]):
-                outputs[part] = head(features)
+            outputs[part] = mmdet_detectors.maps_of(model, part, features)
         if "rois" in parts:
             outputs["rois"] = model.roi_head._bbox_forward(features, rois)
+        return mmdet_detectors.TeacherForward(features, outputs, model)
+
+    def run_head(self, role: str, forward: Forward) -> Forward:
+        model, features = self.model(role), list(forward.features.values())
+        outputs = {"anchors": mmdet_detectors.maps_of(model, "anchors", features)}
         return mmdet_detectors.TeacherForward(features, outputs, model)
 
     def _images(self, role: str, images: Tensor, samples: Sequence) -> Tensor:

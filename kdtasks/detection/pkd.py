@@ -54,11 +54,11 @@ def pkd_loss(student: Tensor, teacher: Tensor, resized: str = "student") -> Tens
         ValueError: no two batches of maps of equal length and channels; one value a channel, which
             has no deviation; ``resized`` is neither.
     """
-    shapes = f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
     if student.dim() != 4 or teacher.dim() != 4 or student.shape[:2] != teacher.shape[:2]:
         raise ValueError(
             "expected two maps (N, C, H, W) of the same images and equally many channels, got "
-            f"{shapes}; PKDLoss has a projector for other channels"
+            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)}; PKDLoss has a "
+            "projector for other channels"
         )
     _check_resized(resized)
     student, teacher = raised(student, teacher.detach())
@@ -71,10 +71,10 @@ def pkd_loss(student: Tensor, teacher: Tensor, resized: str = "student") -> Tens
             teacher = _resize(teacher, student)
     if student[:, 0].numel() == 1:
         raise ValueError(
-            f"one image of one place has no deviation to standardise a channel by, got {shapes}: "
-            "take a finer level, or more images"
+            "one image of one place has no deviation to standardise a channel by, got a map "
+            f"{tuple(student.shape)}: take a finer level, or more images"
         )
-    return F.mse_loss(_standardized(student), _standardized(teacher)) / 2
+    return F.mse_loss(standardized(student), standardized(teacher)) / 2
 
 
 def _check_resized(resized: str) -> None:
@@ -86,14 +86,26 @@ def _resize(maps: Tensor, other: Tensor) -> Tensor:
     return F.interpolate(maps, other.shape[2:], mode="bilinear", align_corners=False)
 
 
-def _standardized(maps: Tensor) -> Tensor:
-    """``(N, C, H, W)``, each channel minus its mean, over its deviation + 1e-6."""
-    variance, mean = torch.var_mean(maps, (0, 2, 3), keepdim=True)
+def standardized(maps: Tensor) -> Tensor:
+    """Each channel of ``(N, C, H, W)`` minus its mean, over its deviation + 1e-6; a constant one
+    (deviation below 1e-6) has no gradient.
+    """
+    mean, deviation = deviations(maps)
+    found = (maps - mean) / (deviation + EPS)
+    return torch.where(deviation < EPS, found.detach(), found)
+
+
+def deviations(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (n - 1) of each channel of ``(N, C, H, W)`` over images and
+    places, ``(1, C, 1, 1)``; that of a constant channel, or of one value, has no gradient.
+    """
+    several = maps[:, 0].numel() > 1
+    # a constant channel has a mean of exactly its value, so a deviation of 0
+    variance, mean = torch.var_mean(maps, (0, 2, 3), correction=int(several), keepdim=True)
     dead = variance < EPS**2
     # the root has an infinite slope at 0
-    deviation = torch.where(dead, variance.detach().sqrt(), variance.masked_fill(dead, 1).sqrt())
-    found = (maps - mean) / (deviation + EPS)
-    return torch.where(dead, found.detach(), found)
+    live = variance.masked_fill(dead, 1).sqrt()
+    return mean, torch.where(dead, variance.detach().sqrt(), live)
 
 
 class PKDLoss(ProjectedLoss):

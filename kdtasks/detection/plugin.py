@@ -70,6 +70,8 @@ class DistillDetector(BaseModel):
             LoadAnnotations packs them) enter distillation losses only, or also the student's own
             with the teacher's detections; of one-stage detectors.
         pseudo_score: the least score of such a detection.
+        cross_after: of CrossKD's ``cross.teacher.*``: the convolution of each of the student's
+            stacks behind which the teacher's head goes on.
 
     Raises:
         ImportError: MMDetection is not installed.
@@ -89,6 +91,7 @@ class DistillDetector(BaseModel):
         data_preprocessor: Mapping | nn.Module | None = None,
         unlabelled: str | None = None,
         pseudo_score: float = 0.5,
+        cross_after: int = 3,
     ):
         model = _detector(student, "student", data_preprocessor)
         super().__init__(model.data_preprocessor)
@@ -107,6 +110,7 @@ class DistillDetector(BaseModel):
                     class_map=class_map,
                     unlabelled=unlabelled or "soft",
                     pseudo_score=pseudo_score,
+                    cross_after=cross_after,
                 )
                 # an adapter has its weights before the optimizer is made
                 self.distiller.build(example_batch(model))

@@ -35,6 +35,7 @@ class TorchvisionDistiller(DetectionDistiller):
     """
 
     HEADS: ClassVar = {"anchors": "head", "rpn": "rpn", "rois": "roi_heads"}
+    STACKS = ("head.classification_head.conv", "head.regression_head.conv")
     FIRST_LABEL = 1
 
     def __init__(
@@ -149,15 +150,15 @@ class TorchvisionDistiller(DetectionDistiller):
         else:
             images = detectors.renormalized(self.student, model, seen.batch)
         forward = _TeacherForward(images, detectors.levels_of(model.backbone(images.tensors)))
-        levels = list(forward.features.values())
         if "anchors" in parts:
-            head = model.head(levels)
-            forward.outputs["anchors"] = head["cls_logits"], head["bbox_regression"]
+            forward = self.run_head(role, forward)
         if "rpn" in parts:
             from torchvision.models.detection.rpn import concat_box_prediction_layers
 
             # (B·A, 1), (B·A, 4)
-            forward.outputs["rpn"] = concat_box_prediction_layers(*model.rpn.head(levels))
+            forward.outputs["rpn"] = concat_box_prediction_layers(
+                *model.rpn.head(list(forward.features.values()))
+            )
         if "rois" in parts:
             rois = detectors.rescaled(seen.rois, seen.batch.image_sizes, images.image_sizes)
             pooled = model.roi_heads.box_roi_pool(forward.features, rois, images.image_sizes)
@@ -166,6 +167,12 @@ class TorchvisionDistiller(DetectionDistiller):
                 model.roi_heads.box_head(pooled)
             )
         return forward
+
+    def run_head(self, role: str, forward: "_TeacherForward") -> "_TeacherForward":
+        found = _TeacherForward(forward.images, forward.features)
+        given = self.model(role).head(list(forward.features.values()))
+        found.outputs["anchors"] = given["cls_logits"], given["bbox_regression"]
+        return found
 
     def check_rows(
         self, role: str, part: str, forward: "_TeacherForward", seen: detectors.Seen

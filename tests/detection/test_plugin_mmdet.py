@@ -1160,6 +1160,63 @@ def test_ld_is_that_of_mmdets_own_head(data, weights):
             build(taught(make(), make(12), LD, weights(make(12))))
 
 
+CROSSED = ["cross.teacher.cls_logits", "cross.teacher.box_deltas"]
+CROSS = {
+    "loss_cross_cls": {
+        "type": "kdtasks.detection.QualityFocalLoss",
+        "of": (CROSSED[0], "teacher.cls_logits", "anchors.valid", "anchors.count"),
+    },
+    "loss_cross_box": {
+        "type": "kdtasks.detection.CrossBoxLoss",
+        "of": (CROSSED[1], "teacher.box_deltas", "teacher.cls_logits", "anchors.valid"),
+    },
+}
+
+
+@pytest.mark.parametrize("make, kind", [(retinanet, "deltas"), (fcos, "distances"), (gfl, "edges")])
+def test_a_teachers_head_goes_on_from_the_students_features(data, weights, tmp_path, make, kind):
+    """It says what it said itself of a student that is its copy; and a short run."""
+    losses = copy.deepcopy(CROSS)
+    losses["loss_cross_box"]["kind"] = kind
+    config = taught(make(), make(), losses, weights(make()), cross_after=1)
+    detector = build(config)
+    student, teacher = detector.student, detector.distiller.model("teacher")
+    student.load_state_dict(teacher.state_dict())
+    names = ["teacher.cls_logits", "teacher.box_deltas", *CROSSED, "anchors.count"]
+    found, kept = taken(detector.eval(), data, names)
+    for own, crossed in zip(names, CROSSED):
+        torch.testing.assert_close(kept[crossed].detach(), kept[own], rtol=1e-2, atol=1e-3)
+    assert found["loss_cross_cls"] < 0.01
+    if hasattr(student.bbox_head, "scales"):
+        # a level's scale is the student's
+        with torch.no_grad():
+            student.bbox_head.scales[0].scale.mul_(2)
+        kept = taken(detector, data, names)[1]
+        first = slice(0, student.bbox_head.scales[0].scale.numel() * 64)
+        torch.testing.assert_close(
+            kept[CROSSED[1]][:, first], 2 * kept[names[1]][:, first], rtol=1e-2, atol=1e-3
+        )
+        kept[CROSSED[1]].sum().backward()
+        assert student.bbox_head.scales[0].scale.grad.abs() > 0
+        assert teacher.bbox_head.scales[0].scale.grad is None
+    run(data, tmp_path, config)
+    logged = log(tmp_path)
+    assert all(np.isfinite(logged[name]).all() for name in ["loss", *losses])
+    assert min(logged["loss_cross_cls"]) > 0
+    load_weights(build(make()), tmp_path / "epoch_1.pth")
+
+
+def test_a_teacher_whose_head_cannot_go_on_is_named_when_the_detector_is_built(weights):
+    for make, by, options, words in (
+        (retinanet, retinanet(12), {}, "expected equally many channels"),
+        (retinanet, retinanet(), {"cross_after": 2}, "cross_after must be from 1 to 1"),
+        (yolox, yolox(), {}, "student: YOLOX has no 'bbox_head.cls_convs'"),
+    ):
+        config = taught(make(), by, CROSS, weights(by), **{"cross_after": 1} | options)
+        with pytest.raises(ValueError, match=words):
+            build(config)
+
+
 @pytest.mark.parametrize(
     "make, losses", [(retinanet, ADL | HINT), (faster_rcnn, CHEN), (fcos, ADL)]
 )
@@ -1913,6 +1970,8 @@ def test_a_config_trains_two_steps_by_mmdets_own_tool(path, data, tmp_path, monk
         "train_dataloader": {"num_workers": 0, "persistent_workers": False, "dataset": dataset},
         "train_cfg": {"max_epochs": 1},
         "default_hooks": {"logger": {"interval": 1}},
+        # mmengine has one of a name in a process
+        "visualizer": {"name": path.stem},
         "val_cfg": None,
         "val_dataloader": None,
         "val_evaluator": None,
