@@ -307,7 +307,7 @@ CALLS = {
     "cwd_loss": _plain(_SAME_FEATURES, {}, {"temperature": 4.0}),
     "HintLoss": _plain(_FEATURES),
     "hint_loss": _plain(_logits, {}, {"p": 1}),
-    "LDLoss": _plain(lambda: (*_EDGES(), _normal(3, 2)), {}, {"normalize": False}),
+    "LDLoss": _plain(lambda: (*_EDGES(), _normal(3, 2)), {}, {"normalize": True}),
     "ld_loss": _plain(_EDGES, {}, {"temperature": 1.0}),
     "PKDLoss": _plain(_FEATURES),
     "pkd_loss": _plain(_SAME_FEATURES),

@@ -7,15 +7,16 @@ and t the logits of one edge,
 .. math::
     \mathrm{LD} = \frac{T^2}{n + 1}\, \mathrm{KL}\bigl( \mathrm{softmax}(t / T) \,\|\,
     \mathrm{softmax}(s / T) \bigr), \qquad
-    L = \frac{1}{4 Z} \sum_{\text{boxes } p} w_p \sum_{\text{edges}} \mathrm{LD}
+    L = \frac14 \sum_{\text{boxes } p} w_p \sum_{\text{edges}} \mathrm{LD}
 
 over the boxes p that the student's assigner matches to an object, each weighted by its best class
-probability :math:`w_p = \max_k \mathrm{sigmoid}(z^s_{pk})`, without gradient. Z is
-:math:`\max(1, \sum w_p)`, as GFL's own box losses have it.
+probability :math:`w_p = \max_k \mathrm{sigmoid}(z^s_{pk})`, without gradient.
 
-**In MMDetection** (LDHead, T = 10, weight 0.25 beside DFL at 0.25 and GIoU at 2) the same sum is
-*not* divided by Z, unlike the other two: the loss grows with the number of matched boxes, and so
-does what a weight of 0.25 means. ``LDLoss(normalize=False)`` is that form.
+**Weight** 0.25, beside DFL at 0.25 and GIoU at 2; T = 10. In the authors' code and in MMDetection's
+LDHead those two are divided by :math:`\sum w_p` and this sum is not, so it grows with the number of
+matched boxes, and a batch twice as large doubles it. ``LDLoss(normalize=True)`` divides by
+:math:`\max(1, \sum w_p)`, ours; its weight is another one. (The authors also distil edges of
+unmatched boxes near an object, at a quarter of that; that is not here.)
 
 MMDetection's GFL is such a head; RetinaNet and FCOS give four deltas, as all of torchvision's heads
 do, and have no bins to compare. Student and teacher need the same anchors and the same n (reg_max).
@@ -86,12 +87,12 @@ class LDLoss(nn.Module):
 
     Args:
         temperature: T > 0; 10 as released.
-        normalize: divide by the sum of the weights, at least 1; of a run of W processes that of all
-            together, over W, so that each of them must call it in each step. False: as MMDetection
-            has it, see above.
+        normalize: False, as released: a sum over the matched boxes. True: divided by the sum of
+            their weights, at least 1; of a run of W processes that of all together, over W, so that
+            each of them must call it in each step.
     """
 
-    def __init__(self, temperature: float = 10.0, normalize: bool = True):
+    def __init__(self, temperature: float = 10.0, normalize: bool = False):
         super().__init__()
         _check_temperature(temperature)
         self.temperature, self.normalize = temperature, normalize

@@ -157,7 +157,7 @@ def on_rows(rows, deltas, teacher, edges, taught, logits):
     found = [
         CrossBoxLoss()(deltas, teacher[rows], logits[rows]),
         QualityFocalLoss()(deltas, teacher[rows], None, len(teacher[rows])),
-        LDLoss()(edges, taught[rows], logits[rows]),
+        LDLoss(normalize=True)(edges, taught[rows], logits[rows]),
     ]
     return [
         (value.detach(), *torch.autograd.grad(value, of))

@@ -460,7 +460,6 @@ HINT = {
 LD = {
     "loss_ld": {
         "type": "kdtasks.detection.LDLoss",
-        "normalize": False,
         "weight": 0.25,
         "of": ("anchors.student.edges", "anchors.teacher.edges", "anchors.student.logits"),
     }

@@ -3,8 +3,7 @@
 # Expect:  (not run here: it needs a GPU and COCO; published: 40.1 alone, 41.1 taught)
 #
 # MMDET is a checkout of MMDetection, or mmdet/.mim in the site-packages. Data, schedule and hooks
-# are those of the base; only the model is ours. T, weight and the sum that is not normalised are
-# those of MMDetection's own LDHead.
+# are those of the base; only the model is ours. T and weight are those of MMDetection's own LDHead.
 _base_ = ['mmdet::gfl/gfl_r50_fpn_1x_coco.py']
 model = dict(
     _delete_=True,
@@ -17,7 +16,6 @@ model = dict(
         loss_ld=dict(
             type='kdtasks.detection.LDLoss',
             temperature=10.0,
-            normalize=False,
             of=('anchors.student.edges', 'anchors.teacher.edges', 'anchors.student.logits'),
             weight=0.25,
         )
