@@ -209,6 +209,7 @@ class QualityFocalLoss(nn.Module):
         valid: Tensor | None = None,
         count: float | Tensor | None = None,
     ) -> Tensor:
+        """The loss of logits (…, A, K), a scalar; ``count`` None: the number of valid anchors."""
         normalizer = None
         if count is not None:
             if not isinstance(count, Tensor):
@@ -219,6 +220,7 @@ class QualityFocalLoss(nn.Module):
         return quality_focal_loss(student, teacher, valid, normalizer, self.beta)
 
     def extra_repr(self) -> str:
+        """The power."""
         return f"beta={self.beta}"
 
 
@@ -242,6 +244,7 @@ class CrossBoxLoss(nn.Module):
     def forward(
         self, student: Tensor, teacher: Tensor, logits: Tensor, valid: Tensor | None = None
     ) -> Tensor:
+        """The loss of boxes (…, A, n) and the teacher's class logits (…, A, K), a scalar."""
         if student.shape[:-1] != logits.shape[:-1]:
             raise ValueError(
                 "expected boxes (…, n) and class logits (…, K) of the same anchors, got student "
@@ -256,4 +259,5 @@ class CrossBoxLoss(nn.Module):
         return (weight * apart).sum() / total.clamp(min=share)
 
     def extra_repr(self) -> str:
+        """Kind, and the coder's scale."""
         return f"kind={self.kind!r}, stds={self.stds}"

@@ -99,7 +99,9 @@ class CWDLoss(ProjectedLoss):
         self.temperature = temperature
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of maps (N, C, H, W), a scalar, after the student's projection."""
         return cwd_loss(*self.projected(*raised(student, teacher.detach())), self.temperature)
 
     def extra_repr(self) -> str:
+        """The temperature."""
         return f"temperature={self.temperature}"

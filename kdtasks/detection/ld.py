@@ -98,6 +98,7 @@ class LDLoss(nn.Module):
         self.temperature, self.normalize = temperature, normalize
 
     def forward(self, student: Tensor, teacher: Tensor, logits: Tensor) -> Tensor:
+        """The loss of edges (P, 4, n + 1) and the student's class logits (P, K), a scalar."""
         if student.dim() != 3 or logits.dim() != 2 or len(student) != len(logits):
             raise ValueError(
                 "expected edges (P, 4, n + 1) and class logits (P, K) of the same boxes, got "
@@ -112,4 +113,5 @@ class LDLoss(nn.Module):
         return ld_loss(student, teacher, self.temperature, weight[:, None], normalizer)
 
     def extra_repr(self) -> str:
+        """Temperature, and whether it is normalised."""
         return f"temperature={self.temperature}, normalize={self.normalize}"

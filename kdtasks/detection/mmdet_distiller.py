@@ -194,6 +194,7 @@ class MMDetDistiller(DetectionDistiller):
         return mmdet_detectors.TeacherForward(features, outputs, model)
 
     def run_head(self, role: str, forward: Forward) -> Forward:
+        """The head as in training, on the features of a teacher's forward."""
         model, features = self.model(role), list(forward.features.values())
         outputs = {"anchors": mmdet_detectors.maps_of(model, "anchors", features)}
         return mmdet_detectors.TeacherForward(features, outputs, model)

@@ -134,7 +134,9 @@ class PKDLoss(ProjectedLoss):
         self.resized = resized
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of maps (N, C, H, W), a scalar, after the student's projection."""
         return pkd_loss(*self.projected(*raised(student, teacher.detach())), self.resized)
 
     def extra_repr(self) -> str:
+        """Which map is resized."""
         return f"resized={self.resized!r}"

@@ -169,6 +169,7 @@ class TorchvisionDistiller(DetectionDistiller):
         return forward
 
     def run_head(self, role: str, forward: "_TeacherForward") -> "_TeacherForward":
+        """The head on the features of a teacher's forward."""
         found = _TeacherForward(forward.images, forward.features)
         given = self.model(role).head(list(forward.features.values()))
         found.outputs["anchors"] = given["cls_logits"], given["bbox_regression"]
