@@ -95,10 +95,10 @@ def summary(run: "Run", stage: "Stage", metrics: Mapping[str, float]) -> dict[st
     get right count: ``boundary_images`` of them. If a student cannot be attacked, a warning says
     so.
     """
-    from kdtasks.classification.pictures import boundaries
+    from kdtasks.classification.pictures.attacks import similarity_of
 
     try:
-        return boundaries.similarity_of(run, stage)
+        return similarity_of(run, stage)
     # a trained stage is worth more than a further number
     except (ValueError, RuntimeError) as error:
         warnings.warn(f"magsim and angsim of {stage.name} are not known: {error}", stacklevel=2)

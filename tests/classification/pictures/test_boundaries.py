@@ -11,7 +11,7 @@ import torch
 from picture_runs import drawn, images_of, loader
 
 from kdtasks.classification import models, trainer
-from kdtasks.classification.pictures import boundaries
+from kdtasks.classification.pictures import attacks, boundaries
 from kdtasks.core.choices import evenly_spaced
 from kdtasks.engine.run import Run
 from kdtasks.general import BSSDistiller
@@ -103,7 +103,7 @@ def test_the_teacher_must_have_been_trained(bss, monkeypatch):
 
 
 def test_boundary_samples_are_counted_and_shown_with_probabilities(bss):
-    found = boundaries.attacks(bss, bss.experiment.final).of()
+    found = attacks.attacks(bss, bss.experiment.final).of()
     teacher, crossed, other = bss.trained("teacher"), 0, 0
     images, target = images_of(bss)
     known = [i for i in range(50) if int(teacher(images[i : i + 1]).argmax()) == int(target[i])]
@@ -156,14 +156,14 @@ def test_boundary_samples_of_any_names_and_nobody_who_is_right(classes):
     losses = {"loss_cls": (torch.nn.CrossEntropyLoss(), ("student", "target"))}
     distiller = BSSDistiller(torch.nn.Conv2d(3, 3, 1), {"teacher": net}, losses, clip=(0, 1))
     batch["target"] = net(batch["input"]).argmax(1)
-    found = boundaries.Attacks(distiller, [batch]).of()
+    found = attacks.Attacks(distiller, [batch]).of()
     shown = type("Loader", (), {"dataset": data, "seed": 0})
     title, texts = drawn(boundaries.draw_samples(found, data.classes, shown))
     assert "of 12 test images" in title and any("…" in text for text in texts)
     picture = boundaries.draw_similarity(found, {"alone": found}, {"alone": "#E69F00"})
     assert "alone 1.00 and 1.00" in drawn(picture)[0] and "the 12 of 12" in picture[0]
     batch["target"] = (batch["target"] + 1) % classes
-    nobody = boundaries.Attacks(distiller, [batch]).of()
-    assert boundaries.similarity(nobody, nobody) == {}
+    nobody = attacks.Attacks(distiller, [batch]).of()
+    assert attacks.similarity(nobody, nobody) == {}
     assert boundaries.draw_samples(nobody, data.classes, shown) is None
     assert boundaries.draw_similarity(nobody, {"alone": nobody}, {}) is None
