@@ -15,7 +15,7 @@ from kdtasks.engine import checkpoint, notices
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.check import check
 from kdtasks.engine.experiment import Experiment
-from kdtasks.engine.processes import device_name, led
+from kdtasks.engine.processes import device_name, keep_memory, led
 from kdtasks.engine.work_dir import WorkDir
 
 if TYPE_CHECKING:
@@ -185,6 +185,8 @@ class Run:
                     f"no stage is called {name!r}; " + did_you_mean(name, self.files.stages)
                 )
         check(self.experiment)
+        if self.experiment.device.type == "cpu":
+            keep_memory()
         # what is there now need not be gone through after each stage
         gc.freeze()
         try:

@@ -363,10 +363,21 @@ def test_different_controls_are_rows_of_their_own(undisturbed, tmp_path):
     result = compare({"cold": small(), "slow": other}, [0], tmp_path, "cpu", quiet=True)
     assert [control["configs"] for control in result["controls"]] == [["cold"], ["slow"]]
     text = shown(result)
-    assert [cells(text, f"alone of {name}")[2] for name in ("cold", "slow")] == [
-        f"{result['configs'][name]['alone'][0]:.2f}" for name in ("cold", "slow")
-    ]
+    rows = {"cold": "alone", "slow": "alone of slow"}
+    for name, row in rows.items():
+        assert cells(text, row)[2] == f"{result['configs'][name]['alone'][0]:.2f}"
     assert "slow: another control than cold has" in text
+
+
+def test_a_control_that_came_to_the_same_is_the_same(undisturbed, tmp_path):
+    folder, _ = undisturbed
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    # a run of its own, as its distiller could do anything
+    other = small(**{"distiller.type": f"{__name__}.OtherDistiller", "teacher.checkpoint": "own"})
+    result = compare({"cold": small(), "other": other}, [0], tmp_path, "cpu", quiet=True)
+    folders = {row["controls"][0] for row in result["configs"].values()}
+    assert len(folders) == 2 and [c["configs"] for c in result["controls"]] == [["cold", "other"]]
+    assert "another control" not in shown(result)
 
 
 @pytest.mark.parametrize(

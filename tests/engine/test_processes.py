@@ -1,6 +1,7 @@
 """A process that is killed, or stands still, ends the others in minutes and with one line."""
 
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -15,6 +16,41 @@ from small_runs import ROOT, SMALL, small
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.run import Run
+
+FAULTS = """
+import resource, sys, torch
+from kdtasks.engine.processes import keep_memory
+def step():
+    return [torch.empty(2**20).fill_(1.0) for _ in range(16)]  # 4 MiB each, freed at once
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 10
+step(), step()
+before = faults()
+keep_memory()
+step(), step()
+print(before, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
+def test_memory_is_kept_from_step_to_step():
+    """Pages are taken anew in each step, and no more; where the user says how, so it stays."""
+    found = []
+    for extra in ({}, {"MALLOC_TRIM_THRESHOLD_": "131072"}):
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+        done = subprocess.run(
+            [sys.executable, "-c", FAULTS],
+            env={**environment, **extra, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.append([int(number) for number in done.stdout.split()])
+    (before, after), (_, as_said) = found
+    assert before > 8000 and after < 100 and as_said > 8000  # of 16384 pages
 
 
 def ranks(folder, *arguments):

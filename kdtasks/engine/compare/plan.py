@@ -66,6 +66,10 @@ class TrainingJob:
         results = json.loads(path.read_text(encoding="utf-8"))
         return results if all(stage in results["stages"] for stage in self.stages) else None
 
+    def weights(self, stage: str) -> Path:
+        """The file of the last weights of a stage."""
+        return WorkDir(self.folder, self.stages).weights(stage)
+
     @property
     def timings(self) -> dict[str, dict[str, float]]:
         """See :attr:`kdtasks.engine.work_dir.WorkDir.timings`."""

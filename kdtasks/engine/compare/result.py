@@ -3,7 +3,11 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from kdtasks.core.stages import ALONE, DISTILLED
+from kdtasks.engine import checkpoint
 from kdtasks.engine.compare.plan import TEACHER_SEED, ConfigArm, TrainingJob
 from kdtasks.engine.compare.statistics import CONFIDENCE, interval, summary, verdict
 
@@ -101,15 +105,33 @@ def _against(arm: ConfigArm, reference: ConfigArm, seeds: list[int]) -> dict | N
     }
 
 
-def _has_control_of(arm: ConfigArm, other: ConfigArm) -> bool:
-    return all(job is other.controls[seed] for seed, job in arm.controls.items())
+def _has_control_of(arm: ConfigArm, other: ConfigArm, seeds: list[int]) -> bool:
+    """Whether two controls are one, or have the same weights: what differs in their configs, a
+    distiller say, has made no difference.
+    """
+    return all(
+        arm.controls[seed] is other.controls[seed]
+        or _is_same(_control_weights(arm, seed), _control_weights(other, seed))
+        for seed in seeds
+    )
+
+
+def _control_weights(arm: ConfigArm, seed: int) -> dict:
+    path = arm.controls[seed].weights(arm.control)
+    return checkpoint.load(path)["state_dict"] if path.exists() else {}
+
+
+def _is_same(weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    return weights.keys() == others.keys() != set() and all(
+        torch.equal(weights[name], others[name]) for name in weights
+    )
 
 
 def _controls(arms: Sequence[ConfigArm], seeds: list[int]) -> list[dict]:
     """The different controls, each with the configs whose control it is."""
     found: list[tuple[ConfigArm, dict]] = []
     for arm in arms:
-        same = next((row for first, row in found if _has_control_of(arm, first)), None)
+        same = next((row for first, row in found if _has_control_of(arm, first, seeds)), None)
         if same is not None:
             same["configs"].append(arm.name)
             continue
@@ -260,12 +282,12 @@ def _notes_of_several(
         f"{CONFIDENCE:.0%} interval on the {len(seeds)} paired differences, not corrected for the "
         "number of configs"
     ]
-    others = [arm.name for arm in arms if not _has_control_of(arm, reference)]
+    others = [arm.name for arm in arms if not _has_control_of(arm, reference, seeds)]
     if others:
         notes.append(
-            f"{', '.join(others)}: another control than {reference.name} has, so data, network or "
-            "budget differ, too, and the difference between the two students is not the method's "
-            "alone"
+            f"{', '.join(others)}: another control than {reference.name} has, so data, network, "
+            "budget or schedule differ, too, and the difference between the two students is not "
+            "the method's alone"
         )
     chains = {arm.name: arm.paid[arm.final] for arm in arms if len(arm.paid[arm.final]) > 1}
     listed = "".join(f"; {name} takes {' + '.join(stages)}" for name, stages in chains.items())

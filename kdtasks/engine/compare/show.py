@@ -115,8 +115,7 @@ def _arms_table(result: Mapping, task: Task) -> Table:
     digits = task.decimals(result["primary"])
     beside = result["configs"][reference]["cost"]["seconds"]
     for control in result["controls"]:
-        users = f" of {', '.join(control['configs'])}" if len(result["controls"]) > 1 else ""
-        name, values = f"{control['stage']}{users}", _spread(control["values"], digits)
+        name, values = _control_name(control, reference), _spread(control["values"], digits)
         table.add_row(name, "", values, "", "", "", *_costs(control["cost"]["seconds"], beside))
     for name, row in result["configs"].items():
         against = row["against_reference"]
@@ -130,6 +129,15 @@ def _arms_table(result: Mapping, task: Task) -> Table:
             *_costs(row["cost"]["seconds"], beside),
         )
     return table
+
+
+def _control_name(control: Mapping, reference: str) -> str:
+    """Of the reference's control its stage; of another one also the configs that it belongs to."""
+    users = control["configs"]
+    if reference in users:
+        return control["stage"]
+    others = f" and {len(users) - 1} more" if len(users) > 1 else ""
+    return f"{control['stage']} of {users[0]}{others}"
 
 
 def _costs(seconds: Mapping, reference: Mapping) -> list[str]:
