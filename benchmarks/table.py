@@ -30,6 +30,7 @@ ROWS = {
     "feature_step": "distillation",
     "cached_step": "distillation",
     "bss_attack": "general",
+    "quantize_weights": "quantization",
     "runner": "engine",
     "adl": "detection",
     "detector_step": "detection",

@@ -25,6 +25,17 @@ TASKS = [
 ]
 # metrics, images, choices: no loss, nor a part of one; distillers need no entry
 OTHER = {
+    "LSQ",  # of activations: has a state
+    "PACT",
+    "compression",
+    "dequantized",
+    "initial_levels",
+    "load_packed",
+    "lsq_init",
+    "pack",
+    "quantized",
+    "read_packed",
+    "share_levels",
     "BiasCorrection",
     "CRDLoss",  # has a memory, and draws
     "Ensemble",
@@ -256,6 +267,10 @@ _SAME_FEATURES = lambda: (_normal(2, 3, 4, 5), _normal(2, 3, 4, 5))  # noqa: E73
 _EDGES = lambda: (_normal(3, 4, 5), _normal(3, 4, 5))  # noqa: E731
 _MAPS = lambda: (_image(3, 2, 4), _image(3, 2, 4))  # noqa: E731
 CALLS = {
+    "uniform_quantize": _plain(lambda: (_normal(6, 5),), rest=(3, 8, False, "scale")),
+    "level_quantize": _plain(lambda: (_normal(6, 5),), rest=(_image(4), 8)),
+    "lsq_quantize": _plain(lambda: (_normal(6, 5),), rest=(torch.tensor(0.3), 3)),
+    "pact": _plain(lambda: (_normal(6, 5),), rest=(torch.tensor(2.0), 3)),
     "ABLoss": _plain(_FEATURES, {}, {"reduction": "mean"}),
     "ab_loss": _plain(_logits, {}, {"margin": 0.5}),
     "attention_transfer_loss": _plain(_FEATURES, {}, {"p": 1}),

@@ -46,6 +46,7 @@ class Stage:
         train: patterns (``fnmatch``) of the parameters that learn: ``'student'``, ``'losses'``,
             ``'student.layer3.*'``.
         optimizer, schedule, length, data: as at the top of a config, whose values they replace.
+            ``dict(iterations=0)`` takes no step: what the stage starts from is tested and kept.
             Unlabelled samples are for stages with teachers, unless the stage's own data says
             ``unlabelled_per_batch``.
         optimizer_state: ``'fresh'``; or ``'keep'``: the momentum (or Adam's averages) of the stage

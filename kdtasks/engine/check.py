@@ -61,7 +61,9 @@ def _check_stage(experiment: "Experiment", stage: Stage) -> "Optimizer":
     """Build a stage on its first batch, and evaluate its student on one test batch."""
     loader = experiment.train_loader(stage, workers=0)
     distiller, batch = experiment.distiller(stage), next(iter(loader.epoch(0)))
-    length = iterations(experiment.setting(stage, "length"), len(loader), f"{stage.name}.length")
+    length = iterations(
+        experiment.setting(stage, "length"), len(loader), f"{stage.name}.length", least=0
+    )
     try:
         _check_tensors(experiment, distiller, batch)
         optimizer = _check_training(experiment, stage, distiller, length, len(loader))

@@ -97,7 +97,7 @@ def _check_stage(stage: Mapping, where: str, student: Mapping) -> None:
 def _check_training(part: Mapping, where: str) -> None:
     """What a stage, or a teacher's training, changes of ``length``, ``data`` and ``optimizer``."""
     if part.get("length"):
-        iterations(part["length"], 1, where + "length")
+        iterations(part["length"], 1, where + "length", least=0)
     data = part.get("data") or {}
     data_keys(data, where + "data")
     for key in ("train", "test"):
@@ -195,11 +195,11 @@ def _parts(value: object) -> Iterator[tuple[object, object]]:
         yield from enumerate(value)
 
 
-def iterations(length: object, per_epoch: int, where: str) -> int:
+def iterations(length: object, per_epoch: int, where: str, least: int = 1) -> int:
     """``n`` epochs or ``dict(iterations=n)`` or ``dict(epochs=n)`` as a number of iterations.
 
     Raises:
-        ConfigError: it is none of these, or not positive.
+        ConfigError: it is none of these, or below ``least``.
     """
     if isinstance(length, int) and not isinstance(length, bool):
         length = {"epochs": length}
@@ -212,8 +212,9 @@ def iterations(length: object, per_epoch: int, where: str) -> int:
             f"{where} must be a number of epochs or dict(iterations=n), got {length!r}"
         )
     ((unit, count),) = length.items()
-    if not isinstance(count, int) or count < 1:
-        raise ConfigError(f"{where}: {unit} must be a whole number > 0, got {count!r}")
+    if not isinstance(count, int) or count < least:
+        bound = "> 0" if least == 1 else f">= {least}"
+        raise ConfigError(f"{where}: {unit} must be a whole number {bound}, got {count!r}")
     return count * per_epoch if unit == "epochs" else count
 
 

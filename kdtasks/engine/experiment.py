@@ -499,7 +499,8 @@ class Experiment:
             return 0
         earlier = self.stage(source)
         per_epoch = len(self.train_loader(earlier, files, workers=0))
-        length = iterations(self.setting(earlier, "length"), per_epoch, f"{earlier.name}.length")
+        where = f"{earlier.name}.length"
+        length = iterations(self.setting(earlier, "length"), per_epoch, where, least=0)
         return self.first_epoch(earlier, files) + -(-length // per_epoch)
 
     def test_loader(

@@ -118,6 +118,10 @@ class StageLoop(BaseLoop):
         runner = self.runner
         runner.call_hook("before_train")
         self._since = time.perf_counter()
+        if not self._max_iters:
+            # a stage of no steps: what it starts from is tested and kept
+            runner.evaluate_now()
+            runner.save_now()
         while self._iter < self._max_iters and not self.stop_training:
             runner.distiller.train()
             runner.call_hook("before_train_epoch")

@@ -64,7 +64,7 @@ class Bar:
             not self.quiet and not note and (iteration >= self._next * total or iteration == total)
         ):
             # a line every tenth of the stage
-            self._next = iteration / total + 0.1
+            self._next = iteration / max(total, 1) + 0.1
             print(f"{self.title} {iteration}/{total}  {text}", file=sys.stderr, flush=True)
 
 

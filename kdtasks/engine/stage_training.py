@@ -56,7 +56,9 @@ def train_stage(
     loader = experiment.train_loader(stage, files)
     first = experiment.first_batch(stage, files)
     distiller = experiment.built_distiller(stage, files, first)
-    length = iterations(experiment.setting(stage, "length"), len(loader), f"{stage.name}.length")
+    length = iterations(
+        experiment.setting(stage, "length"), len(loader), f"{stage.name}.length", least=0
+    )
     begun = time.perf_counter()
     prepare = preparation(experiment, stage, distiller, files, first)
     prepared = time.perf_counter() - begun
@@ -122,11 +124,11 @@ def _runner(
 def _lengths(experiment: Experiment, stage: Stage, files: WorkDir, loader: Loader) -> Lengths:
     config = experiment.config
 
-    def count(length: object, where: str) -> int:
-        return iterations(length, len(loader), where)
+    def count(length: object, where: str, least: int = 1) -> int:
+        return iterations(length, len(loader), where, least)
 
     return Lengths(
-        total=count(experiment.setting(stage, "length"), f"{stage.name}.length"),
+        total=count(experiment.setting(stage, "length"), f"{stage.name}.length", least=0),
         log=config["log_interval"],
         validate=count(config["val_interval"], "val_interval"),
         checkpoint=count(config["checkpoint_interval"], "checkpoint_interval"),

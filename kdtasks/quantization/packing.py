@@ -1,0 +1,174 @@
+"""A quantized student in as many bytes as it needs: codes packed to their bits, in one safetensors
+file.
+
+:func:`pack` writes for each quantized tensor its codes, ``<name>.codes`` (uint8, b bits each, no
+gap between them), and what decodes them (``.low`` and ``.step`` of each bucket, say); all other
+tensors as they are. :func:`load_packed` reads it into the **plain** model, bit for bit what the
+quantized one computed with.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kdtasks.core.files import write_atomically
+from kdtasks.quantization.parametrizations import MODULES, dequantized, quantized_tensors
+
+FORMAT = "kdtasks.packed"
+VERSION = 1
+
+
+class Size(NamedTuple):
+    """What a packed file saves.
+
+    Attributes:
+        bytes: of the file.
+        float_bytes: of the plain model's tensors.
+        quantized: how many values are quantized.
+        others: and how many are not.
+    """
+
+    bytes: int
+    float_bytes: int
+    quantized: int
+    others: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the file is."""
+        return self.float_bytes / self.bytes
+
+
+def pack(model: nn.Module, path: str | Path) -> Size:
+    """Write a quantized model's packed file.
+
+    Args:
+        model: what :func:`~kdtasks.quantization.quantized` returned.
+        path: of the file; what was there stays until the new one is whole.
+
+    Raises:
+        ValueError: nothing of the model is quantized.
+    """
+    from safetensors.torch import save_file
+
+    plain = dequantized(model).state_dict()
+    tensors: dict[str, Tensor] = {}
+    facts: dict[str, dict] = {}
+    kinds = {module: kind for kind, module in MODULES.items()}
+    for name, module, own, part in quantized_tensors(model):
+        weight = getattr(module.parametrizations, own).original
+        codes, table = part.packed(weight)
+        size = min(part.bucket_size or weight.numel(), weight.numel())
+        facts[name] = {
+            "kind": kinds[type(part)],
+            "bits": part.bits,
+            "bucket": size,
+            "shape": list(weight.shape),
+            "dtype": str(weight.dtype).removeprefix("torch."),
+        }
+        tensors[f"{name}.codes"] = to_bits(codes, part.bits)
+        tensors |= {f"{name}.{key}": value.flatten() for key, value in table.items()}
+    rest = {name: value for name, value in plain.items() if name not in facts}
+    tensors |= rest
+    metadata = {"format": FORMAT, "version": str(VERSION), "tensors": json.dumps(facts)}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
+    return Size(
+        Path(path).stat().st_size,
+        sum(value.numel() * value.element_size() for value in plain.values()),
+        sum(plain[name].numel() for name in facts),
+        sum(value.numel() for value in rest.values()),
+    )
+
+
+def read_packed(path: str | Path) -> dict[str, Tensor]:
+    """The plain state_dict of a packed file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no packed file, or is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no packed file {str(path)!r}")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{str(path)!r} is truncated, damaged or no safetensors file: {error}"
+        ) from None
+    if metadata.get("format") != FORMAT or metadata.get("version") != str(VERSION):
+        raise ValueError(
+            f"{str(path)!r} is no packed file of version {VERSION}: its metadata says "
+            f"{metadata.get('format')!r}, version {metadata.get('version')!r}"
+        )
+    try:
+        return _plain(tensors, json.loads(metadata["tensors"]))
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} is damaged: {error}") from None
+
+
+def load_packed(model: nn.Module, path: str | Path) -> nn.Module:
+    """Load a packed file into the plain model, and return it.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_packed`; or it is of another model, which then
+            stays as it was.
+    """
+    state, own = read_packed(path), model.state_dict()
+    differ = [
+        f"{name} {tuple(state[name].shape) if name in state else 'missing'}"
+        for name, tensor in own.items()
+        if name not in state or state[name].shape != tensor.shape
+    ]
+    differ += [f"{name} unexpected" for name in state if name not in own]
+    if differ:
+        more = f" (+{len(differ) - 4} more)" if len(differ) > 4 else ""
+        raise ValueError(
+            f"{str(path)!r} is not of this {type(model).__name__}: {', '.join(differ[:4])}{more}"
+        )
+    model.load_state_dict(state)
+    return model
+
+
+def to_bits(codes: Tensor, bits: int) -> Tensor:
+    """``(n,)`` whole numbers below 2^bits -> uint8, their bits without gaps, the lowest first."""
+    places = torch.arange(bits, device=codes.device)
+    flat = ((codes.to(torch.int32)[:, None] >> places) & 1).view(-1)
+    flat = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).view(-1, 8)
+    return (flat << torch.arange(8, device=codes.device)).sum(1).to(torch.uint8)
+
+
+def from_bits(packed: Tensor, bits: int, count: int) -> Tensor:
+    """The ``count`` numbers of :func:`to_bits`, as int32.
+
+    Raises:
+        ValueError: there are too few bits, or too many.
+    """
+    if len(packed) != -(-count * bits // 8):
+        raise ValueError(f"expected {-(-count * bits // 8)} bytes of codes, got {len(packed)}")
+    flat = (packed.to(torch.int32)[:, None] >> torch.arange(8)) & 1
+    rows = flat.view(-1)[: count * bits].view(count, bits)
+    return (rows << torch.arange(bits)).sum(1).to(torch.int32)
+
+
+def _plain(tensors: dict[str, Tensor], facts: dict[str, dict]) -> dict[str, Tensor]:
+    state = dict(tensors)
+    for name, fact in facts.items():
+        own = {key: state.pop(key) for key in list(state) if key.startswith(f"{name}.")}
+        table = {key.removeprefix(f"{name}."): value for key, value in own.items()}
+        shape = torch.Size(fact["shape"])
+        codes = from_bits(table.pop("codes"), fact["bits"], shape.numel())
+        table = {
+            key: value if key == "levels" else value[:, None] if len(value) > 1 else value
+            for key, value in table.items()
+        }
+        values = MODULES[fact["kind"]].unpacked(codes, table, fact["bits"], fact["bucket"])
+        state[name] = values.view(shape).to(getattr(torch, fact["dtype"]))
+    return state

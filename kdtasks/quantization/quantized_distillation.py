@@ -1,0 +1,84 @@
+r"""Model compression via distillation and quantization (Polino, Pascanu and Alistarh, ICLR 2018,
+arXiv 1802.05668).
+
+**Quantized distillation.** A student whose weights are rounded wherever it computes
+(:mod:`kdtasks.quantization.quantizer`) learns from a teacher in full precision: forward, backward
+at Q(W), the step on W, and Q(W) at the end. With any loss of the library, in any task,
+that is a student,
+
+    student = dict(type='kdtasks.quantization.quantized', model=dict(…), bits=4)
+
+and no trainer of its own. "Alone" is then quantization-aware training without a teacher.
+
+**Differentiable quantization.** The weights of the student in full precision stay, and the points
+that they are rounded to are learned (:mod:`kdtasks.quantization.levels`): a stage in which these
+alone train.
+
+:func:`stages` writes both into one list, with what they have to be compared with:
+
+=============  =====================================================================================
+``full``       the student in full precision, taught
+``rounded``    that one, rounded, without another step
+``levels``     that one, at learned levels: differentiable quantization
+``alone``      quantization-aware training, no teacher: the control
+``distilled``  quantized distillation
+=============  =====================================================================================
+
+The released code adds 0.7 of KD (T = 2, its mean over classes too: ``0.7 / C`` of ours) to 0.3 of
+cross-entropy. Differentiable quantization has the network in full precision itself as its teacher
+there; here all arms have the config's.
+"""
+
+from collections.abc import Mapping
+
+from kdtasks.core.stages import ALONE, DISTILLED
+from kdtasks.general.chains import teacher_source, teacher_stages
+
+FULL = {"quantize": False}
+# what differentiable quantization trains
+LEVELS = ("student.*.levels",)
+
+
+def stages(config: Mapping, levels: Mapping | None = None, full: bool = True) -> list[dict]:
+    """The stages above, for a config:
+    ``stages=dict(type='kdtasks.quantization.quantized_distillation.stages', …)``.
+
+    Args:
+        config: given by the engine; its student is a ``kdtasks.quantization.quantized``.
+        levels: ``optimizer``, ``schedule``, ``length``, ``data`` of the stage ``levels``, where
+            they differ from the config's; None: no such stage.
+        full: the stages ``full`` and ``rounded``, and ``levels`` where it is asked for.
+
+    Raises:
+        ValueError: a student that is not quantized; there is no teacher; ``levels`` without
+            ``full``.
+    """
+    _check_student(config)
+    if levels is not None and not full:
+        raise ValueError("levels are those of the student in full precision: expected full=True")
+    taught = {"teachers": {"teacher": teacher_source(config)}}
+    found = teacher_stages(config)
+    if full:
+        still = {"length": {"iterations": 0}, "schedule": []}
+        found += [
+            {"name": "full", "role": "joint", "arguments": FULL, **taught},
+            {"name": "rounded", "role": "joint", "student": "full", **still},
+        ]
+    if levels is not None:
+        learned = {"student": "full", "arguments": {"kind": "levels"}, "train": LEVELS}
+        found.append({"name": "levels", "role": "joint", **learned, **taught, **levels})
+    return [
+        *found,
+        {"name": ALONE, "role": "control"},
+        {"name": DISTILLED, "role": "taught", **taught},
+    ]
+
+
+def _check_student(config: Mapping) -> None:
+    kind = config["student"].get("type")
+    name = getattr(kind, "__name__", str(kind).rpartition(".")[2])
+    if name != "quantized":
+        raise ValueError(
+            "expected student=dict(type='kdtasks.quantization.quantized', model=dict(…)), got "
+            f"type={kind!r}"
+        )

@@ -1,0 +1,217 @@
+"""A model whose weights are quantized: what trains, what loads, what is left, and its packed file."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from kdtasks.classification.models import resnet8
+from kdtasks.core.weights import load_weights
+from kdtasks.quantization import (
+    compression,
+    dequantized,
+    load_packed,
+    pack,
+    quantized,
+    read_packed,
+    uniform_quantize,
+)
+from kdtasks.quantization.packing import from_bits, to_bits
+from kdtasks.quantization.parametrizations import quantized_tensors
+
+KINDS = ("uniform", "levels", "lsq")
+
+
+@pytest.fixture(autouse=True)
+def one_thread_one_seed():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def small(**settings):
+    return quantized(resnet8(width=8), **settings)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_computes_with_q_of_w_and_moves_w(kind):
+    model = small(bits=3, kind=kind)
+    images = torch.randn(4, 3, 16, 16)
+    weight = model.conv1.weight
+    original = model.conv1.parametrizations.weight.original
+    assert len(weight[0].unique()) <= 27 and not torch.equal(weight, original)
+    if kind == "uniform":
+        assert torch.equal(weight, uniform_quantize(original, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = copy.deepcopy(model.state_dict())
+    model(images).square().mean().backward()
+    optimizer.step()
+    moved = [
+        name for name, value in model.state_dict().items() if not torch.equal(value, before[name])
+    ]
+    learned = {"uniform": "original", "levels": "0.levels", "lsq": "0.step"}[kind]
+    assert "conv1.parametrizations.weight.original" in moved
+    assert any(name.endswith(learned) for name in moved)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_plain_model_with_the_final_weights(kind, tmp_path):
+    model = small(bits=4, kind=kind).eval()
+    plain = dequantized(model)
+    assert plain.state_dict().keys() == resnet8(width=8).state_dict().keys()
+    images = torch.randn(4, 3, 16, 16)
+    assert torch.equal(plain(images), model(images))
+    assert parametrize.is_parametrized(model.conv1)  # as it was
+    other = resnet8(width=8)
+    other.load_state_dict(plain.state_dict())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_weights_load_and_what_is_learned_starts_from_them(kind, tmp_path):
+    plain = resnet8(width=8)
+    with torch.no_grad():
+        plain.conv1.weight.mul_(3)
+    torch.save(plain.state_dict(), tmp_path / "plain.pth")
+    model = small(bits=4, kind=kind)
+    load_weights(model, tmp_path / "plain.pth")
+    expected = quantized(copy.deepcopy(plain), bits=4, kind=kind)
+    assert model.state_dict().keys() == expected.state_dict().keys()
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=0)
+    # and its own state, as it is
+    torch.save(expected.state_dict(), tmp_path / "own.pth")
+    with torch.no_grad():
+        for *_, part in quantized_tensors(model):
+            for parameter in part.parameters():
+                parameter.mul_(2)
+    load_weights(model, tmp_path / "own.pth")
+    for name, value in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+
+
+def test_what_is_quantized():
+    def names(**settings):
+        return [path for path, *_ in quantized_tensors(small(**settings))]
+
+    whole = names()
+    assert whole[0] == "conv1.weight" and whole[-1] == "fc.weight"
+    assert all(name.endswith("weight") and ".bn" not in name for name in whole)
+    assert names(first_and_last=False) == whole[1:-1]
+    assert set(names(biases=True)) == {*whole, "fc.bias"}
+    assert {"bn1.weight", "bn1.bias"} <= set(names(norms=True))
+    assert small(quantize=False).state_dict().keys() == resnet8(width=8).state_dict().keys()
+
+
+def test_every_second_forward_is_quantized_in_training():
+    model = quantized(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)), bits=2, every=2)
+    first, plain = model[0], model[0].parametrizations.weight.original
+    seen = [torch.equal(first.weight, plain) for _ in range(5)]
+    assert seen == [False, True, False, True, False]
+    model.eval()
+    assert not torch.equal(first.weight, plain) and not torch.equal(first.weight, plain)
+    resumed = quantized(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)), bits=2, every=2)
+    resumed.load_state_dict(model.state_dict())
+    resumed.train()
+    assert torch.equal(resumed[0].weight, plain)  # the turn after the fifth
+
+
+def test_at_random_in_training_only():
+    model = small(bits=2, stochastic=True)
+    assert not torch.equal(model.conv1.weight, model.conv1.weight)
+    model.eval()
+    assert torch.equal(model.conv1.weight, model.conv1.weight)
+
+
+def test_it_compiles_and_goes_through_autocast():
+    model = small(bits=4, kind="lsq").eval()
+    images = torch.randn(2, 3, 16, 16)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images), model(images))
+    with torch.autocast("cpu", torch.bfloat16):
+        model.train()(images).float().sum().backward()
+    assert model.conv1.parametrizations.weight.original.grad.dtype is torch.float32
+
+
+def test_what_cannot_be_quantized_is_named():
+    with pytest.raises(ValueError, match="'conv1' is parametrized already"):
+        quantized(small())
+    with pytest.raises(ValueError, match="nothing to quantize in a ReLU"):
+        quantized(nn.ReLU())
+    with pytest.raises(ValueError, match="three at least with first_and_last=False"):
+        quantized(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), first_and_last=False)
+    broken = nn.Sequential(nn.Linear(2, 2))
+    broken[0].weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"not finite: \['0.weight'\]"):
+        quantized(broken)
+    with pytest.raises(ValueError, match="kind must be one of .* did you mean 'uniform'"):
+        small(kind="unifrom")
+    with pytest.raises(ValueError, match="every must be a whole number >= 1, got 0"):
+        small(every=0)
+    with pytest.raises(ValueError, match="bits must be a whole number from 1 to 16, got 33"):
+        small(bits=33)
+    with pytest.raises(ValueError, match="no weight of this ResNet is quantized"):
+        dequantized(resnet8())
+
+
+# ------------------------------------------------------------------------------------------- packing
+@pytest.mark.parametrize("bits", [1, 2, 3, 5, 8, 11, 16])
+def test_bits_without_gaps(bits):
+    codes = torch.randint(2**bits, (37,))
+    packed = to_bits(codes, bits)
+    assert packed.dtype is torch.uint8 and len(packed) == -(-37 * bits // 8)
+    assert torch.equal(from_bits(packed, bits, 37).long(), codes)
+    whole = sum(int(code) << (k * bits) for k, code in enumerate(codes))
+    assert bytes(packed.tolist()) == whole.to_bytes(len(packed), "little")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_packed_file_is_the_model_bit_for_bit(kind, bits, tmp_path):
+    model = small(bits=bits, kind=kind, biases=True).eval()
+    size = pack(model, tmp_path / "student.safetensors")
+    plain = load_packed(resnet8(width=8), tmp_path / "student.safetensors").eval()
+    for name, value in dequantized(model).state_dict().items():
+        assert torch.equal(plain.state_dict()[name], value), name
+    images = torch.randn(4, 3, 16, 16)
+    assert torch.equal(plain(images), model(images))
+    assert size.bytes == (tmp_path / "student.safetensors").stat().st_size
+    assert size.float_bytes == sum(
+        v.numel() * v.element_size() for v in plain.state_dict().values()
+    )
+
+
+def test_half_weights_come_back_as_half(tmp_path):
+    model = quantized(nn.Sequential(nn.Linear(40, 30)).half(), bits=4)
+    pack(model, tmp_path / "half.safetensors")
+    plain = load_packed(nn.Sequential(nn.Linear(40, 30)).half(), tmp_path / "half.safetensors")
+    assert torch.equal(plain[0].weight, model[0].weight)
+
+
+def test_the_file_is_as_small_as_the_formula_says(tmp_path):
+    model = quantized(nn.Sequential(nn.Linear(1024, 1024, bias=False)), bits=4, bucket_size=256)
+    size = pack(model, tmp_path / "large.safetensors")
+    assert size.ratio == pytest.approx(compression(4, 256), rel=1e-2)
+    assert (size.quantized, size.others) == (1024 * 1024, 0)
+
+
+def test_files_that_are_damaged_or_of_another_model(tmp_path):
+    path = tmp_path / "student.safetensors"
+    pack(small(bits=4), path)
+    with pytest.raises(FileNotFoundError, match="no packed file"):
+        read_packed(tmp_path / "other.safetensors")
+    other = resnet8(width=16)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(ValueError, match=r"is not of this ResNet: conv1.weight \(8, 3, 3, 3\)"):
+        load_packed(other, path)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+    content = path.read_bytes()
+    for part in (content[: len(content) // 2], content[:20], b"", b"PK" + content):
+        path.write_bytes(part)
+        with pytest.raises(ValueError, match="truncated, damaged or no safetensors file"):
+            read_packed(path)
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match="is no packed file of version 1"):
+        read_packed(path)
