@@ -6,21 +6,27 @@
 #          student alone do not: the gain includes what these bring
 _base_ = ['../_base_/digits_small_student.py']
 
-teacher = dict(type='kdtasks.classification.models.digits_cnn', width=4, num_classes=10)
+_network = dict(type='kdtasks.classification.models.digits_cnn', width=4, num_classes=10)
+teacher = _network
 teacher_training = dict(_delete_=True)  # generation 0 has the student's images and labels
 models = dict(
-    generation1=dict(type='kdtasks.classification.models.digits_cnn', width=4, num_classes=10),
-    generation2=dict(type='kdtasks.classification.models.digits_cnn', width=4, num_classes=10),
-    second=dict(type='kdtasks.classification.models.digits_cnn', width=4, num_classes=10),
-    # its weights are saved by hand: Ensemble(members, checkpoints=[…]).state_dict(); then
-    # tools/test.py <this file> ensemble.pth --model ensemble. The three that learn from the labels
-    # alone: stages/0_teacher/last.pth, stages/3_second/last.pth and stages/4_alone/last.pth
+    generation1=_network,
+    generation2=_network,
+    second=_network,
+    # the mean of what three of them say: tested when the run has finished, as ensemble_accuracy and
+    # as label_ensemble_accuracy of "distilled", and written as ensemble.pth and label_ensemble.pth.
+    # tools/test.py <this file> <work_dir>/ensemble.pth --model ensemble;
+    # tools/export.py <work_dir> --model ensemble --format onnx
     ensemble=dict(
         type='kdtasks.general.Ensemble',
-        members=[
-            dict(type='kdtasks.classification.models.digits_cnn', width=4, num_classes=10)
-            for _ in range(3)
-        ],
+        members=[_network] * 3,
+        parts={'members.0': 'generation1', 'members.1': 'generation2', 'members.2': 'distilled'},
+    ),
+    # what it is to be compared with: three that no teacher has taught
+    label_ensemble=dict(
+        type='kdtasks.general.Ensemble',
+        members=[_network] * 3,
+        parts={'members.0': 'teacher', 'members.1': 'second', 'members.2': 'alone'},
     ),
 )
 

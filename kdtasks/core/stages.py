@@ -42,6 +42,9 @@ class Stage:
         teachers: ``{name: from}`` where from is a file, a stage as above, ``'own'``, the weights
             that its ``type`` brings, or None: the ``checkpoint`` of the model of that name. A list
             of them is a route of anchors, each of which teaches for an equal share of the stage.
+        route: None, or what chooses among the anchors after each share: ``dict(type=…,
+            held_out=dict(type=…))``, called with answers of the student and the anchors for images
+            of a data set that it names.
         losses: the entries that pull in this stage.
         train: patterns (``fnmatch``) of the parameters that learn: ``'student'``, ``'losses'``,
             ``'student.layer3.*'``.
@@ -75,6 +78,7 @@ class Stage:
     keep: Sequence[int] = ()
     arguments: dict = field(default_factory=dict)
     role: str | None = None
+    route: dict | None = None
     own: Container[str] = ()
 
     @property

@@ -10,6 +10,8 @@ from kdtasks.core import Distiller, Stage
 from kdtasks.core.finite import not_finite
 from kdtasks.core.stages import unmarked
 from kdtasks.engine import builder
+from kdtasks.engine.anchors import check_routes
+from kdtasks.engine.assemblies import check_assemblies
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.config_checks import iterations, stages_of
 from kdtasks.engine.evaluation import evaluate
@@ -50,6 +52,7 @@ def check(experiment: "Experiment") -> None:
     # first where most names are known
     stages = sorted(experiment.stages, key=lambda stage: not stage.taught)
     optimizers = {stage.name: _check_stage(experiment, stage) for stage in stages}
+    check_assemblies(experiment)
     _say_what_the_control_lacks(experiment)
     for stage in experiment.stages:
         source = experiment.source(stage)
@@ -68,6 +71,7 @@ def _check_stage(experiment: "Experiment", stage: Stage) -> "Optimizer":
         _check_tensors(experiment, distiller, batch)
         optimizer = _check_training(experiment, stage, distiller, length, len(loader))
         _check_teachers(distiller)
+        check_routes(experiment, stage, distiller, length)
         test = _FirstBatch(experiment.test_loader(stage, workers=0))
         evaluate(experiment.task, distiller.student, test)
     except ValueError as error:

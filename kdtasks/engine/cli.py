@@ -310,12 +310,15 @@ def export(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("work_dir")
     parser.add_argument("--format", required=True, choices=["pth", "safetensors", "onnx"])
     parser.add_argument(
-        "--output", help="default: student.<format> in the work_dir, student_plain.pth for pth"
+        "--output", help="default: <model>.<format> in the work_dir, <model>_plain.pth for pth"
     )
     parser.add_argument(
-        "--checkpoint",
-        default="student.pth",
-        help="a student's weights, in the work_dir or elsewhere (default: %(default)s)",
+        "--model",
+        default="student",
+        help="which model of the config, as an ensemble (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--checkpoint", help="its weights, in the work_dir or elsewhere; default: <model>.pth"
     )
     parser.add_argument("--opset", type=int, help="of ONNX; default: torch's choice")
     common_arguments(parser)
@@ -331,10 +334,11 @@ def export(arguments: Sequence[str] | None = None) -> None:
             args.opset,
             args.device or "cpu",
             dict(args.cfg_options),
+            args.model,
         )
         print(
             f"{done['output']}: {done['bytes'] / 2**20:.2f} MiB; on {done['images']} test images "
-            "its outputs differ from the student's by at most "
+            f"its outputs differ from the {args.model}'s by at most "
             f"{done['difference']:.2g} (allowed: {done['allowed']:.2g})"
         )
 

@@ -10,6 +10,7 @@ from kdtasks.engine import builder, data_sets
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.config_keys import (
     DATA_KEYS,
+    FURTHER_MODEL_KEYS,
     LOSS_KEYS,
     MODEL_KEYS,
     STAGE_KEYS,
@@ -52,7 +53,9 @@ def _check_models(config: Mapping) -> None:
         where = "teacher" if name == "teacher" else f"teachers.{name}"
         builder.check(model, where, reserved=TEACHER_KEYS)
     for name, model in config["models"].items():
-        builder.check(model, f"models.{name}", reserved=MODEL_KEYS)
+        builder.check(model, f"models.{name}", reserved=FURTHER_MODEL_KEYS)
+        parts = model.get("parts", {})
+        _expect(_is_parts(parts), f"models.{name}.parts", "a dict {path of a part: stage}", parts)
     for k, model in enumerate(config["peers"]):
         builder.check(model, f"peers[{k}]", reserved=MODEL_KEYS)
     supplied = ("student", "teachers", "losses", "peers", "compile")
@@ -91,7 +94,18 @@ def _check_stage(stage: Mapping, where: str, student: Mapping) -> None:
         spec = {**student, **stage["arguments"]}
         builder.check(spec, f"{where}.arguments", reserved=MODEL_KEYS)
     check_losses(stage.get("losses", {}), f"{where}.losses")
+    if stage.get("route"):
+        _check_route(stage["route"], f"{where}.route")
     _check_training(stage, f"{where}.")
+
+
+def _check_route(route: Mapping, where: str) -> None:
+    builder.check(route, where, reserved=("held_out",))
+    if not route.get("held_out"):
+        raise ConfigError(
+            f"{where} has no held_out: dict(type=…) of images that the student does not learn from"
+        )
+    builder.check(route["held_out"], f"{where}.held_out")
 
 
 def _check_training(part: Mapping, where: str) -> None:
@@ -242,6 +256,12 @@ def _whole(least: int, none: bool = False) -> tuple[Callable[[Any], bool], str]:
 
 def _is_names(value: object) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+
+
+def _is_parts(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(text, str) for entry in value.items() for text in entry
+    )
 
 
 def _is_cache(value: object) -> bool:

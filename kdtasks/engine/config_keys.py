@@ -109,6 +109,13 @@ DATA_KEYS = {
 }
 # beside `type` and the model's arguments
 MODEL_KEYS = {"checkpoint": "a file with the weights that the model starts from"}
+# of `models`
+FURTHER_MODEL_KEYS = {
+    **MODEL_KEYS,
+    "parts": "{path of a part: stage}, of a model that is made of what stages have trained: it is "
+    "tested at the end of the run (`<name>_<metric>`, beside the student's) and written as "
+    "<name>.pth",
+}
 TEACHER_KEYS = {
     "checkpoint": "a file with the teacher's weights, or 'own' (its type brings them): it is not "
     "trained then",
@@ -145,6 +152,9 @@ STAGE_KEYS = {
     "optimizer_state": "'fresh', or 'keep': the momentum of the stage that the student comes from "
     "goes on",
     "keep": "epochs whose checkpoints are kept, for stages that start from them",
+    "route": "of teachers that are a list of anchors: dict(type=…, held_out=dict(type=…)), what "
+    "chooses the next one after each share, by answers for images of that data set; left out: one "
+    "after the other",
     "role": "what it is for: 'teacher', 'control', 'taught', 'joint' or 'step'; left out: from "
     "what the stage is",
 }

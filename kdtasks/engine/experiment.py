@@ -19,7 +19,7 @@ from kdtasks.engine import builder, data_sets
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.config import jsonable
 from kdtasks.engine.config_checks import iterations
-from kdtasks.engine.config_keys import LOSS_KEYS, MODEL_KEYS, TEACHER_KEYS
+from kdtasks.engine.config_keys import FURTHER_MODEL_KEYS, LOSS_KEYS, MODEL_KEYS, TEACHER_KEYS
 from kdtasks.engine.data_store import DataStore
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.processes import device_type, rank_and_world
@@ -228,7 +228,7 @@ class Experiment:
             raise ConfigError(
                 f"the config has no model {owner!r}; " + did_you_mean(owner, self.specs)
             )
-        reserved = TEACHER_KEYS if owner in self.config["teachers"] else MODEL_KEYS
+        reserved = TEACHER_KEYS if owner in self.config["teachers"] else FURTHER_MODEL_KEYS
         spec = {**self.specs[owner], **arguments}
         return self._built(name, {k: v for k, v in spec.items() if k not in reserved})
 
@@ -546,6 +546,10 @@ class Experiment:
             "classes": self.classes(stage),
         }
 
+    def model_meta(self, name: str) -> dict:
+        """What is written beside the weights of a model of the config."""
+        return _described(self.specs[name])
+
     def peer_meta(self, number: int) -> dict:
         """In what the facts beside the weights of a peer, from 0 on, differ from the student's."""
         return _described(self.config["peers"][number])
@@ -558,7 +562,7 @@ def _of_route(origin: str | Sequence[str] | None, anchor: int) -> str | None:
 
 def _described(spec: Mapping) -> dict:
     """A model's description, as it is written beside its weights."""
-    given = {key: value for key, value in spec.items() if key != "checkpoint"}
+    given = {key: value for key, value in spec.items() if key not in FURTHER_MODEL_KEYS}
     return {"model": str(spec["type"]), "spec": jsonable(given)}
 
 

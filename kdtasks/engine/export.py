@@ -2,6 +2,7 @@
 images.
 """
 
+import functools
 import importlib
 import io
 import json
@@ -70,10 +71,11 @@ def export(
     work_dir: str | Path,
     format: str,
     output: str | Path | None = None,
-    weights: str | Path = "student.pth",
+    weights: str | Path | None = None,
     opset: int | None = None,
     device: str = "cpu",
     options: Mapping | None = None,
+    model: str = "student",
 ) -> dict:
     """Write the student of a finished run, run the file beside the student, and keep it only if
     both agree.
@@ -83,13 +85,14 @@ def export(
         format: ``'pth'`` (a plain state_dict, with the run's facts in a ``.json`` beside it),
             ``'safetensors'`` (with them as metadata), or ``'onnx'`` (the batch size left open, or
             as the task's ``onnx_form`` says: see :class:`OnnxForm`).
-        output: the file; None: ``student.<format>`` in the work_dir, ``student_plain.pth`` for
+        output: the file; None: ``<model>.<format>`` in the work_dir, ``<model>_plain.pth`` for
             ``'pth'``.
-        weights: a file in the work_dir, or any: ``student.pth``, or a student's ``last.pth`` or
-            ``best.pth``.
+        weights: a file in the work_dir, or any, as a stage's ``last.pth`` or ``best.pth``; None:
+            ``<model>.pth``.
         opset: of ONNX; None: torch's choice.
         device: that computes the student's outputs; ONNX is checked on the CPU.
         options: changes of the config, as where the test data lies here.
+        model: which model of the config the weights are for.
 
     Returns:
         ``output``, ``bytes``, ``difference`` (the greatest of any output, absolute), ``allowed``,
@@ -101,8 +104,9 @@ def export(
     """
     work_dir = Path(work_dir)
     _check_request(work_dir, format)
+    weights = weights or f"{model}.pth"
     source = work_dir / weights if (work_dir / weights).is_file() else Path(weights)
-    usual = "student_plain.pth" if format == "pth" else f"student.{format}"
+    usual = f"{model}_plain.pth" if format == "pth" else f"{model}.{format}"
     output = Path(output or work_dir / usual)
     if output.resolve() == source.resolve():
         raise ConfigError(
@@ -112,7 +116,7 @@ def export(
     config = configurations.load(work_dir / "config.py", {**(options or {}), "amp": None})
     experiment = Experiment(config, 0, device, work_dir.name)
     experiment.set_threads()
-    student = experiment.model("student")
+    student = experiment.model(model)
     meta = load_weights(student, source)
     student.eval()
     images = _images(experiment)
@@ -120,13 +124,14 @@ def export(
     if format == "onnx":
         form = _onnx_form(experiment, student, images)
     expected = _expected(form, student, source)
-    compared = _write_compared(experiment, form, expected, meta, output, format, opset)
+    fresh = functools.partial(experiment.model, model)
+    compared = _write_compared(fresh, form, expected, meta, output, format, opset)
     size = output.stat().st_size
     return {"output": str(output), "bytes": size, "images": len(images), **compared}
 
 
 def _write_compared(
-    experiment: Experiment,
+    fresh: Callable[[], nn.Module],
     form: OnnxForm,
     expected: Sequence[Sequence[Tensor]],
     meta: Mapping,
@@ -143,7 +148,7 @@ def _write_compared(
 
     def write_and_check(path: Path) -> None:
         WRITERS[format](form, meta, path, opset)
-        outputs = RUNNERS[format](experiment, form, path)
+        outputs = RUNNERS[format](fresh, form, path)
         try:
             differs = (form.compare or compare)(expected, outputs, TOLERANCE[format])
         except Differs as error:
@@ -273,27 +278,29 @@ def _trace(form: OnnxForm, path: Path, opset: int | None) -> None:
     )
 
 
-def _run_pth(experiment: Experiment, form: OnnxForm, path: Path) -> list[list[Tensor]]:
-    return _run_state(experiment, form, torch.load(path, map_location="cpu", weights_only=True))
+def _run_pth(fresh: Callable[[], nn.Module], form: OnnxForm, path: Path) -> list[list[Tensor]]:
+    return _run_state(fresh, form, torch.load(path, map_location="cpu", weights_only=True))
 
 
-def _run_safetensors(experiment: Experiment, form: OnnxForm, path: Path) -> list[list[Tensor]]:
+def _run_safetensors(
+    fresh: Callable[[], nn.Module], form: OnnxForm, path: Path
+) -> list[list[Tensor]]:
     from safetensors.torch import load_file
 
-    return _run_state(experiment, form, load_file(path))
+    return _run_state(fresh, form, load_file(path))
 
 
 def _run_state(
-    experiment: Experiment, form: OnnxForm, state: Mapping[str, Tensor]
+    fresh: Callable[[], nn.Module], form: OnnxForm, state: Mapping[str, Tensor]
 ) -> list[list[Tensor]]:
-    model = experiment.model("student")
+    model = fresh()
     model.load_state_dict(state, strict=True)
     model.eval()
     with torch.no_grad():
         return [_leaves(model(*example)) for example in form.examples]
 
 
-def _run_onnx(experiment: Experiment, form: OnnxForm, path: Path) -> list[list[Tensor]]:
+def _run_onnx(fresh: Callable[[], nn.Module], form: OnnxForm, path: Path) -> list[list[Tensor]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

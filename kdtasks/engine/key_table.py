@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from kdtasks.engine.config_keys import (
     DATA_KEYS,
+    FURTHER_MODEL_KEYS,
     KEYS,
     LOSS_KEYS,
     MODEL_KEYS,
@@ -26,7 +27,7 @@ beside it are its arguments. `--cfg-options` changes a key by its dotted name, a
 INSIDE = {
     "student": ("student", MODEL_KEYS),
     "teacher": ("teacher", TEACHER_KEYS),
-    "models": ("models.<name>", MODEL_KEYS),
+    "models": ("models.<name>", FURTHER_MODEL_KEYS),
     "peers": ("peers.<k>", MODEL_KEYS),
     "losses": ("losses.<name>", LOSS_KEYS),
     "stages": ("stages.<k>", STAGE_KEYS),

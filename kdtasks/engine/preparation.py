@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from kdtasks.core import Distiller, Stage
+from kdtasks.engine.anchors import Route, follow
 from kdtasks.engine.caching import cached_outputs
 from kdtasks.engine.config import jsonable
 from kdtasks.engine.experiment import Experiment
@@ -13,7 +14,12 @@ Prepare = Callable[[dict], dict]
 
 
 def preparation(
-    experiment: Experiment, stage: Stage, distiller: Distiller, files: WorkDir, batch: Mapping
+    experiment: Experiment,
+    stage: Stage,
+    distiller: Distiller,
+    files: WorkDir,
+    batch: Mapping,
+    routes: Mapping[str, Route],
 ) -> Prepare | None:
     """``batch -> batch``, called before each step of a stage; None: there is nothing to do.
 
@@ -23,10 +29,11 @@ def preparation(
         distiller: of the stage, built.
         files: of finished stages; a cache lies beside them.
         batch: the stage's first one.
+        routes: of its teachers.
     """
     if experiment.is_cached(stage):
         return _cache(experiment, stage, distiller, files, batch)
-    return _anchors(experiment, stage, distiller, files)
+    return follow(experiment, distiller, routes, files) if routes else None
 
 
 def _cache(
@@ -52,26 +59,3 @@ def _cache(
     return cached_outputs(
         distiller, sweep, views, files.path / "cache", facts, experiment.precision, batch
     )
-
-
-def _anchors(
-    experiment: Experiment, stage: Stage, distiller: Distiller, files: WorkDir
-) -> Prepare | None:
-    """Loads a teacher's next anchor into the same module when its share of the stage begins."""
-    routes = {
-        name: list(origin)
-        for name, origin in stage.teachers.items()
-        if origin is not None and not isinstance(origin, str)
-    }
-    loaded: dict[str, int] = {}
-
-    def follow(batch: dict) -> dict:
-        iteration, total = distiller.progress or (0, 1)
-        for name, route in routes.items():
-            now = iteration * len(route) // total
-            if loaded.get(name) != now:
-                experiment.load(distiller.model(name), route[now], files)
-                loaded[name] = now
-        return batch
-
-    return follow if routes else None

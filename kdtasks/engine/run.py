@@ -12,6 +12,7 @@ from kdtasks.core.names import did_you_mean
 from kdtasks.core.stages import Arms, arms
 from kdtasks.core.weights import load_weights
 from kdtasks.engine import checkpoint, notices
+from kdtasks.engine.assemblies import write_assemblies
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.check import check
 from kdtasks.engine.experiment import Experiment
@@ -169,8 +170,8 @@ class Run:
     def train(self, resume: bool = False, only: list[str] | None = None) -> dict:
         """Run the stages that are not done yet.
 
-        Writes results.json, student.pth with student.json, the same of each peer (peer1.pth), and
-        report.html.
+        Writes results.json, student.pth with student.json, the same of each peer (peer1.pth) and of
+        each model that is made of the stages' (``models.<name>.parts``), and report.html.
 
         Args:
             resume: go on in a work_dir of the same config; in an empty one, start.
@@ -211,6 +212,8 @@ class Run:
         """Write down the results of a finished stage."""
         further = self.experiment.task.summary(self, stage, outcome.metrics)
         self._notices.unreadable(outcome.facts.get("unreadable", {}))
+        for name, taken in outcome.facts.get("routes", {}).items():
+            self._notices.say(f"{stage.name}: the route of {name} was {', '.join(taken)}")
         results = {**outcome.metrics, **further, **outcome.facts}
         self.files.finish(stage.name, results, outcome.timing)
         checkpoint.save_json(self.results, self.work_dir / "results.json")
@@ -226,6 +229,9 @@ class Run:
             for k, weights in enumerate(state["resume"]["learners"][1:]):
                 about = {**state["meta"], **self.experiment.peer_meta(k)}
                 checkpoint.save_weights(weights, about, self.work_dir / f"peer{k + 1}.pth")
+            further = write_assemblies(self.experiment, self.files)
+            if further:
+                self.files.finish(final.name, {**self.done[final.name], **further})
             unequal = notices.unequal_budgets(self.experiment, self.done)
             if unequal:
                 self._notices.warn(unequal)

@@ -22,6 +22,7 @@ from kdtasks.core import Distiller
 from kdtasks.core.attributes import attributes_of, changed_attributes, set_attributes
 from kdtasks.core.finite import not_finite
 from kdtasks.engine import checkpoint
+from kdtasks.engine.anchors import Route
 from kdtasks.engine.evaluation import evaluate
 from kdtasks.engine.hooks import build_hooks
 from kdtasks.engine.loader import Loader
@@ -54,6 +55,7 @@ class StageSetup:
             sync_bn).
         keep: epochs whose checkpoints are kept.
         prepare: called with each batch before the step.
+        routes: of teachers that are anchors; what they have chosen is saved and put back.
         seed: of the random streams.
         meta: plain facts saved with every checkpoint.
         show: called with ``(iteration, total, {name: value})`` at each read.
@@ -76,6 +78,7 @@ class StageSetup:
     options: Mapping[str, Any]
     keep: Sequence[int] = ()
     prepare: Callable[[dict], dict] | None = None
+    routes: Mapping[str, Route] = field(default_factory=dict)
     seed: int = 0
     meta: Mapping[str, Any] = field(default_factory=dict)
     show: Callable[..., None] | None = None
@@ -173,6 +176,7 @@ class StageRunner(Runner):
         flat = {
             **{f"hook {k} {type(hook).__name__}": hook for k, hook in enumerate(hooks)},
             **learners,
+            **{f"route {name}": route for name, route in self.setup.routes.items()},
         }
         deep = {**foreign, **losses_with_state(self.distiller)}
         return {

@@ -12,6 +12,7 @@ import torch
 from kdtasks.core import Distiller, Stage
 from kdtasks.core.names import STUDENT
 from kdtasks.engine import builder
+from kdtasks.engine.anchors import Route, check_kept, routes_of
 from kdtasks.engine.config_checks import iterations
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.loader import Loader
@@ -30,8 +31,8 @@ class Outcome:
 
     Attributes:
         metrics: of its last evaluation, and ``seconds``.
-        facts: where there is something to say, ``ended_early``, ``unreadable`` and, of networks
-            that learn side by side, which one ``counts``.
+        facts: where there is something to say, ``ended_early``, ``unreadable``, the ``routes`` of
+            anchors that were chosen and, of networks that learn side by side, which one ``counts``.
         timing: what its training took, as :attr:`WorkDir.timings` has it; empty where a part of it
             was trained by a version that did not record it.
     """
@@ -60,10 +61,11 @@ def train_stage(
         experiment.setting(stage, "length"), len(loader), f"{stage.name}.length", least=0
     )
     begun = time.perf_counter()
-    prepare = preparation(experiment, stage, distiller, files, first)
+    routes = routes_of(experiment, stage, distiller, files)
+    prepare = preparation(experiment, stage, distiller, files, first, routes)
     prepared = time.perf_counter() - begun
     with Bar(stage.name, length, notices.quiet) as bar:
-        runner = _runner(experiment, stage, files, loader, distiller, first, prepare, bar)
+        runner = _runner(experiment, stage, files, loader, distiller, first, prepare, routes, bar)
         if differs := differing_ranks(experiment, distiller):
             runner.logger.warning(differs)
             notices.say(f"note: {differs}")
@@ -75,6 +77,7 @@ def train_stage(
             assert source is not None  # check_stages has seen to it
             runner.take_optimizer_state(files.weights(source))
         runner.train()
+    check_kept(experiment, stage, files)
     return _outcome(runner, length, prepared)
 
 
@@ -86,6 +89,7 @@ def _runner(
     distiller: Distiller,
     first: Mapping,
     prepare: Prepare | None,
+    routes: Mapping[str, Route],
     bar: Bar,
 ) -> StageRunner:
     config = experiment.config
@@ -112,6 +116,7 @@ def _runner(
         keep=stage.keep,
         find_unused_parameters=experiment.world > 1 and leaves_parameters_out(distiller, first),
         prepare=prepare,
+        routes=routes,
         seed=experiment.seed,
         meta=experiment.meta(stage),
         show=bar,
@@ -144,6 +149,9 @@ def _outcome(runner: StageRunner, length: int, prepared: float) -> Outcome:
     unreadable = {part: paths for part, paths in runner.unreadable.items() if paths}
     if unreadable:
         facts["unreadable"] = unreadable
+    taken = {name: route.taken for name, route in runner.setup.routes.items() if route.chosen}
+    if taken:
+        facts["routes"] = taken
     if runner.distiller.peers:
         facts["counts"] = STUDENT
     timing = {}

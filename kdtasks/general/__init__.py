@@ -29,7 +29,13 @@ from kdtasks.general.feature import FeatureLoss, feature_loss
 from kdtasks.general.kd import BinaryKDLoss, KDLoss, binary_kd_loss, kd_loss
 from kdtasks.general.logit_standardization import StandardizedKDLoss, standardized_kd_loss
 from kdtasks.general.mixup import MixupDistiller, mixed_cross_entropy, mixup
-from kdtasks.general.rco import anchor_hardness, equal_interval_anchors, greedy_route, next_anchor
+from kdtasks.general.rco import (
+    GreedyRoute,
+    anchor_hardness,
+    equal_interval_anchors,
+    greedy_route,
+    next_anchor,
+)
 from kdtasks.general.relu_paths import expose_pre_relu, pre_relu_paths
 from kdtasks.general.review_kd import ReviewKDLoss, hierarchical_context_loss
 from kdtasks.general.rkd import RKDLoss, rkd_angle_loss, rkd_distance_loss
@@ -50,6 +56,7 @@ __all__ = [
     "DKPPLoss",
     "Ensemble",
     "FeatureLoss",
+    "GreedyRoute",
     "KDLoss",
     "MixupDistiller",
     "RKDLoss",

@@ -152,7 +152,9 @@ class Ensemble(nn.Module):
 
     Args:
         members: classifiers of the same classes; each returns ``(B, C)`` logits.
-        checkpoints: None, or a file of weights for each (``stages/<k>_generation1/last.pth``).
+        checkpoints: None, or a file of weights for each. In a config a model with ``parts`` has
+            them from the run's own stages:
+            ``parts={'members.0': 'generation1', 'members.1': 'distilled'}``.
 
     Raises:
         ValueError: no members, or not a checkpoint for each. In ``forward``: members of different
@@ -173,8 +175,9 @@ class Ensemble(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """The logarithm of the mean probabilities, (B, C), at least in float32."""
         logits = [member(input) for member in self.members]
-        shapes = [tuple(z.shape) for z in logits]
-        if len(set(shapes)) > 1:
+        # not of the rows, whose number an export leaves open
+        if len({z.shape[1:] for z in logits}) > 1:
+            shapes = [tuple(z.shape) for z in logits]
             raise ValueError(f"expected members of the same classes, got logits {shapes}")
         log_p = torch.stack([F.log_softmax(z, dim=1) for z in raised(*logits)])
         return log_p.logsumexp(0) - math.log(len(logits))

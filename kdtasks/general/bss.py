@@ -78,7 +78,8 @@ def boundary_samples(
     Before each move, rows whose greatest logit is not the base class's stay as they are; so do
     those without a gradient. All rows take part in all forwards, so shapes are static and nothing
     waits for the device. Gradients are of the input alone: those of parameters are not touched.
-    Autocast is off inside.
+    Autocast is off inside. ``torch.compile`` compiles it once, in parts around the gradient; as one
+    graph (``fullgraph=True``) where ``torch._dynamo.config.trace_autograd_ops`` is set.
 
     Args:
         score: ``(B, …) -> (B, C)`` logits; a model in eval, whose rows do not depend on each other.

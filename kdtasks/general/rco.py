@@ -18,7 +18,8 @@ paper: descriptions of it name a divergence, a threshold and held-out images; th
 and a :math:`\delta` are ours to choose. There is no code of the authors.
 
 Anchors are checkpoints that the teacher's stage keeps (``keep``); an anchor is loaded into the same
-module, so one teacher is in memory at a time. :func:`stages` writes the list of stages.
+module, so one teacher is in memory at a time. :func:`stages` writes the list of stages; with
+``greedy`` the stage itself chooses its anchors (:class:`GreedyRoute`).
 """
 
 import math
@@ -122,6 +123,36 @@ def greedy_route(
     return route
 
 
+class GreedyRoute:
+    """The greedy choice at the end of each share of a stage, for its ``route``.
+
+    With n anchors there are n shares of the stage, whichever are taken, so that the student has the
+    budget of plain KD: what is left when the last one is reached is the last one's.
+
+    Args:
+        threshold: delta > 0; the idea needs > 1. There is no default: nobody has verified one.
+
+    Raises:
+        ValueError: the threshold is not positive.
+    """
+
+    def __init__(self, threshold: float):
+        if not threshold > 0:
+            raise ValueError(f"threshold must be > 0, got {threshold}")
+        self.threshold = threshold
+
+    def __call__(self, student: Tensor, anchors: Sequence[Tensor]) -> int:
+        """How many anchors to go on.
+
+        Args:
+            student: ``(N, C)`` logits of the student for held-out images.
+            anchors: the same of the anchor that has just taught it and of all behind it.
+        """
+        chosen = next_anchor(anchor_hardness(student, anchors), 0, self.threshold)
+        assert chosen is not None  # there are anchors behind
+        return chosen
+
+
 def _ratio(hardness: Sequence[float], j: int, current: int) -> float:
     if hardness[current] == 0:
         return 0.0 if hardness[j] == 0 else math.inf
@@ -133,6 +164,7 @@ def stages(
     interval: int | None = None,
     epochs: Sequence[int] | None = None,
     multi_stage: bool = False,
+    greedy: Mapping | None = None,
 ) -> list[dict]:
     """The route, for a config: ``stages=dict(type='kdtasks.general.rco.stages', interval=10)``.
 
@@ -144,19 +176,32 @@ def stages(
     Args:
         config: given by the engine; the length of the teacher's training is in epochs.
         interval: of the anchors, in epochs of the teacher.
-        epochs: the anchors themselves instead, as the greedy search has found them; the last epoch
-            is added where it is not among them.
+        epochs: the anchors themselves instead; the last epoch is added where it is not among them.
         multi_stage: a stage for each anchor.
+        greedy: None; or ``dict(threshold=…, held_out=dict(type=…))``: these are candidates, the
+            first of which teaches first, and the greedy search chooses the next one at the end of
+            each share. ``held_out`` is of images that the student neither learns from nor is tested
+            on. results.json says which they were (``routes``): their epochs are what
+            ``multi_stage`` can take.
 
     Raises:
         ValueError: not one of ``interval`` and ``epochs``; they are not epochs of the teacher's
-            training; the teacher has a checkpoint, so that no route of it is known.
+            training; the teacher has a checkpoint, so that no route of it is known; ``greedy`` has
+            other keys, or a stage for each anchor, which must be known beforehand.
     """
+    if greedy is not None and (set(greedy) != {"threshold", "held_out"} or multi_stage):
+        raise ValueError(
+            "expected greedy=dict(threshold=…, held_out=dict(type=…)), inside one stage "
+            f"(multi_stage=False), got greedy={dict(greedy)}, multi_stage={multi_stage}"
+        )
     anchors = _anchors(config, interval, epochs)
     teacher = teacher_stages(config, keep=anchors[:-1])
     route = [*(f"teacher.{epoch}" for epoch in anchors[:-1]), "teacher"]
     if not multi_stage:
-        return [*teacher, {"name": DISTILLED, "role": "taught", "teachers": {"teacher": route}}]
+        taught = {"name": DISTILLED, "role": "taught", "teachers": {"teacher": route}}
+        if greedy is not None:
+            taught["route"] = {"type": "kdtasks.general.GreedyRoute", **greedy}
+        return [*teacher, taught]
 
     def arm(prefix: str, last: str, role: str, teach: bool) -> list[dict]:
         names = [*(f"{prefix}{epoch}" for epoch in anchors[:-1]), last]

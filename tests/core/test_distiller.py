@@ -13,10 +13,10 @@ import torch.nn.functional as F
 import torchvision
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from kdtasks.core import Distiller, Linear, Steps, Teacher
 from kdtasks.general import KDLoss, kd_loss
+from tests.syncs import Syncs
 
 
 @pytest.fixture(autouse=True)
@@ -1221,20 +1221,6 @@ def test_nothing_keeps_the_graph_of_a_step_alive():
 
 
 def test_a_step_reads_no_value_back_to_the_host():
-    class Syncs(TorchDispatchMode):
-        found = ()
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function.overloadpacket.__name__ in (
-                "_local_scalar_dense",
-                "nonzero",
-                "is_nonzero",
-                "equal",
-                "masked_select",
-            ):
-                self.found = (*self.found, (function, args[0].shape))
-            return function(*args, **(kwargs or {}))
-
     distiller = Distiller(
         Net(),
         {"teacher": Net()},

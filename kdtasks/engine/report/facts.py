@@ -122,12 +122,11 @@ def weight_text(entry: Mapping) -> str:
 
 def teachers_of(run: "Run", stage: Stage) -> str:
     """Teachers, and where each comes from; of a file its name only."""
-    experiment = run.experiment
+    experiment, taken = run.experiment, run.done.get(stage.name, {}).get("routes", {})
     known = []
     for name, origin in stage.teachers.items():
-        origin = origin or (experiment.config["teachers"] | experiment.config["models"]).get(
-            name, {}
-        ).get("checkpoint")
+        spec = (experiment.config["teachers"] | experiment.config["models"]).get(name, {})
+        origin = taken.get(name) or origin or spec.get("checkpoint")
         origins = [
             Path(str(o)).name
             for o in (origin if isinstance(origin, list | tuple) else [origin])

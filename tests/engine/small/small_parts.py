@@ -1,6 +1,7 @@
 """What a user would have in files of his own: networks, a data set, a loss, a hook."""
 
 import os
+import signal
 import time
 from typing import ClassVar
 
@@ -33,6 +34,13 @@ class Net(nn.Sequential):
             nn.Flatten(),
             nn.Linear(width, num_classes),
         )
+
+
+class Detached(Net):
+    """A model that gives no gradient of its input."""
+
+    def forward(self, x):
+        return super().forward(x).detach()
 
 
 class Digits:
@@ -123,6 +131,21 @@ class EndAt(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.meta["stage"] == self.stage and batch_idx + 1 == self.iterations:
             runner.train_loop.stop_training = True
+
+
+class StandStill:
+    """Chooses the anchor that has just taught, for ever."""
+
+    def __call__(self, student, anchors):
+        return 0
+
+
+class KillAt(Hook):
+    """Kill the process -9 in one stage at one iteration: ``KILL_AT=distilled:3``."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if os.environ.get("KILL_AT") == f"{runner.meta['stage']}:{batch_idx}":
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Slow(Hook):
