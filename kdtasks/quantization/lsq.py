@@ -176,7 +176,8 @@ class _LSQ(torch.autograd.Function):
         ratio = tensor.to(dtype) / width
         ctx.save_for_backward(ratio)
         ctx.settings = low, high, factor, step.shape, step.dtype
-        return (ratio.clamp(low, high).round() * width).to(tensor.dtype)
+        # no negative zero, which codes cannot hold
+        return (ratio.clamp(low, high).round().add_(0.0) * width).to(tensor.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.core.files import write_atomically
+from kdtasks.core.finite import not_finite
 from kdtasks.quantization.parametrizations import MODULES, dequantized, quantized_tensors
 
 FORMAT = "kdtasks.packed"
@@ -50,11 +51,14 @@ def pack(model: nn.Module, path: str | Path) -> Size:
         path: of the file; what was there stays until the new one is whole.
 
     Raises:
-        ValueError: nothing of the model is quantized.
+        ValueError: nothing of the model is quantized, or a quantized weight is NaN or infinite.
     """
     from safetensors.torch import save_file
 
     plain = dequantized(model).state_dict()
+    bad = not_finite({name: plain[name] for name, *_ in quantized_tensors(model)})
+    if bad:
+        raise ValueError(f"cannot pack what is not finite: {bad}")
     tensors: dict[str, Tensor] = {}
     facts: dict[str, dict] = {}
     kinds = {module: kind for kind, module in MODULES.items()}
@@ -139,10 +143,16 @@ def load_packed(model: nn.Module, path: str | Path) -> nn.Module:
 
 def to_bits(codes: Tensor, bits: int) -> Tensor:
     """``(n,)`` whole numbers below 2^bits -> uint8, their bits without gaps, the lowest first."""
-    places = torch.arange(bits, device=codes.device)
-    flat = ((codes.to(torch.int32)[:, None] >> places) & 1).view(-1)
-    flat = torch.nn.functional.pad(flat, (0, -len(flat) % 8)).view(-1, 8)
-    return (flat << torch.arange(8, device=codes.device)).sum(1).to(torch.uint8)
+    codes = codes.to(torch.int32)
+    flat = codes.new_zeros(-(-len(codes) * bits // 8) * 8, dtype=torch.uint8)  # a byte a bit
+    rows = flat[: len(codes) * bits].view(-1, bits)
+    for place in range(bits):
+        rows[:, place] = (codes >> place) & 1
+    octets = flat.view(-1, 8)
+    packed = octets[:, 0].clone()
+    for place in range(1, 8):
+        packed |= octets[:, place] << place
+    return packed
 
 
 def from_bits(packed: Tensor, bits: int, count: int) -> Tensor:
@@ -153,9 +163,14 @@ def from_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     """
     if len(packed) != -(-count * bits // 8):
         raise ValueError(f"expected {-(-count * bits // 8)} bytes of codes, got {len(packed)}")
-    flat = (packed.to(torch.int32)[:, None] >> torch.arange(8)) & 1
+    flat = packed.new_empty(len(packed), 8)
+    for place in range(8):
+        flat[:, place] = (packed >> place) & 1
     rows = flat.view(-1)[: count * bits].view(count, bits)
-    return (rows << torch.arange(bits)).sum(1).to(torch.int32)
+    codes = rows[:, 0].to(torch.int32)
+    for place in range(1, bits):
+        codes |= rows[:, place].to(torch.int32) << place
+    return codes
 
 
 def _plain(tensors: dict[str, Tensor], facts: dict[str, dict]) -> dict[str, Tensor]:

@@ -235,8 +235,8 @@ def quantized(
             ``arguments=dict(quantize=False)``.
 
     Raises:
-        ValueError: a setting out of its range; a model that is quantized already, has nothing to
-            quantize, or a weight that is NaN or infinite.
+        ValueError: a setting out of its range; a model that is quantized already, or has nothing to
+            quantize; a weight that two layers share, or that is NaN or infinite.
     """
     quantizer.check_settings(bits, bucket_size)
     if kind not in KINDS:
@@ -316,6 +316,9 @@ def _tensors(
 
 def _check(model: nn.Module, found: list[tuple[nn.Module, str]]) -> None:
     names = {id(part): path for path, part in model.named_modules()}
+    owners: dict[int, list[str]] = {}
+    for path, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(path)
     for path, part in model.named_modules():
         if parametrize.is_parametrized(part):
             raise ValueError(
@@ -329,6 +332,12 @@ def _check(model: nn.Module, found: list[tuple[nn.Module, str]]) -> None:
         )
     for part, name in found:
         path = f"{names[id(part)]}.{name}".lstrip(".")
+        shared = owners.get(id(getattr(part, name)), [])
+        if len(shared) > 1:
+            raise ValueError(
+                f"{' and '.join(map(repr, shared))} are one parameter: expected weights that no "
+                "other layer shares, since each is quantized by itself"
+            )
         bad = not_finite({path: getattr(part, name).detach()})
         if bad:
             raise ValueError(f"cannot quantize what is not finite: {bad}")

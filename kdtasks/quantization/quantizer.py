@@ -122,9 +122,11 @@ def ranges(buckets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def scaled(buckets: Tensor, low: Tensor, width: Tensor, top: float) -> Tensor:
-    """A new tensor: the buckets brought to [0, top]; 0 where constant."""
-    factor = (top / width).masked_fill(width == 0, 0)
-    return (buckets - low).mul_(factor)
+    """A new tensor: the buckets brought to [0, top]; 0 where constant.
+
+    Divided first, as the definition has it: the largest value is at ``top`` exactly.
+    """
+    return (buckets - low).div_(width.masked_fill(width == 0, torch.inf)).mul_(top)
 
 
 # Codes --------------------------------------------------------------------------------------------
@@ -136,7 +138,9 @@ def encode(buckets: Tensor, bits: int, stochastic: bool = False) -> tuple[Tensor
     low, width = ranges(buckets)
     codes = scaled(buckets, low, width, top)
     if stochastic:
-        codes.add_(torch.rand_like(codes)).floor_().clamp_(max=top)
+        below = codes.floor()
+        # of the fraction alone: added to a large code, a draw near 1 would round up to the next
+        codes = below.add_(torch.rand_like(codes) < codes.sub_(below))
     else:
         codes.round_()
     return codes, low, width / top

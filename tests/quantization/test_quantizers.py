@@ -51,7 +51,7 @@ def slow_uniform(tensor, bits, size):
             if width < 1e-10:
                 found.append(low)
             else:
-                code = torch.round((value - low) * (top / width))
+                code = torch.round((value - low) / width * top)
                 found.append(torch.addcmul(low, code, width / top))
     return torch.stack(found[: tensor.numel()]).view(tensor.shape)
 
@@ -93,8 +93,30 @@ def test_rounded_at_random_the_mean_is_the_value_and_no_point_is_left():
     codes = (many - tensor.min()) / step
     assert (codes - codes.round()).abs().max() < 1e-9
     assert codes.round().min() >= 0 and codes.round().max() <= 3
-    ends = torch.tensor([0.0, 1.0], dtype=torch.float32).repeat(5000)
-    assert torch.equal(uniform_quantize(ends, 8, None, stochastic=True), ends)
+    torch.manual_seed(1)
+    found = uniform_quantize(tensor, 2, None, stochastic=True)
+    torch.manual_seed(1)
+    draws = torch.rand(1, 64, dtype=F64)[0].tolist()
+    for value, draw, code in zip(tensor, draws, (found - tensor.min()) / step):
+        place = ((value - tensor.min()) / step).item()
+        up = draw < place - math.floor(place)
+        assert code.item() == pytest.approx(math.floor(place) + up)
+
+
+def test_a_value_on_a_point_is_never_rounded_away_at_random():
+    # 254.9999999 is no float32: a draw added to a code of 254 would make it 255
+    points = torch.arange(256.0).repeat(2000, 1).view(-1)
+    assert torch.equal(uniform_quantize(points, 8, 256, stochastic=True), points)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+def test_halves_go_where_the_definition_has_them(bits):
+    """Q(v) = alpha · round(s · u) / s + beta, with u = (v - beta) / alpha as written."""
+    top = 2**bits - 1
+    for width in range(1, 120):
+        tensor = torch.arange(width + 1, dtype=F64)
+        expected = torch.round(top * (tensor / width)) / top * width
+        torch.testing.assert_close(uniform_quantize(tensor, bits, None), expected)
 
 
 def test_the_gradient_goes_straight_through():
