@@ -12,7 +12,8 @@ a tensor, :math:`p_1 < \dots < p_m` in the scaled space [0, 1] of its buckets
 
 As released: the points start at quantiles of the scaled weights, and are sorted after each step,
 which here is the order in which they are read; the teacher is the network in full precision.
-Between tensors they may be shared out by how much the loss depends on each (:func:`share_levels`).
+Between tensors they may be shared out by how much the loss depends on each (:func:`share_levels`,
+:func:`~kdtasks.quantization.assign_levels`).
 """
 
 from collections.abc import Sequence

@@ -6,7 +6,7 @@ module. :func:`dequantized` ends it: the plain model with the final Q(W).
 """
 
 import copy
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 
 import torch
 from torch import Tensor, nn
@@ -120,16 +120,22 @@ class UniformTensor(QuantizedTensor):
 
 
 class LevelTensor(QuantizedTensor):
-    """:func:`~kdtasks.quantization.level_quantize` with 2^bits learned levels.
+    """:func:`~kdtasks.quantization.level_quantize` with learned levels.
 
     Args:
         bits, bucket_size: as for uniform points.
         every: see :class:`QuantizedTensor`.
+        count: of the levels, 2 at least, in codes of as many bits as they need; None: 2^bits.
     """
 
-    def __init__(self, bits: int, bucket_size: int | None = 256, every: int = 1):
-        super().__init__(bits, bucket_size, every)
-        self.levels = nn.Parameter(torch.linspace(0, 1, 2**bits))
+    def __init__(
+        self, bits: int, bucket_size: int | None = 256, every: int = 1, count: int | None = None
+    ):
+        count = 2**bits if count is None else count
+        if not isinstance(count, int) or isinstance(count, bool) or count < 2:
+            raise ValueError(f"expected two levels or more, a whole number, got {count!r}")
+        super().__init__((count - 1).bit_length(), bucket_size, every)
+        self.levels = nn.Parameter(torch.linspace(0, 1, count))
 
     def quantize(self, tensor: Tensor) -> Tensor:
         """Q of the tensor, with gradients."""
@@ -211,6 +217,7 @@ def quantized(
     norms: bool = False,
     every: int = 1,
     quantize: bool = True,
+    counts: Mapping[str, int] | None = None,
 ) -> nn.Module:
     """A model whose weights are quantized wherever it computes; for a config
     ``dict(type='kdtasks.quantization.quantized', model=dict(…), bits=4)``.
@@ -233,6 +240,8 @@ def quantized(
             released ``estimate_quant_grad_every``).
         quantize: False gives ``model`` as it is: for a stage that trains it before, with
             ``arguments=dict(quantize=False)``.
+        counts: of ``'levels'``: ``{name of a tensor: how many levels}``, as
+            :func:`assign_levels` shares them out; any other tensor has 2^bits.
 
     Raises:
         ValueError: a setting out of its range; a model that is quantized already, or has nothing to
@@ -243,14 +252,23 @@ def quantized(
         raise ValueError(f"kind must be one of {KINDS}, got {kind!r}; {did_you_mean(kind, KINDS)}")
     if gradient not in quantizer.GRADIENTS:
         raise ValueError(f"gradient must be one of {quantizer.GRADIENTS}, got {gradient!r}")
+    counts = dict(counts or {})
+    if counts and kind != "levels":
+        raise ValueError(f"counts are of kind='levels', got kind={kind!r}")
     if not quantize:
         return model
     found = list(_tensors(model, first_and_last, biases, norms))
     _check(model, found)
-    for module, name in found:
+    paths = _paths(model, found)
+    for path in counts:
+        if path not in paths:
+            raise ValueError(f"no quantized tensor is called {path!r}; {did_you_mean(path, paths)}")
+    for path, (module, name) in zip(paths, found):
         tensor = getattr(module, name)
         if kind == "uniform":
             part: QuantizedTensor = UniformTensor(bits, bucket_size, every, stochastic, gradient)
+        elif kind == "levels":
+            part = LevelTensor(bits, bucket_size, every, counts.get(path))
         else:
             part = MODULES[kind](bits, bucket_size, every)
         part.to(tensor.device)
@@ -258,6 +276,40 @@ def quantized(
         parametrize.register_parametrization(module, name, part, unsafe=True)
     model.register_load_state_dict_pre_hook(_take_plain_weights)
     return model
+
+
+def assign_levels(
+    model: nn.Module,
+    losses: Iterable[Tensor],
+    bits: int = 4,
+    first_and_last: bool = True,
+    biases: bool = False,
+    norms: bool = False,
+) -> dict[str, int]:
+    """How many levels each tensor of a plain model gets, by how much the loss depends on it
+    (:func:`~kdtasks.quantization.share_levels`), for ``counts`` of :func:`quantized`::
+
+        counts = assign_levels(model, (loss(model(x), y) for x, y in five_batches), bits=4)
+
+    Args:
+        model: before it is quantized.
+        losses: of a few batches (the released code: five), each a scalar with the model's graph;
+            the gradients' norms are added up.
+        bits: every tensor has 2^bits levels on average, and half as many at least.
+        first_and_last, biases, norms: as for :func:`quantized`.
+
+    Raises:
+        ValueError: as :func:`quantized`; there are no losses, or none depends on any tensor.
+    """
+    quantizer.check_settings(bits, None)
+    found = list(_tensors(model, first_and_last, biases, norms))
+    _check(model, found)
+    tensors = [getattr(module, name) for module, name in found]
+    total = torch.zeros(len(tensors))
+    for loss in losses:
+        slopes = torch.autograd.grad(loss, tensors, allow_unused=True)
+        total += torch.tensor([0.0 if slope is None else float(slope.norm()) for slope in slopes])
+    return dict(zip(_paths(model, found), level.share_levels(total.tolist(), 2**bits)))
 
 
 def dequantized(model: nn.Module) -> nn.Module:
@@ -315,7 +367,6 @@ def _tensors(
 
 
 def _check(model: nn.Module, found: list[tuple[nn.Module, str]]) -> None:
-    names = {id(part): path for path, part in model.named_modules()}
     owners: dict[int, list[str]] = {}
     for path, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(path)
@@ -330,8 +381,7 @@ def _check(model: nn.Module, found: list[tuple[nn.Module, str]]) -> None:
             f"there is nothing to quantize in a {type(model).__name__}: expected convolutions or "
             "linear layers, three at least with first_and_last=False"
         )
-    for part, name in found:
-        path = f"{names[id(part)]}.{name}".lstrip(".")
+    for path, (part, name) in zip(_paths(model, found), found):
         shared = owners.get(id(getattr(part, name)), [])
         if len(shared) > 1:
             raise ValueError(
@@ -341,6 +391,12 @@ def _check(model: nn.Module, found: list[tuple[nn.Module, str]]) -> None:
         bad = not_finite({path: getattr(part, name).detach()})
         if bad:
             raise ValueError(f"cannot quantize what is not finite: {bad}")
+
+
+def _paths(model: nn.Module, found: list[tuple[nn.Module, str]]) -> list[str]:
+    """The names of tensors in the plain state_dict."""
+    names = {id(part): path for path, part in model.named_modules()}
+    return [f"{names[id(part)]}.{name}".lstrip(".") for part, name in found]
 
 
 def _take_plain_weights(

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from kdtasks.classification.models import resnet8
 from kdtasks.core.weights import load_weights
 from kdtasks.quantization import (
+    assign_levels,
     compression,
     dequantized,
     load_packed,
@@ -101,6 +102,32 @@ def test_what_is_quantized():
     assert set(names(biases=True)) == {*whole, "fc.bias"}
     assert {"bn1.weight", "bn1.bias"} <= set(names(norms=True))
     assert small(quantize=False).state_dict().keys() == resnet8(width=8).state_dict().keys()
+
+
+def test_levels_are_shared_out_by_what_the_loss_depends_on(tmp_path):
+    model = resnet8(width=8)
+    batches = [torch.randn(4, 3, 16, 16) for _ in range(2)]
+    norms = {}
+    for images in batches:
+        named = {n: p for n, p in model.named_parameters() if p.dim() > 1}
+        slopes = torch.autograd.grad(model(images).square().mean(), list(named.values()))
+        norms = {n: norms.get(n, 0.0) + slope.norm().item() for n, slope in zip(named, slopes)}
+    counts = assign_levels(model, (model(images).square().mean() for images in batches), bits=3)
+    assert counts.keys() == norms.keys() and sum(counts.values()) == 8 * len(counts)
+    assert min(counts.values()) >= 4
+    ordered = sorted(norms, key=norms.__getitem__)
+    assert [counts[n] for n in ordered] == sorted(counts.values()) and len({*counts.values()}) > 1
+    model = quantized(model, bits=3, kind="levels", counts=counts).eval()
+    assert {p: len(part.levels) for p, *_, part in quantized_tensors(model)} == counts
+    pack(model, tmp_path / "shared.safetensors")
+    plain = load_packed(resnet8(width=8), tmp_path / "shared.safetensors").eval()
+    assert torch.equal(plain(batches[0]), model(batches[0]))
+    with pytest.raises(ValueError, match="no quantized tensor is called 'conv.weight'"):
+        small(kind="levels", counts={"conv.weight": 4})
+    with pytest.raises(ValueError, match="two levels or more, a whole number, got 1"):
+        small(kind="levels", counts={"conv1.weight": 1})
+    with pytest.raises(ValueError, match="counts are of kind='levels', got kind='lsq'"):
+        small(kind="lsq", counts={"conv1.weight": 4})
 
 
 def test_every_second_forward_is_quantized_in_training():
