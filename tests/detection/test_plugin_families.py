@@ -122,3 +122,41 @@ def test_a_family_is_built_taught_and_moves(name):
     detector.parse_losses(losses)[0].backward()
     moved = [value.grad for value in detector.student.parameters() if value.grad is not None]
     assert moved and all(grad.isfinite().all() for grad in moved)
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [("RetinaNet", "deltas"), ("FCOS", "distances"), ("ATSS", "deltas"), ("GFL", "edges")],
+)
+def test_pkd_cwd_and_crosskd_of_a_family(name, kind):
+    """By the same names in each; and with a teacher of another, PKD alone."""
+    from kdtasks.detection.mmdet_detectors import example_batch
+    from kdtasks.detection.plugin import DistillDetector
+
+    levels = ("features.student.0", "features.teacher.0")
+    own = ("teacher.cls_logits", "anchors.valid")
+    losses = {
+        "loss_pkd": {"type": "kdtasks.detection.PKDLoss", "of": levels},
+        "loss_cwd": {"type": "kdtasks.detection.CWDLoss", "of": levels},
+        "loss_cross_cls": {
+            "type": "kdtasks.detection.QualityFocalLoss",
+            "of": ("cross.teacher.cls_logits", *own, "anchors.count"),
+        },
+        "loss_cross_box": {
+            "type": "kdtasks.detection.CrossBoxLoss",
+            "kind": kind,
+            "of": ("cross.teacher.box_deltas", "teacher.box_deltas", *own),
+        },
+    }
+    other = {"RetinaNet": "FCOS", "FCOS": "ATSS", "ATSS": "RetinaNet", "GFL": "RetinaNet"}[name]
+    for by, taught in ((name, losses), (other, {"loss_pkd": losses["loss_pkd"]})):
+        detector = DistillDetector(model_of(name), model_of(by), taught)
+        detector.init_weights()
+        batch = example_batch(detector.train().student)
+        found = detector(torch.randn_like(batch["input"]), batch["target"], mode="loss")
+        assert all(found[loss].isfinite() and found[loss] > 0 for loss in taught), found
+        detector.parse_losses(found)[0].backward()
+        moved = [value.grad for value in detector.student.parameters() if value.grad is not None]
+        assert all(grad.isfinite().all() for grad in moved)
+        teacher = detector.distiller.model("teacher")
+        assert all(value.grad is None for value in teacher.parameters())
