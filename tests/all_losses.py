@@ -39,6 +39,7 @@ OTHER = {
     "BiasCorrection",
     "CRDLoss",  # has a memory, and draws
     "Ensemble",
+    "FakeQuantized",
     "ReservoirBuffer",
     "ab_losses",
     "activation_disagreement",
@@ -54,6 +55,7 @@ OTHER = {
     "coreset_indices",
     "equal_interval_anchors",
     "expose_pre_relu",
+    "fake_quantized",
     "forgetting",
     "forgetting_diag",
     "forgetting_gd",

@@ -62,6 +62,7 @@ SMALLER = {
             ),
             "ban_resnet8",
             "dml_resnet8",
+            "qad_resnet8",
         )
     },
     **{
@@ -190,8 +191,8 @@ def test_config_builds_and_steps(path, tmp_path):
     # the student of the experience before
     if path.parent.name == "incremental":
         assert rows[-1]["stage"] == "distilled" and rows[-1]["teacher_parameters"] > 0
-    # a generation is of its teacher's size, and peers have none
-    elif path.stem.startswith(("ban_", "dml_")):
+    # a generation is of its teacher's size, so is a student in eight bits; peers have none
+    elif path.stem.startswith(("ban_", "dml_", "qad_")):
         assert rows[-1]["teacher_parameters"] in (0, rows[-1]["parameters"])
     # the same network at another size; or none
     elif "_to_" not in path.stem and "no_teacher" not in path.stem:

@@ -319,6 +319,7 @@ PRIVATE_ELSEWHERE = {
     "_processes",
     "_apply",
     "_buffers",
+    "_conv_forward",
     "_metadata",
     "_modules",
     "_parameters",

@@ -29,6 +29,7 @@ for 32x32 inputs, and any other size works.
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import torch.fx
 from torch import Tensor, nn
 
 
@@ -337,7 +338,7 @@ class PlainNet(nn.Sequential):
             features = in_channels
             self.avgpool = nn.AdaptiveAvgPool2d(1)
         else:
-            self._check(image_size, image_size)
+            _check_sides(image_size, image_size, self.smallest, image_size)
             features = in_channels * (image_size // self.smallest) ** 2
         self.flatten = nn.Flatten()
         if hidden:
@@ -346,21 +347,22 @@ class PlainNet(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, num_classes)."""
-        self._check(*x.shape[-2:])
+        _check_sides(x.shape[-2], x.shape[-1], self.smallest, self.image_size)
         return super().forward(x)
 
-    def _check(self, height: int, width: int) -> None:
-        if min(height, width) < self.smallest:
-            raise ValueError(
-                f"input of {height}x{width} pixels is too small: this network halves it "
-                f"{self.smallest.bit_length() - 1} times and needs at least "
-                f"{self.smallest}x{self.smallest}"
-            )
-        if self.image_size is not None and not height == width == self.image_size:
-            raise ValueError(
-                f"input of {height}x{width} pixels, but this network was built with "
-                f"image_size={self.image_size}"
-            )
+
+@torch.fx.wrap  # a proxy's shape is not known while a graph is traced
+def _check_sides(height: int, width: int, smallest: int, image_size: int | None) -> None:
+    if min(height, width) < smallest:
+        raise ValueError(
+            f"input of {height}x{width} pixels is too small: this network halves it "
+            f"{smallest.bit_length() - 1} times and needs at least {smallest}x{smallest}"
+        )
+    if image_size is not None and not height == width == image_size:
+        raise ValueError(
+            f"input of {height}x{width} pixels, but this network was built with "
+            f"image_size={image_size}"
+        )
 
 
 def _vgg(stages: Sequence[Sequence[int]], num_classes: int, in_channels: int) -> PlainNet:

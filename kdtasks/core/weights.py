@@ -302,7 +302,7 @@ def load_weights(model: nn.Module, path: str | Path, grown: bool = False, prefix
         model: gets the weights.
         path: of the file.
         grown: a module that has grown since the file was written may have a method
-            ``complete_state(state, prefix)``: it adds what the file cannot know.
+            ``complete_state(state, prefix)``: it adds what the file cannot know, and may rename.
         prefix: only the tensors whose names begin so are read, without it.
 
     Raises:
@@ -473,13 +473,14 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     try:
         with safe_open(path, "pt") as file:
             names = file.keys()  # a safetensors file cannot be iterated itself
-            return {name: file.get_tensor(name) for name in names}, _parsed(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in names}
+            return tensors, parsed_metadata(file.metadata() or {})
     except SafetensorError as error:
         raise ValueError(f"{str(path)!r} is truncated or no safetensors file: {error}") from None
 
 
-def _parsed(metadata: dict[str, str]) -> dict:
-    """safetensors keeps texts only: those that are JSON are read as such."""
+def parsed_metadata(metadata: dict[str, str]) -> dict:
+    """safetensors and ONNX keep texts only: those that are JSON are read as such."""
 
     def value(text: str) -> object:
         try:

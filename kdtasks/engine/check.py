@@ -49,6 +49,10 @@ def check(experiment: "Experiment") -> None:
     from kdtasks.engine.hooks import build_hooks  # imports mmengine's Runner, which is slow
 
     build_hooks(copy.deepcopy(experiment.config["custom_hooks"]))
+    if experiment.config["onnx"]:
+        from kdtasks.engine.export import check_packages
+
+        check_packages("onnx")
     # first where most names are known
     stages = sorted(experiment.stages, key=lambda stage: not stage.taught)
     optimizers = {stage.name: _check_stage(experiment, stage) for stage in stages}

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from kdtasks.engine.cli_arguments import common_arguments, minutes
 from kdtasks.engine.cli_endings import pipe_may_close, plain_errors
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from kdtasks.engine.experiment import Experiment
     from kdtasks.engine.loader import Loader
+    from kdtasks.engine.onnx_model import OnnxModel
 
 
 def _train_parser() -> argparse.ArgumentParser:
@@ -112,8 +113,8 @@ def _test_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "checkpoint",
         nargs="?",
-        help="student.pth (with student.json beside it), a stage's last.pth or best.pth, or any "
-        "file of plain weights",
+        help="student.pth (with student.json beside it), a stage's last.pth or best.pth, any file "
+        "of plain weights, or an ONNX file, which onnxruntime runs",
     )
     parser.add_argument(
         "--model",
@@ -166,14 +167,13 @@ def _use_weights(
     config: Mapping, name: str, args: argparse.Namespace, flags: Mapping[str, object]
 ) -> None:
     """Evaluate weights on the test data; with flags of its own the task predicts."""
-    from kdtasks.core.weights import load_weights, read_weights
     from kdtasks.engine.experiment import Experiment
 
-    seed = read_weights(args.checkpoint)[1].get("seed", 0) if args.seed is None else args.seed
+    meta = _facts_of(args.checkpoint)
+    seed = meta.get("seed", 0) if args.seed is None else args.seed
     experiment = Experiment(config, seed, args.device, name)
     experiment.set_threads()
-    model = experiment.model(args.model)
-    meta = load_weights(model, args.checkpoint)
+    model = _model_of(experiment, args.model, args.checkpoint, meta)
     model.eval()
     if flags:
         classes = meta.get("classes")
@@ -192,11 +192,44 @@ def _use_weights(
     _print_metrics(experiment, model, loader)
 
 
+def _facts_of(checkpoint: str) -> dict:
+    """What a file of weights, or an ONNX file, says of itself."""
+    if _is_onnx(checkpoint):
+        from kdtasks.engine.onnx_model import OnnxModel
+
+        return OnnxModel(checkpoint).meta
+    from kdtasks.core.weights import read_weights
+
+    return read_weights(checkpoint)[1]
+
+
+def _model_of(experiment: "Experiment", name: str, checkpoint: str, facts: Mapping) -> "nn.Module":
+    """The model of the config with these weights; an ONNX file is one by itself."""
+    if _is_onnx(checkpoint):
+        from kdtasks.engine.onnx_model import OnnxModel
+
+        return OnnxModel(checkpoint)  # now with the threads of the config
+    from kdtasks.core.weights import load_weights
+
+    model = experiment.student_of(facts) if name == "student" else experiment.model(name)
+    load_weights(model, checkpoint)
+    return model
+
+
+def _is_onnx(checkpoint: str) -> bool:
+    return checkpoint.endswith(".onnx")
+
+
 def _print_metrics(experiment: "Experiment", model: "nn.Module", loader: "Loader") -> None:
     from kdtasks.engine.evaluation import evaluate
 
     for metric, value in evaluate(experiment.task, model, loader).items():
         print(f"{metric} {value:.{experiment.task.decimals(metric, 3)}f}")
+    if hasattr(model, "session"):
+        from kdtasks.engine.onnx_model import cost
+
+        for name, value in cost(cast("OnnxModel", model), loader).items():
+            print(f"{name} {value:,.6g}")
     for path, why in loader.unreadable.items():
         print(f"warning: left out: {path}: {why}", file=sys.stderr)
 
@@ -338,8 +371,9 @@ def export(arguments: Sequence[str] | None = None) -> None:
         )
         print(
             f"{done['output']}: {done['bytes'] / 2**20:.2f} MiB; on {done['images']} test images "
-            f"its outputs differ from the {args.model}'s by at most "
-            f"{done['difference']:.2g} (allowed: {done['allowed']:.2g})"
+            f"its outputs differ from the {args.model}'s by "
+            f"{'on average' if done['rounded'] else 'at most'} {done['difference']:.2g} "
+            f"(allowed: {done['allowed']:.2g})"
         )
 
 

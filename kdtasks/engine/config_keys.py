@@ -57,6 +57,11 @@ KEYS = {
         None,
     ),
     "threads": ("CPU threads; None: torch's choice", None),
+    "onnx": (
+        "whether each stage's student is also written as an ONNX file, which is run on the whole "
+        "test set: onnx_<metric>, onnx_bytes, onnx_ms (one image on the CPU) stand in its results",
+        False,
+    ),
     "tensorboard": ("whether to write TensorBoard files", False),
     "custom_hooks": ("mmengine hooks", []),
 }

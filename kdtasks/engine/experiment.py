@@ -250,6 +250,15 @@ class Experiment:
         model.requires_grad_(False)
         return model
 
+    def student_of(self, meta: Mapping) -> nn.Module:
+        """A fresh student for weights: as the stage trains it that their ``meta`` names, if it is
+        one of this config; else as the config describes it.
+        """
+        for stage in self.stages:
+            if stage.name == meta.get("stage") and stage.model == "student":
+                return self.learner(stage)
+        return self.model("student")
+
     def _arguments(self, stage: Stage) -> dict:
         """In what the model of a stage differs from the config's."""
         changed = self.config["control"] if stage.role == "control" else {}

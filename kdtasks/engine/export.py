@@ -2,7 +2,6 @@
 images.
 """
 
-import functools
 import importlib
 import io
 import json
@@ -10,24 +9,30 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kdtasks.core import Stage
 from kdtasks.core.files import write_atomically
 from kdtasks.core.finite import not_finite
 from kdtasks.core.trial import try_out
-from kdtasks.core.weights import load_weights
+from kdtasks.core.weights import load_weights, read_weights
 from kdtasks.engine import checkpoint
 from kdtasks.engine import config as configurations
 from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.evaluation import evaluate
 from kdtasks.engine.experiment import Experiment
+from kdtasks.engine.onnx_model import OnnxModel, cost
+from kdtasks.engine.work_dir import WorkDir
 
 # of the greatest output; the first two compute the same
 TOLERANCE = {"pth": 1e-6, "safetensors": 1e-6, "onnx": 1e-4}
+# of a student that computes in whole numbers: of the greatest output, the mean difference
+ROUNDED = 0.02
 NEEDS = {"pth": (), "safetensors": ("safetensors",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "onnxruntime")
 
@@ -39,6 +44,9 @@ class OnnxForm:
     A task whose students are more than one tensor of fixed height and width says so in its module,
     with a function ``onnx_form(student, images) -> OnnxForm``; ``images`` are the test images that
     a batch has as its ``input``.
+
+    A student that ships as another module than it trains as, such as one with int8 weights, has a
+    method ``deployed() -> module``; the file holds that, and is compared with the student.
 
     Args:
         model: is called with the tensors of an example, and gives a tensor, or a tuple, list or
@@ -54,6 +62,8 @@ class OnnxForm:
         compare: ``(expected, outputs, tolerance) -> (difference, allowed)``, both of all examples,
             each a list of tensors; raises :class:`Differs` where they are not the same. None:
             :func:`compare`, number by number.
+        rounded: the model rounds what it computes, as to int8: by a hair an output is then a step
+            off, so their mean difference counts.
     """
 
     model: nn.Module
@@ -65,6 +75,7 @@ class OnnxForm:
     )
     traced: bool = False
     compare: Callable | None = None
+    rounded: bool = False
 
 
 def export(
@@ -88,15 +99,15 @@ def export(
         output: the file; None: ``<model>.<format>`` in the work_dir, ``<model>_plain.pth`` for
             ``'pth'``.
         weights: a file in the work_dir, or any, as a stage's ``last.pth`` or ``best.pth``; None:
-            ``<model>.pth``.
+            ``<model>.pth``. Where a student's say of which stage they are, it is that stage's.
         opset: of ONNX; None: torch's choice.
         device: that computes the student's outputs; ONNX is checked on the CPU.
         options: changes of the config, as where the test data lies here.
         model: which model of the config the weights are for.
 
     Returns:
-        ``output``, ``bytes``, ``difference`` (the greatest of any output, absolute), ``allowed``,
-        ``images``.
+        ``output``, ``bytes``, ``difference`` (the greatest of any output, absolute; ``rounded``:
+        the mean), ``allowed``, ``rounded``, ``images``.
 
     Raises:
         ConfigError: no such run or format, a package that is missing, a model that the format
@@ -116,7 +127,69 @@ def export(
     config = configurations.load(work_dir / "config.py", {**(options or {}), "amp": None})
     experiment = Experiment(config, 0, device, work_dir.name)
     experiment.set_threads()
-    student = experiment.model(model)
+    return _export(experiment, source, format, output, opset, model)
+
+
+def shipped(experiment: Experiment, stage: Stage, files: WorkDir) -> dict[str, float]:
+    """Write the student of a finished stage as ``student.onnx`` beside its weights, checked as
+    :func:`export` does, and run this file on the whole test set.
+
+    Args:
+        experiment: whose stage it is.
+        stage: trains the student.
+        files: of the run.
+
+    Returns:
+        Each metric as ``onnx_<metric>``, and what :func:`kdtasks.engine.onnx_model.cost` says.
+
+    Raises:
+        ConfigError: as :func:`export`; or the task's evaluation needs more of a model than what it
+            answers.
+    """
+    output = files.folder(stage.name) / "student.onnx"
+    try:
+        _export(experiment, files.weights(stage.name), "onnx", output)
+    except ValueError as error:
+        raise ConfigError(f"onnx=True, stage {stage.name!r}: {error}") from error
+    model, loader = OnnxModel(output), experiment.test_loader(stage)
+    try:
+        metrics: dict[str, float] = evaluate(experiment.task, model, loader)
+    # whatever an evaluation asks of the model beside its outputs
+    except Exception as error:
+        raise ConfigError(
+            f"onnx=True: {experiment.task.name} cannot evaluate an ONNX file, which stands in "
+            f"{str(output)!r}: {type(error).__name__}: {error}"
+        ) from error
+    metrics = {f"onnx_{name}": value for name, value in metrics.items()}
+    first = f"onnx_{experiment.task.primary}"
+    # a table shows the first ones
+    return {first: metrics[first], **cost(model, loader), **metrics}
+
+
+def check_packages(format: str) -> None:
+    """What a format needs is installed.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    for package in NEEDS[format]:
+        _need(package, format)
+
+
+def _export(
+    experiment: Experiment,
+    source: Path,
+    format: str,
+    output: Path,
+    opset: int | None = None,
+    model: str = "student",
+) -> dict:
+    facts = read_weights(source)[1]
+
+    def fresh() -> nn.Module:
+        return experiment.student_of(facts) if model == "student" else experiment.model(model)
+
+    student = fresh()
     meta = load_weights(student, source)
     student.eval()
     images = _images(experiment)
@@ -124,10 +197,18 @@ def export(
     if format == "onnx":
         form = _onnx_form(experiment, student, images)
     expected = _expected(form, student, source)
-    fresh = functools.partial(experiment.model, model)
+    if format == "onnx" and hasattr(student, "deployed"):
+        deployed = _onnx_form(experiment, student.deployed(), images)
+        form = replace(deployed, rounded=True)
     compared = _write_compared(fresh, form, expected, meta, output, format, opset)
     size = output.stat().st_size
-    return {"output": str(output), "bytes": size, "images": len(images), **compared}
+    return {
+        "output": str(output),
+        "bytes": size,
+        "images": len(images),
+        "rounded": form.rounded,
+        **compared,
+    }
 
 
 def _write_compared(
@@ -150,7 +231,7 @@ def _write_compared(
         WRITERS[format](form, meta, path, opset)
         outputs = RUNNERS[format](fresh, form, path)
         try:
-            differs = (form.compare or compare)(expected, outputs, TOLERANCE[format])
+            differs = _compared(form, expected, outputs, TOLERANCE[format])
         except Differs as error:
             raise ConfigError(f"{str(output)!r} was not kept: {error}") from error
         compared["difference"], compared["allowed"] = differs
@@ -165,8 +246,7 @@ def _check_request(work_dir: Path, format: str) -> None:
     """There is such a format, what it needs is installed, and the folder holds a run."""
     if format not in TOLERANCE:
         raise ConfigError(f"format must be one of {list(TOLERANCE)}, got {format!r}")
-    for package in NEEDS[format]:
-        _need(package, format)
+    check_packages(format)
     if not (work_dir / "config.py").is_file():
         raise ConfigError(f"{str(work_dir)!r} holds no run: there is no config.py in it")
 
@@ -234,8 +314,18 @@ def _write_onnx(form: OnnxForm, meta: Mapping, path: Path, opset: int | None) ->
         import onnx
 
         program = onnx.load(path)
+        _strip(program)
         onnx.helper.set_model_props(program, _texts(meta))
         onnx.save(program, path)
+
+
+def _strip(program: Any) -> None:
+    """Leave out what torch notes of the source at each node, with the paths of this machine."""
+    for node in program.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in [*program.graph.value_info, *program.graph.input, *program.graph.output]:
+        del value.metadata_props[:]
 
 
 def _read(form: OnnxForm, path: Path, opset: int | None) -> None:
@@ -301,26 +391,14 @@ def _run_state(
 
 
 def _run_onnx(fresh: Callable[[], nn.Module], form: OnnxForm, path: Path) -> list[list[Tensor]]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    options.intra_op_num_threads = torch.get_num_threads()
     try:
-        session = onnxruntime.InferenceSession(
-            path.read_bytes(), options, providers=["CPUExecutionProvider"]
-        )
-        names = [one.name for one in session.get_inputs()]
-        outputs = [
-            session.run(None, {name: value.numpy() for name, value in zip(names, example)})
-            for example in form.examples
-        ]
+        model = OnnxModel(path)
+        return [_leaves(model(*example)) for example in form.examples]
     # its errors share no class of their own
     except Exception as error:
         raise ConfigError(
             f"onnxruntime cannot run what torch.onnx exported (another --opset may help): {error}"
         ) from error
-    return [[torch.from_numpy(value) for value in values] for values in outputs]
 
 
 WRITERS: dict[str, Callable] = {
@@ -358,13 +436,32 @@ class Differs(ConfigError):
     """The outputs of a file are not the student's."""
 
 
+def _compared(
+    form: OnnxForm,
+    expected: Sequence[Sequence[Tensor]],
+    outputs: Sequence[Sequence[Tensor]],
+    tolerance: float,
+) -> tuple[float, float]:
+    if form.compare:
+        return form.compare(expected, outputs, tolerance)
+    return compare(expected, outputs, ROUNDED if form.rounded else tolerance, form.rounded)
+
+
 def compare(
-    expected: Sequence[Sequence[Tensor]], outputs: Sequence[Sequence[Tensor]], tolerance: float
+    expected: Sequence[Sequence[Tensor]],
+    outputs: Sequence[Sequence[Tensor]],
+    tolerance: float,
+    mean: bool = False,
 ) -> tuple[float, float]:
     """``(difference, allowed)`` of the output of any example that comes nearest to its limit.
 
+    Args:
+        expected, outputs: of each example.
+        tolerance: times the greatest value of an output is allowed.
+        mean: the mean difference counts, not the greatest.
+
     Raises:
-        Differs: an output differs by more than ``tolerance`` times its greatest value, or in shape.
+        Differs: an output differs by more than is allowed, or in shape.
     """
     shapes = [
         [[tuple(t.shape) for t in tensors] for tensors in examples]
@@ -379,11 +476,13 @@ def compare(
         for pair in zip(expected, outputs)
         for want, got in zip(*pair)
     ):
-        difference = float((want - got).abs().max()) if want.numel() else 0.0
+        apart = (want - got).abs()
+        difference = float(apart.mean() if mean else apart.max()) if want.numel() else 0.0
         allowed = tolerance * float(want.abs().max()) if want.numel() else 0.0
         if not difference <= allowed:
             raise Differs(
-                f"on real test images its outputs differ from the student's by {difference:.3g}, "
+                f"on real test images its outputs differ from the student's by {difference:.3g}"
+                f"{' on average' if mean else ''}, "
                 f"more than {allowed:.3g}"
             )
         pairs.append((difference, allowed))

@@ -211,6 +211,10 @@ class Run:
     def _note(self, stage: Stage, outcome: "Outcome") -> None:
         """Write down the results of a finished stage."""
         further = self.experiment.task.summary(self, stage, outcome.metrics)
+        if self.experiment.config["onnx"] and stage.model == "student":
+            from kdtasks.engine.export import shipped
+
+            further = {**further, **shipped(self.experiment, stage, self.files)}
         self._notices.unreadable(outcome.facts.get("unreadable", {}))
         for name, taken in outcome.facts.get("routes", {}).items():
             self._notices.say(f"{stage.name}: the route of {name} was {', '.join(taken)}")

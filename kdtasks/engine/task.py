@@ -32,7 +32,7 @@ class Metric:
 
     Args:
         unit: ``'%'``, ``'dB'``; empty: it has none.
-        decimals: it is shown with so many at least.
+        decimals: it is shown with so many at least; 0: it is a count, and shown whole.
         label: what a sentence calls it; empty: its name, with spaces.
         listed: whether tables show it; what is of a part of the data only stands in results.json.
     """
@@ -41,6 +41,14 @@ class Metric:
     decimals: int = 2
     label: str = ""
     listed: bool = True
+
+
+# what running an ONNX file takes
+OF_ONNX = {
+    "onnx_bytes": Metric(decimals=0),
+    "onnx_ms": Metric(decimals=3),
+    "onnx_threads": Metric(decimals=0, listed=False),
+}
 
 
 class TrainerModule(Protocol):
@@ -154,7 +162,13 @@ class Task:
 
     # Metrics --------------------------------------------------------------------------------------
     def metric(self, name: str) -> Metric:
-        """How a metric is shown; of one that the task does not describe, the defaults."""
+        """How a metric is shown; of one that the task does not describe, the defaults.
+
+        What an ONNX file reaches is shown as what its student does.
+        """
+        if name in OF_ONNX:
+            return OF_ONNX[name]
+        name = name.removeprefix("onnx_")
         fits = (known for pattern, known in self.metrics.items() if fnmatch.fnmatch(name, pattern))
         return next(fits, Metric())
 
@@ -173,8 +187,9 @@ class Task:
         return self.metric(name).label or name.replace("_", " ")
 
     def decimals(self, name: str, least: int = 2) -> int:
-        """How many decimals a number of this metric is shown with."""
-        return max(self.metric(name).decimals, least)
+        """How many decimals a number of this metric is shown with; none of a count."""
+        decimals = self.metric(name).decimals
+        return max(decimals, least) if decimals else 0
 
 
 OPTIONAL = (

@@ -11,7 +11,7 @@ from kdtasks.core.files import write_atomically, write_text
 from kdtasks.engine import checkpoint, lock
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.config import IMPORT_FROM, difference, jsonable
-from kdtasks.engine.config_keys import DATA_KEYS
+from kdtasks.engine.config_keys import DATA_KEYS, KEYS, NEEDED
 
 # a file of a process, or a cache half written
 _TEMPORARY = re.compile(r"\..+\.(?:(\d{1,10})|[0-9a-f]{32}(?:\.old)?)\.tmp")
@@ -119,7 +119,9 @@ class WorkDir:
     def _goes_on(self, config: Mapping, seed: int, resume: bool) -> bool:
         if not (resume and self._stamp.exists()):
             return False
-        former = json.loads(self._stamp.read_text(encoding="utf-8"))
+        # keys that are new since the run have their defaults
+        defaults = {key: default for key, (_, default) in KEYS.items() if key not in NEEDED}
+        former = {**jsonable(defaults), **json.loads(self._stamp.read_text(encoding="utf-8"))}
         former["data"] = {
             **{key: default for key, (_, default) in DATA_KEYS.items()},
             **former["data"],

@@ -13,12 +13,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from kdtasks.super_resolution.metrics import imresize
 
 if TYPE_CHECKING:
     from spandrel import ImageModelDescriptor
+
+# one step of a graph: it decides on the size of an image
+torch.fx.wrap("imresize")
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)  # RGB, in EDSR's release
 

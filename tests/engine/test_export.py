@@ -16,7 +16,9 @@ from kdtasks.engine import config as configurations
 from kdtasks.engine import export as exporting
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.cli import export as main
+from kdtasks.engine.cli import test as evaluate_main
 from kdtasks.engine.export import OnnxForm, export
+from kdtasks.engine.onnx_model import OnnxModel
 from kdtasks.engine.run import Run
 
 SMALL = Path(__file__).parent / "small" / "small.py"
@@ -248,3 +250,45 @@ def test_a_model_that_onnx_cannot_hold(run, tmp_path, monkeypatch, capsys):
     ):
         export(run.work_dir, "onnx", tmp_path / "s.onnx")
     assert not files(tmp_path) and capsys.readouterr() == ("", "")
+
+
+# -------------------------------------------------------------------------- an ONNX file as a model
+@pytest.fixture(scope="module")
+def file(run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "student.onnx"
+    export(run.work_dir, "onnx", path)
+    return path
+
+
+def test_an_onnx_file_is_a_model(file, reference):
+    student, images = reference
+    model = OnnxModel(file)
+    torch.testing.assert_close(model(images), student(images).detach(), rtol=0, atol=1e-5)
+    # as detectors are called: a list of images, an answer for each
+    torch.testing.assert_close(model([images[:2], images[5:6]])[1], model(images[5:6]))
+    assert model.meta["stage"] == "distilled" and model.meta["classes"] == [
+        str(k) for k in range(10)
+    ]
+    assert model.bytes == file.stat().st_size and model.latency(images[:1], rounds=5) > 0
+    assert not list(model.parameters())
+
+
+def test_a_file_tells_no_path_of_this_machine(file):
+    assert str(Path(exporting.__file__).parents[2]).encode() not in file.read_bytes()
+    assert b"site-packages" not in file.read_bytes()
+
+
+def test_tools_test_runs_an_onnx_file(run, file, capsys):
+    evaluate_main([str(SMALL), str(file), "--device", "cpu", "--cfg-options", "length=1", "ema=0.9"])
+    said = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert float(said["accuracy"]) == pytest.approx(run.done["distilled"]["accuracy"], abs=0.51)
+    assert int(said["onnx_bytes"].replace(",", "")) == file.stat().st_size
+    assert float(said["onnx_ms"]) > 0
+
+
+def test_what_is_no_onnx_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file '.*none.onnx'"):
+        OnnxModel(tmp_path / "none.onnx")
+    (tmp_path / "bad.onnx").write_bytes(b"this is no program")
+    with pytest.raises(ConfigError, match="onnxruntime cannot run '.*bad.onnx'"):
+        OnnxModel(tmp_path / "bad.onnx")

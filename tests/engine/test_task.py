@@ -72,6 +72,8 @@ def test_metrics_are_shown_as_the_first_pattern_says():
     assert (task.label("error"), task.label("some_other")) == ("mean error", "some other")
     assert (task.decimals("error"), task.decimals("error", 3)) == (2, 3)
     assert (task.decimals("sharpness"), task.decimals("sharpness", 3)) == (4, 4)
+    # of an ONNX file: as the student's; a count is whole
+    assert task.metric("onnx_error") == task.metric("error") and task.decimals("onnx_bytes", 3) == 0
     assert [task.metric(name).listed for name in ("error", "error_on_1")] == [True, False]
 
 

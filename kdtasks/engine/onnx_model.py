@@ -1,0 +1,110 @@
+"""An ONNX file as a model: it is evaluated as any other, by onnxruntime on the CPU, and timed."""
+
+import statistics
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdtasks.core.weights import parsed_metadata
+from kdtasks.engine.errors import ConfigError
+
+
+class OnnxModel(nn.Module):
+    """The model in an ONNX file, run on the CPU; it has no parameters and cannot be trained.
+
+    A tensor gives the file's output, or ``{name: output}`` of several. A list of images, for a file
+    that takes one, gives a list of these. Outputs are on the device of the input.
+
+    Args:
+        path: of the file.
+        threads: of onnxruntime; None: as many as torch has.
+
+    Attributes:
+        meta: what tools/export.py wrote into it: ``config``, ``stage``, ``seed``, ``classes``.
+        bytes: of the file.
+        threads: how many it has.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConfigError: onnxruntime is not installed, or cannot read the file.
+    """
+
+    def __init__(self, path: str | Path, threads: int | None = None):
+        super().__init__()
+        runtime = _runtime()
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {str(path)!r}")
+        self.threads = threads or torch.get_num_threads()
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3  # errors only
+        options.intra_op_num_threads = self.threads
+        content = path.read_bytes()
+        self.bytes = len(content)
+        try:
+            self.session: Any = runtime.InferenceSession(
+                content, options, providers=["CPUExecutionProvider"]
+            )
+        # its errors share no class of their own
+        except Exception as error:
+            raise ConfigError(f"onnxruntime cannot run {str(path)!r}: {error}") from error
+        self.inputs = [one.name for one in self.session.get_inputs()]
+        self.outputs = [one.name for one in self.session.get_outputs()]
+        self.meta = parsed_metadata(self.session.get_modelmeta().custom_metadata_map)
+
+    def forward(self, *inputs: Tensor | list[Tensor]) -> Any:
+        """The file's answer; see above."""
+        if len(inputs) == 1 and isinstance(inputs[0], list | tuple):
+            return [self(image) for image in inputs[0]]
+        tensors = [tensor for tensor in inputs if isinstance(tensor, Tensor)]
+        feeds = {
+            name: tensor.detach().cpu().float().numpy()
+            for name, tensor in zip(self.inputs, tensors, strict=True)
+        }
+        found = [
+            torch.from_numpy(value).to(tensors[0].device) for value in self.session.run(None, feeds)
+        ]
+        return found[0] if len(found) == 1 else dict(zip(self.outputs, found))
+
+    def latency(self, image: Tensor, rounds: int = 100, seconds: float = 5.0) -> float:
+        """Milliseconds of one call: the median of ``rounds``, or of as many as ``seconds`` allow,
+        after a tenth as many to warm up.
+
+        Args:
+            image: what one call takes: a batch of one.
+            rounds: at most.
+            seconds: at most, for the rounds.
+        """
+        feeds = {self.inputs[0]: image.detach().cpu().float().numpy()}
+        for _ in range(max(1, rounds // 10)):
+            self.session.run(None, feeds)
+        taken: list[float] = []
+        while len(taken) < rounds and (not taken or sum(taken) < seconds):
+            start = time.perf_counter()
+            self.session.run(None, feeds)
+            taken.append(time.perf_counter() - start)
+        return 1000 * statistics.median(taken)
+
+
+def cost(model: OnnxModel, loader: Iterable[dict]) -> dict[str, float]:
+    """What running a file takes: ``onnx_bytes``, of the file, and ``onnx_ms``, the median
+    milliseconds of one test image on the CPU with ``onnx_threads`` threads.
+    """
+    image = next(iter(loader))["input"][:1]
+    image = image[0] if isinstance(image, list | tuple) else image
+    latency = model.latency(image)
+    return {"onnx_bytes": model.bytes, "onnx_ms": latency, "onnx_threads": model.threads}
+
+
+def _runtime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ConfigError(
+            "an ONNX file is run by the package onnxruntime: pip install 'kdtasks[export]'"
+        ) from None
+    return onnxruntime

@@ -1,0 +1,338 @@
+"""Fake quantization starts as the student it is made of, and ships as what it is; QAD's stages."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from kdtasks.classification.models import digits_cnn, resnet8, wrn
+from kdtasks.core import Distiller
+from kdtasks.core.weights import load_weights
+from kdtasks.engine import config as configs
+from kdtasks.engine.cli import test as evaluate_main
+from kdtasks.engine.export import export
+from kdtasks.engine.loop import StageLoop
+from kdtasks.engine.onnx_model import OnnxModel
+from kdtasks.engine.run import Run
+from kdtasks.general import KDLoss, kd_loss
+from kdtasks.quantization import FakeQuantized, fake_quantized
+from kdtasks.quantization.qad import stages
+from kdtasks.super_resolution.models import ESPCN, VDSR
+
+CONFIG = Path(__file__).parents[2] / "configs" / "quantization" / "qad_digits.py"
+STUDENTS = {
+    "resnet8": (lambda: resnet8(10, 1, 4), (8, 1, 8, 8)),
+    # its first BatchNorms follow no convolution
+    "wrn": (lambda: wrn(10, 1, 10, 1), (8, 1, 8, 8)),
+    "digits_cnn": (lambda: digits_cnn(width=4), (8, 1, 8, 8)),
+    "vdsr": (lambda: VDSR(8, 4), (2, 1, 12, 10)),
+    "espcn": (lambda: ESPCN(2, widths=(8,)), (2, 1, 12, 10)),
+}
+
+
+def used(make, shape) -> tuple[nn.Module, torch.Tensor]:
+    """A network in eval whose BatchNorms have seen images, and images."""
+    torch.manual_seed(0)
+    model, images = make(), torch.rand(shape)
+    model.train()
+    with torch.no_grad():
+        for _ in range(5):
+            model(images)
+    return model.eval(), images
+
+
+def calibrated(model: nn.Module, images: torch.Tensor, batches: int = 3) -> FakeQuantized:
+    student = FakeQuantized(model, batches).train()
+    with torch.no_grad():
+        for _ in range(batches):
+            student(images)
+    return student.eval()
+
+
+def state_of(module: nn.Module) -> dict:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_plain_students_file_starts_it_exactly_and_it_ships_as_it_is(name, tmp_path):
+    model, images = used(*STUDENTS[name])
+    torch.save(model.state_dict(), tmp_path / "plain.pth")
+    student = FakeQuantized(STUDENTS[name][0](), 3)
+    assert student.names.keys() == model.state_dict().keys()
+    load_weights(student, tmp_path / "plain.pth", grown=True)
+    for plain, own in student.names.items():
+        assert torch.equal(student.state_dict()[own], model.state_dict()[plain])
+    quantizers = student._quantizers()
+    for quantizer in quantizers:
+        quantizer.disable_fake_quant()
+    with torch.no_grad():
+        # folding a BatchNorm rounds in float32
+        torch.testing.assert_close(student.eval()(images), model(images), rtol=1e-5, atol=1e-5)
+        for quantizer in quantizers:
+            quantizer.enable_fake_quant()
+        student.train()
+        for _ in range(3):
+            student(images)
+        student.eval()
+        expected = student(images)
+        shipped = student.deployed()(images)
+        assert not torch.equal(expected, model(images))
+        # a step of the output: rounding of a folded weight moves a code at most now and then
+        step = (expected.amax() - expected.amin()) / 255
+        assert (shipped - expected).abs().mean() < 0.05 * step
+    # its own file loads too, without being grown
+    torch.save(student.state_dict(), tmp_path / "own.pth")
+    again = FakeQuantized(STUDENTS[name][0](), 3)
+    load_weights(again, tmp_path / "own.pth")
+    assert same(state_of(again), state_of(student)) and again.is_calibrated
+
+
+def test_the_int8_weights_are_rounded_at_the_scale_that_trained():
+    """torch's own conversion takes each channel's range anew, of weights that have moved since."""
+    model, images = used(*STUDENTS["resnet8"])
+    student = calibrated(model, images)
+    with torch.no_grad():
+        student.network.conv1.weight.mul_(0.9)
+    part, held = student.network.conv1, student.deployed().conv1[0]
+    factor = part.bn.weight / (part.bn.running_var + part.bn.eps).sqrt()
+    folded = part.weight * factor[:, None, None, None]
+    assert held.weight.dtype == torch.int8 and torch.equal(held.scale, part.weight_fake_quant.scale)
+    codes = (folded / held.scale[:, None, None, None]).round().clamp(-128, 127)
+    apart = (held.weight - codes).abs()  # folding rounds in float32
+    assert apart.max() <= 1 and apart.mean() < 0.01 and codes.abs().max() < 127
+
+
+def test_ranges_follow_the_first_batches_of_training_alone_and_statistics_none():
+    model, images = used(*STUDENTS["wrn"])
+    student = FakeQuantized(model, 2)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.01)
+
+    def step(x):
+        optimizer.zero_grad()
+        student.train()(x).square().mean().backward()
+        optimizer.step()
+
+    def seen(state):
+        return {n: t for n, t in state.items() if n == "seen" or n.endswith(("_val", "_enabled"))}
+
+    def ranges():
+        return {n: t for n, t in state_of(student).items() if "activation_post_process" in n}
+
+    def statistics():
+        return {n: t for n, t in state_of(student).items() if "running_" in n or "tracked" in n}
+
+    frozen, before = statistics(), state_of(student)
+    student.eval()(3 * images)
+    assert same(seen(before), seen(state_of(student))) and not student.is_calibrated
+    step(images)
+    first = ranges()
+    step(2 * images)
+    second = ranges()
+    assert not same(first, second)
+    student.eval()(5 * images)
+    step(5 * images)
+    moving = {n for n, t in ranges().items() if "min_val" in n or "max_val" in n or "scale" in n}
+    assert all(torch.equal(ranges()[n], second[n]) for n in moving) and int(student.seen) == 3
+    assert same(statistics(), frozen) and len(frozen) > 6
+    weights = dict(student.named_parameters())
+    assert all(p.grad is not None and p.grad.any() for p in weights.values())
+
+
+def test_it_is_in_float32_under_autocast():
+    model, images = used(*STUDENTS["digits_cnn"])
+    student = calibrated(model, images)
+    expected = student(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(student(images), expected)
+
+
+def test_qads_loss_is_kd_at_temperature_1_of_the_full_precision_self():
+    model, images = used(*STUDENTS["resnet8"])
+    full = copy.deepcopy(model)
+    student = calibrated(model, images)
+    distiller = Distiller(
+        student,
+        {"teacher": full},
+        {"loss_qad": (KDLoss(temperature=1.0), ("student", "teacher"), 1)},
+    )
+    losses = distiller.eval()(images, torch.zeros(8, dtype=torch.long))
+    with torch.no_grad():
+        expected = kd_loss(student(images), full(images), temperature=1.0)
+    assert torch.equal(losses["loss_qad"].detach(), expected) and expected > 0
+
+
+# ------------------------------------------------------------------------------------------- errors
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.gate = nn.Conv2d(1, 2, 3), Gate()
+
+    def forward(self, x):
+        return self.gate(self.stem(x))
+
+
+class Gate(nn.Module):
+    def forward(self, x):
+        return x if x.mean() > 0 else -x
+
+
+def parametrized():
+    model = nn.Sequential(nn.Linear(2, 2))
+    nn.utils.parametrizations.weight_norm(model[0])
+    return model
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: nn.Sequential(nn.ReLU()), "no convolution and no linear layer"),
+        (lambda: FakeQuantized(nn.Sequential(nn.Linear(2, 2))), "quantized already: it is a FakeQ"),
+        (parametrized, r"'0' is parametrized \(weight\)"),
+        (Branches, r"torch.fx cannot trace a Branches.*module 'gate' \(Gate\) decides in Python"),
+    ],
+)
+def test_what_cannot_be_quantized_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        FakeQuantized(make())
+
+
+@pytest.mark.parametrize("calibrate", [0, 2.5, True])
+def test_a_number_of_batches_is_one(calibrate):
+    with pytest.raises(ValueError, match="calibrate must be a number of batches >= 1, got"):
+        fake_quantized(nn.Sequential(nn.Linear(2, 2)), calibrate=calibrate)
+
+
+def test_what_was_never_calibrated_does_not_ship():
+    with pytest.raises(ValueError, match="never calibrated"):
+        FakeQuantized(resnet8(10, 1, 4)).deployed()
+
+
+def test_stages_need_such_a_student_in_full_precision():
+    plain = {"student": {"type": "kdtasks.classification.models.resnet8"}, "teachers": {}}
+    with pytest.raises(ValueError, match=r"expected student=dict\(type='kdtasks.quantization.fake"):
+        stages(plain)
+    with pytest.raises(ValueError, match="expected amp=None, got 'bfloat16'"):
+        stages({"student": {"type": fake_quantized}, "teachers": {}, "amp": "bfloat16"})
+
+
+def test_with_a_teacher_the_distilled_student_is_what_is_quantized():
+    config = {
+        "student": {"type": "kdtasks.quantization.fake_quantized"},
+        "teachers": {"teacher": {"type": "…"}},
+        "teacher_training": {},
+        "losses": {"loss_kd": {"of": ("student", "teacher")}},
+    }
+    found = stages(config, training={"length": 3})
+    assert [s["name"] for s in found] == ["teacher", "alone", "distilled", "ptq", "qat", "qad"]
+    assert found[-1]["teachers"] == {"teacher": "distilled"} and found[3]["student"] == "distilled"
+    assert found[-1]["length"] == found[-2]["length"] == 3 and "length" not in found[1]
+
+
+# ------------------------------------------------------------------------------------ a run, shipped
+def short(**options) -> dict:
+    return configs.load(
+        CONFIG,
+        {"length": 5, "stages.training.length": 1, "checkpoint_interval": {"iterations": 5}, **options},
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    trained = Run(short(ema=0.5), tmp_path_factory.mktemp("run") / "seed0", 0, "cpu", quiet=True)
+    trained.train(only=["alone", "ptq", "qad"])
+    return trained
+
+
+def test_every_stage_ships_a_file_whose_accuracy_stands_beside_its_own(run):
+    results = json.loads((run.work_dir / "results.json").read_text())["stages"]
+    assert list(results) == ["alone", "ptq", "qad"]
+    for name, found in results.items():
+        assert abs(found["onnx_accuracy"] - found["accuracy"]) < 0.6  # three of 540 images
+        assert found["onnx_ms"] > 0 and found["onnx_threads"] == 1
+        file = run.files.folder(name) / "student.onnx"
+        assert found["onnx_bytes"] == file.stat().st_size
+    assert results["alone"]["onnx_accuracy"] == results["alone"]["accuracy"] > 90
+    assert results["qad"]["onnx_bytes"] < 0.4 * results["alone"]["onnx_bytes"]
+
+
+def test_the_file_holds_int8_weights_and_answers_as_the_student(run):
+    path = run.files.folder("qad") / "student.onnx"
+    program = onnx.load(path)
+    onnx.checker.check_model(program, full_check=True)
+    held = {i.name: i for i in program.graph.initializer}
+    codes = [i for i in held.values() if i.data_type == onnx.TensorProto.INT8 and len(i.dims) > 1]
+    assert len(codes) == 10  # nine convolutions and a linear layer
+    floats = [i for i in held.values() if i.data_type == onnx.TensorProto.FLOAT]
+    assert max(len(i.raw_data) for i in floats) <= 4 * 64  # scales and biases alone
+    assert not any(n.op_type in ("Clip", "Round") for n in program.graph.node)
+    student, model = run.trained("qad"), OnnxModel(path)
+    different = count = 0
+    for batch in run.experiment.test_loader(run.experiment.final):
+        answers = model(batch["input"]).argmax(1), student(batch["input"]).argmax(1)
+        different += int((answers[0] != answers[1]).sum())
+        count += len(batch["input"])
+    assert count > 500 and different <= 3
+
+
+def test_ptq_moves_no_weight_and_qad_starts_from_it(run):
+    alone, ptq, qad = (run.trained(name) for name in ("alone", "ptq", "qad"))
+    names, before = ptq.names, alone.state_dict()
+    assert all(torch.equal(ptq.state_dict()[own], before[name]) for name, own in names.items())
+    assert int(ptq.seen) == 20 and int(qad.seen) == 40
+    weights = [name for name in names.values() if name.endswith("conv1.weight")]
+    assert not any(torch.equal(ptq.state_dict()[n], qad.state_dict()[n]) for n in weights)
+    fixed = [n for n in ptq.state_dict() if n.endswith(("scale", "zero_point", "running_var"))]
+    assert all(torch.equal(ptq.state_dict()[n], qad.state_dict()[n]) for n in fixed) and fixed
+
+
+def test_the_tools_take_the_run_and_the_file(run, tmp_path, capsys):
+    options = ["--device", "cpu", "--cfg-options", "threads=1"]
+    done = export(run.work_dir, "onnx", tmp_path / "student.onnx")
+    assert done["rounded"] and done["difference"] <= done["allowed"]
+    said = []
+    for file in (tmp_path / "student.onnx", run.work_dir / "student.pth"):
+        evaluate_main([str(CONFIG), str(file), *options])
+        said.append(dict(line.split() for line in capsys.readouterr().out.splitlines()))
+    assert said[0]["onnx_bytes"].replace(",", "") and float(said[0]["onnx_ms"]) > 0
+    assert abs(float(said[0]["accuracy"]) - float(said[1]["accuracy"])) < 0.6
+    # a stage in full precision is built as that
+    evaluate_main([str(CONFIG), str(run.files.weights("alone")), *options])
+    plain = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert float(plain["accuracy"]) == pytest.approx(run.done["alone"]["accuracy"], abs=1e-3)
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(run, tmp_path, monkeypatch):
+    """In the stage "qad", with an average, after the ranges were frozen in another stage."""
+    folder = tmp_path / "cut"
+    shutil.copytree(run.work_dir, folder)
+    shutil.rmtree(folder / "stages" / "3_qad")
+    done = {name: found for name, found in run.done.items() if name != "qad"}
+    (folder / "stages" / "done.json").write_text(json.dumps(done))
+    step = StageLoop._step
+
+    def stopping(loop, batch):
+        if loop.iter == 13:
+            raise KeyboardInterrupt
+        step(loop, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StageLoop, "_step", stopping)
+        Run(short(ema=0.5), folder, 0, "cpu", quiet=True).train(resume=True, only=["qad"])
+    state = torch.load(folder / "stages" / "3_qad" / "last.pth", weights_only=True)
+    assert state["resume"]["iteration"] == 10
+    again = Run(short(ema=0.5), folder, 0, "cpu", quiet=True)
+    again.train(resume=True, only=["qad"])
+    state, expected = (
+        torch.load(one.files.weights("qad"), weights_only=True) for one in (again, run)
+    )
+    assert same(state["state_dict"], expected["state_dict"])
+    assert same(state["resume"]["learners"][0], expected["resume"]["learners"][0])
