@@ -1949,7 +1949,8 @@ def test_a_config_trains_two_steps_by_mmdets_own_tool(path, data, tmp_path, monk
     pipeline = [
         {"type": "LoadImageFromFile"},
         {"type": "LoadAnnotations", "with_bbox": True},
-        {"type": "Resize", "scale": (128, 128), "keep_ratio": True},
+        # the fifth level of the pyramid has 2 x 2 places
+        {"type": "Resize", "scale": (192, 192), "keep_ratio": True},
         {"type": "PackDetInputs"},
     ]
     dataset = {
