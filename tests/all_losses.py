@@ -27,6 +27,7 @@ TASKS = [
 OTHER = {
     "LSQ",  # of activations: has a state
     "PACT",
+    "assign_levels",
     "compression",
     "dequantized",
     "initial_levels",
@@ -39,6 +40,7 @@ OTHER = {
     "BiasCorrection",
     "CRDLoss",  # has a memory, and draws
     "Ensemble",
+    "GreedyRoute",
     "FakeQuantized",
     "ReservoirBuffer",
     "ab_losses",
