@@ -57,6 +57,10 @@ class Stage:
         keep: epochs whose checkpoints are kept, for anchors.
         arguments: of the model's ``type``, in the place of the config's, in this stage and where it
             later teaches.
+        finish: ``dict(type=…)`` of a function of a trained model, ``function(model, experiment,
+            stage, files)``, that is called after the last step, with the model in eval and without
+            gradient: what it changes of the model is what is evaluated, saved, and later goes on or
+            teaches.
         role: what it is for, one of ``ROLES``: what counts, what is compared and what is drawn
             follows from it (:func:`arms`). None: found from what the stage is
             (:func:`with_roles`).
@@ -77,6 +81,7 @@ class Stage:
     optimizer_state: str = "fresh"
     keep: Sequence[int] = ()
     arguments: dict = field(default_factory=dict)
+    finish: dict | None = None
     role: str | None = None
     route: dict | None = None
     own: Container[str] = ()

@@ -96,6 +96,10 @@ def _check_stage(stage: Mapping, where: str, student: Mapping) -> None:
     check_losses(stage.get("losses", {}), f"{where}.losses")
     if stage.get("route"):
         _check_route(stage["route"], f"{where}.route")
+    if stage.get("finish"):
+        arguments = {**stage["finish"]}
+        function = builder.resolve(arguments.pop("type", None), f"{where}.finish")
+        builder.check_bound(function, arguments, f"{where}.finish")
     _check_training(stage, f"{where}.")
 
 

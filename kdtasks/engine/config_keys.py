@@ -160,6 +160,8 @@ STAGE_KEYS = {
     "route": "of teachers that are a list of anchors: dict(type=…, held_out=dict(type=…)), what "
     "chooses the next one after each share, by answers for images of that data set; left out: one "
     "after the other",
+    "finish": "dict(type=…) of a function that changes the model after its last step, before it is "
+    "evaluated and saved",
     "role": "what it is for: 'teacher', 'control', 'taught', 'joint' or 'step'; left out: from "
     "what the stage is",
 }

@@ -178,10 +178,15 @@ class StageLoop(BaseLoop):
             runner.note(self._read())
         if not (validate or save or keep):
             return
+        if last:
+            runner.finish_now()
         # the read has waited for the device
         self.seconds += time.perf_counter() - self._since
         if validate:
             runner.evaluate_now()
+            # a hook may end the stage here
+            if self.stop_training and not last and runner.finish_now():
+                runner.evaluate_now()
             save = save or self.stop_training
         if keep:
             # before last.pth: a kill in between then loses none

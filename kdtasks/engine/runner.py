@@ -62,6 +62,8 @@ class StageSetup:
         custom_hooks: as in a config.
         tensorboard: where TensorBoard's files go; None: there are none.
         find_unused_parameters: of DDP.
+        finish: called with the student, and its average, after the last step, before they are
+            evaluated.
     """
 
     name: str
@@ -85,6 +87,7 @@ class StageSetup:
     custom_hooks: Sequence = ()
     tensorboard: Path | None = None
     find_unused_parameters: bool = False
+    finish: Callable[[nn.Module], None] | None = None
 
 
 class StageRunner(Runner):
@@ -290,6 +293,19 @@ class StageRunner(Runner):
         )
         if self.show:
             self.show(iteration, self.loop.max_iters, losses)
+
+    def finish_now(self) -> bool:
+        """Change the student as the stage says, and its average likewise; whether it says so."""
+        if self.setup.finish is None:
+            return False
+        for model in {
+            id(model): model for model in (self.distiller.student, self.evaluated)
+        }.values():
+            model.eval()
+            with torch.no_grad():
+                self.setup.finish(model)
+        self.distiller.train()
+        return True
 
     def evaluate_now(self) -> None:
         """Evaluate, note the metrics, and keep the best weights."""

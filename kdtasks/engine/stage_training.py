@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,8 +122,19 @@ def _runner(
         show=bar,
         custom_hooks=copy.deepcopy(config["custom_hooks"]),
         tensorboard=tensorboard,
+        finish=_finish(experiment, stage, files),
     )
     return StageRunner(setup)
+
+
+def _finish(
+    experiment: Experiment, stage: Stage, files: WorkDir
+) -> Callable[[torch.nn.Module], None] | None:
+    """What the stage does to its model after the last step."""
+    if stage.finish is None:
+        return None
+    function = builder.bind(stage.finish, f"{stage.name}.finish")
+    return lambda model: function(model, experiment, stage, files)
 
 
 def _lengths(experiment: Experiment, stage: Stage, files: WorkDir, loader: Loader) -> Lengths:

@@ -62,6 +62,18 @@ class BiasCorrection(nn.Module):
         )
         return logits * alpha + beta
 
+    def grow(self, classes: int) -> None:
+        """Add an experience with so many classes, its α and β 1 and 0."""
+        self.sizes = (*self.sizes, classes)
+        self.alpha = torch.cat([self.alpha, self.alpha.new_ones(1)])
+        self.beta = torch.cat([self.beta, self.beta.new_zeros(1)])
+
+    def complete_state(self, state: dict[str, Tensor], prefix: str) -> None:
+        """Add to a state_dict of fewer experiences the present α and β of the further ones."""
+        for name, value in self.state_dict().items():
+            saved = state.get(f"{prefix}{name}", value)
+            state[f"{prefix}{name}"] = torch.cat([saved, value[len(saved) :].to(saved)])
+
     def fit(
         self,
         logits: Tensor,

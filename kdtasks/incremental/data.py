@@ -25,6 +25,9 @@ from kdtasks.incremental.sampling import coreset_indices, coreset_quota
 if TYPE_CHECKING:
     from avalanche.benchmarks import CLScenario
 
+# how exemplars are chosen
+SELECTIONS = ("random", "herding")
+
 
 @dataclass
 class Experience:
@@ -135,6 +138,9 @@ def experiences(
     pool: object | None = None,
     sampling: dict | None = None,
     seed: int = 0,
+    memory_per_class: int = 0,
+    exemplars: str = "random",
+    held_out: float = 0.0,
 ) -> "IncrementalSet":
     """The samples of one experience: to train on, with exemplars of the classes before; or to test
     on.
@@ -144,43 +150,57 @@ def experiences(
         experience: its number, from 0; None: all of them together.
         test: the samples of this experience and all before.
         memory: exemplars of the classes before, in all: ``floor(memory / l)`` of each of l classes,
-            what remains one each to the latest; chosen at random, a smaller choice within a larger
-            one, as if redrawn from what is kept.
+            what remains one each to the latest; a smaller choice lies within a larger one, as if
+            redrawn from what is kept.
         pool: unlabelled samples from which a stage may draw; see
             :func:`kdtasks.incremental.trainer.training_set`.
         sampling: arguments of :func:`kdtasks.incremental.sampling.sample_external`, where they
             differ from its defaults.
         seed: of the exemplars.
+        memory_per_class: exemplars of each class before, in the place of ``memory``.
+        exemplars: ``'random'``; or ``'herding'``: in a run, those that the network of the
+            experience which brought a class has chosen (:mod:`kdtasks.incremental.exemplars`);
+            before that is trained, random ones stand for them.
+        held_out: share of the exemplars that is not trained on, one of each class at least, and as
+            many of each new class: ``held_out`` of the set, with which a network's bias towards the
+            new classes is corrected. In the first experience there are none.
 
     Raises:
         ValueError: no such experience, a class in two of them, a label that its experience does not
-            have.
+            have; both kinds of memory, or another choice of exemplars; samples held out of no
+            memory, or of classes with one exemplar.
     """
+    if memory and memory_per_class:
+        raise ValueError(
+            f"expected memory, in all, or memory_per_class, got {memory} and {memory_per_class}"
+        )
+    if exemplars not in SELECTIONS:
+        raise ValueError(
+            f"exemplars: no choice {exemplars!r}; {did_you_mean(str(exemplars), SELECTIONS)}"
+        )
+    trains = not test and experience is not None
+    if not 0 <= held_out < 1 or (held_out and trains and not (memory or memory_per_class)):
+        raise ValueError(
+            f"held_out={held_out}: expected a share below 1 of the exemplars of a memory, got "
+            f"memory={memory}, memory_per_class={memory_per_class}"
+        )
     stream = list(stream)
     if experience is not None and not 0 <= experience < len(stream):
         raise ValueError(f"experience={experience}, the stream has 0..{len(stream) - 1}")
     last = len(stream) - 1 if experience is None else experience
     columns, names = _columns(stream[: last + 1])
-    if test or experience is None:
-        parts = [_part(seen, columns) for seen in stream[: last + 1]]
-    else:
-        parts = [_part(stream[last], columns)]
-        if memory and last:
-            parts += _exemplars(stream[:last], columns, memory, seed)
+    is_alone = trains and not (memory or memory_per_class)
+    parts = [_part(one, columns) for one in stream[last if is_alone else 0 : last + 1]]
     batched = all(callable(getattr(part.dataset, "batch", None)) for part in parts)
     kind = BatchedSet if batched else IncrementalSet
-    return kind(parts, names, pool, sampling or {}, seed)
-
-
-def _exemplars(
-    stream: Sequence[Experience], columns: dict[int, int], memory: int, seed: int
-) -> list["_Part"]:
-    """The samples of past experiences that are kept."""
-    parts = [_part(past, columns) for past in stream]
-    classes = sum(len(past.classes_in_this_experience) for past in stream)
-    target = torch.cat([part.target for part in parts])
-    kept = coreset_indices(target, coreset_quota(memory, classes), seed)
-    return [part.subset(kept, start) for part, start in zip(parts, _starts(parts))]
+    if not trains:
+        return kind(parts, names, pool, sampling or {}, seed)
+    kept = None
+    if memory or memory_per_class:
+        numbers = [[columns[c] for c in _classes(seen)] for seen in stream[: last + 1]]
+        kept = Memory(parts, numbers, memory, memory_per_class, exemplars, held_out)
+    made = kind([parts[-1]], names, pool, sampling or {}, seed, kept)
+    return made.with_old(kept.at_random(seed)) if kept else made
 
 
 def avalanche_stream(benchmark: "CLScenario", part: str | None = None, train: bool = True) -> list:
@@ -236,6 +256,15 @@ class _Part:
         rows = index[(index >= start) & (index < start + len(self.index))] - start
         return _Part(self.dataset, self.index[rows], self.target[rows])
 
+    def of_class(self, column: int) -> "_Part":
+        """The samples of one class."""
+        rows = (self.target == column).nonzero()[:, 0]
+        return _Part(self.dataset, self.index[rows], self.target[rows])
+
+    def renumbered(self, numbers: Tensor) -> "_Part":
+        """The same samples with other columns; see :func:`kdtasks.core.classes.renumber`."""
+        return _Part(self.dataset, self.index, renumber(self.target, numbers))
+
 
 def _part(experience: Experience, columns: dict[int, int]) -> _Part:
     target, index = getattr(experience, "target", None), getattr(experience, "index", None)
@@ -250,6 +279,107 @@ def _part(experience: Experience, columns: dict[int, int]) -> _Part:
     column_of = torch.full((max(classes) + 1,), UNLABELLED)
     column_of[torch.tensor(classes)] = torch.tensor([columns[c] for c in classes])
     return _Part(experience.dataset, index, column_of[target])
+
+
+class Memory:
+    """The exemplars of a stream: what they are chosen from, and how many there are.
+
+    Args:
+        parts: the samples of each experience, the newest one's last.
+        columns: of each experience's classes, in their order.
+        total, per_class: see :func:`experiences`; one of them is 0.
+        selection: ``'random'`` or ``'herding'``.
+        held_out: share that is not trained on.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[_Part],
+        columns: Sequence[Sequence[int]],
+        total: int,
+        per_class: int,
+        selection: str,
+        held_out: float,
+    ):
+        self.parts, self.columns = list(parts), [list(numbers) for numbers in columns]
+        self.total, self.per_class = total, per_class
+        self.selection, self.held_out = selection, held_out
+
+    def quota(self, classes: int) -> list[int]:
+        """How many there are of each of so many classes."""
+        if self.per_class:
+            return [self.per_class] * classes
+        return coreset_quota(self.total, classes)
+
+    def at_random(self, seed: int) -> list[_Part]:
+        """Random ones of each experience but the newest."""
+        old = self.parts[:-1]
+        if not old:
+            return []
+        target = torch.cat([part.target for part in old])
+        kept = coreset_indices(target, self.quota(sum(map(len, self.columns[:-1]))), seed)
+        return [part.subset(kept, start) for part, start in zip(old, _starts(old))]
+
+    def newest(self) -> list[_Part]:
+        """All samples of the newest experience, a part a class."""
+        return [self.parts[-1].of_class(column) for column in self.columns[-1]]
+
+    def chosen(self, orders: Sequence[Tensor]) -> list[_Part]:
+        """The first of each class, a part a class.
+
+        Args:
+            orders: int64 places in the data set, in the order in which they are taken, a tensor a
+                class; of the classes of as many experiences as are wanted.
+
+        Raises:
+            ValueError: a place that is no sample of the class.
+        """
+        classes = [
+            part.of_class(column)
+            for part, columns in zip(self.parts, self.columns)
+            for column in columns
+        ]
+        parts = []
+        for part, order, count in zip(classes, orders, self.quota(len(orders))):
+            places = order[:count].sort().values
+            if not torch.isin(places, part.index).all():
+                raise ValueError("exemplars of other data: expected samples of their class")
+            parts.append(_Part(part.dataset, places, part.target[: len(places)]))
+        return parts
+
+    def renumbered(self, numbers: Tensor) -> "Memory":
+        """The same with other columns; see :func:`kdtasks.core.classes.renumber`."""
+        parts = [part.renumbered(numbers) for part in self.parts]
+        columns = [numbers[torch.tensor(columns)].tolist() for columns in self.columns]
+        return Memory(parts, columns, self.total, self.per_class, self.selection, self.held_out)
+
+    def split(self, parts: Sequence[_Part], seed: int) -> tuple[list[_Part], list[_Part]]:
+        """What of some samples is trained on, and what is held out: equally many of each class,
+        chosen at random.
+
+        Raises:
+            ValueError: a class has one exemplar only.
+        """
+        old = sum(map(len, self.columns[:-1]))
+        if not self.held_out or not old:
+            return list(parts), []
+        least = min(self.quota(old))
+        if least < 2:
+            raise ValueError(
+                f"held_out={self.held_out} of {least} exemplars of a class: expected a memory of "
+                "two or more a class, one to train on and one to hold out"
+            )
+        count = max(1, int(self.held_out * least))
+        target = torch.cat([part.target for part in parts])
+        classes = old + len(self.columns[-1])
+        places = torch.cat([part.index for part in parts])
+        out = coreset_indices(target, [count] * classes, seed, places)
+        left = torch.arange(len(target))[~torch.isin(torch.arange(len(target)), out)]
+        trained, held = (
+            [part.subset(rows, start) for part, start in zip(parts, _starts(parts))]
+            for rows in (left, out)
+        )
+        return trained, [part for part in held if len(part.index)]
 
 
 def _starts(parts: Sequence[_Part]) -> list[int]:
@@ -271,6 +401,8 @@ class IncrementalSet:
         class_counts: int64 (r,).
         pool: unlabelled samples to draw from, or None.
         sampling: how they are drawn.
+        memory: what exemplars are chosen from, or None.
+        held_out: samples that are not in the set, see :func:`experiences`.
     """
 
     def __init__(
@@ -280,7 +412,10 @@ class IncrementalSet:
         pool: object | None,
         sampling: dict,
         seed: int,
+        memory: Memory | None = None,
+        held_out: Sequence[_Part] = (),
     ):
+        self.memory, self.held_out = memory, list(held_out)
         self.parts, self.classes = list(parts), list(classes)
         self.pool, self.sampling, self.seed = pool, sampling, seed
         self.sources = list({id(part.dataset): part.dataset for part in parts}.values())
@@ -319,12 +454,38 @@ class IncrementalSet:
             self.classes, names, count_classes(self.target, len(self.classes)), drop
         )
         other = copy.copy(self)
-        other.parts = [
-            _Part(part.dataset, part.index, renumber(part.target, numbers)) for part in self.parts
-        ]
+        other.parts = [part.renumbered(numbers) for part in self.parts]
+        other.held_out = [part.renumbered(numbers) for part in self.held_out]
+        other.memory = self.memory and self.memory.renumbered(numbers)
         other.classes, other.target = list(names), renumber(self.target, numbers)
         other.class_counts = torch.bincount(other.target[other.target >= 0], minlength=len(names))
         return other
+
+    def with_exemplars(self, orders: Sequence[Tensor]) -> "IncrementalSet":
+        """The newest experience's samples, and these exemplars in the place of the random ones.
+
+        Args:
+            orders: of the classes before, see :meth:`Memory.chosen`.
+
+        Raises:
+            ValueError: there is no memory.
+        """
+        if self.memory is None:
+            raise ValueError("there is no memory for exemplars: experiences(memory=…)")
+        return self.with_old(self.memory.chosen(orders))
+
+    def with_old(self, exemplars: Sequence[_Part]) -> "IncrementalSet":
+        """The newest experience's samples and these, less what the memory holds out."""
+        parts, held_out = self.memory.split([self.memory.parts[-1], *exemplars], self.seed)
+        return type(self)(
+            parts, self.classes, self.pool, self.sampling, self.seed, self.memory, held_out
+        )
+
+    def only(self, parts: Sequence[_Part]) -> "IncrementalSet":
+        """Other samples of the same data sets, in the test's view."""
+        plain = {id(part.dataset): unaugmented(part.dataset) for part in parts}
+        parts = [_Part(plain[id(part.dataset)], part.index, part.target) for part in parts]
+        return type(self)(parts, self.classes, None, {}, self.seed)
 
     def with_external(self, index: Tensor) -> "IncrementalSet":
         """The same and, unlabelled, the pool's samples ``index``.
@@ -350,7 +511,8 @@ class IncrementalSet:
                 f"{type(self.sources[0]).__name__} must both be batched, or both map-style"
             )
         unlabelled = _Part(pool, index, torch.full_like(index, UNLABELLED))
-        return type(self)([*parts, unlabelled], self.classes, None, {}, self.seed)
+        parts = [*parts, unlabelled]
+        return type(self)(parts, self.classes, None, {}, self.seed, self.memory, self.held_out)
 
     def __getitem__(self, i: int) -> dict:
         sample = self.sources[int(self.source_index[i])][int(self.places[i])]

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kdtasks.incremental.bias_correction import BiasCorrection
+
 
 class GrowingHead(nn.Module):
     r"""``(B, features)`` to logits ``(B, classes)``: a linear layer for each experience, in the
@@ -22,12 +24,16 @@ class GrowingHead(nn.Module):
         features: of the input.
         sizes: classes of each experience, as many as have come.
         bias: whether the layers have one.
+        correction: whether the logits of each experience are corrected by two numbers of its own
+            (:class:`~kdtasks.incremental.bias_correction.BiasCorrection`), 1 and 0 at first.
 
     Raises:
         ValueError: no experience, or one without classes.
     """
 
-    def __init__(self, features: int, sizes: Sequence[int], bias: bool = True):
+    def __init__(
+        self, features: int, sizes: Sequence[int], bias: bool = True, correction: bool = False
+    ):
         super().__init__()
         if not sizes or min(sizes) < 1:
             raise ValueError(
@@ -35,6 +41,7 @@ class GrowingHead(nn.Module):
             )
         self.features, self.bias = features, bias
         self.blocks = nn.ModuleList(nn.Linear(features, size, bias) for size in sizes)
+        self.correction = BiasCorrection(sizes) if correction else None
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -52,9 +59,16 @@ class GrowingHead(nn.Module):
         """
         like = self.blocks[0].weight
         self.blocks.append(nn.Linear(self.features, classes, self.bias).to(like.device, like.dtype))
+        if self.correction is not None:
+            self.correction.grow(classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, features)`` -> ``(B, classes)``."""
+        logits = self.uncorrected(x)
+        return logits if self.correction is None else self.correction(logits)
+
+    def uncorrected(self, x: Tensor) -> Tensor:
+        """What the linear layers give, ``(B, features)`` -> ``(B, classes)``."""
         return torch.cat([block(x) for block in self.blocks], dim=1)
 
     def split(self, logits: Tensor) -> list[Tensor]:
@@ -74,7 +88,11 @@ class GrowingHead(nn.Module):
 
 
 def growing(
-    network: nn.Module, sizes: Sequence[int], fixed_norm: bool = False, train_old_heads: bool = True
+    network: nn.Module,
+    sizes: Sequence[int],
+    fixed_norm: bool = False,
+    train_old_heads: bool = True,
+    bias_correction: bool = False,
 ) -> nn.Module:
     """The network with its last linear layer replaced by a :class:`GrowingHead`.
 
@@ -86,6 +104,7 @@ def growing(
             They otherwise follow the newest experience, whatever the old outputs are held to.
         train_old_heads: False freezes the layers of all experiences but the last, as FACIL does;
             the LwF paper trains them.
+        bias_correction: as BiC has it, see :class:`GrowingHead`.
 
     Raises:
         ValueError: the network has no linear layer.
@@ -98,7 +117,7 @@ def growing(
             f"{type(network).__name__} has no linear layer that a growing head could replace"
         )
     path, last = linear_layers[-1]
-    head = GrowingHead(last.in_features, sizes, last.bias is not None)
+    head = GrowingHead(last.in_features, sizes, last.bias is not None, bias_correction)
     network.set_submodule(path, head.to(last.weight.device, last.weight.dtype))
     head.blocks[:-1].requires_grad_(train_old_heads)
     if fixed_norm:

@@ -17,7 +17,7 @@ experience of one class is always 100.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kdtasks.core.stages import ALONE, DISTILLED, control
+from kdtasks.core.stages import ALONE, DISTILLED, control, taught_names
 from kdtasks.incremental.gd import BalancedCrossEntropyLoss, step_losses
 
 _SOFTMAX = {
@@ -44,6 +44,8 @@ def class_incremental_stages(
     first: Mapping | None = None,
     head: str = "fc",
     joint: bool = True,
+    balance: bool = False,
+    finish: str | None = None,
 ) -> list[dict]:
     """Fine-tuning ("alone") and the taught student, experience by experience; and all classes at
     once ("joint").
@@ -62,19 +64,44 @@ def class_incremental_stages(
         head: path of the growing head in the network.
         joint: whether there is a stage ``joint``: fresh weights, the labelled samples of all
             experiences.
+        balance: when taught, losses of a teacher weigh λ = l / (l + m) times their weight, for l
+            old and m new classes, and the others 1 - λ, as WA and BiC have it.
+        finish: path of the function that changes the taught student at the end of each experience
+            but the first, before it is tested and goes on as student and teacher:
+            ``'kdtasks.incremental.finish.align_weights'`` (WA) or ``….correct_bias`` (BiC).
 
     Raises:
         ValueError: the student has no ``sizes``, or only one; there are exemplars, but a loss of
-            ``target.new``; a loss is a softmax over one class.
+            ``target.new``; a loss is a softmax over one class; ``finish`` lacks what it needs.
     """
     _check_softmax(config["losses"], sizes_of(config))
     _check_exemplars(config)
+    _check_finish(config, finish)
     start = {**experience_settings(config, 0), **(first or {}), "name": "experience1"}
     start["role"] = "step"
     stages = [start, *_arm(config, "alone", ALONE, False, warm_up, head)]
     if joint:
         stages.append(joint_stage(config))
-    return [*stages, *_arm(config, "taught", DISTILLED, True, warm_up, head)]
+    taught = _arm(config, "taught", DISTILLED, True, warm_up, head)
+    for stage in taught:
+        if balance and stage.get("teachers"):
+            stage["losses"] = _balanced(config["losses"], stage["arguments"]["sizes"])
+        if finish and stage.get("teachers"):
+            stage["finish"] = {"type": finish}
+    return [*stages, *taught]
+
+
+def _balanced(losses: Mapping[str, Mapping], sizes: Sequence[int]) -> dict[str, dict]:
+    """The losses at the share of the old classes, where they are of a teacher, and of the new."""
+    share = sum(sizes[:-1]) / sum(sizes)
+    return {
+        name: {
+            **entry,
+            "weight": entry.get("weight", 1.0)
+            * (share if taught_names(entry["of"]) else 1 - share),
+        }
+        for name, entry in losses.items()
+    }
 
 
 def _end_role(is_last: bool, with_teacher: bool) -> str:
@@ -84,9 +111,21 @@ def _end_role(is_last: bool, with_teacher: bool) -> str:
     return "taught" if with_teacher else "control"
 
 
+def _check_finish(config: Mapping, finish: str | None) -> None:
+    """BiC has numbers to fit, and samples to fit them to."""
+    if finish is None or finish.rpartition(".")[2] != "correct_bias":
+        return
+    if not config["student"].get("bias_correction") or not config["data"]["train"].get("held_out"):
+        raise ValueError(
+            f"finish={finish!r} needs student.bias_correction=True, which has the numbers that it "
+            "fits, and data.train.held_out=0.1, the share of the exemplars that it fits them to"
+        )
+
+
 def _check_exemplars(config: Mapping) -> None:
     """Exemplars of old classes have no target among the new ones."""
-    memory = config["data"]["train"].get("memory")
+    train = config["data"]["train"]
+    memory = train.get("memory") or train.get("memory_per_class")
     of_new = [name for name, entry in config["losses"].items() if "target.new" in entry["of"]]
     if memory and of_new:
         raise ValueError(

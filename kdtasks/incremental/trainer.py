@@ -15,6 +15,8 @@ from kdtasks.engine.data_sets import image_shape
 from kdtasks.engine.processes import beating, led
 from kdtasks.engine.task import Metric
 from kdtasks.incremental.data import IncrementalSet
+from kdtasks.incremental.exemplars import draw, features_of, is_herded, with_herded
+from kdtasks.incremental.herding import mean_distances
 from kdtasks.incremental.metrics import average_incremental_accuracy, forgetting
 from kdtasks.incremental.models import head_of
 from kdtasks.incremental.sampling import ExternalSample, sample_external, scores_of
@@ -30,6 +32,7 @@ HIGHER_IS_BETTER = True
 METRICS = {
     # of one experience: the matrices have them
     "accuracy_on_*": Metric("%", listed=False),
+    "nearest_mean_on_*": Metric("%", listed=False),
     "task_il_on_*": Metric("%", listed=False),
     "average_*": Metric("%"),
     "accuracy*": Metric("%"),
@@ -108,16 +111,24 @@ def summary(run: "Run", stage: Stage, metrics: Mapping[str, float]) -> dict:
     experience i+1; ``class_counts``: classes of each experience; ``average_incremental_accuracy``
     and ``forgetting`` of the matrix (:mod:`kdtasks.incremental.metrics`), the same with
     ``_task_il``. A stage that has learned all at once has one row.
+
+    With exemplars that the networks choose, this is where a stage's network does, and where it is
+    tested by the nearest mean of exemplars: ``average_accuracy_nearest_mean``, ``accuracy_…``,
+    ``nearest_mean_on_<k>``, and the matrix and its numbers, all class-incremental.
     """
     if stage.model != "student":
         return {}
-    done = {**run.done, stage.name: metrics}
+    by_means = _nearest_mean_metrics(run.experiment, stage, run.files)
+    done = {**run.done, stage.name: {**metrics, **by_means}}
     rows = {
         experience: done[name] for experience, name in _last_stages(run.experiment, stage).items()
     }
     sizes = list(head_sizes(run.experiment, stage))
-    result: dict = {"class_counts": sizes}
-    for name, key in (("", "accuracy_on_"), ("_task_il", "task_il_on_")):
+    result: dict = {"class_counts": sizes, **by_means}
+    kinds = {"": "accuracy_on_", "_task_il": "task_il_on_"}
+    if by_means:
+        kinds["_nearest_mean"] = "nearest_mean_on_"
+    for name, key in kinds.items():
         matrix = [_row(rows[experience], key, len(sizes)) for experience in sorted(rows)]
         result[f"matrix{name}"] = matrix
         if len(matrix) == len(sizes) and all(len(row) == i + 1 for i, row in enumerate(matrix)):
@@ -141,19 +152,52 @@ def _last_stages(experiment: "Experiment", stage: Stage) -> dict[int, str]:
     }
 
 
+def _nearest_mean_metrics(
+    experiment: "Experiment", stage: Stage, files: "WorkDir"
+) -> dict[str, float]:
+    """A finished stage tested by the nearest mean of its exemplars; nothing if it has none that
+    networks choose.
+    """
+    if not is_herded(experiment.data.train_set(experiment.setting(stage, "data"))):
+        return {}
+    means = draw(experiment, _before(experiment, stage), stage, files).to(experiment.device)
+    sizes = head_sizes(experiment, stage)
+    counts = sum(
+        _counts(-mean_distances(features, means), batch["target"], sizes)
+        for batch, features in features_of(
+            experiment.trained(stage, files), experiment.test_loader(stage)
+        )
+    )
+    samples, right, _ = counts.tolist()
+    found = {k: 100 * right[k] / samples[k] for k, number in enumerate(samples) if number}
+    return {
+        "average_accuracy_nearest_mean": sum(found.values()) / len(found),
+        "accuracy_nearest_mean": 100 * sum(right) / sum(samples),
+        **{f"nearest_mean_on_{k + 1}": value for k, value in found.items()},
+    }
+
+
+def _before(experiment: "Experiment", stage: Stage) -> list[str]:
+    """The stages that ended the experiences before a stage's, in their order."""
+    own = len(head_sizes(experiment, stage)) - 1
+    last = _last_stages(experiment, stage)
+    return [last[k] for k in range(own) if k in last]
+
+
 def _row(values: Mapping[str, float], key: str, experiences: int) -> list[float]:
     keys = [f"{key}{k + 1}" for k in range(experiences)]
     return [values[name] for name in keys if name in values]
 
 
-# Unlabelled samples -------------------------------------------------------------------------------
+# Exemplars and unlabelled samples -----------------------------------------------------------------
 def training_set(
     experiment: "Experiment", stage: Stage, dataset: object, files: "WorkDir | None" = None
 ) -> object:
-    """A stage's samples and, if it needs unlabelled ones, those that the student of the experience
-    before picks.
+    """A stage's samples, with the exemplars that networks choose
+    (:mod:`kdtasks.incremental.exemplars`) and, if it needs unlabelled ones, those that the student
+    of the experience before picks.
 
-    They are chosen once an experience, before its first stage that needs some, and kept in
+    These are chosen once an experience, before its first stage that needs some, and kept in
     ``<work_dir>/sampled/<stage before>.pth``: ``confident`` and ``random``, int64 places in the
     pool. Before that student is trained, and without ``files`` (checks), they are drawn at random
     and not kept.
@@ -169,6 +213,8 @@ def training_set(
             f"stage {stage.name!r}: the student's head has {sum(sizes)} columns {sizes}, the "
             f"stream has brought {len(dataset.classes)} classes: {dataset.classes}"
         )
+    if is_herded(dataset):
+        dataset = with_herded(experiment, _before(experiment, stage), dataset, files)
     if dataset.pool is None or not experiment.unlabelled(stage):
         return dataset
     before = _last_stages(experiment, stage).get(len(sizes) - 2)

@@ -1,0 +1,18 @@
+# Handwritten digits, two new classes at a time, 40 exemplars in all: iCaRL (arXiv 1611.07725),
+# herding, LwF.MC's loss, the nearest mean of exemplars. Its control is replay of the same number of
+# exemplars without a teacher, tested both ways too. No download.
+# Run:     python tools/train.py configs/incremental/icarl_digits_5x2.py
+_base_ = ['./default.py']
+
+data = dict(train=dict(memory=40, exemplars='herding'))
+losses = dict(
+    _delete_=True,
+    loss_mc=dict(type='kdtasks.incremental.lwf_mc_loss', of=('student', 'teacher', 'target')),
+    # first, and alone
+    loss_bce=dict(
+        type='kdtasks.incremental.one_hot_bce', of=('student', 'target'), weight=0, alone=1
+    ),
+)
+stages = dict(joint=False)
+# the loss is a mean over classes
+optimizer = dict(lr=0.3)

@@ -1,0 +1,15 @@
+# Handwritten digits, two new classes at a time, 40 exemplars in all: WA (arXiv 1911.07053), new
+# weights aligned after each experience. Its control is replay of the same number of exemplars. No
+# download.
+# Run:     python tools/train.py configs/incremental/wa_digits_5x2.py
+_base_ = ['./default.py']
+
+data = dict(train=dict(memory=40, exemplars='herding'))
+losses = dict(
+    _delete_=True,
+    loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target')),
+    loss_lwf=dict(
+        type='kdtasks.incremental.lwf_loss', temperature=2.0, of=('student.old', 'teacher')
+    ),
+)
+stages = dict(joint=False, balance=True, finish='kdtasks.incremental.finish.align_weights')
