@@ -43,6 +43,9 @@ FRAMEWORK_FILES = (
     "predictions",
     "perceptual",
     "avalanche_benchmarks",
+    # what is done with the networks of a run of continual learning
+    "exemplars",
+    "finish",
 )
 SLOW = {
     "avalanche",

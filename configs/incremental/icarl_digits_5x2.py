@@ -1,7 +1,7 @@
-# Handwritten digits, two new classes at a time, 40 exemplars in all: iCaRL (arXiv 1611.07725),
-# herding, LwF.MC's loss, the nearest mean of exemplars. Its control is replay of the same number of
-# exemplars without a teacher, tested both ways too. No download.
+# Handwritten digits, two new classes at a time, 40 exemplars: iCaRL (arXiv 1611.07725) against
+# replay of as many without a teacher. No download.
 # Run:     python tools/train.py configs/incremental/icarl_digits_5x2.py
+# Expect:  not measured yet
 _base_ = ['./default.py']
 
 data = dict(train=dict(memory=40, exemplars='herding'))

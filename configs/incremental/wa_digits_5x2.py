@@ -1,7 +1,7 @@
-# Handwritten digits, two new classes at a time, 40 exemplars in all: WA (arXiv 1911.07053), new
-# weights aligned after each experience. Its control is replay of the same number of exemplars. No
-# download.
+# Handwritten digits, two new classes at a time, 40 exemplars: WA (arXiv 1911.07053) against replay
+# of as many. No download.
 # Run:     python tools/train.py configs/incremental/wa_digits_5x2.py
+# Expect:  not measured yet
 _base_ = ['./default.py']
 
 data = dict(train=dict(memory=40, exemplars='herding'))

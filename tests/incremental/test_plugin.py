@@ -23,13 +23,16 @@ from avalanche.training.plugins import LwFPlugin as TheirLwF
 from avalanche.training.plugins import ReplayPlugin
 from avalanche.training.templates import SupervisedTemplate
 
+from kdtasks.incremental import der_loss, lwf_loss, weight_alignment
 from kdtasks.incremental.gd import CurrentTeacherLoss, GlobalDistillationLoss
 from kdtasks.incremental.models import growing, head_of
 from kdtasks.incremental.plugin import (
+    DERPlugin,
     GlobalDistillationPlugin,
     LwFMCPlugin,
     LwFPlugin,
     LwMPlugin,
+    WAPlugin,
     checked_benchmark,
     checkpoint,
     classes_of,
@@ -695,6 +698,76 @@ def test_datasets_without_task_labels_are_enough():
     assert classes_of(made.train_stream[0]) == [3, 7]
 
 
+# DER and WA ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+@pytest.mark.parametrize("head", ["linear", "incremental"])
+def test_der_adds_what_two_draws_of_its_buffer_cost(head, beta):
+    """The columns of classes that had come, in the order in which they came."""
+    plugin, order = DERPlugin(12, alpha=0.7, beta=beta), [3, 7, 0, 1]
+    drawn, model = [], single_heads()[head]()
+    draw = plugin.buffer.draw
+    plugin.buffer.draw = lambda count: drawn.append(draw(count)) or drawn[-1]
+    _, _, steps = trained(model, plugin, benchmark().train_stream, 2)
+    per_step = 2 if beta else 1
+    drawn = drawn[-per_step * len(steps) :]
+    assert len(steps) == 3 and {*drawn[0]["target"].tolist()} <= {3, 7}
+    assert drawn[0]["columns"].tolist() == [2] * 8 and drawn[-1]["columns"].max() == 4
+    for number, step in enumerate(steps):
+        net = copy.deepcopy(model).train()
+        net.load_state_dict(step["state"])
+        parts = drawn[per_step * number : per_step * (number + 1)]
+        wanted = F.cross_entropy(step["logits"], step["y"])
+        wanted = wanted + 0.7 * der_loss(
+            net(parts[0]["input"])[:, order], parts[0]["logits"], parts[0]["columns"]
+        )
+        if beta:
+            wanted = wanted + 0.5 * F.cross_entropy(net(parts[1]["input"]), parts[1]["target"])
+            assert not torch.equal(parts[0]["input"], parts[1]["input"])
+        torch.testing.assert_close(step["loss"].squeeze(), wanted, **EXACT)
+    assert plugin.teacher is None and plugin.buffer.seen == 40 and len(plugin.buffer) == 12
+
+
+def test_what_der_keeps_are_the_logits_of_the_step_before_its_update():
+    plugin, order = DERPlugin(100), [3, 7, 0, 1]
+    _, _, steps = trained(Net(nn.Linear(8, 10)), plugin, benchmark().train_stream, 2)
+    kept = plugin.buffer.kept
+    for name, key in (("input", "x"), ("target", "y")):
+        torch.testing.assert_close(kept[name][20:], torch.cat([step[key] for step in steps]))
+    logits = torch.cat([step["logits"] for step in steps])
+    torch.testing.assert_close(kept["logits"][20:], logits[:, order])
+    assert not kept["logits"][:20, 2:].any() and kept["columns"].tolist() == [2] * 20 + [4] * 20
+
+
+@pytest.mark.parametrize("head", single_heads())
+def test_wa_weighs_the_losses_and_aligns_the_new_classes_before_they_teach(head):
+    plugin, model = WAPlugin(temperature=3.0), single_heads()[head]()
+    _, teacher, steps = trained(model, plugin, benchmark().train_stream, 3)
+    for step in steps:
+        columns = [0, 1, 3, 7]
+        wanted = (1 / 3) * F.cross_entropy(step["logits"], step["y"]) + (2 / 3) * lwf_loss(
+            step["logits"][:, columns], teacher(step["x"])[:, columns], 3.0
+        )
+        torch.testing.assert_close(step["loss"].squeeze(), wanted, **EXACT)
+    rows = [value for name, value in model.state_dict().items() if name.endswith("weight")]
+    rows = torch.cat([value for value in rows if value.shape[1:] == (8,)])
+    found = rows[[0, 1, 3, 7, 2, 9]]
+    torch.testing.assert_close(found, weight_alignment(found, 4))
+    assert torch.equal(plugin.teacher(steps[0]["x"]), model.eval()(steps[0]["x"]))
+    assert all(weight.requires_grad for weight in model.parameters() if weight.ndim > 1)
+
+
+def test_errors_of_der_and_wa():
+    for plugin in (DERPlugin(5), WAPlugin()):
+        with pytest.raises(ValueError, match="needs one head for all classes; ManyHeads has one a"):
+            trained(ManyHeads(), plugin, task_benchmark().train_stream, 1)
+    flat = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64))
+    with pytest.raises(ValueError, match="no linear layer whose weights WA could align"):
+        trained(flat, WAPlugin(), benchmark().train_stream, 1)
+    stream = benchmark(experiences=10).train_stream
+    with pytest.raises(ValueError, match="one old class, .3., has a softmax of 1"):
+        trained(Net(nn.Linear(8, 10)), WAPlugin(), stream, 2)
+
+
 # Stop and go on -----------------------------------------------------------------------------------
 
 RUNS = {
@@ -702,6 +775,8 @@ RUNS = {
     "LwF, a head a task": (lambda: ManyHeads(), lambda: LwFPlugin(weight=[1.0, 2.0, 3.0]), True),
     "LwF.MC": (lambda: Net(nn.Linear(8, 10)), lambda: LwFMCPlugin(), False),
     "LwM": (lambda: Net(IncrementalClassifier(8)), lambda: LwMPlugin(), False),
+    "DER++": (lambda: Net(IncrementalClassifier(8)), lambda: DERPlugin(12, beta=0.5), False),
+    "WA": (lambda: Net(IncrementalClassifier(8)), lambda: WAPlugin(), False),
     "Global Distillation": (
         lambda: Net(IncrementalClassifier(8)),
         lambda: GlobalDistillationPlugin(

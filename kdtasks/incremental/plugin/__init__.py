@@ -1,9 +1,9 @@
 """The door to avalanche: our methods in its strategies, guards for its benchmarks, and checkpoints
 that load.
 
-- :class:`LwFPlugin`, :class:`LwFMCPlugin`, :class:`LwMPlugin` and :class:`GlobalDistillationPlugin`
-  go into ``plugins=[…]`` of any of its supervised strategies: ``SupervisedTemplate(model=…,
-  optimizer=…, plugins=[LwFPlugin()])``.
+- :class:`LwFPlugin`, :class:`LwFMCPlugin`, :class:`LwMPlugin`, :class:`GlobalDistillationPlugin`,
+  :class:`DERPlugin` and :class:`WAPlugin` go into ``plugins=[…]`` of any of its supervised
+  strategies: ``SupervisedTemplate(model=…, optimizer=…, plugins=[LwFPlugin()])``.
 - :func:`checked_benchmark` finds the classes that a benchmark lost, and sorts its lists of classes.
 - :func:`checkpoint` and :func:`resume` stop and continue a strategy, to the same weights, by
   tensors and lists alone.
@@ -19,12 +19,15 @@ from kdtasks.incremental.plugin.checkpoints import checkpoint, resume
 from kdtasks.incremental.plugin.gd import GlobalDistillationPlugin
 from kdtasks.incremental.plugin.lwf import LwFMCPlugin, LwFPlugin
 from kdtasks.incremental.plugin.lwm import LwMPlugin
+from kdtasks.incremental.plugin.replay import DERPlugin, WAPlugin
 
 __all__ = [
+    "DERPlugin",
     "GlobalDistillationPlugin",
     "LwFMCPlugin",
     "LwFPlugin",
     "LwMPlugin",
+    "WAPlugin",
     "checked_benchmark",
     "checkpoint",
     "classes_of",
