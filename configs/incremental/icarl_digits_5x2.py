@@ -1,7 +1,8 @@
 # Handwritten digits, two new classes at a time, 40 exemplars: iCaRL (arXiv 1611.07725) against
 # replay of as many without a teacher. No download.
 # Run:     python tools/train.py configs/incremental/icarl_digits_5x2.py
-# Expect:  not measured yet
+# Expect:  3 seeds, class-IL by nearest mean of exemplars (by the head): replay 71.8 ± 14.1 %
+#          (37.2), iCaRL 77.7 ± 2.7 (55.4); task-IL 94.8, 98.4
 _base_ = ['./default.py']
 
 data = dict(train=dict(memory=40, exemplars='herding'))
@@ -15,4 +16,4 @@ losses = dict(
 )
 stages = dict(joint=False)
 # the loss is a mean over classes
-optimizer = dict(lr=0.3)
+optimizer = dict(lr=1.0)
