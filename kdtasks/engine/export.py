@@ -197,9 +197,9 @@ def _export(
     if format == "onnx":
         form = _onnx_form(experiment, student, images)
     expected = _expected(form, student, source)
-    if format == "onnx" and hasattr(student, "deployed"):
-        deployed = _onnx_form(experiment, student.deployed(), images)
-        form = replace(deployed, rounded=True)
+    deploy: Callable[[], nn.Module] | None = getattr(student, "deployed", None)
+    if format == "onnx" and deploy is not None:
+        form = replace(_onnx_form(experiment, deploy(), images), rounded=True)
     compared = _write_compared(fresh, form, expected, meta, output, format, opset)
     size = output.stat().st_size
     return {

@@ -279,7 +279,9 @@ def test_a_file_tells_no_path_of_this_machine(file):
 
 
 def test_tools_test_runs_an_onnx_file(run, file, capsys):
-    evaluate_main([str(SMALL), str(file), "--device", "cpu", "--cfg-options", "length=1", "ema=0.9"])
+    evaluate_main(
+        [str(SMALL), str(file), "--device", "cpu", "--cfg-options", "length=1", "ema=0.9"]
+    )
     said = dict(line.split() for line in capsys.readouterr().out.splitlines())
     assert float(said["accuracy"]) == pytest.approx(run.done["distilled"]["accuracy"], abs=0.51)
     assert int(said["onnx_bytes"].replace(",", "")) == file.stat().st_size

@@ -241,7 +241,12 @@ def test_with_a_teacher_the_distilled_student_is_what_is_quantized():
 def short(**options) -> dict:
     return configs.load(
         CONFIG,
-        {"length": 5, "stages.training.length": 1, "checkpoint_interval": {"iterations": 5}, **options},
+        {
+            "length": 5,
+            "stages.training.length": 1,
+            "checkpoint_interval": {"iterations": 5},
+            **options,
+        },
     )
 
 
