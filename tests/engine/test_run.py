@@ -10,6 +10,7 @@ from small_runs import same, small, walk, weights
 
 from kdtasks.core.weights import read_weights
 from kdtasks.engine import config as configs
+from kdtasks.engine.anchors import routes_of
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.preparation import preparation
 from kdtasks.engine.run import Run
@@ -190,7 +191,7 @@ def test_a_cached_step_never_runs_the_teacher(tmp_path, monkeypatch):
     stage = run.experiment.stages[2]
     loader = run.experiment.train_loader(stage)
     distiller = run.experiment.distiller(stage, run.files)
-    prepare = preparation(run.experiment, stage, distiller, run.files, next(iter(loader)))
+    prepare = preparation(run.experiment, stage, distiller, run.files, next(iter(loader)), {})
     expected = {}
     for view in range(2):
         index = torch.arange(200)
@@ -348,10 +349,9 @@ def test_a_route_of_anchors_teaches_share_by_share(tmp_path, monkeypatch):
     run = Run({**small(), "stages": stages}, tmp_path / "run", quiet=True)
     run.train(only=["teacher"])
     distiller = run.experiment.distiller(run.experiment.stages[-1], run.files)
-    follow, files = (
-        preparation(run.experiment, run.experiment.stages[-1], distiller, run.files, {}),
-        ("epoch_1.pth", "epoch_2.pth", "last.pth"),
-    )
+    last, files = run.experiment.stages[-1], ("epoch_1.pth", "epoch_2.pth", "last.pth")
+    routes = routes_of(run.experiment, last, distiller, run.files)
+    follow = preparation(run.experiment, last, distiller, run.files, {}, routes)
     # 5: where a resume may begin
     for iteration in [*range(12), 5]:
         distiller.progress = (iteration, 12)
@@ -503,7 +503,7 @@ def test_stages_made_by_a_function_stay_described_by_it(tmp_path):
     [
         ({}, "stages: two_rounds needs 'length'"),
         ({"length": 1, "lenght": 1}, r"stages\[0\] has no key 'lenght'; did you mean 'length'"),
-        ({"length": -1}, r"stages\[1\].length: epochs must be a whole number > 0, got -1"),
+        ({"length": -1}, r"stages\[1\].length: epochs must be a whole number >= 0, got -1"),
         (
             {"length": 1, "optimizer": {"type": "torch.optim.SDG"}},
             "optimizer.type='torch.optim.SDG': torch.optim has no 'SDG'; did you mean 'SGD'",

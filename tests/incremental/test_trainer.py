@@ -862,7 +862,7 @@ def test_weights_of_an_earlier_experience_do_not_pass_for_those_of_the_last(fini
                 "cpu",
             ]
         )
-    assert "missing: fc.blocks.2.weight, fc.blocks.2.bias" in capsys.readouterr().err
+    assert "data.test: it has 3 classes that the training data lacks" in capsys.readouterr().err
 
 
 def test_a_file_of_an_earlier_experience_may_begin_a_student_but_is_no_whole_teacher(

@@ -173,7 +173,7 @@ def test_the_cache_keeps_the_teachers_embeddings(tmp_path, no_pictures):
     )
     distiller.build(next(iter(loader)))
     prepare, teacher = (
-        preparation(run.experiment, stage, distiller, run.files, next(iter(loader))),
+        preparation(run.experiment, stage, distiller, run.files, next(iter(loader)), {}),
         run.trained("teacher"),
     )
     for epoch in range(3):
