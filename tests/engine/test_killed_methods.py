@@ -85,10 +85,7 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize(
-    "method",
-    [name if name == "rco" else pytest.param(name, marks=pytest.mark.slow) for name in KILLS],
-)
+@pytest.mark.parametrize("method", [pytest.param(name, marks=pytest.mark.slow) for name in KILLS])
 def test_kill_9_in_each_phase_and_resume_gives_the_same_bits(method, tmp_path):
     script = SCRIPT.format(
         here=str(HERE),

@@ -18,7 +18,12 @@ from kdtasks.engine.loader import Loader
 from kdtasks.engine.run import Run
 
 FAULTS = """
-import resource, sys, torch
+import ctypes, resource, sys
+libc = ctypes.CDLL(None)
+libc.prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a huge page is one fault for 512
+for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: as they start; else glibc moves them
+    libc.mallopt(parameter, 131072)
+import torch
 from kdtasks.engine.processes import keep_memory
 def step():
     return [torch.empty(2**20).fill_(1.0) for _ in range(16)]  # 4 MiB each, freed at once
