@@ -20,7 +20,7 @@ losses = dict(
 # "second" learns from the labels alone, as "alone" does, from other weights
 stages = dict(type='kdtasks.general.ban.stages', seed_noise='second')
 
-# of wide ResNets, which the paper names as its recipe
+# the paper names the recipe of wide ResNets; these numbers are recalled of it, not verified
 data = dict(batch_size=128)
 optimizer = dict(type='torch.optim.SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
 schedule = dict(type='MultiStepLR', milestones=[60, 120, 160], gamma=0.2)

@@ -14,8 +14,8 @@ losses = dict(
     agreement=dict(type='kdtasks.general.peer_agreement', of=('peers',)),
 )
 
-# 200 epochs of batches of 64 and the fall of the rate are quoted from the paper; the weight decay
-# is ours
+# 200 epochs of batches of 64 and the fall of the rate are recalled of the paper, not verified; the
+# weight decay is ours
 optimizer = dict(type='torch.optim.SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
 schedule = dict(type='MultiStepLR', milestones=[60, 120, 180], gamma=0.1)
 length = 200

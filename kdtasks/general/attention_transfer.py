@@ -11,8 +11,9 @@ The channels may differ; of maps of different sizes, the larger is averaged down
 first. One entry of ``losses`` for each layer, of equal weights.
 
 **Weight.** This is the released code's form, the authors' and those that followed: the mean over
-the places is part of its weight, 1000 beside cross-entropy at weight 1. In the paper the sum over
-the layers is of norms of the difference, not squared and not divided by the places.
+the places is part of its weight, 1000 beside cross-entropy at weight 1. In the paper (as
+torchdistill reads it, mode ``'paper'``) the sum over the layers is of norms of the difference, not
+squared and not divided by the places.
 """
 
 import torch.nn.functional as F

@@ -16,7 +16,7 @@ A teacher that is sure of the label hides in KD what it thinks of the other clas
 
 **Weights** in the released code, beside cross-entropy at weight 1, on CIFAR-100 (T = 4, alpha = 1):
 beta = 8 (ResNet-32x4 and its students; the default), 6 (VGG-13, wide ResNets), 2 (ResNet-56 and
--110); on ImageNet T = 1, alpha = 1, beta = 0.5 (ResNet-34 to -18) or 2. The loss's weight grows
+-110); on ImageNet T = 1, beta = 0.5 (ResNet-34 to -18) or 2. The loss's weight grows
 linearly to 1 over the first 20 epochs (ImageNet: one).
 
 The released code masks the label's class by subtracting 1000 and takes the logarithm of a softmax:

@@ -11,10 +11,10 @@ to the teacher's g. Of vectors at B places (of an image, or of each of its H·W 
 ``'smooth_l1'``    mean over all entries of the Huber loss with beta = 1
 =================  =================================================================================
 
-FitNets trains the hint first, without labels, then the network by KD: a list of two stages. The
-projector there is a convolution with batch norm and ReLU; here it is linear, since targets may be
-negative (before a ReLU, of a transformer), which a ReLU never reaches. A detector's hint, with the
-layouts of its backbones, is :class:`kdtasks.detection.HintLoss`.
+FitNets trains the hint first, without labels, then the network by KD (recalled, not verified): a
+list of two stages. The projector of the code that followed ends in batch norm and ReLU; here it is
+linear, since targets may be negative (before a ReLU, of a transformer), which a ReLU never reaches.
+A detector's hint, with the layouts of its backbones, is :class:`kdtasks.detection.HintLoss`.
 """
 
 import torch.nn.functional as F

@@ -22,7 +22,7 @@ rounded to even. There is one step for a tensor.
     \Bigr), \qquad \frac{\partial y_q}{\partial x} = [0 \le x < a], \quad
     \frac{\partial y_q}{\partial a} = [x \ge a]
 
-It cuts what is negative; a has the weights' decay in the paper.
+It cuts what is negative. That a has the weights' decay in the paper is recalled, not verified.
 """
 
 import math

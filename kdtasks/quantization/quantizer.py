@@ -51,7 +51,8 @@ def uniform_quantize(
     Args:
         tensor: floating, of one value at least; carries the gradient. A NaN makes its bucket NaN.
         bits: b, from 1 to 16.
-        bucket_size: k; None: the whole tensor is one bucket. 256 as mostly in the paper.
+        bucket_size: k; None: the whole tensor is one bucket. 256 is recalled of the paper, not
+            verified; the released code has no default.
         stochastic: round at random, by torch's random stream.
         gradient: ``'straight'`` or ``'scale'``.
 
