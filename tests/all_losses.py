@@ -40,9 +40,12 @@ OTHER = {
     "BiasCorrection",
     "CRDLoss",  # has a memory, and draws
     "Ensemble",
+    "FeatureQueue",
     "GreedyRoute",
     "FakeQuantized",
+    "QueueKLLoss",  # has a queue
     "ReservoirBuffer",
+    "Standardization",
     "ab_losses",
     "activation_disagreement",
     "all_paths",
@@ -268,6 +271,7 @@ def _soft_cross_entropy(thing):
 _IMAGES = lambda: (_image(2, 3, 4, 4), _image(2, 3, 4, 4))  # noqa: E731
 _FEATURES = lambda: (_normal(2, 3, 4, 5), _normal(2, 4, 4, 5))  # noqa: E731
 _SAME_FEATURES = lambda: (_normal(2, 3, 4, 5), _normal(2, 3, 4, 5))  # noqa: E731
+_QUEUE = torch.linspace(-1, 1, 35, dtype=torch.float64).sin().view(7, 5)
 _EDGES = lambda: (_normal(3, 4, 5), _normal(3, 4, 5))  # noqa: E731
 _MAPS = lambda: (_image(3, 2, 4), _image(3, 2, 4))  # noqa: E731
 CALLS = {
@@ -282,6 +286,12 @@ CALLS = {
     "dist_loss": _plain(_logits, {}, {"temperature": 4.0}),
     "DKDLoss": _plain(_logits, rest=(TARGET[:6],)),
     "dkd_loss": _plain(_logits, {}, {"temperature": 1.0, "beta": 2.0}, rest=(TARGET[:6],)),
+    "queue_kl_loss": _plain(
+        _logits,
+        {"temperature": 0.5},
+        {"temperature": 0.5, "student_temperature": 1.0, "own": True},
+        rest=(_QUEUE,),
+    ),
     "FeatureLoss": _plain(_FEATURES, {}, {"kind": "cosine"}),
     "feature_loss": _plain(_logits, *({"kind": kind} for kind in ("mse", "cosine", "smooth_l1"))),
     "SRDLoss": _plain(_rows, {}, {"kind": "correlation"}),

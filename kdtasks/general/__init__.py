@@ -29,6 +29,7 @@ from kdtasks.general.feature import FeatureLoss, feature_loss
 from kdtasks.general.kd import BinaryKDLoss, KDLoss, binary_kd_loss, kd_loss
 from kdtasks.general.logit_standardization import StandardizedKDLoss, standardized_kd_loss
 from kdtasks.general.mixup import MixupDistiller, mixed_cross_entropy, mixup
+from kdtasks.general.queue_kl import FeatureQueue, QueueKLLoss, queue_kl_loss
 from kdtasks.general.rco import (
     GreedyRoute,
     anchor_hardness,
@@ -39,7 +40,7 @@ from kdtasks.general.rco import (
 from kdtasks.general.relu_paths import expose_pre_relu, pre_relu_paths
 from kdtasks.general.review_kd import ReviewKDLoss, hierarchical_context_loss
 from kdtasks.general.rkd import RKDLoss, rkd_angle_loss, rkd_distance_loss
-from kdtasks.general.several_teachers import phi_standardize
+from kdtasks.general.several_teachers import Standardization, phi_standardize
 from kdtasks.general.similarity_preserving import similarity_preserving_loss
 from kdtasks.general.srd import SRDLoss, srd_loss
 from kdtasks.general.takd import all_paths, nearest_mean
@@ -56,13 +57,16 @@ __all__ = [
     "DKPPLoss",
     "Ensemble",
     "FeatureLoss",
+    "FeatureQueue",
     "GreedyRoute",
     "KDLoss",
     "MixupDistiller",
+    "QueueKLLoss",
     "RKDLoss",
     "ReviewKDLoss",
     "SRDLoss",
     "SequentialDMLDistiller",
+    "Standardization",
     "StandardizedKDLoss",
     "ab_loss",
     "ab_losses",
@@ -97,6 +101,7 @@ __all__ = [
     "perturbation_similarity",
     "phi_standardize",
     "pre_relu_paths",
+    "queue_kl_loss",
     "rkd_angle_loss",
     "rkd_distance_loss",
     "sequential_step",

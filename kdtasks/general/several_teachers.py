@@ -16,10 +16,19 @@ A Hadamard matrix of D rows is known here for D = 2^k (Sylvester), for D = q + 1
 leaves 3 on division by 4, for D = 2 (q + 1) with one that leaves 1 (Paley), and for these times a
 power of 2: 192, 384, 512, 640, 768, 1024, 1280, 1408, 1536, 2048. For other D the rotation is left
 out, and y has the mean variance 1.
+
+:class:`Standardization` finds mean and matrix in the course of training, from the first images; its
+``'scale'`` leaves the rotation out, and needs no more than two numbers a dimension.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from kdtasks.core.gather import gather_rows
+
+KINDS = ("scale", "phi")
 
 
 def phi_standardize(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,15 +51,108 @@ def phi_standardize(features: Tensor) -> tuple[Tensor, Tensor]:
         )
     rows = features.detach().double()
     mean = rows.mean(0)
-    variances, axes = torch.linalg.eigh(torch.atleast_2d(torch.cov(rows.T, correction=0)))
-    scale = variances.clamp(min=0).mean().sqrt()
-    if not scale > 0:
-        raise ValueError(f"expected features that vary, got {len(rows)} equal rows")
-    hadamard = hadamard_matrix(len(mean))
+    return mean, _phi_matrix(torch.atleast_2d(torch.cov(rows.T, correction=0)))
+
+
+def _phi_matrix(covariance: Tensor) -> Tensor:
+    variances, axes = torch.linalg.eigh(covariance)
+    scale = _scale(variances.clamp(min=0).mean())
+    hadamard = hadamard_matrix(len(axes))
     if hadamard is None:
-        return mean, torch.eye(len(mean), dtype=rows.dtype, device=rows.device) / scale
-    rotation = hadamard.to(rows) / len(mean) ** 0.5
-    return mean, rotation @ axes.T / scale
+        return torch.eye(len(axes), dtype=axes.dtype, device=axes.device) / scale
+    return hadamard.to(axes) / len(axes) ** 0.5 @ axes.T / scale
+
+
+def _scale(variance: Tensor) -> Tensor:
+    """phi of the mean variance."""
+    if not variance > 0:
+        raise ValueError("expected features that vary, got equal rows")
+    return variance.sqrt()
+
+
+class Standardization(nn.Module):
+    """A teacher's features with mean 0 and mean variance 1, by what its first rows were.
+
+    Rows are collected in training; from when there are enough of them, mean and matrix are fixed.
+    Both are in ``state_dict``, for the signs of the axes are arbitrary, and so are the sums on the
+    way there. In several processes all rows are gathered, so the numbers are the same.
+
+    Args:
+        kind: ``'scale'``, one scale for all dimensions; ``'phi'``, PHI-S: the same scale, and a
+            rotation after which each dimension has variance 1.
+        rows: how many are collected; None: 4096, with ``'phi'`` at least four times the dimensions
+            (ours: the covariance of fewer is poor).
+
+    Raises:
+        ValueError: another kind; later, features of another width or that do not vary.
+    """
+
+    def __init__(self, kind: str = "scale", rows: int | None = None):
+        super().__init__()
+        if kind not in KINDS or (rows is not None and rows < 2):
+            raise ValueError(
+                f"expected kind in {KINDS} and None or at least 2 rows, got {kind!r} and {rows}"
+            )
+        self.kind, self.rows, self.collected, self.ready = kind, rows, 0, False
+        for name in ("total", "products", "mean", "matrix"):
+            self.register_buffer(name, None)
+
+    def build(self, channels: int, device: torch.device | str = "cpu") -> None:
+        """Make room for features of so many dimensions, if that is not done."""
+        if self.total is not None:
+            return
+        wide = (channels, channels) if self.kind == "phi" else (channels,)
+        self.total, self.mean = (
+            torch.zeros(channels, dtype=torch.double, device=device) for _ in range(2)
+        )
+        self.products, self.matrix = (
+            torch.zeros(wide, dtype=torch.double, device=device) for _ in range(2)
+        )
+
+    @torch.no_grad()
+    def forward(self, features: Tensor) -> Tensor | None:
+        """Rows (B, C) or maps (B, C, H, W) standardised; None while rows are still collected."""
+        self.build(features.shape[1], features.device)
+        rows = features.movedim(1, -1).flatten(0, -2)
+        if not self.ready and self.training:
+            self._collect(rows)
+        if not self.ready:
+            return None
+        mean, matrix = self.mean.to(rows), self.matrix.to(rows)
+        centred = rows - mean
+        found = centred @ matrix.T if self.kind == "phi" else centred * matrix
+        return found.unflatten(0, (len(features), *features.shape[2:])).movedim(-1, 1)
+
+    def _collect(self, rows: Tensor) -> None:
+        rows = gather_rows(rows).double()
+        channels = rows.shape[1]
+        self.collected += len(rows)
+        self.total += rows.sum(0)
+        self.products += rows.T @ rows if self.kind == "phi" else rows.square().sum(0)
+        enough = self.rows or max(4096, 4 * channels if self.kind == "phi" else 0)
+        if self.collected > enough:
+            mean = self.total / self.collected
+            self.mean = mean
+            if self.kind == "phi":
+                covariance = self.products / self.collected - mean[:, None] * mean
+                self.matrix = _phi_matrix(covariance)
+            else:
+                variance = (self.products / self.collected - mean.square()).mean()
+                self.matrix = torch.full_like(mean, 1) / _scale(variance)
+            self.ready = True
+
+    def get_extra_state(self) -> dict[str, int | bool]:
+        """How far the collection is."""
+        width = 0 if self.total is None else len(self.total)
+        return {"collected": self.collected, "ready": self.ready, "channels": width}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Put it back."""
+        self.collected, self.ready = int(state["collected"]), bool(state["ready"])
+
+    def extra_repr(self) -> str:
+        """The kind."""
+        return f"kind={self.kind!r}, rows={self.rows}"
 
 
 def hadamard_matrix(size: int) -> Tensor | None:

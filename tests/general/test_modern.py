@@ -13,6 +13,7 @@ from kdtasks.general import (
     DKDLoss,
     FeatureLoss,
     SRDLoss,
+    Standardization,
     StandardizedKDLoss,
     attention_transfer_loss,
     dist_loss,
@@ -425,6 +426,59 @@ def test_phi_standardized_features_have_unit_variance_by_one_scale(size):
     # a rotation and one scale: all errors weigh the same
     product = matrix @ matrix.T
     torch.testing.assert_close(product, product[0, 0] * torch.eye(size, dtype=F64))
+
+
+@pytest.mark.parametrize("kind", ["scale", "phi"])
+@pytest.mark.parametrize("places", [(), (3, 2)])
+def test_a_standardization_is_that_of_the_rows_it_has_collected(kind, places):
+    mixed = normal(12, 12)
+    batches = [torch.einsum("bc...,cd->bd...", normal(64, 12, *places), mixed) for _ in range(4)]
+    module = Standardization(kind, rows=100)
+    assert module(batches[0]) is None if not places else module(batches[0]) is not None
+    collected = batches[:1] if places else batches[:2]
+    found = module(batches[1])
+    rows = torch.cat([b.movedim(1, -1).flatten(0, -2) for b in collected])
+    mean, matrix = phi_standardize(rows)
+    if kind == "scale":
+        matrix = torch.eye(12, dtype=F64) / rows.var(0, correction=0).mean().sqrt()
+    expected = torch.einsum(
+        "bc...,dc->bd...", (batches[1].movedim(1, -1) - mean).movedim(-1, 1), matrix
+    )
+    # the signs of the axes are arbitrary: compared are products
+    flat = [t.movedim(1, -1).flatten(0, -2) for t in (found, expected)]
+    torch.testing.assert_close(flat[0] @ flat[0].T, flat[1] @ flat[1].T)
+    torch.testing.assert_close(module(batches[1]), found, rtol=0, atol=0)  # fixed from here on
+
+
+def test_a_feature_loss_collects_first_and_then_is_that_of_the_standardized_teacher():
+    loss = FeatureLoss("mse", 3, 4, standardize="scale", rows=10).double()
+    student, teacher = normal(8, 3).requires_grad_(), 5 + normal(8, 4)
+    first = loss(student, teacher)
+    first.backward()
+    assert first == 0 and loss.projector.weight.grad.eq(0).all()
+    found = loss(student, teacher)
+    scale = teacher.var(0, correction=0).mean().sqrt()
+    aim = (teacher - teacher.mean(0)) / scale
+    torch.testing.assert_close(found, feature_loss(loss.projected(student, teacher)[0], aim))
+    other = FeatureLoss("mse", 3, 4, standardize="scale", rows=10).double()
+    other.load_state_dict(loss.state_dict())
+    torch.testing.assert_close(other(student, teacher), found)
+    with pytest.raises(ValueError, match="kind in"):
+        FeatureLoss(standardize="whiten")
+    with pytest.raises(ValueError, match="that vary"):
+        FeatureLoss("mse", 3, 4, standardize="phi", rows=7).double()(
+            student, torch.ones_like(teacher)
+        )
+
+
+def test_tokens_are_compared_place_by_place():
+    maps, student = normal(2, 4, 3, 3), normal(2, 3, 5, 5)
+    tokens = torch.cat([normal(2, 5, 4), maps.flatten(2).mT], 1)
+    loss = FeatureLoss("cosine", layout=("nchw", "tokens"), prefix_tokens=(0, 5)).double()
+    loss.build(student, tokens)
+    plain = FeatureLoss("cosine", 3, 4).double()
+    plain.load_state_dict(loss.state_dict())
+    torch.testing.assert_close(loss(student, tokens), plain(student, maps))
 
 
 def test_phi_standardize_asks_for_enough_rows():
