@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Callable, Sequence
-from datetime import timedelta
-from pathlib import Path
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
+
+from tests.ranks import two_ranks
 
 F64 = torch.float64
 
@@ -32,39 +31,29 @@ def _on_batch(weight: Tensor, loss: nn.Module, images: Tensor, teacher: Tensor) 
     return loss(images @ weight.T, teacher)
 
 
-def _rank(rank: int, folder: str, losses: Sequence[Callable[..., nn.Module]]) -> None:
-    """One of two processes: each loss on its half of the batch, gathered and not."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
-    images, teacher, weight = torch.load(f"{folder}/batch.pt")
+def _on_a_rank(
+    rank: int, losses: Sequence[Callable[..., nn.Module]], batch: tuple[Tensor, Tensor, Tensor]
+) -> list[dict]:
+    """Each loss on one of two processes' half of the batch, gathered and not."""
+    images, teacher, weight = batch
     mine = slice(5 * rank, 5 * rank + 5)
-    results = [
+    return [
         {
             gather: gradient(_on_batch, weight, make(gather=gather), images[mine], teacher[mine])
             for gather in (True, False)
         }
         for make in losses
     ]
-    torch.save(results, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
-def check_two_processes(folder: Path, losses: Sequence[Callable[..., nn.Module]]) -> None:
+def check_two_processes(losses: Sequence[Callable[..., nn.Module]]) -> None:
     """Two processes that gather equal one: the loss, and the parameters' gradients averaged over the
     ranks, as DDP does. Ranks by themselves see other relations.
 
     ``losses`` are called with ``gather=``, and can be pickled.
     """
     images, teacher, weight = rows(10, 6), rows(10, 3), rows(4, 6)
-    torch.save((images, teacher, weight), folder / "batch.pt")
-    torch.multiprocessing.spawn(_rank, (str(folder), losses), nprocs=2)
-    ranks = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    ranks = two_ranks(_on_a_rank, losses, (images, teacher, weight))
     for i, make in enumerate(losses):
         value, pull = gradient(_on_batch, weight, make(gather=True), images, teacher)
         for result in ranks:

@@ -2,12 +2,10 @@
 from process to process.
 """
 
-from datetime import timedelta
-
 import torch
-import torch.distributed
 
 from kdtasks.core.gather import gather_rows
+from tests.ranks import two_ranks
 
 
 def batch(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -17,29 +15,17 @@ def batch(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     return rows, torch.randn(6, 4, 2, dtype=torch.float64, generator=generator)
 
 
-def two_ranks(rank: int, folder: str):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
+def gathered(rank: int) -> tuple[torch.Tensor, torch.Tensor, bool]:
     rows, weight = batch(rank)
-    gathered = gather_rows(rows.requires_grad_())
-    (gradient,) = torch.autograd.grad((gathered * weight).sum(), rows)
-    plain = gather_rows(rows.detach())
-    torch.save((gathered.detach(), gradient, plain.requires_grad), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    together = gather_rows(rows.requires_grad_())
+    (gradient,) = torch.autograd.grad((together * weight).sum(), rows)
+    return together.detach(), gradient, gather_rows(rows.detach()).requires_grad
 
 
-def test_two_processes_gather_in_order_and_each_row_gets_what_both_losses_give(tmp_path):
-    torch.multiprocessing.spawn(two_ranks, (str(tmp_path),), nprocs=2)
+def test_two_processes_gather_in_order_and_each_row_gets_what_both_losses_give():
     (rows_0, weight_0), (rows_1, weight_1) = batch(0), batch(1)
-    for rank in range(2):
-        gathered, gradient, detached_needs_it = torch.load(tmp_path / f"{rank}.pt")
-        assert torch.equal(gathered, torch.cat([rows_0, rows_1])) and not detached_needs_it
+    for rank, (together, gradient, detached_needs_it) in enumerate(two_ranks(gathered)):
+        assert torch.equal(together, torch.cat([rows_0, rows_1])) and not detached_needs_it
         assert torch.equal(gradient, (weight_0 + weight_1)[3 * rank : 3 * rank + 3])
 
 

@@ -3,19 +3,16 @@ laws, and what it costs.
 """
 
 import math
-import weakref
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from kdtasks.core import Distiller
 from kdtasks.detection import ADLLoss, adl, adl_kernel, adl_loss
+from tests.live_bytes import LiveBytes
+from tests.ranks import two_ranks
 
 F64 = torch.float64
 RELEASED = {"gamma": 2.0, "beta": 1.0, "power": 1.8, "base": "ce", "alpha": 0.5}
@@ -427,40 +424,31 @@ def test_an_unknown_preset_names_the_nearest():
         ADLLoss("release")
 
 
-def two_ranks(rank: int, folder: str, world: int):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=60),
-    )
-    student, teacher, valid = torch.load(f"{folder}/head.pt")
+def on_a_rank(rank: int, heads: list[tuple]) -> list:
     # not the same number of anchors
     mine = slice(0, 5) if rank == 0 else slice(5, None)
-    value, pull = gradient(ADLLoss(), student[mine], teacher[mine], valid[mine])
-    torch.save((value, pull), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return [gradient(ADLLoss(), *(tensor[mine] for tensor in head)) for head in heads]
 
 
-@pytest.mark.parametrize("shift", [0, -9], ids=["a normalizer above 1", "one that is clamped to 1"])
-def test_two_processes_equal_one(tmp_path, shift):
+def test_two_processes_equal_one():
     """Losses and gradients averaged over the ranks, as DDP does, are those of one process with all
-    anchors.
+    anchors: with a normalizer above 1, and one that is clamped to 1.
     """
-    student, teacher, valid = logits(12, 4), logits(12, 4) + shift, torch.rand(12) > 0.3
-    student[0], teacher[5:] = 3.0, teacher[5:] + 3  # ranks of unlike sums
-    assert ((teacher.sigmoid() ** 1.8).sum() < 1) == (shift < 0)
-    torch.save((student, teacher, valid), tmp_path / "head.pt")
-    torch.multiprocessing.spawn(two_ranks, (str(tmp_path), 2), nprocs=2)
-    value, pull = gradient(ADLLoss(), student, teacher, valid)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    torch.testing.assert_close((ranks[0][0] + ranks[1][0]) / 2, value, rtol=1e-12, atol=0)
-    torch.testing.assert_close(torch.cat([pull for _, pull in ranks]) / 2, pull, rtol=1e-12, atol=0)
-    alone = ADLLoss()(student[:5], teacher[:5], valid[:5])
+    heads = []
+    for shift in (0, -9):
+        student, teacher, valid = logits(12, 4), logits(12, 4) + shift, torch.rand(12) > 0.3
+        student[0], teacher[5:] = 3.0, teacher[5:] + 3  # ranks of unlike sums
+        assert ((teacher.sigmoid() ** 1.8).sum() < 1) == (shift < 0)
+        heads.append((student, teacher, valid))
+    found = two_ranks(on_a_rank, heads)
+    for head, *ranks in zip(heads, *found):
+        value, pull = gradient(ADLLoss(), *head)
+        torch.testing.assert_close((ranks[0][0] + ranks[1][0]) / 2, value, rtol=1e-12, atol=0)
+        together = torch.cat([pull for _, pull in ranks]) / 2
+        torch.testing.assert_close(together, pull, rtol=1e-12, atol=0)
     # a rank by itself would say something else
-    assert shift or (alone - ranks[0][0]).abs() > 1e-3 * alone
+    alone = ADLLoss()(*(tensor[:5] for tensor in heads[0]))
+    assert (alone - found[0][0][0]).abs() > 1e-3 * alone
 
 
 def test_through_the_distiller_a_student_learns_the_teachers_answers():
@@ -715,33 +703,6 @@ def test_the_real_chunk_length_and_its_neighbours(more):
     expected, expected_pull = gradient(by_autograd, student, teacher)
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(pull, expected_pull, rtol=1e-8, atol=1e-18)
-
-
-class LiveBytes(TorchDispatchMode):
-    """The most bytes of storages that were alive at once, of those made inside."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.peak = 0
-        self.seen = weakref.WeakKeyDictionary()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        known = {t.untyped_storage() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if (
-                isinstance(tensor, Tensor)
-                and (storage := tensor.untyped_storage()) not in known
-                and storage not in self.seen
-            ):
-                self.seen[storage] = None
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self.free, storage.nbytes())
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def free(self, size: int):
-        self.now -= size
 
 
 @pytest.mark.parametrize("settings", [{}, RELEASED], ids=["paper", "released"])

@@ -4,7 +4,6 @@ on from the student's features against the same convolutions by hand.
 
 import copy
 import math
-from datetime import timedelta
 
 import pytest
 import torch
@@ -22,6 +21,7 @@ from kdtasks.detection import (
 )
 from kdtasks.detection.cross_heads import aligned
 from kdtasks.detection.torchvision_distiller import TorchvisionDistiller
+from tests.ranks import two_ranks
 
 F64 = torch.float64
 CROSSED = ("cross.teacher.cls_logits", "cross.teacher.box_deltas")
@@ -165,30 +165,17 @@ def on_rows(rows, deltas, teacher, edges, taught, logits):
     ]
 
 
-def two_ranks(rank, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=60),
-    )
+def on_a_rank(rank, tensors):
     # not the same number of anchors
-    rows = slice(0, 5) if rank == 0 else slice(5, None)
-    torch.save(on_rows(rows, *torch.load(f"{folder}/tensors.pt")), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return on_rows(slice(0, 5) if rank == 0 else slice(5, None), *tensors)
 
 
-def test_two_processes_equal_one(tmp_path):
+def test_two_processes_equal_one():
     """Losses and gradients averaged over the ranks, as DDP does, are those of all anchors in one:
     of CrossKD's two, and LD.
     """
     tensors = normal(12, 4), normal(12, 4), normal(12, 4, 5), normal(12, 4, 5), normal(12, 3)
-    torch.save(tensors, tmp_path / "tensors.pt")
-    torch.multiprocessing.spawn(two_ranks, (str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for (value, pull), *both in zip(on_rows(slice(None), *tensors), *ranks):
+    for (value, pull), *both in zip(on_rows(slice(None), *tensors), *two_ranks(on_a_rank, tensors)):
         torch.testing.assert_close(sum(v for v, _ in both) / 2, value, rtol=1e-12, atol=0)
         torch.testing.assert_close(torch.cat([p for _, p in both]) / 2, pull, rtol=1e-11, atol=0)
 

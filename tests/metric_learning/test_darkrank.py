@@ -775,13 +775,12 @@ def test_through_the_distiller_a_narrow_student_ranks_as_the_teacher_does(loss):
 
 
 # ---------------------------------------------------------------------------------------- processes
-def test_two_processes_that_gather_equal_one(tmp_path):
+def test_two_processes_that_gather_equal_one():
     check_two_processes(
-        tmp_path,
         [
             partial(DarkRankLoss, kind="hard", list_length=None),
             partial(DarkRankLoss, kind="soft", preset="released"),
-        ],
+        ]
     )
 
 

@@ -1,9 +1,7 @@
 """pytorch-metric-learning's losses in our configs, and ours in its loop."""
 
 import copy
-import os
 import pickle
-import socket
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from kdtasks.core import Distiller, Teacher
 from kdtasks.metric_learning import DarkRankLoss, RKDLoss, plugin
 from kdtasks.metric_learning.models import embedder
 from kdtasks.metric_learning.plugin import DistillMetricTrainer, PMLDistillLoss, PMLLoss
+from tests.ranks import two_ranks
 
 LOSSES = "pytorch_metric_learning.losses."
 RAW = {"type": "pytorch_metric_learning.distances.LpDistance", "normalize_embeddings": False}
@@ -199,11 +198,9 @@ def test_it_can_be_copied_and_pickled():
         _ = plugin.PMLDistilLoss
 
 
-def _gathered(rank, port, folder):
+def on_a_rank(rank):
     from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
 
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     model = nn.Linear(5, 3)
     with torch.no_grad():
         model.weight.copy_(rows(3, 5, 7))
@@ -220,23 +217,14 @@ def _gathered(rank, port, folder):
         refused = False
     except ValueError as error:
         refused = "efficient=False" in str(error) or "indices_tuple" in str(error)
-    torch.save(
-        {"value": value.detach(), "grad": model.module.weight.grad, "refused": refused},
-        f"{folder}/{rank}.pt",
-    )
-    torch.distributed.destroy_process_group()
+    return {"value": value.detach(), "grad": model.module.weight.grad, "refused": refused}
 
 
-def test_two_processes_equal_one_through_their_wrapper(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_gathered, (port, str(tmp_path)), nprocs=2)
+def test_two_processes_equal_one_through_their_wrapper():
     weight = rows(3, 5, 7).requires_grad_()
     value = relations(rows() @ weight.T, rows(seed=1))
     value.backward()
-    for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for found in two_ranks(on_a_rank):
         # PML's wrapper multiplies by the world
         assert torch.allclose(found["value"], 2 * value.detach(), rtol=1e-5)
         assert torch.allclose(found["grad"], weight.grad, rtol=1e-4, atol=1e-6) and found["refused"]

@@ -303,8 +303,8 @@ def test_through_the_distiller_a_narrow_student_takes_the_teachers_cosines(loss)
 
 
 # ---------------------------------------------------------------------------------------- processes
-def test_two_processes_that_gather_equal_one(tmp_path):
-    check_two_processes(tmp_path, [SimilarityKLLoss, PKTLoss, RelativeTeacherLoss])
+def test_two_processes_that_gather_equal_one():
+    check_two_processes([SimilarityKLLoss, PKTLoss, RelativeTeacherLoss])
 
 
 @pytest.mark.gpu
