@@ -81,6 +81,7 @@ OTHER = {
     "ssim_y",
     "target_classes",
     "weight_alignment",
+    "weighted_knn",
 }
 
 
@@ -168,7 +169,12 @@ COUNTS = torch.tensor([20, 30, 5, 8, 90])
 ORDERS = torch.tensor([[1, 0, 3, 2], [3, 2, 1, 0], [0, 1, 2, 3]] * 2)
 
 
-def _plain(tensors: Callable[[], tuple], *settings: dict, rest: tuple = ()):
+def _plain(
+    tensors: Callable[[], tuple],
+    *settings: dict,
+    rest: tuple = (),
+    unread: dict[int, slice] | None = None,
+):
     """A function with its arguments, or a module with its settings, called with ``tensors`` and
     ``rest``.
     """
@@ -181,7 +187,7 @@ def _plain(tensors: Callable[[], tuple], *settings: dict, rest: tuple = ()):
                 if isinstance(thing, type)
                 else partial(thing, **setting)
             )
-            yield Case(name, called, given, rest)
+            yield Case(name, called, given, rest, unread or {})
 
     return made
 
@@ -286,6 +292,9 @@ CALLS = {
     "dist_loss": _plain(_logits, {}, {"temperature": 4.0}),
     "DKDLoss": _plain(_logits, rest=(TARGET[:6],)),
     "dkd_loss": _plain(_logits, {}, {"temperature": 1.0, "beta": 2.0}, rest=(TARGET[:6],)),
+    "ClassifierLoss": _plain(
+        lambda: (_normal(8, 5),), {"num_classes": 5}, rest=(TARGET,), unread={0: slice(6, 8)}
+    ),
     "queue_kl_loss": _plain(
         _logits,
         {"temperature": 0.5},

@@ -23,6 +23,7 @@ TASKS = [
         "super_resolution",
         "incremental",
         "quantization",
+        "representation",
     )
     if (PACKAGE / name).is_dir()
 ]
@@ -42,6 +43,7 @@ FRAMEWORK_FILES = (
     "export",
     "predictions",
     "perceptual",
+    "probe",
     "avalanche_benchmarks",
     # what is done with the networks of a run of continual learning
     "exemplars",

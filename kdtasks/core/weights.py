@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from kdtasks.core.finite import not_finite
+from kdtasks.core.handover import BACKBONE, PART, placed_backbone
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.trial import keep_state
 
@@ -296,7 +297,9 @@ def load_weights(model: nn.Module, path: str | Path, grown: bool = False, prefix
     Where the names do not fit, wrappers that torch.compile, FSDP and activation checkpointing leave
     in names (``_orig_mod.``) are left out, then a prefix that all names share (Lightning's
     ``model.``); or that of a part, ``student.``, ``model.``, ``net.`` and the like, which alone
-    makes all of the model's names, the rest being left out. A warning says so.
+    makes all of the model's names, the rest being left out. A warning says so. A file that says it
+    is a backbone (a run of representation writes such) is put where the model has it, and a warning
+    says what of the model stays as it was made (:mod:`kdtasks.core.handover`).
 
     Args:
         model: gets the weights.
@@ -330,6 +333,11 @@ def load_weights(model: nn.Module, path: str | Path, grown: bool = False, prefix
             if said:
                 warnings.warn(f"{str(path)!r}: {said}", stacklevel=2)
             return meta
+    if meta.get(PART) == BACKBONE:
+        placed, said = placed_backbone(model, state, path)
+        _load(model, placed, path)
+        warnings.warn(f"{str(path)!r}: {said}", stacklevel=2)
+        return meta
     raise ValueError(
         f"{str(path)!r} is not a checkpoint of this {type(model).__name__}: "
         + (_differences(model, _completed(model, state, grown)) or "torch refuses it")

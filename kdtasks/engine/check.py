@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 from kdtasks.core import Distiller, Stage
 from kdtasks.core.finite import not_finite
 from kdtasks.core.stages import unmarked
-from kdtasks.engine import builder
 from kdtasks.engine.anchors import check_routes
 from kdtasks.engine.assemblies import check_assemblies
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.config_checks import iterations, stages_of
 from kdtasks.engine.evaluation import evaluate
 from kdtasks.engine.loader import Loader
-from kdtasks.engine.parameters import select_parameters
+from kdtasks.engine.parameters import build_optimizer, select_parameters
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -111,7 +110,7 @@ def _check_training(
             "accumulate=1"
         )
     trained = select_parameters(distiller, stage.train)
-    optimizer = builder.build(experiment.setting(stage, "optimizer"), "optimizer", params=trained)
+    optimizer = build_optimizer(experiment.setting(stage, "optimizer"), distiller, trained)
     build_schedulers(experiment.schedule(stage), optimizer, length, per_epoch, experiment.task)
     return optimizer
 

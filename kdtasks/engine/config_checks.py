@@ -13,6 +13,7 @@ from kdtasks.engine.config_keys import (
     FURTHER_MODEL_KEYS,
     LOSS_KEYS,
     MODEL_KEYS,
+    OPTIMIZER_KEYS,
     STAGE_KEYS,
     TEACHER_KEYS,
     TRAINING_KEYS,
@@ -29,7 +30,7 @@ def check_config(config: Mapping) -> None:
     _check_models(config)
     check_losses(config["losses"], "losses")
     _check_data(config["data"])
-    builder.check(config["optimizer"], "optimizer", supplied=("params",))
+    builder.check(config["optimizer"], "optimizer", ("params",), OPTIMIZER_KEYS)
     for key in config["teacher_training"]:
         if key not in TRAINING_KEYS:
             raise ConfigError(
@@ -124,7 +125,7 @@ def _check_training(part: Mapping, where: str) -> None:
     if data.get("test"):
         data_sets.check_test(data["test"], f"{where}data.test")
     if part.get("optimizer") and "type" in part["optimizer"]:
-        builder.check(part["optimizer"], where + "optimizer", supplied=("params",))
+        builder.check(part["optimizer"], where + "optimizer", ("params",), OPTIMIZER_KEYS)
 
 
 def _check_values(config: Mapping) -> None:

@@ -132,6 +132,10 @@ TEACHER_KEYS = {
     "student_mean": "what the student's inputs, which the data gives, are normalised with",
     "student_std": "as `student_mean`",
 }
+OPTIMIZER_KEYS = {
+    "factors": "{pattern of parameters, as in `stages.<k>.train`: factor of their learning rate}, "
+    "as {'student.backbone': 0.1}; of several that fit the last one counts"
+}
 LOSS_KEYS = {
     "of": "the names of the tensors that it is called with, in order",
     "weight": "a number, or dict(type=…) of a schedule; 1 where left out",

@@ -9,10 +9,10 @@ import torch
 
 from kdtasks.core import Distiller, Stage
 from kdtasks.core.terms import total_loss
-from kdtasks.engine import builder
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.loader import to_device
+from kdtasks.engine.parameters import build_optimizer
 
 
 def dry_run(experiment: Experiment, steps: int = 2) -> list[dict]:
@@ -75,7 +75,7 @@ def _take_steps(
 ) -> tuple[float, float]:
     """The loss of the last step, and its seconds."""
     trained = [p for p in distiller.parameters() if p.requires_grad]
-    optimizer = builder.build(experiment.setting(stage, "optimizer"), "optimizer", params=trained)
+    optimizer = build_optimizer(experiment.setting(stage, "optimizer"), distiller, trained)
     loss, started = math.nan, time.perf_counter()
 
     def losses_of(batch: Mapping) -> dict:

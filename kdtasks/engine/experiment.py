@@ -12,6 +12,7 @@ from torch import nn
 
 import kdtasks
 from kdtasks.core import Distiller, Stage, Teacher
+from kdtasks.core.handover import BACKBONE, PART
 from kdtasks.core.names import as_names, did_you_mean
 from kdtasks.core.stages import OWN, Arms, anchors_of, arms, has_peers, stage_reference
 from kdtasks.core.weights import load_weights
@@ -551,6 +552,7 @@ class Experiment:
             "config": self.name,
             "stage": stage.name,
             "seed": self.seed,
+            **({PART: BACKBONE} if self.task.backbone and stage.model == "student" else {}),
             **_described({**self.specs[stage.model], **self._arguments(stage)}),
             "classes": self.classes(stage),
         }

@@ -10,6 +10,7 @@ from kdtasks.engine.config_keys import (
     LOSS_KEYS,
     MODEL_KEYS,
     NEEDED,
+    OPTIMIZER_KEYS,
     STAGE_KEYS,
     TEACHER_KEYS,
 )
@@ -29,6 +30,7 @@ INSIDE = {
     "teacher": ("teacher", TEACHER_KEYS),
     "models": ("models.<name>", FURTHER_MODEL_KEYS),
     "peers": ("peers.<k>", MODEL_KEYS),
+    "optimizer": ("optimizer", OPTIMIZER_KEYS),
     "losses": ("losses.<name>", LOSS_KEYS),
     "stages": ("stages.<k>", STAGE_KEYS),
     "data": ("data", DATA_KEYS),

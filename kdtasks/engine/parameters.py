@@ -3,6 +3,7 @@
 import fnmatch
 import types
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from kdtasks.core import Distiller
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.terms import total_loss
 from kdtasks.core.trial import keep_state
+from kdtasks.engine import builder
 
 
 def losses_with_state(distiller: Distiller) -> dict[str, object]:
@@ -62,22 +64,72 @@ def select_parameters(distiller: Distiller, patterns: Sequence[str]) -> list[nn.
         *(["peers"] if any(p.split(".")[0] == "student" for p in patterns) else []),
     ]
 
-    def matches(name: str, pattern: str) -> bool:
-        return name.startswith(pattern + ".") or fnmatch.fnmatchcase(name, pattern)
-
-    for pattern in patterns:
-        if pattern not in ("losses", "peers") and not any(matches(name, pattern) for name in named):
-            known = [
-                name.rsplit(".", cut)[0] for name in named for cut in range(name.count(".") + 1)
-            ]
-            raise ValueError(
-                f"train={list(patterns)!r}: nothing that can train is called {pattern!r}; "
-                f"{did_you_mean(pattern, known)}"
-            )
+    _check_patterns(patterns, named, f"train={list(patterns)!r}")
     chosen = []
     for name, parameter in named.items():
-        if any(matches(name, pattern) for pattern in patterns):
+        if any(_matches(name, pattern) for pattern in patterns):
             chosen.append(parameter)
         else:
             parameter.requires_grad_(False)
     return chosen
+
+
+def build_optimizer(
+    spec: Mapping[str, Any], distiller: Distiller, trained: Sequence[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The optimizer of a config, with learning rates of their own where it has ``factors``.
+
+    ``factors={'student.backbone': 0.1}`` gives the parameters of a pattern, as those of
+    :func:`select_parameters`, the learning rate times the factor; of several patterns that fit the
+    last one counts. Schedules keep the proportions.
+
+    Args:
+        spec: ``dict(type=…, lr=…, factors=…)``.
+        distiller: whose names the patterns are of.
+        trained: the parameters that learn.
+
+    Raises:
+        ConfigError: an optimizer that cannot be built.
+        ValueError: a pattern that nothing has that trains, a factor that is not positive, or no
+            ``lr``.
+    """
+    factors = spec.get("factors") or {}
+    plain = {key: value for key, value in spec.items() if key != "factors"}
+    if not factors:
+        return builder.build(plain, "optimizer", params=list(trained))
+    rate = plain.get("lr")
+    if not isinstance(rate, int | float):
+        raise ValueError(f"optimizer.factors are of its lr, which must be a number, got {rate!r}")
+    learning = {id(parameter) for parameter in trained}
+    named = {name: p for name, p in distiller.named_parameters() if id(p) in learning}
+    _check_patterns(list(factors), named, "optimizer.factors")
+    groups: dict[float, list[nn.Parameter]] = {1.0: []}
+    for name, parameter in named.items():
+        fitting = [value for pattern, value in factors.items() if _matches(name, pattern)]
+        groups.setdefault(float(fitting[-1]) if fitting else 1.0, []).append(parameter)
+    for factor in groups:
+        if not 0 < factor < float("inf"):
+            raise ValueError(
+                f"optimizer.factors: expected numbers > 0, got {factor}; what must not learn is "
+                "left out of the stage's train"
+            )
+    params = [{"params": own, "lr": rate * factor} for factor, own in groups.items() if own]
+    return builder.build(plain, "optimizer", params=params)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name.startswith(pattern + ".") or fnmatch.fnmatchcase(name, pattern)
+
+
+def _check_patterns(patterns: Sequence[str], named: Mapping[str, object], where: str) -> None:
+    for pattern in patterns:
+        if pattern not in ("losses", "peers") and not any(
+            _matches(name, pattern) for name in named
+        ):
+            known = [
+                name.rsplit(".", cut)[0] for name in named for cut in range(name.count(".") + 1)
+            ]
+            raise ValueError(
+                f"{where}: nothing that can train is called {pattern!r}; "
+                f"{did_you_mean(pattern, known)}"
+            )

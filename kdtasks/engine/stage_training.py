@@ -18,7 +18,7 @@ from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.loop import Lengths
 from kdtasks.engine.notices import Notices, differing_ranks
-from kdtasks.engine.parameters import leaves_parameters_out
+from kdtasks.engine.parameters import build_optimizer, leaves_parameters_out
 from kdtasks.engine.preparation import Prepare, preparation
 from kdtasks.engine.runner import StageRunner, StageSetup
 from kdtasks.engine.show import Bar
@@ -98,7 +98,7 @@ def _runner(
         tensorboard = files.path / "tensorboard" / stage.name
 
     def optimizer(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        return builder.build(experiment.setting(stage, "optimizer"), "optimizer", params=parameters)
+        return build_optimizer(experiment.setting(stage, "optimizer"), distiller, parameters)
 
     setup = StageSetup(
         name=stage.name,

@@ -89,6 +89,8 @@ class Task:
         evaluate, example, pictures: see :class:`TrainerModule`.
         own_names: ``OWN_NAMES``, what a batch has beside the target that no teacher has a part in.
         unseen_classes: ``UNSEEN_CLASSES``, whether the test is of classes that nobody trained on.
+        backbone: ``BACKBONE``, whether its student is a network without a head, whose weights other
+            models that are built on it take.
         metrics: ``METRICS``, ``{name or pattern of names: Metric}``; the first that fits counts.
 
     Raises:
@@ -108,6 +110,7 @@ class Task:
         self._optional = {name: getattr(known, name, None) for name in OPTIONAL}
         self.own_names: Sequence[str] = tuple(self._optional["OWN_NAMES"] or ())
         self.unseen_classes = bool(self._optional["UNSEEN_CLASSES"])
+        self.backbone = bool(self._optional["BACKBONE"])
         self.metrics: Mapping[str, Metric] = self._optional["METRICS"] or {}
 
     def training_set(
@@ -195,6 +198,7 @@ class Task:
 OPTIONAL = (
     "OWN_NAMES",
     "UNSEEN_CLASSES",
+    "BACKBONE",
     "METRICS",
     "training_set",
     "summary",

@@ -12,6 +12,7 @@ from kdtasks.core.classes import UNLABELLED, class_numbers, count_classes, renum
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.views import view_hash
 from kdtasks.images.augmentation import KorniaAugmentation, kornia_augmentation
+from kdtasks.images.crops import resized_crops
 
 AUGMENT = 0x1A  # salt of view_hash
 
@@ -26,6 +27,10 @@ class ImageArrays:
     by whole pixels, uniform in [-p, p] down and across; what lies outside is black (``'zeros'``:
     value 0 before normalisation) or mirrored without repeating the edge (``'reflect'``); then with
     probability 1/2 mirrored left to right.
+
+    ``augment=dict(scale=(0.25, 1), flip=True)``, in the place of ``crop``: a window of that share
+    of the area, anywhere, enlarged to the image's size and not rounded to whole grey levels; see
+    :func:`~kdtasks.images.crops.resized_crops`.
 
     ``augment=[…]``: transforms of ``kornia.augmentation``, applied one after the other to float32
     images in [0,1], before they are normalised and without rounding to whole grey levels; see
@@ -180,7 +185,11 @@ class ImageArrays:
             images = self.augment(images.float().div_(255), number).mul(255)
         elif self.augment:
             view = view.to(device, non_blocking=True)
-            images = self._moved(images, view_hash(seed, place, view, AUGMENT))
+            number = view_hash(seed, place, view, AUGMENT)
+            if self.augment["scale"]:
+                images = resized_crops(images, number, self.augment["scale"], self.augment["flip"])
+            else:
+                images = self._moved(images, number)
         return {
             "input": images.float().mul_(self._scale).add_(self._shift),
             "target": self.target[place],
@@ -234,7 +243,7 @@ def checked_augment(
             f"or None, got {augment!r}"
         )
     size = tuple(shape)[-2:]
-    known = {"crop": 0, "flip": False, "pad_mode": "zeros"}
+    known = {"crop": 0, "flip": False, "pad_mode": "zeros", "scale": None}
     for key in augment:
         if key not in known:
             raise ValueError(f"augment has no {key!r}: {did_you_mean(key, known)}")
@@ -244,8 +253,21 @@ def checked_augment(
             f"augment: crop must be in 0..{min(size) - 1} (image {tuple(size)}), got "
             f"{augment['crop']!r}"
         )
+    if augment["scale"] is not None:
+        augment["scale"] = _checked_scale(augment)
     if augment["pad_mode"] not in ("zeros", "reflect"):
         raise ValueError(
             f"augment: pad_mode must be 'zeros' or 'reflect', got {augment['pad_mode']!r}"
         )
     return augment
+
+
+def _checked_scale(augment: Mapping) -> tuple[float, float]:
+    scale = augment["scale"]
+    is_pair = isinstance(scale, Sequence) and len(scale) == 2
+    if not is_pair or not 0 < scale[0] <= scale[1] <= 1 or augment["crop"]:
+        raise ValueError(
+            "augment: scale must be (smallest, largest) share of the area, 0 < smallest <= largest "
+            f"<= 1, in the place of crop, got scale={scale!r} and crop={augment['crop']}"
+        )
+    return float(scale[0]), float(scale[1])

@@ -1,0 +1,237 @@
+"""Images to learn from, without labels, and labelled ones to test by.
+
+To learn from: any data set of images; ``unlabelled_folder``, whatever lies below a folder;
+``without_labels`` takes a set's labels away. To test by: ``bank_and_queries`` of two labelled sets,
+or ``split`` of one.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdtasks.core.classes import UNLABELLED
+from kdtasks.images import folders
+from kdtasks.images.arrays import ImageArrays
+from kdtasks.images.cifar import cifar100
+from kdtasks.images.digits import digits
+from kdtasks.images.files import IMAGENET
+from kdtasks.images.folders import image_folder
+from kdtasks.images.subsets import in_hash_order
+
+__all__ = [
+    "bank_and_queries",
+    "cifar100",
+    "cifar100_neighbours",
+    "digits",
+    "image_folder",
+    "split",
+    "unlabelled_folder",
+    "without_labels",
+]
+
+# salt of view_hash
+_SPLIT = 0x1D
+
+
+class _WithoutLabels:
+    """A data set whose samples have no target."""
+
+    hidden = ("target", "targets", "classes", "with_classes", "class_to_idx")
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("dataset", "batch", "to", *self.hidden):
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __getitem__(self, index: int) -> dict:
+        sample = self.dataset[index]
+        if isinstance(sample, Mapping):
+            return {name: value for name, value in sample.items() if name != "target"}
+        return {"input": sample[0] if isinstance(sample, Sequence) else sample}
+
+
+class _BatchesWithoutLabels(_WithoutLabels):
+    """The same of a data set that gives whole batches."""
+
+    def to(self, device: torch.device | str) -> "_BatchesWithoutLabels":
+        """Move it to ``device``; returns itself."""
+        if hasattr(self.dataset, "to"):
+            self.dataset = self.dataset.to(device)
+        return self
+
+    def batch(self, index: Tensor, view: Tensor, seed: int) -> dict[str, Tensor]:
+        """The data set's batch, without ``target``."""
+        made = self.dataset.batch(index, view, seed)
+        return {name: value for name, value in made.items() if name != "target"}
+
+
+def without_labels(dataset: Any) -> Any:
+    """The same images, their labels hidden; all of them are learned from."""
+    batched = callable(getattr(dataset, "batch", None))
+    return (_BatchesWithoutLabels if batched else _WithoutLabels)(dataset)
+
+
+def unlabelled_folder(
+    root: str | Path,
+    size: int = 128,
+    limit: int | None = None,
+    mean: Sequence[float] = IMAGENET[0],
+    std: Sequence[float] = IMAGENET[1],
+    augment: dict | list | None = None,
+    skip_bad: bool = False,
+    cache_dir: str | Path | None = None,
+) -> Any:
+    """All images at any depth below a folder, of any size and format: see
+    :func:`kdtasks.images.folders.unlabelled_folder`.
+
+    Args:
+        root, limit, skip_bad, cache_dir: as there.
+        size: images become size x size, by a central square, resized.
+        mean, std: per channel; by default ImageNet's.
+        augment: see :class:`~kdtasks.images.arrays.ImageArrays`; of what is learned from
+            ``dict(scale=(0.25, 1), flip=True)`` is usual.
+    """
+    return without_labels(
+        folders.unlabelled_folder(
+            root,
+            size=size,
+            limit=limit,
+            mean=mean,
+            std=std,
+            augment=augment,
+            skip_bad=skip_bad,
+            cache_dir=cache_dir,
+        )
+    )
+
+
+class BankAndQueries:
+    """Labelled images, first those of a bank, then the queries that are to find their class in it.
+
+    Attributes:
+        bank: how many are the bank's.
+        target: (N,) classes, numbered as in the bank.
+        classes: their names.
+
+    Raises:
+        TypeError, ValueError: see :func:`bank_and_queries`.
+    """
+
+    def __init__(self, bank: ImageArrays, queries: ImageArrays):
+        self.parts = (bank, queries)
+        self.bank, self.classes = len(bank), list(bank.classes)
+        self.target = torch.cat([part.target.cpu() for part in self.parts])
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """What both have left out, and why."""
+        return {path: why for part in self.parts for path, why in part.unreadable.items()}
+
+    def path(self, index: int) -> str:
+        """The file of an image."""
+        part, place = (0, index) if index < self.bank else (1, index - self.bank)
+        return self.parts[part].path(place)
+
+    def to(self, device: torch.device | str) -> "BankAndQueries":
+        """Move both to ``device``; returns itself."""
+        self.parts = tuple(part.to(device) for part in self.parts)
+        return self
+
+    def batch(self, index: Tensor, view: Tensor, seed: int) -> dict[str, Tensor]:
+        """Images of both, in the order of ``index``."""
+        is_query = index >= self.bank
+        made = [
+            part.batch(index[chosen] - first, view[chosen], seed)
+            for part, chosen, first in zip(self.parts, (~is_query, is_query), (0, self.bank))
+        ]
+        order = torch.cat([(~is_query).nonzero()[:, 0], is_query.nonzero()[:, 0]]).argsort()
+        together = {name: torch.cat([part[name] for part in made]) for name in made[0]}
+        return {name: value[order.to(value.device)] for name, value in together.items()}
+
+
+def bank_and_queries(bank: ImageArrays, queries: ImageArrays) -> BankAndQueries:
+    """Two labelled sets to test a representation by: the queries find their class in the bank.
+
+    Raises:
+        TypeError: not sets of images in memory.
+        ValueError: an image without a label, a file that is in both, images of other sizes, or a
+            class of the queries that the bank lacks.
+    """
+    for name, part in (("bank", bank), ("queries", queries)):
+        if not isinstance(part, ImageArrays):
+            raise TypeError(
+                f"{name}: expected images in memory (image_folder, cifar100, arrays …), got "
+                f"{type(part).__name__}"
+            )
+        if not len(part) or (part.target == UNLABELLED).any():
+            raise ValueError(f"{name}: expected labelled images, got {part!r}")
+    if bank.images.shape[1:] != queries.images.shape[1:]:
+        raise ValueError(
+            f"images of {tuple(bank.images.shape[1:])} in the bank and of "
+            f"{tuple(queries.images.shape[1:])} among the queries"
+        )
+    both = set(bank.paths or ()) & set(queries.paths or ())
+    if both:
+        raise ValueError(f"{len(both)} files are in the bank and queries too, as {min(both)}")
+    if bank.classes and queries.classes and queries.classes != bank.classes:
+        queries = queries.with_classes(bank.classes)
+    return BankAndQueries(bank, queries)
+
+
+def split(dataset: ImageArrays, queries: float = 0.3, seed: int = 0) -> BankAndQueries:
+    """One labelled set as a bank and queries, in the same shares of each class.
+
+    Args:
+        dataset: images in memory.
+        queries: their share; of each class at least one image, and one is left for the bank.
+        seed: of the split.
+
+    Raises:
+        ValueError: a share outside (0, 1), a class of one image, or as :func:`bank_and_queries`.
+    """
+    if not 0 < queries < 1:
+        raise ValueError(f"queries must be a share between 0 and 1, got {queries}")
+    chosen = torch.zeros(len(dataset), dtype=torch.bool)
+    for label, places in in_hash_order(dataset.target.cpu(), seed, _SPLIT).items():
+        if len(places) < 2:
+            name = dataset.classes[label] if dataset.classes else label
+            raise ValueError(f"the class {name!r} has one image: expected two at least to split")
+        chosen[places[: min(max(1, round(queries * len(places))), len(places) - 1)]] = True
+    return bank_and_queries(dataset.subset(~chosen), dataset.subset(chosen))
+
+
+def cifar100_neighbours(
+    per_class: int | None = 100,
+    queries_per_class: int | None = 25,
+    root: str | Path | None = None,
+    skip_bad: bool = False,
+    cache_dir: str | Path | None = None,
+) -> BankAndQueries:
+    """CIFAR-100 to test by: a bank of training images, queries of the test images, the first of
+    each class.
+
+    Args:
+        per_class, queries_per_class: how many of each class; None: all 500, and all 100.
+        root, skip_bad, cache_dir: as for :func:`~kdtasks.images.cifar.cifar100`.
+    """
+    common = {"root": root, "augment": None, "skip_bad": skip_bad, "cache_dir": cache_dir}
+    return bank_and_queries(
+        cifar100(True, per_class=per_class, **common),
+        cifar100(False, per_class=queries_per_class, **common),
+    )
+
+
+# what --dry-run needs to know without reading
+unlabelled_folder.image_shape = (3, 128, 128)

@@ -1,0 +1,58 @@
+"""The Distiller of representations: every network supplies its embedding and its map."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from kdtasks.core import Distiller
+from kdtasks.representation.models import embedding_of, map_of, map_path
+
+
+class RepresentationDistiller(Distiller):
+    """Beside what every Distiller has, ``'<role>.embedding'``, ``(B, D)``, and ``'<role>.map'``,
+    ``(B, D, H, W)``, of the student and of each teacher, whatever the network gives.
+
+    The map is the last one, or the last tokens, inside the network: found on the first batch.
+
+    Raises:
+        ValueError: (when a loss asks for it) a network that has no map, or an output in which there
+            is no representation.
+    """
+
+    def names(self, role: str) -> list[str]:
+        """The network's own, and these two."""
+        return [*super().names(role), f"{role}.embedding", f"{role}.map"]
+
+    def outputs(
+        self, role: str, batch: Mapping[str, object], wanted: list[str]
+    ) -> dict[str, object]:
+        """The wanted names of one role."""
+        embedding, whole = f"{role}.embedding", f"{role}.map"
+        plain = [name for name in wanted if name not in (embedding, whole)]
+        images = self.read(batch, "input", role)
+        source = self._map_name(role, images) if whole in wanted else None
+        asked = plain if source in (None, role) else [*plain, source]
+        given = self.run(role, images, asked)
+        found = embedding_of(given[role])
+        if embedding in wanted:
+            given[embedding] = found
+        if source is not None:
+            prefix = getattr(self.model(role), "num_prefix_tokens", None)
+            given[whole] = map_of(given[source], found.shape[1], prefix)
+        return given
+
+    def _map_name(self, role: str, images: Any) -> str:
+        """The name of the tensor that is the map; found once for a network."""
+        facts = self.facts(role)
+        if "map" not in facts:
+            few: Tensor = images[:2]
+            teaches = role in self.teachers
+            path = map_path(self.model(role), few, self.teachers[role] if teaches else None)
+            if path is None:
+                raise ValueError(
+                    f"{role}.map: no module of {type(self.model(role)).__name__} gives a map or "
+                    f"tokens of several places for an image of {tuple(few.shape[-2:])}"
+                )
+            facts["map"] = f"{role}.{path}" if path else role
+        return facts["map"]
