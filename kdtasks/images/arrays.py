@@ -186,7 +186,7 @@ class ImageArrays:
         elif self.augment:
             view = view.to(device, non_blocking=True)
             number = view_hash(seed, place, view, AUGMENT)
-            if self.augment["scale"]:
+            if "scale" in self.augment:
                 images = resized_crops(images, number, self.augment["scale"], self.augment["flip"])
             else:
                 images = self._moved(images, number)
@@ -243,17 +243,17 @@ def checked_augment(
             f"or None, got {augment!r}"
         )
     size = tuple(shape)[-2:]
-    known = {"crop": 0, "flip": False, "pad_mode": "zeros", "scale": None}
+    known = {"crop": 0, "flip": False, "pad_mode": "zeros"}
     for key in augment:
-        if key not in known:
-            raise ValueError(f"augment has no {key!r}: {did_you_mean(key, known)}")
+        if key not in (*known, "scale"):
+            raise ValueError(f"augment has no {key!r}: {did_you_mean(key, (*known, 'scale'))}")
     augment = {**known, **augment}
     if not (isinstance(augment["crop"], int) and 0 <= augment["crop"] < min(size)):
         raise ValueError(
             f"augment: crop must be in 0..{min(size) - 1} (image {tuple(size)}), got "
             f"{augment['crop']!r}"
         )
-    if augment["scale"] is not None:
+    if "scale" in augment:
         augment["scale"] = _checked_scale(augment)
     if augment["pad_mode"] not in ("zeros", "reflect"):
         raise ValueError(
