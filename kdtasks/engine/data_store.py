@@ -24,9 +24,6 @@ class DataStore:
         seeded: the context in which a set draws random numbers.
         final: the data setting that the final student trains on; None: there is none.
         unseen: the test is of classes that nobody trained on.
-
-    Attributes:
-        is_drawn: whether a data set that was read has drawn random numbers.
     """
 
     def __init__(
@@ -37,8 +34,9 @@ class DataStore:
         unseen: bool,
     ):
         self.device, self.seeded, self.final, self.unseen = device, seeded, final, unseen
-        self.is_drawn = False
+        self._drawn: set[str] = set()  # what in _made has drawn random numbers
         self._kept: dict[Hashable, object] = {}
+        self._made: dict[str, object] = {}
 
     def keep(self, key: Hashable, make: Callable[[], object]) -> Any:
         """What ``make()`` gives, which is called once for each key."""
@@ -49,6 +47,16 @@ class DataStore:
     def clear(self) -> None:
         """Forget what was read; it is read again when it is needed."""
         self._kept.clear()
+        self._made.clear()
+
+    def share(self, other: "DataStore") -> None:
+        """Read with another one of the same seed and device: what one has read, the other has."""
+        self._made, self._drawn = other._made, other._drawn
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether a data set that was read has drawn random numbers."""
+        return bool(self._drawn)
 
     def train_set(self, data: Mapping) -> Any:
         """The training set of a data setting."""
@@ -97,17 +105,21 @@ class DataStore:
 
     def _read_once(self, spec: Mapping, where: str) -> Any:
         key = json.dumps(jsonable(spec), sort_keys=True, default=str)
-        return self.keep(key, lambda: self._make(spec, where))
+        if key not in self._made:
+            self._made[key], drawn = self._make(spec, where)
+            self._drawn |= {key} if drawn else set()
+        return self._made[key]
 
-    def _make(self, spec: Mapping, where: str) -> Any:
+    def _make(self, spec: Mapping, where: str) -> tuple[Any, bool]:
+        """A data set, and whether it has drawn random numbers."""
         arguments = {
             name: self._read_inner(value, f"{where}.{name}") for name, value in spec.items()
         }
         with self.seeded():
             before = torch.get_rng_state()
             made = builder.build(arguments, where)
-            self.is_drawn |= not torch.equal(before, torch.get_rng_state())
-        return made.to(self.device) if hasattr(made, "to") else made
+            drawn = not torch.equal(before, torch.get_rng_state())
+        return made.to(self.device) if hasattr(made, "to") else made, drawn
 
     def _read_inner(self, value: object, where: str) -> Any:
         if isinstance(value, Mapping) and "type" in value:

@@ -5,6 +5,7 @@ seems.
 import sys
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from kdtasks.core import Distiller
@@ -42,6 +43,24 @@ class Notices:
             if new:
                 more = f" and {len(new) - 1} more (results.json names them)" if len(new) > 1 else ""
                 self.warn(f"left out of the {part} data: {new[0]}: {paths[new[0]]}{more}")
+
+
+def slow_precision(experiment: Experiment) -> str | None:
+    """What asks for bfloat16 on a processor that computes it in software; None: nothing does."""
+    if experiment.device.type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX2":
+        return None
+    asked = ["amp"] if experiment.config["amp"] == "bfloat16" else []
+    asked += [
+        f"{name}.precision"
+        for name, spec in experiment.specs.items()
+        if spec.get("precision") == "bfloat16"
+    ]
+    if not asked:
+        return None
+    return (
+        f"{', '.join(asked)} = 'bfloat16' on a processor without instructions for it (AVX2): a "
+        "step may take ten times as long as in float32 (None)"
+    )
 
 
 def ended_early(experiment: Experiment, done: Mapping[str, Mapping]) -> dict[str, str]:

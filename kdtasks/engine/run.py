@@ -186,6 +186,9 @@ class Run:
                     f"no stage is called {name!r}; " + did_you_mean(name, self.files.stages)
                 )
         check(self.experiment)
+        slow = notices.slow_precision(self.experiment)
+        if slow:
+            self._notices.warn(slow)
         if self.experiment.device.type == "cpu":
             keep_memory()
         # what is there now need not be gone through after each stage

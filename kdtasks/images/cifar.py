@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kdtasks.core.classes import UNLABELLED, check_class
 from kdtasks.images.arrays import ImageArrays
-from kdtasks.images.decoding import decoded
+from kdtasks.images.decoding import decoded, fit
 from kdtasks.images.folders import listed_images
 from kdtasks.images.roots import found_folder
 from kdtasks.images.subsets import first_of_each
@@ -49,6 +50,7 @@ def cifar100(
     per_class: int | None = None,
     classes: Sequence[str] | None = None,
     fine: bool = True,
+    size: int | None = None,
     augment: dict | list | str | None = "standard",
     skip_bad: bool = False,
     cache_dir: str | Path | None = None,
@@ -63,8 +65,9 @@ def cifar100(
         classes: only these classes, numbered in this order; names of the 20 superclasses with
             ``fine=False``.
         fine: 100 classes, or the 20 superclasses of 5 each.
+        size: images become 3 x size x size, shrunk bicubically; None: they stay 32 x 32.
         augment: of the training images; ``'standard'``: ``dict(crop=4, flip=True)`` with black
-            around, the field's recipe.
+            around, the field's recipe; of a smaller ``size`` an eighth of it in place of 4.
         skip_bad, cache_dir: as for :func:`image_folder`.
 
     Raises:
@@ -95,19 +98,21 @@ def cifar100(
     bad: dict[str, str] = {}
     if (root / split).is_dir():
         paths, target, _ = listed_images(root / split, CIFAR100_CLASSES, kept, per_class)
-        images, good = decoded(paths, None, 3, skip_bad, cache_dir, bad)
+        shape = None if size is None else (size, size)
+        images, good = decoded(paths, shape, 3, skip_bad, cache_dir, bad)
         target, paths = target[good], [paths[i] for i in good.tolist()]
     else:
-        (images, target), paths = _pickled_cifar100(root, train, kept, per_class), None
-    augment = {"crop": 4, "flip": True} if augment == "standard" else augment
+        (images, target), paths = _pickled_cifar100(root, train, kept, per_class, size), None
+    augment = {"crop": (size or 32) // 8, "flip": True} if augment == "standard" else augment
     return ImageArrays(
         images, number[target], names, *_CIFAR100, augment if train else None, paths, bad
     )
 
 
 def _pickled_cifar100(
-    root: Path, train: bool, kept: Sequence[str], per_class: int | None
+    root: Path, train: bool, kept: Sequence[str], per_class: int | None, size: int | None
 ) -> tuple[Tensor, Tensor]:
+    from PIL import Image
     from torchvision.datasets import CIFAR100
 
     data = CIFAR100(str(root), train=train, download=False)
@@ -117,7 +122,10 @@ def _pickled_cifar100(
     target = place[torch.tensor(data.targets)]
     index = (target != UNLABELLED).nonzero()[:, 0]
     index = index[first_of_each(target[index], per_class, kept)]
-    return torch.from_numpy(data.data)[index].permute(0, 3, 1, 2).contiguous(), target[index]
+    images = data.data[index.numpy()]
+    if size is not None:
+        images = np.stack([fit(Image.fromarray(image), (size, size)) for image in images])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), target[index]
 
 
 # what --dry-run needs to know without reading

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from kdtasks.images.cache import load_arrays, save_arrays
 from kdtasks.images.reading import read_image
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def decoded(
@@ -116,10 +120,16 @@ class _Reading:
 
 
 def _read(path: str, size: Sequence[int] | None, channels: int) -> np.ndarray:
-    """One image, uint8 (C,H,W); with ``size`` its largest central part of that shape, resized."""
+    """One image, uint8 (C,H,W), fitted to ``size``."""
+    image = fit(read_image(path, channels), size)
+    return np.asarray(image).reshape(image.height, image.width, channels).transpose(2, 0, 1)
+
+
+def fit(image: "Image.Image", size: Sequence[int] | None) -> "Image.Image":
+    """The largest central part of an image of the shape of ``size`` = (height, width), resized
+    bicubically; None: the image as it is."""
     from PIL import Image, ImageOps
 
-    image = read_image(path, channels)
-    if size is not None and image.size != (size[1], size[0]):
-        image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
-    return np.asarray(image).reshape(image.height, image.width, channels).transpose(2, 0, 1)
+    if size is None or image.size == (size[1], size[0]):
+        return image
+    return ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)

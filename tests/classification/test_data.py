@@ -584,6 +584,16 @@ def test_cifar100_few_classes():
 
 
 @real
+def test_cifar100_smaller():
+    arrays = data.cifar100(classes=["apple"], per_class=3, size=16)
+    assert arrays.images.shape == (3, 3, 16, 16) and arrays.augment["crop"] == 2
+    image = Image.open(arrays.path(2)).convert("RGB")
+    assert np.array_equal(
+        arrays.images[2].permute(1, 2, 0), np.asarray(image.resize((16, 16), Image.BICUBIC))
+    )
+
+
+@real
 def test_cifar100_mean_and_std_are_the_published_ones(tmp_path):
     """40 images of every class give them to 0.01; all images to 1e-3 (the test below)."""
     arrays = data.cifar100(per_class=40)
@@ -634,6 +644,11 @@ def test_cifar100_in_torchvisions_layout(tmp_path, monkeypatch):
     for name in read.classes:
         ours = few.images[few.target == few.classes.index(name)][:4]
         assert torch.equal(read.images[read.target == read.classes.index(name)], ours)
+    small = [
+        data.cifar100(train=False, root=root, classes=["apple"], per_class=4, size=16).images
+        for root in (None, tmp_path)
+    ]
+    assert torch.equal(*small)
     with pytest.raises(ValueError, match=r"per_class=7: too few samples in \{'apple': 6\}"):
         data.cifar100(train=False, root=tmp_path, classes=["apple"], per_class=7)
 

@@ -7,7 +7,9 @@ import itertools
 import json
 import math
 import shutil
+import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -489,6 +491,30 @@ def test_a_job_that_fails_is_named(tmp_path):
     ):
         compare({"bad": bad}, [0], tmp_path, "cpu", quiet=True, workers=2)
     assert not (tmp_path / "compare.json").exists()
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_process_that_started_them():
+    code = (
+        "import os, time\n"
+        "from kdtasks.engine.compare.jobs import start_workers\n"
+        "if __name__ == '__main__':\n"
+        "    with start_workers('cpu', 2) as pool:\n"
+        "        print(*pool._processes, flush=True)\n"
+        "        pool.submit(os.getpid).result()\n"
+        "        time.sleep(600)\n"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    workers = [int(pid) for pid in first.stdout.readline().split()]
+    assert len(workers) == 2 and all(Path(f"/proc/{pid}").exists() for pid in workers)
+    first.kill()
+    first.wait()
+    for _ in range(600):  # up to a minute, on a busy machine
+        running = [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+        if not running:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"still running: {running}")
 
 
 def test_no_verdict_for_two_seeds(undisturbed):

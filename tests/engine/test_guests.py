@@ -5,6 +5,8 @@ import torch
 from small_runs import same, small, weights
 
 from kdtasks.engine.dry_run import dry_run
+from kdtasks.engine.experiment import Experiment
+from kdtasks.engine.notices import slow_precision
 from kdtasks.engine.run import Run
 
 FOLDER = {"type": "torchvision.datasets.ImageFolder", "transform": {"type": "small_parts.views"}}
@@ -102,6 +104,23 @@ def test_teacher_with_its_own_input_size_and_precision(tmp_path):
     )
     distiller(next(iter(run.experiment.train_loader(run.experiment.stages[2]))))
     assert seen == [(16, torch.bfloat16)]
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"amp": "bfloat16"}, "amp = 'bfloat16'"),
+        ({"teacher__precision": "bfloat16"}, "teacher.precision = 'bfloat16'"),
+        ({}, None),
+    ],
+)
+def test_bfloat16_in_software_is_said(options, said, monkeypatch):
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
+    experiment = Experiment(small(**options), device="cpu")
+    text = slow_precision(experiment)
+    assert text is None if said is None else text.startswith(said)
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
+    assert slow_precision(experiment) is None
 
 
 def test_tensorboard_files_where_they_are_asked_for(tmp_path):

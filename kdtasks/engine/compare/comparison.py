@@ -8,7 +8,7 @@ from kdtasks.core.names import did_you_mean
 from kdtasks.engine import checkpoint, lock
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.check import check
-from kdtasks.engine.compare.jobs import run_jobs
+from kdtasks.engine.compare.jobs import run_jobs, start_workers
 from kdtasks.engine.compare.plan import plan_jobs
 from kdtasks.engine.compare.result import collect
 from kdtasks.engine.compare.show import plot
@@ -35,7 +35,7 @@ def compare(
         device: ``'cpu'``, ``'cuda'``; None: CUDA where there is one.
         teacher_per_seed: train a teacher for each seed; else the teacher of seed 0 serves all.
         quiet: no progress.
-        workers, devices: see :func:`kdtasks.engine.compare.jobs.run_jobs`.
+        workers, devices: see :func:`kdtasks.engine.compare.jobs.start_workers`.
         reference: the config, by its name, whose students those of the others are compared with,
             too, plain KD say; None: the first.
 
@@ -56,11 +56,14 @@ def compare(
     todo = [job for job in jobs if job.results is None]
     for job in todo:
         lock.check_free(job.folder)
-    for arm in arms:
-        if any(job in todo for job in arm.jobs.values()):
-            check(arm.experiment)
-            arm.experiment.data.clear()  # the data is read again by the runs that need it
-    run_jobs(todo, device, workers, devices, quiet)
+    new = [arm.experiment for arm in arms if any(job in todo for job in arm.jobs.values())]
+    with start_workers(device, workers if todo else 1, devices if todo else ()) as pool:
+        for experiment in new:
+            experiment.data.share(new[0].data)  # equal data is read once
+            check(experiment)
+        for experiment in new:
+            experiment.data.clear()  # the data is read again by the runs that need it
+        run_jobs(todo, pool, devices[0] if devices else device, workers, quiet)
     result = collect(arms, jobs, list(seeds), work_dir, teacher_per_seed, reference)
     checkpoint.save_json(result, work_dir / "compare.json")
     write_atomically(

@@ -3,42 +3,34 @@
 import multiprocessing
 import os
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.queues import SimpleQueue
 
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.compare.plan import TrainingJob
 
 
-def run_jobs(
-    jobs: Sequence[TrainingJob],
-    device: str | None = None,
-    workers: int = 1,
-    devices: Sequence[str] = (),
-    quiet: bool = False,
-) -> None:
-    """Train what is not trained yet.
+@contextmanager
+def start_workers(
+    device: str | None = None, workers: int = 1, devices: Sequence[str] = ()
+) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes for jobs side by side, which import what they need while the caller goes on; None
+    for one job at a time, which needs no other process.
 
     Args:
-        jobs: those that others need come before them.
         device: ``'cpu'``, ``'cuda'``; None: CUDA where there is one.
         workers: jobs at a time. With several, each has a process of its own and an equal share of
             the processors as torch's threads, unless its config says ``threads``: then the numbers
             are those of one job after the other, bit for bit.
         devices: of the workers, in turn: ``'cuda:0'``, ``'cuda:1'`` …
-        quiet: no progress.
-
-    Raises:
-        ConfigError: no such device.
-        RuntimeError: a job has failed or its process has died; says which, and its folder.
     """
     if workers == 1 and len(devices) <= 1:
-        for number, job in enumerate(jobs, 1):
-            _say(f"[{number}/{len(jobs)}] {job.title}: {job.folder}", quiet)
-            job.finish(devices[0] if devices else device, quiet)
+        yield None
         return
     places = list(devices) or [device] * workers
     threads = max(1, (os.cpu_count() or 1) // workers)
@@ -48,7 +40,9 @@ def run_jobs(
         free.put(places[number % len(places)])
     pool = ProcessPoolExecutor(workers, context, _prepare_worker, (free, threads, list(sys.path)))
     try:
-        _run_side_by_side(pool, jobs, workers, quiet)
+        for _ in range(workers):
+            pool.submit(int)  # starts a process
+        yield pool
     except BaseException:
         for process in list((pool._processes or {}).values()):
             # each goes on from its last checkpoint
@@ -56,6 +50,33 @@ def run_jobs(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def run_jobs(
+    jobs: Sequence[TrainingJob],
+    pool: ProcessPoolExecutor | None = None,
+    device: str | None = None,
+    workers: int = 1,
+    quiet: bool = False,
+) -> None:
+    """Train what is not trained yet.
+
+    Args:
+        jobs: those that others need come before them.
+        pool: of :func:`start_workers`, which runs ``workers`` jobs at a time; None: one after the
+            other, in this process, on ``device``.
+        quiet: no progress.
+
+    Raises:
+        ConfigError: no such device.
+        RuntimeError: a job has failed or its process has died; says which, and its folder.
+    """
+    if pool is not None:
+        _run_side_by_side(pool, jobs, workers, quiet)
+        return
+    for number, job in enumerate(jobs, 1):
+        _say(f"[{number}/{len(jobs)}] {job.title}: {job.folder}", quiet)
+        job.finish(device, quiet)
 
 
 def _run_side_by_side(
@@ -97,8 +118,10 @@ _place: str | None = None  # the device of this worker
 
 
 def _prepare_worker(free: SimpleQueue[str | None], threads: int, path: list[str]) -> None:
-    """Take a device and a share of the processors; import from where the first process does."""
+    """Take a device and a share of the processors; import, from where the first process does, what
+    a run imports."""
     global _place
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _place = free.get()
     sys.path[:] = path
     if _place and _place.startswith("cuda:"):
@@ -108,7 +131,15 @@ def _prepare_worker(free: SimpleQueue[str | None], threads: int, path: list[str]
     multiprocessing.set_start_method("fork", force=True)
     import torch
 
+    import kdtasks.engine.hooks  # noqa: F401  mmengine's Runner, the slowest of them
+
     torch.set_num_threads(min(threads, torch.get_num_threads()))
+
+
+def _end_with_parent() -> None:
+    """A worker whose first process was killed would train on, unseen."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _visible(number: int) -> str:
