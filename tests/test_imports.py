@@ -149,7 +149,8 @@ def allowed(file: str) -> tuple[set[str], set[str], set[str]]:
         return {"core", "quantization"}, {"torch"}, {"safetensors"}
     if folder.split("/")[0] == "engine":
         libraries = {"torch", "mmengine", "numpy", "rich"}
-        return {"core", "engine"}, libraries, libraries | SLOW | {"safetensors", "jinja2"}
+        later = {"safetensors", "jinja2", "transformers"}
+        return {"core", "engine"}, libraries, libraries | SLOW | later
     if is_framework(file):
         libraries = {"torch", "torchvision", "numpy", "PIL"} | (
             {"mmengine"} if Path(name).stem in ("plugin", "mmdet_detectors") else set()

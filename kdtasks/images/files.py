@@ -44,6 +44,7 @@ class ImageFiles:
         self.paths, self.classes = list(paths), list(classes)
         self.target = torch.as_tensor(target).long()
         self.augment = files_augmentation(augment, size) if train else None
+        self.mean, self.std = tuple(mean), tuple(std)
         self.transform = transform(size, train, mean, std, self.augment)
 
     def __len__(self) -> int:

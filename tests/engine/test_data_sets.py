@@ -13,6 +13,7 @@ from kdtasks.classification.data import arrays
 from kdtasks.core.cache import TeacherCache
 from kdtasks.engine import cli
 from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.class_checks import check_source
 from kdtasks.engine.data_sets import told
 from kdtasks.engine.run import Run
 
@@ -247,8 +248,8 @@ def test_a_student_that_goes_on_with_other_classes(
         rf"\[.*'{then[-1]}'\]"
     )
     with pytest.raises(ConfigError, match=message):
-        run.experiment.check_source(run.experiment.stages[1])
-    run.experiment.check_source(run.experiment.stages[0])
+        check_source(run.experiment, run.experiment.stages[1])
+    check_source(run.experiment, run.experiment.stages[0])
 
 
 def test_a_student_whose_classes_are_mapped_or_grow_goes_on(tmp_path):
@@ -260,7 +261,7 @@ def test_a_student_whose_classes_are_mapped_or_grow_goes_on(tmp_path):
     ):
         run = chain_of(tmp_path / str(k), first, then, "keep")
         run.experiment.stages[0].data["train"]["classes"] = order
-        run.experiment.check_source(run.experiment.stages[1])
+        check_source(run.experiment, run.experiment.stages[1])
         names = list(run.experiment.classes(run.experiment.stages[0]))
         assert names == then[: len(first)]
         assert seen(run.experiment.train_loader(run.experiment.stages[0], batch_size=6)) == {

@@ -11,12 +11,12 @@ from kdtasks.metric_learning.models import Embedder, embedder
 @pytest.mark.parametrize(
     "backbone, size",
     [
-        ("resnet18", 32),
+        ("torchvision:resnet18", 32),
         ("vgg11", 32),
         ("squeezenet1_1", 32),
         ("mobilenet_v3_small", 32),
         ("convnext_tiny", 32),
-        ("timm/resnet10t", 32),
+        ("timm:resnet10t", 32),
         ("kdtasks.classification.models.resnet8", 16),
     ],
 )
@@ -81,7 +81,7 @@ def test_rows_are_normalised_in_float32_or_more(given, got):
 @pytest.mark.parametrize(
     "message, arguments",
     [
-        ("torchvision has no 'resnet19': did you mean 'resnet1", {"backbone": "resnet19"}),
+        ("torchvision has no 'resnet19'; did you mean 'resnet1", {"backbone": "resnet19"}),
         ("dim must be at least 1, got 0", {"backbone": "resnet18", "dim": 0}),
         (
             "kdtasks.classification.models has no 'resnet9'",
@@ -98,11 +98,11 @@ def test_rows_are_normalised_in_float32_or_more(given, got):
         ),
         (
             "resnet18 has no weights='IMAGENET1K_V9'; did you mean 'IMAGENET1K_V1'",
-            {"backbone": "resnet18", "pretrained": "IMAGENET1K_V9"},
+            {"backbone": "torchvision:resnet18", "weights": "IMAGENET1K_V9"},
         ),
         (
-            "belongs to torchvision's and timm's",
-            {"backbone": "kdtasks.classification.models.resnet8", "pretrained": True},
+            "belongs to the backbones that have a name",
+            {"backbone": "kdtasks.classification.models.resnet8", "weights": True},
         ),
     ],
 )

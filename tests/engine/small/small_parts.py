@@ -364,3 +364,15 @@ def deit() -> nn.Module:
     )
     model.set_distilled_training(True)
     return Enlarged(model, 32)
+
+
+class Unspoken(torch.utils.data.Dataset):
+    """Coloured images that do not say what they are normalised with."""
+
+    target = torch.arange(40) % 10
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return torch.full((3, 16, 16), index / 40), int(self.target[index])

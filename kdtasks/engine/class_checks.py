@@ -1,0 +1,68 @@
+"""Whether the classes of what teaches, and of what a stage goes on with, are those of the data."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from kdtasks.core import Stage, Teacher
+from kdtasks.core.names import as_names
+from kdtasks.engine.errors import ConfigError
+from kdtasks.engine.models import facts_of
+
+if TYPE_CHECKING:
+    from kdtasks.engine.experiment import Experiment
+
+
+def check_source(experiment: "Experiment", stage: Stage) -> None:
+    """A stage that goes on with another one's student has its classes, new ones behind.
+
+    Raises:
+        ConfigError: they differ, or stand in another order.
+    """
+    source = experiment.source(stage)
+    if source is None or experiment.data.unseen:
+        return
+    known = experiment.classes(experiment.stage(source)) or []
+    classes = experiment.classes(stage) or []
+    for number, (before, now) in enumerate(zip(known, classes)):
+        if before != now:
+            raise ConfigError(
+                f"stage {stage.name!r} goes on with the student of stage {source!r}, where "
+                "class "
+                f"{number} is {before!r}, and here {now!r}: expected the same classes in the "
+                f"same order, new ones behind. There are {len(known)}: {known[:12]}; here "
+                f"{len(classes)}: {classes[:12]}"
+            )
+
+
+def check_teachers(experiment: "Experiment", stage: Stage, teachers: Mapping[str, Teacher]) -> None:
+    """A teacher whose output is compared knows the classes of the data, in their order.
+
+    Raises:
+        ConfigError: it knows others, or these in another order.
+    """
+    compared = {name for entry in stage.losses.values() for name in as_names(entry["of"])}
+    for name, teacher in teachers.items():
+        if name not in compared:
+            continue
+        known = teacher.classes or _of_facts(teacher)
+        classes = experiment.classes(stage) if known else None
+        # a model's own config may call the same classes otherwise: only their order tells
+        if not teacher.classes and sorted(known or ()) != sorted(classes or ()):
+            continue
+        if known and classes and list(known) != classes:
+            lacks = [c for c in known if c not in classes]
+            adds = [c for c in classes if c not in known]
+            what = (
+                f"it lacks {lacks[:5]} and adds {adds[:5]}"
+                if lacks or adds
+                else "they stand in another order"
+            )
+            raise ConfigError(
+                f"the teacher {name!r} knows {len(known)} classes, the data has "
+                f"{len(classes)} others: {what}"
+            )
+
+
+def _of_facts(teacher: Teacher) -> list[str]:
+    facts = facts_of(teacher.model)
+    return list(map(str, facts.classes or ())) if facts else []

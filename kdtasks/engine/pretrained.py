@@ -1,0 +1,142 @@
+"""Teachers as a config describes them, with the input that pretrained weights expect."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from kdtasks.core import Teacher
+from kdtasks.core.teacher import INTERPOLATIONS
+from kdtasks.engine.config_keys import MODEL_KEYS, TEACHER_KEYS
+from kdtasks.engine.errors import ConfigError
+from kdtasks.engine.models import Facts, facts_of
+
+Normalization = tuple[Sequence[float], Sequence[float]]
+
+
+def frozen_teacher(
+    model: nn.Module,
+    spec: Mapping,
+    where: str,
+    data: Callable[[], Normalization | None] | None = None,
+    trained_here: bool = False,
+) -> Teacher:
+    """A model as a teacher that sees each batch as its weights expect it.
+
+    A model's name brings what its weights expect (:class:`~kdtasks.engine.models.Facts`). Where
+    they were not trained by a run, whose data has normalised its inputs already, and the config
+    does not say otherwise, inputs are converted from the data's normalisation to that.
+
+    Args:
+        model: frozen here.
+        spec: its description.
+        where: its name in messages.
+        data: gives the data's normalisation, (mean, std), or None where the data does not say it;
+            None: not to be asked, and only what the config says counts.
+        trained_here: whether a run of this library has trained the weights.
+
+    Raises:
+        ConfigError: an impossible option, or the data does not say what it normalises with.
+    """
+    options = {key: spec[key] for key in TEACHER_KEYS if key in spec and key not in MODEL_KEYS}
+    facts = facts_of(model)
+    _take_size(options, facts, where)
+    if data is not None:
+        _take_normalization(options, None if trained_here else facts, data, where)
+    elif not all(key in options for key in _GIVEN):
+        options = {key: value for key, value in options.items() if key not in _GIVEN}
+    try:
+        return Teacher(model, **options)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+_GIVEN = ("mean", "std", "student_mean", "student_std")
+
+
+def _take_size(options: dict, facts: Facts | None, where: str) -> None:
+    """``input_size='own'``, and how images are resized to it."""
+    if options.get("input_size") == "own":
+        if facts is None or facts.input_size is None:
+            raise ConfigError(
+                f"{where}: nothing says what size the model's own input has: expected input_size=a "
+                "side, or (height, width)"
+            )
+        options["input_size"] = facts.input_size
+    if options.get("input_size") and facts and facts.interpolation in INTERPOLATIONS:
+        options.setdefault("interpolation", facts.interpolation)
+
+
+def _take_normalization(
+    options: dict, facts: Facts | None, data: Callable[[], Normalization | None], where: str
+) -> None:
+    """What the weights expect, and what the data gives, where the config does not say it."""
+    if facts and not facts.normalizes and facts.mean is not None and facts.std is not None:
+        for key, value in (("mean", facts.mean), ("std", facts.std)):
+            options.setdefault(key, value)
+    if "mean" not in options and "std" not in options:
+        return
+    if "student_mean" not in options and "student_std" not in options:
+        given = data()
+        if given is None:
+            raise ConfigError(
+                f"{where} expects inputs normalised with mean={options.get('mean')} and std="
+                f"{options.get('std')}, and the data does not say what it normalises with (by "
+                f"attributes mean and std): expected {where}.student_mean and {where}.student_std"
+            )
+        options["student_mean"], options["student_std"] = given
+    same = all(
+        tuple(options.get(f"student_{key}", ())) == tuple(options.get(key, ()))
+        for key in ("mean", "std")
+    )
+    if same:
+        for key in _GIVEN:
+            del options[key]
+
+
+def described(facts: Facts, teacher: Teacher | None, data: Normalization | None) -> dict[str, Any]:
+    """What results.json says of pretrained weights.
+
+    Args:
+        facts: of the model.
+        teacher: that it is; None: it is the student.
+        data: the data's normalisation, where it says it.
+    """
+    keys = ("name", "weights", "licence", "mean", "std", "input_size", "interpolation")
+    found = {key: getattr(facts, key) for key in keys}
+    found = {key: list(v) if isinstance(v, tuple) else v for key, v in found.items()}
+    gets: dict[str, Any] = {}
+    if data is not None:
+        gets = {"mean": list(data[0]), "std": list(data[1])}
+    if teacher is not None:
+        gets["renormalised"] = teacher.scale is not None
+        gets["input_size"] = None if teacher.input_size is None else list(teacher.input_size)
+    return {**found, "gets": gets}
+
+
+def sentence(role: str, known: Mapping) -> str:
+    """What the screen says of :func:`described` before the first step."""
+    said = [f"{role}: {known['name']}"]
+    if known["weights"] and known["weights"] not in known["name"]:
+        said.append(f" with the weights {known['weights']}")
+    said.append(f" (licence: {known['licence'] or 'not stated'})")
+    gets = known["gets"]
+    if known["mean"]:
+        said.append(f"; expects mean {_list(known['mean'])}, std {_list(known['std'])}")
+    else:
+        said.append("; nothing says which normalisation it expects")
+    if known["input_size"]:
+        size = "x".join(map(str, known["input_size"]))
+        said.append(f", {size} {known['interpolation'] or ''}".rstrip())
+    how = []
+    if "mean" in gets:
+        how.append(f"mean {_list(gets['mean'])}, std {_list(gets['std'])}")
+    if gets.get("renormalised"):
+        how.append("converted to what it expects")
+    if gets.get("input_size"):
+        how.append("resized to " + "x".join(map(str, gets["input_size"])))
+    return "".join(said) + (f"; the data has {', '.join(how)}" if how else "")
+
+
+def _list(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
