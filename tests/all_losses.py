@@ -379,6 +379,7 @@ CALLS = {
     "confidence_loss": _plain(lambda: (_normal(6, 5),)),
     "ensemble_probabilities": _plain(_logits),
     "der_loss": _plain(_logits),
+    "replay_cross_entropy": _plain(lambda: (_normal(6, 5),), rest=(TARGET[:6],)),
     "LwFLoss": _heads,
     "lwf_loss": _plain(_logits),
     "lwf_mc_loss": _plain(lambda: (_normal(6, 5), _normal(6, 3)), rest=(TARGET[:6],)),

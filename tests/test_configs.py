@@ -111,7 +111,10 @@ SMALLER = {
     },
     **{
         f"{run}_resnet8_cifar100_5x10_short": {"student.sizes": (3, 2, 2), "data.batch_size": 4}
-        for run in ("lwf", "lwm", "lwf_heads", "lwm_no_attention", "lwf_mc", "gd", "gd_no_pool")
+        for run in (
+            *("lwf", "lwm", "lwf_heads", "lwm_no_attention", "lwf_mc", "gd", "gd_no_pool"),
+            *("icarl", "wa", "bic", "derpp"),
+        )
     },
     "darkrank_soft_released_resnet50_resnet18_cub200": EMBEDDERS
     | {"data.batch_size": 8, "teacher_training.data.batch_size": 10},
@@ -160,7 +163,7 @@ def watch_untaught(run) -> dict[str, list]:
 
     def watched(stage, files=None, load=True):
         distiller = build(stage, files, load)
-        if not stage.teachers:
+        if not stage.taught:
             seen, known = called.setdefault(stage.name, []), distiller.supply
             names = {"teacher", *run.experiment.config["teachers"], *untaught} - {"peers"}
             distiller.supply = lambda batch, *args, **kwargs: known(
@@ -188,9 +191,10 @@ def test_config_builds_and_steps(path, tmp_path):
         isinstance(t, Marked) for calls in called.values() for call in calls for t in call
     )
     assert all(row["parameters"] > 0 for row in rows)
-    # the student of the experience before
+    # the student of the experience before; of dark experience replay, stored logits
     if path.parent.name == "incremental":
-        assert rows[-1]["stage"] == "distilled" and rows[-1]["teacher_parameters"] > 0
+        assert rows[-1]["stage"] == "distilled"
+        assert (rows[-1]["teacher_parameters"] == 0) == path.stem.startswith("derpp_")
     # a generation is of its teacher's size, so is a student in eight bits; peers have none
     elif path.stem.startswith(("ban_", "dml_", "qad_")):
         assert rows[-1]["teacher_parameters"] in (0, rows[-1]["parameters"])

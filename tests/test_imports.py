@@ -48,6 +48,7 @@ FRAMEWORK_FILES = (
     # what is done with the networks of a run of continual learning
     "exemplars",
     "finish",
+    "der_memory",
 )
 SLOW = {
     "avalanche",

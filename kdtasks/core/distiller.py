@@ -49,7 +49,8 @@ class Distiller(TensorSupply):
     :meth:`needs`, where a role reads names of another; :meth:`prepare`, to change the batch; and
     :attr:`steps_per_batch`, where a batch is worth several optimizer steps (:meth:`steps`); nothing
     else. :attr:`classes`, the names of the data's classes where they are known, is set from outside
-    for those that compare them with what a teacher knows.
+    for those that compare them with what a teacher knows. :attr:`kept` is what a subclass keeps
+    from step to step beside models and losses; a checkpoint holds its attributes.
 
     Args:
         student: the model that learns.
@@ -69,6 +70,7 @@ class Distiller(TensorSupply):
     """
 
     classes: Sequence[str] | None = None
+    kept: object = None
     # which step of a batch is taken, from 0 on; None: outside of :meth:`steps`
     step: int | None = None
 

@@ -211,6 +211,28 @@ def _seeded(seed: int, index: int, view: int, salt: int):
         torch.default_generator.set_state(before[2])
 
 
+def read_rows(
+    dataset: Any, index: Tensor, view: Tensor, seed: int, collate: Callable | None = None
+) -> dict:
+    """Some samples of a data set of either kind, read now and in this process, as a
+    :class:`~kdtasks.engine.loader.Loader` would read them in these views.
+
+    Args:
+        dataset: batched or map-style.
+        index, view: int64 ``(b,)`` on the CPU.
+        seed: of the views.
+        collate: as the Loader's.
+    """
+    if callable(getattr(dataset, "batch", None)):
+        return dataset.batch(index, view, seed)
+    samples = []
+    for i, v in zip(index.tolist(), view.tolist()):
+        with _seeded(seed, i, v, _SAMPLE):
+            samples.append((i, v, dataset[i], {}))
+    batch = _Collate(collate or getattr(dataset, "collate", None) or stack, seed)(samples)[0]
+    return batch or {}
+
+
 def readable(dataset: Any, index: Sequence[int]) -> dict[int, object]:
     """Those of the samples ``index`` of a map-style data set that can be read: for pictures, since
     who evaluates is told.

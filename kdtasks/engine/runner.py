@@ -181,7 +181,7 @@ class StageRunner(Runner):
             **learners,
             **{f"route {name}": route for name, route in self.setup.routes.items()},
         }
-        deep = {**foreign, **losses_with_state(self.distiller)}
+        deep = {**foreign, **losses_with_state(self.distiller), "kept": self.distiller.kept}
         return {
             name: (owner, inside)
             for owners, inside in ((flat, False), (deep, True))

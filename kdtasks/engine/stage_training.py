@@ -57,6 +57,7 @@ def train_stage(
     loader = experiment.train_loader(stage, files)
     first = experiment.first_batch(stage, files)
     distiller = experiment.built_distiller(stage, files, first)
+    experiment.task.equip(experiment, stage, distiller, files)
     length = iterations(
         experiment.setting(stage, "length"), len(loader), f"{stage.name}.length", least=0
     )

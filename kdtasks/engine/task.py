@@ -19,7 +19,7 @@ from kdtasks.engine.errors import ConfigError
 if TYPE_CHECKING:
     from torch import nn
 
-    from kdtasks.core import Stage
+    from kdtasks.core import Distiller, Stage
     from kdtasks.engine.experiment import Experiment
     from kdtasks.engine.export import OnnxForm
     from kdtasks.engine.run import Run
@@ -120,6 +120,16 @@ class Task:
         own = self._optional["training_set"]
         return own(experiment, stage, made, files) if own else made
 
+    def equip(
+        self, experiment: "Experiment", stage: "Stage", distiller: "Distiller", files: "WorkDir"
+    ) -> None:
+        """Give a stage's distiller what it needs of the run, before the first step; default:
+        nothing.
+        """
+        own = self._optional["equip"]
+        if own:
+            own(experiment, stage, distiller, files)
+
     def summary(self, run: "Run", stage: "Stage", metrics: Mapping[str, float]) -> dict:
         """What results.json has of a finished stage beside its metrics; default: nothing."""
         own = self._optional["summary"]
@@ -201,6 +211,7 @@ OPTIONAL = (
     "BACKBONE",
     "METRICS",
     "training_set",
+    "equip",
     "summary",
     "deciding",
     "onnx_form",

@@ -1,7 +1,8 @@
 """Continual learning: classes come in experiences, and the model before teaches the model after."""
 
 from kdtasks.incremental.bias_correction import BiasCorrection
-from kdtasks.incremental.der import ReservoirBuffer, der_loss
+from kdtasks.incremental.der import ReservoirBuffer, der_loss, replay_cross_entropy
+from kdtasks.incremental.der_distiller import DERDistiller
 from kdtasks.incremental.distiller import IncrementalDistiller
 from kdtasks.incremental.gd import (
     BalancedCrossEntropyLoss,
@@ -35,6 +36,7 @@ __all__ = [
     "BalancedCrossEntropyLoss",
     "BiasCorrection",
     "CurrentTeacherLoss",
+    "DERDistiller",
     "GlobalDistillationLoss",
     "IncrementalDistiller",
     "LwFLoss",
@@ -63,6 +65,7 @@ __all__ = [
     "lwm_distill_bce",
     "nearest_mean",
     "one_hot_bce",
+    "replay_cross_entropy",
     "sample_external",
     "weight_alignment",
 ]

@@ -25,9 +25,11 @@ of its time, and only these are compared.
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kdtasks.core.precision import raised
+from kdtasks.core.terms import connected_zero
 
 
 def der_loss(student: Tensor, stored: Tensor, columns: Tensor | None = None) -> Tensor:
@@ -63,6 +65,29 @@ def der_loss(student: Tensor, stored: Tensor, columns: Tensor | None = None) -> 
     there = torch.arange(stored.shape[1], device=stored.device) < columns[:, None]  # (B, l)
     difference = (student - stored).where(there, 0)
     return difference.square().sum() / there.sum().clamp(min=1)
+
+
+def replay_cross_entropy(student: Tensor, target: Tensor) -> Tensor:
+    """The second term of DER++: cross-entropy of what is drawn from the memory.
+
+    Args:
+        student: ``(R, C)`` logits of now; carries the gradient.
+        target: int64 ``(R,)``, their classes.
+
+    Returns:
+        A scalar in nats, mean over rows; half precision is raised to float32, float64 stays. A zero
+        that still backpropagates when nothing is drawn, as from a memory that is empty.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    if student.dim() != 2 or target.shape != (len(student),):
+        raise ValueError(
+            f"expected student (R, C) and target (R,), got {tuple(student.shape)} and "
+            f"{tuple(target.shape)}"
+        )
+    (student,) = raised(student)
+    return F.cross_entropy(student, target) if len(student) else connected_zero([student])
 
 
 class ReservoirBuffer:

@@ -26,27 +26,42 @@ class GrowingHead(nn.Module):
         bias: whether the layers have one.
         correction: whether the logits of each experience are corrected by two numbers of its own
             (:class:`~kdtasks.incremental.bias_correction.BiasCorrection`), 1 and 0 at first.
+        ahead: classes of experiences that have not come yet, whose columns are there behind the
+            others **in training only**, as where all classes are known to be from the start.
 
     Raises:
-        ValueError: no experience, or one without classes.
+        ValueError: no experience, or one without classes; a correction of columns ahead.
     """
 
     def __init__(
-        self, features: int, sizes: Sequence[int], bias: bool = True, correction: bool = False
+        self,
+        features: int,
+        sizes: Sequence[int],
+        bias: bool = True,
+        correction: bool = False,
+        ahead: Sequence[int] = (),
     ):
         super().__init__()
-        if not sizes or min(sizes) < 1:
+        if not sizes or min((*sizes, *ahead)) < 1:
             raise ValueError(
                 f"sizes are the classes of each experience, at least one, got {tuple(sizes)}"
+                + (f" and ahead={tuple(ahead)}" if ahead else "")
             )
-        self.features, self.bias = features, bias
-        self.blocks = nn.ModuleList(nn.Linear(features, size, bias) for size in sizes)
+        if correction and ahead:
+            raise ValueError("a correction is of columns that have come: expected ahead=()")
+        self.features, self.bias, self.ahead = features, bias, len(ahead)
+        self.blocks = nn.ModuleList(nn.Linear(features, size, bias) for size in (*sizes, *ahead))
         self.correction = BiasCorrection(sizes) if correction else None
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Classes of each experience."""
-        return tuple(block.out_features for block in self.blocks)
+        return tuple(block.out_features for block in self._come)
+
+    @property
+    def _come(self) -> nn.ModuleList:
+        """The layers of the experiences that have come."""
+        return self.blocks[: len(self.blocks) - self.ahead]
 
     @property
     def old(self) -> int:
@@ -56,7 +71,12 @@ class GrowingHead(nn.Module):
     def grow(self, classes: int) -> None:
         """Add the block of an experience with so many classes. Its parameters are new to the
         optimizer.
+
+        Raises:
+            ValueError: there are columns ahead.
         """
+        if self.ahead:
+            raise ValueError("the head has the columns of what comes already, by ahead")
         like = self.blocks[0].weight
         self.blocks.append(nn.Linear(self.features, classes, self.bias).to(like.device, like.dtype))
         if self.correction is not None:
@@ -69,7 +89,8 @@ class GrowingHead(nn.Module):
 
     def uncorrected(self, x: Tensor) -> Tensor:
         """What the linear layers give, ``(B, features)`` -> ``(B, classes)``."""
-        return torch.cat([block(x) for block in self.blocks], dim=1)
+        blocks = self.blocks if self.training else self._come
+        return torch.cat([block(x) for block in blocks], dim=1)
 
     def split(self, logits: Tensor) -> list[Tensor]:
         """The columns of each experience: ``(B, classes)`` as views ``(B, size)``."""
@@ -93,6 +114,7 @@ def growing(
     fixed_norm: bool = False,
     train_old_heads: bool = True,
     bias_correction: bool = False,
+    ahead: Sequence[int] = (),
 ) -> nn.Module:
     """The network with its last linear layer replaced by a :class:`GrowingHead`.
 
@@ -105,6 +127,7 @@ def growing(
         train_old_heads: False freezes the layers of all experiences but the last, as FACIL does;
             the LwF paper trains them.
         bias_correction: as BiC has it, see :class:`GrowingHead`.
+        ahead: as dark experience replay has it, see :class:`GrowingHead`.
 
     Raises:
         ValueError: the network has no linear layer.
@@ -117,9 +140,9 @@ def growing(
             f"{type(network).__name__} has no linear layer that a growing head could replace"
         )
     path, last = linear_layers[-1]
-    head = GrowingHead(last.in_features, sizes, last.bias is not None, bias_correction)
+    head = GrowingHead(last.in_features, sizes, last.bias is not None, bias_correction, ahead)
     network.set_submodule(path, head.to(last.weight.device, last.weight.dtype))
-    head.blocks[:-1].requires_grad_(train_old_heads)
+    head.blocks[: len(sizes) - 1].requires_grad_(train_old_heads)
     if fixed_norm:
         for module in network.modules():
             if isinstance(module, _BatchNorm) and not isinstance(module, FrozenBatchNorm):

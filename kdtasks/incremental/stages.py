@@ -74,7 +74,7 @@ def class_incremental_stages(
         ValueError: the student has no ``sizes``, or only one; there are exemplars, but a loss of
             ``target.new``; a loss is a softmax over one class; ``finish`` lacks what it needs.
     """
-    _check_softmax(config["losses"], sizes_of(config))
+    check_softmax(config["losses"], sizes_of(config))
     _check_exemplars(config)
     _check_finish(config, finish)
     start = {**experience_settings(config, 0), **(first or {}), "name": "experience1"}
@@ -104,7 +104,7 @@ def _balanced(losses: Mapping[str, Mapping], sizes: Sequence[int]) -> dict[str, 
     }
 
 
-def _end_role(is_last: bool, with_teacher: bool) -> str:
+def end_role(is_last: bool, with_teacher: bool) -> str:
     """Of a stage that ends an experience."""
     if not is_last:
         return "step"
@@ -165,7 +165,7 @@ def _arm(
             {
                 **experience_settings(config, t),
                 "name": name,
-                "role": _end_role(is_last, with_teacher),
+                "role": end_role(is_last, with_teacher),
                 "student": start,
                 "teachers": {"teacher": before} if with_teacher else {},
             }
@@ -271,7 +271,7 @@ class _GlobalDistillation:
                 **experience_settings(self.labelled, t),
                 **self._only_head(),
                 "name": ALONE if self._is_last(t) else f"alone{t + 1}",
-                "role": _end_role(self._is_last(t), with_teacher=False),
+                "role": end_role(self._is_last(t), with_teacher=False),
                 "student": main,
                 "losses": self.cross_entropy(balanced=True),
             },
@@ -300,7 +300,7 @@ class _GlobalDistillation:
                 **experience_settings(self.config, t),
                 **self._only_head(),
                 "name": DISTILLED if self._is_last(t) else f"taught{t + 1}",
-                "role": _end_role(self._is_last(t), with_teacher=True),
+                "role": end_role(self._is_last(t), with_teacher=True),
                 "student": main,
                 "teachers": teachers,
                 "losses": {"loss_gd": self._distillation("finetune")},
@@ -331,7 +331,7 @@ class _GlobalDistillation:
         losses = self.cross_entropy(balanced=False)
         if "C" in self.terms:
             losses["loss_new"] = self._new_classes()
-        _check_softmax(losses, sizes_of(self.config))
+        check_softmax(losses, sizes_of(self.config))
 
     def _new_classes(self) -> dict:
         return _entry(*self.losses["current"], ["student.new", "target.new"])
@@ -375,8 +375,12 @@ def sizes_of(config: Mapping) -> tuple[int, ...]:
     return sizes
 
 
-def _check_softmax(losses: Mapping[str, Mapping], sizes: Sequence[int]) -> None:
-    """No loss is a softmax over one class, in any experience."""
+def check_softmax(losses: Mapping[str, Mapping], sizes: Sequence[int]) -> None:
+    """No loss is a softmax over one class, in any experience.
+
+    Raises:
+        ValueError: one is; the message says which form learns.
+    """
     for t in range(len(sizes)):
         columns = {"student": sum(sizes[: t + 1]), "student.new": sizes[t]}
         if t:

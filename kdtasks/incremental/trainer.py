@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from kdtasks.core import Distiller
 from kdtasks.core.classes import UNLABELLED
 from kdtasks.core.stages import Stage
 from kdtasks.engine import checkpoint
 from kdtasks.engine.data_sets import image_shape
 from kdtasks.engine.processes import beating, led
 from kdtasks.engine.task import Metric
+from kdtasks.incremental import der_distiller
 from kdtasks.incremental.data import IncrementalSet
+from kdtasks.incremental.der_memory import give_memory
 from kdtasks.incremental.exemplars import draw, features_of, is_herded, with_herded
 from kdtasks.incremental.herding import mean_distances
 from kdtasks.incremental.metrics import average_incremental_accuracy, forgetting
@@ -39,7 +42,7 @@ METRICS = {
     "forgetting*": Metric("%"),
 }
 # names in a batch, beside the target, that are no teacher's
-OWN_NAMES = ("class_counts",)
+OWN_NAMES = ("class_counts", *der_distiller.OWN_NAMES)
 
 
 def evaluate(model: nn.Module, loader: "Loader") -> dict[str, float]:
@@ -234,6 +237,12 @@ def training_set(
         return torch.cat([saved["confident"], saved["random"]]).sort().values
 
     return dataset.with_external(experiment.data.keep(("sampled", path), sampled))
+
+
+def equip(experiment: "Experiment", stage: Stage, distiller: Distiller, files: "WorkDir") -> None:
+    """Give a :class:`~kdtasks.incremental.DERDistiller` the memory of the experiences before."""
+    if isinstance(distiller, der_distiller.DERDistiller):
+        give_memory(experiment, stage, distiller, files)
 
 
 def _sample(

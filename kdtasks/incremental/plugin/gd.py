@@ -102,7 +102,7 @@ class GlobalDistillationPlugin(OldModelPlugin):
         targets = self._targets(parts)
         self.counts = torch.bincount(targets, minlength=len(self.all)).to(strategy.device)
         labelled = [Subset(*part) for part in parts]
-        rows = _Rows(labelled, self.pool, self._sample(len(targets), strategy))
+        rows = Rows(labelled, self.pool, self._sample(len(targets), strategy))
         strategy.dataloader = DataLoader(
             rows, strategy.train_mb_size, shuffle=True, num_workers=num_workers
         )
@@ -251,7 +251,7 @@ class GlobalDistillationPlugin(OldModelPlugin):
         ]
 
 
-class _Rows(Dataset):
+class Rows(Dataset):
     """(image, class, 0) of labelled images, and (image, -100, 0) of the sample; the 0 is where
     avalanche has the task.
     """

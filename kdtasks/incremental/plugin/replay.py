@@ -11,6 +11,7 @@ from kdtasks.incremental.der import ReservoirBuffer, der_loss
 from kdtasks.incremental.lwf import lwf_loss
 from kdtasks.incremental.models import GrowingHead
 from kdtasks.incremental.plugin.base import OldModelPlugin, check_one_head
+from kdtasks.incremental.plugin.exemplars import classifier_of
 from kdtasks.incremental.weight_alignment import weight_alignment
 
 if TYPE_CHECKING:
@@ -160,11 +161,7 @@ class WAPlugin(OldModelPlugin):
 
 def _head_weights(model: nn.Module) -> list[Tensor]:
     """The weights of the last linear layer, or of the blocks of a growing head, a row a class."""
-    modules = list(model.modules())
-    for module in modules:
-        if isinstance(module, GrowingHead):
-            return [block.weight for block in module.blocks]
-    linear = [module for module in modules if isinstance(module, nn.Linear)]
-    if not linear:
-        raise ValueError(f"{type(model).__name__} has no linear layer whose weights WA could align")
-    return [linear[-1].weight]
+    head = classifier_of(model, "has weights that WA could align")
+    return (
+        [block.weight for block in head.blocks] if isinstance(head, GrowingHead) else [head.weight]
+    )
