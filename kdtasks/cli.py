@@ -31,6 +31,13 @@ def compare(arguments: Sequence[str]) -> None:
     compare(arguments)
 
 
+def results(arguments: Sequence[str]) -> None:
+    """Show, merge or publish what comparisons have measured."""
+    from kdtasks.engine.cli import results
+
+    results(arguments)
+
+
 def export(arguments: Sequence[str]) -> None:
     """Write a run's student as safetensors, ONNX or plain weights, checked on test images."""
     from kdtasks.engine.cli import export
@@ -78,6 +85,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "test": test,
     "compare": compare,
+    "results": results,
     "export": export,
     "benchmark": benchmark,
     "list": list_configs,

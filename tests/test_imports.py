@@ -405,6 +405,7 @@ def test_nobody_imports_tools_configs_or_tests_and_tools_import_the_engine_only(
         "tools/test.py --help",
         "tools/compare.py --help",
         "tools/export.py --help",
+        "tools/results.py --help",
         "tools/benchmark.py --help",
         "-m kdtasks.cli --help",
         "-m kdtasks.cli list",

@@ -333,6 +333,36 @@ def compare(arguments: Sequence[str] | None = None) -> None:
 
 
 @pipe_may_close()
+def results(arguments: Sequence[str] | None = None) -> None:
+    """tools/results.py."""
+    parser = argparse.ArgumentParser(
+        prog="results.py",
+        description="Show what comparisons have measured, put those of different seeds together, "
+        "or write a page of several.",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a compare.json")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument(
+        "--merge", metavar="FILE", help="write there the seeds of all, of the same configs, as one"
+    )
+    target.add_argument("--page", metavar="FILE", help="write there their tables, as Markdown")
+    args = parser.parse_args(arguments)
+    with plain_errors():
+        from kdtasks.engine.compare.files import read_comparisons, write_merged, write_page
+        from kdtasks.engine.compare.show import show
+        from kdtasks.engine.task import load_task
+
+        found = read_comparisons(args.files)
+        if args.merge:
+            write_merged(list(found.values()), args.merge)
+        elif args.page:
+            write_page(found, args.page)
+        else:
+            for result in found.values():
+                show(result, load_task(result["task"]))
+
+
+@pipe_may_close()
 def export(arguments: Sequence[str] | None = None) -> None:
     """tools/export.py."""
     parser = argparse.ArgumentParser(

@@ -24,6 +24,10 @@ class DataStore:
         seeded: the context in which a set draws random numbers.
         final: the data setting that the final student trains on; None: there is none.
         unseen: the test is of classes that nobody trained on.
+
+    Attributes:
+        made: ``{description: data set}`` of what was read.
+        drawn: the descriptions of those that have drawn random numbers.
     """
 
     def __init__(
@@ -34,9 +38,9 @@ class DataStore:
         unseen: bool,
     ):
         self.device, self.seeded, self.final, self.unseen = device, seeded, final, unseen
-        self._drawn: set[str] = set()  # what in _made has drawn random numbers
+        self.made: dict[str, object] = {}
+        self.drawn: set[str] = set()
         self._kept: dict[Hashable, object] = {}
-        self._made: dict[str, object] = {}
 
     def keep(self, key: Hashable, make: Callable[[], object]) -> Any:
         """What ``make()`` gives, which is called once for each key."""
@@ -47,16 +51,16 @@ class DataStore:
     def clear(self) -> None:
         """Forget what was read; it is read again when it is needed."""
         self._kept.clear()
-        self._made.clear()
+        self.made.clear()
 
     def share(self, other: "DataStore") -> None:
         """Read with another one of the same seed and device: what one has read, the other has."""
-        self._made, self._drawn = other._made, other._drawn
+        self.made, self.drawn = other.made, other.drawn
 
     @property
     def is_drawn(self) -> bool:
         """Whether a data set that was read has drawn random numbers."""
-        return bool(self._drawn)
+        return bool(self.drawn)
 
     def train_set(self, data: Mapping) -> Any:
         """The training set of a data setting."""
@@ -105,10 +109,10 @@ class DataStore:
 
     def _read_once(self, spec: Mapping, where: str) -> Any:
         key = json.dumps(jsonable(spec), sort_keys=True, default=str)
-        if key not in self._made:
-            self._made[key], drawn = self._make(spec, where)
-            self._drawn |= {key} if drawn else set()
-        return self._made[key]
+        if key not in self.made:
+            self.made[key], drawn = self._make(spec, where)
+            self.drawn |= {key} if drawn else set()
+        return self.made[key]
 
     def _make(self, spec: Mapping, where: str) -> tuple[Any, bool]:
         """A data set, and whether it has drawn random numbers."""

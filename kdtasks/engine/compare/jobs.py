@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -139,7 +140,7 @@ def _prepare_worker(free: SimpleQueue[str | None], threads: int, path: list[str]
 def _end_with_parent() -> None:
     """A worker whose first process was killed would train on, unseen."""
     multiprocessing.parent_process().join()
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _visible(number: int) -> str:

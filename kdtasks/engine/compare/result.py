@@ -32,6 +32,7 @@ def collect(
     by_name = {arm.name: arm for arm in arms}
     compared_with = by_name[reference] if reference else arms[0]
     return {
+        "task": arms[0].experiment.config["task"],
         "primary": task.primary,
         "higher_is_better": task.higher_is_better,
         "confidence": CONFIDENCE,
@@ -253,7 +254,7 @@ def _notes(
 ) -> list[str]:
     notes = [
         f"difference = {DISTILLED} - {ALONE} of the same seed; its {CONFIDENCE:.0%} interval is "
-        f"Student's t on the {len(seeds)} paired differences"
+        "Student's t on the paired differences"
         + (", not corrected for the number of configs" if len(arms) > 1 else "")
     ]
     controls = {arm.control for arm in arms}
@@ -279,7 +280,7 @@ def _notes_of_several(
         return []
     notes = [
         f"against {reference.name}: the difference to its student of the same seed, with Student's "
-        f"{CONFIDENCE:.0%} interval on the {len(seeds)} paired differences, not corrected for the "
+        f"{CONFIDENCE:.0%} interval on the paired differences, not corrected for the "
         "number of configs"
     ]
     others = [arm.name for arm in arms if not _has_control_of(arm, reference, seeds)]

@@ -27,12 +27,8 @@ def show(result: Mapping, task: Task, console: Console | None = None) -> None:
         task: of the configs; says how its metrics are shown.
         console: see :func:`~kdtasks.engine.show.print_table`.
     """
-    several = len(result["configs"]) > 1
-    print_table((_arms_table if several else _summary_table)(result, task), 1, console)
-    print_table(_numbers_table(result, task), 2, console)
-    further = _metrics_table(result, task)
-    if further.row_count:
-        print_table(further, 2, console)
+    for number, table in enumerate(tables(result, task)):
+        print_table(table, 2 if number else 1, console)
     file = console.file if console else sys.stdout
     for entry in result["shared"]:
         seeds, users = " ".join(map(str, entry["seeds"])), ", ".join(entry["configs"])
@@ -42,6 +38,16 @@ def show(result: Mapping, task: Task, console: Console | None = None) -> None:
         )
     for note in [*result["notes"], *_disturbed(result)]:
         print(f"note: {note}", file=file)
+
+
+def tables(result: Mapping, task: Task) -> list[Table]:
+    """One row a config, or of several one row an arm; then every number, and further metrics if
+    there are any.
+    """
+    several = len(result["configs"]) > 1
+    first = (_arms_table if several else _summary_table)(result, task)
+    further = _metrics_table(result, task)
+    return [first, _numbers_table(result, task), *([further] if further.row_count else [])]
 
 
 def _disturbed(result: Mapping) -> list[str]:

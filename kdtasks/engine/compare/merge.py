@@ -1,0 +1,156 @@
+"""Comparisons of the same configs over different seeds, run apart, as one."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from kdtasks.core.stages import ALONE, DISTILLED
+from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.compare.statistics import interval, summary, verdict
+
+_ARMS = (ALONE, DISTILLED)
+# of a comparison, what two parts of one have in common
+_SAME = ("primary", "higher_is_better", "confidence", "reference", "task")
+
+
+def merge(first: Mapping, second: Mapping) -> dict:
+    """The content of ``compare.json`` of two comparisons together.
+
+    Each seed's students stay paired with the control that was trained beside them; means,
+    intervals and verdicts are those of all seeds. Where each part has trained a teacher of its own,
+    both stand in the row, and a note says which seeds were trained apart.
+
+    Args:
+        first, second: contents of ``compare.json``.
+
+    Raises:
+        ConfigError: other configs, another reference or metric, or a seed that both have.
+    """
+    for key in _SAME:
+        if first.get(key) != second.get(key):
+            raise ConfigError(
+                f"comparisons of another {key}: {first.get(key)!r} and {second.get(key)!r}"
+            )
+    common = sorted(set(first["seeds"]) & set(second["seeds"]))
+    if common:
+        raise ConfigError(f"both comparisons have seed {common[0]}: expected different seeds")
+    one, other = _identities(first), _identities(second)
+    if one != other:
+        different = sorted(name for name in one | other if one.get(name) != other.get(name))
+        raise ConfigError(
+            f"comparisons of other configs, or of one that has changed: {', '.join(different)}"
+        )
+    seeds = [*first["seeds"], *second["seeds"]]
+    order = sorted(range(len(seeds)), key=seeds.__getitem__)
+
+    def join(values: Sequence, others: Sequence) -> list:
+        """Values of each seed, in the order of all seeds."""
+        together = [*values, *others]
+        return [together[i] for i in order]
+
+    rows = {
+        name: _row(row, second["configs"][name], join, first["higher_is_better"])
+        for name, row in first["configs"].items()
+    }
+    return {
+        **first,
+        "seeds": sorted(seeds),
+        "devices": sorted({*first["devices"], *second["devices"]}),
+        "seconds": {"side_by_side": max(c["seconds"]["side_by_side"] for c in (first, second))},
+        "controls": _controls(first, second, join),
+        "configs": rows,
+        "shared": [*first["shared"], *second["shared"]],
+        "parts": [*_parts(first), *_parts(second)],
+        "notes": list(dict.fromkeys([*first["notes"], *second["notes"]])),
+    }
+
+
+def _identities(result: Mapping) -> dict[str, str]:
+    """``{config: its folder's name}``, which has the hash of all that matters to it."""
+    return {
+        name: row["folders"][0].replace("\\", "/").rpartition("/")[0]
+        for name, row in result["configs"].items()
+    }
+
+
+def _parts(result: Mapping) -> list[dict]:
+    own = {"seeds": result["seeds"], "devices": result["devices"]}
+    return result.get("parts", [own])
+
+
+def _row(one: Mapping, other: Mapping, join: Callable, higher_is_better: bool) -> dict:
+    """A config's row, of all seeds."""
+    alone, taught = join(one[ALONE], other[ALONE]), join(one[DISTILLED], other[DISTILLED])
+    differences = join(one["differences"], other["differences"])
+    word, why = verdict(differences, higher_is_better)
+    both = (metric for metric in one["metrics"] if metric in other["metrics"])
+    return {
+        "stage": one["stage"],
+        "teachers": _teachers(one["teachers"], other["teachers"]),
+        **summary(alone, taught),
+        "differences": differences,
+        "verdict": word,
+        "why": why,
+        "metrics": {
+            metric: summary(
+                *(join(*(row["metrics"][metric][arm] for row in (one, other))) for arm in _ARMS)
+            )
+            for metric in both
+        },
+        **{key: join(one[key], other[key]) for key in ("seconds", "folders", "controls")},
+        "cost": _cost(one["cost"], other["cost"], join),
+        "against_reference": _against(
+            one["against_reference"], other["against_reference"], join, higher_is_better
+        ),
+    }
+
+
+def _against(
+    one: Mapping | None, other: Mapping | None, join: Callable, higher_is_better: bool
+) -> dict | None:
+    if one is None or other is None:
+        return None
+    differences = join(one["differences"], other["differences"])
+    mean, low, high = interval(differences)
+    word, why = verdict(differences, higher_is_better)
+    return {
+        "differences": differences,
+        "mean": mean,
+        "low": low,
+        "high": high,
+        "verdict": word,
+        "why": why,
+    }
+
+
+def _cost(one: Mapping, other: Mapping, join: Callable) -> dict:
+    seconds = {key: join(one["seconds"][key], other["seconds"][key]) for key in one["seconds"]}
+    return {"stages": one["stages"], "seconds": seconds}
+
+
+def _teachers(first: Mapping, second: Mapping) -> dict:
+    """``{teacher: what it reaches}``, of each training of it; a file's name where it was given."""
+    return {
+        name: values if values == second[name] else [*values, *second[name]]
+        for name, values in first.items()
+    }
+
+
+def _controls(first: Mapping, second: Mapping, join: Callable) -> list[dict]:
+    """Those that have the same stage and configs in both."""
+    found = {(row["stage"], *row["configs"]): row for row in second["controls"]}
+    rows = []
+    for row in first["controls"]:
+        other = found.get((row["stage"], *row["configs"]))
+        if other is None:
+            raise ConfigError(
+                f"the control {row['stage']!r} serves {', '.join(row['configs'])} in one of the "
+                "comparisons, and others in the other"
+            )
+        rows.append(
+            {
+                "stage": row["stage"],
+                "configs": row["configs"],
+                "values": join(row["values"], other["values"]),
+                "cost": _cost(row["cost"], other["cost"], join),
+            }
+        )
+    return rows

@@ -1,0 +1,155 @@
+"""Comparisons of different seeds are put together as if they had run as one, and shown as a page."""
+
+import copy
+import json
+import statistics
+
+import pytest
+
+from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.cli import results as main
+from kdtasks.engine.compare.files import read_comparisons
+from kdtasks.engine.compare.merge import merge
+from kdtasks.engine.compare.page import page
+from kdtasks.engine.compare.statistics import interval, summary, verdict
+
+TASK = "kdtasks.classification.trainer"
+ALONE = {0: 60.0, 1: 62.5, 2: 58.0, 3: 61.0}
+KD = {0: 64.0, 1: 65.5, 2: 60.0, 3: 66.0}
+RKD = {0: 63.0, 1: 66.5, 2: 61.0, 3: 66.5}
+
+
+def row(seeds, taught, reference):
+    alone, own = [ALONE[s] for s in seeds], [taught[s] for s in seeds]
+    differences = [b - a for a, b in zip(alone, own)]
+    word, why = verdict(differences, True)
+    against = None
+    if reference:
+        beside = [taught[s] - reference[s] for s in seeds]
+        mean, low, high = interval(beside)
+        its, reason = verdict(beside, True)
+        against = {"differences": beside, "mean": mean, "low": low, "high": high}
+        against |= {"verdict": its, "why": reason}
+    return {
+        "stage": "distilled",
+        "teachers": {"teacher": [70.0]},
+        **summary(alone, own),
+        "differences": differences,
+        "verdict": word,
+        "why": why,
+        "metrics": {"accuracy": summary(alone, own)},
+        "seconds": [10.0 + s for s in seeds],
+        "cost": cost([0.5 + s for s in seeds]),
+        "folders": [f"{'rkd' if reference else 'kd'}_0123/seed{s}" for s in seeds],
+        "controls": [f"shared/alone_4567/seed{s}" for s in seeds],
+        "against_reference": against,
+    }
+
+
+def cost(step):
+    return {"stages": ["distilled"], "seconds": {"step": step, "training": [9 * s for s in step]}}
+
+
+def comparison(*seeds):
+    """What compare.py writes of two configs, in the order of the seeds."""
+    control = {"stage": "alone", "configs": ["kd", "rkd"], "values": [ALONE[s] for s in seeds]}
+    return {
+        "task": TASK,
+        "primary": "accuracy",
+        "higher_is_better": True,
+        "confidence": 0.95,
+        "seeds": list(seeds),
+        "devices": ["cpu"],
+        "reference": "kd",
+        "seconds": {"side_by_side": 1},
+        "controls": [control | {"cost": cost([0.1 + s for s in seeds])}],
+        "configs": {"kd": row(seeds, KD, None), "rkd": row(seeds, RKD, KD)},
+        "shared": [],
+        "notes": ["one note"],
+    }
+
+
+def test_the_parts_are_the_whole():
+    whole, merged = comparison(0, 1, 2, 3), merge(comparison(3, 1), comparison(0, 2))
+    parts = merged.pop("parts")
+    assert merged == whole
+    assert [part["seeds"] for part in parts] == [[3, 1], [0, 2]]
+    three = merge(merge(comparison(3), comparison(1)), comparison(2, 0))
+    assert [part["seeds"] for part in three.pop("parts")] == [[3], [1], [2, 0]]
+    assert three == whole
+
+
+def test_each_parts_teacher_is_told():
+    other = comparison(2)
+    other["configs"]["kd"]["teachers"]["teacher"] = [71.5]
+    merged = merge(comparison(0, 1), other)
+    assert merged["configs"]["kd"]["teachers"] == {"teacher": [70.0, 71.5]}
+    assert merged["configs"]["rkd"]["teachers"] == {"teacher": [70.0]}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda r: r.update(seeds=[1, 3]), "both comparisons have seed 1"),
+        (lambda r: r.update(primary="map"), "another primary: 'accuracy' and 'map'"),
+        (lambda r: r.update(reference="rkd"), "another reference"),
+        (lambda r: r["configs"].pop("rkd"), "other configs, or of one that has changed: rkd"),
+        (lambda r: r["configs"]["kd"].update(folders=["kd_99/seed2"] * 2), "has changed: kd"),
+        (lambda r: r["controls"][0].update(configs=["kd"]), "'alone' serves kd, rkd in one"),
+    ],
+)
+def test_what_does_not_belong_together(change, message):
+    other = comparison(2, 3)
+    change(other)
+    with pytest.raises(ConfigError, match=message):
+        merge(comparison(0, 1), other)
+
+
+def test_page_says_every_number():
+    text = page({"some images": comparison(0, 1, 2, 3), "others": comparison(0, 1)})
+    lines = text.splitlines()
+    assert lines[0] == "# Results" and "## some images" in lines and "## others" in lines
+    mean, spread = statistics.fmean(RKD.values()), statistics.stdev(RKD.values())
+    (first, *_) = [line for line in lines if line.startswith("| rkd ")]
+    assert f"{mean:.2f} ± {spread:.2f}" in first and "against kd" in text
+    assert "| rkd | 3 | 61.000 | 66.500 | +5.500 |" in lines
+    table = [line for line in lines if line.startswith("|")]
+    assert all(line.count("|") == 9 for line in table[:4]) and "- one note" in lines
+
+
+def test_command(tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    files = [tmp_path / "a" / "compare.json", tmp_path / "b.json"]
+    for path, seeds in zip(files, ((0, 1), (2, 3))):
+        path.write_text(json.dumps(comparison(*seeds)))
+    assert list(read_comparisons(files)) == ["a", "b"]
+    together = tmp_path / "together.json"
+    main([*map(str, files), "--merge", str(together)])
+    assert json.loads(together.read_text())["seeds"] == [0, 1, 2, 3]
+    main([str(together), "--page", str(tmp_path / "page.md")])
+    assert (tmp_path / "page.md").read_text().startswith("# Results\n\nEach student")
+    main([str(files[0])])
+    assert "against kd" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "is no comparison"),
+        ("[]", "it lacks configs, controls, primary, seeds, task"),
+        (json.dumps({"stages": {}}), "expected what compare.py writes"),
+    ],
+)
+def test_files_that_are_none(text, message, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_comparisons([path])
+
+
+def test_two_of_one_name(tmp_path):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.json").write_text(json.dumps(copy.copy(comparison(0))))
+    with pytest.raises(ConfigError, match="two comparisons are called 'x'"):
+        read_comparisons([tmp_path / "a" / "x.json", tmp_path / "b" / "x.json"])
