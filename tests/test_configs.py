@@ -63,6 +63,7 @@ SMALLER = {
             "ban_resnet8",
             "dml_resnet8",
             "qad_resnet8",
+            "qd_resnet8x2_resnet8",
         )
     },
     **{
@@ -72,6 +73,7 @@ SMALLER = {
             "ban_wrn_28_2",
             "bss_resnet26_resnet8",
             "dml_resnet32",
+            "qd_resnet56_resnet20",
             "rco_resnet56_resnet20",
             "rkd_resnet56_resnet20",
             "takd_resnet110_resnet20_resnet8",

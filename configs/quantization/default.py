@@ -19,3 +19,4 @@ stages = dict(
         optimizer=dict(type='torch.optim.SGD', lr=1e-5, momentum=0.9, nesterov=True), length=20
     ),
 )
+packed = True

@@ -52,6 +52,8 @@ def check(experiment: "Experiment") -> None:
         from kdtasks.engine.export import check_packages
 
         check_packages("onnx")
+    if experiment.config["packed"]:
+        _check_packed(experiment)
     # first where most names are known
     stages = sorted(experiment.stages, key=lambda stage: not stage.taught)
     optimizers = {stage.name: _check_stage(experiment, stage) for stage in stages}
@@ -85,6 +87,17 @@ def _check_stage(experiment: "Experiment", stage: Stage) -> "Optimizer":
             f"{length / len(loader):g}"
         )
     return optimizer
+
+
+def _check_packed(experiment: "Experiment") -> None:
+    """Something of the run can be packed."""
+    from kdtasks.engine.export import check_packages
+    from kdtasks.engine.packed import check_packable
+
+    check_packages("packed")
+    if experiment.final is not None:
+        student = experiment.learner(experiment.final)
+        check_packable(student, f"packed=True, stage {experiment.final.name!r}")
 
 
 def _check_tensors(experiment: "Experiment", distiller: Distiller, batch: dict) -> None:

@@ -368,12 +368,15 @@ def export(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="export.py",
         description="Write the student of a finished run for use elsewhere, and check the file by "
-        "running it beside the student on test images.",
+        "running it beside the student on test images. packed: a student in few bits, its codes "
+        "and scales.",
     )
     parser.add_argument("work_dir")
-    parser.add_argument("--format", required=True, choices=["pth", "safetensors", "onnx"])
+    parser.add_argument("--format", required=True, choices=["pth", "safetensors", "packed", "onnx"])
     parser.add_argument(
-        "--output", help="default: <model>.<format> in the work_dir, <model>_plain.pth for pth"
+        "--output",
+        help="default: <model>.<format> in the work_dir, <model>_plain.pth for pth, "
+        "<model>_packed.safetensors for packed",
     )
     parser.add_argument(
         "--model",

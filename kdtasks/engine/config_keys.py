@@ -67,6 +67,11 @@ KEYS = {
         "test set: onnx_<metric>, onnx_bytes, onnx_ms (one image on the CPU) stand in its results",
         False,
     ),
+    "packed": (
+        "whether each stage's student in few bits is also written as a packed file, "
+        "student_packed.safetensors: packed_bytes stands in its results",
+        False,
+    ),
     "tensorboard": ("whether to write TensorBoard files", False),
     "custom_hooks": ("mmengine hooks", []),
 }

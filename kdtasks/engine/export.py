@@ -27,13 +27,23 @@ from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.evaluation import evaluate
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.onnx_model import OnnxModel, cost
+from kdtasks.engine.packed import check_packable, packed_file, run_packed, write_packed
 from kdtasks.engine.work_dir import WorkDir
 
-# of the greatest output; the first two compute the same
-TOLERANCE = {"pth": 1e-6, "safetensors": 1e-6, "onnx": 1e-4}
+# of the greatest output; all but the last compute the same
+TOLERANCE = {"pth": 1e-6, "safetensors": 1e-6, "packed": 1e-6, "onnx": 1e-4}
 # of a student that computes in whole numbers: of the greatest output, the mean difference
 ROUNDED = 0.02
-NEEDS = {"pth": (), "safetensors": ("safetensors",), "onnx": ("onnx", "onnxscript", "onnxruntime")}
+NEEDS = {
+    "pth": (),
+    "safetensors": ("safetensors",),
+    "packed": ("safetensors",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+}
+# what stands behind <model> in the usual name of the file
+ENDINGS = {"pth": "_plain.pth", "packed": "_packed.safetensors"}
+# onnx.TensorProto.INT8
+INT8 = 3
 NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "onnxruntime")
 
 
@@ -94,10 +104,11 @@ def export(
     Args:
         work_dir: of the run; its ``config.py`` says what the student is and which images test it.
         format: ``'pth'`` (a plain state_dict, with the run's facts in a ``.json`` beside it),
-            ``'safetensors'`` (with them as metadata), or ``'onnx'`` (the batch size left open, or
-            as the task's ``onnx_form`` says: see :class:`OnnxForm`).
+            ``'safetensors'`` (with them as metadata), ``'packed'`` (the same of a student in few
+            bits, in so many: :mod:`kdtasks.engine.packed`), or ``'onnx'`` (the batch size left
+            open, or as the task's ``onnx_form`` says: see :class:`OnnxForm`).
         output: the file; None: ``<model>.<format>`` in the work_dir, ``<model>_plain.pth`` for
-            ``'pth'``.
+            ``'pth'`` and ``<model>_packed.safetensors`` for ``'packed'``.
         weights: a file in the work_dir, or any, as a stage's ``last.pth`` or ``best.pth``; None:
             ``<model>.pth``. Where a student's say of which stage they are, it is that stage's.
         opset: of ONNX; None: torch's choice.
@@ -117,8 +128,7 @@ def export(
     _check_request(work_dir, format)
     weights = weights or f"{model}.pth"
     source = work_dir / weights if (work_dir / weights).is_file() else Path(weights)
-    usual = f"{model}_plain.pth" if format == "pth" else f"{model}.{format}"
-    output = Path(output or work_dir / usual)
+    output = Path(output or work_dir / (model + ENDINGS.get(format, f".{format}")))
     if output.resolve() == source.resolve():
         raise ConfigError(
             f"the output {str(output)!r} is the file that is exported; expected another --output"
@@ -166,6 +176,20 @@ def shipped(experiment: Experiment, stage: Stage, files: WorkDir) -> dict[str, f
     return {first: metrics[first], **cost(model, loader), **metrics}
 
 
+def packed(experiment: Experiment, stage: Stage, files: WorkDir) -> dict[str, float]:
+    """Write the student of a finished stage as ``student_packed.safetensors`` beside its weights,
+    if it is one in few bits, checked as :func:`export` does.
+
+    Returns:
+        ``packed_bytes``, of the file; nothing of a student that is not quantized.
+    """
+    if packed_file(experiment.learner(stage)) is None:
+        return {}
+    output = files.folder(stage.name) / "student_packed.safetensors"
+    done = _export(experiment, files.weights(stage.name), "packed", output)
+    return {"packed_bytes": done["bytes"]}
+
+
 def check_packages(format: str) -> None:
     """What a format needs is installed.
 
@@ -196,6 +220,9 @@ def _export(
     form = OnnxForm(student, [(images,)])
     if format == "onnx":
         form = _onnx_form(experiment, student, images)
+    if format == "packed":
+        check_packable(student, f"{str(source)!r}, --format packed")
+        form = OnnxForm(student.cpu(), [(_on_cpu(images),)])
     expected = _expected(form, student, source)
     deploy: Callable[[], nn.Module] | None = getattr(student, "deployed", None)
     if format == "onnx" and deploy is not None:
@@ -277,7 +304,7 @@ def _images(experiment: Experiment) -> Any:
 def _onnx_form(experiment: Experiment, student: nn.Module, images: Any) -> OnnxForm:
     """As the task says, or one tensor with the batch size left open; on the CPU."""
     student = student.cpu().to(memory_format=torch.contiguous_format)
-    images = images.cpu().contiguous() if isinstance(images, Tensor) else images
+    images = _on_cpu(images)
     own = experiment.task.onnx_form(student, images)
     if own is not None:
         return own
@@ -289,6 +316,12 @@ def _onnx_form(experiment: Experiment, student: nn.Module, images: Any) -> OnnxF
     return OnnxForm(student, [(images,)])
 
 
+def _on_cpu(images: Any) -> Any:
+    if isinstance(images, Tensor):
+        return images.cpu().contiguous()
+    return [_on_cpu(image) for image in images] if isinstance(images, list | tuple) else images
+
+
 # Writing, and running what was written ------------------------------------------------------------
 def _write_pth(form: OnnxForm, meta: Mapping, path: Path, opset: int | None) -> None:
     torch.save(_weights(form.model), path)
@@ -298,6 +331,10 @@ def _write_safetensors(form: OnnxForm, meta: Mapping, path: Path, opset: int | N
     from safetensors.torch import save
 
     path.write_bytes(save(_weights(form.model), metadata=_texts(meta)))
+
+
+def _write_packed(form: OnnxForm, meta: Mapping, path: Path, opset: int | None) -> None:
+    write_packed(form.model, path, _texts(meta))
 
 
 def _write_onnx(form: OnnxForm, meta: Mapping, path: Path, opset: int | None) -> None:
@@ -315,6 +352,7 @@ def _write_onnx(form: OnnxForm, meta: Mapping, path: Path, opset: int | None) ->
 
         program = onnx.load(path)
         _strip(program)
+        _unshare_zero_points(program)
         onnx.helper.set_model_props(program, _texts(meta))
         onnx.save(program, path)
 
@@ -326,6 +364,21 @@ def _strip(program: Any) -> None:
         node.doc_string = ""
     for value in [*program.graph.value_info, *program.graph.input, *program.graph.output]:
         del value.metadata_props[:]
+
+
+def _unshare_zero_points(program: Any) -> None:
+    """Each node has zero points of int8 of its own: where onnxruntime turns int8 weights into uint8
+    (see :class:`OnnxModel`) it writes them anew, and fails on what two nodes share.
+    """
+    held = {one.name: one for one in program.graph.initializer if one.data_type == INT8}
+    seen: set[str] = set()
+    for node in program.graph.node:
+        for place, name in enumerate(node.input):
+            if name in held and name in seen:
+                own = program.graph.initializer.add()
+                own.CopyFrom(held[name])
+                own.name = node.input[place] = f"{name}_{node.name}_{place}"
+            seen.add(name)
 
 
 def _read(form: OnnxForm, path: Path, opset: int | None) -> None:
@@ -390,6 +443,10 @@ def _run_state(
         return [_leaves(model(*example)) for example in form.examples]
 
 
+def _run_packed(fresh: Callable[[], nn.Module], form: OnnxForm, path: Path) -> list[list[Tensor]]:
+    return [_leaves(said) for said in run_packed(fresh, form.model, path, form.examples)]
+
+
 def _run_onnx(fresh: Callable[[], nn.Module], form: OnnxForm, path: Path) -> list[list[Tensor]]:
     try:
         model = OnnxModel(path)
@@ -404,9 +461,15 @@ def _run_onnx(fresh: Callable[[], nn.Module], form: OnnxForm, path: Path) -> lis
 WRITERS: dict[str, Callable] = {
     "pth": _write_pth,
     "safetensors": _write_safetensors,
+    "packed": _write_packed,
     "onnx": _write_onnx,
 }
-RUNNERS: dict[str, Callable] = {"pth": _run_pth, "safetensors": _run_safetensors, "onnx": _run_onnx}
+RUNNERS: dict[str, Callable] = {
+    "pth": _run_pth,
+    "safetensors": _run_safetensors,
+    "packed": _run_packed,
+    "onnx": _run_onnx,
+}
 
 
 def _weights(student: nn.Module) -> dict[str, Tensor]:

@@ -83,6 +83,9 @@ def build_optimizer(
     :func:`select_parameters`, the learning rate times the factor; of several patterns that fit the
     last one counts. Schedules keep the proportions.
 
+    Weight decay leaves those parameters alone that the module which has them names in its attribute
+    ``undecayed``, as learned steps and levels of a quantizer.
+
     Args:
         spec: ``dict(type=…, lr=…, factors=…)``.
         distiller: whose names the patterns are of.
@@ -96,25 +99,27 @@ def build_optimizer(
     factors = spec.get("factors") or {}
     plain = {key: value for key, value in spec.items() if key != "factors"}
     if not factors:
-        return builder.build(plain, "optimizer", params=list(trained))
+        groups = _apart_from_decay(distiller, [{"params": list(trained)}])
+        return builder.build(plain, "optimizer", params=groups)
     rate = plain.get("lr")
     if not isinstance(rate, int | float):
         raise ValueError(f"optimizer.factors are of its lr, which must be a number, got {rate!r}")
     learning = {id(parameter) for parameter in trained}
     named = {name: p for name, p in distiller.named_parameters() if id(p) in learning}
     _check_patterns(list(factors), named, "optimizer.factors")
-    groups: dict[float, list[nn.Parameter]] = {1.0: []}
+    by_factor: dict[float, list[nn.Parameter]] = {1.0: []}
     for name, parameter in named.items():
         fitting = [value for pattern, value in factors.items() if _matches(name, pattern)]
-        groups.setdefault(float(fitting[-1]) if fitting else 1.0, []).append(parameter)
-    for factor in groups:
+        by_factor.setdefault(float(fitting[-1]) if fitting else 1.0, []).append(parameter)
+    for factor in by_factor:
         if not 0 < factor < float("inf"):
             raise ValueError(
                 f"optimizer.factors: expected numbers > 0, got {factor}; what must not learn is "
                 "left out of the stage's train"
             )
-    params = [{"params": own, "lr": rate * factor} for factor, own in groups.items() if own]
-    return builder.build(plain, "optimizer", params=params)
+    groups = [{"params": own, "lr": rate * factor} for factor, own in by_factor.items()]
+    groups = _apart_from_decay(distiller, groups)
+    return builder.build(plain, "optimizer", params=groups)
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -133,3 +138,21 @@ def _check_patterns(patterns: Sequence[str], named: Mapping[str, object], where:
                 f"{where}: nothing that can train is called {pattern!r}; "
                 f"{did_you_mean(pattern, known)}"
             )
+
+
+def _apart_from_decay(module: nn.Module, groups: Sequence[dict]) -> list[dict]:
+    """The groups of an optimizer, each in two where weight decay leaves some parameters alone:
+    those that the module which has them names in its attribute ``undecayed``.
+    """
+    apart = {
+        id(getattr(part, name))
+        for part in module.modules()
+        for name in getattr(part, "undecayed", ())
+    }
+    found = []
+    for group in groups:
+        decayed = [p for p in group["params"] if id(p) not in apart]
+        undecayed = [p for p in group["params"] if id(p) in apart]
+        found.append({**group, "params": decayed})
+        found.append({**group, "params": undecayed, "weight_decay": 0.0})
+    return [group for group in found if group["params"]]

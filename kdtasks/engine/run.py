@@ -222,6 +222,10 @@ class Run:
             from kdtasks.engine.export import shipped
 
             further = {**further, **shipped(self.experiment, stage, self.files)}
+        if self.experiment.config["packed"] and stage.model == "student":
+            from kdtasks.engine.export import packed
+
+            further = {**further, **packed(self.experiment, stage, self.files)}
         self._notices.unreadable(outcome.facts.get("unreadable", {}))
         for name, taken in outcome.facts.get("routes", {}).items():
             self._notices.say(f"{stage.name}: the route of {name} was {', '.join(taken)}")

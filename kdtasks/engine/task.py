@@ -43,8 +43,9 @@ class Metric:
     listed: bool = True
 
 
-# what running an ONNX file takes
-OF_ONNX = {
+# what files take
+OF_FILES = {
+    "packed_bytes": Metric(decimals=0),
     "onnx_bytes": Metric(decimals=0),
     "onnx_ms": Metric(decimals=3),
     "onnx_threads": Metric(decimals=0, listed=False),
@@ -179,8 +180,8 @@ class Task:
 
         What an ONNX file reaches is shown as what its student does.
         """
-        if name in OF_ONNX:
-            return OF_ONNX[name]
+        if name in OF_FILES:
+            return OF_FILES[name]
         name = name.removeprefix("onnx_")
         fits = (known for pattern, known in self.metrics.items() if fnmatch.fnmatch(name, pattern))
         return next(fits, Metric())

@@ -6,8 +6,9 @@ from kdtasks.quantization.int8 import FakeQuantized, fake_quantized
 from kdtasks.quantization.levels import initial_levels, level_quantize, share_levels
 from kdtasks.quantization.lsq import LSQ, PACT, lsq_init, lsq_quantize, pact
 from kdtasks.quantization.packing import load_packed, pack, read_packed
-from kdtasks.quantization.parametrizations import assign_levels, dequantized, quantized
+from kdtasks.quantization.parametrizations import assign_levels, quantized
 from kdtasks.quantization.quantizer import compression, uniform_quantize
+from kdtasks.quantization.tensors import dequantized
 
 __all__ = [  # noqa: RUF022 - as sorted() has it, as in all packages
     "FakeQuantized",

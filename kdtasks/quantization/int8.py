@@ -8,9 +8,8 @@ behind it is one with it. Ranges are moving averages of the extremes (constant 0
 torch's default for x86 leaves activations seven bits (``reduce_range``), so that sums of two
 products stay within 16 bits on processors without VNNI instructions. Here they have all eight, as
 in torch's ``onednn`` configuration, which is what onnxruntime computes exactly on processors with
-VNNI, on ARM, and everywhere with its session option ``session.x64quantprecision=1``. On older x86
-processors without this option sums may saturate: measure the file there, ``tools/test.py CONFIG
-student.onnx``.
+VNNI and on ARM. On other x86 processors sums may saturate in a program that does not set its
+session option ``session.x64quantprecision=1``; the tools here set it.
 
 torch says that ``torch.ao.quantization`` will move to torchao (``torchao.quantization.pt2e``); it
 was to go in 2.10 and is in every release so far (2.15 at the time of writing). It is used here

@@ -22,7 +22,10 @@ rounded to even. There is one step for a tensor.
     \Bigr), \qquad \frac{\partial y_q}{\partial x} = [0 \le x < a], \quad
     \frac{\partial y_q}{\partial a} = [x \ge a]
 
-It cuts what is negative. That a has the weights' decay in the paper is recalled, not verified.
+It cuts what is negative.
+
+Weight decay: none of s (our choice: decay shrinks the weights, and the step follows them by its own
+gradient); a has the weights', which is recalled of the paper, not verified.
 """
 
 import math
@@ -118,23 +121,40 @@ class LSQ(nn.Module):
     Args:
         bits: of the codes.
         signed: False behind a ReLU.
+
+    Attributes:
+        started: () bool, whether the step has started.
+        undecayed: see :class:`~kdtasks.quantization.tensors.QuantizedTensor`.
     """
+
+    undecayed = ("step",)
 
     def __init__(self, bits: int, signed: bool = False):
         super().__init__()
         lsq_bounds(bits, signed)
+        # known without a read of the device
+        self._has_started = False
         self.bits, self.signed = bits, signed
         self.step = nn.Parameter(torch.ones(()))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
     def forward(self, tensor: Tensor) -> Tensor:
         """The activations, ``(B, *)``, quantized."""
-        if self.training:
-            first = lsq_init(tensor, self.bits, self.signed).to(self.step.dtype)
-            with torch.no_grad():
-                self.step.copy_(torch.where(self.started, self.step, first))
-                self.started.fill_(True)
+        if self.training and not self._has_started:
+            self._start(tensor)
         return lsq_quantize(tensor, self.step, self.bits, self.signed, tensor[0].numel())
+
+    @torch.no_grad()
+    def _start(self, tensor: Tensor) -> None:
+        """The step of the first batch; of weights that were loaded, ``started`` says if it is."""
+        first = lsq_init(tensor, self.bits, self.signed).to(self.step.dtype)
+        self.step.copy_(torch.where(self.started, self.step, first))
+        self.started.fill_(True)
+        self._has_started = True
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._has_started = False
 
     def extra_repr(self) -> str:
         """The settings."""

@@ -7,7 +7,9 @@ tensors as they are. :func:`load_packed` reads it into the **plain** model, bit 
 quantized one computed with.
 """
 
+import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from kdtasks.core.files import write_atomically
 from kdtasks.core.finite import not_finite
-from kdtasks.quantization.parametrizations import MODULES, dequantized, quantized_tensors
+from kdtasks.quantization.tensors import MODULES, dequantized, quantized_tensors
 
 FORMAT = "kdtasks.packed"
 VERSION = 1
@@ -43,30 +45,33 @@ class Size(NamedTuple):
         return self.float_bytes / self.bytes
 
 
-def pack(model: nn.Module, path: str | Path) -> Size:
+def pack(model: nn.Module, path: str | Path, facts: Mapping[str, str] | None = None) -> Size:
     """Write a quantized model's packed file.
 
     Args:
         model: what :func:`~kdtasks.quantization.quantized` returned.
         path: of the file; what was there stays until the new one is whole.
+        facts: further metadata, texts.
 
     Raises:
         ValueError: nothing of the model is quantized, or a quantized weight is NaN or infinite.
     """
     from safetensors.torch import save_file
 
+    # Q and its codes may differ by a bit from one device to another
+    model = copy.deepcopy(model).cpu()
     plain = dequantized(model).state_dict()
     bad = not_finite({name: plain[name] for name, *_ in quantized_tensors(model)})
     if bad:
         raise ValueError(f"cannot pack what is not finite: {bad}")
     tensors: dict[str, Tensor] = {}
-    facts: dict[str, dict] = {}
+    codings: dict[str, dict] = {}
     kinds = {module: kind for kind, module in MODULES.items()}
     for name, module, own, part in quantized_tensors(model):
         weight = getattr(module.parametrizations, own).original
         codes, table = part.packed(weight)
         size = min(part.bucket_size or weight.numel(), weight.numel())
-        facts[name] = {
+        codings[name] = {
             "kind": kinds[type(part)],
             "bits": part.bits,
             "bucket": size,
@@ -75,15 +80,16 @@ def pack(model: nn.Module, path: str | Path) -> Size:
         }
         tensors[f"{name}.codes"] = to_bits(codes, part.bits)
         tensors |= {f"{name}.{key}": value.flatten() for key, value in table.items()}
-    rest = {name: value for name, value in plain.items() if name not in facts}
+    rest = {name: value for name, value in plain.items() if name not in codings}
     tensors |= rest
-    metadata = {"format": FORMAT, "version": str(VERSION), "tensors": json.dumps(facts)}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    metadata = {"format": FORMAT, "version": str(VERSION), "tensors": json.dumps(codings)}
+    metadata = {**(facts or {}), **metadata}
+    tensors = {name: value.detach().contiguous() for name, value in tensors.items()}
     write_atomically(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
     return Size(
         Path(path).stat().st_size,
         sum(value.numel() * value.element_size() for value in plain.values()),
-        sum(plain[name].numel() for name in facts),
+        sum(plain[name].numel() for name in codings),
         sum(value.numel() for value in rest.values()),
     )
 
@@ -141,6 +147,14 @@ def load_packed(model: nn.Module, path: str | Path) -> nn.Module:
     return model
 
 
+class PackedFile:
+    """What a quantized model has as ``packed_file``, for who writes files of any model."""
+
+    write = staticmethod(pack)
+    load = staticmethod(load_packed)
+    plain = staticmethod(dequantized)
+
+
 def to_bits(codes: Tensor, bits: int) -> Tensor:
     """``(n,)`` whole numbers below 2^bits -> uint8, their bits without gaps, the lowest first."""
     codes = codes.to(torch.int32)
@@ -173,9 +187,9 @@ def from_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     return codes
 
 
-def _plain(tensors: dict[str, Tensor], facts: dict[str, dict]) -> dict[str, Tensor]:
+def _plain(tensors: dict[str, Tensor], codings: dict[str, dict]) -> dict[str, Tensor]:
     state = dict(tensors)
-    for name, fact in facts.items():
+    for name, fact in codings.items():
         own = {key: state.pop(key) for key in list(state) if key.startswith(f"{name}.")}
         table = {key.removeprefix(f"{name}."): value for key, value in own.items()}
         shape = torch.Size(fact["shape"])

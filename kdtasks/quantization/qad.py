@@ -7,17 +7,17 @@ at temperature 1, no labels: :func:`kdtasks.general.kd_loss`. The student starts
 calibrated copy, the teacher is the same network in full precision. :func:`stages` writes the list:
 
 =============  =====================================================================================
-``alone``      the student in full precision, by the config's losses without a teacher: the control
-``distilled``  the same taught by the config's ``teacher``, where there is one; the next go on with
-               it instead
+``full``       the student in full precision, taught by the config's ``teacher``, where there is one
 ``ptq``        post-training quantization: the ranges of activations and weights are calibrated, no
                weight moves (learning rate 0)
-``qat``        from there, quantization-aware training on the labels, without a teacher
+``alone``      from there, quantization-aware training (QAT) on the labels, no teacher: the control
 ``qad``        from there, as many steps, from itself in full precision: the final student
 =============  =====================================================================================
 
-So ``qad`` is to be compared with ``qat``, which has its budget, and both with ``ptq``, which costs
-nothing; ``alone`` says what 8 bits cost, and has the fewest steps of these.
+So ``qad`` is compared with ``alone``, which has its budget, and both with ``ptq``, which costs
+nothing; ``full`` says what 8 bits cost, and has the fewest steps of these. The names are those of
+:mod:`kdtasks.quantization.quantized_distillation`. No teacher has a part in ``alone``: where the
+config has one, it goes on from ``full_alone`` and ``ptq_alone``.
 
 BatchNorm statistics are frozen in all three and the ranges after ``ptq`` (our choices; the paper's
 models have no BatchNorm, its scales are frozen or learned). The paper is about language models in
@@ -30,10 +30,9 @@ In several processes ranges are those of the first one's batches.
 
 from collections.abc import Mapping
 
-from kdtasks.core.stages import ALONE, DISTILLED
-from kdtasks.general.chains import teacher_source, teacher_stages
+from kdtasks.core.stages import ALONE
+from kdtasks.quantization.students import FULL, check_student, full_stages
 
-FULL = {"quantize": False}
 # what QAD learns from, where the output is logits
 KL = {"type": "kdtasks.general.KDLoss", "temperature": 1.0, "of": ("student", "teacher")}
 
@@ -46,50 +45,42 @@ def stages(
     Args:
         config: given by the engine; its ``student`` is a
             ``dict(type='kdtasks.quantization.fake_quantized', model=dict(…))``, its ``losses`` are
-            those of the student in full precision and of ``qat``.
+            those of ``full`` and of ``alone``.
         losses: of ``qad``, entries as in a config whose ``'teacher'`` is the student in full
             precision; None: the KL above. A student whose output is no logits needs others:
             ``dict(loss_qad=dict(type='torch.nn.L1Loss', of=('student', 'teacher')))``.
-        training: ``length``, ``optimizer``, ``schedule`` of ``qat`` and ``qad`` alike, where they
+        training: ``length``, ``optimizer``, ``schedule`` of ``alone`` and ``qad`` alike, where they
             differ from the config's.
 
     Raises:
         ValueError: the config's student is no ``fake_quantized``, or ``amp`` is on.
     """
-    kind = config["student"].get("type")
-    if getattr(kind, "__name__", str(kind).rpartition(".")[2]) != "fake_quantized":
-        raise ValueError(
-            "expected student=dict(type='kdtasks.quantization.fake_quantized', model=dict(…)), got "
-            f"type={kind!r}"
-        )
+    check_student(config, "fake_quantized")
     if config.get("amp"):
         raise ValueError(
             "QAD's loss is a small difference of large logits, which half precision loses: "
             f"expected amp=None, got {config['amp']!r}"
         )
-    full = _full_precision(config)
-    source = full[-1]["name"]
     training = training or {}
     calibration = {
-        "student": source,
         "optimizer": {"type": "torch.optim.SGD", "lr": 0.0},
         "schedule": [],
         "length": {"iterations": config["student"].get("calibrate", 32)},
     }
-    taught = {"teachers": {"teacher": source}, "losses": dict(losses or {"loss_qad": KL})}
+    taught = {"teachers": {"teacher": "full"}, "losses": dict(losses or {"loss_qad": KL})}
+    found = [
+        *full_stages(config),
+        {"name": "ptq", "role": "joint", "student": "full", **calibration},
+    ]
+    calibrated = "ptq"
+    if config["teachers"]:
+        calibrated = "ptq_alone"
+        found += [
+            {"name": "full_alone", "role": "step", "arguments": FULL},
+            {"name": calibrated, "role": "step", "student": "full_alone", **calibration},
+        ]
     return [
-        *full,
-        {"name": "ptq", "role": "joint", **calibration},
-        {"name": "qat", "role": "joint", "student": "ptq", **training},
+        *found,
+        {"name": ALONE, "role": "control", "student": calibrated, **training},
         {"name": "qad", "role": "taught", "student": "ptq", **taught, **training},
     ]
-
-
-def _full_precision(config: Mapping) -> list[dict]:
-    """Until the student that is to be quantized, which is the last."""
-    alone = {"name": ALONE, "role": "control", "arguments": FULL}
-    if not config["teachers"]:
-        return [alone]
-    taught = {"teachers": {"teacher": teacher_source(config)}, "losses": dict(config["losses"])}
-    distilled = {"name": DISTILLED, "role": "taught", "arguments": FULL, **taught}
-    return [*teacher_stages(config), alone, distilled]

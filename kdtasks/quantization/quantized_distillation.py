@@ -33,8 +33,8 @@ from collections.abc import Mapping
 
 from kdtasks.core.stages import ALONE, DISTILLED
 from kdtasks.general.chains import teacher_source, teacher_stages
+from kdtasks.quantization.students import check_student, full_stages
 
-FULL = {"quantize": False}
 # what differentiable quantization trains
 LEVELS = ("student.*.levels",)
 
@@ -53,17 +53,14 @@ def stages(config: Mapping, levels: Mapping | None = None, full: bool = True) ->
         ValueError: a student that is not quantized; there is no teacher; ``levels`` without
             ``full``.
     """
-    _check_student(config)
+    check_student(config, "quantized")
     if levels is not None and not full:
         raise ValueError("levels are those of the student in full precision: expected full=True")
     taught = {"teachers": {"teacher": teacher_source(config)}}
-    found = teacher_stages(config)
+    found = full_stages(config) if full else teacher_stages(config)
     if full:
         still = {"length": {"iterations": 0}, "schedule": []}
-        found += [
-            {"name": "full", "role": "joint", "arguments": FULL, **taught},
-            {"name": "rounded", "role": "joint", "student": "full", **still},
-        ]
+        found.append({"name": "rounded", "role": "joint", "student": "full", **still})
     if levels is not None:
         learned = {"student": "full", "arguments": {"kind": "levels"}, "train": LEVELS}
         found.append({"name": "levels", "role": "joint", **learned, **taught, **levels})
@@ -72,13 +69,3 @@ def stages(config: Mapping, levels: Mapping | None = None, full: bool = True) ->
         {"name": ALONE, "role": "control"},
         {"name": DISTILLED, "role": "taught", **taught},
     ]
-
-
-def _check_student(config: Mapping) -> None:
-    kind = config["student"].get("type")
-    name = getattr(kind, "__name__", str(kind).rpartition(".")[2])
-    if name != "quantized":
-        raise ValueError(
-            "expected student=dict(type='kdtasks.quantization.quantized', model=dict(…)), got "
-            f"type={kind!r}"
-        )

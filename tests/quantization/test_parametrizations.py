@@ -9,7 +9,10 @@ from torch.nn.utils import parametrize
 
 from kdtasks.classification.models import resnet8
 from kdtasks.core.weights import load_weights
+from kdtasks.engine.parameters import build_optimizer
 from kdtasks.quantization import (
+    LSQ,
+    PACT,
     assign_levels,
     compression,
     dequantized,
@@ -20,7 +23,7 @@ from kdtasks.quantization import (
     uniform_quantize,
 )
 from kdtasks.quantization.packing import from_bits, to_bits
-from kdtasks.quantization.parametrizations import quantized_tensors
+from kdtasks.quantization.tensors import quantized_tensors
 
 KINDS = ("uniform", "levels", "lsq")
 
@@ -128,6 +131,28 @@ def test_levels_are_shared_out_by_what_the_loss_depends_on(tmp_path):
         small(kind="levels", counts={"conv1.weight": 1})
     with pytest.raises(ValueError, match="counts are of kind='levels', got kind='lsq'"):
         small(kind="lsq", counts={"conv1.weight": 4})
+
+
+@pytest.mark.parametrize("factors", [None, {"1": 0.5, "0.conv1": 2.0}])
+@pytest.mark.parametrize("kind", KINDS)
+def test_weight_decay_pulls_on_weights_alone(kind, factors):
+    model = nn.Sequential(small(kind=kind), LSQ(4), PACT(4))
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    spec = {"type": "torch.optim.SGD", "lr": 0.1, "weight_decay": 0.5, "factors": factors}
+    optimizer = build_optimizer(spec, model, list(model.parameters()))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    kept = {name for name, value in model.named_parameters() if torch.equal(value, before[name])}
+    learned = {name for name in before if name.endswith((".levels", ".step"))}
+    zero = {name for name, value in before.items() if not value.any()}  # biases
+    assert kept == learned | zero and len(learned) == (1 if kind == "uniform" else 11)
+    # an optimizer of one group as ever where nothing is apart
+    plain = resnet8(width=8)
+    assert (
+        len(build_optimizer(spec | {"factors": None}, plain, [*plain.parameters()]).param_groups)
+        == 1
+    )
 
 
 def test_every_second_forward_is_quantized_in_training():

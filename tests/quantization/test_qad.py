@@ -2,7 +2,6 @@
 
 import copy
 import json
-import shutil
 from pathlib import Path
 
 import onnx
@@ -14,8 +13,9 @@ from kdtasks.classification.models import digits_cnn, resnet8, wrn
 from kdtasks.core import Distiller
 from kdtasks.core.weights import load_weights
 from kdtasks.engine import config as configs
+from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.cli import test as evaluate_main
-from kdtasks.engine.export import export
+from kdtasks.engine.export import export, shipped
 from kdtasks.engine.loop import StageLoop
 from kdtasks.engine.onnx_model import OnnxModel
 from kdtasks.engine.run import Run
@@ -232,50 +232,76 @@ def test_with_a_teacher_the_distilled_student_is_what_is_quantized():
         "losses": {"loss_kd": {"of": ("student", "teacher")}},
     }
     found = stages(config, training={"length": 3})
-    assert [s["name"] for s in found] == ["teacher", "alone", "distilled", "ptq", "qat", "qad"]
-    assert found[-1]["teachers"] == {"teacher": "distilled"} and found[3]["student"] == "distilled"
-    assert found[-1]["length"] == found[-2]["length"] == 3 and "length" not in found[1]
+    names = ["teacher", "full", "ptq", "full_alone", "ptq_alone", "alone", "qad"]
+    assert [stage["name"] for stage in found] == names
+    found = {stage["name"]: stage for stage in found}
+    assert found["qad"]["teachers"] == {"teacher": "full"} and found["ptq"]["student"] == "full"
+    assert found["qad"]["length"] == found["alone"]["length"] == 3 and "length" not in found["full"]
+    # no teacher has led to the control
+    assert found["full"]["teachers"] and "teachers" not in found["full_alone"]
+    assert found["alone"]["student"] == "ptq_alone"
+    assert found["ptq_alone"]["student"] == "full_alone"
 
 
 # ------------------------------------------------------------------------------------ a run, shipped
 def short(**options) -> dict:
-    return configs.load(
-        CONFIG,
-        {
-            "length": 5,
-            "stages.training.length": 1,
-            "checkpoint_interval": {"iterations": 5},
-            **options,
-        },
-    )
+    """A small network; its stages hold what those of the config's hold."""
+    given = {
+        "student.model.type": "kdtasks.classification.models.digits_cnn",
+        "student.model.width": 32,
+        "length": 4,
+        "stages.training.length": 1,
+        "val_interval": 100,
+    }
+    return configs.load(CONFIG, {**given, **options})
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    trained = Run(short(ema=0.5), tmp_path_factory.mktemp("run") / "seed0", 0, "cpu", quiet=True)
-    trained.train(only=["alone", "ptq", "qad"])
+    folder = tmp_path_factory.mktemp("run") / "seed0"
+    trained = Run(short(onnx=False), folder, 0, "cpu", quiet=True)
+    trained.train(only=["full", "ptq", "qad"])
     return trained
 
 
-def test_every_stage_ships_a_file_whose_accuracy_stands_beside_its_own(run):
-    results = json.loads((run.work_dir / "results.json").read_text())["stages"]
-    assert list(results) == ["alone", "ptq", "qad"]
-    for name, found in results.items():
-        assert abs(found["onnx_accuracy"] - found["accuracy"]) < 0.6  # three of 540 images
+@pytest.fixture(scope="module")
+def files(run):
+    """What onnx=True in the config adds to the results."""
+    names = ("full", "qad")
+    return {name: shipped(run.experiment, run.experiment.stage(name), run.files) for name in names}
+
+
+def check_shipped(run, results, files):
+    for name, found in files.items():
+        # three of 540 images
+        assert abs(found["onnx_accuracy"] - results[name]["accuracy"]) < 0.6
         assert found["onnx_ms"] > 0 and found["onnx_threads"] == 1
         file = run.files.folder(name) / "student.onnx"
         assert found["onnx_bytes"] == file.stat().st_size
-    assert results["alone"]["onnx_accuracy"] == results["alone"]["accuracy"] > 90
-    assert results["qad"]["onnx_bytes"] < 0.4 * results["alone"]["onnx_bytes"]
+    assert files["full"]["onnx_accuracy"] == results["full"]["accuracy"] > 90
+    assert files["qad"]["onnx_bytes"] < 0.4 * files["full"]["onnx_bytes"]
 
 
-def test_the_file_holds_int8_weights_and_answers_as_the_student(run):
+def test_what_ships_is_measured_as_the_student_is(run, files):
+    check_shipped(run, run.done, files)
+
+
+@pytest.mark.slow
+def test_every_stage_of_the_config_ships_a_file(tmp_path):
+    run = Run(configs.load(CONFIG, {"length": 5}), tmp_path / "run", 0, "cpu", quiet=True)
+    run.train()
+    results = json.loads((run.work_dir / "results.json").read_text())["stages"]
+    assert list(results) == ["full", "ptq", "alone", "qad"]
+    check_shipped(run, results, results)
+
+
+def test_the_file_holds_int8_weights_and_answers_as_the_student(run, files):
     path = run.files.folder("qad") / "student.onnx"
     program = onnx.load(path)
     onnx.checker.check_model(program, full_check=True)
     held = {i.name: i for i in program.graph.initializer}
     codes = [i for i in held.values() if i.data_type == onnx.TensorProto.INT8 and len(i.dims) > 1]
-    assert len(codes) == 10  # nine convolutions and a linear layer
+    assert len(codes) == 4  # three convolutions and a linear layer
     floats = [i for i in held.values() if i.data_type == onnx.TensorProto.FLOAT]
     assert max(len(i.raw_data) for i in floats) <= 4 * 64  # scales and biases alone
     assert not any(n.op_type in ("Clip", "Round") for n in program.graph.node)
@@ -288,56 +314,78 @@ def test_the_file_holds_int8_weights_and_answers_as_the_student(run):
     assert count > 500 and different <= 3
 
 
+def test_no_two_nodes_share_the_zero_points_of_int8(run, files):
+    """onnxruntime could not sum exactly on x86 without VNNI."""
+    program = onnx.load(run.files.folder("qad") / "student.onnx")
+    eight = {i.name for i in program.graph.initializer if i.data_type == onnx.TensorProto.INT8}
+    used = [name for node in program.graph.node for name in node.input if name in eight]
+    assert len(used) == len({*used}) == 8
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    providers = ["CPUExecutionProvider"]
+    onnxruntime.InferenceSession(program.SerializeToString(), options, providers=providers)
+
+
 def test_ptq_moves_no_weight_and_qad_starts_from_it(run):
-    alone, ptq, qad = (run.trained(name) for name in ("alone", "ptq", "qad"))
-    names, before = ptq.names, alone.state_dict()
+    full, ptq, qad = (run.trained(name) for name in ("full", "ptq", "qad"))
+    names, before = ptq.names, full.state_dict()
     assert all(torch.equal(ptq.state_dict()[own], before[name]) for name, own in names.items())
     assert int(ptq.seen) == 20 and int(qad.seen) == 40
-    weights = [name for name in names.values() if name.endswith("conv1.weight")]
+    weights = [name for name in names.values() if ptq.state_dict()[name].dim() == 4]
     assert not any(torch.equal(ptq.state_dict()[n], qad.state_dict()[n]) for n in weights)
     fixed = [n for n in ptq.state_dict() if n.endswith(("scale", "zero_point", "running_var"))]
     assert all(torch.equal(ptq.state_dict()[n], qad.state_dict()[n]) for n in fixed) and fixed
 
 
-def test_the_tools_take_the_run_and_the_file(run, tmp_path, capsys):
-    options = ["--device", "cpu", "--cfg-options", "threads=1"]
-    done = export(run.work_dir, "onnx", tmp_path / "student.onnx")
-    assert done["rounded"] and done["difference"] <= done["allowed"]
+def test_the_tools_take_the_run_and_the_file(run, files, tmp_path, capsys):
+    changes = ["student.model.type=kdtasks.classification.models.digits_cnn"]
+    changes = ["--cfg-options", "threads=1", *changes, "student.model.width=32"]
+    done = export(run.work_dir, "safetensors", tmp_path / "student.safetensors")
+    assert done["difference"] <= done["allowed"] and not done["rounded"]
+    with pytest.raises(ConfigError, match="packed: a FakeQuantized .*: expected --format onnx"):
+        export(run.work_dir, "packed", tmp_path / "packed.safetensors")
     said = []
-    for file in (tmp_path / "student.onnx", run.work_dir / "student.pth"):
-        evaluate_main([str(CONFIG), str(file), *options])
+    for file in (run.files.folder("qad") / "student.onnx", run.work_dir / "student.pth"):
+        evaluate_main([str(CONFIG), str(file), "--device", "cpu", *changes])
         said.append(dict(line.split() for line in capsys.readouterr().out.splitlines()))
     assert said[0]["onnx_bytes"].replace(",", "") and float(said[0]["onnx_ms"]) > 0
     assert abs(float(said[0]["accuracy"]) - float(said[1]["accuracy"])) < 0.6
     # a stage in full precision is built as that
-    evaluate_main([str(CONFIG), str(run.files.weights("alone")), *options])
+    evaluate_main([str(CONFIG), str(run.files.weights("full")), "--device", "cpu", *changes])
     plain = dict(line.split() for line in capsys.readouterr().out.splitlines())
-    assert float(plain["accuracy"]) == pytest.approx(run.done["alone"]["accuracy"], abs=1e-3)
+    assert float(plain["accuracy"]) == pytest.approx(run.done["full"]["accuracy"], abs=1e-3)
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(run, tmp_path, monkeypatch):
-    """In the stage "qad", with an average, after the ranges were frozen in another stage."""
-    folder = tmp_path / "cut"
-    shutil.copytree(run.work_dir, folder)
-    shutil.rmtree(folder / "stages" / "3_qad")
-    done = {name: found for name, found in run.done.items() if name != "qad"}
-    (folder / "stages" / "done.json").write_text(json.dumps(done))
-    step = StageLoop._step
+def test_a_run_stopped_in_several_stages_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    """While the ranges move, and after they were frozen in another stage, with an average."""
+    options = {"student.model.width": 4, "data.iterations_per_epoch": 4, "student.calibrate": 6}
+    options |= {"length": 1, "checkpoint_interval": {"iterations": 2}, "ema": 0.5, "onnx": False}
+
+    def trained(folder: str, resume: bool) -> Run:
+        run = Run(short(**options), tmp_path / folder, 0, "cpu", quiet=True)
+        run.train(resume=resume, only=["full", "ptq", "qad"])
+        return run
+
+    expected = trained("whole", False)
+    step, left = StageLoop._step, ["ptq", "qad"]
 
     def stopping(loop, batch):
-        if loop.iter == 13:
+        if left and loop.runner.meta["stage"] == left[0] and loop.iter == 3:
+            left.pop(0)
             raise KeyboardInterrupt
         step(loop, batch)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(StageLoop, "_step", stopping)
-        Run(short(ema=0.5), folder, 0, "cpu", quiet=True).train(resume=True, only=["qad"])
-    state = torch.load(folder / "stages" / "3_qad" / "last.pth", weights_only=True)
-    assert state["resume"]["iteration"] == 10
-    again = Run(short(ema=0.5), folder, 0, "cpu", quiet=True)
-    again.train(resume=True, only=["qad"])
-    state, expected = (
-        torch.load(one.files.weights("qad"), weights_only=True) for one in (again, run)
-    )
-    assert same(state["state_dict"], expected["state_dict"])
-    assert same(state["resume"]["learners"][0], expected["resume"]["learners"][0])
+    monkeypatch.setattr(StageLoop, "_step", stopping)
+    while left:
+        with pytest.raises(KeyboardInterrupt):
+            trained("cut", True)
+    again = trained("cut", True)
+    for stage in ("ptq", "qad"):
+        found, whole = (
+            torch.load(one.files.weights(stage), weights_only=True) for one in (again, expected)
+        )
+        assert whole["resume"]["iteration"] == (6 if stage == "ptq" else 4)
+        assert same(found["state_dict"], whole["state_dict"])
+        assert same(found["resume"]["learners"][0], whole["resume"]["learners"][0])

@@ -8,13 +8,14 @@ import torch
 
 from kdtasks.classification.models import digits_cnn
 from kdtasks.engine import config as configs
+from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.cli import test as evaluate_main
 from kdtasks.engine.export import export
 from kdtasks.engine.loop import StageLoop
 from kdtasks.engine.run import Run
-from kdtasks.quantization import dequantized, load_packed, pack
-from kdtasks.quantization.parametrizations import quantized_tensors
+from kdtasks.quantization import dequantized, load_packed, read_packed
 from kdtasks.quantization.quantized_distillation import stages
+from kdtasks.quantization.tensors import quantized_tensors
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quantization" / "default.py"
 STAGES = ["teacher", "full", "rounded", "levels", "alone", "distilled"]
@@ -27,6 +28,8 @@ def short(**options) -> dict:
     given = {
         "data.iterations_per_epoch": 4,
         "length": 2,
+        "teacher.width": 4,
+        "val_interval": 100,
         "stages.levels.length": 2,
         "stages.levels.optimizer.lr": 0.01,
         "student.stochastic": True,
@@ -85,22 +88,31 @@ def test_the_tools_take_each_student_and_its_packed_file_is_the_plain_one(run, t
     evaluate_main([str(CONFIG), str(file), *options])
     said = dict(line.split() for line in capsys.readouterr().out.splitlines())
     assert float(said["accuracy"]) == pytest.approx(run.done["distilled"]["accuracy"], abs=1e-3)
-    for format in ("safetensors", "onnx"):
+    for format in ("safetensors", "onnx", "packed"):
         done = export(run.work_dir, format, tmp_path / f"student.{format}")
         assert done["difference"] <= done["allowed"]
+    with pytest.raises(ConfigError, match="a PlainNet whose weights are not quantized cannot be"):
+        export(run.work_dir, "packed", tmp_path / "full", run.files.weights("full"))
+    assert not (tmp_path / "full").exists()
     images = next(iter(run.experiment.test_loader(run.experiment.final)))["input"]
     for stage in ("rounded", "levels", "alone", "distilled"):
         student = run.trained(stage)
-        size = pack(student, tmp_path / "packed.safetensors")
-        plain = load_packed(digits_cnn(width=16, num_classes=10), tmp_path / "packed.safetensors")
+        # written by the run
+        file = run.files.folder(stage) / "student_packed.safetensors"
+        plain = load_packed(digits_cnn(width=16, num_classes=10), file)
         plain.eval()
         with torch.no_grad():
             assert torch.equal(plain(images), student(images))
-        assert size.bytes < size.float_bytes / 3
+        assert run.done[stage]["packed_bytes"] == file.stat().st_size < 0.33 * 4 * 14_701
+    assert "packed_bytes" not in run.done["full"]
+    assert (tmp_path / "student.packed").stat().st_size == file.stat().st_size
+    exported, written = read_packed(tmp_path / "student.packed"), read_packed(file)
+    assert exported.keys() == written.keys()
+    assert all(torch.equal(exported[name], written[name]) for name in written)
 
 
 def test_a_run_stopped_in_several_stages_goes_on_to_the_same_weights(run, tmp_path, monkeypatch):
-    step, left = StageLoop._step, ["levels", "alone", "distilled"]
+    step, left = StageLoop._step, ["levels", "distilled"]
 
     def stopping(loop, batch):
         if left and loop.runner.meta["stage"] == left[0] and loop.iter == 5:

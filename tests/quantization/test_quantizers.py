@@ -6,7 +6,9 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from kdtasks.core.trial import try_out
 from kdtasks.quantization import (
     LSQ,
     PACT,
@@ -22,6 +24,18 @@ from kdtasks.quantization import (
 from kdtasks.quantization.lsq import lsq_bounds
 
 F64 = torch.float64
+
+
+class Operations(TorchDispatchMode):
+    """Notes the names of what is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
 
 
 @pytest.fixture(autouse=True)
@@ -264,6 +278,25 @@ def test_lsq_begins_at_the_mean_and_activations_count_one_image():
     other.load_state_dict(module.state_dict())
     other(10 * first)
     assert other.step == module.step
+
+
+def test_an_activations_step_costs_nothing_once_it_has_started():
+    tensor = normal(4, 5).relu()
+    module = LSQ(4).double()
+    with try_out(module, training=True):
+        module(3 * tensor)
+    with Operations() as first:
+        module(tensor)
+    start = lsq_init(tensor, 4, False).item()
+    assert module.step.item() == pytest.approx(start)  # a trial is no first batch
+    with Operations() as later:
+        module(tensor)
+    assert "mean" in first.names and "mean" not in later.names
+    # the host waits for nothing
+    assert not (first.names | later.names) & {"_local_scalar_dense", "is_nonzero", "equal"}
+    module.load_state_dict(LSQ(4).double().state_dict())
+    module(2 * tensor)
+    assert module.step.item() == pytest.approx(lsq_init(2 * tensor, 4, False).item())
 
 
 def test_pact_cuts_and_rounds():
