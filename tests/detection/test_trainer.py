@@ -114,7 +114,7 @@ FEW = {
 @pytest.mark.parametrize(
     "full", [config(), config(FASTER_RCNN, CHEN), config(data=FEW)], ids=["adl", "chen", "semi"]
 )
-def test_a_whole_run(full, tmp_path):
+def test_a_whole_run(full, tmp_path, drawn_report):
     run = Run(full, tmp_path / "run", device="cpu", quiet=True)
     results = run.train()
     assert (

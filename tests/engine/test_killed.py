@@ -17,11 +17,12 @@ HERE = Path(__file__).parent
 SCRIPT = """
 import hashlib, json, os, sys
 from pathlib import Path
-sys.path.insert(0, {here!r})
+sys.path[:0] = [{here!r}, {here!r} + "/small"]
 import torch
 torch.set_num_threads(1)
 from small_runs import small
 import kdtasks.core.cache, kdtasks.core.files, kdtasks.engine.report, kdtasks.engine.runner
+import small_parts  # reports are written, and not drawn
 from kdtasks.engine.run import Run
 
 root, every = Path({root!r}), {every!r}

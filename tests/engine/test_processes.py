@@ -3,7 +3,6 @@
 import os
 import platform
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from small_runs import ROOT, SMALL, small
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.run import Run
+from tests.ranks import start_tool
 
 FAULTS = """
 import ctypes, resource, sys
@@ -58,54 +58,16 @@ def test_memory_is_kept_from_step_to_step():
     assert before > 8000 and after < 100 and as_said > 8000  # of 16384 pages
 
 
-def ranks(folder, *arguments):
-    """Two processes of a run, started by hand, since torchrun would end the one as soon as the
-    other dies.
-    """
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    common = {
-        **os.environ,
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(port),
-        "SLOW": "0.05",
-    }
-    command = [
-        sys.executable,
-        str(ROOT / "tools" / "train.py"),
-        str(SMALL),
-        "--launcher",
-        "pytorch",
-        "--device",
-        "cpu",
-        "--work-dir",
-        str(folder),
-        *arguments,
-        "--cfg-options",
-        "custom_hooks=[{'type': 'small_parts.Slow'}]",
-        "length=99",
-    ]
-    return [
-        subprocess.Popen(
-            command,
-            cwd=folder.parent,
-            env={**common, "RANK": str(k), "LOCAL_RANK": str(k)},
-            text=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        for k in range(2)
-    ]
-
-
 @pytest.mark.parametrize(
     ("sign", "what"),
     [(signal.SIGKILL, "has ended"), (signal.SIGSTOP, "does not answer within --wait-limit")],
 )
 def test_a_peer_that_is_gone_or_stands_still(tmp_path, sign, what):
-    first, second = ranks(tmp_path / "run", "--wait-limit", "0.1")
+    """Without torchrun, which would end the one as soon as the other dies."""
+    command = ["train.py", str(SMALL), "--launcher", "pytorch", "--device", "cpu"]
+    command += ["--work-dir", str(tmp_path / "run"), "--wait-limit", "0.1", "--cfg-options"]
+    command += ["custom_hooks=[{'type': 'small_parts.Slow'}]", "length=99"]
+    first, second = start_tool(tmp_path / "said", command, {"SLOW": "0.05"}, number=2)
     try:
         deadline = time.time() + 120
         while (
@@ -113,18 +75,19 @@ def test_a_peer_that_is_gone_or_stands_still(tmp_path, sign, what):
             and time.time() < deadline
         ):
             time.sleep(0.05)
-        second.send_signal(sign)
-        _, said = first.communicate(timeout=60)
+        os.kill(second.pid, sign)
+        first.join(60)
     finally:
         for process in (first, second):
             process.kill()
-            process.communicate()
+            process.join()
+    said = (tmp_path / "said" / "0.err").read_text()
     lines = [
         line
         for line in said.splitlines()
         if "rank" in line or "Traceback" in line or "Error" in line
     ]
-    assert first.returncode == 1 and "Traceback" not in said, said
+    assert first.exitcode == 1 and "Traceback" not in said, said
     assert lines == [
         f"error: rank 0 stops: another process of this run {what}; see what that one says. The "
         "same command with --resume goes on from the last checkpoint"

@@ -21,6 +21,8 @@ from kdtasks.engine.run import Run
 from kdtasks.engine.show import table
 from kdtasks.engine.task import Metric, Task
 
+pytestmark = pytest.mark.usefixtures("drawn_reports")
+
 SMALL = Path(__file__).parent / "small" / "small.py"
 CE = {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}
 KD = {"type": "kdtasks.general.KDLoss", "of": ("student", "teacher"), "weight": 0.9}

@@ -1,7 +1,6 @@
 """A run that stopped, however, goes on to the same bits; two processes are one."""
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from small_runs import ROOT, SMALL, same, small, walk, weights
 from kdtasks.engine import checkpoint
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.run import Run
+from tests.ranks import finish_tool, start_tool
 
 
 @pytest.mark.parametrize(("stage", "iteration"), [("teacher", 10), ("alone", 1), ("distilled", 7)])
@@ -72,33 +72,22 @@ def kill_and_resume(tmp_path, moment):
     """Kill a run of its own process -9 after ``moment`` seconds of training, then resume it; its
     final weights.
     """
-    command = [
-        sys.executable,
-        str(ROOT / "tools" / "train.py"),
-        str(SMALL),
-        "--work-dir",
-        str(tmp_path / "run"),
-        "--cfg-options",
-        "checkpoint_interval={'iterations': 1}",
-        "custom_hooks=[{'type': 'small_parts.Slow'}]",
-    ]
-    env = {**os.environ, "SLOW": "0.02"}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    command = ["train.py", str(SMALL), "--work-dir", str(tmp_path / "run")]
+    slow = ["checkpoint_interval={'iterations': 1}", "custom_hooks=[{'type': 'small_parts.Slow'}]"]
+    (process,) = start_tool(
+        tmp_path / "first", [*command, "--cfg-options", *slow], {"SLOW": "0.02"}
     )
     deadline = time.time() + 120
     while not list((tmp_path / "run").glob("stages/0_teacher/last.pth")) and time.time() < deadline:
         time.sleep(0.005)
     time.sleep(moment)
     process.kill()
-    assert process.wait() == -9
-    subprocess.run(
-        [*command, "--resume"],
-        cwd=tmp_path,
-        env={**env, "SLOW": "0"},
-        check=True,
-        capture_output=True,
+    process.join()
+    assert process.exitcode == -9
+    again = start_tool(
+        tmp_path / "again", [*command, "--resume", "--cfg-options", *slow], {"SLOW": "0"}
     )
+    finish_tool(tmp_path / "again", again)
     return tmp_path / "run"
 
 
@@ -303,32 +292,11 @@ def test_two_processes_with_parameters_that_get_no_gradient(tmp_path):
         {"name": "distilled", "teachers": {"teacher": "teacher"}, "losses": hint},
     ]
     options = [f"stages={stages!r}", "student.width=8", "length={'iterations': 4}"]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            "2",
-            "--rdzv-backend",
-            "c10d",
-            "--rdzv-endpoint",
-            "localhost:0",
-            str(ROOT / "tools" / "train.py"),
-            str(SMALL),
-            "--launcher",
-            "pytorch",
-            "--work-dir",
-            str(tmp_path / "run"),
-            "--cfg-options",
-            *options,
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = ["train.py", str(SMALL), "--launcher", "pytorch", "--work-dir", str(tmp_path / "run")]
+    both = start_tool(tmp_path / "said", [*command, "--cfg-options", *options], number=2)
+    printed = finish_tool(tmp_path / "said", both)
     assert "distilled" in json.loads((tmp_path / "run" / "results.json").read_text())["stages"]
     said = "note: BatchNorm sees the rows of its own process only: 2 processes do not train as one would"
-    assert done.stdout.count(said) == 1  # these networks have it
+    # these networks have it
+    assert printed.count(said) == 1 and said not in (tmp_path / "said" / "1.out").read_text()
     assert (tmp_path / "run" / "train.log").read_text().count(said.removeprefix("note: ")) == 3

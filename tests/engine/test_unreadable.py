@@ -5,8 +5,6 @@ and once on the screen.
 import contextlib
 import io
 import json
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -14,6 +12,7 @@ from small_runs import ROOT, small
 
 from kdtasks.engine import cli
 from kdtasks.engine.run import Run
+from tests.ranks import finish_tool, start_tool
 
 # batches of 32: the third would be empty
 BAD = [3, *range(64, 96), 199]
@@ -106,36 +105,10 @@ def test_two_processes_name_what_either_has_met_and_give_the_same_score(tmp_path
         "student.norm": False,
         "stages": [{"name": "plain", "losses": plain}],
     }
-    script = [
-        str(ROOT / "tools" / "train.py"),
-        str(ROOT / "tests/engine/small/small.py"),
-        "--device",
-        "cpu",
-        "--work-dir",
-        str(tmp_path / "two"),
-        "--launcher",
-        "pytorch",
-        "--cfg-options",
-        *(f"{key}={value!r}" for key, value in options.items()),
-    ]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            "2",
-            "--rdzv-backend",
-            "c10d",
-            "--rdzv-endpoint",
-            "localhost:0",
-            *script,
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = ["train.py", str(ROOT / "tests/engine/small/small.py"), "--device", "cpu"]
+    command += ["--work-dir", str(tmp_path / "two"), "--launcher", "pytorch", "--cfg-options"]
+    command += [f"{key}={value!r}" for key, value in options.items()]
+    finish_tool(tmp_path / "said", start_tool(tmp_path / "said", command, number=2))
     two = json.loads((tmp_path / "two" / "results.json").read_text())["stages"]["plain"]
     run = Run(small(**options), tmp_path / "one", quiet=True)
     with warnings.catch_warnings(action="ignore"):

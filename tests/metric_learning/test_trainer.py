@@ -65,7 +65,7 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr(trainer, "pictures", lambda run: [])
 
 
-def test_a_whole_run(tmp_path):
+def test_a_whole_run(tmp_path, drawn_report):
     run = Run(config(length={"iterations": 40}), tmp_path / "run", device="cpu", quiet=True)
     batch = next(iter(run.experiment.train_loader(run.experiment.stages[0])))
     assert batch["target"].view(5, 6).unique(dim=1).shape == (5, 1)

@@ -112,7 +112,7 @@ def config(photos, color="y", enlarged=False, stages=True, variant="ail", **chan
 
 
 @pytest.fixture(scope="module")
-def finished(photos, tmp_path_factory):
+def finished(photos, tmp_path_factory, drawn_reports):
     run = Run(config(photos), tmp_path_factory.mktemp("runs") / "run", device="cpu", quiet=True)
     run.train()
     return run
