@@ -27,6 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from kdtasks.core.finite import not_finite
+
 # torch's quantize and dequantize in single steps, which ONNX has as operators too
 _ops: Any = torch.ops.quantized_decomposed
 # those whose weights torch rounds while they train
@@ -69,8 +71,9 @@ class FakeQuantized(nn.Module):
         names: ``{name in the model: name here}`` of parameters and buffers.
 
     Raises:
-        ValueError: the model is quantized already, has no convolution or linear layer, or torch
-            cannot trace it (the module is named); ``calibrate`` is no positive whole number.
+        ValueError: the model is quantized already, has a weight that is not finite, has no
+            convolution or linear layer, or torch cannot trace it (the module is named);
+            ``calibrate`` is no positive whole number.
     """
 
     seen: Tensor
@@ -181,6 +184,9 @@ def _check(model: nn.Module) -> None:
                 "perhaps: expected plain weights; "
                 "torch.nn.utils.parametrize.remove_parametrizations(…) leaves such"
             )
+    bad = not_finite({path: parameter.detach() for path, parameter in model.named_parameters()})
+    if bad:
+        raise ValueError(f"cannot quantize what is not finite: {bad}")
     if not any(isinstance(part, QUANTIZED) for part in model.modules()):
         raise ValueError(
             f"a {type(model).__name__} has no convolution and no linear layer: there is nothing to "

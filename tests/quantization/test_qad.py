@@ -8,6 +8,7 @@ import onnx
 import pytest
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from kdtasks.classification.models import digits_cnn, resnet8, wrn
 from kdtasks.core import Distiller
@@ -23,6 +24,7 @@ from kdtasks.general import KDLoss, kd_loss
 from kdtasks.quantization import FakeQuantized, fake_quantized
 from kdtasks.quantization.qad import stages
 from kdtasks.super_resolution.models import ESPCN, VDSR
+from tests.ranks import two_ranks
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quantization" / "qad_digits.py"
 STUDENTS = {
@@ -170,6 +172,42 @@ def test_qads_loss_is_kd_at_temperature_1_of_the_full_precision_self():
     assert torch.equal(losses["loss_qad"].detach(), expected) and expected > 0
 
 
+def of_rank(rank: int) -> torch.Tensor:
+    return (1 + rank) * torch.rand(6, 4, 1, 8, 8, generator=torch.Generator().manual_seed(rank))
+
+
+def trained_in_ranks(rank: int) -> tuple[dict, dict]:
+    """State after three calibrating batches and after three steps more, BatchNorm frozen as ever."""
+    torch.manual_seed(0)
+    student = FakeQuantized(digits_cnn(width=4), 3).train()
+    wrapped = DistributedDataParallel(student)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.0)
+    states = []
+    for step, images in enumerate(of_rank(rank)):
+        if step == 3:
+            states.append(state_of(student))
+            optimizer.param_groups[0]["lr"] = 0.05
+        optimizer.zero_grad()
+        wrapped(images).square().mean().backward()
+        optimizer.step()
+    return states[0], state_of(student)
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_first_ones_ranges_and_the_same_weights():
+    """Slow, as it loads torch twice."""
+    (first, last), (_, other) = two_ranks(trained_in_ranks)
+    torch.manual_seed(0)
+    single = FakeQuantized(digits_cnn(width=4), 3).train()
+    for images in of_rank(0)[:3]:
+        single(images)
+    assert same(first, state_of(single))
+    assert same(last, other)  # ranges that the other found itself are gone
+    moved = [name for name, value in last.items() if not torch.equal(value, first[name])]
+    assert {name.rpartition(".")[2] for name in moved} >= {"weight", "bias"}
+    assert not any(name.endswith(("scale", "zero_point", "_val")) for name in moved)
+
+
 # ------------------------------------------------------------------------------------------- errors
 class Branches(nn.Module):
     def __init__(self):
@@ -191,9 +229,16 @@ def parametrized():
     return model
 
 
+def not_a_number():
+    model = nn.Sequential(nn.Linear(2, 2))
+    nn.init.constant_(model[0].bias, float("nan"))
+    return model
+
+
 @pytest.mark.parametrize(
     "make, message",
     [
+        (not_a_number, r"not finite: \['0.bias'\]"),
         (lambda: nn.Sequential(nn.ReLU()), "no convolution and no linear layer"),
         (lambda: FakeQuantized(nn.Sequential(nn.Linear(2, 2))), "quantized already: it is a FakeQ"),
         (parametrized, r"'0' is parametrized \(weight\)"),

@@ -94,6 +94,13 @@ def test_the_tools_take_each_student_and_its_packed_file_is_the_plain_one(run, t
     with pytest.raises(ConfigError, match="a PlainNet whose weights are not quantized cannot be"):
         export(run.work_dir, "packed", tmp_path / "full", run.files.weights("full"))
     assert not (tmp_path / "full").exists()
+    for stage in ("full", "levels"):
+        file = run.files.weights(stage)
+        evaluate_main([str(CONFIG), str(file), *options])
+        said = dict(line.split() for line in capsys.readouterr().out.splitlines())
+        assert float(said["accuracy"]) == pytest.approx(run.done[stage]["accuracy"], abs=1e-3)
+        done = export(run.work_dir, "safetensors", tmp_path / f"{stage}.safetensors", file)
+        assert done["difference"] <= done["allowed"]
     images = next(iter(run.experiment.test_loader(run.experiment.final)))["input"]
     for stage in ("rounded", "levels", "alone", "distilled"):
         student = run.trained(stage)
