@@ -23,6 +23,7 @@ torch.set_num_threads(1)
 from small_runs import small
 import kdtasks.core.cache, kdtasks.core.files, kdtasks.engine.report, kdtasks.engine.runner
 import small_parts  # reports are written, and not drawn
+import jinja2, matplotlib.pyplot, kdtasks.classification.pictures, kdtasks.classification.trainer, kdtasks.general
 from kdtasks.engine.run import Run
 
 root, every = Path({root!r}), {every!r}
