@@ -52,6 +52,48 @@ def benchmark(arguments: Sequence[str]) -> None:
     benchmark(arguments)
 
 
+def distill(arguments: Sequence[str]) -> None:
+    """Teach a student on a folder of images without labels; writes the config that it runs."""
+    from kdtasks.engine.cli_endings import pipe_may_close, plain_errors
+
+    parser = argparse.ArgumentParser(prog="kdtasks distill", description=distill.__doc__)
+    parser.add_argument("--data", required=True, metavar="FOLDER", help="images, at any depth")
+    parser.add_argument(
+        "--student", required=True, metavar="MODEL", help="'timm:<name>' …, or a dotted path"
+    )
+    parser.add_argument("--teacher", required=True, metavar="MODEL", help="as the student")
+    parser.add_argument(
+        "--teacher-weights", metavar="FILE", help="default: those that its name stands for"
+    )
+    parser.add_argument(
+        "--labelled",
+        metavar="FOLDER",
+        help="one folder a class, to test by, perhaps in train/ and test/; default: the teacher's "
+        "clusters of the images",
+    )
+    parser.add_argument("--name", help="of the config; default: made of the above")
+    for flag, default, meaning in (
+        ("--epochs", 20, "passes over the images"),
+        ("--size", 128, "the side to which images are brought"),
+        ("--batch-size", 64, "images in a step"),
+        ("--seed", 0, "of weights, order and views"),
+    ):
+        parser.add_argument(
+            flag, type=int, default=default, metavar="N", help=f"{meaning} (default: {default})"
+        )
+    parser.add_argument(
+        "--teacher-size", type=int, metavar="N", help="the side of what the teacher sees"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first so many images")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
+    parser.add_argument("--resume", action="store_true", help="go on where the run stopped")
+    args = parser.parse_args(arguments)
+    with pipe_may_close(), plain_errors():
+        from kdtasks.representation import command
+
+        command.distill(**vars(args))
+
+
 def list_configs(arguments: Sequence[str]) -> None:
     """List the configs that come with the package."""
     from kdtasks.engine.cli_endings import pipe_may_close
@@ -83,6 +125,7 @@ def copy(arguments: Sequence[str]) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
+    "distill": distill,
     "test": test,
     "compare": compare,
     "results": results,

@@ -44,6 +44,8 @@ FRAMEWORK_FILES = (
     "predictions",
     "perceptual",
     "probe",
+    "clusters",
+    "command",
     "avalanche_benchmarks",
     # what is done with the networks of a run of continual learning
     "exemplars",

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,8 @@ from kdtasks.images.cifar import cifar100
 from kdtasks.images.digits import digits
 from kdtasks.images.files import IMAGENET
 from kdtasks.images.folders import image_folder
+from kdtasks.images.photos import photo_patches
+from kdtasks.images.roots import under_root
 from kdtasks.images.subsets import in_hash_order
 
 __all__ = [
@@ -27,6 +30,8 @@ __all__ = [
     "cifar100_neighbours",
     "digits",
     "image_folder",
+    "labelled_by",
+    "photo_patches",
     "split",
     "unlabelled_folder",
     "without_labels",
@@ -112,6 +117,34 @@ def unlabelled_folder(
             cache_dir=cache_dir,
         )
     )
+
+
+def labelled_by(dataset: Any, labels: str | Path) -> ImageArrays:
+    """The same images with labels of a file: the clusters of a teacher, say, in the place of
+    classes.
+
+    Args:
+        dataset: images in memory, with labels or without.
+        labels: a ``.npy`` file of whole numbers from 0 on, one an image, in their order.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it has another number of labels than there are images, or other ones.
+    """
+    images = dataset.dataset if isinstance(dataset, _WithoutLabels) else dataset
+    path = under_root(labels)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {str(labels)!r} of labels")
+    target = torch.from_numpy(np.load(path, allow_pickle=False))
+    if target.shape != (len(images),) or target.is_floating_point() or int(target.min()) < 0:
+        raise ValueError(
+            f"{str(path)!r} has {target.dtype} {tuple(target.shape)}: expected whole numbers from "
+            f"0 on, one for each of {len(images)} images; where images came or went, make it anew"
+        )
+    other = images.subset(torch.arange(len(images)))
+    other.target = target.long().to(other.images.device)
+    other.classes = [f"cluster {k}" for k in range(int(target.max()) + 1)]
+    return other
 
 
 class BankAndQueries:

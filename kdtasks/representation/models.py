@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdtasks.core import Teacher
 from kdtasks.core.names import did_you_mean
 
 
@@ -112,15 +113,32 @@ def map_path(model: nn.Module, images: Tensor, call: Callable | None = None) -> 
     if call is None:
         model = copy.deepcopy(model)
         model.eval()
-    seen: list[str] = []
+    seen: list[tuple[str, Any]] = []
     with _noting(model, seen), torch.no_grad():
         (call or model)(images)
-    return seen[-1] if seen else None
+    return seen[-1][0] if seen else None
+
+
+@torch.no_grad()
+def network_map(model: nn.Module, images: Tensor) -> Tensor | None:
+    """A network's last map ``(B, D, H, W)``, as the Distiller names it; None where there is none.
+
+    Args:
+        model: in eval; a frozen :class:`~kdtasks.core.Teacher` too.
+        images: what it is called with.
+    """
+    inner = model.model if isinstance(model, Teacher) else model
+    seen: list[tuple[str, Any]] = []
+    with _noting(inner, seen):
+        width = embedding_of(model(images)).shape[1]
+    return map_of(seen[-1][1], width, getattr(inner, "num_prefix_tokens", None)) if seen else None
 
 
 @contextmanager
-def _noting(model: nn.Module, seen: list[str]) -> Iterator[None]:
-    """In ``seen`` the paths of modules that give something with several places, as they end."""
+def _noting(model: nn.Module, seen: list[tuple[str, Any]]) -> Iterator[None]:
+    """In ``seen`` path and output of modules that give something with several places, as they
+    end.
+    """
 
     def note(path: str) -> Callable:
         def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
@@ -129,7 +147,7 @@ def _noting(model: nn.Module, seen: list[str]) -> Iterator[None]:
             except (TypeError, ValueError):
                 return
             if found.dim() == 3 or (found.dim() == 4 and found[0, 0].numel() > 1):
-                seen.append(path)
+                seen[:] = [(path, found)]
 
         return hook
 

@@ -24,7 +24,7 @@ def with_controls(
             ``optimizer``, ``schedule`` and ``length``, where they differ.
         pretrained: a file of the student's weights, with a head or without.
     """
-    untouched = {"length": {"iterations": 0}}
+    untouched = {"length": {"iterations": 0}, "schedule": []}
     nothing = {"loss_none": {"type": "kdtasks.representation.losses.no_loss", **_of("embedding")}}
     stages: list[dict] = [{"name": "random", "role": "control", "losses": nothing, **untouched}]
     if supervised is not None:

@@ -121,4 +121,11 @@ def pictures(run: "Run") -> list[tuple]:
     """``[(title, figure)]``: nearest neighbours, maps in colours of their components, and kNN
     against images seen; see :mod:`kdtasks.representation.pictures`.
     """
-    return []
+    from kdtasks.engine.report import stage_colors  # what draws is imported only here
+    from kdtasks.representation import pictures as draw
+
+    if not run.finished:
+        return []
+    loader = run.experiment.test_loader(run.finished[-1])
+    bank_size(loader)
+    return draw.draw(run, loader, stage_colors(run))

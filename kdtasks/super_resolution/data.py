@@ -7,7 +7,6 @@ disk. A path is taken as it stands, or else below :func:`kdtasks.images.roots.da
 images differ in size: a config says ``test_batch_size=1``.
 """
 
-import importlib.util
 import os
 import warnings
 from collections import Counter
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from kdtasks.core.views import view_hash
 from kdtasks.images.listing import SUFFIXES, images_below
+from kdtasks.images.photos import chosen_photos
 from kdtasks.images.roots import under_root
 from kdtasks.super_resolution.pairs import Pairs
 
@@ -183,28 +183,10 @@ def photos(
         ImportError: scikit-image is not installed.
         FileNotFoundError: its release does not have them where they were.
     """
-    folders = [Path(_package("skimage"), "data"), Path(_package("sklearn"), "datasets", "images")]
-    paths: dict[str, str] = {}
-    for folder in folders:
-        files = [path for path in sorted(folder.glob("*")) if path.suffix in SUFFIXES]
-        paths |= {path.stem: str(path) for path in files}
     names = TRAIN_PHOTOS if train else TEST_PHOTOS
-    missing = [name for name in names if name not in paths]
-    if missing:
-        raise FileNotFoundError(f"no photo {missing[0]!r} in {folders[0]} or {folders[1]}")
     downsizes = downsizes if train else (1.0,)
-    pairs = Pairs([paths[name] for name in names], None, scale, color, enlarged, downsizes)
+    pairs = Pairs(chosen_photos(names), None, scale, color, enlarged, downsizes)
     return _of_pairs(pairs, train, patch, repeat, augment)
-
-
-def _package(name: str) -> str:
-    """The folder of an installed package, which is not imported."""
-    spec = importlib.util.find_spec(name)
-    if spec is None:
-        raise ImportError(
-            f"the photos are {name}'s, which is not installed: pip install 'kdtasks[sr]'"
-        )
-    return spec.submodule_search_locations[0]
 
 
 def bsds(

@@ -133,3 +133,8 @@ def test_other_test_data_is_an_error_that_says_what_is_expected():
     loader = Loader(digits(train=False), 64, shuffle=False, drop_last=False)
     with pytest.raises(ValueError, match="bank_and_queries.*got ImageArrays"):
         trainer.evaluate(torch.nn.Flatten(), loader)
+
+
+def test_the_report_has_its_pictures(run):
+    titles = [title for title, _ in trainer.pictures(run)]
+    assert [title.split(" ")[0] for title in titles] == ["The", "Where", "kNN"]

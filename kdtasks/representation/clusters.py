@@ -1,0 +1,46 @@
+"""A teacher's clusters of images, which stand for classes where there are no labels."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kdtasks.general.directions import directions
+from kdtasks.representation.models import embedding_of
+
+if TYPE_CHECKING:
+    from kdtasks.engine.experiment import Experiment
+
+
+@torch.no_grad()
+def teacher_clusters(experiment: "Experiment", clusters: int | None = None) -> Tensor:
+    """The cluster (n,) of each image of the training data: k-means (scikit-learn, seed 0) of the
+    first teacher's embeddings, brought to length 1.
+
+    Args:
+        experiment: whose final stage has a teacher; images are taken without augmentation.
+        clusters: how many; None: the root of half as many as there are images, between 2 and 100
+            (a usual rule of thumb).
+
+    Raises:
+        ValueError: fewer than 8 images.
+    """
+    from sklearn.cluster import KMeans
+
+    from kdtasks.engine.loader import Loader
+
+    stage = experiment.final
+    assert stage is not None  # a run of representation has one
+    setting = experiment.setting(stage, "data")
+    plain = {key: value for key, value in setting["train"].items() if key != "augment"}
+    images = experiment.data_set({**setting, "train": plain}, "train")
+    if len(images) < 8:
+        raise ValueError(f"expected at least 8 images to cluster, got {len(images)}")
+    loader = Loader(images, 64, shuffle=False, drop_last=False, device=experiment.device)
+    teacher = next(iter(experiment.distiller(stage).teachers.values()))
+    teacher.eval()
+    found = [embedding_of(teacher(batch["input"])).float().cpu() for batch in loader]
+    rows = directions(torch.cat(found))
+    count = clusters or min(max(round((len(rows) / 2) ** 0.5), 2), 100)
+    fitted = KMeans(count, n_init=4, random_state=0).fit(rows.numpy())
+    return torch.from_numpy(fitted.labels_).long()

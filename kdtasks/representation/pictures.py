@@ -1,0 +1,207 @@
+"""Figures of a taught backbone: nearest neighbours beside the teacher's, maps in the colours of
+their principal components, and kNN against images seen.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from kdtasks.core.choices import evenly_spaced
+from kdtasks.images.display import add_axes, draw_image, pictures_of, shortened, write
+from kdtasks.representation.knn import nearest_in_bank
+from kdtasks.representation.models import embedding_of, network_map
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from kdtasks.engine.loader import Loader
+    from kdtasks.engine.run import Run
+
+# inches
+WIDTH, GAP, HEAD = 10.4, 0.16, 0.42
+HIT = "#009E73"
+QUERIES, SHOWN, MAPPED = 8, 5, 8
+# of the bank: a figure need not wait for more
+BANK = 1000
+
+
+# From images to what is drawn ---------------------------------------------------------------------
+@torch.no_grad()
+def embedded(model: nn.Module, loader: "Loader", index: Tensor) -> Tensor:
+    """Embeddings of test images, (n, D), by their places."""
+    parts = []
+    for some in index.split(250):
+        images = loader.dataset.batch(some, torch.zeros_like(some), loader.seed)["input"]
+        parts.append(embedding_of(model(images)))
+    return torch.cat(parts).float()
+
+
+def component_colors(maps: Tensor) -> Tensor:
+    """Maps (n, D, H, W) as pictures (n, H, W, 3) in [0, 1]: their first three principal components
+    over all places of all of them, each stretched from its 2nd to its 98th percentile.
+
+    A component has the sign with which its largest weight is positive.
+    """
+    rows = maps.movedim(1, -1).flatten(0, -2).double()
+    rows = rows - rows.mean(0)
+    _, _, axes = torch.linalg.svd(rows, full_matrices=False)
+    axes = axes[:3]
+    largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
+    flat = rows @ (axes * largest.sign()).T
+    flat = torch.nn.functional.pad(flat, (0, 3 - flat.shape[1]))
+    low, high = (flat.quantile(q, 0) for q in (0.02, 0.98))
+    shade = ((flat - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    n, _, h, w = maps.shape
+    return shade.view(n, h, w, 3).float()
+
+
+# Figures ------------------------------------------------------------------------------------------
+def draw(run: "Run", loader: "Loader", colors: Mapping[str, str]) -> list[tuple]:
+    """``[(title, figure)]``: all figures.
+
+    Args:
+        run: of which a stage or more has finished.
+        loader: of the test data.
+        colors: by name of stage and teacher.
+    """
+    models = run.arm_models()
+    curves = draw_curves(run, colors)
+    return [
+        draw_neighbours(models, loader),
+        *([drawn] if (drawn := draw_maps(models, loader)) else []),
+        *([curves] if curves else []),
+    ]
+
+
+def draw_neighbours(models: Mapping[str, nn.Module], loader: "Loader") -> tuple:
+    """``(title, figure)``: queries and what each model finds nearest in the bank; framed: of the
+    query's class. The queries are spread evenly over the test data, not chosen.
+    """
+    from matplotlib.figure import Figure
+
+    count, total = loader.dataset.bank, len(loader.dataset)
+    bank = torch.tensor(evenly_spaced(count, BANK))
+    queries = count + torch.tensor(evenly_spaced(total - count, QUERIES))
+    target, names = loader.dataset.target, loader.dataset.classes
+    shown = min(SHOWN, len(bank))
+    cell = min((WIDTH - GAP * len(models)) / (1 + shown * len(models)), 0.95)
+    figure = Figure(figsize=(WIDTH, HEAD + len(queries) * (cell + 0.22)), layout="none")
+    found = {}
+    for name, model in models.items():
+        rows = embedded(model, loader, torch.cat([bank, queries]))
+        found[name] = bank[nearest_in_bank(rows[: len(bank)], rows[len(bank) :], shown)[1].cpu()]
+    for k, name in enumerate(models):
+        left = cell + GAP + k * (shown * cell + GAP)
+        write(figure, left, 0.08, shortened(name, 40), fontsize=10, fontweight="bold")
+    top = HEAD
+    for row, query in enumerate(queries.tolist()):
+        label = int(target[query])
+        _draw(figure, loader, [query], 0, top, cell, None)
+        for k, near in enumerate(found.values()):
+            left = cell + GAP + k * (shown * cell + GAP)
+            _draw(figure, loader, near[row].tolist(), left, top, cell, label)
+        text = names[label] if label < len(names) else f"class {label}"
+        write(figure, 0, top + cell * 0.9 + 0.01, shortened(str(text), 26), fontsize=8)
+        top += cell + 0.22
+    title = f"The {shown} nearest of {len(bank)} images of the bank; framed: of the query's class"
+    return title, figure
+
+
+def _draw(
+    figure: "Figure",
+    loader: "Loader",
+    places: Sequence[int],
+    left: float,
+    top: float,
+    cell: float,
+    label: int | None,
+) -> None:
+    """A row of test images; those that are not of the class are pale."""
+    for n, (place, image) in enumerate(zip(places, _images(loader, places))):
+        axes = add_axes(figure, left + n * cell, top, cell * 0.88, cell * 0.88)
+        draw_image(axes, image, aspect="auto")
+        if label is None:
+            continue
+        hit = int(loader.dataset.target[place]) == label
+        for spine in axes.spines.values():
+            spine.set(visible=hit, color=HIT, linewidth=3)
+        if not hit:
+            axes.images[0].set_alpha(0.55)
+
+
+def _images(loader: "Loader", places: Sequence[int]) -> list:
+    return pictures_of(loader, torch.tensor(places))
+
+
+def draw_maps(models: Mapping[str, nn.Module], loader: "Loader") -> tuple | None:
+    """``(title, figure)``: each model's last map of some queries, by :func:`component_colors`; None
+    where no model has one.
+    """
+    from matplotlib.figure import Figure
+
+    first = loader.dataset.bank
+    places = first + torch.tensor(evenly_spaced(len(loader.dataset) - first, MAPPED))
+    images = loader.dataset.batch(places, torch.zeros_like(places), loader.seed)["input"]
+    maps = {}
+    for name, model in models.items():
+        found = network_map(model, images)
+        if found is not None:
+            maps[name] = component_colors(found.float()).cpu()
+    if not maps:
+        return None
+    label = 1.1
+    cell = (WIDTH - label) / len(places)
+    figure = Figure(figsize=(WIDTH, (1 + len(maps)) * (cell + 0.06)), layout="none")
+    rows = [("", _images(loader, places.tolist()))]
+    rows += [(name, [picture.numpy() for picture in pictures]) for name, pictures in maps.items()]
+    for k, (name, pictures) in enumerate(rows):
+        top = k * (cell + 0.06)
+        if name:
+            write(figure, 0, top + 0.05, shortened(name, 14), fontsize=10, fontweight="bold")
+            size = "x".join(map(str, pictures[0].shape[:2]))
+            write(figure, 0, top + 0.25, f"{size} places", fontsize=8, color="#3C4758")
+        for n, picture in enumerate(pictures):
+            axes = add_axes(figure, label + n * cell, top, cell * 0.95, cell * 0.95)
+            draw_image(axes, picture, aspect="auto")
+    title = (
+        "Where the last maps differ: their first three principal components as red, green and blue "
+        "(each model's own)"
+    )
+    return title, figure
+
+
+def draw_curves(run: "Run", colors: Mapping[str, str]) -> tuple | None:
+    """``(title, figure)``: kNN against images seen, and as lines what is not trained; None where
+    nothing was.
+    """
+    from matplotlib.figure import Figure
+
+    from kdtasks.engine.report import facts
+
+    experiment, history = run.experiment, facts.histories(run)
+    trained, levels = {}, {}
+    for stage in run.finished:
+        steps, values = facts.curve(history.get(stage.name, ()), "knn")
+        done = run.done[stage.name]
+        if steps and steps[-1] > 0:
+            rows = experiment.setting(stage, "data")["batch_size"] + experiment.unlabelled(stage)
+            trained[stage.name] = [step * rows for step in steps], values
+        elif facts.is_number(done.get("knn")):
+            levels[stage.name] = done["knn"]
+        found = ((name, done.get(f"{name}_knn")) for name in stage.teachers)
+        levels |= {name: value for name, value in found if facts.is_number(value)}
+    if not trained:
+        return None
+    figure = Figure(figsize=(WIDTH, 3.6))
+    axes = figure.subplots()
+    for name, (seen, values) in trained.items():
+        axes.plot(seen, values, "o-", color=colors[name], label=name, markersize=4)
+    for name, value in levels.items():
+        label = f"{name}: {value:.1f}"
+        axes.axhline(value, color=colors[name], linestyle=(0, (4, 3)), linewidth=1.3, label=label)
+    axes.set(xlabel="images seen", ylabel="weighted kNN, % of the queries")
+    axes.set_xlim(left=0)
+    figure.legend(loc="outside upper right", ncols=5)
+    return "kNN against images seen; dashed: without training", figure
