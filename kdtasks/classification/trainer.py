@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from kdtasks.classification.doubts import doubts
 from kdtasks.engine.data_sets import image_shape
 from kdtasks.engine.task import Metric
 
@@ -14,6 +15,17 @@ if TYPE_CHECKING:
     from kdtasks.core import Stage
     from kdtasks.engine.loader import Loader
     from kdtasks.engine.run import Run
+
+__all__ = [
+    "HIGHER_IS_BETTER",
+    "METRICS",
+    "PRIMARY",
+    "doubts",
+    "evaluate",
+    "example",
+    "pictures",
+    "summary",
+]
 
 PRIMARY = "accuracy"
 HIGHER_IS_BETTER = True

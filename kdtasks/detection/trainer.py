@@ -29,8 +29,10 @@ __all__ = [
     "HIGHER_IS_BETTER",
     "METRICS",
     "PRIMARY",
+    "doubts",
     "evaluate",
     "example",
+    "is_comparable",
     "onnx_form",
     "pictures",
     "predict",
@@ -48,6 +50,20 @@ def evaluate(model: nn.Module, loader: Iterable[Mapping]) -> dict[str, float]:
     """
     classes = getattr(getattr(loader, "dataset", None), "classes", None)
     return coco_metrics(*detections_of(model, loader), classes)
+
+
+def is_comparable(ours: object, theirs: object, config: Mapping) -> bool:
+    """Detections of any number, where the teacher's classes are the student's: a ``class_map`` says
+    that they are not.
+    """
+    return type(ours) is type(theirs) and not config["distiller"].get("class_map")
+
+
+def doubts(metrics: Mapping[str, float], model: nn.Module, loader: object) -> list[str]:
+    """Nothing found that is right, to a hundredth of a percent of mAP."""
+    if metrics["map"] > 0.01:
+        return []
+    return [f"its mAP of {metrics['map']:.2f} % says that it finds nothing of what is there"]
 
 
 def deciding(model: nn.Module) -> list[nn.Module]:

@@ -146,6 +146,11 @@ def _check_values(config: Mapping) -> None:
         _expect(fits(config[key]), key, what, config[key])
     for key in ("val_interval", "checkpoint_interval"):
         iterations(config[key], 1, key)
+    if config["diagnose"] and config["compile"]:
+        raise ConfigError(
+            "diagnose and compile do not go together: a compiled backward pass runs once; "
+            "expected compile=False while you look at the shares"
+        )
     if config["cache"] and config["data"]["skip_bad"]:
         raise ConfigError(
             "cache and data.skip_bad do not go together: remove the images that cannot be read, or "
@@ -305,6 +310,8 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "channels_last": _FLAG,
     "sync_bn": _FLAG,
     "tensorboard": _FLAG,
+    "teacher_card": _FLAG,
+    "diagnose": _FLAG,
     "compile": (
         lambda value: isinstance(value, bool | dict),
         "True, False or a dict of torch.compile's arguments",

@@ -61,6 +61,16 @@ KEYS = {
         "None, or dict(views=k): teacher outputs kept for k fixed views of each sample",
         None,
     ),
+    "teacher_card": (
+        "whether teachers that the run does not train are first scored on the student's test data, "
+        "which takes one evaluation of each; a score that speaks for a mistake is warned of",
+        True,
+    ),
+    "diagnose": (
+        "whether each loss's share of the student's gradient, by its norm, is logged at each read "
+        "of the losses (`share_<name>`); that step takes one more backward pass a loss",
+        False,
+    ),
     "threads": ("CPU threads; None: torch's choice", None),
     "onnx": (
         "whether each stage's student is also written as an ONNX file, which is run on the whole "

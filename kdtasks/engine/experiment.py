@@ -111,7 +111,7 @@ class Experiment:
     # Stages ---------------------------------------------------------------------------------------
     def _supplied_to_student(self) -> list[str]:
         """The tensor names of the student that a distiller of the config's own supplies."""
-        if self._has_plain_distiller:
+        if self.has_plain_distiller:
             return []
         teachers = {
             name: self._as_teacher(name, self.model(name)) for name in self.config["teachers"]
@@ -123,7 +123,8 @@ class Experiment:
         return list(distiller.names("student"))
 
     @property
-    def _has_plain_distiller(self) -> bool:
+    def has_plain_distiller(self) -> bool:
+        """Whether losses read outputs of models and submodules, and nothing else."""
         return builder.resolve(self.config["distiller"]["type"], "distiller") is Distiller
 
     @property
@@ -300,7 +301,7 @@ class Experiment:
             name: self._teacher(name, _of_route(origin, anchor), files, load, stage)
             for name, origin in stage.teachers.items()
         }
-        if self._has_plain_distiller:
+        if self.has_plain_distiller:
             check_teachers(self, stage, teachers)
         peers = self._peers(stage.losses, files, load)
         distiller = self._assemble(stage.name, student, teachers, stage.losses, peers)
@@ -371,6 +372,15 @@ class Experiment:
     def _normalization(self, stage: Stage) -> tuple | None:
         """The mean and std that a stage's data normalises with, where it says them."""
         return data_sets.normalization(self.data.train_set(self.setting(stage, "data")))
+
+    def teacher(self, stage: Stage, name: str, files: WorkDir | None) -> Teacher:
+        """A teacher of a stage by itself, with its weights; of a route the first anchor."""
+        origin = _of_route(stage.teachers[name], 0)
+        return self._teacher(name, origin, files, True, stage).to(self.device)
+
+    def is_from_outside(self, origin: str | None) -> bool:
+        """Whether a teacher has its weights from no stage of this experiment."""
+        return self._reference(origin) is None
 
     def other_teachers(self, stage: Stage) -> list[str]:
         """The names of a stage's teachers that are other models than the student at an earlier

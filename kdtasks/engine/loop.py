@@ -1,7 +1,7 @@
 """The loop of a stage: counted in iterations, read from the device once per log interval."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -9,7 +9,7 @@ import torch
 from mmengine.runner import BaseLoop
 from torch import Tensor, nn
 
-from kdtasks.core.terms import total_loss
+from kdtasks.core.terms import total_loss, trains
 from kdtasks.engine.loader import Loader
 
 if TYPE_CHECKING:
@@ -77,6 +77,37 @@ class LossBuffer:
                 sums.setdefault(name, []).append(value)
         self.rows.clear()
         return {name: sum(v) / len(v) for name, v in sums.items()}
+
+
+def gradient_shares(losses: Mapping[str, Tensor], student: nn.Module) -> dict[str, Tensor]:
+    r"""Each loss's share of the student's gradient, ``share_<name>`` without ``loss_``, on the
+    device.
+
+    .. math:: \text{share}_i = \frac{\lVert\nabla L_i\rVert_2}{\sum_j \lVert\nabla L_j\rVert_2}
+
+    Norms over all of the student's parameters that learn, of the weighted losses. Two losses that
+    pull in opposite directions have large shares each: it says how hard each one pulls, not what
+    comes of it. It costs a backward pass a loss.
+
+    Args:
+        losses: weighted scalars of one step, whose graph is kept; those that only inform are left
+            out.
+        student: whose gradient.
+    """
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    pulling = {n: v for n, v in losses.items() if trains(n) and v.requires_grad}
+    if not parameters or not pulling:
+        return {}
+    norms = []
+    for value in pulling.values():
+        found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+        parts = [part.float().norm() for part in found if part is not None]
+        norms.append(torch.stack(parts).norm() if parts else value.detach().float() * 0)
+    together = torch.stack(norms).nan_to_num(0.0, 0.0)
+    shares = together / together.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    # without 'loss', for it informs only
+    names = (name.replace("loss", "").strip("_") or "all" for name in pulling)
+    return {f"share_{name}": share for name, share in zip(names, shares.unbind())}
 
 
 class StageLoop(BaseLoop):
@@ -150,6 +181,8 @@ class StageLoop(BaseLoop):
         total = torch.zeros(())
         for found in runner.distiller.steps(batch, runner.losses_of):
             total = torch.as_tensor(total_loss(found))
+            if runner.options["diagnose"] and self._is_read_next():
+                losses |= gradient_shares(found, runner.distiller.student)
             runner.stepper.update_params(total)
             # of several steps: as it was in the one in which it pulled
             losses |= {
@@ -166,6 +199,10 @@ class StageLoop(BaseLoop):
         runner.call_hook("after_train_iter", batch_idx=iteration, data_batch=batch, outputs=losses)
         self._iter += 1
         self._after()
+
+    def _is_read_next(self) -> bool:
+        """Whether the losses are read after this step, as its interval says."""
+        return (self._iter + 1) % self.lengths.log == 0 or self._iter + 1 == self._max_iters
 
     def _after(self) -> None:
         done, runner = self._iter, self.runner

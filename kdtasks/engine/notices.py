@@ -98,6 +98,40 @@ def unequal_budgets(experiment: Experiment, done: Mapping[str, Mapping]) -> str:
     )
 
 
+def weak_teachers(experiment: Experiment, done: Mapping[str, Mapping]) -> str:
+    """What to say of teachers that are worse than the control, the student alone; empty: nothing.
+
+    Args:
+        experiment: whose teachers they are.
+        done: results of the finished stages; those of teachers from outside stand in ``teachers``.
+    """
+    task, control = experiment.task, experiment.arms.control
+    alone = done.get(control.name, {}).get(task.primary) if control else None
+    if alone is None or control is None:
+        return ""
+    known = {
+        stage.model: done[stage.name].get(task.primary)
+        for stage in experiment.arms.teachers
+        if stage.name in done
+    }
+    for values in done.values():
+        for name, metrics in values.get("teachers", {}).items():
+            known[name] = metrics.get(task.primary)
+    unit, decimals = task.unit(task.primary), task.decimals(task.primary)
+    weak = [
+        f"{name} ({value:.{decimals}f}{unit})"
+        for name, value in known.items()
+        if value is not None and task.is_better(alone, value)
+    ]
+    if not weak:
+        return ""
+    verb = "is" if len(weak) == 1 else "are"
+    return (
+        f"{' and '.join(weak)} {verb} worse than the student {control.name} "
+        f"({alone:.{decimals}f}{unit}) in {task.label(task.primary)}"
+    )
+
+
 def differing_ranks(experiment: Experiment, distiller: Distiller) -> str:
     """Why several processes do not give what one would; empty: they do."""
     world = experiment.world

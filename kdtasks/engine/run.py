@@ -18,6 +18,7 @@ from kdtasks.engine.check import check
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.pretrained import sentence
 from kdtasks.engine.processes import device_name, keep_memory, led
+from kdtasks.engine.teacher_card import Cards, doubts, teacher_cards
 from kdtasks.engine.work_dir import WorkDir
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Run:
         self.quiet = quiet or self.experiment.rank > 0
         self.files = WorkDir(work_dir, [stage.name for stage in self.experiment.stages])
         self._notices = notices.Notices(self.quiet)
+        self._cards: dict[str, Cards] = {}
 
     @property
     def work_dir(self) -> Path:
@@ -199,6 +201,7 @@ class Run:
         gc.freeze()
         try:
             self.open(resume)
+            led(lambda beat: self._score_teachers(only))
             for stage in self.experiment.stages:
                 if stage.name not in self.done and (only is None or stage.name in only):
                     self._train_stage(stage, resume)
@@ -208,6 +211,18 @@ class Run:
         finally:
             gc.unfreeze()
             self.close()
+
+    def _score_teachers(self, only: list[str] | None) -> None:
+        """The cards of the teachers from outside, before the first step."""
+        skipped = [n for n in self.files.stages if only is not None and n not in only]
+        done = {**self.done, **{name: {} for name in skipped}}
+        self._cards = teacher_cards(self.experiment, self.files, done, self._notices)
+
+    def teacher_metrics(self, stage: Stage) -> Cards:
+        """``{teacher: its metrics}`` on the student's test data, of those from outside the run that
+        have been scored before the stage's first step.
+        """
+        return self._cards.get(stage.name) or self.done.get(stage.name, {}).get("teachers", {})
 
     def _train_stage(self, stage: Stage, resume: bool) -> None:
         from kdtasks.engine.stage_training import train_stage  # mmengine's Runner is slow to import
@@ -230,7 +245,16 @@ class Run:
         for name, taken in outcome.facts.get("routes", {}).items():
             self._notices.say(f"{stage.name}: the route of {name} was {', '.join(taken)}")
         results = {**outcome.metrics, **further, **outcome.facts}
+        if stage.name in self._cards:
+            results["teachers"] = self._cards[stage.name]
+        if stage.role == "teacher" and self.experiment.config["teacher_card"]:
+            model = self.trained(stage.name)
+            for text in doubts(self.experiment, stage, stage.model, model, outcome.metrics):
+                self._notices.warn(text)
         self.files.finish(stage.name, results, outcome.timing)
+        weak = notices.weak_teachers(self.experiment, self.done)
+        if weak:
+            self._notices.warn(weak)
         checkpoint.save_json(self.results, self.work_dir / "results.json")
 
     def _finish(self) -> None:

@@ -144,6 +144,23 @@ class Task:
         own = self._optional["deciding"]
         return own(model) if own else [model]
 
+    def doubts(
+        self, metrics: Mapping[str, float], model: "nn.Module", loader: Iterable[dict]
+    ) -> list[str]:
+        """What in a teacher's metrics on test data speaks for a mistake; default: nothing."""
+        own = self._optional["doubts"]
+        return own(metrics, model, loader) if own else []
+
+    def is_comparable(self, ours: Any, theirs: Any, config: Mapping) -> bool:
+        """Whether a teacher's output can be measured as the student's; default: where it has the
+        same shape, or both are the same kind of object.
+        """
+        own = self._optional["is_comparable"]
+        if own:
+            return own(ours, theirs, config)
+        shapes = getattr(ours, "shape", None), getattr(theirs, "shape", None)
+        return type(ours) is type(theirs) and shapes[0] == shapes[1]
+
     def onnx_form(self, student: "nn.Module", images: Any) -> "OnnxForm | None":
         """What an ONNX file holds; default: None, one tensor in and any batch size."""
         own = self._optional["onnx_form"]
@@ -215,6 +232,8 @@ OPTIONAL = (
     "equip",
     "summary",
     "deciding",
+    "doubts",
+    "is_comparable",
     "onnx_form",
     "predict_arguments",
     "predict",

@@ -1,5 +1,6 @@
 """Metric learning as the engine sees it: metrics, example, figures."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,6 +41,27 @@ def evaluate(model: nn.Module, loader: "Loader") -> dict[str, float]:
     if classes <= NMI_CLASSES:
         metrics["nmi"] = nmi(target, k_means(rows, classes))
     return metrics
+
+
+def is_comparable(ours: Tensor, theirs: object, config: Mapping) -> bool:
+    """Embeddings of any width: each model is queried in its own space."""
+    return isinstance(theirs, Tensor) and theirs.flatten(1).ndim == 2
+
+
+def doubts(metrics: Mapping[str, float], model: nn.Module, loader: "Loader") -> list[str]:
+    """A Recall@1 that random embeddings would reach: the chance that another sample, drawn at
+    random, has the query's class.
+    """
+    target = getattr(loader.dataset, "target", None)
+    if target is None:
+        return []
+    counts = torch.bincount(torch.as_tensor(target)[torch.as_tensor(target) >= 0]).double()
+    queries = float(counts[counts > 1].sum())
+    chance = 100 * float((counts * (counts - 1)).sum()) / max(queries * float(counts.sum() - 1), 1)
+    found = metrics["recall_at_1"]
+    if found > chance:
+        return []
+    return [f"its Recall@1 of {found:.2f} % is not above chance ({chance:.2f} %)"]
 
 
 @torch.no_grad()

@@ -76,6 +76,11 @@ def bank_size(loader: "Loader") -> int:
     return size
 
 
+def is_comparable(ours: object, theirs: object, config: Mapping) -> bool:
+    """Whatever has a representation: each network is asked in its own space."""
+    return True
+
+
 @torch.no_grad()
 def embeddings_of(model: nn.Module, loader: "Loader") -> tuple[Tensor, Tensor]:
     """Embeddings (N, D) in float32 at least, and classes (N,), of the test images in order."""
@@ -104,9 +109,12 @@ def summary(run: "Run", stage: "Stage", metrics: Mapping[str, float]) -> dict[st
     """
     if not stage.teachers:
         return {}
-    experiment, found = run.experiment, {}
+    experiment, known = run.experiment, run.teacher_metrics(stage)
+    found = {f"{name}_{k}": value for name, own in known.items() for k, value in own.items()}
     loader = experiment.test_loader(stage)
-    for name, teacher in experiment.distiller(stage, run.files).teachers.items():
+    left = [name for name in stage.teachers if name not in known]
+    for name in left:
+        teacher = experiment.teacher(stage, name, run.files)
         try:
             own = watched(experiment.task, teacher, loader)
         # a trained stage is worth more than a further number

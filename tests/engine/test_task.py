@@ -7,6 +7,7 @@ import sys
 from types import ModuleType
 
 import pytest
+import torch
 
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.task import OPTIONAL, REQUIRED, Metric, Task, load_task
@@ -34,7 +35,12 @@ def test_what_a_module_leaves_out_has_its_default():
     assert task.own_names == () and not task.unseen_classes
     assert task.training_set(None, None, "data", None) == "data"
     assert task.summary(None, None, {"error": 1.0}) == {} and task.deciding("model") == ["model"]
-    assert task.onnx_form(None, None) is None
+    assert task.onnx_form(None, None) is None and task.doubts({}, None, None) == []
+    assert task.is_comparable(torch.zeros(2, 3), torch.ones(2, 3), {}) and task.is_comparable(
+        [], [1], {}
+    )
+    assert not task.is_comparable(torch.zeros(2, 3), torch.zeros(2, 4), {})
+    assert not task.is_comparable([], torch.zeros(2, 4), {})
     assert task.predict_arguments(argparse.ArgumentParser()) == []
 
 
@@ -42,6 +48,9 @@ def test_what_a_module_says_is_asked():
     own = {
         "OWN_NAMES": ("counts",),
         "UNSEEN_CLASSES": True,
+        "BACKBONE": True,
+        "doubts": lambda metrics, model, loader: [f"{model}: {metrics['error']}"],
+        "is_comparable": lambda ours, theirs, config: (ours, theirs) == (1, 2),
         "training_set": lambda experiment, stage, made, files: made[:2],
         "summary": lambda run, stage, metrics: {"twice": 2 * metrics["error"]},
         "deciding": lambda model: [model, "head"],
@@ -51,7 +60,9 @@ def test_what_a_module_says_is_asked():
     }
     assert set(own) | {"METRICS"} == set(OPTIONAL)
     task, parser = Task(module(**own)), argparse.ArgumentParser()
-    assert task.own_names == ("counts",) and task.unseen_classes
+    assert task.own_names == ("counts",) and task.unseen_classes and task.backbone
+    assert task.doubts({"error": 1.0}, "m", None) == ["m: 1.0"]
+    assert task.is_comparable(1, 2, {}) and not task.is_comparable(1, 1, {})
     assert task.training_set(None, None, "data", None) == "da"
     assert task.summary(None, None, {"error": 1.5}) == {"twice": 3.0}
     assert task.deciding("model") == ["model", "head"] and task.onnx_form(1, 2) == (1, 2)

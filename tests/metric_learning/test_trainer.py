@@ -325,3 +325,22 @@ def test_a_memory_and_centres_of_a_third_party_loss_resume_to_the_same_bits(tmp_
     # full by now
     assert kept["losses"]["loss_memory.loss.embedding_memory"].any(1).all()
     assert any("queue_idx" in found for found in kept["attributes"][0].values())
+
+
+def test_a_recall_that_random_embeddings_reach_is_doubted():
+    from types import SimpleNamespace
+
+    target = [0, 0, 0, 1, 1, 2, -100]
+    loader = SimpleNamespace(dataset=SimpleNamespace(target=torch.tensor(target)))
+    known = [t for t in target if t >= 0]
+    # over queries that have another sample of their class, a random other sample
+    hits = [
+        sum(known[j] == known[i] for j in range(6) if j != i) / 5
+        for i in range(6)
+        if known.count(known[i]) > 1
+    ]
+    chance = 100 * sum(hits) / len(hits)
+    assert trainer.doubts({"recall_at_1": chance + 0.01}, None, loader) == []
+    (said,) = trainer.doubts({"recall_at_1": chance - 0.01}, None, loader)
+    assert f"not above chance ({chance:.2f} %)" in said
+    assert trainer.is_comparable(torch.zeros(2, 3), torch.zeros(2, 7), {})

@@ -14,6 +14,7 @@ import torch
 
 from kdtasks.core import Stage
 from kdtasks.core.stages import DISTILLED, Arms, has_peers
+from kdtasks.engine.notices import weak_teachers
 
 if TYPE_CHECKING:
     from kdtasks.engine.run import Run
@@ -156,7 +157,10 @@ def sentence(run: "Run") -> str:
     for stage in teachers:
         who = "the teacher" if len(teachers) == 1 else stage
         text += f"; {who} has {number(values[stage])}{unit}"
-    return text + "."
+    for known in run.teacher_metrics(parts.final).items():
+        text += f"; {known[0]} has {number(known[1].get(primary))}{unit}"
+    weak = weak_teachers(experiment, run.done)
+    return f"{text}. Note: {weak}." if weak else f"{text}."
 
 
 def _so_far(run: "Run", values: Mapping[str, float]) -> str:

@@ -382,3 +382,8 @@ class Unspoken(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         return torch.full((3, 16, 16), index / 40), int(self.target[index])
+
+
+def mean(tensor):
+    """Informs only."""
+    return tensor.mean()
