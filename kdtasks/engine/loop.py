@@ -1,6 +1,5 @@
 """The loop of a stage: counted in iterations, read from the device once per log interval."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -10,6 +9,7 @@ from mmengine.runner import BaseLoop
 from torch import Tensor, nn
 
 from kdtasks.core.terms import total_loss, trains
+from kdtasks.engine.clock import working_seconds
 from kdtasks.engine.loader import Loader
 
 if TYPE_CHECKING:
@@ -120,8 +120,8 @@ class StageLoop(BaseLoop):
         prepare: called with each batch before the step; adds what a cache knows.
 
     Attributes:
-        seconds: of training, without evaluations and checkpoints; as it was when the last of these
-            began.
+        seconds: of training, without evaluations and checkpoints, and without those in which
+            another process had the processor; as it was when the last of these began.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class StageLoop(BaseLoop):
         super().__init__(runner, cast(Any, dataloader))
         self.loader, self.lengths, self.prepare = dataloader, lengths, prepare
         self._iter, self._max_iters = 0, lengths.total
-        self.seconds, self._since = 0.0, time.perf_counter()
+        self.seconds, self._since = 0.0, working_seconds()
         # a hook may set it: EarlyStoppingHook does
         self.stop_training = False
         self.buffer = LossBuffer()
@@ -148,7 +148,7 @@ class StageLoop(BaseLoop):
         """Train to the end and return the model."""
         runner = self.runner
         runner.call_hook("before_train")
-        self._since = time.perf_counter()
+        self._since = working_seconds()
         if not self._max_iters:
             # a stage of no steps: what it starts from is tested and kept
             runner.evaluate_now()
@@ -218,7 +218,7 @@ class StageLoop(BaseLoop):
         if last:
             runner.finish_now()
         # the read has waited for the device
-        self.seconds += time.perf_counter() - self._since
+        self.seconds += working_seconds() - self._since
         if validate:
             runner.evaluate_now()
             # a hook may end the stage here
@@ -230,7 +230,7 @@ class StageLoop(BaseLoop):
             runner.keep_now(done // len(self.loader))
         if save:
             runner.save_now()
-        self._since = time.perf_counter()
+        self._since = working_seconds()
 
     def _ends_kept_epoch(self) -> bool:
         return (

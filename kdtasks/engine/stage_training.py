@@ -2,7 +2,6 @@
 
 import copy
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from kdtasks.core import Distiller, Stage
 from kdtasks.core.names import STUDENT
 from kdtasks.engine import builder
 from kdtasks.engine.anchors import Route, check_kept, routes_of
+from kdtasks.engine.clock import working_seconds
 from kdtasks.engine.config_checks import iterations
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.loader import Loader
@@ -61,10 +61,10 @@ def train_stage(
     length = iterations(
         experiment.setting(stage, "length"), len(loader), f"{stage.name}.length", least=0
     )
-    begun = time.perf_counter()
+    begun = working_seconds()
     routes = routes_of(experiment, stage, distiller, files)
     prepare = preparation(experiment, stage, distiller, files, first, routes)
-    prepared = time.perf_counter() - begun
+    prepared = working_seconds() - begun
     with Bar(stage.name, length, notices.quiet) as bar:
         runner = _runner(experiment, stage, files, loader, distiller, first, prepare, routes, bar)
         if differs := differing_ranks(experiment, distiller):

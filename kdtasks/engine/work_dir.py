@@ -50,8 +50,8 @@ class WorkDir:
         'training_seconds': …, 'preparation_seconds': …}}``.
 
         Seconds of training are those of the steps, without evaluations and checkpoints; those of
-        the preparation, of a cache of the teachers' outputs. A stage of which they are not known is
-        left out.
+        the preparation, of a cache of the teachers' outputs; both without the time in which another
+        process had the processor. A stage of which they are not known is left out.
         """
         return self._read(self._timings)
 

@@ -294,7 +294,8 @@ def _notes_of_several(
     listed = "".join(f"; {name} takes {' + '.join(stages)}" for name, stages in chains.items())
     notes.append(
         "s a step: of the student's last stage; training s: all steps and caches of the stages "
-        "that lead to the student. Without evaluations, and without the training of teachers"
+        "that lead to the student. Without evaluations, the training of teachers, and the time in "
+        "which other processes had the processor"
         f"{listed}"
     )
     return notes
