@@ -239,8 +239,12 @@ def words_of_tasks() -> tuple[set[str], set[str]]:
         if path.parts[-2] not in (*TASKS, "images"):
             continue
         tree = ast.parse(path.read_text())
+        is_command = "__main__" in constants(tree)  # with arguments of its own
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".add_argument"):
+            is_argument = isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+                ".add_argument"
+            )
+            if is_argument and not is_command:
                 flags |= {argument.value for argument in node.args}
             target = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else ""
             if path.name == "trainer.py" and target in ("PRIMARY", "OWN_NAMES"):
