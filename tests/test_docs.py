@@ -13,7 +13,7 @@ from kdtasks.engine.key_table import key_table
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = sorted(
-    path for folder in (".", "docs", "configs/*") for path in ROOT.glob(f"{folder}/*.md")
+    path for folder in (".", "docs", "docs/*", "configs/*") for path in ROOT.glob(f"{folder}/*.md")
 )
 TASKS = sorted(path.parent.name for path in ROOT.glob("kdtasks/*/trainer.py"))
 
