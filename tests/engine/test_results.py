@@ -3,6 +3,7 @@
 import copy
 import json
 import statistics
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from kdtasks.engine.compare.merge import merge
 from kdtasks.engine.compare.page import page
 from kdtasks.engine.compare.statistics import interval, summary, verdict
 
+ROOT = Path(__file__).parents[2]
 TASK = "kdtasks.classification.trainer"
 ALONE = {0: 60.0, 1: 62.5, 2: 58.0, 3: 61.0}
 KD = {0: 64.0, 1: 65.5, 2: 60.0, 3: 66.0}
@@ -153,3 +155,21 @@ def test_two_of_one_name(tmp_path):
         (tmp_path / folder / "x.json").write_text(json.dumps(copy.copy(comparison(0))))
     with pytest.raises(ConfigError, match="two comparisons are called 'x'"):
         read_comparisons([tmp_path / "a" / "x.json", tmp_path / "b" / "x.json"])
+
+
+def measured():
+    """``(file, config, row)`` of what is kept in the repository's results."""
+    for path in sorted((ROOT / "results").glob("*.json")):
+        for name, found in json.loads(path.read_text())["configs"].items():
+            folder, _, stem = name.partition("_")
+            yield pytest.param(ROOT / "configs" / folder / f"{stem}.py", found, id=name)
+
+
+@pytest.mark.parametrize("config, found", measured())
+def test_a_configs_header_says_what_was_measured(config, found):
+    header = " ".join(config.read_text().split("_base_")[0].replace("#", " ").split())
+    for arm in ("alone", "distilled"):
+        values = found[arm]
+        said = f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f} %"
+        assert said in header, f"{config.name}: expected {said!r} for {arm}"
+    assert f"over {len(found['alone'])} seeds" in header
