@@ -1,7 +1,7 @@
 # A small ESPCN in 8 bits, taught by a larger one in full precision to enlarge by 2, BSDS to B100:
 # quantized distillation (arXiv 1802.05668), half L1 to the target and half to its output.
 # Run:     python tools/train.py configs/quantization/qd_espcn_bsds_x2_short.py
-# Expect:  see README.md beside it
+# Expect:  not measured here yet
 _base_ = ['../super_resolution/output_espcn_bsds_x2_short.py']
 
 student = dict(

@@ -1,7 +1,7 @@
 # A ResNet-8 in 2 bits taught by one of twice the width on 10,000 images of CIFAR-100: quantized
 # distillation and learned levels (arXiv 1802.05668); two CPU cores.
 # Run:     python tools/train.py configs/quantization/qd_resnet8x2_resnet8_cifar100_10k_short.py
-# Expect:  see README.md beside it
+# Expect:  not measured here yet
 _base_ = ['../classification/kd_resnet8x2_resnet8_cifar100_10k_short.py']
 
 student = dict(
