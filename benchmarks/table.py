@@ -29,6 +29,8 @@ ROWS = {
     "kd_step": "distillation",
     "feature_step": "distillation",
     "cached_step": "distillation",
+    "dist_step": "losses",
+    "crd_step": "losses",
     "bss_attack": "general",
     "quantize_weights": "quantization",
     "runner": "engine",

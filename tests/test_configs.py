@@ -35,8 +35,17 @@ EMBEDDERS = {
     "data.train.size": 64,
     "data.batch_size": 10,
 }
+# of RepDistiller's table
+PAIRS = (
+    *("resnet56_resnet20", "resnet32x4_resnet8x4", "wrn_40_2_wrn_16_2", "vgg13_vgg8"),
+    "resnet32x4_shufflenet_v2",
+)
 SMALLER = {
-    "kd_resnet56_resnet20_cifar100": {"data.batch_size": 4},
+    **{
+        f"{method}_{pair}_cifar100": {"data.batch_size": 4}
+        for method in ("kd", "at", "sp", "crd", "dkd", "dist", "review_kd")
+        for pair in PAIRS
+    },
     **{
         f"{run}_cifar100{size}": {"data.batch_size": 8}
         for size in ("_short", "_10k_short")
@@ -133,6 +142,12 @@ SIBLINGS = {
     *(f"{m}_resnet50_resnet18_{d}" for m in ("rkd", "darkrank_hard") for d in ("cars196", "sop")),
     *(f"{m}_resnet32_cifar100_5x20" for m in ("lwf", "lwm", "lwf_heads", "lwf_mc")),
     "gd_wrn_16_2_cifar100_5x20",
+    *(
+        f"{method}_{pair}_cifar100"
+        for method in ("at", "sp", "crd", "dkd", "dist", "review_kd")
+        for pair in PAIRS[1:]
+    ),
+    *(f"kd_{pair}_cifar100" for pair in PAIRS if "resnet32x4" in pair),
 }
 
 

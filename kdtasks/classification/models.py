@@ -1,5 +1,5 @@
-r"""The CIFAR networks of the distillation papers: ResNet, wide ResNet, VGG, TAKD's plain CNNs; and
-a tiny one for 8x8 digits.
+r"""The CIFAR networks of the distillation papers: ResNet, wide ResNet, VGG, ShuffleNet V2 (in
+:mod:`~kdtasks.classification.shufflenet`), TAKD's plain CNNs; and a tiny one for 8x8 digits.
 
 Every constructor takes ``num_classes`` and ``in_channels``; every ``forward(x)`` maps ``(B,
 in_channels, H, W)`` to logits ``(B, num_classes)`` and returns nothing else. Features are read by
@@ -31,6 +31,39 @@ from collections.abc import Sequence
 
 import torch.fx
 from torch import Tensor, nn
+
+from kdtasks.classification.shufflenet import shufflenet_v2
+
+__all__ = [
+    "PlainNet",
+    "ResNet",
+    "WideResNet",
+    "digits_cnn",
+    "plain_cnn2",
+    "plain_cnn4",
+    "plain_cnn6",
+    "plain_cnn8",
+    "plain_cnn10",
+    "resnet8",
+    "resnet8x4",
+    "resnet14",
+    "resnet20",
+    "resnet26",
+    "resnet32",
+    "resnet32x4",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+    "shufflenet_v2",
+    "vgg8",
+    "vgg13",
+    "wrn",
+    "wrn_16_1",
+    "wrn_16_2",
+    "wrn_28_10",
+    "wrn_40_1",
+    "wrn_40_2",
+]
 
 
 def _conv3x3(inputs: int, outputs: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:

@@ -99,6 +99,8 @@ class CRDLoss(nn.Module):
             self.register_buffer(f"{side}_memory", memory)
         self.register_buffer("classes", torch.full((samples,), UNLABELLED))
         self.register_buffer("normalizers", torch.zeros(2))  # Z of both sides; 0: not known yet
+        self.scaled = False  # whether they are known, without a look at the device
+        self.register_load_state_dict_post_hook(_note_scaled)
         self.student_map: nn.Linear | None = None
         self.teacher_map: nn.Linear | None = None
         if student_channels and teacher_channels:
@@ -150,6 +152,7 @@ class CRDLoss(nn.Module):
             loss = loss + self._side(1, others, self.student_memory, index, order, usable)
         if self.training:
             self._remember(own.detach(), others.detach(), index, target)
+            self.scaled = True
         return loss
 
     def _vectors(self, linear: nn.Linear, features: Tensor) -> Tensor:
@@ -178,6 +181,8 @@ class CRDLoss(nn.Module):
 
     def _normalizer(self, side: int, own: Tensor, others: Tensor, usable: Tensor) -> Tensor:
         """Z: that of the first batch in training."""
+        if self.scaled:
+            return self.normalizers[side]
         total = own.exp().sum() + others.exp().masked_fill(~usable, 0).sum()
         mean = total / (usable.sum() + len(own)).clamp(min=1)
         mean, _ = mean_over_processes(mean)
@@ -204,6 +209,11 @@ class CRDLoss(nn.Module):
             f"samples={self.samples}, dim={self.dim}, negatives={self.negatives}, "
             f"temperature={self.temperature}, momentum={self.momentum}"
         )
+
+
+def _note_scaled(loss: CRDLoss, keys: object) -> None:
+    """Of a state that was loaded."""
+    loss.scaled = bool((loss.normalizers > 0).all())
 
 
 def _check(student: Tensor, teacher: Tensor, index: Tensor, target: Tensor) -> None:

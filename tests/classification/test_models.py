@@ -131,6 +131,38 @@ def test_chains_have_the_sizes_of_their_layers():
     assert size("digits_cnn", 10, width=8) == chain_count([8, 16, 16], [(16, 10)], inputs=1)
 
 
+def shufflenet_count(classes):
+    def convolved(i, o):
+        return i * o + 2 * o
+
+    def depthwise(c):
+        return 9 * c + 2 * c
+
+    total, inputs = convolved(3, 24), 24
+    for width, units in ((116, 3), (232, 7), (464, 3)):
+        half = width // 2
+        total += depthwise(inputs) + convolved(inputs, half)
+        total += convolved(inputs, half) + depthwise(half) + convolved(half, half)
+        total += units * (2 * convolved(half, half) + depthwise(half))
+        inputs = width
+    return total + convolved(464, 1024) + 1024 * classes + classes
+
+
+def test_shufflenet_has_the_size_and_the_shapes_of_its_stages():
+    assert size("shufflenet_v2", 100) == shufflenet_count(100) == 1_355_528
+    model = build("shufflenet_v2", 7).eval()
+    logits, calls, outputs = run_with_hooks(model, torch.randn(2, 3, 32, 32))
+    assert logits.shape == (2, 7) and {*calls.values()} == {1}
+    shapes = {path: tuple(outputs[path][0].shape[1:]) for path in ("layer1", "layer2", "layer3")}
+    assert shapes == {"layer1": (116, 16, 16), "layer2": (232, 8, 8), "layer3": (464, 4, 4)}
+    assert all(torch.equal(now, before) for now, before in outputs.values())
+    # channels of the half that passes and of the other take turns
+    unit, x = model.layer2[1], torch.randn(1, 232, 8, 8)
+    found = unit(x)
+    assert torch.equal(found[:, ::2], x[:, :116])
+    assert torch.equal(found[:, 1::2], unit.branch(x[:, 116:]))
+
+
 # TAKD, plain_cnn_cifar.py (github.com/imirzadeh/Teacher-Assistant-Knowledge-Distillation), its two
 # lists of layers.
 @pytest.mark.parametrize(

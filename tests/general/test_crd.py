@@ -9,6 +9,7 @@ from torch import nn
 
 from kdtasks.core import Distiller
 from kdtasks.general import CRDLoss
+from tests.ranks import two_ranks
 
 F64 = torch.float64
 
@@ -169,6 +170,36 @@ def test_its_state_resumes():
         torch.manual_seed(4)
         found.append(each(*tensors).item())
     assert found[:2] == found[2:]
+
+
+def steps_of_two_batches(rank, loss, batches):
+    """Two steps of SGD on this rank's rows, all rows where there is one process."""
+    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    loss = copy.deepcopy(loss)  # processes share the tensors that they are sent
+    model = torch.nn.parallel.DistributedDataParallel(loss) if world > 1 else loss
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.5)
+    for tensors in batches:
+        optimizer.zero_grad()
+        model(*(rows[rank::world] for rows in tensors)).backward()
+        optimizer.step()
+    return loss.state_dict()
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one_and_keep_equal_memories():
+    """An image is in both processes' halves of the second batch, and the last row counts."""
+    batches = [batch(4, 0, 7, 2), batch(8, 1, 3, 8)]
+    start = made()
+    start.classes[:] = -100  # learned from the batches
+    ranks = two_ranks(steps_of_two_batches, start, batches)
+    # gathered rows stand rank by rank
+    order = torch.tensor([0, 2, 1, 3])
+    rows = [tuple(tensor[order] for tensor in tensors) for tensors in batches]
+    expected = steps_of_two_batches(0, start, rows)
+    for name, value in expected.items():
+        assert torch.equal(ranks[0][name], ranks[1][name]), name
+        torch.testing.assert_close(ranks[0][name], value, msg=name)
+    assert (expected["classes"] >= 0).sum() == 7
 
 
 def test_the_distiller_builds_it_and_moves_nothing():

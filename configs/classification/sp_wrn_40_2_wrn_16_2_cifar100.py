@@ -1,0 +1,6 @@
+# WRN-16-2 taught by WRN-40-2 on CIFAR-100: similarity preserving (arXiv 1907.09682), at full
+# length for a GPU.
+# Run:     python tools/train.py configs/classification/sp_wrn_40_2_wrn_16_2_cifar100.py
+# Expect:  not measured here yet at full length. RepDistiller's README reports 73.83 % taught,
+#          73.26 % alone
+_base_ = ['../_base_/wrn_40_2_wrn_16_2_cifar100.py', '../_base_/sp.py']
