@@ -173,3 +173,10 @@ def test_a_configs_header_says_what_was_measured(config, found):
         said = f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f} %"
         assert said in header, f"{config.name}: expected {said!r} for {arm}"
     assert f"over {len(found['alone'])} seeds" in header
+
+
+def test_the_page_of_results_is_what_the_command_writes():
+    found = read_comparisons(sorted((ROOT / "results").glob("*.json")))
+    assert (ROOT / "docs" / "measured.md").read_text() == page(found), (
+        "run: python tools/results.py results/*.json --page docs/measured.md"
+    )

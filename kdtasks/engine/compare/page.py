@@ -28,9 +28,8 @@ def page(results: Mapping[str, Mapping]) -> str:
             seeds = " ".join(map(str, part["seeds"]))
             parts.append(f"- seeds {seeds} were trained together, on {', '.join(part['devices'])}")
         for table in further:
-            parts.append(
-                f"<details><summary>{table.title}</summary>\n\n{markdown(table)}\n\n</details>"
-            )
+            summary = f'<details markdown="1"><summary>{table.title}</summary>'
+            parts.append(f"{summary}\n\n{markdown(table)}\n\n</details>")
     text = ""
     for before, part in zip([None, *parts], parts):
         is_list = part.startswith("- ") and before is not None and before.startswith("- ")
