@@ -42,6 +42,7 @@ OTHER = {
     "Ensemble",
     "FeatureQueue",
     "GreedyRoute",
+    "InfluenceLoss",  # has class means of what it has seen
     "FakeQuantized",
     "QueueKLLoss",  # has a queue
     "ReservoirBuffer",
@@ -360,6 +361,7 @@ CALLS = {
     ),
     "darkrank_hard_loss": _plain(_rows, {}, {"list_length": None, "normalize": False}),
     "darkrank_soft_loss": _plain(_rows, {}, {"alpha": 1.0, "beta": 1.0}),
+    "influence_loss": _plain(lambda: (_normal(6, 5), _normal(9, 5)), rest=(TARGET[:6],)),
     "SimilarityKLLoss": _plain(_rows),
     "similarity_kl_loss": _plain(_rows, {}, {"include_self": False}),
     "PKTLoss": _plain(_rows),

@@ -66,6 +66,8 @@ SMALLER = {
                         "review_kd",
                         "hint",
                         "patient",
+                        "bct",
+                        "absolute",
                     ),
                 )
             ),

@@ -1,6 +1,7 @@
 """Distillation methods for metric learning: what relates the samples of a batch."""
 
 from kdtasks.general.rkd import RKDLoss, rkd_angle_loss, rkd_distance_loss
+from kdtasks.metric_learning.bct import InfluenceLoss, influence_loss
 from kdtasks.metric_learning.darkrank import DarkRankLoss, darkrank_hard_loss, darkrank_soft_loss
 from kdtasks.metric_learning.similarity import (
     PKTLoss,
@@ -18,6 +19,7 @@ from kdtasks.metric_learning.yu2019 import (
 __all__ = [
     "AbsoluteTeacherLoss",
     "DarkRankLoss",
+    "InfluenceLoss",
     "PKTLoss",
     "RKDLoss",
     "RelativeTeacherLoss",
@@ -25,6 +27,7 @@ __all__ = [
     "absolute_teacher_loss",
     "darkrank_hard_loss",
     "darkrank_soft_loss",
+    "influence_loss",
     "pkt_loss",
     "relative_teacher_loss",
     "rkd_angle_loss",

@@ -117,6 +117,46 @@ def recall_and_map(
     return {name: 100 * value / len(queries) for name, value in sums.items()}
 
 
+def cross_recall(
+    queries: Tensor, gallery: Tensor, target: Tensor, ks: Sequence[int] = (1, 2, 4, 8)
+) -> dict[str, float]:
+    """``cross_recall_at_<k>``, in percent: each sample, embedded by one model, searches the others,
+    embedded by another.
+
+    Args:
+        queries: (N, D), of the model that searches.
+        gallery: (N, D), of the other model, of the same samples.
+        target: int64 (N,), class numbers.
+        ks: how many neighbours count.
+
+    Raises:
+        ValueError: the shapes do not fit, an embedding is not finite, or no class has two samples.
+    """
+    if queries.ndim != 2 or queries.shape != gallery.shape or target.shape != queries.shape[:1]:
+        raise ValueError(
+            "expected queries (N, D), gallery (N, D) and target (N,), got "
+            f"{tuple(queries.shape)}, {tuple(gallery.shape)} and {tuple(target.shape)}"
+        )
+    x, y = queries.double(), gallery.double()
+    if not bool(x.isfinite().all() & y.isfinite().all()):
+        raise ValueError("an embedding is not finite")
+    _, target, counts = target.to(x.device).unique(return_inverse=True, return_counts=True)
+    asked = (counts[target] > 1).nonzero()[:, 0]
+    if not len(asked):
+        raise ValueError(f"no class of the {len(target)} samples has two: there is nothing to find")
+    middle = y.mean(0)
+    x, y = x - middle, y - middle
+    squared, reach = y.square().sum(1), min(max(ks), len(y) - 1)
+    found = torch.zeros(len(ks), dtype=torch.float64, device=x.device)
+    for block in asked.split(max(1, ENTRIES // len(y))):
+        distance = torch.addmm(squared, x[block], y.T, alpha=-2)
+        distance[torch.arange(len(block), device=x.device), block] = torch.inf
+        hit = target[_smallest(distance, reach)] == target[block, None]
+        found += torch.stack([hit[:, :k].any(1).sum() for k in ks])
+    shares = (100 * found / len(asked)).tolist()
+    return {f"cross_recall_at_{k}": share for k, share in zip(ks, shares)}
+
+
 def nmi(first: Tensor, second: Tensor) -> float:
     """Normalised mutual information of two labellings (N,) of the same samples, in percent; 100 if
     both have one group only.

@@ -7,18 +7,26 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.core.precision import raised
+from kdtasks.engine import builder
 from kdtasks.engine.data_sets import image_shape
 from kdtasks.engine.task import Metric
 from kdtasks.metric_learning.data import load_embeddings
-from kdtasks.metric_learning.retrieval import k_means, nmi, recall_and_map
+from kdtasks.metric_learning.retrieval import cross_recall, k_means, nmi, recall_and_map
 
 if TYPE_CHECKING:
+    from kdtasks.core import Stage
     from kdtasks.engine.loader import Loader
     from kdtasks.engine.run import Run
 
 PRIMARY = "recall_at_1"
 HIGHER_IS_BETTER = True
-METRICS = {"recall_at_*": Metric("%"), "map_at_r": Metric("%"), "nmi": Metric("%")}
+METRICS = {
+    "cross_recall_at_1": Metric("%"),
+    "cross_recall_at_*": Metric("%", listed=False),
+    "recall_at_*": Metric("%"),
+    "map_at_r": Metric("%"),
+    "nmi": Metric("%"),
+}
 # test classes are disjoint from training classes, and have numbers of their own
 UNSEEN_CLASSES = True
 NMI_CLASSES = 1000
@@ -41,6 +49,29 @@ def evaluate(model: nn.Module, loader: "Loader") -> dict[str, float]:
     if classes <= NMI_CLASSES:
         metrics["nmi"] = nmi(target, k_means(rows, classes))
     return metrics
+
+
+def summary(run: "Run", stage: "Stage", metrics: Mapping[str, float]) -> dict[str, float]:
+    """Where a loss of the run puts the student's space onto the teacher's (it has ``aligns``):
+    ``cross_recall_at_1``, ``_2``, ``_4``, ``_8``, of the student's queries in the teacher's gallery
+    of the test images; of the control too, which was told nothing of it.
+    """
+    final = run.experiment.final
+    if stage.model != "student" or final is None or not _aligns(final):
+        return {}
+    loader = run.experiment.test_loader(stage)
+    names = run.experiment.other_teachers(final)
+    if not names:
+        return {}
+    teacher = run.experiment.teacher(final, names[0], run.files)
+    gallery, target, _ = embeddings_of(teacher, loader)
+    queries, _, _ = embeddings_of(run.trained(stage.name), loader)
+    return cross_recall(queries, gallery, target) if queries.shape == gallery.shape else {}
+
+
+def _aligns(stage: "Stage") -> bool:
+    types = [entry["type"] for entry in stage.losses.values() if "type" in entry]
+    return any(getattr(builder.resolve(kind, "losses"), "aligns", False) for kind in types)
 
 
 def is_comparable(ours: Tensor, theirs: object, config: Mapping) -> bool:

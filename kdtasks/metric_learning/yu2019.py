@@ -95,6 +95,9 @@ class AbsoluteTeacherLoss(nn.Module):
         projection: have the layer where the widths agree too.
     """
 
+    # whether the student's space becomes the teacher's
+    aligns = True
+
     def __init__(self, projection: bool = False):
         super().__init__()
         self.always, self.projection = projection, None
