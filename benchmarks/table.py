@@ -32,6 +32,7 @@ ROWS = {
     "dist_step": "losses",
     "crd_step": "losses",
     "bss_attack": "general",
+    "cached_features": "representation",
     "quantize_weights": "quantization",
     "runner": "engine",
     "adl": "detection",

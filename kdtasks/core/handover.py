@@ -89,6 +89,6 @@ def _source(rest: str, state: Mapping[str, Tensor]) -> str | None:
 
 
 def _modules(names: Iterable[str]) -> str:
-    """The outermost modules that tensors belong to, with how many each."""
-    count = Counter(name.split(".")[0] if "." in name else name for name in names)
+    """The modules that tensors belong to, by two parts of their names, with how many each."""
+    count = Counter(".".join(name.split(".")[:-1][:2]) or name for name in names)
     return ", ".join(f"{module} ({number})" for module, number in count.items()) or "none"

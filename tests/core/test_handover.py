@@ -43,7 +43,11 @@ def account(model, path):
     ("make", "prefix", "fresh"),
     [
         (lambda: resnet8(num_classes=7), "", "fc (2)"),
-        (lambda: embedder("kdtasks.classification.models.resnet8", 5), "backbone.", "backbone (2)"),
+        (
+            lambda: embedder("kdtasks.classification.models.resnet8", 5),
+            "backbone.",
+            "backbone.fc (2)",
+        ),
     ],
 )
 def test_all_of_a_network_goes_in_but_for_the_head(tmp_path, make, prefix, fresh):
@@ -69,7 +73,7 @@ def test_a_detector_takes_its_body(tmp_path, network, body):
     moved, said, given = account(model, path)
     learned = [n for n in given if "running" not in n and "tracked" not in n]
     assert len(moved) == len(learned) and all(n.startswith("backbone.body.") for n in moved)
-    assert "at 'backbone.body'" in said and "head (" in said
+    assert "at 'backbone.body'" in said and "backbone.fpn (" in said and "head." in said
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
