@@ -172,10 +172,14 @@ class BankAndQueries:
         """What both have left out, and why."""
         return {path: why for part in self.parts for path, why in part.unreadable.items()}
 
+    def part_of(self, index: int) -> tuple[ImageArrays, int]:
+        """The set that an image is of, and its place there."""
+        return self.parts[index >= self.bank], index - self.bank * (index >= self.bank)
+
     def path(self, index: int) -> str:
         """The file of an image."""
-        part, place = (0, index) if index < self.bank else (1, index - self.bank)
-        return self.parts[part].path(place)
+        part, place = self.part_of(index)
+        return part.path(place)
 
     def to(self, device: torch.device | str) -> "BankAndQueries":
         """Move both to ``device``; returns itself."""

@@ -3,6 +3,7 @@ their principal components, and kNN against images seen.
 """
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
@@ -132,7 +133,12 @@ def _draw(
 
 
 def _images(loader: "Loader", places: Sequence[int]) -> list:
-    return pictures_of(loader, torch.tensor(places))
+    """As they are in their file, not as the network gets them."""
+    found = []
+    for place in places:
+        part, index = loader.dataset.part_of(place)
+        found += pictures_of(SimpleNamespace(dataset=part, seed=loader.seed), torch.tensor([index]))
+    return found
 
 
 def draw_maps(models: Mapping[str, nn.Module], loader: "Loader") -> tuple | None:

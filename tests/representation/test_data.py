@@ -48,6 +48,8 @@ def test_bank_first_then_queries_in_any_order_of_asking():
     batch = both.batch(index, torch.zeros(4, dtype=torch.long), 0)
     assert (batch["input"][:, 0, 0, 0] * 255).round().tolist() == [3, 0, 0, 5]
     assert batch["target"].tolist() == [0, 0, 0, 2]
+    part, place = both.part_of(7)
+    assert part is both.parts[1] and place == 1 and both.part_of(5)[1] == 5
 
 
 def test_queries_have_the_classes_of_the_bank():
