@@ -15,8 +15,10 @@ from kdtasks.core.weights import read_weights
 from kdtasks.engine import config as configurations
 from kdtasks.engine import export as exporting
 from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.check import check
 from kdtasks.engine.cli import export as main
 from kdtasks.engine.cli import test as evaluate_main
+from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.export import OnnxForm, export
 from kdtasks.engine.onnx_model import OnnxModel
 from kdtasks.engine.run import Run
@@ -236,6 +238,15 @@ def test_what_cannot_be(run, monkeypatch, arguments, message):
     monkeypatch.chdir(run.work_dir)
     with pytest.raises(ConfigError, match=message):
         export(**{"work_dir": run.work_dir, "format": "pth", **arguments})
+
+
+def test_packed_files_are_of_students_in_few_bits(run, tmp_path):
+    with pytest.raises(ConfigError, match="a Net whose weights are not quantized cannot be packed"):
+        export(run.work_dir, "packed", tmp_path / "s.safetensors")
+    assert not files(tmp_path)
+    experiment = Experiment(configurations.load(SMALL, {"packed": True}), 0, "cpu", "small")
+    with pytest.raises(ConfigError, match="packed=True, stage 'distilled': a Net whose weights"):
+        check(experiment)
 
 
 def test_a_model_that_onnx_cannot_hold(run, tmp_path, monkeypatch, capsys):
