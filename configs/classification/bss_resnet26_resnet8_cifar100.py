@@ -2,33 +2,16 @@
 # a GPU: BSS (arXiv 1805.05532).
 # Run:     python tools/train.py configs/classification/bss_resnet26_resnet8_cifar100.py
 # Expect:  not measured here at full length: it needs a GPU. The authors' code is for CIFAR-10
-_base_ = ['../_base_/cifar100.py']
+_base_ = ['../_base_/cifar100.py', '../_base_/bss.py']
 task = 'kdtasks.classification.trainer'
 
 student = dict(type='kdtasks.classification.models.resnet8', num_classes=100)
 teacher = dict(type='kdtasks.classification.models.resnet26', num_classes=100)
 
-# as released: 64 samples of a batch of 256; a and b from 4 to 1, and from 2 to 0 at three quarters;
-# by 9, as our losses have T² = 9
+# 64 samples of a batch of 256, as released
 distiller = dict(
-    type='kdtasks.general.BSSDistiller',
     mean=(0.5071, 0.4867, 0.4408),  # of CIFAR-100's normalisation: samples stay images
     std=(0.2675, 0.2565, 0.2761),
-)
-losses = dict(
-    loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target')),
-    loss_kd=dict(
-        type='kdtasks.general.KDLoss',
-        temperature=3.0,
-        of=('student', 'teacher'),
-        weight=dict(type='kdtasks.core.Linear', start=4 / 9, end=1 / 9),
-    ),
-    loss_bss=dict(
-        type='kdtasks.general.BSSLoss',
-        temperature=3.0,
-        of=('student.boundary', 'teacher.boundary', 'student.boundary_valid'),
-        weight=dict(type='kdtasks.core.Linear', start=2 / 9, end=0, until=0.75),
-    ),
 )
 
 # as released, but for its new optimizer at 40 and 60, whose momentum starts from 0; ours goes on

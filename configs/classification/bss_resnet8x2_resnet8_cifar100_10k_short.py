@@ -2,31 +2,13 @@
 # boundary: BSS (arXiv 1805.05532).
 # Run:     python tools/train.py configs/classification/bss_resnet8x2_resnet8_cifar100_10k_short.py
 # Expect:  see README.md beside it
-_base_ = ['../_base_/cifar100_10k_short.py']
+_base_ = ['../_base_/cifar100_10k_short.py', '../_base_/bss.py']
 
 teacher = dict(type='kdtasks.classification.models.resnet8', width=32, num_classes=100)
 teacher_training = dict(length=16)
 
-# a and b of the released code: from 4 to 1, and from 2 to 0 at three quarters; by 9, as our losses
-# have T² = 9
 distiller = dict(
-    type='kdtasks.general.BSSDistiller',
     count=16,  # of 128 images a step, for the time it takes; the paper's code has 64 of 256
     mean=(0.5071, 0.4867, 0.4408),  # of CIFAR-100's normalisation: samples stay images
     std=(0.2675, 0.2565, 0.2761),
-)
-losses = dict(
-    loss_cls=dict(type='torch.nn.CrossEntropyLoss', of=('student', 'target')),
-    loss_kd=dict(
-        type='kdtasks.general.KDLoss',
-        temperature=3.0,
-        of=('student', 'teacher'),
-        weight=dict(type='kdtasks.core.Linear', start=4 / 9, end=1 / 9),
-    ),
-    loss_bss=dict(
-        type='kdtasks.general.BSSLoss',
-        temperature=3.0,
-        of=('student.boundary', 'teacher.boundary', 'student.boundary_valid'),
-        weight=dict(type='kdtasks.core.Linear', start=2 / 9, end=0, until=0.75),
-    ),
 )

@@ -16,14 +16,24 @@ torchdistill reads it, mode ``'paper'``) the sum over the layers is of norms of 
 squared and not divided by the places.
 """
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
+from kdtasks.core.layouts import pair_to_nchw
 from kdtasks.core.precision import raised
 from kdtasks.general.directions import directions
 
 
-def attention_transfer_loss(student: Tensor, teacher: Tensor, p: float = 2) -> Tensor:
+def attention_transfer_loss(
+    student: Tensor,
+    teacher: Tensor,
+    p: float = 2,
+    layout: str | Sequence[str | None] | None = None,
+    prefix_tokens: int | Sequence[int] = 0,
+    grid: Sequence | None = None,
+) -> Tensor:
     """Mean squared difference of two attention maps of length 1.
 
     Args:
@@ -31,15 +41,20 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor, p: float = 2) -> T
             map is dead (all zeros) has none.
         teacher: ``(B, C', H', W')``; never receives a gradient.
         p: power > 0 of the activations; 2 as released.
+        layout, prefix_tokens, grid: of features that are no maps ``(B, C, H, W)``: of a Swin or
+            ViT, one for both or (the student's, the teacher's), see
+            :func:`~kdtasks.core.layouts.pair_to_nchw`.
 
     Returns:
         A scalar; half precision is raised to float32, float64 stays. A zero that still
         backpropagates when there are no rows.
 
     Raises:
-        ValueError: no two batches of maps of equal length; a map of one place, whose attention is 1
+        ValueError: no two batches of maps of equal length, or their channels can only be last; a
+            map of one place, whose attention is 1
             whatever it holds; or p is not positive.
     """
+    student, teacher = pair_to_nchw(student, teacher, layout, prefix_tokens, grid)
     shapes = f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
     if student.dim() != 4 or teacher.dim() != 4 or len(student) != len(teacher):
         raise ValueError(f"expected two batches of maps (B, C, H, W), got {shapes}")

@@ -26,11 +26,14 @@ The columns are of one process's batch, as released. The authors' total is ``1·
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from kdtasks.core.precision import raised
 
 EPS = 1e-8
+# a row is flat whose deviation is below this share of its length: float32 leaves about 1e-7
+FLAT = 1e-6
 
 
 def dist_loss(
@@ -45,6 +48,8 @@ def dist_loss(
     Args:
         student: ``(B, C)`` logits, C at least 2, or ``(B, C, *)``, whose places are rows; carries
             the gradient. Of one row, the columns have no correlation, and their part is constant.
+            A row of equal logits correlates with nothing and has no gradient of its own; where all
+            are so, as in a head that begins with zeros, cross-entropy has to move it first.
         teacher: logits of the same shape; never receives a gradient.
         temperature: T > 0; 1 as released for ImageNet.
         inter, intra: weights >= 0 of the two parts; 1 and 1 as released.
@@ -77,9 +82,13 @@ def dist_loss(
 
 def correlation(one: Tensor, other: Tensor) -> Tensor:
     """Pearson's, of each row of one with the same row of the other; ``(N, M)``, ``(N, M)`` ->
-    ``(N,)``.
+    ``(N,)``. A row of one that is flat, all of it equal, has 0 and no gradient.
     """
+    lengths = FLAT * one.detach().norm(dim=1)
     one, other = one - one.mean(1, keepdim=True), other - other.mean(1, keepdim=True)
+    # over EPS alone, a flat row's slope would be 1e8
+    flat = one.detach().norm(dim=1) < lengths
+    one = torch.where(flat[:, None], one.detach(), one)
     return (one * other).sum(1) / (one.norm(dim=1) * other.norm(dim=1) + EPS)
 
 

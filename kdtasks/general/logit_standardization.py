@@ -16,12 +16,14 @@ over KD at 0.9 is this weight, so plain KD at weight 9 belongs beside it. :func:
 front of another loss of logits is the released form of that loss (DKD: both parts times 9).
 """
 
+import torch
 from torch import Tensor, nn
 
 from kdtasks.core.precision import raised
 from kdtasks.general.kd import kd_loss
 
 EPS = 1e-7
+FLAT = 1e-6
 
 
 def standardized_kd_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
@@ -29,7 +31,8 @@ def standardized_kd_loss(student: Tensor, teacher: Tensor, temperature: float = 
 
     Args:
         student: ``(B, C)`` or ``(B, C, *)`` logits, C at least 2; carries the gradient. A row of
-            equal logits has none: a head that starts with zeros needs cross-entropy beside it.
+            equal logits (a spread below 1e-6) has none: a head that starts with zeros needs
+            cross-entropy beside it.
         teacher: logits of the same shape; never receives a gradient.
         temperature: T > 0; 2 as released.
 
@@ -47,10 +50,15 @@ def standardized_kd_loss(student: Tensor, teacher: Tensor, temperature: float = 
 
 
 def standardized(logits: Tensor) -> Tensor:
-    """z-scores over axis 1; zeros without gradient where all are equal."""
+    """z-scores over axis 1; zeros where all are equal. Where the spread is below 1e-6 they have no
+    gradient, which would be above a million.
+    """
     spread = logits.std(dim=1, keepdim=True)
-    centred = (logits - logits.mean(dim=1, keepdim=True)).masked_fill(spread == 0, 0)
-    return centred / (spread + EPS)
+    # not by the spread, which rounding leaves above 0
+    equal = logits.amax(1, keepdim=True) == logits.amin(1, keepdim=True)
+    centred = (logits - logits.mean(dim=1, keepdim=True)).masked_fill(equal, 0)
+    found = centred / (spread + EPS)
+    return torch.where(spread < FLAT, found.detach(), found)
 
 
 class StandardizedKDLoss(nn.Module):

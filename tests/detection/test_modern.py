@@ -8,6 +8,7 @@ from small_detectors import batch, faster_rcnn, fcos, retinanet
 
 from kdtasks.detection import CWDLoss, LDLoss, PKDLoss, cwd_loss, ld_loss, pkd_loss
 from kdtasks.detection.torchvision_distiller import TorchvisionDistiller
+from tests.loops import divergence, softmax
 
 F64 = torch.float64
 
@@ -20,16 +21,6 @@ def one_seed():
 
 def normal(*shape):
     return 2 * torch.randn(*shape, dtype=F64)
-
-
-def softmax(row):
-    top = max(row)
-    powers = [math.exp(z - top) for z in row]
-    return [power / sum(powers) for power in powers]
-
-
-def divergence(p, q):
-    return sum(a * math.log(a / b) for a, b in zip(p, q) if a > 0)
 
 
 # --------------------------------------------------------------------------------------------- PKD

@@ -26,6 +26,7 @@ from kdtasks.general import (
     standardized_kd_loss,
 )
 from kdtasks.general.several_teachers import hadamard_matrix
+from tests.loops import divergence, softmax
 
 F64 = torch.float64
 TARGET = torch.tensor([0, 4, 2, 2, -100, 1])
@@ -39,16 +40,6 @@ def one_seed():
 
 def normal(*shape):
     return 2 * torch.randn(*shape, dtype=F64)
-
-
-def softmax(row):
-    top = max(row)
-    powers = [math.exp(z - top) for z in row]
-    return [power / sum(powers) for power in powers]
-
-
-def divergence(p, q):
-    return sum(a * math.log(a / b) for a, b in zip(p, q) if a > 0)
 
 
 # --------------------------------------------------------------------------------------------- DKD

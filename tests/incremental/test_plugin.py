@@ -52,6 +52,7 @@ from kdtasks.incremental.plugin import (
     resume,
 )
 from kdtasks.incremental.sampling import sample_external
+from tests.loops import softmax
 
 EXACT = {"rtol": 1e-5, "atol": 1e-6}
 
@@ -59,12 +60,6 @@ EXACT = {"rtol": 1e-5, "atol": 1e-6}
 @pytest.fixture(autouse=True)
 def one_seed():
     torch.manual_seed(0)
-
-
-def softmax(row, temperature=1.0):
-    top = max(row)
-    powers = [math.exp((z - top) / temperature) for z in row]
-    return [p / sum(powers) for p in powers]
 
 
 def slow_lwf(student, teacher, classes, temperature):
