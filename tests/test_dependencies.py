@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CALLED = {
     "PIL": "pillow",
+    "yaml": "pyyaml",
     "sklearn": "scikit-learn",
     "skimage": "scikit-image",
     "avalanche": "avalanche-lib",

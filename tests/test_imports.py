@@ -152,7 +152,7 @@ def allowed(file: str) -> tuple[set[str], set[str], set[str]]:
         return {"core", "quantization"}, {"torch"}, {"safetensors"}
     if folder.split("/")[0] == "engine":
         libraries = {"torch", "mmengine", "numpy", "rich"}
-        later = {"safetensors", "jinja2", "transformers"}
+        later = {"safetensors", "jinja2", "transformers", "yaml", "PIL"}
         return {"core", "engine"}, libraries, libraries | SLOW | later
     if is_framework(file):
         libraries = {"torch", "torchvision", "numpy", "PIL"} | (

@@ -29,6 +29,7 @@ __all__ = [
 
 PRIMARY = "accuracy"
 HIGHER_IS_BETTER = True
+HUB_TASK = "image-classification"
 METRICS = {
     "accuracy*": Metric("%"),
     "peer*_accuracy*": Metric("%"),

@@ -41,6 +41,7 @@ __all__ = [
 
 PRIMARY = "map"
 HIGHER_IS_BETTER = True
+HUB_TASK = "object-detection"
 METRICS = {"map*": Metric("%"), "mar_*": Metric("%")}
 
 

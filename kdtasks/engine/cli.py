@@ -387,8 +387,21 @@ def export(arguments: Sequence[str] | None = None) -> None:
         "--checkpoint", help="its weights, in the work_dir or elsewhere; default: <model>.pth"
     )
     parser.add_argument("--opset", type=int, help="of ONNX; default: torch's choice")
+    parser.add_argument(
+        "--card",
+        action="store_true",
+        help="also write a model card, README.md, beside it; its licence is the config's "
+        "card.licence, or unknown",
+    )
+    parser.add_argument(
+        "--compare",
+        metavar="FILE",
+        help="a compare.json for the card; default: one in a folder above that names this run",
+    )
     common_arguments(parser)
     args = parser.parse_args(arguments)
+    if args.compare and not args.card:
+        parser.error("--compare is for --card")
     with plain_errors():
         from kdtasks.engine.export import export
 
@@ -401,6 +414,8 @@ def export(arguments: Sequence[str] | None = None) -> None:
             args.device or "cpu",
             dict(args.cfg_options),
             args.model,
+            args.card,
+            args.compare,
         )
         print(
             f"{done['output']}: {done['bytes'] / 2**20:.2f} MiB; on {done['images']} test images "
@@ -408,6 +423,8 @@ def export(arguments: Sequence[str] | None = None) -> None:
             f"{'on average' if done['rounded'] else 'at most'} {done['difference']:.2g} "
             f"(allowed: {done['allowed']:.2g})"
         )
+        if args.card:
+            print(done["card"])
 
 
 @pipe_may_close()

@@ -9,6 +9,7 @@ from kdtasks.core.terms import trains
 from kdtasks.engine import builder, data_sets
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.config_keys import (
+    CARD_KEYS,
     DATA_KEYS,
     FURTHER_MODEL_KEYS,
     LOSS_KEYS,
@@ -144,6 +145,9 @@ def _check_training(part: Mapping, where: str) -> None:
 def _check_values(config: Mapping) -> None:
     for key, (fits, what) in _VALUES.items():
         _expect(fits(config[key]), key, what, config[key])
+    for key in config["card"]:
+        if key not in CARD_KEYS:
+            raise ConfigError(f"card has no key {key!r}; {did_you_mean(key, CARD_KEYS)}")
     for key in ("val_interval", "checkpoint_interval"):
         iterations(config[key], 1, key)
     if config["diagnose"] and config["compile"]:
@@ -309,6 +313,15 @@ _DATA_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
 _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "channels_last": _FLAG,
     "sync_bn": _FLAG,
+    "deployment": _FLAG,
+    "card": (
+        lambda value: (
+            isinstance(value, Mapping)
+            and isinstance(value.get("licence"), str | None)
+            and _is_names(value.get("datasets", []))
+        ),
+        "dict(licence=a text, datasets=[names])",
+    ),
     "tensorboard": _FLAG,
     "teacher_card": _FLAG,
     "diagnose": _FLAG,

@@ -82,6 +82,12 @@ KEYS = {
         "student_packed.safetensors: packed_bytes stands in its results",
         False,
     ),
+    "deployment": (
+        "whether results.json and report.html say what student and teachers take (parameters, "
+        "FLOPs, bytes, latency), measured in about a second after the last stage",
+        True,
+    ),
+    "card": ("what a model card says that nothing else does", {}),
     "tensorboard": ("whether to write TensorBoard files", False),
     "custom_hooks": ("mmengine hooks", []),
 }
@@ -131,6 +137,10 @@ DATA_KEYS = {
         "limit",
         600,
     ),
+}
+CARD_KEYS = {
+    "licence": "of the student's weights, as hubs call it ('apache-2.0'); left out: 'unknown'",
+    "datasets": "a list of the data's names on a model hub",
 }
 # beside `type` and the model's arguments
 MODEL_KEYS = {"checkpoint": "a file with the weights that the model starts from"}

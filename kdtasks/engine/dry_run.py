@@ -32,7 +32,10 @@ def dry_run(experiment: Experiment, steps: int = 2) -> list[dict]:
 
 def _try_stage(experiment: Experiment, stage: Stage, steps: int) -> dict:
     """The row of one stage."""
-    batch = _example(experiment, stage)
+    data, share = experiment.setting(stage, "data"), experiment.unlabelled(stage)
+    batch = example(experiment, stage, data["batch_size"] + share)
+    if share:
+        batch["labelled"] = torch.arange(len(batch["input"])) < data["batch_size"]
     distiller = experiment.distiller(stage, load=False)
     # of teachers not trained yet
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
@@ -57,17 +60,13 @@ def _try_stage(experiment: Experiment, stage: Stage, steps: int) -> dict:
     }
 
 
-def _example(experiment: Experiment, stage: Stage) -> dict:
-    """Random tensors of the shapes of a stage's batch, on the device."""
-    data, share = experiment.setting(stage, "data"), experiment.unlabelled(stage)
-    config = {**experiment.config, "data": data}
+def example(experiment: Experiment, stage: Stage, batch_size: int) -> dict:
+    """Random tensors of the shapes of a stage's data, on the device."""
+    config = {**experiment.config, "data": experiment.setting(stage, "data")}
     if stage.model == "student":
         config["student"] = {**config["student"], **stage.arguments}
-    batch = experiment.task.example(config, data["batch_size"] + share)
-    batch = {name: to_device(value, experiment.device) for name, value in batch.items()}
-    if share:
-        batch["labelled"] = torch.arange(len(batch["input"])) < data["batch_size"]
-    return batch
+    batch = experiment.task.example(config, batch_size)
+    return {name: to_device(value, experiment.device) for name, value in batch.items()}
 
 
 def _take_steps(

@@ -297,10 +297,7 @@ class Experiment:
             if "kdtasks" not in meta and self.source(stage) is None and stage.model == "student":
                 self._note_pretrained("student", stage, student)
             check_source(self, stage)
-        teachers = {
-            name: self._teacher(name, _of_route(origin, anchor), files, load, stage)
-            for name, origin in stage.teachers.items()
-        }
+        teachers = {name: self.teacher(stage, name, files, load, anchor) for name in stage.teachers}
         if self.has_plain_distiller:
             check_teachers(self, stage, teachers)
         peers = self._peers(stage.losses, files, load)
@@ -344,9 +341,21 @@ class Experiment:
             compile=self.config["compile"],
         )
 
-    def _teacher(
-        self, name: str, origin: str | None, files: WorkDir | None, load: bool, stage: Stage
+    def owner_of(self, stage: Stage, name: str) -> str:
+        """The name of the model that a teacher of a stage is, the student's if it is one."""
+        source = self.source_of(stage, name)
+        return self.stage(source).model if source else name
+
+    def source_of(self, stage: Stage, name: str) -> str | None:
+        """The name of the stage that has trained a teacher of another one."""
+        reference = self._reference(_of_route(stage.teachers[name], -1))
+        return reference and reference[0]
+
+    def teacher(
+        self, stage: Stage, name: str, files: WorkDir | None, load: bool = True, anchor: int = 0
     ) -> Teacher:
+        """A teacher of a stage by itself; the arguments are those of :meth:`distiller`."""
+        origin = _of_route(stage.teachers[name], anchor)
         reference = self._reference(origin)
         source = self.stage(reference[0]) if reference else None
         owner = source.model if source else name
@@ -359,7 +368,7 @@ class Experiment:
         teacher.classes = meta.get("classes") or of_source
         if load and not trained_here:
             self._note_pretrained(name, stage, model, teacher)
-        return teacher
+        return teacher.to(self.device)
 
     def _note_pretrained(
         self, role: str, stage: Stage, model: nn.Module, teacher: Teacher | None = None
@@ -367,16 +376,11 @@ class Experiment:
         """What is known of the weights that a role brings."""
         facts = facts_of(model)
         if facts is not None and (facts.weights is not None or teacher is not None):
-            self.pretrained[role] = described(facts, teacher, self._normalization(stage))
+            self.pretrained[role] = described(facts, teacher, self.normalization(stage))
 
-    def _normalization(self, stage: Stage) -> tuple | None:
+    def normalization(self, stage: Stage) -> tuple | None:
         """The mean and std that a stage's data normalises with, where it says them."""
         return data_sets.normalization(self.data.train_set(self.setting(stage, "data")))
-
-    def teacher(self, stage: Stage, name: str, files: WorkDir | None) -> Teacher:
-        """A teacher of a stage by itself, with its weights; of a route the first anchor."""
-        origin = _of_route(stage.teachers[name], 0)
-        return self._teacher(name, origin, files, True, stage).to(self.device)
 
     def is_from_outside(self, origin: str | None) -> bool:
         """Whether a teacher has its weights from no stage of this experiment."""
@@ -402,7 +406,7 @@ class Experiment:
         trained_here: bool = False,
     ) -> Teacher:
         spec = self.config["teachers"].get(owner, {})
-        data = None if stage is None else functools.partial(self._normalization, stage)
+        data = None if stage is None else functools.partial(self.normalization, stage)
         return frozen_teacher(model, spec, name or owner, data, trained_here)
 
     def _peers(

@@ -24,6 +24,7 @@ from kdtasks.core.weights import load_weights, read_weights
 from kdtasks.engine import checkpoint
 from kdtasks.engine import config as configurations
 from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.card import Card, check_replaceable, comparison_of, read_results, write_card
 from kdtasks.engine.evaluation import evaluate
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.onnx_model import OnnxModel, cost
@@ -97,6 +98,8 @@ def export(
     device: str = "cpu",
     options: Mapping | None = None,
     model: str = "student",
+    card: bool = False,
+    comparison: str | Path | None = None,
 ) -> dict:
     """Write the student of a finished run, run the file beside the student, and keep it only if
     both agree.
@@ -115,10 +118,13 @@ def export(
         device: that computes the student's outputs; ONNX is checked on the CPU.
         options: changes of the config, as where the test data lies here.
         model: which model of the config the weights are for.
+        card: whether a model card goes beside it, see :mod:`kdtasks.engine.card`.
+        comparison: a ``compare.json`` that says over seeds what the teacher brought; None: one in a
+            folder above the work_dir, if this run is in it.
 
     Returns:
         ``output``, ``bytes``, ``difference`` (the greatest of any output, absolute; ``rounded``:
-        the mean), ``allowed``, ``rounded``, ``images``.
+        the mean), ``allowed``, ``rounded``, ``images``; of a card its path, ``card``.
 
     Raises:
         ConfigError: no such run or format, a package that is missing, a model that the format
@@ -137,7 +143,16 @@ def export(
     config = configurations.load(work_dir / "config.py", {**(options or {}), "amp": None})
     experiment = Experiment(config, 0, device, work_dir.name)
     experiment.set_threads()
-    return _export(experiment, source, format, output, opset, model)
+    if not card:
+        return _export(experiment, source, format, output, opset, model)
+    # its errors come before the work
+    check_replaceable(output.parent)
+    results = read_results(work_dir)
+    found = comparison_of(work_dir, results, comparison) or (None, "")
+    done = _export(experiment, source, format, output, opset, model)
+    facts = read_weights(source)[1]
+    written = write_card(Card(experiment, results, facts, model, output, format, *found))
+    return {**done, "card": str(written)}
 
 
 def shipped(experiment: Experiment, stage: Stage, files: WorkDir) -> dict[str, float]:

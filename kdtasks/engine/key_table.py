@@ -4,6 +4,7 @@ import html
 from collections.abc import Iterator, Mapping
 
 from kdtasks.engine.config_keys import (
+    CARD_KEYS,
     DATA_KEYS,
     FURTHER_MODEL_KEYS,
     KEYS,
@@ -34,6 +35,7 @@ INSIDE = {
     "losses": ("losses.<name>", LOSS_KEYS),
     "stages": ("stages.<k>", STAGE_KEYS),
     "data": ("data", DATA_KEYS),
+    "card": ("card", CARD_KEYS),
 }
 NEEDED_INSIDE = ("losses.<name>.of", "stages.<k>.name", "data.train", "data.test")
 

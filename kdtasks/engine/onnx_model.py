@@ -1,7 +1,5 @@
 """An ONNX file as a model: it is evaluated as any other, by onnxruntime on the CPU, and timed."""
 
-import statistics
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from torch import Tensor, nn
 
 from kdtasks.core.weights import parsed_metadata
 from kdtasks.engine.errors import ConfigError
+from kdtasks.engine.latency import median_ms
 
 
 class OnnxModel(nn.Module):
@@ -70,23 +69,14 @@ class OnnxModel(nn.Module):
         return found[0] if len(found) == 1 else dict(zip(self.outputs, found))
 
     def latency(self, image: Tensor, rounds: int = 100, seconds: float = 5.0) -> float:
-        """Milliseconds of one call: the median of ``rounds``, or of as many as ``seconds`` allow,
-        after a tenth as many to warm up.
+        """Milliseconds of one call, as :func:`~kdtasks.engine.latency.median_ms` takes them.
 
         Args:
             image: what one call takes: a batch of one.
-            rounds: at most.
-            seconds: at most, for the rounds.
+            rounds, seconds: at most.
         """
         feeds = {self.inputs[0]: image.detach().cpu().float().numpy()}
-        for _ in range(max(1, rounds // 10)):
-            self.session.run(None, feeds)
-        taken: list[float] = []
-        while len(taken) < rounds and (not taken or sum(taken) < seconds):
-            start = time.perf_counter()
-            self.session.run(None, feeds)
-            taken.append(time.perf_counter() - start)
-        return 1000 * statistics.median(taken)
+        return median_ms(lambda: self.session.run(None, feeds), rounds, seconds)[0]
 
 
 def cost(model: OnnxModel, loader: Iterable[dict]) -> dict[str, float]:

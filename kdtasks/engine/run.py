@@ -11,7 +11,7 @@ from kdtasks.core import Distiller, Stage
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.stages import Arms, arms
 from kdtasks.core.weights import load_weights
-from kdtasks.engine import checkpoint, notices
+from kdtasks.engine import checkpoint, deployment, notices
 from kdtasks.engine.assemblies import write_assemblies
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.check import check
@@ -84,7 +84,7 @@ class Run:
     @property
     def results(self) -> dict:
         """What results.json holds."""
-        experiment = self.experiment
+        experiment, measured = self.experiment, self.files.deployment
         return {
             "config": experiment.name,
             "seed": experiment.seed,
@@ -92,6 +92,7 @@ class Run:
             "primary": experiment.task.primary,
             "higher_is_better": experiment.task.higher_is_better,
             **({"pretrained": experiment.pretrained} if experiment.pretrained else {}),
+            **({"deployment": measured} if measured else {}),
             "stages": self.done,
         }
 
@@ -271,6 +272,8 @@ class Run:
             further = write_assemblies(self.experiment, self.files)
             if further:
                 self.files.finish(final.name, {**self.done[final.name], **further})
+            if self.experiment.config["deployment"] and not self.files.deployment:
+                self.files.deployment = deployment.measure(self)
             unequal = notices.unequal_budgets(self.experiment, self.done)
             if unequal:
                 self._notices.warn(unequal)

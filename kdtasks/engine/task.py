@@ -92,6 +92,7 @@ class Task:
         unseen_classes: ``UNSEEN_CLASSES``, whether the test is of classes that nobody trained on.
         backbone: ``BACKBONE``, whether its student is a network without a head, whose weights other
             models that are built on it take.
+        hub_task: ``HUB_TASK``, what model hubs call the task; empty: they do not.
         metrics: ``METRICS``, ``{name or pattern of names: Metric}``; the first that fits counts.
 
     Raises:
@@ -112,7 +113,13 @@ class Task:
         self.own_names: Sequence[str] = tuple(self._optional["OWN_NAMES"] or ())
         self.unseen_classes = bool(self._optional["UNSEEN_CLASSES"])
         self.backbone = bool(self._optional["BACKBONE"])
+        self.hub_task: str = self._optional["HUB_TASK"] or ""
         self.metrics: Mapping[str, Metric] = self._optional["METRICS"] or {}
+
+    @property
+    def package(self) -> str:
+        """The name of the folder that the trainer module is in; without one, its own."""
+        return self.name.split(".")[-2:][0]
 
     def training_set(
         self, experiment: "Experiment", stage: "Stage", made: Any, files: "WorkDir | None"
@@ -224,6 +231,7 @@ class Task:
 
 
 OPTIONAL = (
+    "HUB_TASK",
     "OWN_NAMES",
     "UNSEEN_CLASSES",
     "BACKBONE",

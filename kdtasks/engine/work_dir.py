@@ -19,7 +19,8 @@ _TEMPORARY = re.compile(r"\..+\.(?:(\d{1,10})|[0-9a-f]{32}(?:\.old)?)\.tmp")
 
 class WorkDir:
     """What a run leaves: ``config.py results.json student.pth student.json report.html train.log``,
-    ``stages/<k>_<name>/``, ``stages/done.json`` and ``stages/timings.json``.
+    ``stages/<k>_<name>/``, ``stages/done.json``, ``stages/timings.json`` and
+    ``stages/deployment.json``.
 
     Args:
         path: the folder.
@@ -30,6 +31,7 @@ class WorkDir:
         self.path, self.stages = Path(path), stages
         self._done = self.path / "stages" / "done.json"
         self._timings = self.path / "stages" / "timings.json"
+        self._deployment = self.path / "stages" / "deployment.json"
 
     def folder(self, stage: str) -> Path:
         """Where a stage keeps ``last.pth``, ``best.pth``, kept epochs and ``history.json``."""
@@ -54,6 +56,16 @@ class WorkDir:
         process had the processor. A stage of which they are not known is left out.
         """
         return self._read(self._timings)
+
+    @property
+    def deployment(self) -> dict:
+        """What :func:`kdtasks.engine.deployment.measure` found; empty: nothing yet."""
+        path = self._deployment
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    @deployment.setter
+    def deployment(self, found: Mapping) -> None:
+        checkpoint.save_json(dict(found), self._deployment)
 
     def _read(self, path: Path) -> dict[str, dict]:
         found = json.loads(path.read_text()) if path.exists() else {}

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 PRIMARY = "average_accuracy"
 HIGHER_IS_BETTER = True
+HUB_TASK = "image-classification"
 METRICS = {
     # of one experience: the matrices have them
     "accuracy_on_*": Metric("%", listed=False),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PRIMARY = "recall_at_1"
 HIGHER_IS_BETTER = True
+HUB_TASK = "image-feature-extraction"
 METRICS = {
     "cross_recall_at_1": Metric("%"),
     "cross_recall_at_*": Metric("%", listed=False),

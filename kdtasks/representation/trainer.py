@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PRIMARY = "knn"
 HIGHER_IS_BETTER = True
+HUB_TASK = "image-feature-extraction"
 METRICS = {
     "knn": Metric("%", label="weighted kNN"),
     "linear": Metric("%", label="linear probe"),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 PRIMARY = "psnr_y"
 HIGHER_IS_BETTER = True
+HUB_TASK = "image-to-image"
 # SSIM lies so near to 1 that two decimals say nothing
 METRICS = {"psnr*": Metric("dB"), "ssim*": Metric(decimals=4)}
 # figures of each image of a folder

@@ -51,6 +51,8 @@ def test_what_a_module_says_is_asked():
         "BACKBONE": True,
         "doubts": lambda metrics, model, loader: [f"{model}: {metrics['error']}"],
         "is_comparable": lambda ours, theirs, config: (ours, theirs) == (1, 2),
+        "HUB_TASK": "image-classification",
+        "equip": lambda experiment, stage, distiller, files: distiller.append(stage),
         "training_set": lambda experiment, stage, made, files: made[:2],
         "summary": lambda run, stage, metrics: {"twice": 2 * metrics["error"]},
         "deciding": lambda model: [model, "head"],
@@ -63,6 +65,10 @@ def test_what_a_module_says_is_asked():
     assert task.own_names == ("counts",) and task.unseen_classes and task.backbone
     assert task.doubts({"error": 1.0}, "m", None) == ["m: 1.0"]
     assert task.is_comparable(1, 2, {}) and not task.is_comparable(1, 1, {})
+    assert task.hub_task == "image-classification"
+    equipped = []
+    task.equip(None, "a stage", equipped, None)
+    assert equipped == ["a stage"]
     assert task.training_set(None, None, "data", None) == "da"
     assert task.summary(None, None, {"error": 1.5}) == {"twice": 3.0}
     assert task.deciding("model") == ["model", "head"] and task.onnx_form(1, 2) == (1, 2)

@@ -10,6 +10,7 @@ import torch
 
 import kdtasks
 from kdtasks.core.files import write_atomically, write_text
+from kdtasks.engine import deployment
 from kdtasks.engine.report import facts, figures
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def render(run: "Run", charts: list, curves: list, pictures: list, note: str) ->
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    parameters = facts.parameter_counts(run)
+    parameters, measured = facts.parameter_counts(run), run.files.deployment
     return environment.get_template("template.html").render(
         name=experiment.name,
         seed=experiment.seed,
@@ -73,6 +74,7 @@ def render(run: "Run", charts: list, curves: list, pictures: list, note: str) ->
         table=facts.stage_table(run, parameters),
         unreadable=facts.unreadable(run),
         control=facts.control(run),
+        deployment=deployment.table(measured) if measured else None,
         config=facts.config_text(run),
         charts=charts,
         curves=curves,

@@ -22,3 +22,5 @@ length = 3
 checkpoint_interval = dict(iterations=3)
 log_interval = 4
 threads = 1
+# measured where a test is of it: each run would take longer
+deployment = False
