@@ -11,6 +11,7 @@ import pytest
 import restructured
 
 from kdtasks.detection import distiller as detection
+from kdtasks.engine import config
 from kdtasks.general.bss_distiller import _BOUNDARY
 from kdtasks.incremental import DERDistiller, IncrementalDistiller
 from kdtasks.representation.distiller import RepresentationDistiller
@@ -73,6 +74,17 @@ def test_a_methods_page_has_its_parts_and_numbers_of_the_measured_results_only(p
     numbers = re.findall(r"\d+\.\d+", measured)
     assert linked or not numbers
     assert [number for number in numbers if number not in sources] == []
+
+
+def test_each_task_has_a_page_on_own_data_whose_config_is_one(tmp_path):
+    tasks = [path.parent.name for path in (ROOT / "kdtasks").glob("*/trainer.py")]
+    assert {path.stem for path in (DOCS / "your-data").glob("*.md")} == set(tasks)
+    for task in set(tasks) - {"representation"}:  # a command writes its config
+        (code,) = re.findall(
+            r"```python\n(.*?)```", TEXT[DOCS / "your-data" / f"{task}.md"], re.DOTALL
+        )
+        (tmp_path / f"{task}.py").write_text(code, encoding="utf-8")
+        assert config.load(tmp_path / f"{task}.py")["task"] == f"kdtasks.{task}.trainer"
 
 
 def test_every_public_name_has_its_description_and_every_description_a_name():
