@@ -93,6 +93,8 @@ def distill(
         "test": test,
         "batch_size": min(batch_size, len(paths)),
         "epochs": epochs,
+        # half of an epoch at most passes before there are statistics
+        "rows": min(1000, max(2, len(paths) // 2)),
     }
     _write(path, _text(name, data, student, teacher, labelled, facts))
     if labelled is None:
@@ -255,7 +257,7 @@ def _text(
         teacher=_literal(facts["teacher"]),
         train=_literal(facts["train"], 4),
         test=_literal(facts["test"], 4),
-        rows=min(1000, 4 * batch),
+        rows=facts["rows"],
         queue=4096,
         batch_size=batch,
         epochs=epochs,
