@@ -35,10 +35,11 @@ def placed_backbone(
     """
     own = model.state_dict()
     prefix = _prefix(own, state)
-    places = {
-        _source(name.removeprefix(prefix), state): name for name in own if name.startswith(prefix)
-    }
-    places.pop(None, None)
+    places: dict[str, str] = {}
+    for name in own:
+        source = _source(name.removeprefix(prefix), state) if name.startswith(prefix) else None
+        if source is not None:
+            places[source] = name
     counted = [name for name in state if not name.endswith(_COUNTER)]
     out = [name for name in counted if name not in places]
     if 2 * len(out) > len(counted) or not places:
