@@ -42,7 +42,8 @@ def runner(o) -> Iterator[Line]:
             pictures=None,
         )
     )
-    options = {"amp": None, "accumulate": 1, "clip_grad": None, "ema": None, "sync_bn": False}
+    options = {"amp": None, "accumulate": 1, "clip_grad": None, "ema": None}
+    options |= {"sync_bn": False, "diagnose": False}
 
     def parts(name: str) -> tuple[Distiller, Loader]:
         torch.manual_seed(0)
