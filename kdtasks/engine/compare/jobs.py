@@ -139,8 +139,10 @@ def _prepare_worker(free: SimpleQueue[str | None], threads: int, path: list[str]
 
 def _end_with_parent() -> None:
     """A worker whose first process was killed would train on, unseen."""
-    multiprocessing.parent_process().join()
-    os.kill(os.getpid(), signal.SIGTERM)
+    first = multiprocessing.parent_process()
+    if first is not None:
+        first.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _visible(number: int) -> str:
