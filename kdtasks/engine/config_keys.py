@@ -88,11 +88,7 @@ KEYS = {
         True,
     ),
     "card": ("what a model card says that nothing else does", {}),
-    "vis_backends": (
-        "where curves and the report's pictures also go: mmengine's visualizer back ends, as "
-        "dict(type='TensorboardVisBackend'), 'WandbVisBackend', 'MLflowVisBackend' …, or one's own",
-        [],
-    ),
+    "tensorboard": ("whether to write TensorBoard files", False),
     "custom_hooks": ("mmengine hooks", []),
 }
 NEEDED = ("task", "student", "losses", "data", "optimizer", "length")
@@ -207,4 +203,4 @@ STAGE_KEYS = {
 }
 TRAINING_KEYS = ("optimizer", "schedule", "length", "data")
 # to which --cfg-options may add an entry
-LISTS = ("custom_hooks", "schedule", "peers", "vis_backends")
+LISTS = ("custom_hooks", "schedule", "peers")

@@ -278,8 +278,4 @@ class Run:
             if unequal:
                 self._notices.warn(unequal)
         checkpoint.save_json(self.results, self.work_dir / "results.json")
-        pictures = write_report(self)
-        if self.experiment.config["vis_backends"]:
-            from kdtasks.engine.trackers import send_report
-
-            send_report(self.experiment, self.files, pictures)
+        write_report(self)
