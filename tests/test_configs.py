@@ -30,8 +30,8 @@ TINY = {
 }
 LARGE = {"teacher.min_size": 128, "teacher.max_size": 192}
 EMBEDDERS = {
-    "student.pretrained": None,
-    "teacher.pretrained": None,
+    "student.weights": None,
+    "teacher.weights": None,
     "data.train.size": 64,
     "data.batch_size": 10,
 }
