@@ -298,7 +298,7 @@ class Experiment:
                 self._note_pretrained("student", stage, student)
             check_source(self, stage)
         teachers = {name: self.teacher(stage, name, files, load, anchor) for name in stage.teachers}
-        if self.has_plain_distiller:
+        if load and self.has_plain_distiller:
             check_teachers(self, stage, teachers)
         peers = self._peers(stage.losses, files, load)
         distiller = self._assemble(stage.name, student, teachers, stage.losses, peers)

@@ -196,8 +196,7 @@ class QueueKLLoss(ProjectedLoss):
         if size < 1 or (hidden is not None and hidden < 1):
             raise ValueError(f"expected size >= 1 and hidden >= 1, got {size} and {hidden}")
         _check_temperatures(temperature, student_temperature)
-        # before the projector is made
-        self.__dict__["hidden"] = hidden
+        self.hidden = hidden  # the projector is made of it
         super().__init__(student_channels, teacher_channels)
         self.size, self.own = size, own
         self.temperature, self.student_temperature = temperature, student_temperature
@@ -205,10 +204,10 @@ class QueueKLLoss(ProjectedLoss):
 
     def make_projector(self, inputs: int, outputs: int) -> nn.Module:
         """One linear layer, or two."""
-        hidden = self.__dict__["hidden"]
-        if hidden is None:
+        if self.hidden is None:
             return nn.Conv2d(inputs, outputs, 1)
-        return nn.Sequential(nn.Conv2d(inputs, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, outputs, 1))
+        first, second = nn.Conv2d(inputs, self.hidden, 1), nn.Conv2d(self.hidden, outputs, 1)
+        return nn.Sequential(first, nn.ReLU(), second)
 
     def features(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Rows ``(B, C)``; of maps, the mean over their places."""

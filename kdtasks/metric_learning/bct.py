@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdtasks.core.classes import UNLABELLED
+from kdtasks.core.gather import gather_rows
 from kdtasks.core.precision import raised
 from kdtasks.core.terms import connected_zero
 
@@ -81,7 +82,7 @@ class InfluenceLoss(nn.Module):
 
     A class counts from its first sample on, so the first steps know the classes of their own batch.
     The old embeddings are those of the batches, augmented as the student sees them. Sums are kept
-    in float64; they are part of the stage's checkpoint. Each process of several keeps its own.
+    in float64, over the batches of all processes; they are part of the stage's checkpoint.
 
     Args:
         classes: of the training data.
@@ -114,13 +115,14 @@ class InfluenceLoss(nn.Module):
         if teacher.shape != (len(target), dim):
             raise ValueError(f"expected teacher ({len(target)},{dim}), got {tuple(teacher.shape)}")
         labelled = target != UNLABELLED
-        place = target[labelled]
-        if not target.is_cuda and bool(((place < 0) | (place >= classes)).any()):
-            raise ValueError(f"expected targets below {classes}, got {int(place.max())}")
+        outside = labelled & ((target < 0) | (target >= classes))
+        if not target.is_cuda and bool(outside.any()):
+            raise ValueError(
+                f"expected targets in 0..{classes - 1}, got {int(target[outside][0])}; "
+                f"{UNLABELLED} stands for no label"
+            )
         if self.training:
-            with torch.no_grad():
-                self.sums.index_add_(0, place, teacher.detach()[labelled].to(self.sums.dtype))
-                self.counts.index_add_(0, place, torch.ones_like(place))
+            self._add(teacher.detach(), target)
         rows = F.normalize(self.sums, dim=1)
         unseen = torch.zeros_like(rows[:, 0]).masked_fill(self.counts == 0, float("-inf"))
         # in eval a class may not have come yet
@@ -128,6 +130,16 @@ class InfluenceLoss(nn.Module):
         precision = torch.promote_types(student.dtype, torch.float32)
         weight = (self.scale * rows).to(precision)
         return influence_loss(student, weight, known, unseen.to(precision))
+
+    @torch.no_grad()
+    def _add(self, teacher: Tensor, target: Tensor) -> None:
+        """The labelled rows of all processes."""
+        teacher, target = gather_rows(teacher.to(self.sums.dtype)), gather_rows(target)
+        # no row is picked by a mask: its length would be a read from the device
+        labelled = target != UNLABELLED
+        place = target.clamp(min=0)
+        self.sums.index_add_(0, place, torch.where(labelled[:, None], teacher, 0.0))
+        self.counts.index_add_(0, place, labelled.to(self.counts.dtype))
 
     def extra_repr(self) -> str:
         """The arguments."""

@@ -10,6 +10,7 @@ from kdtasks.engine import config as configs
 from kdtasks.engine.run import Run
 from kdtasks.metric_learning import InfluenceLoss, influence_loss
 from kdtasks.metric_learning.retrieval import cross_recall, recall_and_map
+from tests.ranks import two_ranks
 
 
 def slow(features, weight, target, bias=None):
@@ -104,10 +105,40 @@ def test_rows_are_the_class_means_of_all_that_was_seen():
     assert float(InfluenceLoss(5, 3).eval()(student, teacher, target)) == 0
     with pytest.raises(ValueError, match=r"expected teacher \(6,3\), got \(6, 4\)"):
         loss(student, torch.zeros(6, 4), target)
-    with pytest.raises(ValueError, match="expected targets below 5, got 6"):
+    with pytest.raises(ValueError, match=r"expected targets in 0\.\.4, got 5; -100"):
         loss(student, teacher, target + 3)
     with pytest.raises(ValueError, match="expected classes, dim and scale > 0"):
         InfluenceLoss(5, 0)
+
+
+def of_a_rank(rank):
+    """Two steps with half of each batch; the loss that a third one has, and what it has seen."""
+    torch.manual_seed(3)
+    teacher, target = torch.randn(3, 8, 3), torch.randint(5, (3, 8))
+    target[:, 1::3] = -100
+    loss, own = InfluenceLoss(classes=5, dim=3), slice(4 * rank, 4 * rank + 4)
+    for rows, classes in zip(teacher, target):
+        loss(rows[own], rows[own], classes[own])
+    return loss.state_dict()
+
+
+def test_two_processes_see_what_one_sees():
+    torch.manual_seed(3)
+    teacher, target = torch.randn(3, 8, 3), torch.randint(5, (3, 8))
+    target[:, 1::3] = -100
+    one = InfluenceLoss(classes=5, dim=3)
+    for rows, classes in zip(teacher, target):
+        one(rows, rows, classes)
+    for two in two_ranks(of_a_rank):
+        assert torch.equal(two["counts"], one.counts)
+        torch.testing.assert_close(two["sums"], one.sums, rtol=1e-12, atol=0)
+
+
+def test_what_a_row_without_label_holds_does_not_matter():
+    loss, rows = InfluenceLoss(classes=2, dim=3), torch.ones(3, 3)
+    rows[1] = float("nan")
+    loss(torch.ones(3, 3), rows, torch.tensor([0, -100, 1]))
+    assert loss.counts.tolist() == [1, 1] and bool((loss.sums == 1).all())
 
 
 def slow_cross(queries, gallery, target, k):

@@ -3,7 +3,7 @@
 import pytest
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def no_report():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kdtasks.engine.report.write_report", lambda run: None)

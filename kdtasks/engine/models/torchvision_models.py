@@ -86,7 +86,7 @@ def facts(name: str, weights: object = None, **options: Any) -> Facts:
         _numbers(getattr(how, "std", None)),
         (size[0], size[-1]) if size else None,
         getattr(getattr(how, "interpolation", None), "value", None),
-        meta.get("categories") if file is None else None,
+        meta.get("categories") if weights and file is None else None,
         len(meta.get("categories", ())) or None,
         normalizes=name not in models.list_models(module=models),
     )
