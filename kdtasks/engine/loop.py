@@ -87,7 +87,8 @@ def gradient_shares(losses: Mapping[str, Tensor], student: nn.Module) -> dict[st
 
     Norms over all of the student's parameters that learn, of the weighted losses. Two losses that
     pull in opposite directions have large shares each: it says how hard each one pulls, not what
-    comes of it. It costs a backward pass a loss.
+    comes of it. Where a gradient is not finite, all shares are NaN. It costs a backward pass a
+    loss.
 
     Args:
         losses: weighted scalars of one step, whose graph is kept; those that only inform are left
@@ -103,8 +104,10 @@ def gradient_shares(losses: Mapping[str, Tensor], student: nn.Module) -> dict[st
         found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
         parts = [part.float().norm() for part in found if part is not None]
         norms.append(torch.stack(parts).norm() if parts else value.detach().float() * 0)
-    together = torch.stack(norms).nan_to_num(0.0, 0.0)
-    shares = together / together.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    together = torch.stack(norms)
+    total = together.sum()
+    shares = together / total.clamp(min=torch.finfo(torch.float32).tiny)
+    shares = torch.where(total.isfinite(), shares, torch.nan)
     # without 'loss', for it informs only
     names = (name.replace("loss", "").strip("_") or "all" for name in pulling)
     return {f"share_{name}": share for name, share in zip(names, shares.unbind())}

@@ -154,6 +154,10 @@ def test_shares_are_those_of_a_slow_loop():
         assert float(shares[name]) == pytest.approx(value, rel=1e-5)
     assert frozen.grad is None and all(p.grad is None for p in model.parameters())
     assert gradient_shares({"loss_still": torch.ones(())}, model) == {}
+    # what is not finite is not hidden
+    for factor in (float("inf"), float("nan")):
+        broken = gradient_shares({"loss_a": factor * out.sum(), "loss_b": out.sum()}, model)
+        assert all(share.isnan() for share in broken.values())
 
 
 def test_a_card_and_shares_are_told_and_change_nothing(teacher_file, tmp_path):
