@@ -14,5 +14,5 @@ schedule = [
 ]
 length = 8  # epochs of 78 steps
 channels_last = True
-val_interval = 8
+val_interval = 2
 threads = 1
