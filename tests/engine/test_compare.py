@@ -344,6 +344,22 @@ def test_runs_that_did_not_record_their_seconds_have_a_dash(undisturbed, tmp_pat
     assert one == pytest.approx(-other) and "against hot" in shown(by_hot)
 
 
+def test_the_best_evaluations_stand_beside_the_last(undisturbed, tmp_path):
+    folder, result = undisturbed
+    # evaluated once
+    assert result["configs"]["hot"]["best"] is None and "best accuracy" not in shown(result)
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    row = result["configs"]["hot"]
+    for stage, folders in (("alone", row["controls"]), ("distilled", row["folders"])):
+        for seed, name in enumerate(folders):
+            (path,) = (tmp_path / name).glob(f"stages/*_{stage}/history.json")
+            found = [{"iteration": 1, "accuracy": 20.0 + seed}, {"iteration": 2, "loss": 99.0}]
+            path.write_text(json.dumps([*found, {"iteration": 3, "accuracy": 5.0}]))
+    best = compare(pair(), [0, 1, 2], tmp_path, "cpu", quiet=True)["configs"]
+    assert best["hot"]["best"]["alone"] == best["hot"]["best"]["distilled"] == [20.0, 21.0, 22.0]
+    assert best["cold"]["best"] is None and best["hot"]["alone"] == row["alone"]
+
+
 def test_a_reference_that_is_not_there_is_an_error_before_anything_is_trained(tmp_path):
     with pytest.raises(ConfigError, match="no config is called 'clod'.*'cold'"):
         compare(pair(), [0], tmp_path, "cpu", quiet=True, reference="clod")

@@ -95,12 +95,17 @@ def _row(one: Mapping, other: Mapping, join: Callable, higher_is_better: bool) -
             )
             for metric in both
         },
+        "best": _best(one.get("best"), other.get("best"), join),
         **{key: join(one[key], other[key]) for key in ("seconds", "folders", "controls")},
         "cost": _cost(one["cost"], other["cost"], join),
         "against_reference": _against(
             one["against_reference"], other["against_reference"], join, higher_is_better
         ),
     }
+
+
+def _best(one: Mapping | None, other: Mapping | None, join: Callable) -> dict | None:
+    return one and other and summary(*(join(one[arm], other[arm]) for arm in _ARMS))
 
 
 def _against(

@@ -70,6 +70,14 @@ class TrainingJob:
         """The file of the last weights of a stage."""
         return WorkDir(self.folder, self.stages).weights(stage)
 
+    def evaluations(self, stage: str, metric: str) -> list[float]:
+        """What a stage's evaluations found, in their order; empty: they are not there."""
+        history = WorkDir(self.folder, self.stages).folder(stage) / "history.json"
+        if not history.exists():
+            return []
+        entries = json.loads(history.read_text(encoding="utf-8"))
+        return [entry[metric] for entry in entries if metric in entry]
+
     @property
     def timings(self) -> dict[str, dict[str, float]]:
         """See :attr:`kdtasks.engine.work_dir.WorkDir.timings`."""

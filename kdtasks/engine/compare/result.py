@@ -191,11 +191,25 @@ def _row(arm: ConfigArm, seeds: list[int], work_dir: Path, teacher_per_seed: boo
         "verdict": word,
         "why": why,
         "metrics": _metrics(controls, finals),
+        "best": _best(arm, seeds),
         "seconds": [_seconds(arm.jobs[seed]) for seed in seeds],
         "cost": _cost(arm.paid[arm.final], [arm.jobs[seed] for seed in seeds]),
         "folders": [str(arm.jobs[seed].folder.relative_to(work_dir)) for seed in seeds],
         "controls": [str(arm.controls[seed].folder.relative_to(work_dir)) for seed in seeds],
     }
+
+
+def _best(arm: ConfigArm, seeds: list[int]) -> dict | None:
+    """The summary of the best evaluations, which the test data have chosen: what papers report that
+    do not take the last; None where a run of these was evaluated once only.
+    """
+    task = arm.experiment.task
+    best = max if task.higher_is_better else min
+    sides = ((arm.controls, arm.control), (arm.jobs, arm.final))
+    found = [[jobs[seed].evaluations(name, task.primary) for seed in seeds] for jobs, name in sides]
+    if any(len(values) < 2 for side in found for values in side):
+        return None
+    return summary(*([best(values) for values in side] for side in found))
 
 
 def _given(arm: ConfigArm) -> dict[str, str]:

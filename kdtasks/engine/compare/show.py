@@ -179,14 +179,17 @@ def _metrics_table(result: Mapping, task: Task) -> Table:
     """Of what the task lists; the other metrics are in the JSON."""
     difference = f"difference [{result['confidence']:.0%}]"
     table = _table("further metrics", ["config", "metric", ALONE, DISTILLED, difference], 2)
+    primary = result["primary"]
     for name, row in result["configs"].items():
-        for metric, found in row["metrics"].items():
-            if metric == result["primary"] or not task.metric(metric).listed:
-                continue
+        listed = [(m, m, row["metrics"][m]) for m in row["metrics"] if task.metric(m).listed]
+        further = [entry for entry in listed if entry[0] != primary]
+        if row.get("best"):
+            further.append((f"best {primary} of several evaluations", primary, row["best"]))
+        for title, metric, found in further:
             digits = task.decimals(metric)
             table.add_row(
                 name,
-                metric,
+                title,
                 _spread(found[ALONE], digits),
                 _spread(found[DISTILLED], digits),
                 _difference(found, digits),
