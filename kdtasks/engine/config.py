@@ -106,7 +106,7 @@ def complete(config: Mapping) -> dict:
     Raises:
         ConfigError: naming the key and the nearest right one.
     """
-    config = {key: value for key, value in config.items() if not key.startswith("_")}
+    config = renewed({key: value for key, value in config.items() if not key.startswith("_")})
     for key in config:
         if key not in KEYS:
             raise ConfigError(f"a config has no key {key!r}; {did_you_mean(key, KEYS)}")
@@ -134,6 +134,15 @@ def _with_origin(teacher: Mapping) -> dict:
     if is_name(name) and "checkpoint" not in teacher and NamedModel(name).is_trained(**arguments):
         return {**teacher, "checkpoint": OWN}
     return dict(teacher)
+
+
+def renewed(config: Mapping) -> dict:
+    """A config as an earlier version wrote it, in the keys of now."""
+    former = dict(config)
+    if former.pop("tensorboard", False):
+        backends = [*former.get("vis_backends", []), {"type": "TensorboardVisBackend"}]
+        former["vis_backends"] = backends
+    return former
 
 
 def difference(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:

@@ -322,7 +322,7 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
         ),
         "dict(licence=a text, datasets=[names])",
     ),
-    "tensorboard": _FLAG,
+    "vis_backends": (lambda value: isinstance(value, list | tuple), "a list of dict(type=…)"),
     "teacher_card": _FLAG,
     "diagnose": _FLAG,
     "compile": (

@@ -88,7 +88,11 @@ KEYS = {
         True,
     ),
     "card": ("what a model card says that nothing else does", {}),
-    "tensorboard": ("whether to write TensorBoard files", False),
+    "vis_backends": (
+        "where curves and the report's pictures also go: mmengine's visualizer back ends, as "
+        "dict(type='TensorboardVisBackend'), 'WandbVisBackend', 'MLflowVisBackend' …, or one's own",
+        [],
+    ),
     "custom_hooks": ("mmengine hooks", []),
 }
 NEEDED = ("task", "student", "losses", "data", "optimizer", "length")
@@ -203,4 +207,4 @@ STAGE_KEYS = {
 }
 TRAINING_KEYS = ("optimizer", "schedule", "length", "data")
 # to which --cfg-options may add an entry
-LISTS = ("custom_hooks", "schedule", "peers")
+LISTS = ("custom_hooks", "schedule", "peers", "vis_backends")

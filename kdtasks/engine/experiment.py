@@ -98,10 +98,11 @@ class Experiment:
             )
 
     def _check_hooks(self) -> None:
-        if self.config["custom_hooks"]:
-            from kdtasks.engine.hooks import check_hooks  # slow to import
+        hooks, backends = self.config["custom_hooks"], self.config["vis_backends"]
+        if hooks or backends:
+            from kdtasks.engine.trackers import check_plugins  # slow to import
 
-            check_hooks(self.config["custom_hooks"])
+            check_plugins(hooks, backends)
 
     def set_threads(self) -> None:
         """Give torch as many threads in this process as the config says."""
@@ -348,8 +349,7 @@ class Experiment:
 
     def source_of(self, stage: Stage, name: str) -> str | None:
         """The name of the stage that has trained a teacher of another one."""
-        reference = self._reference(_of_route(stage.teachers[name], -1))
-        return reference and reference[0]
+        return (self._reference(_of_route(stage.teachers[name], -1)) or (None,))[0]
 
     def teacher(
         self, stage: Stage, name: str, files: WorkDir | None, load: bool = True, anchor: int = 0

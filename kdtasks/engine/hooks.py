@@ -18,7 +18,7 @@ REFUSED = {
     "IterTimerHook": "the bar shows the time that is left, and results.json has the seconds of "
     "each stage",
     "LoggerHook": "train.log and history.json have the losses at each log_interval, and "
-    "tensorboard=True draws them",
+    "vis_backends draw them",
     "NaiveVisualizationHook": "it draws in a test loop, which there is none here; report.html has "
     "the pictures of the task",
     "NPUProfilerHook": "it ends the process in the middle of a run",

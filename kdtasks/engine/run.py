@@ -278,4 +278,8 @@ class Run:
             if unequal:
                 self._notices.warn(unequal)
         checkpoint.save_json(self.results, self.work_dir / "results.json")
-        write_report(self)
+        pictures = write_report(self)
+        if self.experiment.config["vis_backends"]:
+            from kdtasks.engine.trackers import send_report
+
+            send_report(self.experiment, self.files, pictures)

@@ -31,6 +31,7 @@ from kdtasks.engine.optim import ForeignScheduler, MovingAverage, StepWrapper, b
 from kdtasks.engine.parameters import losses_with_state, select_parameters
 from kdtasks.engine.show import METRICS
 from kdtasks.engine.task import Task
+from kdtasks.engine.trackers import Tracker
 
 _numbers = itertools.count()
 
@@ -60,7 +61,7 @@ class StageSetup:
         meta: plain facts saved with every checkpoint.
         show: called with ``(iteration, total, {name: value})`` at each read.
         custom_hooks: as in a config.
-        tensorboard: where TensorBoard's files go; None: there are none.
+        tracker: where the curves go beside the log; None: nowhere.
         find_unused_parameters: of DDP.
         finish: called with the student, and its average, after the last step, before they are
             evaluated.
@@ -85,7 +86,7 @@ class StageSetup:
     meta: Mapping[str, Any] = field(default_factory=dict)
     show: Callable[..., None] | None = None
     custom_hooks: Sequence = ()
-    tensorboard: Path | None = None
+    tracker: Tracker | None = None
     find_unused_parameters: bool = False
     finish: Callable[[nn.Module], None] | None = None
 
@@ -145,9 +146,6 @@ class StageRunner(Runner):
     def _init_mmengine(self, setup: StageSetup, hooks: list) -> None:
         # mmengine keeps loggers and visualizers by name
         unique = f"{setup.name}_{next(_numbers)}"
-        backends = []
-        if setup.tensorboard:
-            backends = [{"type": "TensorboardVisBackend", "save_dir": str(setup.tensorboard)}]
         left_out = ("runtime_info", "timer", "sampler_seed", "logger", "checkpoint")
         super().__init__(
             model=setup.distiller,
@@ -158,7 +156,7 @@ class StageRunner(Runner):
             default_hooks=cast(Any, dict.fromkeys(left_out)),
             custom_hooks=hooks,
             launcher="none" if get_dist_info()[1] == 1 else "pytorch",
-            visualizer={"type": "Visualizer", "name": unique, "vis_backends": backends},
+            visualizer=setup.tracker or Tracker(unique, []),
             randomness={"seed": setup.seed},
             experiment_name=unique,
             default_scope="mmengine",
@@ -251,7 +249,7 @@ class StageRunner(Runner):
             for handler in self.logger.handlers:
                 handler.close()
             # by name, for ever
-            named: list[Any] = [self.logger, self.message_hub, self.visualizer, self.default_scope]
+            named: list[Any] = [self.logger, self.message_hub, self.default_scope]
             for kept in named:
                 type(kept)._instance_dict.pop(kept.instance_name, None)
 

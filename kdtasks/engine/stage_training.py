@@ -22,6 +22,7 @@ from kdtasks.engine.parameters import build_optimizer, leaves_parameters_out
 from kdtasks.engine.preparation import Prepare, preparation
 from kdtasks.engine.runner import StageRunner, StageSetup
 from kdtasks.engine.show import Bar
+from kdtasks.engine.trackers import open_tracker
 from kdtasks.engine.work_dir import WorkDir
 
 
@@ -94,9 +95,6 @@ def _runner(
     bar: Bar,
 ) -> StageRunner:
     config = experiment.config
-    tensorboard = None
-    if config["tensorboard"] and experiment.rank == 0:
-        tensorboard = files.path / "tensorboard" / stage.name
 
     def optimizer(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         return build_optimizer(experiment.setting(stage, "optimizer"), distiller, parameters)
@@ -122,7 +120,7 @@ def _runner(
         meta=experiment.meta(stage),
         show=bar,
         custom_hooks=copy.deepcopy(config["custom_hooks"]),
-        tensorboard=tensorboard,
+        tracker=open_tracker(experiment, files, stage.name),
         finish=_finish(experiment, stage, files),
     )
     return StageRunner(setup)

@@ -10,7 +10,7 @@ from pathlib import Path
 from kdtasks.core.files import write_atomically, write_text
 from kdtasks.engine import checkpoint, lock
 from kdtasks.engine.builder import ConfigError
-from kdtasks.engine.config import IMPORT_FROM, difference, jsonable
+from kdtasks.engine.config import IMPORT_FROM, difference, jsonable, renewed
 from kdtasks.engine.config_keys import DATA_KEYS, KEYS, NEEDED
 
 # a file of a process, or a cache half written
@@ -133,7 +133,8 @@ class WorkDir:
             return False
         # keys that are new since the run have their defaults
         defaults = {key: default for key, (_, default) in KEYS.items() if key not in NEEDED}
-        former = {**jsonable(defaults), **json.loads(self._stamp.read_text(encoding="utf-8"))}
+        stamp = renewed(json.loads(self._stamp.read_text(encoding="utf-8")))
+        former = {**jsonable(defaults), **stamp}
         former["data"] = {
             **{key: default for key, (_, default) in DATA_KEYS.items()},
             **former["data"],

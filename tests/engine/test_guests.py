@@ -121,12 +121,3 @@ def test_bfloat16_in_software_is_said(options, said, monkeypatch):
     assert text is None if said is None else text.startswith(said)
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
     assert slow_precision(experiment) is None
-
-
-def test_tensorboard_files_where_they_are_asked_for(tmp_path):
-    Run(small(tensorboard=True), tmp_path / "run", quiet=True).train(only=["alone"])
-    files = list((tmp_path / "run" / "tensorboard" / "alone").rglob("events.out.tfevents*"))
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(files[0].parent)).Reload()
-    assert {"accuracy", "loss_cls", "lr"} <= set(events.Tags()["scalars"])

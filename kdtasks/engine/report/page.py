@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kdtasks.engine.run import Run
 
 
-def write_report(run: "Run") -> None:
+def write_report(run: "Run") -> list[tuple[str, str]]:
     """Write ``<work_dir>/report.html`` from what the run has so far.
 
     The task's pictures are an extra: if they cannot be made, the report says why, and a warning
@@ -25,6 +25,9 @@ def write_report(run: "Run") -> None:
 
     Args:
         run: a :class:`kdtasks.engine.run.Run`; stages may be missing or unfinished.
+
+    Returns:
+        Its pictures, ``(title, data URI of a PNG)``.
     """
     import matplotlib.style  # slow to import; pyplot and its global state are not touched
 
@@ -39,6 +42,7 @@ def write_report(run: "Run") -> None:
     cut, end = len(charts), len(charts) + len(curves)
     page = render(run, images[:cut], images[cut:end], images[end:], note)
     write_atomically(run.work_dir / "report.html", lambda path: write_text(path, page))
+    return [(title, uri) for title, uri, *_ in images]
 
 
 def render(run: "Run", charts: list, curves: list, pictures: list, note: str) -> str:
