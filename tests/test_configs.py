@@ -1,5 +1,7 @@
 """Every config builds and takes two steps, without its data; its header says how to run it."""
 
+import inspect
+import pkgutil
 from pathlib import Path
 
 import pytest
@@ -17,131 +19,66 @@ ALL = sorted(p for p in (ROOT / "configs").rglob("*.py") if "_base_" not in p.pa
 FOREIGN = [path for path in ALL if library_of(path)]
 CONFIGS = [path for path in ALL if path not in FOREIGN]
 
-# Detectors of full size, on images that two cores step in seconds and without the weights that
-# would be fetched.
-TINY = {
-    "student.weights": None,
-    "teacher.weights": None,
-    "student.min_size": 64,
-    "student.max_size": 96,
-    "teacher.min_size": 64,
-    "teacher.max_size": 96,
-    "data.batch_size": 1,
-}
-LARGE = {"teacher.min_size": 128, "teacher.max_size": 192}
-EMBEDDERS = {
-    "student.weights": None,
-    "teacher.weights": None,
-    "data.train.size": 64,
-    "data.batch_size": 10,
-}
 # of RepDistiller's table
 PAIRS = (
     *("resnet56_resnet20", "resnet32x4_resnet8x4", "wrn_40_2_wrn_16_2", "vgg13_vgg8"),
     "resnet32x4_shufflenet_v2",
 )
-SMALLER = {
-    **{
-        f"{method}_{pair}_cifar100": {"data.batch_size": 4}
-        for method in ("kd", "at", "sp", "crd", "dkd", "dist", "review_kd")
-        for pair in PAIRS
-    },
-    **{
-        f"{run}_cifar100{size}": {"data.batch_size": 8}
-        for size in ("_short", "_10k_short")
-        for run in (
-            *(
-                f"{method}_resnet8x2_resnet8"
-                for method in (
-                    *("kd", "rkd", "rkd_kd", "ab", "rco", "takd", "bss", "bss_weight0"),
-                    *(
-                        "kd_weight9",
-                        "dkd",
-                        "dist",
-                        "standardized_kd",
-                        "at",
-                        "sp",
-                        "srd",
-                        "crd",
-                        "review_kd",
-                        "hint",
-                        "patient",
-                        "bct",
-                        "absolute",
-                    ),
-                )
-            ),
-            "ban_resnet8",
-            "dml_resnet8",
-            "qad_resnet8",
-            "qd_resnet8x2_resnet8",
-        )
-    },
-    **{
-        f"{run}_cifar100": {"data.batch_size": 4}
-        for run in (
-            "ab_wrn_22_4_wrn_16_2",
-            "ban_wrn_28_2",
-            "bss_resnet26_resnet8",
-            "dml_resnet32",
-            "qd_resnet56_resnet20",
-            "rco_resnet56_resnet20",
-            "rkd_resnet56_resnet20",
-            "takd_resnet110_resnet20_resnet8",
-        )
-    },
-    **{
-        f"{method}_retinanet_bccd_small": {"data.batch_size": 2} for method in ("adl", "pkd", "cwd")
-    },
-    "adl_retinanet_r101_r50_coco": TINY,
-    "adl_retinanet_r101_r50_coco_unlabelled": TINY
-    | {"data.unlabelled_per_batch": 1, "teacher_training.data.batch_size": 1},
-    "adl_retinanet_r50_r18_bccd": TINY,
-    "chen2017_faster_rcnn_r50_r18_bccd": TINY,
-    "chen2017_faster_rcnn_r101_r18_coco": TINY,
-    "chen2017_faster_rcnn_r101_r18_voc0712": TINY,
-    "chen2017_faster_rcnn_688_to_334_voc0712": TINY | LARGE,
-    **{
-        f"{method}_resnet50_resnet18_{data}": EMBEDDERS
-        for method in ("rkd", "darkrank_hard")
-        for data in ("cub200", "cars196", "sop")
-    },
-    "ail_edsr_edsr16_div2k_x2": {"data.train.patch": 12, "data.batch_size": 1},
-    **{f"ail_vdsr64_vdsr13_{data}_x2": {"data.batch_size": 1} for data in ("291", "bsds")},
-    "ail_vdsr32_vdsr13_bsds_x2_short": {"data.batch_size": 2},
-    **{
-        f"{run}_cifar100_{stream}": {"student.sizes": (3, 2, 2), "data.batch_size": 2}
-        for run in ("lwf_resnet32", "lwm_resnet32", "lwf_heads_resnet32", "lwf_mc_resnet32")
-        for stream in ("10x10", "5x20")
-    },
-    **{
-        f"gd_wrn_16_2_cifar100_{stream}": {
-            "student.sizes": (3, 2, 2),
-            "data.batch_size": 2,
-            "data.unlabelled_per_batch": 2,
-        }
-        for stream in ("10x10", "5x20")
-    },
-    **{
-        f"{run}_resnet8_cifar100_5x10_short": {"student.sizes": (3, 2, 2), "data.batch_size": 4}
-        for run in (
-            *("lwf", "lwm", "lwf_heads", "lwm_no_attention", "lwf_mc", "gd", "gd_no_pool"),
-            *("icarl", "wa", "bic", "derpp"),
-        )
-    },
-    **{
-        f"{method}_lite0_resnet8_cifar100_10k": {"data.batch_size": 4}
-        for method in ("feature", "queue_kl")
-    },
-    "darkrank_soft_released_resnet50_resnet18_cub200": EMBEDDERS
-    | {"data.batch_size": 8, "teacher_training.data.batch_size": 10},
-}
 
-# The same networks and losses as a config beside them, on other data.
+
+def made_small(config: dict) -> dict:
+    """What two cores step in a second: few and small images, no weights that would be fetched."""
+    changes: dict = fewer_images(config, config["data"], "data.")
+    training = config["teacher_training"].get("data") or {}
+    if "batch_size" in training:
+        changes |= fewer_images(config, training, "teacher_training.data.")
+    for key, most in (("size", 64), ("patch", 12)):
+        size = argument(config["data"]["train"], key)
+        if isinstance(size, int):
+            changes[f"data.train.{key}"] = min(size, most)
+    student = config["student"]
+    # a stream of experiences is long
+    if sum(student.get("sizes", ())) > 10:
+        changes["student.sizes"] = (3, 2, 2)
+    # a quantized student holds its network
+    own = {"student.model": student["model"]} if "model" in student else {"student": student}
+    (network,) = own.values()
+    models = {**own, **config["teachers"]}
+    for role, model in models.items():
+        if "min_size" in model:
+            size = 64 * model["min_size"] // network["min_size"]
+            changes |= {f"{role}.min_size": size, f"{role}.max_size": size * 3 // 2}
+        if model.get("weights"):
+            changes[f"{role}.weights"] = None
+    return changes
+
+
+def argument(described: dict, name: str):
+    """What is given, or the default."""
+    parameter = inspect.signature(pkgutil.resolve_name(described["type"])).parameters.get(name)
+    return described.get(name, parameter and parameter.default)
+
+
+def fewer_images(config: dict, data: dict, prefix: str) -> dict:
+    """Batches of four; of one where no batch's statistics are taken, of two classes for relations."""
+    task = config["task"].split(".")[1]
+    least = 1 if task in ("detection", "super_resolution") else 4
+    least = 2 * data.get("per_class", 2) if task == "metric_learning" else least
+    sizes = {f"{prefix}batch_size": min(data["batch_size"], least)}
+    if data.get("unlabelled_per_batch"):
+        sizes[f"{prefix}unlabelled_per_batch"] = min(data["unlabelled_per_batch"], 2)
+    return sizes
+
+
+# The same networks and losses as a config beside them, on other data or in another size.
 SIBLINGS = {
-    "adl_retinanet_r101_r50_coco",
-    "chen2017_faster_rcnn_r101_r18_coco",
+    *(f"adl_retinanet_{run}" for run in ("r101_r50_coco", "r101_r50_coco_unlabelled")),
+    *(
+        f"chen2017_faster_rcnn_{run}"
+        for run in ("r101_r18_coco", "r101_r18_voc0712", "r50_r18_bccd")
+    ),
     *(f"{m}_resnet50_resnet18_{d}" for m in ("rkd", "darkrank_hard") for d in ("cars196", "sop")),
+    "darkrank_hard_resnet50_resnet18_cub200",
     *(f"{m}_resnet32_cifar100_5x20" for m in ("lwf", "lwm", "lwf_heads", "lwf_mc")),
     "gd_wrn_16_2_cifar100_5x20",
     *(
@@ -204,7 +141,8 @@ def watch_untaught(run) -> dict[str, list]:
 def test_config_builds_and_steps(path, tmp_path):
     threads = torch.get_num_threads()
     try:
-        run = Run(configs.load(path, SMALLER.get(path.stem)), tmp_path, device="cpu")
+        small = made_small(configs.load(path))
+        run = Run(configs.load(path, small), tmp_path, device="cpu")
         called = watch_untaught(run)
         rows = dry_run(run.experiment)
     finally:
