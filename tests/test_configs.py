@@ -48,6 +48,9 @@ def made_small(config: dict) -> dict:
         if "min_size" in model:
             size = 64 * model["min_size"] // network["min_size"]
             changes |= {f"{role}.min_size": size, f"{role}.max_size": size * 3 // 2}
+        # of another run
+        if model.get("checkpoint", "own") != "own":
+            changes[f"{role}.checkpoint"] = None
         if model.get("weights"):
             changes[f"{role}.weights"] = None
     return changes

@@ -1,0 +1,8 @@
+# The same from a backbone that has learned from the 205 photos without labels first, as
+# representation/feature_lite0_small_resnet_bccd.py does: ADL (arXiv 1901.00366).
+# Run:     python tools/train.py configs/detection/adl_retinanet_bccd_20_labels_small_taught_backbone.py
+# Expect:  not measured yet
+_base_ = ['adl_retinanet_bccd_20_labels_small.py']
+student = dict(
+    checkpoint='work_dirs/representation_feature_lite0_small_resnet_bccd/seed0/student.pth'
+)
