@@ -88,7 +88,7 @@ def distill(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
     parser.add_argument("--resume", action="store_true", help="go on where the run stopped")
     args = parser.parse_args(arguments)
-    with pipe_may_close(), plain_errors():
+    with pipe_may_close(), plain_errors("the same command with --resume"):
         from kdtasks.representation import command
 
         command.distill(**vars(args))

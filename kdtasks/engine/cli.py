@@ -72,9 +72,9 @@ def train(arguments: Sequence[str] | None = None) -> None:
         return _list_configs()
     if not args.config:
         parser.error("expected a config; --list shows those there are")
-    with plain_errors():
+    with plain_errors("the same command with --resume"):
         from kdtasks.engine import config as configs
-        from kdtasks.engine.processes import start_processes
+        from kdtasks.engine.processes import is_restart, start_processes
         from kdtasks.engine.run import Run
         from kdtasks.engine.show import table
 
@@ -89,7 +89,7 @@ def train(arguments: Sequence[str] | None = None) -> None:
             return _list_stages(experiment)
         if args.dry_run:
             return _print_dry_run(experiment)
-        results = run.train(args.resume)
+        results = run.train(args.resume or (args.launcher == "pytorch" and is_restart()))
         if experiment.rank == 0:
             table(results, experiment.arms, experiment.task, experiment.on_the_way)
             print(f"{run.work_dir}: results.json student.pth student.json report.html")
@@ -307,7 +307,7 @@ def compare(arguments: Sequence[str] | None = None) -> None:
     for name in args.devices:
         if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
             parser.error(f"--devices: expected cuda:0, cuda:1 … or cpu, got {name!r}")
-    with plain_errors():
+    with plain_errors("the same command"):
         from kdtasks.engine import config as configs
         from kdtasks.engine.compare.comparison import compare
         from kdtasks.engine.compare.show import show

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import NoReturn, TextIO
 
+from kdtasks.engine import signals
 from kdtasks.engine.errors import ConfigError
 
 EXPECTED_ERRORS = (ConfigError, FileNotFoundError, ValueError, RuntimeError, OSError)
@@ -48,11 +49,22 @@ def _is_closed(stream: TextIO) -> bool:
 
 
 class plain_errors:
-    """A wrong input ends in one clear line, not in a traceback; anything else is a bug and shows
-    where it happened.
+    """A wrong input ends in one clear line, not in a traceback, and so does being told to stop;
+    anything else is a bug and shows where it happened.
+
+    The process exits with 0, 1 after an error, 2 where the command line is wrong, 130 after Ctrl-C,
+    141 where the reader of what it prints has gone, and 143 after SIGTERM.
+
+    Args:
+        resume: how a command that was stopped goes on; '': it has nothing to go on with.
     """
 
+    def __init__(self, resume: str = ""):
+        self.resume = resume
+
     def __enter__(self):
+        self._handled = signals.handled()
+        self._handled.__enter__()
         return self
 
     def __exit__(
@@ -61,8 +73,11 @@ class plain_errors:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
+        self._handled.__exit__(None, None, None)
         if kind is None or error is None or trace is None:
             return False
+        if isinstance(error, KeyboardInterrupt | signals.Terminated):
+            self._stop(error)
         if issubclass(kind, EXPECTED_ERRORS) and _is_ours(trace):
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(1) from None
@@ -80,13 +95,16 @@ class plain_errors:
             if why := lost_peer(error):
                 print(f"error: {why}", file=sys.stderr)
                 raise SystemExit(1) from None
-        if kind is KeyboardInterrupt:
-            print(
-                "stopped; the same command with --resume goes on from the last checkpoint",
-                file=sys.stderr,
-            )
-            raise SystemExit(130) from None
         return False
+
+    def _stop(self, error: KeyboardInterrupt | signals.Terminated) -> NoReturn:
+        said = error.args[0] if error.args else None
+        # '': another process says it
+        if said != "":
+            further = f"; {self.resume} goes on from {'there' if said else 'the last checkpoint'}"
+            print((said or "stopped") + (further if self.resume else ""), file=sys.stderr)
+        terminated = isinstance(error, signals.Terminated)
+        raise SystemExit(signals.TERMINATED if terminated else signals.INTERRUPTED) from None
 
 
 def _is_of_opencv(trace: TracebackType | None) -> bool:

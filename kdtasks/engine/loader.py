@@ -197,6 +197,11 @@ class Loader:
             return self._finished(self._read(epoch, start))
         return self._finished(self.reader.read(epoch, start))
 
+    def close(self) -> None:
+        """End the workers; they start again with the next epoch."""
+        if self.reader is not None:
+            self.reader.close()
+
     def _read(self, epoch: int, start: int) -> Iterator[tuple[dict, Tensor, Tensor]]:
         for i in range(start, len(self)):
             index, view = self.plan.rows(epoch, i)

@@ -9,8 +9,10 @@ from mmengine.runner import BaseLoop
 from torch import Tensor, nn
 
 from kdtasks.core.terms import total_loss, trains
+from kdtasks.engine import signals
 from kdtasks.engine.clock import working_seconds
 from kdtasks.engine.loader import Loader
+from kdtasks.engine.processes import Vote
 
 if TYPE_CHECKING:
     from kdtasks.engine.runner import StageRunner
@@ -78,6 +80,14 @@ class LossBuffer:
         self.rows.clear()
         return {name: sum(v) / len(v) for name, v in sums.items()}
 
+    def state(self) -> list:
+        """What has not been read yet, for a checkpoint."""
+        return [[iteration, list(names), row.cpu()] for iteration, names, row in self.rows]
+
+    def load_state(self, state: list, device: torch.device) -> None:
+        """Put back what :meth:`state` gave."""
+        self.rows = [(int(k), tuple(names), row.to(device)) for k, names, row in state]
+
 
 def gradient_shares(losses: Mapping[str, Tensor], student: nn.Module) -> dict[str, Tensor]:
     r"""Each loss's share of the student's gradient, ``share_<name>`` without ``loss_``, on the
@@ -116,6 +126,10 @@ def gradient_shares(losses: Mapping[str, Tensor], student: nn.Module) -> dict[st
 class StageLoop(BaseLoop):
     """Step, read, evaluate, save; from any iteration on.
 
+    Told to stop (:mod:`kdtasks.engine.signals`), it saves after the step in hand, with several
+    processes after the one that follows, and ends by Terminated or KeyboardInterrupt: going on from
+    there leads to the same bits.
+
     Args:
         runner: the stage's runner.
         dataloader: an :class:`kdtasks.engine.loader.Loader`.
@@ -138,6 +152,8 @@ class StageLoop(BaseLoop):
         self.loader, self.lengths, self.prepare = dataloader, lengths, prepare
         self._iter, self._max_iters = 0, lengths.total
         self.seconds, self._since = 0.0, working_seconds()
+        # the iteration of the last checkpoint
+        self._saved = -1
         # a hook may set it: EarlyStoppingHook does
         self.stop_training = False
         self.buffer = LossBuffer()
@@ -156,22 +172,38 @@ class StageLoop(BaseLoop):
             # a stage of no steps: what it starts from is tested and kept
             runner.evaluate_now()
             runner.save_now()
-        while self._iter < self._max_iters and not self.stop_training:
-            runner.distiller.train()
-            runner.call_hook("before_train_epoch")
-            for batch in self.loader.epoch(
-                self.lengths.first_epoch + self.epoch, start=self._iter % len(self.loader)
-            ):
-                self._step(batch)
-                if self._iter == self._max_iters or self.stop_training:
-                    break
-            runner.call_hook("after_train_epoch")
+        with signals.deferred(announce=runner.rank == 0) as deferral:
+            vote = Vote()
+            while not self._is_last():
+                runner.distiller.train()
+                runner.call_hook("before_train_epoch")
+                for batch in self.loader.epoch(
+                    self.lengths.first_epoch + self.epoch, start=self._iter % len(self.loader)
+                ):
+                    self._step(batch)
+                    self._stop_if(vote.greatest(deferral.told))
+                    if self._is_last():
+                        break
+                runner.call_hook("after_train_epoch")
+            self._stop_if(vote.end(deferral.told))
         runner.call_hook("after_train")
         return runner.model
 
+    def _stop_if(self, told: int) -> None:
+        """Save and end, where a signal has come and the weights stand between two updates."""
+        runner = self.runner
+        if not told or (self._iter % runner.stepper.accumulate and not self._is_last()):
+            return
+        if self._saved != self._iter:
+            self.seconds += working_seconds() - self._since
+            runner.save_now()
+        stage, steps = runner.meta.get("stage"), f"{self._iter} of {self._max_iters} steps"
+        said = f"stopped by {signals.name_of(told)}: stage {stage!r} is saved after {steps}"
+        raise signals.stopped(told, said if runner.rank == 0 else "")
+
     def move_to(self, iteration: int, seconds: float = 0.0) -> None:
         """Go on from an iteration, after so many seconds of training."""
-        self._iter, self.seconds = iteration, seconds
+        self._iter, self._saved, self.seconds = iteration, iteration, seconds
 
     def _step(self, batch: dict) -> None:
         runner, iteration = self.runner, self._iter
@@ -209,7 +241,7 @@ class StageLoop(BaseLoop):
 
     def _after(self) -> None:
         done, runner = self._iter, self.runner
-        last = done == self._max_iters or self.stop_training
+        last = self._is_last()
         validate = last or done % self.lengths.validate == 0
         keep = self._ends_kept_epoch()
         save = last or done % self.lengths.checkpoint == 0
@@ -233,7 +265,11 @@ class StageLoop(BaseLoop):
             runner.keep_now(done // len(self.loader))
         if save:
             runner.save_now()
+            self._saved = done
         self._since = working_seconds()
+
+    def _is_last(self) -> bool:
+        return self._iter == self._max_iters or self.stop_training
 
     def _ends_kept_epoch(self) -> bool:
         return (

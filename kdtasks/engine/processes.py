@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import timedelta
+from functools import cache
+from typing import Any
 
 import torch
 
@@ -19,6 +21,8 @@ BEAT = 5.0
 # of glibc's mallopt, and their greatest values: the free bytes at the top of the heap beyond which
 # they are given back, and the size from which a piece is not of the heap
 TRIM_THRESHOLD, MMAP_THRESHOLD = (-1, 2**31 - 1), (-3, 2**25)
+_limit = timedelta(minutes=WAIT_LIMIT)
+_OF_A_READER = re.compile(r"DataLoader worker \(pids?(?:\(s\))? ([\d, ]+)\) ([^\n.]*)")
 _OF_AN_EXCHANGE = re.compile(
     "gloo|nccl|connection (closed|reset)|tcpstore|timed out waiting|broken pipe|pair closure",
     re.IGNORECASE,
@@ -43,8 +47,17 @@ def start_processes(launcher: str, device: str | None, minutes: float = WAIT_LIM
         )
     if device_type(device) == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    global _limit
+    _limit = timedelta(minutes=minutes)
     backend = "nccl" if device_type(device) == "cuda" else "gloo"
-    torch.distributed.init_process_group(backend, timeout=timedelta(minutes=minutes))
+    torch.distributed.init_process_group(backend, timeout=_limit)
+
+
+def is_restart() -> bool:
+    """Whether torchrun has started this process in the place of one that failed
+    (``--max-restarts``).
+    """
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def keep_memory() -> None:
@@ -116,6 +129,71 @@ def lost_peer(error: BaseException) -> str:
     return (
         f"rank {torch.distributed.get_rank()} stops: another process of this run {what}; see what "
         "that one says. The same command with --resume goes on from the last checkpoint"
+    )
+
+
+class Vote:
+    """The greatest number that any process of the run has, known to all of them after the same
+    step; without a second process, its own.
+
+    It is exchanged between the processors while the next step runs, and nothing is read from the
+    device.
+    """
+
+    def __init__(self):
+        grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+        several = grouped and torch.distributed.get_world_size() > 1
+        self._group = _host_group(torch.distributed.group.WORLD) if several else None
+        self._pending: tuple | None = None
+
+    def greatest(self, own: int) -> int:
+        """Give a number, and get the greatest of the ones that all gave at the call before; 0 at
+        the first. One process gets its own at once.
+        """
+        if self._group is None:
+            return own
+        found = self._found()
+        ballot = torch.tensor(own, device="cpu")
+        work = torch.distributed.all_reduce(
+            ballot, torch.distributed.ReduceOp.MAX, group=self._group, async_op=True
+        )
+        self._pending = work, ballot
+        return found
+
+    def end(self, own: int) -> int:
+        """The greatest of the last call; to be called when there is none to follow."""
+        return own if self._group is None else self._found()
+
+    def _found(self) -> int:
+        if self._pending is None:
+            return 0
+        work, ballot = self._pending
+        work.wait()
+        self._pending = None
+        return int(ballot)
+
+
+@cache
+def _host_group(world: Any) -> Any:
+    """The processes of the group ``world``, for numbers that no device has."""
+    if torch.distributed.get_backend(world) == "gloo":
+        return world
+    return torch.distributed.new_group(backend="gloo", timeout=_limit)
+
+
+class ReaderError(RuntimeError):
+    """A process that reads the data has died; the message says how, and what helps."""
+
+
+def lost_reader(error: BaseException) -> str:
+    """What to say of a worker of a DataLoader that has died; '' for any other error."""
+    found = _OF_A_READER.search(str(error)) if isinstance(error, RuntimeError) else None
+    if found is None:
+        return ""
+    return (
+        f"a process that reads the data (pid {found[1]}) {found[2].strip()}. Often the machine's "
+        "memory, or /dev/shm, is full: fewer data.workers need less, and data.workers=0 shows an "
+        "error of the data set itself. The last checkpoint stands; --resume goes on from it"
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kdtasks.core.views import view_hash
 from kdtasks.engine.order import Plan
+from kdtasks.engine.signals import leave_stops_to_parent
 
 _SAMPLE, _COLLATE = 0x0C, 0x0D  # salts of view_hash: two random states
 # consecutive unreadable samples before skip_bad gives up
@@ -47,12 +48,19 @@ class MapReader:
             timeout=timeout if workers else 0,
             pin_memory=pinned,
             generator=torch.Generator(device="cpu"),
+            worker_init_fn=leave_stops_to_parent if workers else None,
         )
 
     def read(self, epoch: int, start: int) -> Iterator[tuple[dict, Tensor, Tensor]]:
         """(batch, index, view) of each iteration of an epoch from ``start`` on."""
         self.plan.at, self.begun = (epoch, start), self.begun + 1
         return self._read(iter(self.data), self.begun)
+
+    def close(self) -> None:
+        """End the workers, until the next read; left to the garbage collector, each takes 5 s."""
+        batches, self.data._iterator = self.data._iterator, None
+        if batches is not None and self.workers:
+            cast(Any, batches)._shutdown_workers()
 
     def _read(self, batches: Iterator, mine: int) -> Iterator[tuple[dict, Tensor, Tensor]]:
         while True:

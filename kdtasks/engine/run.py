@@ -11,13 +11,13 @@ from kdtasks.core import Distiller, Stage
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.stages import Arms, arms
 from kdtasks.core.weights import load_weights
-from kdtasks.engine import checkpoint, deployment, notices
+from kdtasks.engine import checkpoint, deployment, notices, signals
 from kdtasks.engine.assemblies import write_assemblies
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.check import check
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.pretrained import sentence
-from kdtasks.engine.processes import device_name, keep_memory, led
+from kdtasks.engine.processes import ReaderError, device_name, keep_memory, led, lost_reader
 from kdtasks.engine.teacher_card import Cards, doubts, teacher_cards
 from kdtasks.engine.work_dir import WorkDir
 
@@ -184,12 +184,26 @@ class Run:
 
         Returns:
             The content of results.json.
+
+        Raises:
+            Terminated: a SystemExit of 143; SIGTERM has come, and the stage is saved.
+            KeyboardInterrupt: likewise, of Ctrl-C; at its second time nothing more is saved.
         """
         for name in only or []:
             if name not in self.files.stages:
                 raise ConfigError(
                     f"no stage is called {name!r}; " + did_you_mean(name, self.files.stages)
                 )
+        with signals.handled():
+            try:
+                return self._train(resume, only)
+            except RuntimeError as error:
+                why = lost_reader(error)
+                if not why:
+                    raise
+            raise ReaderError(why)
+
+    def _train(self, resume: bool, only: list[str] | None) -> dict:
         check(self.experiment)
         slow = notices.slow_precision(self.experiment)
         if slow:

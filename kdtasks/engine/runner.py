@@ -245,6 +245,9 @@ class StageRunner(Runner):
             self.call_hook("after_run")
             return model
         finally:
+            for loader in (self.loop.loader, self.test_loader):
+                if isinstance(loader, Loader):
+                    loader.close()
             self.visualizer.close()
             for handler in self.logger.handlers:
                 handler.close()
@@ -385,16 +388,18 @@ class StageRunner(Runner):
         self._check_finite()
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
-        own = (checkpoint.random_state(), self._met(), self._attributes())
+        unread = self.loop.buffer.state()
+        own = (checkpoint.random_state(), self._met(), self._attributes(), unread)
         states: list[Any] = [own]
         if self.world_size > 1:
             states = [None] * self.world_size
             torch.distributed.all_gather_object(states, own)
-        self._note_unreadable([met for _, met, _ in states])
+        self._note_unreadable([s[1] for s in states])
         if self.rank == 0:
             state = {
                 **self._weights(),
-                "resume": self._resume_state([s[0] for s in states], [s[2] for s in states]),
+                "resume": self._resume_state([s[0] for s in states], [s[2] for s in states])
+                | {"unread": [s[3] for s in states]},
             }
             self.call_hook("before_save_checkpoint", checkpoint=state)
             checkpoint.save(state, self.folder / "last.pth")
@@ -491,6 +496,8 @@ class StageRunner(Runner):
         self.metrics, self.history = resume["metrics"], resume["history"]
         self.unreadable = resume.get("unreadable", {})
         self.best, self.seconds = resume["best"], resume["seconds"]
+        unread = resume.get("unread", [[]] * self.world_size)[self.rank]
+        self.loop.buffer.load_state(unread, self.device)
         self.call_hook("after_load_checkpoint", checkpoint=state)
         checkpoint.set_random_state(resume["random"][self.rank])
         # a kill between the two files

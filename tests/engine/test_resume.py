@@ -118,9 +118,10 @@ def test_kill_9_at_random_moments(undisturbed, tmp_path, attempt):
     )
 
 
-def test_two_gloo_processes_equal_one(tmp_path):
-    """Losses, gradients (through the weights they lead to), metrics: one process against two on the
-    same global batch.
+@pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_gloo_processes_equal_one(number, tmp_path):
+    """Losses, gradients (through the weights they lead to), metrics: one process against several on
+    the same global batch.
     """
     options = [
         "student.norm=False",
@@ -143,7 +144,7 @@ def test_two_gloo_processes_equal_one(tmp_path):
             "-m",
             "torch.distributed.run",
             "--nproc-per-node",
-            "2",
+            f"{number}",
             "--master-port",
             "0",
             "--rdzv-backend",
@@ -174,7 +175,7 @@ def test_two_gloo_processes_equal_one(tmp_path):
     one, two = (
         json.loads((tmp_path / n / "results.json").read_text())["stages"] for n in ("one", "two")
     )
-    # 200 images in batches of 33: the last has two
+    # 200 images in batches of 33: the last has two, of which two of four processes get none
     for stage, found in one.items():
         assert {k: v for k, v in found.items() if k != "seconds"} == {
             k: v for k, v in two[stage].items() if k != "seconds"

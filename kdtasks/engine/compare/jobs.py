@@ -46,7 +46,7 @@ def start_workers(
         yield pool
     except BaseException:
         for process in list((pool._processes or {}).values()):
-            # each goes on from its last checkpoint
+            # each saves a checkpoint after the step in hand
             process.terminate()
         raise
     finally:
@@ -142,7 +142,10 @@ def _end_with_parent() -> None:
     first = multiprocessing.parent_process()
     if first is not None:
         first.join()
-        os.kill(os.getpid(), signal.SIGTERM)
+        # the first is heard after a step, when its checkpoint is saved
+        while True:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)
 
 
 def _visible(number: int) -> str:

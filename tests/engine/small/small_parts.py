@@ -9,6 +9,7 @@ import torch
 from mmengine.hooks import Hook
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.utils.data import get_worker_info
 from torchvision import transforms
 
 # in processes that tests start; in their own: tests/conftest.py
@@ -23,7 +24,7 @@ class Net(nn.Sequential):
     statistics) without.
     """
 
-    def __init__(self, width: int = 8, norm: bool = True, num_classes: int = 10):
+    def __init__(self, width: int = 8, norm: bool = True, num_classes: int = 10, channels: int = 1):
         def layer(a, b):
             return [
                 nn.Conv2d(a, b, 3, padding=1, bias=not norm),
@@ -32,7 +33,7 @@ class Net(nn.Sequential):
             ]
 
         super().__init__(
-            *layer(1, width),
+            *layer(channels, width),
             nn.MaxPool2d(2),
             *layer(width, width),
             *([nn.Dropout(0.2)] if norm else []),
@@ -152,6 +153,36 @@ class KillAt(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if os.environ.get("KILL_AT") == f"{runner.meta['stage']}:{batch_idx}":
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class SignalAt(Hook):
+    """Signal the process in the course of a step: ``SIGNAL_AT=<stage>:<iteration>:<number>``, and
+    XX"""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        stage, iteration, number, times = (os.environ.get("SIGNAL_AT", "::") + ":1").split(":")[:4]
+        here = (stage, iteration) == (runner.meta["stage"], f"{batch_idx}")
+        here = here and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        if here and os.environ.get("SIGNAL_RANK", f"{runner.rank}") == f"{runner.rank}":
+            for _ in range(int(times)):
+                os.kill(os.getpid(), int(number))
+
+
+class Fragile:
+    """Digits one by one; a process that reads them is killed once there is a file ``DIES_WHEN``."""
+
+    image_shape = (1, 8, 8)
+
+    def __init__(self, first, count):
+        self.digits, self.classes = Digits(first, count), [str(k) for k in range(10)]
+
+    def __len__(self):
+        return len(self.digits)
+
+    def __getitem__(self, i):
+        if get_worker_info() and os.path.exists(os.environ.get("DIES_WHEN", "")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.digits.images[i], int(self.digits.target[i])
 
 
 class Slow(Hook):
