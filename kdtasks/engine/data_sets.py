@@ -138,9 +138,9 @@ def with_classes(dataset: Any, names: Sequence[str] | None, drop: bool, where: s
         if names is None or own == list(names) == [str(name) for name in dataset.classes]:
             return dataset
         if own is None:
-            targets = _targets(dataset)
-            if targets is not None:
-                count_classes(targets, len(names))
+            numbers = targets(dataset)
+            if numbers is not None:
+                count_classes(numbers, len(names))
             return dataset
         made = getattr(dataset, "with_classes", None)
         return made(names, drop) if made else Renumbered(dataset, names, drop)
@@ -148,7 +148,7 @@ def with_classes(dataset: Any, names: Sequence[str] | None, drop: bool, where: s
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _targets(dataset: Any) -> Tensor | None:
+def targets(dataset: Any) -> Tensor | None:
     """(n,) class numbers of all samples, where the data set lists them as ``target`` or
     ``targets``.
     """
@@ -179,12 +179,12 @@ class Renumbered:
     def __init__(self, dataset: Any, names: Sequence[str], drop: bool = False):
         self.dataset, self.classes = dataset, list(names)
         own, self._boxes = class_names(dataset) or [], _has_boxes(dataset)
-        targets = None if self._boxes else _targets(dataset)
+        known = None if self._boxes else targets(dataset)
         self._numbers = class_numbers(
-            own, names, None if targets is None else count_classes(targets, len(own)), drop
+            own, names, None if known is None else count_classes(known, len(own)), drop
         )
-        if targets is not None:
-            self.target = self.targets = renumber(targets, self._numbers)
+        if known is not None:
+            self.target = self.targets = renumber(known, self._numbers)
         if callable(getattr(dataset, "batch", None)):
             self.batch = self._batch
 

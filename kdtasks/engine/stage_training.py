@@ -14,12 +14,14 @@ from kdtasks.engine import builder
 from kdtasks.engine.anchors import Route, check_kept, routes_of
 from kdtasks.engine.clock import working_seconds
 from kdtasks.engine.config_checks import iterations
+from kdtasks.engine.data_facts import check_data
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.loop import Lengths
 from kdtasks.engine.notices import Notices, differing_ranks
 from kdtasks.engine.parameters import build_optimizer, leaves_parameters_out
 from kdtasks.engine.preparation import Prepare, preparation
+from kdtasks.engine.processes import led
 from kdtasks.engine.runner import StageRunner, StageSetup
 from kdtasks.engine.show import Bar
 from kdtasks.engine.trackers import open_tracker
@@ -55,6 +57,7 @@ def train_stage(
         resume: go on from the stage's last checkpoint, if there is one.
         notices: what is told on the screen.
     """
+    led(lambda beat: check_data(experiment, stage, files, notices))
     loader = experiment.train_loader(stage, files)
     first = experiment.first_batch(stage, files)
     distiller = experiment.built_distiller(stage, files, first)

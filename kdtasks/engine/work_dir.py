@@ -19,8 +19,8 @@ _TEMPORARY = re.compile(r"\..+\.(?:(\d{1,10})|[0-9a-f]{32}(?:\.old)?)\.tmp")
 
 class WorkDir:
     """What a run leaves: ``config.py results.json student.pth student.json report.html train.log``,
-    ``stages/<k>_<name>/``, ``stages/done.json``, ``stages/timings.json`` and
-    ``stages/deployment.json``.
+    ``stages/<k>_<name>/``, ``stages/done.json``, ``stages/timings.json``,
+    ``stages/data.json`` and ``stages/deployment.json``.
 
     Args:
         path: the folder.

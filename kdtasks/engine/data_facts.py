@@ -1,0 +1,139 @@
+"""What a run's data is, in a few numbers, so that data which changes between a stop and going on is
+noticed: how many samples, which classes, labels and files, and what some of the samples hold.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kdtasks.core.stages import Stage
+from kdtasks.engine import checkpoint, data_sets
+from kdtasks.engine.config import difference, jsonable
+from kdtasks.engine.errors import ConfigError
+from kdtasks.engine.notices import Notices
+from kdtasks.engine.reader import read_rows
+from kdtasks.engine.work_dir import WorkDir
+
+if TYPE_CHECKING:
+    from kdtasks.engine.experiment import Experiment
+
+# evenly spaced
+SAMPLES = 4
+# of the data's description: what changes no sample
+_HOW_IT_IS_READ = ("timeout", "workers")
+
+
+def facts_of(dataset: Any, seed: int) -> dict[str, Any]:
+    """What can be known of a data set of either kind; plain values, for JSON.
+
+    Args:
+        dataset: as a :class:`~kdtasks.engine.loader.Loader` takes it.
+        seed: of the views of the samples that are looked at.
+    """
+    classes, targets = data_sets.class_names(dataset), data_sets.targets(dataset)
+    files = _files(dataset)
+    return {
+        "samples": len(dataset),
+        **({} if classes is None else {"classes": len(classes), "names of classes": _sum(classes)}),
+        **({} if targets is None else {"labels": _sum(targets)}),
+        **({} if files is None else {"files": _sum(files)}),
+        "content": _content(dataset, seed),
+    }
+
+
+def check_data(experiment: "Experiment", stage: Stage, files: WorkDir, notices: Notices) -> None:
+    """Compare a stage's data with what the run has seen under the same description, and note it in
+    ``stages/data.json``.
+
+    Raises:
+        ConfigError: other samples, classes, labels or files, so that neither the order of the
+            samples nor the arms of the run would belong together.
+    """
+    data, path = experiment.setting(stage, "data"), files.path / "stages" / "data.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    spec = {name: value for name, value in data.items() if name not in _HOW_IT_IS_READ}
+    place = _sum(json.dumps(jsonable(spec), sort_keys=True, default=str))
+    found = {
+        part: facts_of(experiment.data_set(data, part), experiment.seed)
+        for part in ("train", "test")
+    }
+    if place not in known:
+        checkpoint.save_json({**known, place: found}, path)
+        return
+    weighty = difference(*(_without_content(facts) for facts in (known[place], found)))
+    if weighty:
+        raise ConfigError(
+            f"the data is not what it was when the run in {str(files.path)!r} began:\n  "
+            + "\n  ".join(weighty)
+            + "\nPut it back, or use another --work-dir: what has been trained has seen other data"
+        )
+    contents = {p: {known[place][p]["content"], found[p]["content"]} for p in found}
+    other = [part for part, both in contents.items() if len(both - {""}) > 1]
+    if other:
+        notices.warn(
+            f"samples of the {' and '.join(other)} data do not hold what they did when the run "
+            "began (other pixels, or another version of what decodes or augments them): what was "
+            "trained before and what is trained now have not seen the same"
+        )
+
+
+def _without_content(facts: Mapping[str, Mapping]) -> dict:
+    return {
+        part: {name: value for name, value in one.items() if name != "content"}
+        for part, one in facts.items()
+    }
+
+
+def _content(dataset: Any, seed: int) -> str:
+    """Of a few samples, each in its first view; '' where one of them cannot be read, or is never
+    the same.
+    """
+    index = torch.arange(SAMPLES) * (len(dataset) - 1) // (SAMPLES - 1)
+    before = checkpoint.random_state()
+    try:
+        once, again = (
+            _sum(read_rows(dataset, index, torch.zeros_like(index), seed)) for _ in range(2)
+        )
+    # whoever reads it in earnest says so
+    except Exception:
+        return ""
+    finally:
+        checkpoint.set_random_state(before)
+    return once if once == again else ""
+
+
+def _files(dataset: Any) -> list[str] | None:
+    """The names of all files without the folder that they share, where the data set lists them."""
+    listed = getattr(dataset, "paths", None) or getattr(dataset, "samples", None)
+    if not isinstance(listed, list | tuple) or not listed:
+        return None
+    names = [str(one[0] if isinstance(one, list | tuple) else one) for one in listed]
+    first, last = min(names), max(names)
+    shared = next((k for k, (a, b) in enumerate(zip(first, last)) if a != b), 0)
+    return [name[first.rfind("/", 0, shared) + 1 :] for name in names]
+
+
+def _sum(value: object) -> str:
+    found = hashlib.blake2b(digest_size=8)
+    _add(value, found)
+    return found.hexdigest()
+
+
+def _add(value: object, found: Any) -> None:
+    if isinstance(value, Tensor):
+        array = value.detach().cpu().contiguous()
+        found.update(f"{array.dtype} {tuple(array.shape)}".encode())
+        found.update(array.flatten().view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Mapping):
+        for name in sorted(value, key=str):
+            found.update(f"{name}:".encode())
+            _add(value[name], found)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _add(part, found)
+    else:
+        found.update(f"{value!r};".encode(errors="surrogateescape"))

@@ -1,0 +1,91 @@
+"""Data that changes between a stop and going on is named."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_runs import small
+
+from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.data_facts import facts_of
+from kdtasks.engine.run import Run
+
+
+def folder(path, shift=0, classes=("a", "b"), count=12):
+    """Images of noise, one folder a class."""
+    rng = np.random.default_rng(0)
+    for name in classes:
+        (path / name).mkdir(parents=True)
+        for k in range(count):
+            pixels = rng.integers(0, 200, (8, 8), dtype=np.uint8) + shift
+            Image.fromarray(pixels.astype(np.uint8)).save(path / name / f"{k}.png")
+    return path
+
+
+def run_of(tmp_path):
+    data = {
+        f"data.{part}": {
+            "type": "kdtasks.classification.data.image_folder",
+            "root": str(tmp_path / part),
+            "size": 8,
+        }
+        for part in ("train", "test")
+    }
+    net = {"type": "small_parts.Net", "width": 4, "num_classes": 2, "channels": 3}
+    options = {"data.batch_size": 8, "length": 1, "student": net, "teacher": net}
+    return Run(small(**data, **options), tmp_path / "run", quiet=True)
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A run whose teacher is trained."""
+    for part in ("train", "test"):
+        folder(tmp_path / part)
+    run_of(tmp_path).train(only=["teacher"])
+    return tmp_path
+
+
+def lose(path):
+    for part in ("train", "test"):
+        (path / part / "b" / "0.png").unlink()
+
+
+def rename(path):
+    (path / "train" / "a" / "3.png").rename(path / "train" / "a" / "30.png")
+
+
+def move(path):
+    (path / "train" / "a" / "3.png").rename(path / "train" / "b" / "33.png")
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lose, r"train.samples: 24 -> 23\n.*train.labels: .*\n.*train.files: .*test.samples: 24"),
+        (rename, "began:\n  train.files: '.*' -> '.*'\nPut"),
+        (move, r"began:\n  train.labels: .*\n  train.files: [^\n]*\nPut"),
+    ],
+)
+def test_other_samples_are_an_error(begun, change, said):
+    change(begun)
+    with pytest.raises(ConfigError, match=f"(?s)the data is not what it was when .*{said}"):
+        run_of(begun).train(resume=True)
+
+
+def test_other_pixels_are_a_warning(begun, capsys):
+    shutil.rmtree(begun / "train")
+    folder(begun / "train", shift=9)
+    run = run_of(begun)
+    run._notices.quiet = False
+    run.train(resume=True, only=["alone"])
+    said = capsys.readouterr().err
+    assert "samples of the train data do not hold what they did when the run began" in said
+
+
+def test_the_same_data_elsewhere_is_the_same(tmp_path):
+    from kdtasks.classification.data import image_folder
+
+    one, other = (image_folder(folder(tmp_path / n / "set"), size=8) for n in ("a", "other"))
+    assert facts_of(one, 0) == facts_of(other, 0)
+    assert facts_of(one, 0)["content"] and facts_of(one, 0)["samples"] == 24
