@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -127,15 +128,33 @@ def load(path: str | Path) -> dict:
     Raises:
         ValueError: it is no file of ours, or not whole.
     """
+    state = read(path)
+    if not isinstance(state, dict) or "resume" not in state:
+        raise ValueError(f"{str(path)!r} holds no training state; a stage's last.pth does")
+    return state
+
+
+def read(path: str | Path) -> Any:
+    """What :func:`save` has written, or ``torch.save`` of tensors, numbers and texts; no code of
+    the file is run.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not whole, or holds something else.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    # whose message advises to run it
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{str(path)!r} cannot be read: it is damaged, or holds code, which is not run"
+        ) from None
     except Exception as error:
         raise ValueError(
             f"{str(path)!r} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})"
         ) from error
-    if not isinstance(state, dict) or "resume" not in state:
-        raise ValueError(f"{str(path)!r} holds no training state; a stage's last.pth does")
-    return state
 
 
 def random_state() -> dict:

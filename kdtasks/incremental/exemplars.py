@@ -70,7 +70,7 @@ def _make(
 
 def _read(earlier: Sequence[str], files: "WorkDir") -> list[Tensor]:
     """The places of all classes of these stages' experiences."""
-    saved = [torch.load(_path(files, name), weights_only=True) for name in earlier]
+    saved = [checkpoint.read(_path(files, name)) for name in earlier]
     return [order for one in saved for order in one["places"]]
 
 

@@ -234,7 +234,7 @@ def training_set(
 
     def sampled() -> Tensor:
         led(choose)
-        saved = torch.load(path, weights_only=True)
+        saved = checkpoint.read(path)
         return torch.cat([saved["confident"], saved["random"]]).sort().values
 
     return dataset.with_external(experiment.data.keep(("sampled", path), sampled))

@@ -3,13 +3,15 @@ stays.
 """
 
 import errno
+import gc
 import os
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
-from small_runs import small
+from mmengine.hooks import Hook
+from small_runs import same, small, weights
 
 from kdtasks.core.cache import TeacherCache
 from kdtasks.core.files import DiskError, write_atomically
@@ -114,3 +116,37 @@ def test_what_is_no_fault_of_the_disk_stays_what_it_is(tmp_path):
     with pytest.raises(RuntimeError, match="^something else$"):
         write_atomically(tmp_path / "x", other)
     assert list(tmp_path.iterdir()) == []
+
+
+class Fill(Hook):
+    """Leave no room on a disk after some steps."""
+
+    disk = None
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if self.disk and runner.meta["stage"] == "distilled" and batch_idx == 7:
+            with suppress(OSError), (self.disk / "filler").open("wb", buffering=0) as file:
+                while file.write(bytes(2**12)):
+                    pass
+
+
+def test_a_run_whose_disk_fills_up_goes_on_when_there_is_room(undisturbed, tmp_path, capfd):
+    with disk(tmp_path / "disk", "size=4m") as small_disk:
+        run = Run(
+            small(custom_hooks=[{"type": f"{__name__}.Fill"}]), small_disk / "run", quiet=True
+        )
+        Fill.disk = small_disk
+        with pytest.raises(
+            OSError, match=r"could not save .*2_distilled/last.pth' \(No space left.*still loads"
+        ):
+            run.train()
+        Fill.disk = None
+        (small_disk / "filler").unlink()
+        assert "Traceback" not in capfd.readouterr().err
+        assert not list(small_disk.rglob("*.tmp"))
+        run.train(resume=True)
+        last = [weights(one, "distilled") for one in (run, undisturbed)]
+        assert same(*(one["state_dict"] for one in last))
+        # frames of the error
+        del run
+        gc.collect()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdtasks.core.choices import evenly_spaced
+from kdtasks.engine import checkpoint
 from kdtasks.images.display import pictures_of
 from kdtasks.incremental.data import IncrementalSet, unaugmented
 from kdtasks.incremental.pictures.gallery import Cell, chunks_of, gallery, images_of, source_of
@@ -53,7 +54,7 @@ def picked_of(run: "Run") -> Picked | None:
     data = experiment.data_set(experiment.setting(stage, "data"), "train")
     if not isinstance(data, IncrementalSet) or data.pool is None:
         return None
-    taken = torch.load(folder / f"{stage.name}.pth", weights_only=True)
+    taken = checkpoint.read(folder / f"{stage.name}.pth")
     confident, random = taken["confident"], taken["random"]
     if not len(confident) + len(random):
         return None
