@@ -77,12 +77,31 @@ def _move_to(loss: Loss, tensors: Sequence) -> None:
 
 
 def _check_classes(name: str, term: Term, tensors: Sequence) -> None:
-    is_cross_entropy = isinstance(term.loss, nn.CrossEntropyLoss)
-    if is_cross_entropy and getattr(tensors[0], "shape", ())[1:2] == (1,):
+    if not isinstance(term.loss, nn.CrossEntropyLoss):
+        return
+    _check_targets(name, term, tensors)
+    if getattr(tensors[0], "shape", ())[1:2] == (1,):
         raise ValueError(
             f"{name}: {term.of[0]} {describe_shape(tensors[0])} has one class, whose softmax is 1 "
             "whatever the logit: cross-entropy would be 0 and train nothing. Expected two classes "
             "or more, or torch.nn.BCEWithLogitsLoss for one logit"
+        )
+
+
+def _check_targets(name: str, term: Term, tensors: Sequence) -> None:
+    """Class numbers that the logits have; on a GPU torch would end with a device-side assert."""
+    if len(tensors) != 2 or not all(isinstance(t, Tensor) for t in tensors):
+        return
+    logits, target = tensors
+    if logits.ndim < 2 or target.is_floating_point() or not target.numel():
+        return
+    wrong = (target < 0) | (target >= logits.shape[1])
+    wrong &= target != term.loss.ignore_index
+    if wrong.any():
+        raise ValueError(
+            f"{name}: {term.of[1]} has the class number {int(target[wrong][0])}, but {term.of[0]} "
+            f"{describe_shape(logits)} has {logits.shape[1]} classes, numbered from 0 on: the "
+            "student's num_classes, or the data's classes, are wrong"
         )
 
 

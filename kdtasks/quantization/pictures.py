@@ -39,7 +39,8 @@ Found = dict[str, dict[tuple[str, int], dict[str, list[float]]]]
 
 
 def read_results(folders: Iterable[str | Path], metric: str | None = None) -> Found:
-    """What the runs below folders have reached, seed by seed.
+    """What the runs below folders have reached, seed by seed; a stage that several runs share (full
+    precision, the control of tools/compare.py) counts once.
 
     Args:
         folders: with ``results.json`` and ``config.py`` of runs, at any depth.
@@ -49,7 +50,7 @@ def read_results(folders: Iterable[str | Path], metric: str | None = None) -> Fo
         ValueError: there is no run of a quantized student.
     """
     found: Found = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    folders = list(map(Path, folders))
+    folders, met = list(map(Path, folders)), set()
     for path in sorted(file for folder in folders for file in folder.rglob("results.json")):
         results = json.loads(path.read_text(encoding="utf-8"))
         student = configurations.load(path.parent / "config.py")["student"]
@@ -57,7 +58,12 @@ def read_results(folders: Iterable[str | Path], metric: str | None = None) -> Fo
         name = metric or results["primary"]
         for arm, reached in results["stages"].items() if kind in ARMS else ():
             if arm == FULL or arm in ARMS[kind]:
-                own = found[kind][arm, 32 if arm == FULL else student.get("bits", 8)]
+                bits = 32 if arm == FULL else student.get("bits", 8)
+                training = (kind, arm, bits, results["seed"], reached[name])
+                if training in met:
+                    continue
+                met.add(training)
+                own = found[kind][arm, bits]
                 own["metric"].append(reached[name])
                 for key in (f"onnx_{name}", "onnx_bytes", "onnx_ms", "packed_bytes"):
                     if key in reached:
@@ -144,7 +150,8 @@ def _draw_panel(axes: "Axes", kind: str, arms: Mapping[tuple[str, int], Mapping]
     axes.set_xticks(range(len(bits)), [f"{b} bits" for b in bits])
     axes.set_xlim(-0.5, len(bits) - 0.5)
     axes.set_title(TITLES[kind])
-    axes.legend(loc="lower right")
+    columns = 3 if len(bits) > 1 else 2
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=columns)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

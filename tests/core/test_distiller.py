@@ -791,6 +791,17 @@ def test_build_does_not_read_targets_of_unlabelled_rows():
     Distiller(Net(), losses={"loss_cls": CLS}).build(data)
 
 
+@pytest.mark.parametrize("number", [3, 99, -1])
+def test_build_names_a_class_that_the_student_lacks(number):
+    data = batch()
+    data["target"][2], data["target"][5] = -100, number
+    distiller = Distiller(Net(), losses={"loss_x": (nn.CrossEntropyLoss(), ("student", "target"))})
+    with pytest.raises(ValueError, match=rf"target has the class number {number}, but student "):
+        distiller.build(data)
+    data["target"][5] = 2
+    distiller.build(data)
+
+
 @pytest.mark.parametrize(
     "loss, of, message",
     [
