@@ -126,7 +126,8 @@ def total(value) -> Tensor:
         if isinstance(value, list | tuple)
         else [value]
     )
-    return sum(entry.sum() for entry in entries)
+    # a sum in half precision may be beyond it where no entry is
+    return sum((e if e.dtype == torch.float64 else e.float()).sum() for e in entries)
 
 
 def _normal(*shape: int) -> Tensor:

@@ -245,10 +245,10 @@ class CrossBoxLoss(nn.Module):
         self, student: Tensor, teacher: Tensor, logits: Tensor, valid: Tensor | None = None
     ) -> Tensor:
         """The loss of boxes (…, A, n) and the teacher's class logits (…, A, K), a scalar."""
-        if student.shape[:-1] != logits.shape[:-1]:
+        if student.shape[:-1] != logits.shape[:-1] or not logits.shape[-1:].numel():
             raise ValueError(
-                "expected boxes (…, n) and class logits (…, K) of the same anchors, got student "
-                f"{tuple(student.shape)} and logits {tuple(logits.shape)}"
+                "expected boxes (…, n) and class logits (…, K), K >= 1, of the same anchors, got "
+                f"student {tuple(student.shape)} and logits {tuple(logits.shape)}"
             )
         logits = logits.detach().to(raised_dtype(student, teacher, logits))
         weight = logits.sigmoid().amax(-1)

@@ -99,10 +99,11 @@ class LDLoss(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor, logits: Tensor) -> Tensor:
         """The loss of edges (P, 4, n + 1) and the student's class logits (P, K), a scalar."""
-        if student.dim() != 3 or logits.dim() != 2 or len(student) != len(logits):
+        fit = logits.dim() == 2 and logits.shape[1] and len(student) == len(logits)
+        if student.dim() != 3 or not fit:
             raise ValueError(
-                "expected edges (P, 4, n + 1) and class logits (P, K) of the same boxes, got "
-                f"student {tuple(student.shape)} and logits {tuple(logits.shape)}"
+                "expected edges (P, 4, n + 1) and class logits (P, K), K >= 1, of the same boxes, "
+                f"got student {tuple(student.shape)} and logits {tuple(logits.shape)}"
             )
         logits = logits.detach().to(raised_dtype(student, teacher, logits))
         weight = logits.sigmoid().amax(1)

@@ -51,13 +51,15 @@ def attention_transfer_loss(
 
     Raises:
         ValueError: no two batches of maps of equal length, or their channels can only be last; a
-            map of one place, whose attention is 1
-            whatever it holds; or p is not positive.
+            map without channels or places, or of one place, whose attention is 1 whatever it holds;
+            or p is not positive.
     """
     student, teacher = pair_to_nchw(student, teacher, layout, prefix_tokens, grid)
     shapes = f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
     if student.dim() != 4 or teacher.dim() != 4 or len(student) != len(teacher):
         raise ValueError(f"expected two batches of maps (B, C, H, W), got {shapes}")
+    if 0 in (*student.shape[1:], *teacher.shape[1:]):
+        raise ValueError(f"expected maps of a channel and a place at least, got {shapes}")
     if not p > 0:
         raise ValueError(f"p must be > 0, got {p}")
     size = [min(own, other) for own, other in zip(student.shape[2:], teacher.shape[2:])]

@@ -44,7 +44,8 @@ def standardized_kd_loss(student: Tensor, teacher: Tensor, temperature: float = 
         ValueError: as :func:`~kdtasks.general.kd_loss`.
     """
     student, teacher = raised(student, teacher.detach())
-    if not student.numel() or student.dim() < 2 or student.shape[1] < 2:
+    fit = student.shape == teacher.shape and student.dim() > 1
+    if not fit or not student.numel() or student.shape[1] < 2:
         return kd_loss(student, teacher, temperature)  # nothing to standardise: a zero, or an error
     return kd_loss(standardized(student), standardized(teacher), temperature)
 

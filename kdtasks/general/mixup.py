@@ -87,10 +87,11 @@ def mixed_cross_entropy(student: Tensor, target: Tensor, other: Tensor, share: T
     Raises:
         ValueError: the shapes do not fit.
     """
-    if student.dim() != 2 or target.shape != student.shape[:1] or other.shape != target.shape:
+    fit = target.shape == student.shape[:1] == other.shape
+    if student.dim() != 2 or not student.shape[1] or not fit:
         raise ValueError(
-            f"expected logits (B, C) and two targets (B,), got student {tuple(student.shape)}, "
-            f"target {tuple(target.shape)} and other {tuple(other.shape)}"
+            "expected logits (B, C), C at least 1, and two targets (B,), got student "
+            f"{tuple(student.shape)}, target {tuple(target.shape)} and other {tuple(other.shape)}"
         )
     (student,) = raised(student)
     labelled = target != UNLABELLED

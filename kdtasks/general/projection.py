@@ -64,7 +64,8 @@ class ProjectedLoss(nn.Module):
 
         Raises:
             RuntimeError: there is no projector yet.
-            ValueError: as :meth:`features`; or other channels than the projector has.
+            ValueError: as :meth:`features`; no channels or places, or other channels than the
+                projector has.
         """
         if self.projector is None:
             raise RuntimeError(
@@ -80,6 +81,10 @@ class ProjectedLoss(nn.Module):
 
     def _checked(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         student, teacher = self.features(student, teacher)
+        if 0 in (*student.shape[1:], *teacher.shape[1:]):
+            raise ValueError(
+                f"expected features of a channel and a place, got {_shapes(student, teacher)}"
+            )
         known = {"student": (student, self.student_channels)}
         known["teacher"] = (teacher, self.teacher_channels)
         for name, (tensor, channels) in known.items():

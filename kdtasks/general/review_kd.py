@@ -173,12 +173,21 @@ class ReviewKDLoss(nn.Module):
                 "student_channels and teacher_channels, or call build(*features) before the "
                 "optimizer is made"
             )
+        self._check_channels(student)
         dtype = next(self.fusions.parameters()).dtype
         residual, losses = None, []
         for fusion, own, other in reversed(list(zip(self.fusions, student, teacher))):
             reviewed, residual = fusion(own.to(dtype), residual, other.shape[2:])
             losses.append(hierarchical_context_loss(reviewed, other, self.levels))
         return torch.stack(losses).sum()
+
+    def _check_channels(self, student: Sequence[Tensor]) -> None:
+        known = [fusion.reduce[0].in_channels for fusion in self.fusions]
+        if known != [f.shape[1] for f in student]:
+            raise ValueError(
+                f"expected maps of the student with {known} channels, got "
+                f"{[tuple(f.shape) for f in student]}"
+            )
 
     def extra_repr(self) -> str:
         """How many stages are compared."""
@@ -193,8 +202,10 @@ def _halves(features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
             "expected maps (B, C, H, W) or pooled features (B, C), the student's and then as many "
             f"of the teacher's, got {shapes}"
         )
-    if len({len(f) for f in features}) > 1:
-        raise ValueError(f"expected features of the same images, got {shapes}")
+    if len({len(f) for f in features}) > 1 or any(0 in f.shape[1:] for f in features):
+        raise ValueError(
+            f"expected features of the same images, each of a channel and a place, got {shapes}"
+        )
     maps = [f[:, :, None, None] if f.dim() == 2 else f for f in features]
     half = len(maps) // 2
     return maps[:half], maps[half:]

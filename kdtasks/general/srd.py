@@ -50,9 +50,10 @@ def srd_loss(
         ValueError: the shapes differ or are not ``(B, D)``; one row, which has no statistics; or
             another kind, alpha or eps.
     """
-    if student.shape != teacher.shape or student.dim() != 2 or len(student) == 1:
+    fit = student.shape == teacher.shape and student.dim() == 2 and student.shape[1]
+    if not fit or len(student) == 1:
         raise ValueError(
-            "expected two equal shapes (B, D) of two rows or more, got student "
+            "expected two equal shapes (B, D) of two rows or more, D at least 1, got student "
             f"{tuple(student.shape)} and teacher {tuple(teacher.shape)}"
         )
     _check_settings(alpha, kind, eps)

@@ -81,10 +81,10 @@ def replay_cross_entropy(student: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes do not fit.
     """
-    if student.dim() != 2 or target.shape != (len(student),):
+    if student.dim() != 2 or not student.shape[1] or target.shape != (len(student),):
         raise ValueError(
-            f"expected student (R, C) and target (R,), got {tuple(student.shape)} and "
-            f"{tuple(target.shape)}"
+            "expected student (R, C), C at least 1, and target (R,), got "
+            f"{tuple(student.shape)} and {tuple(target.shape)}"
         )
     (student,) = raised(student)
     return F.cross_entropy(student, target) if len(student) else connected_zero([student])

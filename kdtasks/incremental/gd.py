@@ -395,9 +395,10 @@ def _checked_logits(
     """The logits in one precision, the teachers' without gradient."""
     if current is None and "C" in terms:
         raise ValueError(f"terms={terms!r} needs current (B, r - l), got None")
-    if "C" not in terms and "Q" in terms and previous.dim() == 2:
+    if "C" not in terms and "Q" in terms:
         # without C, all new classes are alike to Q
-        current = student.new_zeros(len(student), max(student.shape[1] - previous.shape[1], 0))
+        known = previous.shape[-1] if previous.dim() else 0
+        current = student.new_zeros(len(student), max(student.shape[1] - known, 0))
     if terms == "P":
         _check_teachers(student, [previous])
         current = student[:0]  # not looked at

@@ -141,10 +141,11 @@ def lwf_mc_loss(student: Tensor, teacher: Tensor | None, target: Tensor) -> Tens
     """
     rows, old = len(student), 0 if teacher is None else teacher.shape[-1]
     teacher_fits = teacher is None or teacher.shape == (rows, old)
-    if student.dim() != 2 or target.shape != (rows,) or not teacher_fits or old > student.shape[1]:
+    fit = student.dim() == 2 and student.shape[1] >= max(old, 1)
+    if not fit or target.shape != (rows,) or not teacher_fits:
         teacher_shape = None if teacher is None else tuple(teacher.shape)
         raise ValueError(
-            "expected student (B, r), teacher (B, l) with l <= r or None, target (B,), got "
+            "expected student (B, r), r >= 1, teacher (B, l) with l <= r or None, target (B,), got "
             f"student {tuple(student.shape)}, teacher {teacher_shape}, target {tuple(target.shape)}"
         )
     if teacher is None:

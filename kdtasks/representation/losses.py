@@ -2,6 +2,7 @@
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from kdtasks.core.precision import raised
 
@@ -22,8 +23,16 @@ class ClassifierLoss(nn.Module):
         )
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
-        """Embeddings (B, D) and classes (B,) -> a scalar in nats; 0 without labelled rows."""
-        logits = self.classifier(raised(student)[0])
+        """Embeddings (B, D) and classes (B,) -> a scalar in nats; 0 without labelled rows.
+
+        Raises:
+            ValueError: embeddings of another shape.
+        """
+        (rows,) = raised(student)
+        known = 0 if is_lazy(self.classifier.weight) else self.classifier.in_features
+        if rows.dim() != 2 or not rows.shape[1] or known not in (0, rows.shape[1]):
+            raise ValueError(f"expected embeddings (B, {known or 'D'}), got {tuple(rows.shape)}")
+        logits = self.classifier(rows.to(self.classifier.weight.dtype)).to(rows.dtype)
         total = F.cross_entropy(logits, target, reduction="sum")
         return total / (target >= 0).sum().clamp(min=1)
 

@@ -485,10 +485,10 @@ def _round_stage(t: int, loss: Mapping, before: str | None) -> dict:
 
 def _error(output: Tensor, target: Tensor, name: str, channels: str = "each") -> Tensor:
     """|output - target|, of the target's shape; or one for each pixel: (N, 1, H, W)."""
-    if output.shape != target.shape:
+    if output.shape != target.shape or 0 in output.shape[1:]:
         raise ValueError(
-            f"expected two equal shapes, got {name} {tuple(output.shape)} and target "
-            f"{tuple(target.shape)}"
+            "expected two equal shapes, with no 0 but of images, got "
+            f"{name} {tuple(output.shape)} and target {tuple(target.shape)}"
         )
     output, target = raised(output.detach(), target.detach())
     error = (output - target).abs_()

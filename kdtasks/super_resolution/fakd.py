@@ -69,7 +69,8 @@ def affinity_loss(
         ValueError: the shapes do not fit, ``pool < 1``, or more than 128 · 128 places are left.
     """
     student, teacher = pair_to_nchw(student, teacher, layout, prefix_tokens, grid)
-    if student.dim() != 4 or teacher.dim() != 4 or student[:, :0].shape != teacher[:, :0].shape:
+    fit = student.dim() == teacher.dim() == 4 and student[:, :0].shape == teacher[:, :0].shape
+    if not fit or 0 in (*student.shape[1:], *teacher.shape[1:]):
         raise ValueError(
             f"expected (N, Cs, H, W) and (N, Ct, H, W) of the same N, H and W, got student "
             f"{tuple(student.shape)} and teacher {tuple(teacher.shape)}"
