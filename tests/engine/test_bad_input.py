@@ -198,6 +198,16 @@ def test_a_file_from_elsewhere_is_never_unpickled(tmp_path):
         Run(small(teacher__checkpoint=str(bad)), tmp_path / "run", quiet=True).train()
 
 
+def test_a_truncated_teacher_is_refused_before_the_first_step(undisturbed, tmp_path):
+    whole = (undisturbed.folder(undisturbed.experiment.stages[0]) / "last.pth").read_bytes()
+    (tmp_path / "teacher.pth").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"teacher.pth' is truncated, damaged or no checkpoint"):
+        Run(
+            small(teacher__checkpoint=str(tmp_path / "teacher.pth")), tmp_path / "run", quiet=True
+        ).train()
+    assert not (tmp_path / "run").exists()
+
+
 def test_builder_says_what_is_near():
     with pytest.raises(ConfigError, match="full dotted path"):
         builder.resolve("KDLoss", "losses.x")

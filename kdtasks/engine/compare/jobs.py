@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.queues import SimpleQueue
 
+from kdtasks.engine import signals
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.compare.plan import TrainingJob
 
@@ -155,7 +156,12 @@ def _visible(number: int) -> str:
 
 
 def _finish(job: TrainingJob, workers: int) -> None:
-    job.finish(_place, quiet=True, side_by_side=workers)
+    try:
+        job.finish(_place, quiet=True, side_by_side=workers)
+    except (signals.Terminated, KeyboardInterrupt) as told:
+        # saved; a worker that ended while it waited may hold the lock of the queue for ever
+        terminated = isinstance(told, signals.Terminated)
+        os._exit(signals.TERMINATED if terminated else signals.INTERRUPTED)
 
 
 def _say(text: str, quiet: bool) -> None:
