@@ -64,7 +64,7 @@ def check_data(experiment: "Experiment", stage: Stage, files: WorkDir, notices: 
     if place not in known:
         checkpoint.save_json({**known, place: found}, path)
         return
-    weighty = difference(*(_without_content(facts) for facts in (known[place], found)))
+    weighty = difference(_without_content(known[place]), _without_content(found))
     if weighty:
         raise ConfigError(
             f"the data is not what it was when the run in {str(files.path)!r} began:\n  "

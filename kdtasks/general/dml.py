@@ -191,6 +191,4 @@ def _check(logits: Sequence[Tensor]) -> None:
             "learn from (in a config: peers=[dict(type=…)])"
         )
     if len(set(shapes)) > 1 or len(shapes[0]) != 2 or not shapes[0][1]:
-        raise ValueError(
-            f"expected the peers' logits to be of one shape (B, C), C at least 1, got {shapes}"
-        )
+        raise ValueError(f"expected the peers' logits to be of one shape (B, C), got {shapes}")
