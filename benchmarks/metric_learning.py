@@ -60,7 +60,8 @@ def rkd_angle(o) -> Iterator[Line]:
             teacher, student
         )
     # seconds a step beyond
-    for n in (64, 128, 256, 1024, 4096)[: 3 if o.rounds < 5 else 5 if o.device == "cuda" else 4]:
+    longest = 5 if o.device == "cuda" else 4
+    for n in (64, 128, 256, 1024, 4096)[: 3 if o.rounds < 5 else longest]:
         student, teacher = embeddings(o, n, 512, 512)
         steps = {
             name: functools.partial(gradient, loss, student, teacher)
@@ -68,7 +69,8 @@ def rkd_angle(o) -> Iterator[Line]:
             if name == "RKD angle" or n <= largest
         }
         same_gradients(steps)
-        times = step_times(o if n == 256 else fewer(o, 7 if n < 256 else 3), steps)
+        few = fewer(o, 7 if n < 256 else 3)
+        times = step_times(o if n == 256 else few, steps)
         peaks = {name: peak_bytes(o, step) for name, step in steps.items()}
         if n > largest:
             yield Line(
@@ -127,7 +129,8 @@ def darkrank(o) -> Iterator[Line]:
             for name, loss in variants.items()
         }
         same_gradients(steps)
-        times = step_times(o if n == 256 else fewer(o, 7 if n < 256 else 3), steps)
+        few = fewer(o, 7 if n < 256 else 3)
+        times = step_times(o if n == 256 else few, steps)
         yield ratio(
             f"{n} rows: ", times, "DarkRank hard", "by suffix", bar=1 / 5 if n == 256 else None
         )

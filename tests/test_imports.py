@@ -613,6 +613,20 @@ def test_what_eval_returns_is_not_used(folder):
         assert not lines, f"{path}:{lines}"
 
 
+@pytest.mark.parametrize("folder", ["kdtasks", "tools", "benchmarks"])
+def test_no_condition_stands_in_another(folder):
+    """``a if x else b if y else c`` has to be read twice."""
+    for path in (ROOT / folder).rglob("*.py"):
+        choices = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.IfExp)]
+        nested = [
+            n.lineno
+            for choice in choices
+            for n in ast.walk(choice)
+            if n is not choice and isinstance(n, ast.IfExp)
+        ]
+        assert not nested, f"{path}:{nested}"
+
+
 def test_public_names_of_the_core():
     core = importlib.import_module("kdtasks.core")
     for name in core.__all__:

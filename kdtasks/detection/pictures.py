@@ -459,7 +459,8 @@ def _draw_gate(
     drawn = gate > low
     style = {"color": "#3C4758", "linewidth": 1.2, "linestyle": (0, (4, 3))}
     axes.plot(line[drawn], gate[drawn], **style)
-    faint = 0.8 if len(student) <= 200 else 0.45 if len(student) <= 2000 else 0.2
+    few = 0.8 if len(student) <= 200 else 0.45
+    faint = few if len(student) <= 2000 else 0.2
     style = {"markersize": 4, "markeredgewidth": 0, "alpha": faint}
     for chosen, color, what in (
         (opened, "#0072B2", r"open, $e_s + m > e_t$: pulled to the ground truth"),

@@ -45,7 +45,8 @@ class Route:
             return share
         while len(self.chosen) <= share:
             now, last = (self.chosen or [None])[-1], len(self.sources) - 1
-            self.chosen.append(0 if now is None else now if now == last else self.choose(now))
+            following = now if now in (None, last) else self.choose(now)
+            self.chosen.append(following or 0)
         return self.chosen[share]
 
     @property

@@ -46,14 +46,9 @@ def _bytes(value: Any) -> int:
     """Of all tensors in a state."""
     if isinstance(value, torch.Tensor):
         return value.numel() * value.element_size()
-    parts = (
-        value.values()
-        if isinstance(value, Mapping)
-        else value
-        if isinstance(value, list | tuple)
-        else ()
-    )
-    return sum(map(_bytes, parts))
+    if isinstance(value, Mapping):
+        return sum(map(_bytes, value.values()))
+    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 def save_weights(state_dict: Mapping, meta: Mapping, path: str | Path) -> None:

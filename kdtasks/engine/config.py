@@ -89,13 +89,9 @@ def _step(place: Any, key: str, option: str) -> Any:
         return place[int(key)]
     if isinstance(place, dict) and key in place:
         return place[key]
-    known = (
-        list(place)
-        if isinstance(place, dict)
-        else [str(i) for i in range(len(place))]
-        if isinstance(place, list)
-        else []
-    )
+    known = list(place) if isinstance(place, dict) else []
+    if isinstance(place, list):
+        known = [str(i) for i in range(len(place))]
     raise ConfigError(f"--cfg-options {option}: there is no {key!r}; {did_you_mean(key, known)}")
 
 

@@ -80,7 +80,9 @@ class DataStore:
         Raises:
             ConfigError: it has samples of a class that ``classes`` lacks, or augments.
         """
-        names = self.class_names(data) if classes == "train" else None if self.unseen else classes
+        names = None if self.unseen else classes
+        if classes == "train":
+            names = self.class_names(data)
         made = self._read(data, "test")
         data_sets.check_plain(made, "data.test")
         drop = data["unknown_classes"] == "drop"

@@ -545,18 +545,18 @@ def compare(
         [[tuple(t.shape) for t in tensors] for tensors in examples]
         for examples in (expected, outputs)
     ]
-    for want, got in zip(*shapes):
-        if want != got:
-            raise Differs(f"its outputs have the shapes {got}, the student's {want}")
+    for its, own in zip(*shapes):
+        if its != own:
+            raise Differs(f"its outputs have the shapes {own}, the student's {its}")
     pairs = []
-    for want, got in (
-        (want.cpu().double(), got.cpu().double())
+    for its, own in (
+        (its.cpu().double(), own.cpu().double())
         for pair in zip(expected, outputs)
-        for want, got in zip(*pair)
+        for its, own in zip(*pair)
     ):
-        apart = (want - got).abs()
-        difference = float(apart.mean() if mean else apart.max()) if want.numel() else 0.0
-        allowed = tolerance * float(want.abs().max()) if want.numel() else 0.0
+        apart = (its - own).abs() if its.numel() else torch.zeros(1)
+        difference = float(apart.mean() if mean else apart.max())
+        allowed = tolerance * float(its.abs().max()) if its.numel() else 0.0
         if not difference <= allowed:
             raise Differs(
                 f"on real test images its outputs differ from the student's by {difference:.3g}"

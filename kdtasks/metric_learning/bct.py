@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from kdtasks.core.classes import UNLABELLED
 from kdtasks.core.gather import gather_rows
-from kdtasks.core.precision import raised
+from kdtasks.core.precision import raised, raised_dtype
 from kdtasks.core.terms import connected_zero
 
 
@@ -127,7 +127,7 @@ class InfluenceLoss(nn.Module):
         unseen = torch.zeros_like(rows[:, 0]).masked_fill(self.counts == 0, float("-inf"))
         # in eval a class may not have come yet
         known = torch.where(labelled & (self.counts[target.clamp(min=0)] > 0), target, UNLABELLED)
-        precision = torch.promote_types(student.dtype, torch.float32)
+        precision = raised_dtype(student)
         weight = (self.scale * rows).to(precision)
         return influence_loss(student, weight, known, unseen.to(precision))
 

@@ -195,7 +195,7 @@ def _plain(tensors: dict[str, Tensor], codings: dict[str, dict]) -> dict[str, Te
         shape = torch.Size(fact["shape"])
         codes = from_bits(table.pop("codes"), fact["bits"], shape.numel())
         table = {
-            key: value if key == "levels" else value[:, None] if len(value) > 1 else value
+            key: value[:, None] if key != "levels" and len(value) > 1 else value
             for key, value in table.items()
         }
         values = MODULES[fact["kind"]].unpacked(codes, table, fact["bits"], fact["bucket"])

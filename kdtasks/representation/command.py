@@ -11,6 +11,7 @@ import pprint
 from pathlib import Path
 from typing import Any
 
+from kdtasks.core.files import write_atomically, write_text
 from kdtasks.engine.errors import ConfigError
 
 # a folder's images are held in memory, 3 bytes a pixel
@@ -280,4 +281,4 @@ def _write(path: Path, text: str) -> None:
             f"{str(path)!r} is there, and another config than these arguments make: run it by "
             f"'kdtasks train {path}', or give this one another --name"
         )
-    path.write_text(text, encoding="utf-8")
+    write_atomically(path, lambda file: write_text(file, text))

@@ -77,7 +77,7 @@ def test_other_pixels_are_a_warning(begun, capsys):
     shutil.rmtree(begun / "train")
     folder(begun / "train", shift=9)
     run = run_of(begun)
-    run._notices.quiet = False
+    run.notices.quiet = False
     run.train(resume=True, only=["alone"])
     said = capsys.readouterr().err
     assert "samples of the train data do not hold what they did when the run began" in said

@@ -192,13 +192,9 @@ class DetectionData:
             return
         named = []
         for b in broken[:_NAMED].tolist():
-            why = (
-                "not finite"
-                if not finite[b]
-                else "outside of the image"
-                if (boxes[b, 2:] - boxes[b, :2] >= _THIN).all()
-                else "no area"
-            )
+            thick = (boxes[b, 2:] - boxes[b, :2] >= _THIN).all()
+            why = "outside of the image" if thick else "no area"
+            why = why if finite[b] else "not finite"
             number = b - int(np.searchsorted(image, image[b]))
             corners = ", ".join(f"{value:g}" for value in boxes[b])
             named.append(

@@ -49,7 +49,8 @@ def digits_on_photos(
     Raises:
         ValueError: an argument outside its range.
     """
-    images = (600 if train else 200) if images is None else images
+    if images is None:
+        images = 600 if train else 200
     _check_arguments(images, size, classes, objects)
     low, high = objects
     digits = digit_images(train)

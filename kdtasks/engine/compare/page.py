@@ -1,5 +1,6 @@
 """Comparisons as a page of Markdown, no number of which is typed by hand."""
 
+import itertools
 from collections.abc import Mapping
 
 from rich.table import Table
@@ -30,10 +31,10 @@ def page(results: Mapping[str, Mapping]) -> str:
         for table in further:
             summary = f'<details markdown="1"><summary>{table.title}</summary>'
             parts.append(f"{summary}\n\n{markdown(table)}\n\n</details>")
-    text = ""
-    for before, part in zip([None, *parts], parts):
-        is_list = part.startswith("- ") and before is not None and before.startswith("- ")
-        text += part if before is None else ("\n" if is_list else "\n\n") + part
+    text = parts[0]
+    for before, part in itertools.pairwise(parts):
+        is_list = part.startswith("- ") and before.startswith("- ")
+        text += ("\n" if is_list else "\n\n") + part
     return text + "\n"
 
 

@@ -94,7 +94,9 @@ def facts(name: str, weights: object = None, **options: Any) -> Facts:
 
 def _listed(weights: object) -> str | None:
     """The name of weights, as torchvision wants it."""
-    return "DEFAULT" if weights is True else str(weights) if weights else None
+    if weights is True:
+        return "DEFAULT"
+    return str(weights) if weights else None
 
 
 def _numbers(values: Any) -> tuple[float, ...] | None:
