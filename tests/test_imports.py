@@ -329,6 +329,7 @@ PRIVATE_ELSEWHERE = {
     "_asdict",
     "_replace",
     "_getframe",
+    "_exit",
     "_processes",
     "_apply",
     "_buffers",
