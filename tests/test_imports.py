@@ -345,6 +345,8 @@ PRIVATE_ELSEWHERE = {
     "_shape_as_tensor",
     # torch
     "_C",
+    "_iterator",
+    "_shutdown_workers",
     "_are_functorch_transforms_active",
     "_dynamo",
     # mmdet, mmengine
