@@ -50,7 +50,14 @@ def start_processes(launcher: str, device: str | None, minutes: float = WAIT_LIM
     global _limit
     _limit = timedelta(minutes=minutes)
     backend = "nccl" if device_type(device) == "cuda" else "gloo"
-    torch.distributed.init_process_group(backend, timeout=_limit)
+    where: dict[str, Any] = {}
+    if is_restart():
+        # under the names of before, the store still has the addresses of processes that are gone
+        store, rank, world = next(torch.distributed.rendezvous("env://", timeout=_limit))
+        count = os.environ["TORCHELASTIC_RESTART_COUNT"]
+        store = torch.distributed.PrefixStore(f"restart_{count}", store)
+        where = {"store": store, "rank": rank, "world_size": world}
+    torch.distributed.init_process_group(backend, timeout=_limit, **where)
 
 
 def is_restart() -> bool:

@@ -206,38 +206,52 @@ def test_a_comparison_of_two_jobs_hands_it_on(tmp_path):
     assert checkpoints(tmp_path / "cut") == checkpoints(tmp_path / "whole")
 
 
-def torchrun(folder, number, *arguments, **environment):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", f"{number}"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", *arguments[:2]]
+@pytest.mark.slow
+def test_torchrun_starts_again_what_was_killed(tmp_path):
+    """Without --resume; a process that is gone is not looked for."""
+    options = ["custom_hooks=[{'type': 'small_parts.SignalAt'}]", "length={'iterations': 4}"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--max-restarts", "1"]
     command += [str(ROOT / "tools" / "train.py"), str(SMALL), "--launcher", "pytorch"]
-    command += ["--device", "cpu", "--work-dir", str(folder), *arguments[2:], "--cfg-options"]
-    command += ["student.norm=False", "teacher.norm=False", "student.width=4", "schedule=[]"]
-    command += ["custom_hooks=[{'type': 'small_parts.SignalAt'}]", "data.test_batch_size=33"]
-    command += ["checkpoint_interval={'iterations': 2}", "data.test.count=203"]
-    return subprocess.Popen(
+    command += ["--device", "cpu", "--work-dir", str(tmp_path / "run"), "--cfg-options", *options]
+    done = subprocess.run(
         command,
-        env={**os.environ, **environment},
-        cwd=folder.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        env={**os.environ, "SIGNAL_AT": "distilled:2:9", "SIGNAL_RANK": "1"},
+        capture_output=True,
         text=True,
+        timeout=400,
     )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "distilled" in json.loads((tmp_path / "run" / "results.json").read_text())["stages"]
+    assert (tmp_path / "run" / "train.log").read_text().count("2 process(es)") == 4
+    assert not (tmp_path / "run.1").exists()
 
 
 @pytest.mark.slow
-def test_torchrun_four_ranks_restart_and_go_on(tmp_path):
-    """One of four is killed; torchrun starts all again, and they go on from the last checkpoint.
+def test_four_ranks_of_which_one_is_killed_go_on_when_they_are_started_again(tmp_path):
+    """As torchrun starts them. 203 test images in batches of 33: ranks have uneven last ones."""
+    options = ["student.norm=False", "teacher.norm=False", "student.width=4", "schedule=[]"]
+    options += ["custom_hooks=[{'type': 'small_parts.SignalAt'}]", "data.test_batch_size=33"]
+    options += ["checkpoint_interval={'iterations': 2}", "data.test.count=203"]
+    command = ["train.py", str(SMALL), "--launcher", "pytorch", "--device", "cpu"]
 
-    203 test images in batches of 33: each rank's share ends in another batch.
-    """
-    cut = torchrun(
-        *(tmp_path / "cut", 4, "--max-restarts", "1"),
-        **{"SIGNAL_AT": "distilled:7:9", "SIGNAL_RANK": "2"},
-    )
-    whole = torchrun(tmp_path / "whole", 4, "--max-restarts", "0")
-    for process in (cut, whole):
-        said = process.communicate(timeout=400)[0]
-        assert process.returncode == 0, said[-3000:]
+    def started(name, said, **environment):
+        folder = ["--work-dir", str(tmp_path / name)]
+        return start_tool(
+            tmp_path / said, [*command, *folder, "--cfg-options", *options], environment, number=4
+        )
+
+    killed = {"SIGNAL_AT": "distilled:7:9", "SIGNAL_RANK": "2"}
+    first = started("cut", "first", **killed)
+    for process in first:
+        process.join(100)
+    assert [process.exitcode for process in first] == [1, 1, -9, 1]
+    said = [(tmp_path / "first" / f"{rank}.err").read_text() for rank in (0, 1, 3)]
+    assert all("another process of this run has ended" in text for text in said)
+    assert not any("Traceback" in text for text in said)
+    again = started("cut", "second", TORCHELASTIC_RESTART_COUNT="1", **killed)
+    finish_tool(tmp_path / "second", again)
+    finish_tool(tmp_path / "only", started("whole", "only"))
     assert checkpoints(tmp_path / "cut") == checkpoints(tmp_path / "whole")
     found = [json.loads((tmp_path / n / "results.json").read_text()) for n in ("cut", "whole")]
     for results in found:

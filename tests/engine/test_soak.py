@@ -28,7 +28,7 @@ class Gauge(Hook):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's /proc")
-def test_what_a_process_holds_is_flat(tmp_path):
+def test_what_a_process_holds_is_flat(tmp_path, drawn_report):
     """Three stages of 600 steps, with a teacher, a worker, a moving average and TensorBoard."""
     data = {"type": "small_parts.Fragile", "first": 0, "count": 200}
     often = {"iterations": 10}
