@@ -1,7 +1,9 @@
 """What mkdocs does beside its plugins: formulas become MathML when the site is built, so that no
-page loads a script; links that leave docs/ lead to pages of the site or to copies of the files.
+page loads a script; notebooks become pages; links that leave docs/ lead to pages of the site or to
+copies of the files.
 """
 
+import json
 import os
 import posixpath
 import re
@@ -34,6 +36,9 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds PAGES, and a copy of every file outside of docs/ that a page links to."""
     for source, page in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+    for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        uri = f"notebooks/{path.stem}.md"
+        files.append(File.generated(config, uri, content=_notebook(path)))
     for page in list(files.documentation_pages()):
         for target in _outside(page):
             uri = f"files/{target}.txt"
@@ -68,6 +73,18 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
         return convert(formula.strip(), display=display)
 
     return MATH.sub(mathml, html)
+
+
+def _notebook(path: Path) -> str:
+    """A notebook as a page: its texts and its code, and a link to the file."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells]
+    parts = [
+        text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```"
+        for cell, text in zip(cells, texts)
+    ]
+    title, _, rest = parts[0].partition("\n")
+    return "\n\n".join([f"{title}\n\n[The notebook]({path.name}){rest}", *parts[1:]]) + "\n"
 
 
 def _copy(path: Path, uri: str, config: Any) -> File:
