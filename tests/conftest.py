@@ -26,7 +26,9 @@ def undrawn_reports():
     embed = figures.embed
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNDRAWN_REPORTS", str(os.getpid()))
-        patch.setattr(figures, "embed", lambda pictures: [(title, "", 1) for title, _ in pictures])
+        patch.setattr(
+            figures, "embed", lambda pictures: [figures.Picture(title, 1) for title, _ in pictures]
+        )
         yield embed
 
 

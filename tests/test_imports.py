@@ -31,6 +31,7 @@ TASKS = [
 FRAMEWORK_FILES = (
     "trainer",
     "data",
+    "degradation",  # of data
     "pairs",
     "models",
     "plugin",

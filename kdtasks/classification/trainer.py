@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kdtasks.classification.doubts import doubts
 from kdtasks.engine.data_sets import image_shape
 from kdtasks.engine.task import Metric
+from kdtasks.images.corruption import corrupted
 
 if TYPE_CHECKING:
     from kdtasks.core import Stage
@@ -20,6 +21,7 @@ __all__ = [
     "HIGHER_IS_BETTER",
     "METRICS",
     "PRIMARY",
+    "corrupted",
     "doubts",
     "evaluate",
     "example",

@@ -18,6 +18,7 @@ from kdtasks.detection.torchvision_distiller import TorchvisionDistiller
 from kdtasks.engine.data_sets import image_shape
 from kdtasks.engine.reader import readable
 from kdtasks.engine.task import Metric
+from kdtasks.images.corruption import corrupted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +30,7 @@ __all__ = [
     "HIGHER_IS_BETTER",
     "METRICS",
     "PRIMARY",
+    "corrupted",
     "doubts",
     "evaluate",
     "example",

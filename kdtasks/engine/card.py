@@ -423,7 +423,7 @@ def _deployment(card: Card) -> list[str]:
         return ["Not measured in this run."]
     shown = deployment.table(found)
     notes = [f"- {note}" for note in shown["notes"]]
-    return [shown["about"], _table(shown["head"], shown["rows"]), *notes]
+    return [shown["about"], _table([title for title, _ in shown["heads"]], shown["rows"]), *notes]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

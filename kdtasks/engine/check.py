@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kdtasks.core import Distiller, Stage
 from kdtasks.core.finite import not_finite
 from kdtasks.core.stages import unmarked
+from kdtasks.engine import robustness
 from kdtasks.engine.anchors import check_routes
 from kdtasks.engine.assemblies import check_assemblies
 from kdtasks.engine.builder import ConfigError
@@ -58,6 +59,8 @@ def check(experiment: "Experiment") -> None:
     stages = sorted(experiment.stages, key=lambda stage: not stage.taught)
     optimizers = {stage.name: _check_stage(experiment, stage) for stage in stages}
     check_assemblies(experiment)
+    if experiment.config["robustness"]:
+        robustness.check(experiment)
     _say_what_the_control_lacks(experiment)
     for stage in experiment.stages:
         source = experiment.source(stage)

@@ -283,7 +283,7 @@ def _compare_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--work-dir",
         default="work_dirs",
-        help="where the runs, compare.json and compare.png go; runs that are there already are "
+        help="where the runs and compare.json, .png and .html go; runs that are there already are "
         "used (default: %(default)s)",
     )
     parser.add_argument(
@@ -329,7 +329,7 @@ def compare(arguments: Sequence[str] | None = None) -> None:
             reference=_named(args.reference, loaded, paths),
         )
         show(result, load_task(next(iter(loaded.values()))["task"]))
-        print(f"{args.work_dir}: compare.json compare.png")
+        print(f"{args.work_dir}: compare.json compare.png compare.html")
 
 
 @pipe_may_close()
@@ -345,7 +345,11 @@ def results(arguments: Sequence[str] | None = None) -> None:
     target.add_argument(
         "--merge", metavar="FILE", help="write there the seeds of all, of the same configs, as one"
     )
-    target.add_argument("--page", metavar="FILE", help="write there their tables, as Markdown")
+    target.add_argument(
+        "--page",
+        metavar="FILE",
+        help="write there their tables: for a browser if FILE ends in .html, else as Markdown",
+    )
     args = parser.parse_args(arguments)
     with plain_errors():
         from kdtasks.engine.compare.files import read_comparisons, write_merged, write_page

@@ -297,6 +297,16 @@ def _is_cache(value: object) -> bool:
     return isinstance(value, Mapping) and set(value) == {"views"} and _count(value["views"], 1)
 
 
+def _is_robustness(value: object) -> bool:
+    if isinstance(value, bool):
+        return True
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(spec, Mapping) and "type" in spec for spec in value.values())
+    )
+
+
 _FLAG = (lambda value: isinstance(value, bool), "True or False")
 # what a value must be, and how an error says it
 _DATA_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -314,6 +324,7 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "channels_last": _FLAG,
     "sync_bn": _FLAG,
     "deployment": _FLAG,
+    "robustness": (_is_robustness, "True, False or {name: dict(type=…)}"),
     "card": (
         lambda value: (
             isinstance(value, Mapping)

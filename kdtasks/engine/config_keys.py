@@ -87,6 +87,13 @@ KEYS = {
         "FLOPs, bytes, latency), measured in about a second after the last stage",
         True,
     ),
+    "robustness": (
+        "whether results.json and report.html say what the student alone and the taught one reach "
+        "on test images under blur, noise, brightness and JPEG, of classification and detection; "
+        "True, or {name: dict(type=…)} of one's own, of kornia.augmentation's intensity "
+        "transforms; evaluated once, after the last stage",
+        False,
+    ),
     "card": ("what a model card says that nothing else does", {}),
     "vis_backends": (
         "where curves and the report's pictures also go: mmengine's visualizer back ends, as "

@@ -225,7 +225,8 @@ def _shape(sample: Any) -> list[int]:
 
 # As a table ---------------------------------------------------------------------------------------
 def table(found: Mapping[str, Any]) -> dict[str, Any]:
-    """What :func:`measure` gave as text: ``about``, a sentence; ``head``; ``rows``; ``notes``."""
+    """What :func:`measure` gave as text: ``about``, a sentence; ``heads``, (title, whether numbers
+    stand below it); ``rows``; ``notes``."""
     models: Mapping[str, Mapping] = found["models"]
     on_cuda = any("cuda_ms" in values for values in models.values())
     head = ["model", "parameters", "FLOPs", "weights", "CPU"] + (["CUDA"] if on_cuda else [])
@@ -246,7 +247,12 @@ def table(found: Mapping[str, Any]) -> dict[str, Any]:
         "products, a multiplication and an addition being two."
     )
     notes = [f"{name}: {values['note']}" for name, values in models.items() if values.get("note")]
-    return {"about": about, "head": head, "rows": rows, "notes": notes}
+    return {
+        "about": about,
+        "heads": [(title, k > 0) for k, title in enumerate(head)],
+        "rows": rows,
+        "notes": notes,
+    }
 
 
 def _count(value: int | None) -> str:

@@ -57,6 +57,7 @@ class FinishedStages:
             "higher_is_better": experiment.task.higher_is_better,
             **({"pretrained": experiment.pretrained} if experiment.pretrained else {}),
             **({"deployment": measured} if measured else {}),
+            **({"robustness": self.files.robustness} if self.files.robustness else {}),
             "stages": self.done,
         }
 

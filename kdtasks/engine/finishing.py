@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from kdtasks.core import Stage
-from kdtasks.engine import checkpoint, deployment, notices
+from kdtasks.engine import checkpoint, deployment, notices, robustness
 from kdtasks.engine.assemblies import write_assemblies
 from kdtasks.engine.teacher_card import doubts
 
@@ -61,6 +61,8 @@ def finish_run(run: "Run") -> None:
             files.finish(final.name, {**run.done[final.name], **further})
         if experiment.config["deployment"] and not files.deployment:
             files.deployment = deployment.measure(run)
+        if experiment.config["robustness"] and not files.robustness:
+            files.robustness = robustness.measure(run)
         unequal = notices.unequal_budgets(experiment, run.done)
         if unequal:
             run.notices.warn(unequal)

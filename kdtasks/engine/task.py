@@ -158,6 +158,27 @@ class Task:
         own = self._optional["doubts"]
         return own(metrics, model, loader) if own else []
 
+    def corrupted(
+        self, loader: Any, chosen: Mapping[str, Any] | None, normalization: Any
+    ) -> "Mapping[str, tuple[str, Iterable[dict]]]":
+        """``{name: (what is done, the loader with images that it was done to)}``, of test data.
+
+        Args:
+            loader: of the test data.
+            chosen: ``{name: transform}``; None: the task's own choice.
+            normalization: mean and std of the images; None: unknown, or there is none.
+
+        Raises:
+            ConfigError: the task has no such thing.
+        """
+        own = self._optional["corrupted"]
+        if not own:
+            raise ConfigError(
+                f"robustness: the task {self.package} says nothing of corrupted images; expected "
+                "False, or a task that does, as classification and detection"
+            )
+        return own(loader, chosen, normalization)
+
     def is_comparable(self, ours: Any, theirs: Any, config: Mapping) -> bool:
         """Whether a teacher's output can be measured as the student's; default: where it has the
         same shape, or both are the same kind of object.
@@ -241,6 +262,7 @@ OPTIONAL = (
     "summary",
     "deciding",
     "doubts",
+    "corrupted",
     "is_comparable",
     "onnx_form",
     "predict_arguments",

@@ -20,7 +20,7 @@ _TEMPORARY = re.compile(r"\..+\.(?:(\d{1,10})|[0-9a-f]{32}(?:\.old)?)\.tmp")
 class WorkDir:
     """What a run leaves: ``config.py results.json student.pth student.json report.html train.log``,
     ``stages/<k>_<name>/``, ``stages/done.json``, ``stages/timings.json``,
-    ``stages/data.json`` and ``stages/deployment.json``.
+    ``stages/data.json``, ``stages/deployment.json`` and ``stages/robustness.json``.
 
     Args:
         path: the folder.
@@ -32,6 +32,7 @@ class WorkDir:
         self._done = self.path / "stages" / "done.json"
         self._timings = self.path / "stages" / "timings.json"
         self._deployment = self.path / "stages" / "deployment.json"
+        self._robustness = self.path / "stages" / "robustness.json"
 
     def folder(self, stage: str) -> Path:
         """Where a stage keeps ``last.pth``, ``best.pth``, kept epochs and ``history.json``."""
@@ -60,12 +61,20 @@ class WorkDir:
     @property
     def deployment(self) -> dict:
         """What :func:`kdtasks.engine.deployment.measure` found; empty: nothing yet."""
-        path = self._deployment
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return _read_json(self._deployment)
 
     @deployment.setter
     def deployment(self, found: Mapping) -> None:
         checkpoint.save_json(dict(found), self._deployment)
+
+    @property
+    def robustness(self) -> dict:
+        """What :func:`kdtasks.engine.robustness.measure` found; empty: nothing yet."""
+        return _read_json(self._robustness)
+
+    @robustness.setter
+    def robustness(self, found: Mapping) -> None:
+        checkpoint.save_json(dict(found), self._robustness)
 
     def _read(self, path: Path) -> dict[str, dict]:
         found = json.loads(path.read_text()) if path.exists() else {}
@@ -215,3 +224,7 @@ def _link(source: str, target: str) -> None:
     # another disk, or one without links
     except OSError:
         shutil.copyfile(source, target)
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -334,13 +334,21 @@ def _partners(
 
 
 def patch_shapes(
-    scale: int = 2, patch: int = 48, color: str = "rgb", enlarged: bool = False, **others: object
+    scale: int = 2,
+    patch: int = 48,
+    color: str = "rgb",
+    enlarged: bool = False,
+    dataset: dict | None = None,
+    **others: object,
 ) -> tuple[tuple, tuple]:
     """Shapes (C,h,w) of the input and (C,H,W) of the target of a config's training data.
 
     Its settings are the keyword arguments, with the defaults of the functions above; nothing is
     read.
     """
+    if dataset is not None:
+        # what is made of another data set has its patches
+        return patch_shapes(**{**dataset, "color": color})
     channels = 3 if color == "rgb" else 1
     side = patch if enlarged else patch * scale
     return (channels, patch, patch), (channels, side, side)

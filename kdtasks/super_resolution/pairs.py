@@ -61,6 +61,7 @@ class Pairs:
         input, target: the images, see :class:`FlatImages`.
         paths: (n,) the file that each is from; of an array its number.
         scale, color, enlarged: as given.
+        given: whether LR images are.
 
     Raises:
         ValueError: a setting out of its range, an image smaller than the scale, an LR image of
@@ -83,6 +84,7 @@ class Pairs:
         if skip_bad:
             hr, lr, self.unreadable = _readable(hr, lr)
         self.scale, self.color, self.enlarged = scale, color, enlarged
+        self.given = lr is not None
         scales, downsizes = _checked(hr, lr, scale, color, enlarged, downsizes)
         names = [str(image) if _is_file(image) else f"image {i}" for i, image in enumerate(hr)]
         self.variants: list[tuple[int, float, int]] = []

@@ -27,7 +27,7 @@ SMALL = Path(__file__).parent / "small" / "small.py"
 CE = {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}
 KD = {"type": "kdtasks.general.KDLoss", "of": ("student", "teacher"), "weight": 0.9}
 BOTH = {"loss_cls": CE, "loss_kd": KD}
-VOID = {"meta", "img", "br", "wbr", "hr", "link", "input"}
+VOID = {"meta", "img", "br", "wbr", "hr", "link", "input", "source"}
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,7 @@ class Page(HTMLParser):
             [],
             "",
         )
+        self.narrow, self.figures, self.viewport = [], 0, False
         self.feed(path.read_text(encoding="utf-8"))
         self.close()
         assert not self.open
@@ -69,6 +70,12 @@ class Page(HTMLParser):
         ]
         if tag == "img":
             self.images.append(attributes)
+        if tag == "source":
+            self.narrow.append(attributes["srcset"])
+        self.figures += tag == "figure"
+        self.viewport |= attributes.get("name") == "viewport"
+        if tag == "th":
+            assert attributes["scope"] == "col"
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
@@ -80,7 +87,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, text):
-        if self.open and self.open[-1] == "style":
+        if self.open and self.open[-1] in ("style", "script"):
             self.styles += text
             return
         self.texts.append(text)
@@ -104,16 +111,17 @@ def read(run):
     page = Page(path)
     assert path.stat().st_size < 2_000_000
     # nothing else is loaded
-    assert page.links == [image["src"] for image in page.images]
-    assert "url(" not in page.styles and "@import" not in page.styles
-    for image in page.images:
+    assert sorted(page.links) == sorted([*(image["src"] for image in page.images), *page.narrow])
+    assert not re.search(r"url\(|@import|https?:|fetch|XMLHttp|\beval", page.styles)
+    assert page.viewport
+    for image in [*page.images, *({"src": uri, "alt": "as its image"} for uri in page.narrow)]:
         kind, _, code = image["src"].partition(",")
         assert kind == "data:image/png;base64"
         picture = Image.open(io.BytesIO(base64.b64decode(code, validate=True)))
         picture.load()
-        assert (
-            picture.format == "PNG" and len(picture.convert("L").getcolors()) > 10 and image["alt"]
-        )
+        assert picture.format == "PNG" and len(picture.convert("L").getcolors()) > 10
+        # pieces of a gallery have one text for all
+        assert image["alt"] or "pieces" in path.read_text(encoding="utf-8")
     assert not re.search(r"\b(nan|inf|None)\b", page.text.partition("The whole config")[0])
     assert not list(run.work_dir.glob(".*tmp"))
     return page
@@ -152,7 +160,7 @@ def test_each_stage_and_each_number_of_the_results_is_in_the_table(whole):
     )
     assert "tools/compare.py" in page.text and "Here it has loss_cls × 1." in page.text
     # bars, two of curves; three of the task
-    assert len(page.images) == 3 + 3
+    assert page.figures == 3 + 3 and len(page.narrow) == 5
     assert "temperature=4.0" in page.text  # the config
 
 
@@ -261,7 +269,7 @@ def test_a_teacher_from_a_file_and_a_task_without_pictures(whole, tmp_path, monk
     assert [row[0] for row in page.rows[1:]] == ["alone", "distilled"] and page.rows[-1][
         6
     ] == "teacher (best.pth)"
-    assert "Pictures" not in page.texts and len(page.images) == 3
+    assert "Pictures" not in page.texts and page.figures == 3
     assert str(whole.work_dir) not in page.text.partition("The whole config")[0]
 
 
@@ -586,6 +594,7 @@ def test_large_pictures_are_stored_less_finely():
     figure = Figure(figsize=(5, 5))
     noise = torch.rand(800, 800, 3, generator=torch.Generator().manual_seed(0)).numpy()
     figure.add_axes((0, 0, 1, 1)).imshow(noise, interpolation="nearest")
-    ((_, uri, width),) = figures.embed([("noise", figure)])
-    assert width == 500 and len(uri) < 1.4 * figures.LARGEST
+    (stored,) = figures.embed([("noise", figure)])
+    (((uri, width, _),),) = stored.rows
+    assert width == stored.width == 500 and len(uri) < 1.4 * figures.LARGEST
     assert Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).size == (600, 600)

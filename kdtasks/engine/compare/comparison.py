@@ -8,6 +8,7 @@ from kdtasks.core.names import did_you_mean
 from kdtasks.engine import checkpoint, lock
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.check import check
+from kdtasks.engine.compare.files import write_page
 from kdtasks.engine.compare.jobs import run_jobs, start_workers
 from kdtasks.engine.compare.plan import plan_jobs
 from kdtasks.engine.compare.result import collect
@@ -25,8 +26,8 @@ def compare(
     devices: Sequence[str] = (),
     reference: str | None = None,
 ) -> dict:
-    """Train every config for every seed beside its control, and write ``compare.json`` and
-    ``compare.png``.
+    """Train every config for every seed beside its control, and write ``compare.json``,
+    ``compare.png`` and ``compare.html``.
 
     Args:
         configs: ``{name: config}``, each from :func:`kdtasks.engine.config.load`.
@@ -69,4 +70,6 @@ def compare(
     write_atomically(
         work_dir / "compare.png", lambda path: plot(result, arms[0].experiment.task, path)
     )
+    title = ", ".join(configs) if len(configs) <= 3 else f"{len(configs)} configs"
+    write_page({title: result}, work_dir / "compare.html")
     return result

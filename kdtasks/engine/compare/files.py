@@ -8,6 +8,7 @@ from pathlib import Path
 from kdtasks.core.files import write_atomically, write_text
 from kdtasks.engine import checkpoint
 from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.compare.html_page import html_page
 from kdtasks.engine.compare.merge import merge
 from kdtasks.engine.compare.page import page
 
@@ -47,6 +48,10 @@ def write_merged(results: Sequence[Mapping], path: str | Path) -> None:
 
 
 def write_page(results: Mapping[str, Mapping], path: str | Path) -> None:
-    """See :func:`~kdtasks.engine.compare.page.page`."""
-    text = page(results)
+    """A page for a browser where the file is called so (``.html``), else Markdown: see
+    :func:`~kdtasks.engine.compare.html_page.html_page` and
+    :func:`~kdtasks.engine.compare.page.page`.
+    """
+    is_html = Path(path).suffix in (".html", ".htm")
+    text = html_page(results) if is_html else page(results)
     write_atomically(path, lambda temporary: write_text(temporary, text))

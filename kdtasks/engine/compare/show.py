@@ -36,7 +36,7 @@ def show(result: Mapping, task: Task, console: Console | None = None) -> None:
             f"{entry['stage']}, seed {seeds}: trained once, for {users} ({entry['folder']})",
             file=file,
         )
-    for note in [*result["notes"], *_disturbed(result)]:
+    for note in [*result["notes"], *disturbed(result)]:
         print(f"note: {note}", file=file)
 
 
@@ -50,7 +50,7 @@ def tables(result: Mapping, task: Task) -> list[Table]:
     return [first, _numbers_table(result, task), *([further] if further.row_count else [])]
 
 
-def _disturbed(result: Mapping) -> list[str]:
+def disturbed(result: Mapping) -> list[str]:
     """What makes seconds larger than they need be."""
     count = result.get("seconds", {}).get("side_by_side", 1)
     return (
@@ -92,7 +92,7 @@ def _summary_table(result: Mapping, task: Task) -> Table:
             _teachers(row, digits),
             _spread(row[ALONE], digits),
             _spread(row[DISTILLED], digits),
-            _difference(row, digits),
+            difference_text(row, digits),
             row["verdict"] or row["why"],
             f"{statistics.fmean(row['seconds']):.3g}",
         )
@@ -129,9 +129,9 @@ def _arms_table(result: Mapping, task: Task) -> Table:
             name,
             _teachers(row, digits),
             _spread(row[DISTILLED], digits),
-            _difference(row, digits),
+            difference_text(row, digits),
             row["verdict"] or row["why"],
-            "" if against is None else _difference(against, digits),
+            "" if against is None else difference_text(against, digits),
             *_costs(row["cost"]["seconds"], beside),
         )
     return table
@@ -192,7 +192,7 @@ def _metrics_table(result: Mapping, task: Task) -> Table:
                 title,
                 _spread(found[ALONE], digits),
                 _spread(found[DISTILLED], digits),
-                _difference(found, digits),
+                difference_text(found, digits),
             )
     return table
 
@@ -213,7 +213,8 @@ def _spread(values: Sequence[float], digits: int) -> str:
     )
 
 
-def _difference(row: Mapping, digits: int) -> str:
+def difference_text(row: Mapping, digits: int) -> str:
+    """The mean and, where there is one, its interval."""
     mean, *ends = (
         "" if row[key] is None else f"{row[key]:+.{digits}f}" for key in ("mean", "low", "high")
     )
@@ -238,7 +239,7 @@ def plot(result: Mapping, task: Task, path: str | Path) -> None:
             bottom = k * block + len(seeds) + 0.2
             _draw_seeds(axes, row, k * block, labelled=k == 0)
             _draw_mean(axes, result, row, k * block, bottom, labelled=k == 0)
-            difference = _difference(row, task.decimals(result["primary"]))
+            difference = difference_text(row, task.decimals(result["primary"]))
             axes.annotate(
                 f"{difference}\n{row['verdict'] or row['why']}",
                 (1.01, bottom),

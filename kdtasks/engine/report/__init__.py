@@ -1,7 +1,8 @@
 """report.html: what a run found, in one file with its pictures inside.
 
-``facts`` says what the numbers say, ``figures`` draws them, ``page`` puts both into
-``template.html`` with ``style.css``.
+``facts`` says what the numbers say, ``figures`` draws them, for a phone ``narrow``, and ``page``
+puts both into ``report.html``. Its frame, style and script (``frame.html``, ``parts.html``,
+``style.css``, ``tables.js``) are those of a comparison's page too.
 """
 
 from kdtasks.engine.report.figures import CONTROL, OTHERS, STYLE, TAUGHT, TEACHER, stage_colors

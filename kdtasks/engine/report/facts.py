@@ -14,6 +14,7 @@ import torch
 
 from kdtasks.core import Stage
 from kdtasks.core.stages import DISTILLED, Arms, has_peers
+from kdtasks.engine import robustness
 from kdtasks.engine.notices import weak_teachers
 
 if TYPE_CHECKING:
@@ -372,6 +373,14 @@ def _parameters(
     if on_the_way:
         return f"{parameter_count(run.experiment.learner(stage)):,}"
     return f"{parameters[stage.model]:,}"
+
+
+def robustness_table(run: "Run") -> dict | None:
+    """See :func:`kdtasks.engine.robustness.table`; None where it was not measured."""
+    found, task = run.files.robustness, run.experiment.task
+    if not found:
+        return None
+    return robustness.table(found, task.unit(task.primary), task.decimals(task.primary))
 
 
 def config_text(run: "Run") -> str:

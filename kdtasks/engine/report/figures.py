@@ -3,10 +3,13 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
 
 from kdtasks.core.stages import ALONE, DISTILLED
-from kdtasks.engine.report import facts
+from kdtasks.engine.report import facts, narrow
 from kdtasks.engine.task import Task
 
 if TYPE_CHECKING:
@@ -49,6 +52,8 @@ SMOOTHED = 60
 PIXELS_PER_INCH = 100
 # bytes of all pictures, before base64 adds a third
 LARGEST = 1_300_000
+# of what is drawn again for a phone
+NARROW_DPI = 120
 
 
 def stage_colors(run: "Run") -> dict[str, str]:
@@ -218,23 +223,86 @@ def _draw_loss(
     return y
 
 
-def embed(pictures: Sequence[tuple]) -> list[tuple[str, str, int]]:
-    """``(title, data URI, width on the page)`` of figures; many or large ones are stored less
-    finely.
+class Piece(NamedTuple):
+    """A picture, or a part of one: data URI, pixels on the page, and the URI of what stands above
+    it where pieces are stacked.
     """
+
+    uri: str
+    width: float
+    head: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as it lies in a page."""
+
+    title: str
+    # pixels on the page
+    width: int
+    # one of one, unless it is a gallery
+    rows: list[list[Piece]] = field(default_factory=list)
+    # the data URI of what is shown in its place where the page is narrow
+    narrow: str = ""
+    # whether it shows images, whose colours stay as they are on a dark page
+    images: bool = False
+    # the data URI of all of it in one; empty: not drawn
+    whole: str = ""
+
+
+def embed(pictures: Sequence[tuple]) -> list[Picture]:
+    """Figures as a page holds them, see :mod:`kdtasks.engine.report.narrow`; many or large ones are
+    stored less finely. What is drawn again for a phone stays so narrow.
+    """
+    for _, figure in pictures:
+        narrow.hold(figure)
     for dpi in (160, 120, 85, 60):
-        encoded = []
-        for _, figure in pictures:
-            file = io.BytesIO()
-            figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
-            encoded.append(file.getvalue())
-        if sum(map(len, encoded)) <= LARGEST:
+        drawn = [_stored(figure, dpi) for _, figure in pictures]
+        stored = [_rows(figure, png, dpi) for (_, figure), png in zip(pictures, drawn)]
+        # base64 adds a third
+        if sum(len(part.uri) for rows in stored for row in rows for part in row) <= LARGEST * 4 / 3:
             break
+    found = []
+    for (title, figure), png, rows in zip(pictures, drawn, stored):
+        width = round(figure.get_figwidth() * PIXELS_PER_INCH)
+        images = any(axes.images for axes in figure.axes)
+        again = narrow.is_laid_out(figure) and narrow.make_narrow(figure)
+        small = _uri(_stored(figure, min(dpi, NARROW_DPI))) if again else ""
+        found.append(Picture(title, width, rows, small, images, _uri(png)))
+    return found
+
+
+def _rows(figure: "Figure", png: bytes, dpi: int) -> list[list[Piece]]:
+    if narrow.is_laid_out(figure):
+        return [[Piece(_uri(png), figure.get_figwidth() * PIXELS_PER_INCH)]]
+    scale = PIXELS_PER_INCH / dpi
     return [
-        (
-            title,
-            "data:image/png;base64," + base64.b64encode(png).decode(),
-            round(figure.get_figwidth() * PIXELS_PER_INCH),
-        )
-        for (title, figure), png in zip(pictures, encoded)
+        [
+            Piece(
+                _of_array(piece),
+                piece.shape[1] * scale,
+                _of_array(head) if head is not None else "",
+            )
+            for piece, head in zip(row.pieces, row.heads or [None] * len(row.pieces))
+        ]
+        for row in narrow.cut(figure, png)
     ]
+
+
+def _stored(figure: "Figure", dpi: int) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
+    return file.getvalue()
+
+
+def _of_array(image: np.ndarray) -> str:
+    """The URI of uint8 (h,w,3)."""
+    from matplotlib.image import imsave
+
+    file, nothing_said = io.BytesIO(), cast(Any, {"Software": None})
+    imsave(file, np.ascontiguousarray(image), format="png", metadata=nothing_said)
+    return _uri(file.getvalue())
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -1,4 +1,4 @@
-"""The page of a report: facts and figures put into template.html, in one file that needs nothing
+"""The page of a report: facts and figures put into report.html, in one file that needs nothing
 else.
 """
 
@@ -14,6 +14,7 @@ from kdtasks.engine import deployment
 from kdtasks.engine.report import facts, figures
 
 if TYPE_CHECKING:
+    from kdtasks.engine.report.figures import Picture
     from kdtasks.engine.run import Run
 
 
@@ -42,26 +43,21 @@ def write_report(run: "Run") -> list[tuple[str, str]]:
     cut, end = len(charts), len(charts) + len(curves)
     page = render(run, images[:cut], images[cut:end], images[end:], note)
     write_atomically(run.work_dir / "report.html", lambda path: write_text(path, page))
-    return [(title, uri) for title, uri, *_ in images]
+    return [(picture.title, picture.whole) for picture in images]
 
 
-def render(run: "Run", charts: list, curves: list, pictures: list, note: str) -> str:
-    """The page as text; ``charts``, ``curves`` and ``pictures`` as
-    :func:`~kdtasks.engine.report.figures.embed` gives them.
-    """
+def render(
+    run: "Run",
+    charts: "list[Picture]",
+    curves: "list[Picture]",
+    pictures: "list[Picture]",
+    note: str,
+) -> str:
+    """The page as text."""
     experiment = run.experiment
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     parameters, measured = facts.parameter_counts(run), run.files.deployment
-    return environment.get_template("template.html").render(
+    return fill(
+        Path(__file__).parent / "report.html",
         name=experiment.name,
         seed=experiment.seed,
         colors=figures.stage_colors(run),
@@ -79,9 +75,25 @@ def render(run: "Run", charts: list, curves: list, pictures: list, note: str) ->
         unreadable=facts.unreadable(run),
         control=facts.control(run),
         deployment=deployment.table(measured) if measured else None,
+        robustness=facts.robustness_table(run),
         config=facts.config_text(run),
         charts=charts,
         curves=curves,
         pictures=pictures,
         note=note,
     )
+
+
+def fill(template: Path, **values: object) -> str:
+    """A page that needs nothing else: a template that extends ``frame.html``, filled in."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template.name).render(**values)

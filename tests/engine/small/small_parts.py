@@ -16,7 +16,7 @@ from torchvision import transforms
 if os.environ.get("UNDRAWN_REPORTS", str(os.getpid())) != str(os.getpid()):
     from kdtasks.engine.report import figures
 
-    figures.embed = lambda pictures: [(title, "", 1) for title, _ in pictures]
+    figures.embed = lambda pictures: [figures.Picture(title, 1) for title, _ in pictures]
 
 
 class Net(nn.Sequential):
