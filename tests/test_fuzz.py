@@ -88,10 +88,12 @@ def resized(tensors: list[Tensor], rest: list, size: str, which: int) -> tuple[l
 
 
 def laid_out(tensor: Tensor, layout: str) -> Tensor:
+    if not tensor.ndim:
+        return tensor
     if layout == "columns first":
         return tensor.movedim(0, -1).contiguous().movedim(-1, 0)
     if layout == "every other":
-        return tensor.repeat_interleave(2, -1)[..., ::2] if tensor.ndim else tensor
+        return tensor.repeat_interleave(2, -1)[..., ::2]
     if layout == "expanded" and tensor.shape[0]:
         return tensor[:1].expand_as(tensor)
     if layout == "flipped view":
