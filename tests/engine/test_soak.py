@@ -14,12 +14,12 @@ MiB = 2**20
 
 
 class Gauge(Hook):
-    """Notes what the process holds, every 50 steps."""
+    """Notes what the process holds, every 20 steps."""
 
     read: ClassVar[list] = []
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if batch_idx % 50 == 49:
+        if batch_idx % 20 == 19:
             with open("/proc/self/statm") as file:
                 resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
             files = len(os.listdir("/proc/self/fd"))
@@ -29,17 +29,17 @@ class Gauge(Hook):
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's /proc")
 def test_what_a_process_holds_is_flat(tmp_path, drawn_report):
-    """Three stages of 600 steps, with a teacher, a worker, a moving average and TensorBoard."""
+    """Three stages of 240 steps, with a teacher, a worker, a moving average and TensorBoard."""
     data = {"type": "small_parts.Fragile", "first": 0, "count": 200}
     often = {"iterations": 10}
-    options = {"data.train": data, "data.workers": 1, "length": {"iterations": 600}, "ema": 0.9}
+    options = {"data.train": data, "data.workers": 1, "length": {"iterations": 240}, "ema": 0.9}
     options |= {"val_interval": often, "checkpoint_interval": often, "schedule": []}
     options |= {"vis_backends": [{"type": "TensorboardVisBackend"}]}
     options |= {"custom_hooks": [{"type": f"{__name__}.Gauge"}]}
     Gauge.read.clear()
     Run(small(**options), tmp_path, quiet=True).train()
     assert len(Gauge.read) == 36
-    # from the second hundred steps of each stage to its end
+    # from the eightieth step of each stage to its end
     for first in (0, 12, 24):
         begin, *later = Gauge.read[first + 3 : first + 12]
         assert {held[1:] for held in later} == {begin[1:]}
