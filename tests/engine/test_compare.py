@@ -579,6 +579,7 @@ def test_a_chain_is_paired_with_a_control_of_its_own_budget(undisturbed, tmp_pat
     assert row["seconds"] == [
         pytest.approx(done["assistant1"]["seconds"] + done["distilled"]["seconds"])
     ]
+    assert row["stages"] == {"assistant1": [done["assistant1"]["accuracy"]]}
     took = WorkDir(tmp_path / row["folders"][0], list(done)).timings
     assert row["cost"]["stages"] == ["assistant1", "distilled"] and row["cost"]["seconds"][
         "training"

@@ -40,6 +40,7 @@ def row(seeds, taught, reference):
         "verdict": word,
         "why": why,
         "metrics": {"accuracy": summary(alone, own)},
+        "stages": {"assistant": [v - 1 for v in own]},
         "best": summary([a + 1 for a in alone], [b + 2 for b in own]) if reference else None,
         "seconds": [10.0 + s for s in seeds],
         "cost": cost([0.5 + s for s in seeds]),
@@ -116,6 +117,7 @@ def test_page_says_every_number():
     (first, *_) = [line for line in lines if line.startswith("| rkd ")]
     assert f"{mean:.2f} ± {spread:.2f}" in first and "against kd" in text
     assert "| rkd | 3 | 61.000 | 66.500 | +5.500 |" in lines
+    assert "| kd | assistant | 62.88 ± 2.72 | 63.00  64.50  59.00  65.00 |" in lines
     assert any(line.startswith("| rkd | best accuracy of several ev") for line in lines)
     table = [line for line in lines if line.startswith("|")]
     assert all(line.count("|") == 9 for line in table[:4]) and "- one note" in lines

@@ -95,6 +95,11 @@ def _row(one: Mapping, other: Mapping, join: Callable, higher_is_better: bool) -
             )
             for metric in both
         },
+        "stages": {
+            name: join(values, other["stages"][name])
+            for name, values in one.get("stages", {}).items()
+            if name in other.get("stages", {})
+        },
         "best": _best(one.get("best"), other.get("best"), join),
         **{key: join(one[key], other[key]) for key in ("seconds", "folders", "controls")},
         "cost": _cost(one["cost"], other["cost"], join),

@@ -192,11 +192,22 @@ def _row(arm: ConfigArm, seeds: list[int], work_dir: Path, teacher_per_seed: boo
         "why": why,
         "metrics": _metrics(controls, finals),
         "best": _best(arm, seeds),
+        "stages": _further_stages(arm, own),
         "seconds": [_seconds(arm.jobs[seed]) for seed in seeds],
         "cost": _cost(arm.paid[arm.final], [arm.jobs[seed] for seed in seeds]),
         "folders": [str(arm.jobs[seed].folder.relative_to(work_dir)) for seed in seeds],
         "controls": [str(arm.controls[seed].folder.relative_to(work_dir)) for seed in seeds],
     }
+
+
+def _further_stages(arm: ConfigArm, own: Sequence[Mapping]) -> dict[str, list[float]]:
+    """``{stage: its primary metric, seed by seed}`` of the stages that are no teacher, nor what the
+    row compares: an assistant, a generation, a student in full precision.
+    """
+    primary, compared = arm.experiment.task.primary, {arm.control, arm.final, *arm.teachers}
+    names = [stage.name for stage in arm.experiment.stages if stage.name not in compared]
+    values = {name: [stages.get(name, {}).get(primary) for stages in own] for name in names}
+    return {name: found for name, found in values.items() if None not in found}
 
 
 def _best(arm: ConfigArm, seeds: list[int]) -> dict | None:

@@ -46,8 +46,8 @@ def tables(result: Mapping, task: Task) -> list[Table]:
     """
     several = len(result["configs"]) > 1
     first = (_arms_table if several else _summary_table)(result, task)
-    further = _metrics_table(result, task)
-    return [first, _numbers_table(result, task), *([further] if further.row_count else [])]
+    further = [_stages_table(result, task), _metrics_table(result, task)]
+    return [first, _numbers_table(result, task), *(table for table in further if table.row_count)]
 
 
 def disturbed(result: Mapping) -> list[str]:
@@ -172,6 +172,18 @@ def _numbers_table(result: Mapping, task: Task) -> Table:
         columns = (result["seeds"], row[ALONE], row[DISTILLED], row["differences"])
         for seed, a, b, d in zip(*columns):
             table.add_row(name, str(seed), f"{a:.{digits}f}", f"{b:.{digits}f}", f"{d:+.{digits}f}")
+    return table
+
+
+def _stages_table(result: Mapping, task: Task) -> Table:
+    """Of what a row does not compare, the primary metric of each seed."""
+    primary = result["primary"]
+    table = _table("further stages", ["config", "stage", primary, "seed by seed"], 2)
+    digits = task.decimals(primary)
+    for name, row in result["configs"].items():
+        for stage, values in row.get("stages", {}).items():
+            each = "  ".join(f"{value:.{digits}f}" for value in values)
+            table.add_row(name, stage, _spread(values, digits), each)
     return table
 
 
