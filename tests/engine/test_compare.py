@@ -21,6 +21,7 @@ from scipy import stats
 
 from kdtasks.core import Distiller
 from kdtasks.engine import config as configurations
+from kdtasks.engine import config_keys
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.cli import _named
 from kdtasks.engine.cli import compare as main
@@ -174,6 +175,17 @@ def test_what_is_shared_with(options, control, teacher, tmp_path):
 
 class OtherDistiller(Distiller):
     """One that could do anything, also in the control."""
+
+
+def test_a_key_that_is_new_since_a_run_does_not_move_its_folder(tmp_path, monkeypatch):
+    def folders(config):
+        (arm,), _ = plan_jobs({"a": config}, [0], tmp_path, "cpu")
+        return arm.jobs[0].folder, arm.controls[0].folder
+
+    before = folders(small())
+    monkeypatch.setitem(config_keys.KEYS, "new_key", ("what a later version knows", "usual"))
+    assert folders({**small(), "new_key": "usual"}) == before
+    assert not {*folders({**small(), "new_key": "other"})} & {*before}
 
 
 def test_unlabelled_samples_do_not_matter_to_the_control(tmp_path):

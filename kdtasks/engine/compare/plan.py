@@ -18,7 +18,7 @@ from kdtasks.core.stages import ALONE, Stage
 from kdtasks.engine import checkpoint
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.config import jsonable
-from kdtasks.engine.config_keys import TEACHER_KEYS, TRAINING_KEYS
+from kdtasks.engine.config_keys import DATA_KEYS, KEYS, TEACHER_KEYS, TRAINING_KEYS
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.run import Run
 from kdtasks.engine.work_dir import WorkDir
@@ -165,7 +165,7 @@ class ConfigArm:
         names, config = [stage.name for stage in self.experiment.stages], self.experiment.config
         folder = (
             work_dir
-            / f"{self.name}_{_hash([config, bool(self.teachers) and teacher_per_seed])}"
+            / f"{self.name}_{_hash(config, bool(self.teachers) and teacher_per_seed)}"
             / f"seed{seed}"
         )
         given = {stage: job for job in needs.values() for stage in job.stages if stage in names}
@@ -268,7 +268,13 @@ def plan_jobs(
     return arms, list(jobs.values())
 
 
-def _hash(value: object) -> str:
-    return hashlib.sha256(
-        json.dumps(jsonable(value), sort_keys=True, default=str).encode()
-    ).hexdigest()[:10]
+def _hash(config: Mapping, teacher_per_seed: bool = False) -> str:
+    """Of what differs from the defaults, so that a key that is new since a run does not matter."""
+    said = _without_defaults(config, KEYS)
+    said["data"] = _without_defaults(config["data"], DATA_KEYS)
+    text = json.dumps(jsonable([said, teacher_per_seed]), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _without_defaults(values: Mapping, keys: Mapping[str, tuple]) -> dict:
+    return {key: value for key, value in values.items() if key not in keys or value != keys[key][1]}
