@@ -82,6 +82,7 @@ SIBLINGS = {
     ),
     *(f"{m}_resnet50_resnet18_{d}" for m in ("rkd", "darkrank_hard") for d in ("cars196", "sop")),
     "darkrank_hard_resnet50_resnet18_cub200",
+    "qad_resnet56_resnet20_cifar100",
     *(f"{m}_resnet32_cifar100_5x20" for m in ("lwf", "lwm", "lwf_heads", "lwf_mc")),
     "gd_wrn_16_2_cifar100_5x20",
     *(

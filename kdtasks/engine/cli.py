@@ -373,7 +373,8 @@ def export(arguments: Sequence[str] | None = None) -> None:
         prog="export.py",
         description="Write the student of a finished run for use elsewhere, and check the file by "
         "running it beside the student on test images. packed: a student in few bits, its codes "
-        "and scales.",
+        "and scales. onnx of a student in 8 bits: the file is also run on the whole test set, and "
+        "its metrics are printed.",
     )
     parser.add_argument("work_dir")
     parser.add_argument("--format", required=True, choices=["pth", "safetensors", "packed", "onnx"])
@@ -427,6 +428,13 @@ def export(arguments: Sequence[str] | None = None) -> None:
             f"{'on average' if done['rounded'] else 'at most'} {done['difference']:.2g} "
             f"(allowed: {done['allowed']:.2g})"
         )
+        if "ratio" in done:
+            print(
+                f"{done['ratio']:.2f} times smaller than the float weights; of the quantized "
+                f"values, codes and scales alone: {done['formula']:.2f}"
+            )
+        for name, value in done.get("metrics", {}).items():
+            print(f"{name} {value:,.6g}")
         if args.card:
             print(done["card"])
 

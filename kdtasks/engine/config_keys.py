@@ -79,7 +79,8 @@ KEYS = {
     ),
     "packed": (
         "whether each stage's student in few bits is also written as a packed file, "
-        "student_packed.safetensors: packed_bytes stands in its results",
+        "student_packed.safetensors: packed_bytes, packed_ratio (how many times smaller than float "
+        "weights) and packed_formula (codes and scales alone) stand in its results",
         False,
     ),
     "deployment": (

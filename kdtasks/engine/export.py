@@ -25,9 +25,8 @@ from kdtasks.engine import checkpoint
 from kdtasks.engine import config as configurations
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.card import Card, check_replaceable, comparison_of, read_results, write_card
-from kdtasks.engine.evaluation import evaluate
 from kdtasks.engine.experiment import Experiment
-from kdtasks.engine.onnx_model import OnnxModel, cost
+from kdtasks.engine.onnx_model import OnnxModel, run_on
 from kdtasks.engine.packed import check_packable, packed_file, run_packed, write_packed
 from kdtasks.engine.work_dir import WorkDir
 
@@ -124,7 +123,9 @@ def export(
 
     Returns:
         ``output``, ``bytes``, ``difference`` (the greatest of any output, absolute; ``rounded``:
-        the mean), ``allowed``, ``rounded``, ``images``; of a card its path, ``card``.
+        the mean), ``allowed``, ``rounded``, ``images``; ``ratio``, ``formula`` of a packed file
+        (:func:`packed`); ``metrics`` of an ONNX file that rounds (:func:`shipped`); ``card``, its
+        path.
 
     Raises:
         ConfigError: no such run or format, a package that is missing, a model that the format
@@ -141,10 +142,12 @@ def export(
         )
     # outputs in full precision
     config = configurations.load(work_dir / "config.py", {**(options or {}), "amp": None})
-    experiment = Experiment(config, 0, device, work_dir.name)
+    seed = read_weights(source)[1].get("seed", 0)
+    experiment = Experiment(config, seed, device, work_dir.name)
     experiment.set_threads()
     if not card:
-        return _export(experiment, source, format, output, opset, model)
+        done = _export(experiment, source, format, output, opset, model)
+        return _with_metrics(done, experiment, source)
     # its errors come before the work
     check_replaceable(output.parent)
     results = read_results(work_dir)
@@ -152,7 +155,16 @@ def export(
     done = _export(experiment, source, format, output, opset, model)
     facts = read_weights(source)[1]
     written = write_card(Card(experiment, results, facts, model, output, format, *found))
-    return {**done, "card": str(written)}
+    return {**_with_metrics(done, experiment, source), "card": str(written)}
+
+
+def _with_metrics(done: dict, experiment: Experiment, source: Path) -> dict:
+    """With what an ONNX file that rounds, which may differ from the student, reaches."""
+    if not done["rounded"]:
+        return done
+    stage = experiment.final or experiment.stages[-1]
+    loader = experiment.test_loader(stage, read_weights(source)[1].get("classes") or "train")
+    return {**done, "metrics": run_on(experiment.task, done["output"], loader)}
 
 
 def shipped(experiment: Experiment, stage: Stage, files: WorkDir) -> dict[str, float]:
@@ -165,7 +177,7 @@ def shipped(experiment: Experiment, stage: Stage, files: WorkDir) -> dict[str, f
         files: of the run.
 
     Returns:
-        Each metric as ``onnx_<metric>``, and what :func:`kdtasks.engine.onnx_model.cost` says.
+        What :func:`kdtasks.engine.onnx_model.run_on` says.
 
     Raises:
         ConfigError: as :func:`export`; or the task's evaluation needs more of a model than what it
@@ -176,19 +188,7 @@ def shipped(experiment: Experiment, stage: Stage, files: WorkDir) -> dict[str, f
         _export(experiment, files.weights(stage.name), "onnx", output)
     except ValueError as error:
         raise ConfigError(f"onnx=True, stage {stage.name!r}: {error}") from error
-    model, loader = OnnxModel(output), experiment.test_loader(stage)
-    try:
-        metrics: dict[str, float] = evaluate(experiment.task, model, loader)
-    # whatever an evaluation asks of the model beside its outputs
-    except Exception as error:
-        raise ConfigError(
-            f"onnx=True: {experiment.task.name} cannot evaluate an ONNX file, which stands in "
-            f"{str(output)!r}: {type(error).__name__}: {error}"
-        ) from error
-    metrics = {f"onnx_{name}": value for name, value in metrics.items()}
-    first = f"onnx_{experiment.task.primary}"
-    # a table shows the first ones
-    return {first: metrics[first], **cost(model, loader), **metrics}
+    return run_on(experiment.task, output, experiment.test_loader(stage))
 
 
 def packed(experiment: Experiment, stage: Stage, files: WorkDir) -> dict[str, float]:
@@ -196,13 +196,15 @@ def packed(experiment: Experiment, stage: Stage, files: WorkDir) -> dict[str, fl
     if it is one in few bits, checked as :func:`export` does.
 
     Returns:
-        ``packed_bytes``, of the file; nothing of a student that is not quantized.
+        ``packed_bytes``, of the file; ``packed_ratio``, how many times smaller it is than the float
+        weights; ``packed_formula``, how many times codes and scales alone are, of the quantized
+        values, by theory. Nothing of a student that is not quantized.
     """
     if packed_file(experiment.learner(stage)) is None:
         return {}
     output = files.folder(stage.name) / "student_packed.safetensors"
     done = _export(experiment, files.weights(stage.name), "packed", output)
-    return {"packed_bytes": done["bytes"]}
+    return {f"packed_{name}": done[name] for name in ("bytes", "ratio", "formula")}
 
 
 def check_packages(format: str) -> None:
@@ -265,12 +267,12 @@ def _write_compared(
     """Write the file; it stays if what it gives is what is expected.
 
     Returns:
-        ``difference`` and ``allowed``.
+        ``difference`` and ``allowed``; and what the writer says of the file.
     """
     compared: dict[str, float] = {}
 
     def write_and_check(path: Path) -> None:
-        WRITERS[format](form, meta, path, opset)
+        compared.update(WRITERS[format](form, meta, path, opset) or {})
         outputs = RUNNERS[format](fresh, form, path)
         try:
             differs = _compared(form, expected, outputs, TOLERANCE[format])
@@ -348,8 +350,8 @@ def _write_safetensors(form: OnnxForm, meta: Mapping, path: Path, opset: int | N
     path.write_bytes(save(_weights(form.model), metadata=_texts(meta)))
 
 
-def _write_packed(form: OnnxForm, meta: Mapping, path: Path, opset: int | None) -> None:
-    write_packed(form.model, path, _texts(meta))
+def _write_packed(form: OnnxForm, meta: Mapping, path: Path, opset: int | None) -> dict[str, float]:
+    return write_packed(form.model, path, _texts(meta))
 
 
 def _write_onnx(form: OnnxForm, meta: Mapping, path: Path, opset: int | None) -> None:

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from kdtasks.core.weights import parsed_metadata
 from kdtasks.engine.errors import ConfigError
+from kdtasks.engine.evaluation import evaluate
 from kdtasks.engine.latency import median_ms
+from kdtasks.engine.task import Task
 
 
 class OnnxModel(nn.Module):
@@ -77,6 +79,30 @@ class OnnxModel(nn.Module):
         """
         feeds = {self.inputs[0]: image.detach().cpu().float().numpy()}
         return median_ms(lambda: self.session.run(None, feeds), rounds, seconds)[0]
+
+
+def run_on(task: Task, path: str | Path, loader: Iterable[dict]) -> dict[str, float]:
+    """What the file at ``path`` reaches on test data, and costs.
+
+    Returns:
+        Each of the task's metrics as ``onnx_<metric>``, and what :func:`cost` says.
+
+    Raises:
+        ConfigError: the task's evaluation needs more of a model than what it answers.
+    """
+    model = OnnxModel(path)
+    try:
+        found = evaluate(task, model, loader)
+    # whatever an evaluation asks of the model beside its outputs
+    except Exception as error:
+        raise ConfigError(
+            f"{task.name} cannot evaluate an ONNX file, as onnx=True and the export of a student "
+            f"that rounds do; it stands in {str(path)!r}: {type(error).__name__}: {error}"
+        ) from error
+    metrics = {f"onnx_{name}": value for name, value in found.items()}
+    first = f"onnx_{task.primary}"
+    # a table shows the first ones
+    return {first: metrics[first], **cost(model, loader), **metrics}
 
 
 def cost(model: OnnxModel, loader: Iterable[dict]) -> dict[str, float]:

@@ -46,6 +46,8 @@ class Metric:
 # what files take
 OF_FILES = {
     "packed_bytes": Metric(decimals=0),
+    "packed_ratio": Metric(decimals=2),
+    "packed_formula": Metric(decimals=2),
     "onnx_bytes": Metric(decimals=0),
     "onnx_ms": Metric(decimals=3),
     "onnx_threads": Metric(decimals=0, listed=False),

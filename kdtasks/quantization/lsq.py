@@ -32,7 +32,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from kdtasks.core.precision import raised_dtype
 from kdtasks.quantization.quantizer import check_settings, check_tensor
@@ -116,7 +116,7 @@ def pact(tensor: Tensor, alpha: Tensor, bits: int) -> Tensor:
 
 class LSQ(nn.Module):
     """:func:`lsq_quantize` of activations, with a step of its own that starts from the first batch
-    in training.
+    in training: in several processes from the mean of theirs, so that all have the same.
 
     Args:
         bits: of the codes.
@@ -148,6 +148,9 @@ class LSQ(nn.Module):
     def _start(self, tensor: Tensor) -> None:
         """The step of the first batch; of weights that were loaded, ``started`` says if it is."""
         first = lsq_init(tensor, self.bits, self.signed).to(self.step.dtype)
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(first)
+            first /= distributed.get_world_size()
         self.step.copy_(torch.where(self.started, self.step, first))
         self.started.fill_(True)
         self._has_started = True

@@ -9,7 +9,8 @@ quantized one computed with.
 
 import copy
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from kdtasks.core.files import write_atomically
 from kdtasks.core.finite import not_finite
+from kdtasks.quantization.quantizer import compression
 from kdtasks.quantization.tensors import MODULES, dequantized, quantized_tensors
 
 FORMAT = "kdtasks.packed"
@@ -32,12 +34,15 @@ class Size(NamedTuple):
         float_bytes: of the plain model's tensors.
         quantized: how many values are quantized.
         others: and how many are not.
+        formula: how many times smaller codes and two numbers a bucket are than float32, of the
+            quantized values alone (:func:`~kdtasks.quantization.compression`).
     """
 
     bytes: int
     float_bytes: int
     quantized: int
     others: int
+    formula: float
 
     @property
     def ratio(self) -> float:
@@ -91,7 +96,14 @@ def pack(model: nn.Module, path: str | Path, facts: Mapping[str, str] | None = N
         sum(value.numel() * value.element_size() for value in plain.values()),
         sum(plain[name].numel() for name in codings),
         sum(value.numel() for value in rest.values()),
+        _by_formula(codings.values()),
     )
+
+
+def _by_formula(codings: Iterable[Mapping]) -> float:
+    """That of all tensors, each in its bits and buckets."""
+    counts = [(math.prod(one["shape"]), compression(one["bits"], one["bucket"])) for one in codings]
+    return sum(count for count, _ in counts) / sum(count / times for count, times in counts)
 
 
 def read_packed(path: str | Path) -> dict[str, Tensor]:

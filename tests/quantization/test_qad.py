@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 from pathlib import Path
 
 import onnx
@@ -15,18 +16,21 @@ from kdtasks.core import Distiller
 from kdtasks.core.weights import load_weights
 from kdtasks.engine import config as configs
 from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.cli import export as export_main
 from kdtasks.engine.cli import test as evaluate_main
 from kdtasks.engine.export import export, shipped
 from kdtasks.engine.loop import StageLoop
 from kdtasks.engine.onnx_model import OnnxModel
+from kdtasks.engine.report.facts import stage_table
 from kdtasks.engine.run import Run
 from kdtasks.general import KDLoss, kd_loss
 from kdtasks.quantization import FakeQuantized, fake_quantized
-from kdtasks.quantization.qad import stages
+from kdtasks.quantization.qad import KL, stages
 from kdtasks.super_resolution.models import ESPCN, VDSR
 from tests.ranks import two_ranks
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quantization" / "qad_digits.py"
+STAGES = ["full", "ptq", "alone", "qad"]
 STUDENTS = {
     "resnet8": (lambda: resnet8(10, 1, 4), (8, 1, 8, 8)),
     # its first BatchNorms follow no convolution
@@ -305,7 +309,7 @@ def short(**options) -> dict:
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "seed0"
     trained = Run(short(onnx=False), folder, 0, "cpu", quiet=True)
-    trained.train(only=["full", "ptq", "qad"])
+    trained.train()
     return trained
 
 
@@ -336,8 +340,14 @@ def test_every_stage_of_the_config_ships_a_file(tmp_path):
     run = Run(configs.load(CONFIG, {"length": 5}), tmp_path / "run", 0, "cpu", quiet=True)
     run.train()
     results = json.loads((run.work_dir / "results.json").read_text())["stages"]
-    assert list(results) == ["full", "ptq", "alone", "qad"]
+    assert list(results) == STAGES
     check_shipped(run, results, results)
+    table = stage_table(run, Counter())
+    rows = {row["name"]: dict(row["metrics"]) for row in (*table["rows"], *table["way"])}
+    for name, values in results.items():
+        assert rows[name]["onnx_bytes"] == f"{values['onnx_bytes']:,}"
+        assert rows[name]["onnx_accuracy"] == f"{values['onnx_accuracy']:.2f}"
+        assert float(rows[name]["onnx_ms"]) > 0 and "onnx_threads" not in rows[name]
 
 
 def test_the_file_holds_int8_weights_and_answers_as_the_student(run, files):
@@ -399,23 +409,47 @@ def test_the_tools_take_the_run_and_the_file(run, files, tmp_path, capsys):
     assert said[0]["onnx_bytes"].replace(",", "") and float(said[0]["onnx_ms"]) > 0
     assert abs(float(said[0]["accuracy"]) - float(said[1]["accuracy"])) < 0.6
     # a stage in full precision is built as that
-    evaluate_main([str(CONFIG), str(run.files.weights("full")), "--device", "cpu", *changes])
-    plain = dict(line.split() for line in capsys.readouterr().out.splitlines())
-    assert float(plain["accuracy"]) == pytest.approx(run.done["full"]["accuracy"], abs=1e-3)
+    for stage in STAGES:
+        file = run.files.weights(stage)
+        evaluate_main([str(CONFIG), str(file), "--device", "cpu", *changes])
+        found = dict(line.split() for line in capsys.readouterr().out.splitlines())
+        assert float(found["accuracy"]) == pytest.approx(run.done[stage]["accuracy"], abs=1e-3)
+        done = export(run.work_dir, "safetensors", tmp_path / f"{stage}.safetensors", file)
+        assert done["difference"] <= done["allowed"]
 
 
-def test_a_run_stopped_in_several_stages_goes_on_to_the_same_weights(tmp_path, monkeypatch):
-    """While the ranges move, and after they were frozen in another stage, with an average."""
+def test_the_exported_file_is_measured_and_a_bad_student_leaves_it(run, files, tmp_path, capsys):
+    path, raw = tmp_path / "student.onnx", tmp_path / "raw.pth"
+    export_main([str(run.work_dir), "--format", "onnx", "--output", str(path)])
+    said = dict(line.split() for line in capsys.readouterr().out.splitlines()[1:])
+    assert float(said["onnx_accuracy"]) == pytest.approx(files["qad"]["onnx_accuracy"], abs=1e-3)
+    content = path.read_bytes()
+    torch.save(run.experiment.model("student").state_dict(), raw)
+    with pytest.raises(ValueError, match="were never calibrated"):
+        export(run.work_dir, "onnx", path, raw)
+    assert path.read_bytes() == content and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("taught", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_run_stopped_in_several_stages_goes_on_to_the_same_weights(taught, tmp_path, monkeypatch):
+    """While the ranges move, and after they were frozen in another stage, with an average; with a
+    teacher there are all stages that there can be, and each is stopped.
+    """
+    small = {"type": "kdtasks.classification.models.digits_cnn", "width": 4}
     options = {"student.model.width": 4, "data.iterations_per_epoch": 4, "student.calibrate": 6}
     options |= {"length": 1, "checkpoint_interval": {"iterations": 2}, "ema": 0.5, "onnx": False}
+    names = ["full", "ptq", "qad"]
+    if taught:
+        options |= {"teacher": small, "losses.loss_kd": {**KL, "weight": 0.5}}
+        names = ["teacher", "full", "ptq", "full_alone", "ptq_alone", "alone", "qad"]
 
     def trained(folder: str, resume: bool) -> Run:
         run = Run(short(**options), tmp_path / folder, 0, "cpu", quiet=True)
-        run.train(resume=resume, only=["full", "ptq", "qad"])
+        run.train(resume=resume, only=names)
         return run
 
     expected = trained("whole", False)
-    step, left = StageLoop._step, ["ptq", "qad"]
+    step, left = StageLoop._step, [*names[0 if taught else 1 :]]
 
     def stopping(loop, batch):
         if left and loop.runner.meta["stage"] == left[0] and loop.iter == 3:
@@ -428,10 +462,10 @@ def test_a_run_stopped_in_several_stages_goes_on_to_the_same_weights(tmp_path, m
         with pytest.raises(KeyboardInterrupt):
             trained("cut", True)
     again = trained("cut", True)
-    for stage in ("ptq", "qad"):
+    for stage in names:
         found, whole = (
             torch.load(one.files.weights(stage), weights_only=True) for one in (again, expected)
         )
-        assert whole["resume"]["iteration"] == (6 if stage == "ptq" else 4)
+        assert whole["resume"]["iteration"] == (6 if "ptq" in stage else 4)
         assert same(found["state_dict"], whole["state_dict"])
         assert same(found["resume"]["learners"][0], whole["resume"]["learners"][0])

@@ -1,6 +1,7 @@
 """The stages of quantized distillation: a short run of the default config, its files, its stops."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.cli import test as evaluate_main
 from kdtasks.engine.export import export
 from kdtasks.engine.loop import StageLoop
+from kdtasks.engine.report.facts import stage_table
 from kdtasks.engine.run import Run
-from kdtasks.quantization import dequantized, load_packed, read_packed
+from kdtasks.quantization import compression, dequantized, load_packed, read_packed
 from kdtasks.quantization.quantized_distillation import stages
 from kdtasks.quantization.tensors import quantized_tensors
 
@@ -84,22 +86,22 @@ def test_every_arm_is_there_and_starts_where_it_should(run):
 
 def test_the_tools_take_each_student_and_its_packed_file_is_the_plain_one(run, tmp_path, capsys):
     options = ["--device", "cpu", "--cfg-options", "threads=1", "student.every=3"]
-    file = run.work_dir / "student.pth"
-    evaluate_main([str(CONFIG), str(file), *options])
-    said = dict(line.split() for line in capsys.readouterr().out.splitlines())
-    assert float(said["accuracy"]) == pytest.approx(run.done["distilled"]["accuracy"], abs=1e-3)
+    options += ["teacher.width=4"]
     for format in ("safetensors", "onnx", "packed"):
         done = export(run.work_dir, format, tmp_path / f"student.{format}")
         assert done["difference"] <= done["allowed"]
     with pytest.raises(ConfigError, match="a PlainNet whose weights are not quantized cannot be"):
         export(run.work_dir, "packed", tmp_path / "full", run.files.weights("full"))
     assert not (tmp_path / "full").exists()
-    for stage in ("full", "levels"):
-        file = run.files.weights(stage)
-        evaluate_main([str(CONFIG), str(file), *options])
+    for stage in (*STAGES, "student"):
+        model = "teacher" if stage == "teacher" else "student"
+        own = "distilled" if stage == "student" else stage
+        file = run.work_dir / "student.pth" if stage == "student" else run.files.weights(stage)
+        evaluate_main([str(CONFIG), str(file), "--model", model, *options])
         said = dict(line.split() for line in capsys.readouterr().out.splitlines())
-        assert float(said["accuracy"]) == pytest.approx(run.done[stage]["accuracy"], abs=1e-3)
-        done = export(run.work_dir, "safetensors", tmp_path / f"{stage}.safetensors", file)
+        assert float(said["accuracy"]) == pytest.approx(run.done[own]["accuracy"], abs=1e-3)
+        path = tmp_path / f"{stage}.safetensors"
+        done = export(run.work_dir, "safetensors", path, file, model=model)
         assert done["difference"] <= done["allowed"]
     images = next(iter(run.experiment.test_loader(run.experiment.final)))["input"]
     for stage in ("rounded", "levels", "alone", "distilled"):
@@ -111,6 +113,17 @@ def test_the_tools_take_each_student_and_its_packed_file_is_the_plain_one(run, t
         with torch.no_grad():
             assert torch.equal(plain(images), student(images))
         assert run.done[stage]["packed_bytes"] == file.stat().st_size < 0.33 * 4 * 14_701
+        expected = sum(v.numel() * v.element_size() for v in plain.state_dict().values())
+        assert run.done[stage]["packed_ratio"] == pytest.approx(expected / file.stat().st_size)
+        # a tensor of 144 values fills no bucket
+        assert run.done[stage]["packed_formula"] == pytest.approx(compression(2, 256), rel=0.01)
+    table = stage_table(run, Counter())
+    shown = {row["name"]: dict(row["metrics"]) for row in (*table["rows"], *table["way"])}
+    names = ("packed_bytes", "packed_ratio", "packed_formula")
+    shown = {name: [row[key] for key in names] for name, row in shown.items()}
+    assert shown["full"] == ["–"] * 3
+    ratio = run.done["distilled"]["packed_ratio"]
+    assert shown["distilled"] == [f"{file.stat().st_size:,}", f"{ratio:.2f}", shown["alone"][2]]
     assert "packed_bytes" not in run.done["full"]
     assert (tmp_path / "student.packed").stat().st_size == file.stat().st_size
     exported, written = read_packed(tmp_path / "student.packed"), read_packed(file)
@@ -118,8 +131,14 @@ def test_the_tools_take_each_student_and_its_packed_file_is_the_plain_one(run, t
     assert all(torch.equal(exported[name], written[name]) for name in written)
 
 
-def test_a_run_stopped_in_several_stages_goes_on_to_the_same_weights(run, tmp_path, monkeypatch):
-    step, left = StageLoop._step, ["levels", "distilled"]
+@pytest.mark.parametrize(
+    "stops",
+    [("levels", "distilled"), pytest.param(("teacher", "full", "alone"), marks=pytest.mark.slow)],
+)
+def test_a_run_stopped_in_several_stages_goes_on_to_the_same_weights(
+    run, stops, tmp_path, monkeypatch
+):
+    step, left = StageLoop._step, [*stops]
 
     def stopping(loop, batch):
         if left and loop.runner.meta["stage"] == left[0] and loop.iter == 5:
