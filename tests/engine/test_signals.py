@@ -27,6 +27,14 @@ def config(**more):
     return small(**{"custom_hooks": hooks, "checkpoint_interval": 9, **more})
 
 
+@pytest.fixture(autouse=True)
+def _listens_to_ctrl_c():
+    """Also where the tests run in the background of a shell, which has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that nobody stops, whose checkpoints are those of its stages' ends."""

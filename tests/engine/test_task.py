@@ -57,6 +57,7 @@ def test_what_a_module_says_is_asked():
         "summary": lambda run, stage, metrics: {"twice": 2 * metrics["error"]},
         "deciding": lambda model: [model, "head"],
         "onnx_form": lambda student, images: (student, images),
+        "corrupted": lambda loader, chosen, normalization: [loader, chosen, normalization],
         "predict_arguments": lambda parser: parser.add_argument("--side-by-side", type=int),
         "predict": lambda model, config, classes, side_by_side: [model, classes, side_by_side],
     }
@@ -66,6 +67,7 @@ def test_what_a_module_says_is_asked():
     assert task.doubts({"error": 1.0}, "m", None) == ["m: 1.0"]
     assert task.is_comparable(1, 2, {}) and not task.is_comparable(1, 1, {})
     assert task.hub_task == "image-classification"
+    assert task.corrupted(1, None, (0, 1)) == [1, None, (0, 1)]
     equipped = []
     task.equip(None, "a stage", equipped, None)
     assert equipped == ["a stage"]

@@ -275,18 +275,18 @@ def embed(pictures: Sequence[tuple]) -> list[Picture]:
 def _rows(figure: "Figure", png: bytes, dpi: int) -> list[list[Piece]]:
     if narrow.is_laid_out(figure):
         return [[Piece(_uri(png), figure.get_figwidth() * PIXELS_PER_INCH)]]
-    scale = PIXELS_PER_INCH / dpi
-    return [
-        [
-            Piece(
-                _of_array(piece),
-                piece.shape[1] * scale,
-                _of_array(head) if head is not None else "",
-            )
-            for piece, head in zip(row.pieces, row.heads or [None] * len(row.pieces))
-        ]
-        for row in narrow.cut(figure, png)
-    ]
+    scale, rows = PIXELS_PER_INCH / dpi, []
+    for row in narrow.cut(figure, png):
+        # nothing may stand above a piece
+        heads = [_of_array(head) if (head != 255).any() else "" for head in row.heads]
+        heads = heads or [""] * len(row.pieces)
+        rows.append(
+            [
+                Piece(_of_array(piece), piece.shape[1] * scale, head)
+                for piece, head in zip(row.pieces, heads)
+            ]
+        )
+    return rows
 
 
 def _stored(figure: "Figure", dpi: int) -> bytes:
