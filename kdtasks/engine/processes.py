@@ -52,10 +52,13 @@ def start_processes(launcher: str, device: str | None, minutes: float = WAIT_LIM
     backend = "nccl" if device_type(device) == "cuda" else "gloo"
     where: dict[str, Any] = {}
     if is_restart():
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous
+
         # under the names of before, the store still has the addresses of processes that are gone
-        store, rank, world = next(torch.distributed.rendezvous("env://", timeout=_limit))
+        store, rank, world = next(rendezvous("env://", timeout=_limit))
         count = os.environ["TORCHELASTIC_RESTART_COUNT"]
-        store = torch.distributed.PrefixStore(f"restart_{count}", store)
+        store = PrefixStore(f"restart_{count}", store)
         where = {"store": store, "rank": rank, "world_size": world}
     torch.distributed.init_process_group(backend, timeout=_limit, **where)
 

@@ -110,7 +110,9 @@ def _row(one: Mapping, other: Mapping, join: Callable, higher_is_better: bool) -
 
 
 def _best(one: Mapping | None, other: Mapping | None, join: Callable) -> dict | None:
-    return one and other and summary(*(join(one[arm], other[arm]) for arm in _ARMS))
+    if one is None or other is None:
+        return None
+    return summary(*(join(one[arm], other[arm]) for arm in _ARMS))
 
 
 def _against(

@@ -230,7 +230,7 @@ class _Cutter:
 
     def _ends(self, top: int, head: int) -> list[int]:
         """Where there is nothing below a line of the heading."""
-        lines = self.blank[top:head].all(axis=1)
+        lines = np.asarray(self.blank[top:head].all(axis=1))
         after = np.flatnonzero(lines[1:] & ~lines[:-1]) + 1
         return [top + int(at) for at in after]
 
