@@ -1,7 +1,8 @@
 # ResNet-8 taught by a middle one that a wider one has taught, on 10,000 images of CIFAR-100: TAKD
 # (arXiv 1902.03393).
 # Run:     python tools/train.py configs/classification/takd_resnet8x2_resnet8_cifar100_10k_short.py
-# Expect:  see README.md beside it
+# Expect:  alone 18.6 ± 0.6 %, taught 20.8 ± 0.4 % over 3 seeds, teacher 28.9 %; its training takes
+#          144 s of one CPU core
 _base_ = ['kd_resnet8x2_resnet8_cifar100_10k_short.py']
 
 models = dict(
