@@ -29,7 +29,7 @@ def photos(
     Raises:
         ValueError: a data set with ``augment``, or images of different sizes.
     """
-    images = [_pixels(dataset, index) for index in range(len(dataset))]
+    images = [_sample(dataset, index)[0] for index in range(len(dataset))]
     shapes = sorted({tuple(image.shape) for image in images})
     if len(shapes) > 1:
         raise ValueError(
@@ -37,7 +37,12 @@ def photos(
             "data a size=(height, width)"
         )
     return ImageArrays(
-        torch.stack(images), mean=mean, std=std, augment=augment, paths=dataset.paths
+        torch.stack(images),
+        mean=mean,
+        std=std,
+        augment=augment,
+        paths=dataset.paths,
+        unreadable=dataset.unreadable,
     )
 
 
@@ -71,7 +76,7 @@ def box_crops(
     paths: list[str] = []
     left = [len(dataset.boxes) if per_class is None else per_class] * len(dataset.classes)
     for index in range(len(dataset)):
-        image, target = _pixels(dataset, index), dataset[index]["target"]
+        image, target = _sample(dataset, index)
         for box, label, crowd in _boxes(target):
             if crowd or not left[label]:
                 continue
@@ -82,17 +87,24 @@ def box_crops(
     if not crops:
         raise ValueError(f"none of {len(dataset)} images has a box")
     return ImageArrays(
-        torch.stack(crops), torch.tensor(labels), dataset.classes, mean, std, paths=paths
+        torch.stack(crops),
+        torch.tensor(labels),
+        dataset.classes,
+        mean,
+        std,
+        paths=paths,
+        unreadable=dataset.unreadable,
     )
 
 
-def _pixels(dataset: DetectionData, index: int) -> Tensor:
-    """uint8 (3,H,W)."""
+def _sample(dataset: DetectionData, index: int) -> tuple[Tensor, dict | None]:
+    """uint8 (3,H,W), read once, and its target."""
     if dataset.augment is not None:
         raise ValueError(
             "expected detection data with augment=None: images made of it have their own views"
         )
-    return dataset[index]["input"].mul(255).round().to(torch.uint8)
+    sample = dataset[index]
+    return sample["input"].mul(255).round().to(torch.uint8), sample["target"]
 
 
 def _boxes(target: dict | None) -> list[tuple[list[float], int, int]]:
