@@ -59,7 +59,8 @@ def read_results(folders: Iterable[str | Path], metric: str | None = None) -> Fo
         for arm, reached in results["stages"].items() if kind in ARMS else ():
             if arm == FULL or arm in ARMS[kind]:
                 bits = 32 if arm == FULL else student.get("bits", 8)
-                training = (kind, arm, bits, results["seed"], reached[name])
+                numbers = {k: v for k, v in reached.items() if k not in ("seconds", "onnx_ms")}
+                training = (kind, arm, bits, results["seed"], json.dumps(numbers, sort_keys=True))
                 if training in met:
                     continue
                 met.add(training)
