@@ -350,13 +350,22 @@ def results(arguments: Sequence[str] | None = None) -> None:
         metavar="FILE",
         help="write there their tables: for a browser if FILE ends in .html, else as Markdown",
     )
+    parser.add_argument(
+        "--reference",
+        metavar="CONFIG",
+        help="the config, by its name in the file, that the others are compared with, too; "
+        "default: that of compare.py",
+    )
     args = parser.parse_args(arguments)
     with plain_errors():
         from kdtasks.engine.compare.files import read_comparisons, write_merged, write_page
+        from kdtasks.engine.compare.reference import with_reference
         from kdtasks.engine.compare.show import show
         from kdtasks.engine.task import load_task
 
         found = read_comparisons(args.files)
+        if args.reference:
+            found = {name: with_reference(one, args.reference) for name, one in found.items()}
         if args.merge:
             write_merged(list(found.values()), args.merge)
         elif args.page:

@@ -12,6 +12,8 @@ from kdtasks.engine.cli import results as main
 from kdtasks.engine.compare.files import read_comparisons
 from kdtasks.engine.compare.merge import merge
 from kdtasks.engine.compare.page import page
+from kdtasks.engine.compare.reference import with_reference
+from kdtasks.engine.compare.short_names import short_names, with_short_names
 from kdtasks.engine.compare.statistics import interval, summary, verdict
 
 ROOT = Path(__file__).parents[2]
@@ -123,6 +125,53 @@ def test_page_says_every_number():
     assert all(line.count("|") == 9 for line in table[:4]) and "- one note" in lines
 
 
+def test_another_reference():
+    """The differences to it are those of the values, both ways, and so are their notes."""
+    first = comparison(0, 1, 2, 3)
+    seen = with_reference(first, "rkd")
+    differences = [KD[seed] - RKD[seed] for seed in range(4)]
+    against = seen["configs"]["kd"]["against_reference"]
+    assert against["differences"] == differences
+    assert (against["mean"], against["low"], against["high"]) == interval(differences)
+    assert against["verdict"] == verdict(differences, True)[0]
+    assert seen["configs"]["rkd"]["against_reference"] is None
+    assert seen["notes"][0] == "one note" and seen["notes"][1].startswith("against rkd: ")
+    back = with_reference(seen, "kd")
+    assert back["configs"] == first["configs"] and len(back["notes"]) == 2
+    with pytest.raises(ConfigError, match="got 'rdk'; did you mean 'rkd'"):
+        with_reference(first, "rdk")
+
+
+@pytest.mark.parametrize(
+    "names, short",
+    [
+        (["a_kd_small", "a_rkd_kd_small"], ["kd", "rkd_kd"]),
+        (["a_kd_x_small", "a_dml_small"], ["kd_x", "dml"]),
+        (["kd", "kd_weight9"], ["kd", "kd_weight9"]),
+        (["a_kd", "a_rkd"], ["kd", "rkd"]),
+        (["a_b_b", "a_b"], ["b_b", "b"]),
+        (["only_one"], ["only_one"]),
+    ],
+)
+def test_short_names(names, short):
+    assert short_names(names) == dict(zip(names, short))
+
+
+def test_tables_have_short_names():
+    text = json.dumps(comparison(0, 1))
+    for name in ("kd", "rkd"):
+        text = text.replace(f'"{name}"', f'"a_{name}_b"')
+    result = json.loads(text) | {"notes": ["a_rkd_b is not a_kd_b"]}
+    seen = with_short_names(result)
+    assert list(seen["configs"]) == ["kd", "rkd"] and seen["reference"] == "kd"
+    assert seen["controls"][0]["configs"] == ["kd", "rkd"]
+    assert seen["notes"] == ["a config's whole name is a_…_b", "rkd is not kd"]
+    assert with_short_names(seen) == seen
+    shown = page({"x": result})
+    assert "| rkd | 0 |" in shown and "a_rkd" not in shown
+    assert with_reference(result, "rkd")["reference"] == "a_rkd_b"
+
+
 def test_command(tmp_path, capsys):
     (tmp_path / "a").mkdir()
     files = [tmp_path / "a" / "compare.json", tmp_path / "b.json"]
@@ -169,7 +218,7 @@ def measured():
             yield pytest.param(ROOT / "configs" / folder / f"{stem}.py", found, id=name)
 
 
-@pytest.mark.parametrize("config, found", measured())
+@pytest.mark.parametrize("config, found", list(measured()))
 def test_a_configs_header_says_what_was_measured(config, found):
     header = " ".join(config.read_text().split("_base_")[0].replace("#", " ").split())
     for arm in ("alone", "distilled"):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from kdtasks.engine.compare.short_names import with_short_names
 from kdtasks.engine.compare.show import difference_text, disturbed, tables
 from kdtasks.engine.report.page import fill
 from kdtasks.engine.task import load_task
@@ -19,7 +20,7 @@ def html_page(results: Mapping[str, Mapping]) -> str:
     Args:
         results: ``{title: content of compare.json}``.
     """
-    sections = [_section(title, result) for title, result in results.items()]
+    sections = [_section(title, with_short_names(result)) for title, result in results.items()]
     return fill(Path(__file__).parent / "compare.html", sections=sections)
 
 

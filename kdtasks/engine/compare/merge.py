@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from kdtasks.core.stages import ALONE, DISTILLED
 from kdtasks.engine.builder import ConfigError
-from kdtasks.engine.compare.statistics import interval, summary, verdict
+from kdtasks.engine.compare.reference import beside
+from kdtasks.engine.compare.statistics import summary, verdict
 
 _ARMS = (ALONE, DISTILLED)
 # of a comparison, what two parts of one have in common
@@ -46,17 +47,21 @@ def merge(first: Mapping, second: Mapping) -> dict:
         together = [*values, *others]
         return [together[i] for i in order]
 
+    better = first["higher_is_better"]
     rows = {
-        name: _row(row, second["configs"][name], join, first["higher_is_better"])
+        name: _row(row, second["configs"][name], join, better)
         for name, row in first["configs"].items()
     }
+    against = beside(rows, first["reference"], better)
     return {
         **first,
         "seeds": sorted(seeds),
         "devices": sorted({*first["devices"], *second["devices"]}),
         "seconds": {"side_by_side": max(c["seconds"]["side_by_side"] for c in (first, second))},
         "controls": _controls(first, second, join),
-        "configs": rows,
+        "configs": {
+            name: {**row, "against_reference": against[name]} for name, row in rows.items()
+        },
         "shared": [*first["shared"], *second["shared"]],
         "parts": [*_parts(first), *_parts(second)],
         "notes": list(dict.fromkeys([*first["notes"], *second["notes"]])),
@@ -103,9 +108,6 @@ def _row(one: Mapping, other: Mapping, join: Callable, higher_is_better: bool) -
         "best": _best(one.get("best"), other.get("best"), join),
         **{key: join(one[key], other[key]) for key in ("seconds", "folders", "controls")},
         "cost": _cost(one["cost"], other["cost"], join),
-        "against_reference": _against(
-            one["against_reference"], other["against_reference"], join, higher_is_better
-        ),
     }
 
 
@@ -113,24 +115,6 @@ def _best(one: Mapping | None, other: Mapping | None, join: Callable) -> dict | 
     if one is None or other is None:
         return None
     return summary(*(join(one[arm], other[arm]) for arm in _ARMS))
-
-
-def _against(
-    one: Mapping | None, other: Mapping | None, join: Callable, higher_is_better: bool
-) -> dict | None:
-    if one is None or other is None:
-        return None
-    differences = join(one["differences"], other["differences"])
-    mean, low, high = interval(differences)
-    word, why = verdict(differences, higher_is_better)
-    return {
-        "differences": differences,
-        "mean": mean,
-        "low": low,
-        "high": high,
-        "verdict": word,
-        "why": why,
-    }
 
 
 def _cost(one: Mapping, other: Mapping, join: Callable) -> dict:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
+from kdtasks.engine.compare.short_names import with_short_names
 from kdtasks.engine.compare.show import tables
 from kdtasks.engine.task import load_task
 
@@ -21,7 +22,7 @@ def page(results: Mapping[str, Mapping]) -> str:
         "first weights, data, order and number of steps. ± is the standard deviation over seeds; "
         "metrics are those after the last step.",
     ]
-    for title, result in results.items():
+    for title, result in zip(results, map(with_short_names, results.values())):
         first, *further = tables(result, load_task(result["task"]))
         parts += [f"## {title}", f"{first.title}", markdown(first)]
         parts += [f"- {note}" for note in result["notes"]]

@@ -9,7 +9,8 @@ from torch import Tensor
 from kdtasks.core.stages import ALONE, DISTILLED
 from kdtasks.engine import checkpoint
 from kdtasks.engine.compare.plan import TEACHER_SEED, ConfigArm, TrainingJob
-from kdtasks.engine.compare.statistics import CONFIDENCE, interval, summary, verdict
+from kdtasks.engine.compare.reference import reference_notes
+from kdtasks.engine.compare.statistics import CONFIDENCE, paired, summary, verdict
 
 TIMES = ("seconds", "cost")  # of a stage's results
 
@@ -92,18 +93,9 @@ def _against(arm: ConfigArm, reference: ConfigArm, seeds: list[int]) -> dict | N
     """The differences to the reference's student of the same seed; None: it is the reference."""
     if arm is reference:
         return None
-    pairs = zip(_values(arm, seeds), _values(reference, seeds))
-    differences = [own - other for own, other in pairs]
-    mean, low, high = interval(differences)
-    word, why = verdict(differences, arm.experiment.task.higher_is_better)
-    return {
-        "differences": differences,
-        "mean": mean,
-        "low": low,
-        "high": high,
-        "verdict": word,
-        "why": why,
-    }
+    return paired(
+        _values(arm, seeds), _values(reference, seeds), arm.experiment.task.higher_is_better
+    )
 
 
 def _has_control_of(arm: ConfigArm, other: ConfigArm, seeds: list[int]) -> bool:
@@ -303,18 +295,8 @@ def _notes_of_several(
     """How to read several configs side by side."""
     if len(arms) == 1:
         return []
-    notes = [
-        f"against {reference.name}: the difference to its student of the same seed, with Student's "
-        f"{CONFIDENCE:.0%} interval on the paired differences, not corrected for the "
-        "number of configs"
-    ]
     others = [arm.name for arm in arms if not _has_control_of(arm, reference, seeds)]
-    if others:
-        notes.append(
-            f"{', '.join(others)}: another control than {reference.name} has, so data, network, "
-            "budget or schedule differ, too, and the difference between the two students is not "
-            "the method's alone"
-        )
+    notes = reference_notes(reference.name, others)
     chains = {arm.name: arm.paid[arm.final] for arm in arms if len(arm.paid[arm.final]) > 1}
     listed = "".join(f"; {name} takes {' + '.join(stages)}" for name, stages in chains.items())
     notes.append(

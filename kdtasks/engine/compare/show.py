@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kdtasks.core.stages import ALONE, DISTILLED
+from kdtasks.engine.compare.short_names import with_short_names
 from kdtasks.engine.report import CONTROL, STYLE, TAUGHT
 from kdtasks.engine.show import print_table
 from kdtasks.engine.task import Task
@@ -27,6 +28,7 @@ def show(result: Mapping, task: Task, console: Console | None = None) -> None:
         task: of the configs; says how its metrics are shown.
         console: see :func:`~kdtasks.engine.show.print_table`.
     """
+    result = with_short_names(result)
     for number, table in enumerate(tables(result, task)):
         print_table(table, 2 if number else 1, console)
     file = console.file if console else sys.stdout
@@ -240,6 +242,7 @@ def plot(result: Mapping, task: Task, path: str | Path) -> None:
     import matplotlib.style  # slow to import; pyplot's global state is not touched
     from matplotlib.figure import Figure
 
+    result = with_short_names(result)
     seeds, configs = result["seeds"], result["configs"]
     block = len(seeds) + 2
     better = "higher" if result["higher_is_better"] else "lower"

@@ -58,3 +58,18 @@ def summary(alone: Sequence[float], taught: Sequence[float]) -> dict:
     """
     mean, low, high = interval([b - a for a, b in zip(alone, taught)])
     return {ALONE: list(alone), DISTILLED: list(taught), "mean": mean, "low": low, "high": high}
+
+
+def paired(values: Sequence[float], others: Sequence[float], higher_is_better: bool) -> dict:
+    """``{differences, mean, low, high, verdict, why}`` of values less others, seed by seed."""
+    differences = [value - other for value, other in zip(values, others, strict=True)]
+    mean, low, high = interval(differences)
+    word, why = verdict(differences, higher_is_better)
+    return {
+        "differences": differences,
+        "mean": mean,
+        "low": low,
+        "high": high,
+        "verdict": word,
+        "why": why,
+    }
