@@ -35,6 +35,7 @@ OTHER = {
     "lsq_init",
     "pack",
     "quantized",
+    "quantized_inputs",
     "read_packed",
     "share_levels",
     "BiasCorrection",

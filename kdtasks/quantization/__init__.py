@@ -2,6 +2,7 @@
 as they ship.
 """
 
+from kdtasks.quantization.inputs import quantized_inputs
 from kdtasks.quantization.int8 import FakeQuantized, fake_quantized
 from kdtasks.quantization.levels import initial_levels, level_quantize, share_levels
 from kdtasks.quantization.lsq import LSQ, PACT, lsq_init, lsq_quantize, pact
@@ -26,6 +27,7 @@ __all__ = [  # noqa: RUF022 - as sorted() has it, as in all packages
     "pack",
     "pact",
     "quantized",
+    "quantized_inputs",
     "read_packed",
     "share_levels",
     "uniform_quantize",

@@ -116,38 +116,49 @@ def pact(tensor: Tensor, alpha: Tensor, bits: int) -> Tensor:
 
 class LSQ(nn.Module):
     """:func:`lsq_quantize` of activations, with a step of its own that starts from the first batch
-    in training: in several processes from the mean of theirs, so that all have the same.
+    in training: in several processes from the mean of theirs, so that all have the same. Before,
+    in eval, a batch is quantized with the step that it asks for itself.
 
     Args:
         bits: of the codes.
-        signed: False behind a ReLU.
+        signed: False behind a ReLU; None: whether the first batch has a value below 0.
 
     Attributes:
         started: () bool, whether the step has started.
+        negative: () bool, what the first batch has said, with ``signed=None``.
         undecayed: see :class:`~kdtasks.quantization.tensors.QuantizedTensor`.
     """
 
     undecayed = ("step",)
 
-    def __init__(self, bits: int, signed: bool = False):
+    def __init__(self, bits: int, signed: bool | None = False):
         super().__init__()
-        lsq_bounds(bits, signed)
-        # known without a read of the device
-        self._has_started = False
+        lsq_bounds(bits, signed is not False)
         self.bits, self.signed = bits, signed
+        # known without a read of the device
+        self._has_started, self._is_signed = False, signed
         self.step = nn.Parameter(torch.ones(()))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        if signed is None:
+            self.register_buffer("negative", torch.zeros((), dtype=torch.bool))
 
     def forward(self, tensor: Tensor) -> Tensor:
         """The activations, ``(B, *)``, quantized."""
-        if self.training and not self._has_started:
-            self._start(tensor)
-        return lsq_quantize(tensor, self.step, self.bits, self.signed, tensor[0].numel())
+        step = self.step
+        if not self._has_started:
+            if self.training:
+                self._start(tensor)
+            else:
+                step = self._step_in_eval(tensor)
+        return lsq_quantize(tensor, step, self.bits, bool(self._is_signed), tensor[0].numel())
 
     @torch.no_grad()
     def _start(self, tensor: Tensor) -> None:
-        """The step of the first batch; of weights that were loaded, ``started`` says if it is."""
-        first = lsq_init(tensor, self.bits, self.signed).to(self.step.dtype)
+        """The step of the first batch; ``started`` is true where another process has sent it."""
+        if self.signed is None:
+            self.negative.copy_(torch.where(self.started, self.negative, _over_all(tensor < 0)))
+            self._is_signed = bool(self.negative)
+        first = lsq_init(tensor, self.bits, bool(self._is_signed)).to(self.step.dtype)
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(first)
             first /= distributed.get_world_size()
@@ -155,9 +166,18 @@ class LSQ(nn.Module):
         self.started.fill_(True)
         self._has_started = True
 
+    @torch.no_grad()
+    def _step_in_eval(self, tensor: Tensor) -> Tensor:
+        """This batch's own."""
+        if self.signed is None:
+            self._is_signed = bool((tensor < 0).any())
+        return lsq_init(tensor, self.bits, bool(self._is_signed)).to(self.step.dtype)
+
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._has_started = False
+        if not self.started.is_meta:
+            self._has_started = bool(self.started)
+            self._is_signed = bool(self.negative) if self.signed is None else self.signed
 
     def extra_repr(self) -> str:
         """The settings."""
@@ -187,6 +207,14 @@ class PACT(nn.Module):
     def extra_repr(self) -> str:
         """The settings."""
         return f"bits={self.bits}"
+
+
+def _over_all(flags: Tensor) -> Tensor:
+    """() bool, whether any is true, in any process."""
+    some = flags.any().float()
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(some, distributed.ReduceOp.MAX)
+    return some > 0
 
 
 class _LSQ(torch.autograd.Function):

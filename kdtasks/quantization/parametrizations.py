@@ -15,6 +15,8 @@ from kdtasks.core.finite import not_finite
 from kdtasks.core.names import did_you_mean
 from kdtasks.quantization import levels as level
 from kdtasks.quantization import quantizer
+from kdtasks.quantization.inputs import input_quantizers, layers_of, quantize_inputs
+from kdtasks.quantization.lsq import LSQ
 from kdtasks.quantization.packing import PackedFile
 from kdtasks.quantization.tensors import (
     MODULES,
@@ -25,11 +27,6 @@ from kdtasks.quantization.tensors import (
 )
 
 KINDS = tuple(MODULES)
-# layers whose weights are quantized
-LAYERS = (
-    *(nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -46,6 +43,7 @@ def quantized(
     every: int = 1,
     quantize: bool = True,
     counts: Mapping[str, int] | None = None,
+    activations: int | None = None,
 ) -> nn.Module:
     """A model whose weights are quantized wherever it computes; for a config
     ``dict(type='kdtasks.quantization.quantized', model=dict(…), bits=4)``.
@@ -70,6 +68,8 @@ def quantized(
             ``arguments=dict(quantize=False)``.
         counts: of ``'levels'``: ``{name of a tensor: how many levels}``, as
             :func:`assign_levels` shares them out; any other tensor has 2^bits.
+        activations: bits of the inputs of these layers, with learned steps:
+            :func:`~kdtasks.quantization.quantized_inputs`. None: in full precision.
 
     Raises:
         ValueError: a setting out of its range; a model that is quantized already, or has nothing to
@@ -91,6 +91,8 @@ def quantized(
     for path in counts:
         if path not in paths:
             raise ValueError(f"no quantized tensor is called {path!r}; {did_you_mean(path, paths)}")
+    if activations is not None:
+        quantize_inputs(model, layers_of(model, first_and_last), activations)
     for path, (module, name) in zip(paths, found):
         tensor = getattr(module, name)
         if kind == "uniform":
@@ -145,9 +147,7 @@ def _tensors(
     model: nn.Module, first_and_last: bool, biases: bool, norms: bool
 ) -> Iterator[tuple[nn.Module, str]]:
     """What is quantized: ``(module, name of its parameter)``."""
-    layers = [part for part in model.modules() if isinstance(part, LAYERS)]
-    if not first_and_last:
-        layers = layers[1:-1]
+    layers = layers_of(model, first_and_last)
     others = [part for part in model.modules() if norms and isinstance(part, NORMS)]
     for part in layers:
         yield part, "weight"
@@ -207,6 +207,10 @@ def _take_plain_weights(
         beside = own.removesuffix("original") + "0."
         for key, value in part.state_dict().items():
             state[beside + key] = value.clone()
+    for path, part in input_quantizers(model):
+        if not any(key.startswith(f"{prefix}{path}.") for key in state):
+            fresh = LSQ(part.bits, part.signed).state_dict()
+            state.update({f"{prefix}{path}.{key}": value for key, value in fresh.items()})
 
 
 def _original(path: str) -> str:

@@ -18,7 +18,8 @@ alone train.
 
 =============  =====================================================================================
 ``full``       the student in full precision, taught
-``rounded``    that one, rounded, without another step
+``rounded``    that one, rounded, without another step; not with ``activations``, whose steps
+               would not have started
 ``levels``     that one, at learned levels: differentiable quantization
 ``alone``      quantization-aware training, no teacher: the control
 ``distilled``  quantized distillation
@@ -51,14 +52,17 @@ def stages(config: Mapping, levels: Mapping | None = None, full: bool = True) ->
 
     Raises:
         ValueError: a student that is not quantized; there is no teacher; ``levels`` without
-            ``full``.
+            ``full``, or with ``activations``.
     """
     check_student(config, "quantized")
+    in_bits = config["student"].get("activations") is not None
+    if levels is not None and in_bits:
+        raise ValueError("levels alone train in their stage: expected no activations, got both")
     if levels is not None and not full:
         raise ValueError("levels are those of the student in full precision: expected full=True")
     taught = {"teachers": {"teacher": teacher_source(config)}}
     found = full_stages(config) if full else teacher_stages(config)
-    if full:
+    if full and not in_bits:
         still = {"length": {"iterations": 0}, "schedule": []}
         found.append({"name": "rounded", "role": "joint", "student": "full", **still})
     if levels is not None:

@@ -21,7 +21,15 @@ def batches(rank: int) -> torch.Tensor:
 
 def trained(kind: str, images: torch.Tensor, wrap: Callable[[nn.Module], nn.Module]) -> dict:
     torch.manual_seed(0)
-    parts = nn.Conv2d(1, 4, 3), nn.ReLU(), LSQ(4), nn.Conv2d(4, 4, 3), PACT(4), nn.Flatten()
+    parts = (
+        nn.Conv2d(1, 4, 3),
+        LSQ(4, signed=None),
+        nn.ReLU(),
+        LSQ(4),
+        nn.Conv2d(4, 4, 3),
+        PACT(4),
+        nn.Flatten(),
+    )
     model = nn.Sequential(*parts, nn.Linear(64, 5))
     model = quantized(model, bits=4, kind=kind, bucket_size=64, every=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
