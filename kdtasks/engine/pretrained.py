@@ -1,5 +1,6 @@
 """Teachers as a config describes them, with the input that pretrained weights expect."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -136,6 +137,23 @@ def sentence(role: str, known: Mapping) -> str:
     if gets.get("input_size"):
         how.append("resized to " + "x".join(map(str, gets["input_size"])))
     return "".join(said) + (f"; the data has {', '.join(how)}" if how else "")
+
+
+def mismatch(role: str, known: Mapping) -> str | None:
+    """What is to be warned of where a model that no :class:`Teacher` prepares inputs for gets
+    another normalisation than its weights expect; None: nothing.
+    """
+    gets = known["gets"]
+    if "renormalised" in gets or "mean" not in gets or not known["mean"] or not known["std"]:
+        return None
+    pairs = [pair for key in ("mean", "std") for pair in zip(gets[key], known[key], strict=False)]
+    if all(math.isclose(*pair, abs_tol=1e-3) for pair in pairs):
+        return None
+    return (
+        f"the weights of {role} expect mean {_list(known['mean'])}, std {_list(known['std'])}, and "
+        "get what the data gives; where they are to be tested or tuned as they are: mean="
+        f"{list(known['mean'])}, std={list(known['std'])} of data.train and data.test"
+    )
 
 
 def _list(values: Sequence[float]) -> str:

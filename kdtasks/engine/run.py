@@ -12,7 +12,7 @@ from kdtasks.engine.check import check
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.finished import FinishedStages
 from kdtasks.engine.finishing import finish_run, note_stage
-from kdtasks.engine.pretrained import sentence
+from kdtasks.engine.pretrained import mismatch, sentence
 from kdtasks.engine.processes import ReaderError, keep_memory, led, lost_reader
 from kdtasks.engine.teacher_card import Cards, teacher_cards
 from kdtasks.engine.work_dir import WorkDir
@@ -110,6 +110,8 @@ class Run(FinishedStages):
             self.notices.warn(slow)
         for role, known in self.experiment.pretrained.items():
             self.notices.say(sentence(role, known))
+            if warning := mismatch(role, known):
+                self.notices.warn(warning)
         if self.experiment.device.type == "cpu":
             keep_memory()
         # what is there now need not be gone through after each stage

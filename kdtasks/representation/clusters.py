@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def teacher_clusters(experiment: "Experiment", clusters: int | None = None) -> Tensor:
     """The cluster (n,) of each image of the training data: k-means (scikit-learn, seed 0) of the
-    first teacher's embeddings, brought to length 1.
+    first teacher's embeddings, brought to length 1. Each has two images at least, since one is
+    searched and one asks (:func:`without_singles`).
 
     Args:
         experiment: whose final stage has a teacher; images are taken without augmentation.
@@ -23,7 +24,7 @@ def teacher_clusters(experiment: "Experiment", clusters: int | None = None) -> T
             (a usual rule of thumb).
 
     Raises:
-        ValueError: fewer than 8 images.
+        ValueError: fewer than 8 images, or fewer than two for each cluster.
     """
     from sklearn.cluster import KMeans
 
@@ -42,5 +43,23 @@ def teacher_clusters(experiment: "Experiment", clusters: int | None = None) -> T
     found = [embedding_of(teacher(batch["input"])).float().cpu() for batch in loader]
     rows = directions(torch.cat(found))
     count = clusters or min(max(round((len(rows) / 2) ** 0.5), 2), 100)
+    if len(rows) < 2 * count:
+        raise ValueError(f"expected at least {2 * count} images for {count} clusters")
     fitted = KMeans(count, n_init=4, random_state=0).fit(rows.numpy())
-    return torch.from_numpy(fitted.labels_).long()
+    return without_singles(rows, torch.from_numpy(fitted.labels_).long())
+
+
+def without_singles(rows: Tensor, labels: Tensor) -> Tensor:
+    """The labels, where each cluster of one image has taken the most alike image of a cluster that
+    has three or more.
+
+    Args:
+        rows: (n, D), of length 1.
+        labels: (n,), of n / 2 clusters at most.
+    """
+    labels = labels.clone()
+    for label in labels.unique()[labels.unique(return_counts=True)[1] == 1].tolist():
+        size = labels.bincount()[labels]
+        alike = (rows @ rows[labels == label][0]).masked_fill(size < 3, -torch.inf)
+        labels[alike.argmax()] = label
+    return labels

@@ -96,10 +96,14 @@ def distill(
         "epochs": epochs,
         # half of an epoch at most passes before there are statistics
         "rows": min(1000, max(2, len(paths) // 2)),
+        # of more, most of a queue would be the images of the batch
+        "queue": min(4096, max(2, len(paths) // 2)),
     }
     _write(path, _text(name, data, student, teacher, labelled, facts))
     if labelled is None:
-        _cluster(configs.load(path), Path(f"{name}_clusters.npy"), seed, device)
+        file = Path(f"{name}_clusters.npy")
+        if not (resume and file.exists()):
+            _cluster(configs.load(path), file, seed, device)
     run = Run(
         configs.load(path), Path("work_dirs") / name / f"seed{seed}", seed, device, name, quiet
     )
@@ -189,14 +193,12 @@ def _clustered(train: dict[str, Any], file: str) -> dict[str, Any]:
 
 
 def _cluster(config: dict, path: Path, seed: int, device: str | None) -> None:
-    """Write the teacher's clusters of the images, if they are not there."""
+    """Write the teacher's clusters of the images that are in the folder now."""
     import numpy as np
 
     from kdtasks.engine.experiment import Experiment
     from kdtasks.representation.clusters import teacher_clusters
 
-    if path.exists():
-        return
     labels = teacher_clusters(Experiment(config, seed, device))
     np.save(path, labels.numpy())
 
@@ -225,7 +227,7 @@ losses = dict(
     ),
 )
 # random: the student before anybody teaches it. supervised=dict(num_classes=…, data=…) adds one
-# that learns from labels, pretrained='<file>' one with weights of a file
+# that learns from labels, pretrained='<file>' (True: the name's own) one with others' weights
 stages = dict(type='kdtasks.representation.stages.with_controls')
 
 data = dict(
@@ -259,7 +261,7 @@ def _text(
         train=_literal(facts["train"], 4),
         test=_literal(facts["test"], 4),
         rows=facts["rows"],
-        queue=4096,
+        queue=facts["queue"],
         batch_size=batch,
         epochs=epochs,
         val_interval=max(1, epochs // 4),

@@ -5,6 +5,7 @@ To learn from: any data set of images; ``unlabelled_folder``, whatever lies belo
 or ``split`` of one.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -201,10 +202,12 @@ class BankAndQueries:
 def bank_and_queries(bank: ImageArrays, queries: ImageArrays) -> BankAndQueries:
     """Two labelled sets to test a representation by: the queries find their class in the bank.
 
+    Images that are in both, pixel for pixel, are warned of: such a query finds itself.
+
     Raises:
         TypeError: not sets of images in memory.
-        ValueError: an image without a label, a file that is in both, images of other sizes, or a
-            class of the queries that the bank lacks.
+        ValueError: an image without a label, a file that is in both, images of other sizes or
+            normalised otherwise, or a class of the queries that the bank lacks.
     """
     for name, part in (("bank", bank), ("queries", queries)):
         if not isinstance(part, ImageArrays):
@@ -219,12 +222,35 @@ def bank_and_queries(bank: ImageArrays, queries: ImageArrays) -> BankAndQueries:
             f"images of {tuple(bank.images.shape[1:])} in the bank and of "
             f"{tuple(queries.images.shape[1:])} among the queries"
         )
+    if (bank.mean, bank.std) != (queries.mean, queries.std):
+        raise ValueError(
+            f"the bank is normalised with mean {bank.mean}, std {bank.std}, the queries with "
+            f"{queries.mean}, {queries.std}: expected the same"
+        )
     both = set(bank.paths or ()) & set(queries.paths or ())
     if both:
         raise ValueError(f"{len(both)} files are in the bank and queries too, as {min(both)}")
+    _warn_of_copies(bank, queries)
     if bank.classes and queries.classes and queries.classes != bank.classes:
         queries = queries.with_classes(bank.classes)
     return BankAndQueries(bank, queries)
+
+
+def _warn_of_copies(bank: ImageArrays, queries: ImageArrays) -> None:
+    places = {hash(image.tobytes()): k for k, image in enumerate(bank.images.cpu().numpy())}
+    found = []
+    for k, image in enumerate(queries.images.cpu().numpy()):
+        place = places.get(hash(image.tobytes()))
+        if place is not None and (bank.images[place].cpu().numpy() == image).all():
+            found.append((k, place))
+    if found:
+        k, place = found[0]
+        warnings.warn(
+            f"{len(found)} of {len(queries)} queries are in the bank too, pixel for pixel "
+            f"({queries.path(k)} as {bank.path(place)}): they find themselves, and the numbers are "
+            "too high",
+            stacklevel=3,
+        )
 
 
 def split(dataset: ImageArrays, queries: float = 0.3, seed: int = 0) -> BankAndQueries:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdtasks.core import Distiller
-from kdtasks.representation.models import embedding_of, map_of, map_path
+from kdtasks.representation.models import embedding_of, map_of, map_path, seen_size
 
 
 class RepresentationDistiller(Distiller):
@@ -39,16 +39,21 @@ class RepresentationDistiller(Distiller):
             given[embedding] = found
         if source is not None:
             prefix = getattr(self.model(role), "num_prefix_tokens", None)
-            given[whole] = map_of(given[source], found.shape[1], prefix)
+            size = seen_size(self._called(role), images)
+            given[whole] = map_of(given[source], found.shape[1], prefix, size)
         return given
+
+    def _called(self, role: str) -> nn.Module:
+        """What a role's images go to."""
+        return self.teachers[role] if role in self.teachers else self.model(role)
 
     def _map_name(self, role: str, images: Any) -> str:
         """The name of the tensor that is the map; found once for a network."""
         facts = self.facts(role)
         if "map" not in facts:
             few: Tensor = images[:2]
-            teaches = role in self.teachers
-            path = map_path(self.model(role), few, self.teachers[role] if teaches else None)
+            call = self._called(role) if role in self.teachers else None
+            path = map_path(self.model(role), few, call)
             if path is None:
                 raise ValueError(
                     f"{role}.map: no module of {type(self.model(role)).__name__} gives a map or "

@@ -36,7 +36,8 @@ def backbone(network: nn.Module | Callable, head: str | None = None, **options: 
         network: a module (in a config ``dict(type=…)``), or a function or class that makes one of
             ``options``.
         head: the path of its head; None: the linear layer behind which there are no other
-            parameters; where there is none, the network is taken as it is.
+            parameters; where there is none, or the network says ``has_head = False``, it is taken
+            as it is.
 
     Raises:
         ValueError: there is no such path; or options for a network that is made already.
@@ -62,6 +63,8 @@ def _final_linear(model: nn.Module) -> str | None:
     """The path of the linear layer that owns the parameters registered last; None where another
     layer does.
     """
+    if not getattr(model, "has_head", True):
+        return None
     owners = [(path, part) for path, part in model.named_modules() if part._parameters]
     path, last = owners[-1] if owners else ("", model)
     return path if isinstance(last, nn.Linear) and path else None
@@ -131,7 +134,16 @@ def network_map(model: nn.Module, images: Tensor) -> Tensor | None:
     seen: list[tuple[str, Any]] = []
     with _noting(inner, seen):
         width = embedding_of(model(images)).shape[1]
-    return map_of(seen[-1][1], width, getattr(inner, "num_prefix_tokens", None)) if seen else None
+    if not seen:
+        return None
+    prefix = getattr(inner, "num_prefix_tokens", None)
+    return map_of(seen[-1][1], width, prefix, seen_size(model, images))
+
+
+def seen_size(model: nn.Module, images: Tensor) -> tuple[int, int]:
+    """(height, width) of the images as a network sees them: a teacher may resize them."""
+    size = model.input_size if isinstance(model, Teacher) else None
+    return size or (images.shape[-2], images.shape[-1])
 
 
 @contextmanager
@@ -159,27 +171,49 @@ def _noting(model: nn.Module, seen: list[tuple[str, Any]]) -> Iterator[None]:
             hook.remove()
 
 
-def map_of(output: Any, width: int, prefix_tokens: int | None = None) -> Tensor:
+def map_of(
+    output: Any, width: int, prefix_tokens: int | None = None, size: tuple[int, int] = (1, 1)
+) -> Tensor:
     """What a module gives as a map ``(B, D, H, W)``.
 
     Args:
         output: a map of either layout or tokens, or several of them, the last of which counts.
         width: D, which tells the layouts apart.
-        prefix_tokens: that come before those of places; None: the fewest that leave a square.
+        prefix_tokens: that come before those of places; None: the fewest, 8 at most (DINOv2 has a
+            class token and four registers), that leave a grid.
+        size: (height, width) of the images, whose proportions the grid has.
 
     Raises:
-        ValueError: tokens that leave no square.
+        ValueError: tokens that leave no such grid.
     """
     found = _representation(output)
     if found.dim() == 4:
         is_last = found.shape[1] != width and found.shape[3] == width
         return found.permute(0, 3, 1, 2) if is_last else found
     count = found.shape[1]
-    side = int((count - (prefix_tokens or 0)) ** 0.5)
-    prefix = count - side * side if prefix_tokens is None else prefix_tokens
-    # DINOv2 has a class token and four registers
-    if side * side != count - prefix or prefix > 8:
-        raise ValueError(
-            f"{count} tokens, {prefix} of them before those of places, are no square map"
-        )
-    return found[:, prefix:].transpose(1, 2).unflatten(2, (side, side))
+    for prefix in range(9) if prefix_tokens is None else (prefix_tokens,):
+        grid = _grid(count - prefix, *size)
+        if grid is not None:
+            return found[:, prefix:].transpose(1, 2).unflatten(2, grid)
+    raise ValueError(
+        f"{count} tokens, {'up to 8' if prefix_tokens is None else prefix_tokens} of them before "
+        f"those of places, are no map of an image of {size[0]} x {size[1]}"
+    )
+
+
+def _grid(places: int, height: int, width: int) -> tuple[int, int] | None:
+    """Rows and columns of square patches of an image; None: there is no such number of them."""
+    if places < 1:
+        return None
+    if height == width:
+        side = round(places**0.5)
+        return (side, side) if side * side == places else None
+    for side in range(1, min(height, width) + 1):
+        # what is left over is cut off, or filled up
+        for rows, columns in (
+            (height // side, width // side),
+            (-(-height // side), -(-width // side)),
+        ):
+            if rows * columns == places:
+                return rows, columns
+    return None

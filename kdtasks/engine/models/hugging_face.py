@@ -3,6 +3,8 @@
 import importlib
 import json
 import re
+import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ class HuggingFaceModel(nn.Module):
         model: the network; its parameters have the prefix ``model.``.
         output: ``'logits'``; ``'pooled'``: ``pooler_output`` (B, D) where it has one, or else the
             first token, or the mean over places; ``'features'``: a backbone's ``feature_maps``.
+
+    Attributes:
+        has_head: whether its last layer is one of classes.
     """
 
     def __init__(self, model: nn.Module, output: str):
@@ -32,6 +37,7 @@ class HuggingFaceModel(nn.Module):
         self.model, self.output = model, output
         self.pooled, self.tokens = nn.Identity(), nn.Identity()
         self.channels: list[int] = list(getattr(model, "channels", ()))
+        self.has_head = output == "logits"
 
     def forward(self, image: Tensor) -> Any:
         """Images (B, C, H, W) -> (B, classes), (B, D) or a list of maps."""
@@ -64,6 +70,10 @@ def build(
             pooled.
         options: of its config: ``num_labels``, ``image_size`` …; ``out_indices`` of ``'features'``.
 
+    Layers that the weights lack are warned of, for they are as they were made; but a pooler that
+    was never trained (a ViT classifier has none, its plain model does) is left out, so that
+    ``'pooled'`` is the first token.
+
     Raises:
         ValueError: transformers is not installed, or cannot read it; or no such output.
     """
@@ -83,13 +93,30 @@ def build(
             with torch.device("meta"):
                 auto = type(auto.from_config(config))
         if weights:
-            model = auto.from_pretrained(name, config=config, **where)
+            model, known = auto.from_pretrained(
+                name, config=config, output_loading_info=True, **where
+            )
+            _take_account(name, model, known["missing_keys"])
         else:
             model = auto.from_config(config)
     except (OSError, ImportError, KeyError, RuntimeError) as error:
         first = str(error).partition("\n")[0]
         raise ValueError(f"transformers cannot read {name!r}: {first}") from error
     return HuggingFaceModel(model.train(), kind)
+
+
+def _take_account(name: str, model: nn.Module, missing: Collection[str]) -> None:
+    """Of layers that the weights lack."""
+    poolers = [key for key in missing if key.startswith("pooler.")]
+    if poolers:
+        model.pooler = None
+    others = sorted(set(missing) - set(poolers))
+    if others:
+        warnings.warn(
+            f"the weights of {name!r} lack {', '.join(others[:3])}{' …' if others[3:] else ''}: "
+            f"{len(others)} tensors of {type(model).__name__} are as they were made, untrained",
+            stacklevel=2,
+        )
 
 
 def check(name: str, weights: object = None, output: object = None, **options: Any) -> None:
