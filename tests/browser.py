@@ -39,6 +39,16 @@ os.dup2(write, 4)
 os.execv(sys.argv[3], sys.argv[3:])
 """
 
+# what reaches over the page's edges
+OUTSIDE = """[...document.querySelectorAll('body *')].filter(e => {
+    const r = e.getBoundingClientRect();
+    return r.width && (r.right > document.documentElement.clientWidth + 1 || r.left < -1);
+}).map(e => e.outerHTML.slice(0, 80))"""
+IMAGES = """[...document.images].filter(i => i.offsetParent).map(i => [
+    i.complete ? i.naturalWidth : 0,
+    i.getBoundingClientRect().width,
+])"""
+
 
 class Browser:
     """One tab. ``requests`` are the addresses it has asked for, ``errors`` what scripts have thrown."""
@@ -139,3 +149,20 @@ class Browser:
         clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
         found = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
         Path(path).write_bytes(base64.b64decode(found["data"]))
+
+
+def check_whole(browser: Browser, path: Path, width: int, dark: bool = False) -> list:
+    """Nothing of a page is cut off, shrunk to where it cannot be read, or loaded from elsewhere; the
+    sizes of its images, as stored and as shown.
+    """
+    browser.open(path, width, dark=dark)
+    browser.run("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    assert browser.run("document.documentElement.scrollWidth") == width
+    assert browser.run(OUTSIDE) == []
+    images = browser.run(IMAGES)
+    for stored, shown in images:
+        # stored finer than shown; none shrinks to where its letters are too small to read
+        assert 0 < shown <= stored and (width > 700 or shown > stored / 2.2)
+    others = [url for url in browser.requests if not url.startswith("data:")]
+    assert others == [path.resolve().as_uri()] and browser.errors == []
+    return images

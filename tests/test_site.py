@@ -99,6 +99,48 @@ def test_every_public_name_has_its_description_and_every_description_a_name():
         assert found or importlib.import_module(name), name
 
 
+def named_by_configs() -> set[str]:
+    """What of ours a ``type`` of a config, or of a text, names."""
+    files = [*(ROOT / "configs").rglob("*.py"), *(ROOT / "configs").rglob("*.md"), *PAGES]
+    texts = [path.read_text("utf-8") for path in (ROOT / "README.md", *files)]
+    return set(re.findall(r"""type=["'](kdtasks\.[\w.]+)["']""", "\n".join(texts)))
+
+
+def test_what_configs_name_has_its_description():
+    found = named_by_configs()
+    assert len(found) > 100
+    missing = []
+    for name in sorted(found):
+        module, _, last = name.rpartition(".")
+        thing = getattr(importlib.import_module(module), last)
+        home = thing.__module__
+        known = {
+            name,
+            module,
+            home,
+            f"{home}.{thing.__qualname__}",
+            f"{home.rpartition('.')[0]}.{last}",
+        }
+        if API.isdisjoint(known):
+            missing.append(name)
+    assert missing == [], "write them into docs/api.md or the page of their method"
+
+
+def test_every_distiller_that_supplies_tensors_stands_on_their_page():
+    changes = r"(?:names|own_names|outputs|prepare)"
+    own = re.compile(
+        rf"^class (\w+)\(\w*Distiller\b[^)]*\):\n(?:(?!^class ).*\n)*?    def {changes}\(", re.M
+    )
+    found = [
+        name
+        for path in (ROOT / "kdtasks").rglob("*.py")
+        for name in own.findall(path.read_text("utf-8"))
+    ]
+    assert len(found) >= 9
+    page = TEXT[DOCS / "tensors.md"]
+    assert [name for name in found if not re.search(rf"\.{name}(`| -->)", page)] == []
+
+
 def test_every_name_of_a_tensor_stands_on_its_page():
     page = TEXT[DOCS / "tensors.md"]
     names = {*detection._OF_BOTH, *detection._OF_TEACHER, *detection._OF_STUDENT, *_BOUNDARY}

@@ -121,8 +121,9 @@ def pictures(run: "Run") -> list[tuple[str, "Figure"]]:
     labelled = getattr(loader.dataset, "target", [0] * len(loader.dataset))
     known = [None if int(one) < 0 else 0 for one in labelled]
     # thresholds are chosen on these
-    samples = list(readable(loader.dataset, draw.choose_labelled(known, 64)).values())
-    images, targets = [[s[key] for s in samples] for key in ("input", "target")]
+    samples = readable(loader.dataset, draw.choose_labelled(known, 64)).values()
+    pairs = [(s["input"], s["target"]) if isinstance(s, Mapping) else s[:2] for s in samples]
+    images, targets = [image for image, _ in pairs], [target for _, target in pairs]
     found = {name: _detect(model, images, run.experiment.device) for name, model in models.items()}
     few = draw.choose_labelled(targets)
     return draw.draw(

@@ -10,6 +10,8 @@ from kdtasks.core.views import view_hash
 from kdtasks.images.augmentation import KorniaAugmentation
 
 CORRUPT = 0xC0  # salt of view_hash
+# pixels of a side at most on which it is found out how a transform takes a batch: 16 images of them
+_TRIED = 256
 # the same for all seeds of a run, so that all students see the same images
 _SEED = 0
 
@@ -57,8 +59,9 @@ def corrupted(
             are not in [0,1], and ``normalization`` is None.
         ImportError: kornia is not installed.
     """
-    shape = tuple(next(iter(loader))["input"][0].shape)
-    known = usual_corruptions(shape[0]) if chosen is None else {}
+    channels, *sides = next(iter(loader))["input"][0].shape
+    shape = (channels, *(min(side, _TRIED) for side in sides))
+    known = usual_corruptions(channels) if chosen is None else {}
     known |= {name: (repr(transform), transform) for name, transform in (chosen or {}).items()}
     return {
         name: (text, _Corrupted(loader, intensity_only(transform, shape, name), normalization))

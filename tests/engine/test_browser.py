@@ -12,19 +12,10 @@ from small_runs import small
 from kdtasks.engine.compare.files import write_page
 from kdtasks.engine.report import write_report
 from kdtasks.engine.run import Run
-from tests.browser import Browser, needs_chromium
+from tests.browser import Browser, check_whole, needs_chromium
 
 pytestmark = [needs_chromium, pytest.mark.usefixtures("drawn_reports")]
 RESULTS = Path(__file__).parents[2] / "results" / "classification_digits.json"
-# what reaches over the page's edges
-OUTSIDE = """[...document.querySelectorAll('body *')].filter(e => {
-    const r = e.getBoundingClientRect();
-    return r.width && (r.right > document.documentElement.clientWidth + 1 || r.left < -1);
-}).map(e => e.outerHTML.slice(0, 80))"""
-IMAGES = """[...document.images].filter(i => i.offsetParent).map(i => [
-    i.complete ? i.naturalWidth : 0,
-    i.getBoundingClientRect().width,
-])"""
 COLUMN = """(() => {
     const head = [...document.querySelectorAll('th')].find(h => h.textContent.trim() === %s);
     head.querySelector('button').focus();
@@ -56,17 +47,8 @@ def pages(undisturbed, tmp_path_factory):
 @pytest.mark.parametrize("dark", [False, True])
 def test_nothing_is_cut_off_or_loaded_from_elsewhere(browser, pages, width, dark):
     for path in pages:
-        browser.open(path, width, dark=dark)
-        browser.run("document.querySelectorAll('details').forEach(d => { d.open = true; })")
-        assert browser.run("document.documentElement.scrollWidth") == width
-        assert browser.run(OUTSIDE) == []
-        images = browser.run(IMAGES)
+        images = check_whole(browser, path, width, dark)
         assert len(images) > 5 or path.stem == "compare"
-        for stored, shown in images:
-            # stored finer than shown; none shrinks to where its letters are too small to read
-            assert 0 < shown <= stored and (width > 700 or shown > stored / 2.2)
-        others = [url for url in browser.requests if not url.startswith("data:")]
-        assert others == [path.resolve().as_uri()] and browser.errors == []
         page, ink = (
             sum(map(int, browser.run(f"getComputedStyle(document.body).{key}")[4:-1].split(",")))
             for key in ("backgroundColor", "color")

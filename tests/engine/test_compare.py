@@ -690,7 +690,14 @@ def test_command(tmp_path, capsys, monkeypatch):
         and "[1/3] teacher for small_small, seed 0" in said.err
     )
     assert (tmp_path / "out/compare.png").exists()
-    assert json.loads((tmp_path / "out/compare.json").read_text())["seeds"] == [5]
+    result = json.loads((tmp_path / "out/compare.json").read_text())
+    assert result["seeds"] == [5]
+    # the page is of this comparison, in one file
+    page = (tmp_path / "out/compare.html").read_text("utf-8")
+    (row,) = result["configs"].values()
+    assert "<title>small_small</title>" in page and "no verdict" in page
+    assert all(f">{value:.3f}<" in page for value in (*row["alone"], *row["distilled"]))
+    assert "compare.json compare.png compare.html" in said.out and "src=" not in page
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,43 @@ def test_torchrun_starts_again_what_was_killed(tmp_path):
 
 
 @pytest.mark.slow
+def test_torchruns_agent_is_told_to_stop_and_both_ranks_save(tmp_path):
+    """As a scheduler does it: SIGTERM reaches torchrun alone, which hands it on."""
+    options = ["student.norm=False", "teacher.norm=False", "student.width=4"]
+    options += ["custom_hooks=[{'type': 'small_parts.Slow'}]", "checkpoint_interval=9"]
+
+    def started(name, slow, *further):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+        command += [str(ROOT / "tools" / "train.py"), str(SMALL), "--launcher", "pytorch"]
+        command += ["--device", "cpu", "--work-dir", str(tmp_path / name), *further]
+        environment = {**os.environ, "SLOW": slow}
+        return subprocess.Popen(
+            [*command, "--cfg-options", *options],
+            env=environment,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+
+    agent, log = started("cut", "0.5"), tmp_path / "cut" / "train.log"
+    deadline = time.time() + 120
+    while time.time() < deadline and not (log.exists() and "4/18" in log.read_text()):
+        time.sleep(0.1)
+    agent.send_signal(signal.SIGTERM)
+    said = agent.communicate(timeout=60)[1]
+    assert agent.returncode != 0
+    assert said.count("is saved after") == 1 and "the same command with --resume goes on" in said
+    (reached,) = checkpoints(tmp_path / "cut").values()
+    assert 4 <= reached[0] < 18 and f"is saved after {reached[0]} of 18 steps" in said
+    for name, further in (("cut", ["--resume"]), ("whole", [])):
+        done = started(name, "0", *further)
+        said = done.communicate(timeout=200)[1]
+        assert done.returncode == 0, said
+    assert checkpoints(tmp_path / "cut") == checkpoints(tmp_path / "whole")
+
+
+@pytest.mark.slow
 def test_four_ranks_of_which_one_is_killed_go_on_when_they_are_started_again(tmp_path):
     """As torchrun starts them. 203 test images in batches of 33: ranks have uneven last ones."""
     options = ["student.norm=False", "teacher.norm=False", "student.width=4", "schedule=[]"]
