@@ -342,6 +342,22 @@ def load_weights(model: nn.Module, path: str | Path, grown: bool = False, prefix
         f"{str(path)!r} is not a checkpoint of this {type(model).__name__}: "
         + (_differences(model, _completed(model, state, grown)) or "torch refuses it")
         + (f". It says it is {meta['model']}" if "model" in meta else "")
+        + _hint_of_backbone(model, state, path)
+    )
+
+
+def _hint_of_backbone(model: nn.Module, state: dict, path: str | Path) -> str:
+    """Where a file would do as a backbone, what says that it is one."""
+    if state.keys() & model.state_dict().keys():
+        return ""
+    try:
+        _, said = placed_backbone(model, state, path)
+    except ValueError:
+        return ""
+    beside = Path(path).with_suffix(".json").name
+    return (
+        f". If it is the backbone that a run of representation has trained, keep that run's "
+        f"{beside!r} beside it, which says so: {said}"
     )
 
 

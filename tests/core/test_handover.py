@@ -76,6 +76,19 @@ def test_a_detector_takes_its_body(tmp_path, network, body):
     assert "at 'backbone.body'" in said and "backbone.fpn (" in said and "head." in said
 
 
+def test_a_backbone_without_what_says_so_is_refused_with_where_it_would_go(tmp_path):
+    path = saved(tmp_path, backbone(small_resnet(4)))
+    path.with_suffix(".json").unlink()
+    model = retinanet(3, backbone=small_resnet(4), channels=8)
+    where = r"keep that run's 'student.json' beside it.* were put in at 'backbone.body'"
+    with pytest.raises(ValueError, match=where):
+        load_weights(model, path)
+    # of another shape it is none
+    with pytest.raises(ValueError) as other:
+        load_weights(retinanet(3, backbone=small_resnet(8), channels=8), path)
+    assert "student.json" not in str(other.value)
+
+
 def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
     path = saved(tmp_path, backbone(resnet8()))
     for model, message in (
