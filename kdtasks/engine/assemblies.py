@@ -12,6 +12,7 @@ from kdtasks.engine import checkpoint
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.evaluation import evaluate
 from kdtasks.engine.experiment import Experiment
+from kdtasks.engine.model_factory import model_facts
 from kdtasks.engine.work_dir import WorkDir
 
 
@@ -57,7 +58,8 @@ def write_assemblies(experiment: Experiment, files: WorkDir) -> dict[str, float]
         for path, source in parts.items():
             experiment.load(model.get_submodule(path), source, files)
         metrics = evaluate(experiment.task, model, experiment.test_loader(final))
-        meta = {**experiment.meta(final), **experiment.model_meta(name), "parts": dict(parts)}
+        facts = model_facts(experiment.specs[name])
+        meta = {**experiment.meta(final), **facts, "parts": dict(parts)}
         weights = {key: value.cpu() for key, value in model.state_dict().items()}
         checkpoint.save_weights(weights, {**meta, "metrics": metrics}, files.path / f"{name}.pth")
         found |= {f"{name}_{metric}": value for metric, value in metrics.items()}

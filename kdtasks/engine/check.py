@@ -43,6 +43,9 @@ class _FirstBatch:
 def check(experiment: "Experiment") -> None:
     """Build every stage on one real batch, so that what is wrong is said before the first step.
 
+    What is built is dropped: nothing of the earlier stages is in it, and one stage at a time fits
+    into the memory. The data sets stay.
+
     Raises:
         ConfigError, ValueError, FileNotFoundError, RuntimeError: what is wrong, and where.
     """

@@ -9,10 +9,10 @@ from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.models import facts_of
 
 if TYPE_CHECKING:
-    from kdtasks.engine.experiment import Experiment
+    from kdtasks.engine.stage_models import StageModels
 
 
-def check_source(experiment: "Experiment", stage: Stage) -> None:
+def check_source(experiment: "StageModels", stage: Stage) -> None:
     """A stage that goes on with another one's student has its classes, new ones behind.
 
     Raises:
@@ -34,7 +34,9 @@ def check_source(experiment: "Experiment", stage: Stage) -> None:
             )
 
 
-def check_teachers(experiment: "Experiment", stage: Stage, teachers: Mapping[str, Teacher]) -> None:
+def check_teachers(
+    experiment: "StageModels", stage: Stage, teachers: Mapping[str, Teacher]
+) -> None:
     """A teacher whose output is compared knows the classes of the data, in their order.
 
     Raises:

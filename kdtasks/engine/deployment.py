@@ -15,6 +15,7 @@ from kdtasks.core.trial import keep_state
 from kdtasks.engine.dry_run import example
 from kdtasks.engine.latency import median_ms
 from kdtasks.engine.packed import packed_file
+from kdtasks.engine.seeds import seeded
 
 if TYPE_CHECKING:
     from kdtasks.engine.run import Run
@@ -55,7 +56,7 @@ def measure(run: "Run") -> dict[str, Any]:
     stage = experiment.final or experiment.stages[-1]
     makers = _makers(run, stage)
     devices = 2 if experiment.device.type == "cuda" else 1
-    with experiment.seeded("deployment"):
+    with seeded(experiment.seed, "deployment"):
         sample = example(experiment, stage, 1)["input"]
         found = {
             name: _measured(make, sample, SECONDS / (devices * len(makers)))

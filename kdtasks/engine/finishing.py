@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from kdtasks.core import Stage
 from kdtasks.engine import checkpoint, deployment, notices, robustness
 from kdtasks.engine.assemblies import write_assemblies
+from kdtasks.engine.model_factory import model_facts
 from kdtasks.engine.teacher_card import doubts
 
 if TYPE_CHECKING:
@@ -53,9 +54,10 @@ def finish_run(run: "Run") -> None:
         state = checkpoint.load(files.weights(final.name))
         student = run.work_dir / "student.pth"
         checkpoint.save_weights(state["state_dict"], state["meta"], student)
-        for k, weights in enumerate(state["resume"]["learners"][1:]):
-            about = {**state["meta"], **experiment.peer_meta(k)}
-            checkpoint.save_weights(weights, about, run.work_dir / f"peer{k + 1}.pth")
+        learners = state["resume"]["learners"][1:]
+        for k, (weights, spec) in enumerate(zip(learners, experiment.config["peers"]), start=1):
+            about = {**state["meta"], **model_facts(spec)}
+            checkpoint.save_weights(weights, about, run.work_dir / f"peer{k}.pth")
         further = write_assemblies(experiment, files)
         if further:
             files.finish(final.name, {**run.done[final.name], **further})

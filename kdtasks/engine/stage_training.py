@@ -1,8 +1,9 @@
 """One stage of an experiment, from its models and data to its results."""
 
 import copy
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from kdtasks.core import Distiller, Stage
 from kdtasks.core.names import STUDENT
 from kdtasks.engine import builder
-from kdtasks.engine.anchors import Route, check_kept, routes_of
+from kdtasks.engine.anchors import check_kept, routes_of
 from kdtasks.engine.clock import working_seconds
 from kdtasks.engine.config_checks import iterations
 from kdtasks.engine.data_facts import check_data
@@ -20,7 +21,7 @@ from kdtasks.engine.loader import Loader
 from kdtasks.engine.loop import Lengths
 from kdtasks.engine.notices import Notices, differing_ranks
 from kdtasks.engine.parameters import build_optimizer, leaves_parameters_out
-from kdtasks.engine.preparation import Prepare, preparation
+from kdtasks.engine.preparation import preparation
 from kdtasks.engine.processes import led
 from kdtasks.engine.runner import StageRunner, StageSetup
 from kdtasks.engine.show import Bar
@@ -50,6 +51,9 @@ def train_stage(
 ) -> Outcome:
     """Train a stage to its end; its checkpoints are then in its folder.
 
+    Its models and its loader are made anew: those of :func:`kdtasks.engine.check.check` lack what
+    earlier stages have left, and of all stages they would not fit into the memory at once.
+
     Args:
         experiment: whose stage it is.
         stage: which.
@@ -62,15 +66,20 @@ def train_stage(
     first = experiment.first_batch(stage, files)
     distiller = experiment.built_distiller(stage, files, first)
     experiment.task.equip(experiment, stage, distiller, files)
-    length = iterations(
-        experiment.setting(stage, "length"), len(loader), f"{stage.name}.length", least=0
-    )
+    lengths = _lengths(experiment, stage, files, loader)
     begun = working_seconds()
     routes = routes_of(experiment, stage, distiller, files)
     prepare = preparation(experiment, stage, distiller, files, first, routes)
     prepared = working_seconds() - begun
-    with Bar(stage.name, length, notices.quiet) as bar:
-        runner = _runner(experiment, stage, files, loader, distiller, first, prepare, routes, bar)
+    with Bar(stage.name, lengths.total, notices.quiet) as bar:
+        setup = dataclasses.replace(
+            _setup(experiment, stage, files, loader, distiller, lengths),
+            find_unused_parameters=experiment.world > 1 and leaves_parameters_out(distiller, first),
+            prepare=prepare,
+            routes=routes,
+            show=bar,
+        )
+        runner = StageRunner(setup)
         if differs := differing_ranks(experiment, distiller):
             runner.logger.warning(differs)
             notices.say(f"note: {differs}")
@@ -83,26 +92,24 @@ def train_stage(
             runner.take_optimizer_state(files.weights(source))
         runner.train()
     check_kept(experiment, stage, files)
-    return _outcome(runner, length, prepared)
+    return _outcome(runner, lengths.total, prepared)
 
 
-def _runner(
+def _setup(
     experiment: Experiment,
     stage: Stage,
     files: WorkDir,
     loader: Loader,
     distiller: Distiller,
-    first: Mapping,
-    prepare: Prepare | None,
-    routes: Mapping[str, Route],
-    bar: Bar,
-) -> StageRunner:
+    lengths: Lengths,
+) -> StageSetup:
+    """What the config says of a stage's training; what the run adds is not there yet."""
     config = experiment.config
 
     def optimizer(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         return build_optimizer(experiment.setting(stage, "optimizer"), distiller, parameters)
 
-    setup = StageSetup(
+    return StageSetup(
         name=stage.name,
         folder=files.folder(stage.name),
         log_file=files.path / "train.log",
@@ -113,20 +120,15 @@ def _runner(
         optimizer=optimizer,
         schedule=experiment.schedule(stage),
         train=stage.train,
-        lengths=_lengths(experiment, stage, files, loader),
+        lengths=lengths,
         options=config,
         keep=stage.keep,
-        find_unused_parameters=experiment.world > 1 and leaves_parameters_out(distiller, first),
-        prepare=prepare,
-        routes=routes,
         seed=experiment.seed,
         meta=experiment.meta(stage),
-        show=bar,
         custom_hooks=copy.deepcopy(config["custom_hooks"]),
         tracker=open_tracker(experiment, files, stage.name),
         finish=_finish(experiment, stage, files),
     )
-    return StageRunner(setup)
 
 
 def _finish(
