@@ -27,32 +27,6 @@ TASKS = [
     )
     if (PACKAGE / name).is_dir()
 ]
-# of a task; all others need torch and no more
-FRAMEWORK_FILES = (
-    "trainer",
-    "data",
-    "degradation",  # of data
-    "pairs",
-    "models",
-    "plugin",
-    "pictures",
-    "coco_metrics",
-    "distiller",
-    "torchvision_distiller",
-    "mmdet_distiller",
-    "mmdet_detectors",
-    "export",
-    "predictions",
-    "perceptual",
-    "probe",
-    "clusters",
-    "command",
-    "avalanche_benchmarks",
-    # what is done with the networks of a run of continual learning
-    "exemplars",
-    "finish",
-    "der_memory",
-)
 SLOW = {
     "avalanche",
     "kornia",
@@ -69,6 +43,8 @@ SLOW = {
     "skimage",
     "lpips",
 }
+# of weights: imported where one is read or written
+FORMATS = {"safetensors"}
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 
@@ -127,46 +103,67 @@ def is_late(file: str) -> bool:
     return bool(name) and name.removesuffix(".py") not in reached
 
 
-def is_framework(file: str) -> bool:
-    """Whether a task's file, or the package that it is in, may need more than torch."""
-    return file.split("/")[1].removesuffix(".py") in FRAMEWORK_FILES
+def module_of(file: str) -> str:
+    """``'core/names.py'`` -> ``'kdtasks.core.names'``."""
+    return "kdtasks." + file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def imports_of(file: str) -> tuple[set[str], set[str]]:
+    """What a file of the package imports, as :func:`imports` says it."""
+    return imports(
+        (PACKAGE / file).read_text(), module_of(file) + ".x" * file.endswith("__init__.py")
+    )
+
+
+MODULES = {module_of(file): file for file in FILES if "/" in file}
+
+
+def files_of(names) -> set[str]:
+    """The files of the package that imported names are of."""
+    return {MODULES.get(name) or MODULES.get(name.rpartition(".")[0], "") for name in names} - {""}
+
+
+def method_files() -> set[str]:
+    """The files that ``import kdtasks.<task>`` reads: what a task's package exports, its losses and
+    formulas, and what these need. They need torch and no more; a task's other files may need its
+    libraries.
+    """
+    reached, left = set(), {f"{task}/__init__.py" for task in ("core", *TASKS)}
+    while left:
+        reached |= left
+        left = files_of(name for file in left for name in imports_of(file)[0]) - reached
+    return reached
+
+
+METHOD_FILES = method_files()
 
 
 def allowed(file: str) -> tuple[set[str], set[str], set[str]]:
     """For a file: the parts of kdtasks, the libraries at its top, and those inside of its
     functions.
     """
-    folder, _, name = file.rpartition("/")
+    folder = file.split("/")[0]
+    if file in METHOD_FILES:
+        parts = {"core"} if folder == "core" else {"core", "general", folder}
+        return parts, {"torch"}, FORMATS
     if folder == "core":
-        more = {"safetensors"} if name == "weights.py" else set()
-        more |= {"numpy"} if name.startswith("cache") else set()
-        return {"core"}, {"torch"} | more - {"safetensors"}, more
+        return {"core"}, {"torch", "numpy"}, FORMATS
+    libraries = {"torch", "torchvision", "numpy", "PIL", "mmengine"}
     if folder == "images":
-        return (
-            {"core", "images"},
-            {"torch", "numpy"},
-            {"PIL", "torchvision", "sklearn", "matplotlib", "kornia"},
-        )
-    if folder == "general":
-        return {"core", "general"}, {"torch"}, set()
-    if file == "quantization/packing.py":
-        return {"core", "quantization"}, {"torch"}, {"safetensors"}
-    if folder.split("/")[0] == "engine":
-        libraries = {"torch", "mmengine", "numpy", "rich"}
-        later = {"safetensors", "jinja2", "transformers", "yaml", "PIL"}
-        return {"core", "engine"}, libraries, libraries | SLOW | later
-    if is_framework(file):
-        libraries = {"torch", "torchvision", "numpy", "PIL"} | (
-            {"mmengine"} if Path(name).stem in ("plugin", "mmdet_detectors") else set()
-        )
-        if is_late(file):
-            libraries = libraries | SLOW
-        return (
-            {"core", "general", "images", "engine", folder.split("/")[0]},
-            libraries,
-            libraries | SLOW,
-        )
-    return {"core", "general", folder.split("/")[0]}, {"torch"}, set()
+        return {"core", "images"}, {"torch", "numpy"}, libraries - {"mmengine"} | SLOW
+    if folder == "engine":
+        at_top = {"torch", "mmengine", "numpy", "rich"}
+        later = {"jinja2", "transformers", "yaml", "PIL"}
+        return {"core", "engine"}, at_top, SLOW | FORMATS | later
+    at_top = libraries | (SLOW if is_late(file) else set())
+    return {"core", "general", "images", "engine", folder}, at_top, libraries | SLOW
+
+
+def test_the_files_of_a_method_are_those_that_its_task_exports():
+    losses = {"general/kd.py", "detection/adl.py", "incremental/lwf.py"}
+    assert losses <= METHOD_FILES and {"core/distiller.py", "core/precision.py"} <= METHOD_FILES
+    assert not any(file.startswith(("engine/", "images/")) for file in METHOD_FILES)
+    assert not any(file.endswith(("/trainer.py", "/pictures.py")) for file in METHOD_FILES)
 
 
 def test_late_files_are_those_that_a_plugin_imports_inside_of_functions():
@@ -190,27 +187,20 @@ def test_the_reader_of_imports_reads_all_kinds():
     }
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if "/" in file])
+@pytest.mark.parametrize("file", MODULES.values())
 def test_imports_go_in_one_direction(file):
-    top, inside = imports(
-        (PACKAGE / file).read_text(), "kdtasks." + file.removesuffix(".py").replace("/", ".")
-    )
+    top, inside = imports_of(file)
     parts, libraries, later = allowed(file)
     assert {name.split(".")[1] for name in own(top | inside) if "." in name} <= parts | {
         "__version__"
     }
     assert foreign(top) <= libraries and foreign(inside) <= libraries | later
-    if file.startswith("engine/") or file.startswith("core/"):
+    if file.startswith(("engine/", "core/")):
         assert not any(f"kdtasks.{task}" in (PACKAGE / file).read_text() for task in TASKS), (
             "names a task"
         )
-    elif not is_framework(file):
-        task = file.split("/")[0]
-        torch_only = {"models", "distiller"} if task == "incremental" else {"models"}
-        behind = {f"kdtasks.{task}.{name}" for name in FRAMEWORK_FILES if name not in torch_only}
-        assert not any(
-            name == b or name.startswith(f"{b}.") for name in own(top | inside) for b in behind
-        )
+    if file in METHOD_FILES:
+        assert files_of(own(inside)) <= METHOD_FILES
 
 
 # ------------------------------------------------------------------------------ no word of any task
@@ -310,16 +300,11 @@ def cycle(graph: dict[str, set[str]]) -> list[str]:
 def test_no_module_imports_itself_over_others():
     assert cycle({"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}) == ["b", "d"]
     assert cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
-    names = {
-        "kdtasks." + file.removesuffix(".py").removesuffix("/__init__").replace("/", "."): file
-        for file in FILES
-        if "/" in file
-    }
     graph = {
         name: imported_modules(
-            (PACKAGE / file).read_text(), name + ".x" * file.endswith("__init__.py"), names.keys()
+            (PACKAGE / file).read_text(), name + ".x" * file.endswith("__init__.py"), MODULES.keys()
         )
-        for name, file in names.items()
+        for name, file in MODULES.items()
     }
     assert not cycle(graph)
 
