@@ -48,15 +48,23 @@ FORMATS = {"safetensors"}
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 
-def imports(source: str, module: str = "") -> tuple[set[str], set[str]]:
+def imports(source: str, module: str = "", for_types: bool = True) -> tuple[set[str], set[str]]:
     """What a file imports at its top, and inside of its functions or for type checkers only: full
-    names, ``kdtasks.core.names.did_you_mean``.
+    names, ``kdtasks.core.names.did_you_mean``. Without ``for_types``: but for type checkers.
     """
     tree, package = ast.parse(source), module.rpartition(".")[0]
+    left_out = {
+        id(node)
+        for part in ast.walk(tree)
+        if not for_types and _is_for_types(part)
+        for node in ast.walk(part)
+    }
     inside = {id(node) for part in ast.walk(tree) if _is_run_later(part) for node in ast.walk(part)}
     found = set(), set()
     for node in ast.walk(tree):
         names = []
+        if id(node) in left_out:
+            continue
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         if isinstance(node, ast.ImportFrom):
@@ -73,9 +81,11 @@ def imports(source: str, module: str = "") -> tuple[set[str], set[str]]:
 
 
 def _is_run_later(node: ast.AST) -> bool:
-    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or (
-        isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-    )
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or _is_for_types(node)
+
+
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
 
 
 def own(names) -> set[str]:
@@ -273,11 +283,7 @@ def test_the_engine_does_not_look_what_a_task_or_a_distiller_has():
 # ---------------------------------------------------------------------------- cycles, private names
 def imported_modules(source: str, module: str, modules) -> set[str]:
     """The modules of the package that a file imports, at its top or later, but for type checkers."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            node.body = [ast.Pass()]
-    names = set().union(*imports(ast.unparse(tree), module))
+    names = set().union(*imports(source, module, for_types=False))
     return {name if name in modules else name.rpartition(".")[0] for name in own(names)} & modules
 
 

@@ -10,7 +10,7 @@ import from_docstrings
 import pytest
 import restructured
 
-from kdtasks.detection import distiller as detection
+from kdtasks.detection import answers
 from kdtasks.engine import config
 from kdtasks.general.bss_distiller import _BOUNDARY
 from kdtasks.incremental import DERDistiller, IncrementalDistiller
@@ -143,7 +143,7 @@ def test_every_distiller_that_supplies_tensors_stands_on_their_page():
 
 def test_every_name_of_a_tensor_stands_on_its_page():
     page = TEXT[DOCS / "tensors.md"]
-    names = {*detection._OF_BOTH, *detection._OF_TEACHER, *detection._OF_STUDENT, *_BOUNDARY}
+    names = {*answers.OF_BOTH, *answers.OF_TEACHER, *answers.OF_STUDENT, *_BOUNDARY}
     for kind in (IncrementalDistiller, DERDistiller):
         names |= {*kind.own_names(kind.__new__(kind), "student")}
     names |= {"<teacher>.old", "<teacher>.heads", "student.attention", "student.attended"}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from kdtasks.core.names import TensorName, as_names, did_you_mean
 from kdtasks.core.terms import trains
 
-# what the default list calls its control and its taught student, and what a list of one's own may
+# what the default list calls its control and its taught student
 ALONE, DISTILLED = "alone", "distilled"
 ROLES = {
     "teacher": "a model that teaches, and that no teacher has taught",
@@ -288,14 +288,15 @@ def arms(stages: Sequence[Stage]) -> Arms:
 def with_roles(stages: Sequence[Stage]) -> list[Stage]:
     """The stages, each with a role; one that a stage has already stays.
 
-    The control is called "alone". A model other than the student is a teacher, or a step if some
-    teacher has pulled on it. Of the student, ``taught`` is "distilled" (what some teacher has
-    pulled on behind it is ``joint``); without one of that name the last stage that some teacher
-    has pulled on. Any other is a step if a later stage goes on with it or learns from it; else
-    ``taught`` or ``joint``, as a teacher has pulled on it or not.
+    The control says that it is one: another student without a teacher may have another budget. A
+    model other than the student is a teacher, or a step if some teacher has pulled on it. Of the
+    student, the last stage that some teacher has pulled on is ``taught``. Any other is a step if a
+    later stage goes on with it or learns from it; else ``taught`` or ``joint``, as a teacher has
+    pulled on it or not.
 
     Raises:
-        ValueError: no such role; two controls; a control that is not the student's.
+        ValueError: no such role; two controls; a control that is not the student's; a stage with
+            the name of the control that is made where there is none, and with no role.
     """
     for stage in stages:
         if stage.role is not None and stage.role not in ROLES:
@@ -303,14 +304,17 @@ def with_roles(stages: Sequence[Stage]) -> list[Stage]:
                 f"stage {stage.name!r}: there is no role {stage.role!r}; "
                 f"{did_you_mean(stage.role, ROLES)}"
             )
+        if stage.role is None and stage.name == ALONE:
+            raise ValueError(
+                f"the stage {ALONE!r} says no role: expected role='control', if the taught student "
+                "is compared with it; else another name, for the control that is made"
+            )
     final, led, used = _usual_final(stages), _led(stages), _used(stages)
-    behind = False
-    found = []
-    for stage in stages:
-        role = stage.role or _usual_role(stage, stage is final, behind, led, used)
-        behind = behind or (stage is final and stage.name == DISTILLED)
-        found.append(replace(stage, role=role))
-    controls = [stage for stage in found if stage.role == "control"]
+    filled = [
+        replace(stage, role=stage.role or _usual_role(stage, stage is final, led, used))
+        for stage in stages
+    ]
+    controls = [stage for stage in filled if stage.role == "control"]
     if len(controls) > 1:
         names = " and ".join(repr(stage.name) for stage in controls)
         raise ValueError(f"expected one stage of the role 'control', got {names}")
@@ -318,30 +322,23 @@ def with_roles(stages: Sequence[Stage]) -> list[Stage]:
         raise ValueError(
             f"the control {controls[0].name!r} trains {controls[0].model!r}: expected 'student'"
         )
-    return found
+    return filled
 
 
-def _usual_role(
-    stage: Stage, is_final: bool, behind: bool, led: Container[str], used: Container[str]
-) -> str:
-    """The role of a stage that says none, ``behind`` one called "distilled" or not."""
+def _usual_role(stage: Stage, is_final: bool, led: Container[str], used: Container[str]) -> str:
+    """The role of a stage that says none."""
     if stage.model != "student":
         return "step" if stage.name in led else "teacher"
-    if stage.name == ALONE:
-        return "control"
-    if is_final and (stage.name == DISTILLED or stage.name in led):
-        return "taught"
-    if stage.name in used:
+    if stage.name in used and not (is_final and stage.name in led):
         return "step"
-    return "taught" if stage.name in led and not behind else "joint"
+    return "taught" if stage.name in led else "joint"
 
 
 def _usual_final(stages: Sequence[Stage]) -> Stage | None:
     """The student that counts where no role says it."""
-    students = [stage for stage in stages if stage.model == "student" and stage.name != ALONE]
-    named = [stage for stage in students if stage.name == DISTILLED]
+    students = [s for s in stages if s.model == "student" and s.role in (None, "taught")]
     led = _led(stages)
-    ends = named or [stage for stage in students if stage.name in led] or students
+    ends = [stage for stage in students if stage.name in led] or students
     return ends[-1] if ends else None
 
 
@@ -422,7 +419,7 @@ def with_control(
     if _source(final, stages[: stages.index(final)]):
         raise ValueError(
             f"stage {final.name!r} goes on with another stage's student, so its control must be in "
-            f"the list: a stage called {ALONE!r} with the steps of all of them"
+            "the list: a stage of role='control' with the steps of all of them"
         )
     budget = {
         key: getattr(final, key) for key in ("arguments", "optimizer", "schedule", "length", "data")

@@ -6,8 +6,9 @@ untouched. What its parts see on the way is recorded, and a teacher is run, part
 that: the student's images, its sampled anchors, its sampled proposals. A teacher draws no random
 number.
 
-This file says which names there are, and which rows of a teacher are compared with which rows of
-the student. How a library's detectors supply them stands in its back end:
+This file says when each part runs, and which rows of a teacher are compared with which rows of
+the student; :mod:`~kdtasks.detection.answers` says which names there are. How a library's detectors
+supply them stands in its back end:
 :mod:`~kdtasks.detection.torchvision_distiller`, :mod:`~kdtasks.detection.mmdet_distiller`.
 """
 
@@ -22,7 +23,8 @@ from kdtasks.core import Distiller
 from kdtasks.core.names import TensorName
 from kdtasks.core.recorder import FeatureRecorder
 from kdtasks.detection import cross_heads
-from kdtasks.detection.forward import Forward, Samples, Seen
+from kdtasks.detection.answers import OF_BOTH, OF_STUDENT, OF_TEACHER, Answers, name_of, part_of
+from kdtasks.detection.forward import Forward, Seen
 
 # the heads whose rows are compared; a teacher cannot have their names
 PARTS = ("anchors", "rpn", "rois")
@@ -30,103 +32,6 @@ CLASS_MAP = (
     "class_map, the teacher's class for each of the student's, counted from 0 and without the "
     "background"
 )
-
-
-class _Answers:
-    """One role's forward, its rows those of the student, its classes and units the student's."""
-
-    def __init__(self, distiller: "DetectionDistiller", role: str, forward: Forward, seen: Seen):
-        self.distiller, self.role, self.forward, self.seen = distiller, role, forward, seen
-
-    def samples(self, part: str) -> Samples:
-        return self.seen.samples(part)
-
-    def logits(self, part: str) -> Tensor:
-        logits = self.forward.logits(part)
-        if self.role == "student" or part == "rpn":
-            return logits
-        return self.distiller.pick_classes(logits, self.forward.background(part))
-
-    def deltas(self, part: str, choose: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        deltas = self.forward.deltas(part)
-        if choose is not None:
-            deltas = choose(deltas)
-        factor = None if self.role == "student" else self.distiller.units(self.role, part)
-        return deltas if factor is None else deltas * factor
-
-    def positive_deltas(self, part: str) -> Tensor:
-        rows = self.samples(part).positive
-        return self.deltas(part, lambda deltas: deltas.reshape(-1, deltas.shape[-1])[rows])
-
-    def positive_logits(self) -> Tensor:
-        return self.logits("anchors").flatten(0, 1)[self.samples("anchors").positive]
-
-    def edges(self) -> Tensor:
-        """Of each matched anchor the bins of its four edges, (P, 4, reg_max + 1)."""
-        deltas = self.positive_deltas("anchors")
-        numbers = deltas.shape[1]
-        if numbers == 4 or numbers % 4:
-            head = getattr(self.distiller.model(self.role), self.distiller.HEADS["anchors"])
-            raise ValueError(
-                f"anchors: the {type(head).__name__} of {self.role} gives {numbers} numbers for a "
-                "box, expected 4·(reg_max + 1), the bins of its edges, as MMDetection's GFL does"
-            )
-        return deltas.unflatten(1, (4, -1))
-
-    def class_deltas(self) -> Tensor:
-        """Of each positive RoI the box of its true class, (P, 4)."""
-        rows, classes = self.samples("rois").positive, self.samples("rois").classes
-        if self.role != "student" and self.distiller.class_map is not None:
-            classes = self.distiller.class_map[classes]
-        return self.deltas(
-            "rois", lambda deltas: deltas[rows, classes if deltas.shape[1] > 1 else 0]
-        )
-
-    def mask(self, rows: Tensor) -> Tensor:
-        """bool (B, A) of rows of an RPN."""
-        mask = rows.new_zeros(len(self.forward.logits("rpn")), dtype=torch.bool)
-        mask[rows] = True
-        return mask.view(self.seen.batch_size, -1)
-
-
-# ``t`` stands for a role: 'student', or a teacher's name
-_OF_BOTH: dict[str, Callable[[_Answers], object]] = {
-    "t.cls_logits": lambda answers: answers.logits("anchors"),
-    "t.box_deltas": lambda answers: answers.deltas("anchors"),
-    "anchors.t.logits": lambda answers: answers.positive_logits(),
-    "anchors.t.deltas": lambda answers: answers.positive_deltas("anchors"),
-    "anchors.t.edges": lambda answers: answers.edges(),
-    "rpn.t.logits": lambda answers: answers.logits("rpn")[answers.samples("rpn").sampled],
-    "rpn.t.deltas": lambda answers: answers.positive_deltas("rpn"),
-    "rois.t.logits": lambda answers: answers.logits("rois"),
-    "rois.t.deltas": lambda answers: answers.class_deltas(),
-}
-_OF_TEACHER: dict[str, Callable[[_Answers], object]] = {
-    "cross.t.cls_logits": lambda answers: answers.logits("anchors"),
-    "cross.t.box_deltas": lambda answers: answers.deltas("anchors"),
-}
-_OF_STUDENT: dict[str, Callable[[_Answers], object]] = {
-    "anchors.valid": lambda answers: answers.seen.valid(),
-    "anchors.target": lambda answers: answers.samples("anchors").target,
-    "anchors.count": lambda answers: answers.samples("anchors").count,
-    "rpn.target": lambda answers: answers.samples("rpn").target,
-    "rpn.count": lambda answers: answers.samples("rpn").count,
-    "rpn.sampled": lambda answers: answers.mask(answers.samples("rpn").sampled),
-    "rpn.positive": lambda answers: answers.mask(answers.samples("rpn").positive),
-    "rois.target": lambda answers: answers.samples("rois").target,
-    "rois.count": lambda answers: answers.samples("rois").count,
-    "rois.boxes": lambda answers: answers.samples("rois").boxes,
-    "rois.label": lambda answers: answers.samples("rois").label,
-}
-
-
-def _part_of(name: str) -> str:
-    return "anchors" if name.startswith(("t.", "cross.")) else name.partition(".")[0]
-
-
-def _named(name: str, role: str) -> str:
-    """A name of the table above for one role."""
-    return ".".join(role if word == "t" else word for word in name.split("."))
 
 
 def _crosses(role: str, wanted: Iterable[str]) -> bool:
@@ -349,9 +254,9 @@ class DetectionDistiller(Distiller, ABC):
         features and submodules.
         """
         parts = self.parts_of(role) & self.parts_of("student")
-        table = {**_OF_BOTH, **(_OF_STUDENT if role == "student" else _OF_TEACHER)}
+        table = {**OF_BOTH, **(OF_STUDENT if role == "student" else OF_TEACHER)}
         found = [f"features.{role}.{key}" for key in self.feature_keys(role)]
-        found += [_named(name, role) for name in table if _part_of(name) in parts]
+        found += [name_of(name, role) for name in table if part_of(name) in parts]
         if role == "student":
             found += [f"student.{name}" for name in self.loss_names()] + ["student.seen"]
         # no 'student' or 'teacher': no one tensor is the output
@@ -376,7 +281,7 @@ class DetectionDistiller(Distiller, ABC):
 
     def is_compared(self, role: str, part: str, wanted: Iterable[str]) -> bool:
         """Whether some loss reads rows of this head, and not only a submodule of it."""
-        table = {_named(name, role) for name in _OF_BOTH | _OF_TEACHER if _part_of(name) == part}
+        table = {name_of(name, role) for name in OF_BOTH | OF_TEACHER if part_of(name) == part}
         return not table.isdisjoint(wanted)
 
     def parts_to_run(self, role: str, wanted: Sequence[str]) -> set[str]:
@@ -411,8 +316,8 @@ class DetectionDistiller(Distiller, ABC):
                     if part != "rpn":
                         self._check_classes(role, part, forward, seen)
         found |= {f"{role}.{path}": value for path, value in values.items()}
-        answers = _Answers(self, role, forward, seen)
-        table = {_named(name, role): supply for name, supply in {**_OF_BOTH, **_OF_STUDENT}.items()}
+        answers = Answers(self, role, forward, seen)
+        table = {name_of(name, role): supply for name, supply in {**OF_BOTH, **OF_STUDENT}.items()}
         if _crosses(role, wanted):
             found |= self._cross(role, batch, found, forward, seen)
         for name in wanted:
@@ -447,8 +352,8 @@ class DetectionDistiller(Distiller, ABC):
             torch.set_grad_enabled(gradients),
             cross_heads.crossed(*heads, values),
         ):
-            answers = _Answers(self, role, self.run_head(role, forward), seen)
-            return {_named(name, role): supply(answers) for name, supply in _OF_TEACHER.items()}
+            answers = Answers(self, role, self.run_head(role, forward), seen)
+            return {name_of(name, role): supply(answers) for name, supply in OF_TEACHER.items()}
 
     def record(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdtasks.detection.detectors import kind_of, replaced
-from kdtasks.engine.export import Differs, OnnxForm
+from kdtasks.engine.export_form import Differs, OnnxForm
 
 OUTPUTS = ("boxes", "labels", "scores")
 # shares of the height and width of the first test images

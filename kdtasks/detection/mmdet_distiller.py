@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.core import Teacher
-from kdtasks.detection import mmdet_detectors
+from kdtasks.detection import mmdet_detectors, mmdet_forward
 from kdtasks.detection.distiller import DetectionDistiller
 from kdtasks.detection.forward import Forward, Seen
 
@@ -103,11 +103,11 @@ class MMDetDistiller(DetectionDistiller):
         with ExitStack() as stack:
             calls = {
                 name: stack.enter_context(mmdet_detectors.record_calls(owner, method))
-                for name, (owner, method) in mmdet_detectors.recorded_methods(model).items()
+                for name, (owner, method) in mmdet_forward.recorded_methods(model).items()
             }
             if rows is not None:
                 stack.enter_context(
-                    mmdet_detectors.labelled_only(model.bbox_head, rows, self.loss_names())
+                    mmdet_forward.labelled_only(model.bbox_head, rows, self.loss_names())
                 )
             losses, values = self.record(
                 "student",
@@ -116,7 +116,7 @@ class MMDetDistiller(DetectionDistiller):
                 images,
                 targets,
             )
-        losses = {name: mmdet_detectors.sum_loss(value) for name, value in losses.items()}
+        losses = {name: mmdet_forward.sum_loss(value) for name, value in losses.items()}
         late = {name: value for name, value in losses.items() if name not in self.loss_names()}
         if late and "late" not in batch:
             raise ValueError(
@@ -124,13 +124,13 @@ class MMDetDistiller(DetectionDistiller):
             )
         if late:
             batch["late"].update(late)
-        return losses, values, mmdet_detectors.StudentForward(calls, model, len(images), rows)
+        return losses, values, mmdet_forward.StudentForward(calls, model, len(images), rows)
 
     def student_columns(self, part: str, seen: Seen | None) -> tuple[int, str | None]:
         """What its head is made for; nothing has to run."""
         head = mmdet_detectors.head_of(self.student, part)
         columns = head.num_classes + 1 if part == "rois" else head.cls_out_channels
-        return columns, mmdet_detectors.background_of(head, part)
+        return columns, mmdet_forward.background_of(head, part)
 
     def class_count(self, role: str) -> int | None:
         """The ``num_classes`` of its head."""
@@ -191,13 +191,13 @@ class MMDetDistiller(DetectionDistiller):
             outputs[part] = mmdet_detectors.maps_of(model, part, features)
         if "rois" in parts:
             outputs["rois"] = model.roi_head._bbox_forward(features, rois)
-        return mmdet_detectors.TeacherForward(features, outputs, model)
+        return mmdet_forward.TeacherForward(features, outputs, model)
 
     def run_head(self, role: str, forward: Forward) -> Forward:
         """The head as in training, on the features of a teacher's forward."""
         model, features = self.model(role), list(forward.features.values())
         outputs = {"anchors": mmdet_detectors.maps_of(model, "anchors", features)}
-        return mmdet_detectors.TeacherForward(features, outputs, model)
+        return mmdet_forward.TeacherForward(features, outputs, model)
 
     def _images(self, role: str, images: Tensor, samples: Sequence) -> Tensor:
         """As the teacher's data_preprocessor would have given them; whether that differs is asked

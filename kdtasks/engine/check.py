@@ -53,7 +53,7 @@ def check(experiment: "Experiment") -> None:
 
     build_hooks(copy.deepcopy(experiment.config["custom_hooks"]))
     if experiment.config["onnx"]:
-        from kdtasks.engine.export import check_packages
+        from kdtasks.engine.export_formats import check_packages
 
         check_packages("onnx")
     if experiment.config["packed"]:
@@ -97,7 +97,7 @@ def _check_stage(experiment: "Experiment", stage: Stage) -> "Optimizer":
 
 def _check_packed(experiment: "Experiment") -> None:
     """Something of the run can be packed."""
-    from kdtasks.engine.export import check_packages
+    from kdtasks.engine.export_formats import check_packages
     from kdtasks.engine.packed import check_packable
 
     check_packages("packed")

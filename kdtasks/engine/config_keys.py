@@ -17,8 +17,8 @@ KEYS = {
     "teachers": ("several teachers by name, instead of `teacher`; each as that", None),
     "models": ("further models by name, for stages that train them (assistants)", {}),
     "control": (
-        'arguments of the student that differ in the stage "alone", where the control\'s losses '
-        "need another student",
+        "arguments of the student that differ in the control, where its losses need another "
+        "student",
         {},
     ),
     "peers": ("models that learn beside the student", []),

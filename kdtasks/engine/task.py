@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from kdtasks.core import Distiller, Stage
     from kdtasks.engine.experiment import Experiment
-    from kdtasks.engine.export import OnnxForm
+    from kdtasks.engine.export_form import OnnxForm
     from kdtasks.engine.run import Run
     from kdtasks.engine.work_dir import WorkDir
 

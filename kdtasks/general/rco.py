@@ -217,7 +217,7 @@ def stages(
 
     return [
         *teacher,
-        *arm("alone", ALONE, "control", False),
+        *arm(ALONE, ALONE, "control", False),
         *arm("anchor", DISTILLED, "taught", True),
     ]
 

@@ -56,16 +56,17 @@ def dark_replay_stages(
         for name, entry in config["losses"].items()
     }
     plain = control(config["losses"], {}, OWN_NAMES)
-    stages = _arm(config, "alone", ALONE, first or {}, False, plain)
+    stages = _arm(config, False, first or {}, False, plain)
     if joint:
         stages.append(joint_stage({**config, "losses": _without_draws(config["losses"])}))
-    return [*stages, *_arm(config, "taught", DISTILLED, first or {}, ahead, taught)]
+    return [*stages, *_arm(config, True, first or {}, ahead, taught)]
 
 
 def _arm(
-    config: Mapping, prefix: str, last_name: str, first: Mapping, ahead: bool, losses: Mapping
+    config: Mapping, with_teacher: bool, first: Mapping, ahead: bool, losses: Mapping
 ) -> list[dict]:
     """The stages of one arm."""
+    prefix, last_name = ("taught", DISTILLED) if with_teacher else (ALONE, ALONE)
     stages: list[dict] = []
     sizes = sizes_of(config)
     for t in range(len(sizes)):
@@ -74,7 +75,7 @@ def _arm(
             **experience_settings(config, t),
             **({} if t else first),
             "name": last_name if is_last else f"{prefix}{t + 1}",
-            "role": end_role(is_last, with_teacher=prefix == "taught"),
+            "role": end_role(is_last, with_teacher),
             "losses": losses,
         }
         if ahead and not is_last:

@@ -79,10 +79,10 @@ def class_incremental_stages(
     _check_finish(config, finish)
     start = {**experience_settings(config, 0), **(first or {}), "name": "experience1"}
     start["role"] = "step"
-    stages = [start, *_arm(config, "alone", ALONE, False, warm_up, head)]
+    stages = [start, *_arm(config, False, warm_up, head)]
     if joint:
         stages.append(joint_stage(config))
-    taught = _arm(config, "taught", DISTILLED, True, warm_up, head)
+    taught = _arm(config, True, warm_up, head)
     for stage in taught:
         if balance and stage.get("teachers"):
             stage["losses"] = _balanced(config["losses"], stage["arguments"]["sizes"])
@@ -134,15 +134,11 @@ def _check_exemplars(config: Mapping) -> None:
         )
 
 
-def _arm(
-    config: Mapping,
-    prefix: str,
-    last_name: str,
-    with_teacher: bool,
-    warm_up: Mapping | None,
-    head: str,
-) -> list[dict]:
-    """The stages of one arm after the first experience, ``<prefix>2, <prefix>3, … last_name``."""
+def _arm(config: Mapping, with_teacher: bool, warm_up: Mapping | None, head: str) -> list[dict]:
+    """The stages of one arm after the first experience, ``taught2, taught3, … distilled`` or
+    ``alone2, alone3, … alone``.
+    """
+    prefix, last_name = ("taught", DISTILLED) if with_teacher else (ALONE, ALONE)
     stages: list[dict] = []
     before, experiences = "experience1", len(config["student"]["sizes"])
     for t in range(1, experiences):

@@ -5,37 +5,68 @@ results of runs::
 """
 
 import argparse
+import itertools
 import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from kdtasks.core import Stage
+from kdtasks.core.stages import ALONE, DISTILLED, with_roles
 from kdtasks.engine import config as configurations
+from kdtasks.engine.config_checks import stages_of
 from kdtasks.engine.report.figures import CONTROL, OTHERS, STYLE, TAUGHT, TEACHER
+from kdtasks.quantization.students import FULL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# of each student, the arm that is in full precision, and the others in the order of the table
-FULL = "full"
-ARMS = {
-    "quantized": {
-        "rounded": (OTHERS[3], "s"),
-        "levels": (OTHERS[0], "^"),
-        "alone": (CONTROL, "o"),
-        "distilled": (TAUGHT, "D"),
-    },
-    "fake_quantized": {"ptq": (OTHERS[3], "s"), "alone": (CONTROL, "o"), "qad": (TAUGHT, "D")},
-}
+# kinds of students, and what their figures are called
 TITLES = {
     "quantized": "weights in few bits",
     "fake_quantized": "weights and activations\nin 8 bits",
 }
+# in the order of the table: the student in full precision, those for reference, and the two arms
+ORDER = ("full", "joint", "control", "taught")
+STYLES = {"control": (CONTROL, "o"), "taught": (TAUGHT, "D")}
+OTHER_STYLES = ((OTHERS[3], "s"), (OTHERS[0], "^"), (OTHERS[1], "v"))
 
-# {kind of student: {(arm, bits): {metric: of each run}}}
-Found = dict[str, dict[tuple[str, int], dict[str, list[float]]]]
+
+class Arm(NamedTuple):
+    """A stage of a quantized student, at its bits.
+
+    Attributes:
+        role: of the stage; ``'full'``, where the student is in full precision.
+        name: of the stage.
+        bits: of the weights.
+    """
+
+    role: str
+    name: str
+    bits: int
+
+
+# {kind of student: {arm: {metric: of each run}}}
+Found = dict[str, dict[Arm, dict[str, list[float]]]]
+
+
+def arms_of(config: Mapping) -> list[Arm]:
+    """The arms that a run of a config has, by the roles of its stages; steps are none."""
+    bits = config["student"].get("bits", 8)
+    # as the engine calls what a config does not list
+    roles = {ALONE: "control", DISTILLED: "taught"}
+    found = []
+    for stage in with_roles([Stage(**stage) for stage in stages_of(config)]):
+        roles.pop(stage.name, None)
+        if stage.model != "student" or stage.role == "step":
+            continue
+        if stage.arguments == FULL:
+            found.append(Arm("full", stage.name, 32))
+        else:
+            found.append(Arm(str(stage.role), stage.name, bits))
+    return found + [Arm(role, name, bits) for name, role in roles.items()]
 
 
 def read_results(folders: Iterable[str | Path], metric: str | None = None) -> Found:
@@ -53,28 +84,36 @@ def read_results(folders: Iterable[str | Path], metric: str | None = None) -> Fo
     folders, met = list(map(Path, folders)), set()
     for path in sorted(file for folder in folders for file in folder.rglob("results.json")):
         results = json.loads(path.read_text(encoding="utf-8"))
-        student = configurations.load(path.parent / "config.py")["student"]
-        kind = str(student["type"]).rpartition(".")[2]
+        config = configurations.load(path.parent / "config.py")
+        kind = str(config["student"]["type"]).rpartition(".")[2]
         name = metric or results["primary"]
-        for arm, reached in results["stages"].items() if kind in ARMS else ():
-            if arm == FULL or arm in ARMS[kind]:
-                bits = 32 if arm == FULL else student.get("bits", 8)
-                numbers = {k: v for k, v in reached.items() if k not in ("seconds", "onnx_ms")}
-                training = (kind, arm, bits, results["seed"], json.dumps(numbers, sort_keys=True))
-                if training in met:
-                    continue
-                met.add(training)
-                own = found[kind][arm, bits]
-                own["metric"].append(reached[name])
-                for key in (f"onnx_{name}", "onnx_bytes", "onnx_ms", "packed_bytes"):
-                    if key in reached:
-                        own[key.replace(name, "metric")].append(reached[key])
+        for arm in arms_of(config) if kind in TITLES else ():
+            reached = results["stages"].get(arm.name)
+            if reached is None:
+                continue
+            numbers = {k: v for k, v in reached.items() if k not in ("seconds", "onnx_ms")}
+            training = (kind, arm, results["seed"], json.dumps(numbers, sort_keys=True))
+            if training in met:
+                continue
+            met.add(training)
+            of_arm = found[kind][arm]
+            of_arm["metric"].append(reached[name])
+            for key in (f"onnx_{name}", "onnx_bytes", "onnx_ms", "packed_bytes"):
+                if key in reached:
+                    of_arm[key.replace(name, "metric")].append(reached[key])
     if not found:
         raise ValueError(
             f"no results of a student in few bits below {', '.join(map(str, folders))}: expected "
             "folders of runs, or of tools/compare.py"
         )
     return found
+
+
+def in_order(arms: Iterable[Arm]) -> list[Arm]:
+    """By role; those of one role as their runs list them, by bits."""
+    arms = list(arms)
+    names = list(dict.fromkeys(arm.name for arm in arms))
+    return sorted(arms, key=lambda arm: (ORDER.index(arm.role), names.index(arm.name), arm.bits))
 
 
 def spread(values: Sequence[float]) -> str:
@@ -91,19 +130,17 @@ def as_table(found: Found) -> str:
         "|---" * 7 + "|",
     ]
     for kind, arms in found.items():
-        for arm, bits in sorted(
-            arms, key=lambda key: (list((FULL, *ARMS[kind])).index(key[0]), key)
-        ):
-            own = arms[arm, bits]
-            size = own.get("packed_bytes") or own.get("onnx_bytes")
+        for arm in in_order(arms):
+            of_arm = arms[arm]
+            size = of_arm.get("packed_bytes") or of_arm.get("onnx_bytes")
             cells = (
                 kind,
-                arm,
-                str(bits),
-                spread(own["metric"]),
-                spread(own["onnx_metric"]) if "onnx_metric" in own else "",
+                arm.name,
+                str(arm.bits),
+                spread(of_arm["metric"]),
+                spread(of_arm["onnx_metric"]) if "onnx_metric" in of_arm else "",
                 f"{statistics.median(size):,.0f}" if size else "",
-                f"{statistics.median(own['onnx_ms']):.3f}" if "onnx_ms" in own else "",
+                f"{statistics.median(of_arm['onnx_ms']):.3f}" if "onnx_ms" in of_arm else "",
             )
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -114,8 +151,8 @@ def draw(found: Found, path: str | Path, label: str = "accuracy, %") -> None:
     import matplotlib.style
     from matplotlib.figure import Figure
 
-    kinds = [kind for kind in ARMS if kind in found]
-    widths = [len({bits for _, bits in found[kind]}) + 1 for kind in kinds]
+    kinds = [kind for kind in TITLES if kind in found]
+    widths = [len({arm.bits for arm in found[kind]}) + 1 for kind in kinds]
     with matplotlib.style.context({**STYLE, "svg.hashsalt": "kdtasks"}, after_reset=True):
         figure = Figure(figsize=(1.2 + 1.5 * sum(widths), 4.2))
         panels = figure.subplots(1, len(kinds), squeeze=False, width_ratios=widths)[0]
@@ -125,28 +162,31 @@ def draw(found: Found, path: str | Path, label: str = "accuracy, %") -> None:
         figure.savefig(path, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
 
 
-def _draw_panel(axes: "Axes", kind: str, arms: Mapping[tuple[str, int], Mapping]) -> None:
-    bits = sorted({bits for arm, bits in arms if arm != FULL})
-    full = [value for (arm, _), own in arms.items() if arm == FULL for value in own["metric"]]
-    if full:
-        mean, apart = statistics.fmean(full), statistics.stdev(full) if len(full) > 1 else 0
-        axes.axhline(mean, color=TEACHER, linestyle="--", label=FULL)
+def _draw_panel(axes: "Axes", kind: str, arms: Mapping[Arm, Mapping]) -> None:
+    full = {arm: of_arm["metric"] for arm, of_arm in arms.items() if arm.role == "full"}
+    for arm, values in full.items():
+        mean, apart = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0
+        axes.axhline(mean, color=TEACHER, linestyle="--", label=arm.name)
         axes.axhspan(mean - apart, mean + apart, color=TEACHER, alpha=0.12, linewidth=0)
-    for k, (arm, (color, marker)) in enumerate(ARMS[kind].items()):
-        known = [(place, arms[arm, b]) for place, b in enumerate(bits) if (arm, b) in arms]
-        if not known:
-            continue
-        aside = 0.1 * (k - (len(ARMS[kind]) - 1) / 2)
-        places = [place + aside for place, _ in known]
-        means = [statistics.fmean(own["metric"]) for _, own in known]
-        axes.plot(places, means, color=color, marker=marker, markersize=6, label=arm)
-        for place, own in zip(places, (own for _, own in known)):
-            values = own["metric"]
+    bits = sorted({arm.bits for arm in arms if arm not in full})
+    lines: dict[tuple[str, str], list[Arm]] = {}
+    for arm in in_order(arms):
+        if arm not in full:
+            lines.setdefault((arm.role, arm.name), []).append(arm)
+    others = itertools.cycle(OTHER_STYLES)
+    for k, ((role, name), points) in enumerate(lines.items()):
+        color, marker = STYLES.get(role) or next(others)
+        aside = 0.1 * (k - (len(lines) - 1) / 2)
+        places = [bits.index(arm.bits) + aside for arm in points]
+        means = [statistics.fmean(arms[arm]["metric"]) for arm in points]
+        axes.plot(places, means, color=color, marker=marker, markersize=6, label=name)
+        for place, arm in zip(places, points):
+            values = arms[arm]["metric"]
             axes.vlines(place, min(values), max(values), color=color, alpha=0.5)
             axes.plot([place] * len(values), values, ".", color=color, markersize=4, alpha=0.6)
-            shipped = own.get("onnx_metric", [])
+            shipped = arms[arm].get("onnx_metric", [])
             axes.plot([place + 0.04] * len(shipped), shipped, "o", color=color, mfc="none", ms=5)
-    if any("onnx_metric" in own for own in arms.values()):
+    if any("onnx_metric" in of_arm for of_arm in arms.values()):
         axes.plot([], [], "o", color=TEACHER, mfc="none", ms=5, label="its int8 ONNX file")
     axes.set_xticks(range(len(bits)), [f"{b} bits" for b in bits])
     axes.set_xlim(-0.5, len(bits) - 0.5)

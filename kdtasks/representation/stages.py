@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kdtasks.core.stages import DISTILLED
+
 CLASSIFIER = "kdtasks.representation.ClassifierLoss"
 
 
@@ -43,7 +45,7 @@ def with_controls(
         given = {"name": "pretrained", "role": "joint", "losses": nothing, **untouched}
         stages.append({**given, **_start(config["student"], pretrained)})
     teachers = dict.fromkeys(config["teachers"])
-    return [*stages, {"name": "distilled", "role": "taught", "teachers": teachers}]
+    return [*stages, {"name": DISTILLED, "role": "taught", "teachers": teachers}]
 
 
 def _start(student: Mapping[str, Any], weights: str | bool) -> dict[str, Any]:

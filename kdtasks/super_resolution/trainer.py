@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
 
     from kdtasks.core.stages import Stage
-    from kdtasks.engine.export import OnnxForm
+    from kdtasks.engine.export_form import OnnxForm
     from kdtasks.engine.loader import Loader
     from kdtasks.engine.run import Run
     from kdtasks.super_resolution.pictures import Shown
@@ -88,7 +88,7 @@ def example(config: dict, batch_size: int) -> dict[str, Tensor]:
 
 def onnx_form(student: nn.Module, images: Tensor) -> "OnnxForm":
     """For export: batch, height and width are dynamic, and a second size is compared too."""
-    from kdtasks.engine.export import OnnxForm
+    from kdtasks.engine.export_form import OnnxForm
 
     other = images[:1, :, : images.shape[2] - 5, : images.shape[3] * 2 // 3].contiguous()
     dynamic = {"input": {0: "batch", 2: "height", 3: "width"}}

@@ -126,7 +126,7 @@ def test_a_listed_control_in_which_a_teacher_has_a_part_is_an_error(alone):
         ValueError,
         match="'alone' is the control, which no teacher may have a part in, but it (has|goes on)",
     ):
-        with_control([taught, Stage("alone", **alone)], LOSSES, {})
+        with_control([taught, Stage("alone", role="control", **alone)], LOSSES, {})
 
 
 def test_several_teachers_and_the_students_own_losses():
@@ -310,7 +310,7 @@ def test_a_list_of_stages_gets_its_control_before_the_stage_it_controls():
         Stage("teacher", model="teacher"),
         Stage("assistant1", model="assistant", teachers={"teacher": "teacher"}),
         Stage("distilled", teachers={"assistant": "assistant1"}, length=7),
-        Stage("tuned", student="distilled"),
+        Stage("tuned", student="distilled", role="joint"),
     ]
     losses = {"loss_cls": ce, "loss_kd": kd}
     stages = with_control(chain, losses, {})
@@ -324,7 +324,7 @@ def test_a_list_of_stages_gets_its_control_before_the_stage_it_controls():
     )
     assert stages[0].losses == stages[4].losses == alone.losses and stages[3].losses == losses
     assert arms(stages).final.name == "distilled"
-    own = [*chain[:3], Stage("alone", losses={"loss_cls": ce})]
+    own = [*chain[:3], Stage("alone", role="control", losses={"loss_cls": ce})]
     # one of its own is kept as it is
     assert [s.name for s in with_control(own, losses, {})] == [s.name for s in own]
     assert [s.name for s in with_control(chain[:1], losses, {"assistant": None})] == ["teacher"]
@@ -338,19 +338,19 @@ def roles(stages):
     return {stage.name: stage.role for stage in stages}
 
 
-def test_the_final_stage_is_the_distilled_one_or_the_last_taught():
+def test_the_final_stage_is_the_last_that_a_teacher_has_pulled_on():
     taught = [
         Stage("one", teachers={"teacher": None}),
         Stage("two", teachers={"teacher": None}),
         Stage("joint"),
-        Stage("alone"),
+        Stage("alone", role="control"),
     ]
     assert final(taught).name == "two" and final(taught[2:]).name == "joint"
     assert final(taught[3:]) is None
     for student in ("keep", "taught", "taught.best"):
         tuned = [
             Stage("teacher", model="teacher"),
-            Stage("alone"),
+            Stage("alone", role="control"),
             Stage("taught", teachers={"teacher": "teacher"}),
             Stage("finetune", student=student),
             Stage("joint"),
@@ -365,8 +365,8 @@ def test_the_final_stage_is_the_distilled_one_or_the_last_taught():
 def test_the_default_list_says_its_roles():
     stages = standard_stages(LOSSES, {"teacher": None, "second": "t.pth"})
     assert roles(stages) == {"teacher": "teacher", "alone": "control", "distilled": "taught"}
-    # what they would be found to be
-    bare = [replace(stage, role=None) for stage in stages]
+    # what they would be found to be; the control says it
+    bare = [replace(s, role=None) if s.role != "control" else s for s in stages]
     assert roles(with_roles(bare)) == roles(stages)
 
 
@@ -386,7 +386,10 @@ GENERATIONS = [
     "stages, expected",
     [
         (ASSISTANTS, ["teacher", "step", "control", "taught"]),
-        ([*ASSISTANTS, Stage("tuned", student="keep")], None),
+        (
+            [*ASSISTANTS, Stage("tuned", student="keep", role="joint")],
+            ["teacher", "step", "control", "taught", "joint"],
+        ),
         (GENERATIONS, ["teacher", "step", "control", "taught"]),
         (
             # they are compared too, if the list says so
@@ -396,7 +399,7 @@ GENERATIONS = [
         (
             [
                 Stage("plain"),
-                Stage("alone", student="plain"),
+                Stage("alone", role="control", student="plain"),
                 Stage("joint"),
                 Stage("round1", student="plain", teachers={"teacher": "t.pth"}),
                 Stage("last", student="round1", teachers={"teacher": "t.pth"}),
@@ -406,16 +409,13 @@ GENERATIONS = [
         ),
         # as a run of its own, which others share
         ([Stage("teacher", model="teacher")], ["teacher"]),
-        ([Stage("first"), Stage("alone", student="first")], ["step", "control"]),
+        ([Stage("first"), Stage("alone", role="control", student="first")], ["step", "control"]),
         ([Stage("first"), Stage("second", student="keep")], ["step", "joint"]),
     ],
 )
 def test_a_list_of_ones_own_has_its_roles_found(stages, expected):
     found = with_control(stages, LOSSES, {"teacher": "t.pth"})
-    if expected is None:  # behind "distilled" nothing else is what the run is about
-        assert arms(found).final.name == "distilled" and roles(found)["tuned"] == "joint"
-    else:
-        assert [stage.role for stage in found] == expected
+    assert [stage.role for stage in found] == expected
     assert roles(with_roles(found)) == roles(found)
 
 
@@ -447,9 +447,10 @@ def test_arms_of_what_has_finished():
     [
         ([Stage("a", role="tought")], "'a': there is no role 'tought'; did you mean 'taught'"),
         (
-            [Stage("alone"), Stage("a", role="control")],
+            [Stage("alone", role="control"), Stage("a", role="control")],
             "one stage of the role 'control', got 'alone' a",
         ),
+        ([Stage("alone")], "'alone' says no role: expected role='control'"),
         ([Stage("a", model="teacher", role="control")], "'a' trains 'teacher': expected 'student'"),
     ],
 )
@@ -474,7 +475,7 @@ def test_a_teacher_that_only_stages_name_is_no_part_of_the_control():
     """The config has no model of that name: the teacher is a stage of the student itself."""
     chain = [
         Stage("first"),
-        Stage("alone", student="first"),
+        Stage("alone", role="control", student="first"),
         Stage("distilled", student="first", teachers={"old": "first"}),
     ]
     losses = {
@@ -495,7 +496,7 @@ def test_an_untaught_stage_that_lists_a_weight_and_another_alone():
     def stages(alone):
         losses = {"loss_cls": {**entry, "alone": alone}}
         taught = Stage("distilled", teachers={"teacher": None}, losses=losses)
-        return [Stage("alone", losses=losses), taught]
+        return [Stage("alone", role="control", losses=losses), taught]
 
     with pytest.raises(ValueError, match=r"'alone' .*weight=0.1 and alone=1, of which its weight"):
         with_control(stages(1), {}, {"teacher": None})

@@ -8,7 +8,8 @@ from torchvision.models.detection.ssd import SSD
 
 from kdtasks.detection import models
 from kdtasks.detection.export import OUTPUTS, OneImage, compare_detections, onnx_form
-from kdtasks.engine import export as exporting
+from kdtasks.engine.export_form import Differs
+from kdtasks.engine.export_formats import FORMATS
 
 # Of the first two: torchvision's own graph, whose sizes are float32, resizes them to 95 or 96
 # columns where the model has 96 or 95.
@@ -51,7 +52,7 @@ def test_onnx_gives_the_detectors_answers_at_any_size(name, tmp_path):
     torch.manual_seed(0)
     model = lively(DETECTORS[name]())
     form = onnx_form(model, batch(1)["input"])
-    exporting.WRITERS["onnx"](form, {"classes": ["a", "b", "c"]}, tmp_path / "s.onnx", None)
+    FORMATS["onnx"].write(form, {"classes": ["a", "b", "c"]}, tmp_path / "s.onnx", None)
     assert not model.training and "resize" not in model.transform.__dict__
     session = onnxruntime.InferenceSession(
         str(tmp_path / "s.onnx"), providers=["CPUExecutionProvider"]
@@ -78,7 +79,7 @@ def test_an_image_in_which_nothing_is_found(tmp_path):
         "onnxruntime", reason="needs onnxruntime: pip install 'kdtasks[export]'"
     )
     form = onnx_form(lively(faster_rcnn(box_score_thresh=0.999)), batch(1)["input"])
-    exporting.WRITERS["onnx"](form, {}, tmp_path / "s.onnx", None)
+    FORMATS["onnx"].write(form, {}, tmp_path / "s.onnx", None)
     found = onnxruntime.InferenceSession(str(tmp_path / "s.onnx")).run(
         None, {"image": batch(1)["input"][0].numpy()}
     )
@@ -144,7 +145,7 @@ def one_more(boxes, labels, scores):
 def test_a_wrong_detection_is_found(found, change, message):
     model, images, expected = found
     assert compare_detections(model, images, expected, expected, 1e-4)[0] == 0
-    with pytest.raises(exporting.Differs, match=message):
+    with pytest.raises(Differs, match=message):
         compare_detections(model, images, expected, changed(expected, 1, change), 1e-4)
 
 
@@ -153,7 +154,7 @@ def test_the_order_of_near_ties_is_free_and_nothing_to_compare_is_no_success(fou
     turned = [[part.flip(0) for part in parts] for parts in expected]
     assert compare_detections(model, images, expected, turned, 1e-4)[0] == 0
     nothing = [[part[:0] for part in parts] for parts in expected]
-    with pytest.raises(exporting.Differs, match="too little to compare: the student finds nothing"):
+    with pytest.raises(Differs, match="too little to compare: the student finds nothing"):
         compare_detections(
             OneImage(lively(faster_rcnn(box_score_thresh=0.999))).eval(),
             images,
@@ -166,7 +167,7 @@ def test_the_order_of_near_ties_is_free_and_nothing_to_compare_is_no_success(fou
     torch.nn.init.zeros_(flat.detector.head.classification_head.cls_logits.weight)
     with torch.no_grad():
         ties = [list(flat(image)) for image in images]
-    with pytest.raises(exporting.Differs, match="their scores are all but equal"):
+    with pytest.raises(Differs, match="their scores are all but equal"):
         compare_detections(flat, images, ties, ties, 1e-4)
 
 

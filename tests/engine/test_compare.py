@@ -604,7 +604,12 @@ def test_a_control_that_goes_on_from_another_stage_is_shared_with_it(undisturbed
     stages = [
         dict(name="warm", losses=dict(loss_cls=CE)),
         dict(
-            name="alone", student="keep", losses=dict(loss_cls=CE), length=3, optimizer_state="keep"
+            name="alone",
+            role="control",
+            student="keep",
+            losses=dict(loss_cls=CE),
+            length=3,
+            optimizer_state="keep",
         ),
         dict(name="other", losses=dict(loss_cls=CE)),
         dict(

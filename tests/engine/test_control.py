@@ -52,14 +52,20 @@ def test_a_listed_control_cannot_be_taught_by_the_data(tmp_path):
     with pytest.raises(
         ConfigError, match="'alone' is the control.*has loss_kd, which is of 'teacher'"
     ):
-        Run(small(**SUPPLIED, stages=[{"name": "alone", "losses": {"loss_kd": entry}}]), tmp_path)
+        Run(
+            small(
+                **SUPPLIED,
+                stages=[{"name": "alone", "role": "control", "losses": {"loss_kd": entry}}],
+            ),
+            tmp_path,
+        )
 
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
     stages = [
         {"name": "teacher", "model": "teacher"},
-        {"name": "alone", "length": 2},
+        {"name": "alone", "role": "control", "length": 2},
         {"name": "taught", "teachers": {"teacher": "teacher"}},
         {"name": "finetune", "student": "taught"},
     ]

@@ -11,15 +11,17 @@ import pytest
 import torch
 from torch import nn
 
+import kdtasks
 from kdtasks.core.weights import read_weights
 from kdtasks.engine import config as configurations
-from kdtasks.engine import export as exporting
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.check import check
 from kdtasks.engine.cli import export as main
 from kdtasks.engine.cli import test as evaluate_main
 from kdtasks.engine.experiment import Experiment
-from kdtasks.engine.export import OnnxForm, export
+from kdtasks.engine.export import export
+from kdtasks.engine.export_form import OnnxForm, compare, leaves
+from kdtasks.engine.export_formats import FORMATS
 from kdtasks.engine.onnx_model import OnnxModel
 from kdtasks.engine.run import Run
 
@@ -102,7 +104,7 @@ def test_tied_weights_are_all_written(tmp_path):
             self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
             self.b.weight = self.a.weight
 
-    exporting._write_safetensors(
+    FORMATS["safetensors"].write(
         OnnxForm(model := Tied(), []), {}, tmp_path / "t.safetensors", None
     )
     from safetensors.torch import load_file
@@ -167,11 +169,15 @@ def spoilt(student: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("format", ["pth", "safetensors", "onnx"])
 def test_spoilt_weights_are_found_and_the_former_file_stands(run, tmp_path, monkeypatch, format):
-    write = exporting.WRITERS[format]
+    write = FORMATS[format].write
     monkeypatch.setitem(
-        exporting.WRITERS,
+        FORMATS,
         format,
-        lambda form, *rest: write(dataclasses.replace(form, model=spoilt(form.model)), *rest),
+        FORMATS[format]._replace(
+            write=lambda form, *rest: write(
+                dataclasses.replace(form, model=spoilt(form.model)), *rest
+            )
+        ),
     )
     with pytest.raises(ConfigError, match=r"was not kept: on real test images its outputs differ"):
         export(run.work_dir, format, tmp_path / f"new.{format}")
@@ -195,7 +201,7 @@ def test_spoilt_weights_are_found_and_the_former_file_stands(run, tmp_path, monk
 )
 def test_outputs_that_differ(expected, outputs, message):
     with pytest.raises(ConfigError, match=message):
-        exporting.compare([expected], [outputs], 1e-6)
+        compare([expected], [outputs], 1e-6)
 
 
 def test_outputs_that_agree():
@@ -203,8 +209,8 @@ def test_outputs_that_agree():
         [torch.ones(3), torch.zeros(0, 4)],
         [{"boxes": torch.zeros(0, 4), "scores": (torch.ones(3), None)}],
     )
-    assert [tuple(t.shape) for t in exporting._leaves(nested)] == [(0, 4), (3,)]
-    assert exporting.compare([expected], [[torch.ones(3), torch.zeros(0, 4)]], 1e-6) == (0.0, 1e-6)
+    assert [tuple(t.shape) for t in leaves(nested)] == [(0, 4), (3,)]
+    assert compare([expected], [[torch.ones(3), torch.zeros(0, 4)]], 1e-6) == (0.0, 1e-6)
 
 
 def test_truncated_weights(run, tmp_path):
@@ -285,7 +291,7 @@ def test_an_onnx_file_is_a_model(file, reference):
 
 
 def test_a_file_tells_no_path_of_this_machine(file):
-    assert str(Path(exporting.__file__).parents[2]).encode() not in file.read_bytes()
+    assert str(Path(kdtasks.__file__).parents[1]).encode() not in file.read_bytes()
     assert b"site-packages" not in file.read_bytes()
 
 

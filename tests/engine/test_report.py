@@ -225,7 +225,7 @@ def test_a_chain(tmp_path):
             "losses": BOTH,
         },
         {"name": "distilled", "teachers": {"teacher": "teacher.best"}, "losses": BOTH},
-        {"name": "tuned", "student": "distilled", "losses": {"loss_cls": CE}},
+        {"name": "tuned", "student": "distilled", "losses": {"loss_cls": CE}, "role": "joint"},
     ]
     run = Run(config, tmp_path / "run", quiet=True)
     run.train()
@@ -353,7 +353,7 @@ def test_the_sentence_says_what_happened(tmp_path, primary, higher, alone, disti
 def test_losses_that_are_not_finite_and_a_control_that_differs(tmp_path):
     config = small()
     config["stages"] = [
-        {"name": "alone", "losses": {"loss_cls": CE}, "length": 2},
+        {"name": "alone", "role": "control", "losses": {"loss_cls": CE}, "length": 2},
         {
             "name": "distilled",
             "student": "alone",
@@ -382,7 +382,7 @@ def test_losses_that_are_not_finite_and_a_control_that_differs(tmp_path):
 
 def test_rounds_with_the_steps_of_the_control_are_said_to_be_so(tmp_path):
     rounds = [
-        {"name": "alone", "losses": {"loss_cls": CE}, "length": 3},
+        {"name": "alone", "role": "control", "losses": {"loss_cls": CE}, "length": 3},
         {"name": "first", "losses": {"loss_cls": CE}, "length": 2},
         {
             "name": "distilled",
@@ -444,7 +444,7 @@ def growing(folder, finished):
     rows = [
         stage("first", 2),
         stage("alone2", 3, "first", length=2),
-        stage("alone", 4, "alone2", length=2),
+        stage("alone", 4, "alone2", length=2, role="control"),
         stage("joint", 4),
         stage("taught2", 3, "first", "first"),
         stage("other", 3),

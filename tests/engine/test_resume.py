@@ -289,7 +289,7 @@ def test_two_processes_with_parameters_that_get_no_gradient(tmp_path):
     plain = {"loss_cls": {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}}
     stages = [
         {"name": "teacher", "model": "teacher", "losses": plain},
-        {"name": "alone", "losses": plain},
+        {"name": "alone", "role": "control", "losses": plain},
         {"name": "distilled", "teachers": {"teacher": "teacher"}, "losses": hint},
     ]
     options = [f"stages={stages!r}", "student.width=8", "length={'iterations': 4}"]

@@ -291,10 +291,10 @@ def test_two_stages_with_the_optimizers_state_kept_are_one(tmp_path):
     """
     plain = {"loss_cls": {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}}
     rounds = [
-        {"name": "alone", "losses": plain, "length": 1},
+        {"name": "alone", "role": "control", "losses": plain, "length": 1},
         {"name": "second", "student": "keep", "losses": plain, "length": 1},
     ]
-    one = [{"name": "alone", "losses": plain, "length": 2}]
+    one = [{"name": "alone", "role": "control", "losses": plain, "length": 2}]
     kept = [rounds[0], {**rounds[1], "optimizer_state": "keep"}]
     optimizer, found = {"type": "torch.optim.SGD", "lr": 0.05, "momentum": 0.9}, {}
     for name, stages in (("one", one), ("kept", kept), ("fresh", rounds)):
@@ -409,7 +409,7 @@ def test_a_chain_of_assistants(tmp_path):
     kd = {**taught, "loss_kd": {**taught["loss_kd"], "of": ("student", "assistant")}}
     stages = [
         {"name": "teacher", "model": "teacher", "losses": plain},
-        {"name": "alone", "losses": plain},
+        {"name": "alone", "role": "control", "losses": plain},
         {"name": "assistant1", "model": "assistant", "teachers": {"teacher": "teacher.best"}},
         {"name": "distilled", "teachers": {"assistant": "assistant1"}, "losses": kd},
     ]
@@ -525,7 +525,7 @@ def test_a_stage_changes_its_models_arguments_where_it_learns_teaches_and_is_rea
     plain = {"loss_cls": {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}}
     stages = [
         {"name": "wide", "losses": plain, "arguments": {"width": 6}, "length": 1},
-        {"name": "alone", "losses": plain, "length": 1},
+        {"name": "alone", "role": "control", "losses": plain, "length": 1},
         {
             "name": "distilled",
             "teachers": {"teacher": "wide"},
@@ -589,7 +589,7 @@ def test_unlabelled_samples_are_for_taught_stages_and_those_that_ask(tmp_path):
     plain = {"loss_cls": {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}}
     stages = [
         {"name": "teacher", "model": "teacher", "losses": plain},
-        {"name": "alone", "losses": plain},
+        {"name": "alone", "role": "control", "losses": plain},
         {"name": "asks", "losses": plain, "data": {"unlabelled_per_batch": 4}},
         {"name": "none", "teachers": {"teacher": "teacher"}, "data": {"unlabelled_per_batch": 0}},
         {"name": "distilled", "teachers": {"teacher": "teacher"}, "data": {"batch_size": 20}},

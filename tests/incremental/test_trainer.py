@@ -872,7 +872,7 @@ def test_a_file_of_an_earlier_experience_may_begin_a_student_but_is_no_whole_tea
     config = {
         **small(),
         "stages": [
-            {"name": "alone", "student": file},
+            {"name": "alone", "role": "control", "student": file},
             {"name": "distilled", "student": file, "teachers": {"teacher": file}},
         ],
     }

@@ -84,7 +84,7 @@ def config(photos, color="y", enlarged=False, stages=True, variant="ail", **chan
     ]
     rounds = [
         {"name": "teacher", "model": "teacher", "losses": plain},
-        {"name": "alone", "losses": plain, "length": {"iterations": 4}},
+        {"name": "alone", "role": "control", "losses": plain, "length": {"iterations": 4}},
         {"name": "round0", "teachers": teachers, "losses": losses[0]},
         {
             "name": "distilled",
@@ -676,13 +676,13 @@ def test_predict_endangers_no_file(photos, album, tmp_path):
 )
 def test_onnx_enlarges_images_of_any_size(tmp_path, student, large):
     onnxruntime = pytest.importorskip("onnxruntime")
-    from kdtasks.engine.export import RUNNERS, WRITERS
+    from kdtasks.engine.export_formats import FORMATS
 
     student = student.eval()
     channels = 1 if large else 3
     form = trainer.onnx_form(student, torch.rand(3, channels, 24, 30))
     assert len({example[0].shape for example in form.examples}) == 2
-    WRITERS["onnx"](form, {}, tmp_path / "s.onnx", None)
+    FORMATS["onnx"].write(form, {}, tmp_path / "s.onnx", None)
     session = onnxruntime.InferenceSession(
         str(tmp_path / "s.onnx"), providers=["CPUExecutionProvider"]
     )
@@ -692,7 +692,9 @@ def test_onnx_enlarges_images_of_any_size(tmp_path, student, large):
         "height",
         "width",
     ]
-    for example, outputs in zip(form.examples, RUNNERS["onnx"](None, form, tmp_path / "s.onnx")):
+    for example, outputs in zip(
+        form.examples, FORMATS["onnx"].run(None, form, tmp_path / "s.onnx")
+    ):
         with torch.no_grad():
             assert torch.allclose(outputs[0], student(*example), atol=1e-5)
     for size in ((1, channels, 7, 50), (2, channels, 41, 13)):

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kdtasks.core.stages import ALONE, Stage
+from kdtasks.core.stages import Stage
 from kdtasks.engine import checkpoint
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.config import jsonable
@@ -130,8 +130,8 @@ class ConfigArm:
         parts = experiment.arms
         if parts.final is None or parts.control is None:
             raise ConfigError(
-                f"{name}: there must be a stage {ALONE!r} and another that trains the student, to "
-                f"compare them; there are {[stage.name for stage in experiment.stages]}"
+                f"{name}: there must be a stage of role='control' and another that trains the "
+                f"student, to compare them; there are {[stage.name for stage in experiment.stages]}"
             )
         self.control, self.final = parts.control.name, parts.final.name
         chains = _untaught_chains(experiment)

@@ -39,7 +39,7 @@ def two_rounds(config, length, **more):
     plain = {"loss_cls": config["losses"]["loss_cls"]}
     return [
         {"name": "teacher", "model": "teacher", "losses": plain, **more},
-        {"name": "alone", "losses": plain, "length": length},
+        {"name": "alone", "role": "control", "losses": plain, "length": length},
         {
             "name": "distilled",
             "student": "alone",
