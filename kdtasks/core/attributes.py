@@ -69,20 +69,20 @@ def set_attributes(
 
 def _read_attributes(owner: object, inside: bool, seen: frozenset[int]) -> dict[str, tuple]:
     apart = _OF_EVERY_MODULE if isinstance(owner, nn.Module) else ()
-    found = {
+    readings = {
         name: _read(value, inside, seen)
         for name, value in getattr(owner, "__dict__", {}).items()
         if name not in apart
     }
-    return {name: value for name, value in found.items() if value != _LEFT}
+    return {name: value for name, value in readings.items() if value != _LEFT}
 
 
 def _read(value: Any, inside: bool, seen: frozenset[int]) -> tuple:
     if type(value) in _PLAIN:
         return ("plain", value)
     if isinstance(value, Tensor):
-        own = type(value) is Tensor and not value.requires_grad and not value.is_inference()
-        return ("tensor", value.detach().clone(), value.is_cuda) if own else _LEFT
+        is_plain = type(value) is Tensor and not value.requires_grad and not value.is_inference()
+        return ("tensor", value.detach().clone(), value.is_cuda) if is_plain else _LEFT
     if isinstance(value, torch.Generator):
         return ("generator", value.get_state())
     if type(value).__module__ == "numpy":
@@ -156,24 +156,24 @@ def _restored_tensor(
 
 def _refilled(kind: str, items: list, current: Any, device: torch.device | str) -> object:
     if kind in _MAPPINGS:
-        known = current if isinstance(current, dict) else {}
-        found = {key: _restored(tuple(item), known.get(key), device) for key, item in items}
+        former = current if isinstance(current, dict) else {}
+        restored = {key: _restored(tuple(item), former.get(key), device) for key, item in items}
         if type(current) is _MAPPINGS[kind]:
             current.clear()
-            current.update(found)
+            current.update(restored)
             return current
-        return _MAPPINGS[kind](found)
-    known = list(current) if isinstance(current, list | tuple | deque) else []
-    known += [None] * (len(items) - len(known))
-    found = [_restored(tuple(item), now, device) for item, now in zip(items, known)]
+        return _MAPPINGS[kind](restored)
+    former = list(current) if isinstance(current, list | tuple | deque) else []
+    former += [None] * (len(items) - len(former))
+    restored = [_restored(tuple(item), now, device) for item, now in zip(items, former)]
     if isinstance(current, list | deque | set) and type(current) is _SEQUENCES[kind]:
         current.clear()
         if isinstance(current, set):
-            current.update(found)
+            current.update(restored)
         else:
-            current.extend(found)
+            current.extend(restored)
         return current
-    return _SEQUENCES[kind](found)
+    return _SEQUENCES[kind](restored)
 
 
 def _equal(a: object, b: object) -> bool:

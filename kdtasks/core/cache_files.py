@@ -120,8 +120,8 @@ def note_checked(file: BinaryIO) -> None:
 
 
 def _identity(file: BinaryIO) -> tuple[int, int, int, int]:
-    found = os.fstat(file.fileno())
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def crc32_of(file: BinaryIO) -> int:

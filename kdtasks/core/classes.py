@@ -38,7 +38,7 @@ def check_class(name: str, names: Sequence[str]) -> str:
 
 
 def class_numbers(
-    own: Sequence[str],
+    classes: Sequence[str],
     names: Sequence[str],
     counts: Sequence[int] | None = None,
     drop: bool = False,
@@ -46,7 +46,7 @@ def class_numbers(
     """The number in ``names`` of each class of a data set.
 
     Args:
-        own: names of the data set's classes, in the order of its numbers.
+        classes: names of the data set's classes, in the order of its numbers.
         names: those that count, the training data's.
         counts: how many samples (or boxes) the data set has of each; None: unknown.
         drop: what is of a class that ``names`` lacks becomes unlabelled, with a warning that counts
@@ -62,15 +62,15 @@ def class_numbers(
     Warns:
         UserWarning: what ``drop`` leaves out.
     """
-    own, names = [class_name(name) for name in own], [class_name(name) for name in names]
-    for which in (own, names):
+    classes, names = [class_name(name) for name in classes], [class_name(name) for name in names]
+    for which in (classes, names):
         twice = next((name for k, name in enumerate(which) if name in which[:k]), None)
         if twice is not None:
             raise ValueError(f"two classes are called {twice!r}: {_some(which)}")
     place = {name: k for k, name in enumerate(names)}
     unknown = {
         name: None if counts is None else counts[k]
-        for k, name in enumerate(own)
+        for k, name in enumerate(classes)
         if name not in place and (counts is None or counts[k])
     }
     if unknown:
@@ -81,14 +81,15 @@ def class_numbers(
         if not drop:
             raise ValueError(
                 f"it has {len(unknown)} classes that the training data lacks: {of}. The training "
-                f"data has {len(names)}: {_some(names)}; this has {len(own)}: {_some(own)}. "
+                f"data has {len(names)}: {_some(names)}; this has {len(classes)}: "
+                f"{_some(classes)}. "
                 "data.unknown_classes='drop' leaves out what is of them"
             )
         warnings.warn(
             f"left out what is of the {len(unknown)} classes that the training data lacks: {of}",
             stacklevel=3,
         )
-    return torch.tensor([place.get(name, UNLABELLED) for name in own], dtype=torch.int64)
+    return torch.tensor([place.get(name, UNLABELLED) for name in classes], dtype=torch.int64)
 
 
 def renumber(target: Tensor, numbers: Tensor) -> Tensor:
@@ -104,10 +105,10 @@ def count_classes(target: Tensor, classes: int) -> list[int]:
     Raises:
         ValueError: a number without a class.
     """
-    known = target[target >= 0].flatten()
-    if len(known) and int(known.max()) >= classes:
-        raise ValueError(f"a target is {int(known.max())}, but there are {classes} classes")
-    return torch.bincount(known, minlength=classes).tolist()
+    labelled = target[target >= 0].flatten()
+    if len(labelled) and int(labelled.max()) >= classes:
+        raise ValueError(f"a target is {int(labelled.max())}, but there are {classes} classes")
+    return torch.bincount(labelled, minlength=classes).tolist()
 
 
 def _some(names: Sequence[str], most: int = 12) -> str:

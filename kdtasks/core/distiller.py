@@ -198,15 +198,15 @@ class Distiller(TensorSupply):
     def _own_losses(self, role: str, names: NameTable) -> list[str]:
         """The losses that a learner computes itself; a submodule called so is none."""
         submodules = set(self.submodules(role))
-        own = [name for name in names.of(role) if name.startswith(f"{role}.loss_")]
-        return [name for name in own if name not in submodules]
+        losses = [name for name in names.of(role) if name.startswith(f"{role}.loss_")]
+        return [name for name in losses if name not in submodules]
 
     def _add_own_losses(self, names: NameTable, listed: set[str]) -> None:
         """Own losses that no entry lists enter with weight 1."""
         for role in self.learners:
-            for own in self._own_losses(role, names):
-                if own not in listed:
-                    self._add_term(own.removeprefix("student.").replace(".", "_"), None, own)
+            for loss in self._own_losses(role, names):
+                if loss not in listed:
+                    self._add_term(loss.removeprefix("student.").replace(".", "_"), None, loss)
 
     def _follow(self) -> None:
         """Update names, turns and terms if a model or a loss was replaced since the last run.

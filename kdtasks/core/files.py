@@ -122,18 +122,18 @@ def check_own(path: Path) -> bool:
         PermissionError: it is a link, or somebody else's.
     """
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    if stat.S_ISLNK(found.st_mode):
+    if stat.S_ISLNK(status.st_mode):
         raise PermissionError(
             f"the cache {path} is a link, which may lead anywhere: delete it, or choose another "
             "folder"
         )
     owner = os.stat(path.parent).st_uid
-    if os.name == "posix" and found.st_uid not in (os.geteuid(), owner):
+    if os.name == "posix" and status.st_uid not in (os.geteuid(), owner):
         raise PermissionError(
-            f"the cache {path} belongs to user {found.st_uid}, neither to this one "
+            f"the cache {path} belongs to user {status.st_uid}, neither to this one "
             f"({os.geteuid()}) nor to the owner of its folder ({owner}): delete it, or choose "
             "another folder"
         )

@@ -13,7 +13,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     Args:
         tensors: by name, of any shapes and dtypes, on any devices.
     """
-    found = []
+    bad = []
     floats = {
         name: t.detach()
         for name, t in tensors.items()
@@ -25,5 +25,5 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
             list(here.values()), math.inf
         )
         greatest = torch.stack([norm.double() for norm in norms])
-        found += [name for name, value in zip(here, greatest.tolist()) if not value < math.inf]
-    return [name for name in tensors if name in set(found)]
+        bad += [name for name, value in zip(here, greatest.tolist()) if not value < math.inf]
+    return [name for name in tensors if name in set(bad)]

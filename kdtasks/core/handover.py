@@ -33,10 +33,10 @@ def placed_backbone(
     Raises:
         ValueError: fewer than half of the tensors have a place, or one has another shape there.
     """
-    own = model.state_dict()
-    prefix = _prefix(own, state)
+    current = model.state_dict()
+    prefix = _prefix(current, state)
     places: dict[str, str] = {}
-    for name in own:
+    for name in current:
         source = _source(name.removeprefix(prefix), state) if name.startswith(prefix) else None
         if source is not None:
             places[source] = name
@@ -50,9 +50,9 @@ def placed_backbone(
             "network"
         )
     other = [
-        f"{place} {tuple(state[name].shape)} instead of {tuple(own[place].shape)}"
+        f"{place} {tuple(state[name].shape)} instead of {tuple(current[place].shape)}"
         for name, place in places.items()
-        if own[place].shape != state[name].shape
+        if current[place].shape != state[name].shape
     ]
     if other:
         raise ValueError(
@@ -61,20 +61,20 @@ def placed_backbone(
             + (f" (+{len(other) - 4} more)" if len(other) > 4 else "")
         )
     taken = {place: state[name] for name, place in places.items()}
-    fresh = [name for name in own if name not in taken and not name.endswith(_COUNTER)]
+    fresh = [name for name in current if name not in taken and not name.endswith(_COUNTER)]
     went = sum(not name.endswith(_COUNTER) for name in places)
     said = f"the backbone's {went} tensors were put in{f' at {prefix[:-1]!r}' if prefix else ''}"
     if out:
         said += f"; {len(out)} of the file have no place there: {_modules(out)}"
     said += f"; {len(fresh)} of the model's are not in it and stay as made: {_modules(fresh)}"
-    return {**own, **taken}, said if fresh else said.partition("; 0 of the model")[0]
+    return {**current, **taken}, said if fresh else said.partition("; 0 of the model")[0]
 
 
-def _prefix(own: Iterable[str], state: Mapping[str, Tensor]) -> str:
+def _prefix(names: Iterable[str], state: Mapping[str, Tensor]) -> str:
     """What stands before most of the backbone's names in the model."""
     votes = Counter(
         name.removesuffix(short)
-        for name in own
+        for name in names
         for short in state
         if name == short or name.endswith(f".{short}")
     )

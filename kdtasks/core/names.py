@@ -88,16 +88,16 @@ def split_call(name: str) -> tuple[str, int | None]:
         ) from None
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """The end of an error message: the nearest known names, or all of them when they are few."""
-    known = list(dict.fromkeys(known))
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    names = list(dict.fromkeys(names))
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if near:
         return "did you mean " + " or ".join(map(repr, near)) + "?"
-    if not known:
+    if not names:
         return "there are none"
-    shown = ", ".join(map(repr, known[:20]))
-    return f"there are {shown}" + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+    shown = ", ".join(map(repr, names[:20]))
+    return f"there are {shown}" + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def _is_peer(role: str) -> bool:

@@ -226,12 +226,12 @@ def unmarked(
         is_teachers = _of_role(name, teachers) or _of_role(name, ("teacher",))
         return not (is_teachers or TensorName.parse(name).is_of_peers)
 
-    found = {
+    candidates = {
         name: next(filter(unknown, taught_names(entry["of"], own, teachers)), None)
         for name, entry in losses.items()
         if "alone" not in entry
     }
-    return {name: one for name, one in found.items() if one}
+    return {name: candidate for name, candidate in candidates.items() if candidate}
 
 
 @dataclass(frozen=True)
@@ -401,13 +401,15 @@ def with_control(
             whose budget is that of all; or the control itself is taught; or an untaught stage lists
             a loss with a weight and another ``alone``; or as :func:`with_roles`.
     """
-    known = {*teachers, *(name for stage in stages for name in stage.teachers)}
+    teacher_names = {*teachers, *(name for stage in stages for name in stage.teachers)}
     filled = []
     for stage in stages:
         entries = stage.losses
         _check_weights(stage)
         if not entries:
-            entries = dict(losses) if stage.teachers else control(losses, known, own, own_losses)
+            entries = (
+                dict(losses) if stage.teachers else control(losses, teacher_names, own, own_losses)
+            )
         filled.append(replace(stage, own=own, losses=entries))
     stages = with_roles(filled)
     parts = arms(stages)
@@ -424,7 +426,7 @@ def with_control(
     budget = {
         key: getattr(final, key) for key in ("arguments", "optimizer", "schedule", "length", "data")
     }
-    plain = control(final.losses, known, own, own_losses)
+    plain = control(final.losses, teacher_names, own, own_losses)
     alone = Stage(ALONE, losses=plain, own=own, role="control", **budget)
     where = stages.index(final)
     return [*stages[:where], alone, *stages[where:]]
@@ -524,8 +526,8 @@ def _sources(stage: Stage) -> list[str]:
     for name, origin in stage.teachers.items():
         if not isinstance(origin, str | None) and not list(origin):
             raise ValueError(f"stage {stage.name!r}: the route of {name!r} has no anchor")
-    own = [] if stage.student in ("fresh", "keep") else [stage.student]
-    return own + anchors_of(stage)
+    start = [] if stage.student in ("fresh", "keep") else [stage.student]
+    return start + anchors_of(stage)
 
 
 def _check_source(stage: Stage, source: str, before: Mapping[str, Stage]) -> None:

@@ -89,10 +89,12 @@ def keep_state(owners: Iterable[object]) -> Iterator[None]:
 
 
 def _memory_of(owner: object) -> Callable[[], None]:
-    own = getattr(owner, "__dict__", {})
+    namespace = getattr(owner, "__dict__", {})
     is_module = isinstance(owner, nn.Module)
     kept_apart = _OF_EVERY_MODULE if is_module else ()
-    attributes = {name: _memory(value) for name, value in own.items() if name not in kept_apart}
+    attributes = {
+        name: _memory(value) for name, value in namespace.items() if name not in kept_apart
+    }
     tensors: list[tuple[dict[str, Any], str, Callable[[], object]]] = [
         (part, name, _memory(value))
         for part in ((owner._buffers, owner._parameters) if is_module else ())
@@ -105,9 +107,11 @@ def _memory_of(owner: object) -> Callable[[], None]:
             return
         for part, name, back in tensors:
             part[name] = back()
-        for name in [name for name in own if name not in attributes and name not in kept_apart]:
-            del own[name]
-        own.update({name: back() for name, back in attributes.items()})
+        for name in [
+            name for name in namespace if name not in attributes and name not in kept_apart
+        ]:
+            del namespace[name]
+        namespace.update({name: back() for name, back in attributes.items()})
 
     return put_back
 

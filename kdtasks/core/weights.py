@@ -320,15 +320,15 @@ def load_weights(model: nn.Module, path: str | Path, grown: bool = False, prefix
         return meta
     readings = [(state, ""), *_readings(model, state)]
     for fits in (_fits, _loads):
-        found = [(reading, said) for reading, said in readings if fits(model, reading, grown)]
-        parts = [said for _, said in found if said.startswith(_A_PART)]
-        if len(parts) == len(found) > 1:
+        fitting = [(reading, said) for reading, said in readings if fits(model, reading, grown)]
+        parts = [said for _, said in fitting if said.startswith(_A_PART)]
+        if len(parts) == len(fitting) > 1:
             raise ValueError(
                 f"{str(path)!r} holds several sets of weights for this {type(model).__name__}: "
                 f"expected one, got {'; '.join(parts)}. Save the one that is meant by itself"
             )
-        if found:
-            reading, said = found[0]
+        if fitting:
+            reading, said = fitting[0]
             _load(model, _completed(model, reading, grown), path)
             if said:
                 warnings.warn(f"{str(path)!r}: {said}", stacklevel=2)
@@ -365,18 +365,21 @@ def _readings(model: nn.Module, state: dict) -> Iterator[tuple[dict, str]]:
     """Other ways to read a file's names, and what is said of each: without wrappers; without a
     prefix.
     """
-    own = {_WRAPPERS.sub("", name): name for name in model.state_dict()}
+    short_names = {_WRAPPERS.sub("", name): name for name in model.state_dict()}
     plain = _renamed(state, lambda name: _WRAPPERS.sub("", name))
-    if list(plain) != list(state) or any(name != short for short, name in own.items()):
+    if list(plain) != list(state) or any(name != short for short, name in short_names.items()):
         yield (
-            _renamed(plain, lambda name: own.get(name, name)),
+            _renamed(plain, lambda name: short_names.get(name, name)),
             "what wrappers add to names (_orig_mod.) was left out",
         )
     votes = Counter(
-        name.removesuffix(short) for short in own for name in plain if name.endswith(f".{short}")
+        name.removesuffix(short)
+        for short in short_names
+        for name in plain
+        if name.endswith(f".{short}")
     )
     for prefix, _ in votes.most_common(16):
-        part = _renamed(_part(plain, prefix), lambda name: own.get(name, name))
+        part = _renamed(_part(plain, prefix), lambda name: short_names.get(name, name))
         rest = sum(not name.startswith(prefix) and name not in _COUNTERS for name in plain)
         if not rest:
             yield part, f"the prefix {prefix!r} was taken off the names"
@@ -399,16 +402,16 @@ def _renamed(
     """With other names, those of None left out; the modules' versions, by which torch upgrades old
     files, go along.
     """
-    known: dict = getattr(state, "_metadata", {}) if versions is None else versions
+    recorded: dict = getattr(state, "_metadata", {}) if versions is None else versions
     # torch reads its _metadata
     renamed: Any = OrderedDict(
         (rename(name), value) for name, value in state.items() if rename(name) is not None
     )
-    moved = {rename(f"{path}."): version for path, version in known.items() if path}
+    moved = {rename(f"{path}."): version for path, version in recorded.items() if path}
     renamed._metadata = OrderedDict(
         (path[:-1], version) for path, version in moved.items() if path is not None
     )
-    renamed._metadata.setdefault("", known.get("", {}))
+    renamed._metadata.setdefault("", recorded.get("", {}))
     return renamed
 
 
@@ -443,38 +446,38 @@ def _loads(model: nn.Module, state: dict, grown: bool) -> bool:
 
 def _differences(model: nn.Module, state: dict) -> str:
     """What keeps a file's names and shapes from being the model's; '' if nothing does."""
-    own = model.state_dict()
-    missing = [name for name in own if name not in state]
-    extra = [name for name in state if name not in own]
+    current = model.state_dict()
+    missing = [name for name in current if name not in state]
+    extra = [name for name in state if name not in current]
     both = [
-        (name, own[name], state[name])
-        for name in own
+        (name, current[name], state[name])
+        for name in current
         if isinstance(state.get(name), torch.Tensor)
-        and isinstance(own[name], torch.Tensor)
-        and not is_lazy(own[name])
+        and isinstance(current[name], torch.Tensor)
+        and not is_lazy(current[name])
     ]
     other = [
-        f"{name} {tuple(given.shape)} instead of {tuple(known.shape)}"
-        for name, known, given in both
-        if given.shape != known.shape
+        f"{name} {tuple(given.shape)} instead of {tuple(ours.shape)}"
+        for name, ours, given in both
+        if given.shape != ours.shape
     ]
-    found = [
+    differences = [
         f"{what}: {', '.join(names[:4])}" + (f" (+{len(names) - 4} more)" if len(names) > 4 else "")
         for what, names in (("missing", missing), ("unexpected", extra), ("other shape", other))
         if names
     ]
-    return "; ".join(found)
+    return "; ".join(differences)
 
 
 def _load(model: nn.Module, state: dict, path: str | Path) -> None:
     """Load a state that fits, if what is not finite in it is so in the model as built too (-inf in
     a mask, the first range of an observer).
     """
-    own = model.state_dict()
+    current = model.state_dict()
     for name in not_finite(
         {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     ):
-        given, built = state[name], own.get(name)
+        given, built = state[name], current.get(name)
         wrong = ~given.isfinite()
         if isinstance(built, torch.Tensor) and not is_lazy(built) and built.shape == given.shape:
             built = built.to(given.device)

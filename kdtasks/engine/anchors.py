@@ -138,7 +138,7 @@ def check_kept(experiment: Experiment, stage: Stage, files: WorkDir) -> None:
         ConfigError: it ended before one of them; or its weights are the same in all, so that there
             is no route to follow.
     """
-    names, needed = [one.name for one in experiment.stages], set()
+    names, needed = [other.name for other in experiment.stages], set()
     for later in experiment.stages:
         for source in (later.student, *anchors_of(later)):
             name, which = stage_reference(source, names) or ("", "")
@@ -155,7 +155,7 @@ def check_kept(experiment: Experiment, stage: Stage, files: WorkDir) -> None:
             )
     learned = [name for name, _ in experiment.learner(stage).named_parameters()]
     first, *others = (read_weights(path)[0] for path in paths)
-    if not any(not torch.equal(first[name], one[name]) for one in others for name in learned):
+    if not any(not torch.equal(first[name], other[name]) for other in others for name in learned):
         raise ConfigError(
             f"stage {stage.name!r} has not learned: its weights are the same in all of "
             f"{[path.stem for path in paths]}, which later stages need; expected an optimizer that "
@@ -190,8 +190,8 @@ def _chooser(
 
 def _built(stage: Stage) -> Chooser:
     assert stage.route is not None  # who calls has seen to it
-    own = {key: value for key, value in stage.route.items() if key != "held_out"}
-    return builder.build(own, f"{stage.name}.route")
+    arguments = {key: value for key, value in stage.route.items() if key != "held_out"}
+    return builder.build(arguments, f"{stage.name}.route")
 
 
 def _held_out(experiment: Experiment, stage: Stage) -> Loader:

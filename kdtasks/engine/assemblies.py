@@ -48,11 +48,11 @@ def write_assemblies(experiment: Experiment, files: WorkDir) -> dict[str, float]
     Returns:
         ``{<name>_<metric>: value}`` of their evaluations.
     """
-    found: dict[str, float] = {}
+    reached: dict[str, float] = {}
     final, done = experiment.final, files.done
     for name, parts in _described(experiment).items():
         references = [stage_reference(source, files.stages) for source in parts.values()]
-        if final is None or not all(one and one[0] in done for one in references):
+        if final is None or not all(reference and reference[0] in done for reference in references):
             continue
         model = experiment.model(name)
         for path, source in parts.items():
@@ -62,8 +62,8 @@ def write_assemblies(experiment: Experiment, files: WorkDir) -> dict[str, float]
         meta = {**experiment.meta(final), **facts, "parts": dict(parts)}
         weights = {key: value.cpu() for key, value in model.state_dict().items()}
         checkpoint.save_weights(weights, {**meta, "metrics": metrics}, files.path / f"{name}.pth")
-        found |= {f"{name}_{metric}": value for metric, value in metrics.items()}
-    return found
+        reached |= {f"{name}_{metric}": value for metric, value in metrics.items()}
+    return reached
 
 
 def _described(experiment: Experiment) -> dict[str, Mapping[str, str]]:

@@ -36,7 +36,7 @@ def resolve(path: object, where: str) -> Callable:
     for cut in range(len(parts) - 1, 0, -1):
         module_name = ".".join(parts[:cut])
         try:
-            found = importlib.import_module(module_name)
+            target = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if error.name and (
                 module_name == error.name or module_name.startswith(error.name + ".")
@@ -44,18 +44,18 @@ def resolve(path: object, where: str) -> Callable:
                 continue
             raise ConfigError(f"{where}.type={path!r} cannot be imported: {error}") from error
         for part in parts[cut:]:
-            if not hasattr(found, part):
-                names = [n for n in dir(found) if not n.startswith("_")]
+            if not hasattr(target, part):
+                names = [n for n in dir(target) if not n.startswith("_")]
                 raise ConfigError(
                     f"{where}.type={path!r}: {module_name} has no {part!r}; "
                     f"{did_you_mean(part, names)}"
                 )
-            found = getattr(found, part)
-        if not callable(found):
+            target = getattr(target, part)
+        if not callable(target):
             raise ConfigError(
-                f"{where}.type={path!r} is a {type(found).__name__}, which cannot be called"
+                f"{where}.type={path!r} is a {type(target).__name__}, which cannot be called"
             )
-        return found
+        return target
     source = (
         "a file of your own must lie in the current folder, beside the config, or on PYTHONPATH"
     )
@@ -95,9 +95,9 @@ def check_arguments(
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name in arguments:
         if name not in parameters and not open_ended:
-            known = [n for n in parameters if n not in supplied]
+            names = [n for n in parameters if n not in supplied]
             raise ConfigError(
-                f"{where}: {_title(function)} has no argument {name!r}; {did_you_mean(name, known)}"
+                f"{where}: {_title(function)} has no argument {name!r}; {did_you_mean(name, names)}"
             )
     for name, parameter in parameters.items():
         if (

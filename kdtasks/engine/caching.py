@@ -58,12 +58,12 @@ def cached_outputs(
     folder = folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
     def outputs(batch: Mapping) -> dict[str, torch.Tensor]:
-        found = {}
+        values = {}
         for role, names in wanted.items():
             with precision():
                 given = distiller.outputs(role, batch, names)
-            found |= {name: given[name] for name in names}
-        return found
+            values |= {name: given[name] for name in names}
+        return values
 
     def fill(beat: Callable[[], None]) -> None:
         if TeacherCache.open(folder, key) is None:

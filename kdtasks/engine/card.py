@@ -120,27 +120,27 @@ def comparison_of(
         FileNotFoundError, ConfigError: the given file is no comparison, or not with this run.
     """
     if given is not None:
-        (found,) = read_comparisons([given]).values()
-        name = _config_in(found, Path(given).resolve().parent, work_dir)
-        if name is None and results["seed"] in found["seeds"]:
-            name = results["config"] if results["config"] in found["configs"] else None
+        (content,) = read_comparisons([given]).values()
+        name = _config_in(content, Path(given).resolve().parent, work_dir)
+        if name is None and results["seed"] in content["seeds"]:
+            name = results["config"] if results["config"] in content["configs"] else None
         if name is None:
             raise ConfigError(
                 f"{str(given)!r} does not have this run, {results['config']!r} of seed "
-                f"{results['seed']}: it has the seeds {found['seeds']}, and of configs "
-                + did_you_mean(results["config"], found["configs"])
+                f"{results['seed']}: it has the seeds {content['seeds']}, and of configs "
+                + did_you_mean(results["config"], content["configs"])
             )
-        return found, name
+        return content, name
     for folder in work_dir.resolve().parents:
         if (folder / "compare.json").is_file():
             try:
-                (found,) = read_comparisons([folder / "compare.json"]).values()
+                (content,) = read_comparisons([folder / "compare.json"]).values()
             # something else of that name
             except (ConfigError, OSError):
                 continue
-            name = _config_in(found, folder, work_dir)
+            name = _config_in(content, folder, work_dir)
             if name is not None:
-                return found, name
+                return content, name
     return None
 
 
@@ -209,9 +209,9 @@ def _head(card: Card) -> dict[str, Any]:
 def _metrics(card: Card) -> dict[str, float]:
     """Those of the exported weights that tables show, the primary one first."""
     task = card.experiment.task
-    found = {k: v for k, v in card.facts.get("metrics", {}).items() if is_number(v)}
-    names = sorted(found, key=lambda name: name != task.primary)
-    return {name: float(found[name]) for name in names if task.metric(name).listed}
+    numbers = {k: v for k, v in card.facts.get("metrics", {}).items() if is_number(v)}
+    names = sorted(numbers, key=lambda name: name != task.primary)
+    return {name: float(numbers[name]) for name in names if task.metric(name).listed}
 
 
 def _summary(card: Card) -> str:
@@ -332,12 +332,12 @@ def _gain(card: Card) -> str:
         )
     control = experiment.arms.control
     alone = card.results["stages"].get(control.name, {}).get(primary) if control else None
-    own = card.facts.get("metrics", {}).get(primary)
-    if not is_number(alone) or not is_number(own):
+    reached = card.facts.get("metrics", {}).get(primary)
+    if not is_number(alone) or not is_number(reached):
         return "The run has no control, so what the teacher brought is not known."
     return (
         f"Against its control, the same student without the teacher ({number(alone)}{unit}): "
-        f"{number(own - alone, True)}{unit} {task.label(primary)}{better}, of seed "
+        f"{number(reached - alone, True)}{unit} {task.label(primary)}{better}, of seed "
         f"{card.results['seed']} alone: one seed has no interval."
     )
 
@@ -345,13 +345,13 @@ def _gain(card: Card) -> str:
 def _teachers(card: Card) -> list[str]:
     experiment, lines = card.experiment, []
     primary = experiment.task.primary
-    known = card.results.get("pretrained", {})
+    pretrained = card.results.get("pretrained", {})
     for name, origin in card.stage.teachers.items():
         spec = experiment.specs[experiment.owner_of(card.stage, name)]
         line = f"- `{name}`: `{spec['type']}`"
-        if name in known:
-            line += f", with the weights {known[name]['weights'] or 'of the file'}"
-            line += f"; licence: {known[name]['licence'] or 'not stated'}"
+        if name in pretrained:
+            line += f", with the weights {pretrained[name]['weights'] or 'of the file'}"
+            line += f"; licence: {pretrained[name]['licence'] or 'not stated'}"
         elif experiment.source_of(card.stage, name):
             source = experiment.source_of(card.stage, name)
             value = card.results["stages"].get(source, {}).get(primary)
@@ -363,11 +363,11 @@ def _teachers(card: Card) -> list[str]:
             file = last or spec.get("checkpoint")
             line += f", with the weights {Path(str(file)).name}; licence: not stated"
         lines.append(line)
-    if "student" in known:
-        own = known["student"]
+    if "student" in pretrained:
+        start = pretrained["student"]
         lines.append(
-            f"- the student started from {own['name']} {own['weights'] or ''}; licence: "
-            f"{own['licence'] or 'not stated'}"
+            f"- the student started from {start['name']} {start['weights'] or ''}; licence: "
+            f"{start['licence'] or 'not stated'}"
         )
     return ["\n".join(lines) if lines else "No teacher taught this stage."]
 
@@ -383,8 +383,8 @@ def _method(card: Card) -> list[str]:
     control = card.experiment.arms.control
     parts = [text, *([_table(["loss", "what it is", "of", "weight"], rows)] if rows else [])]
     if control is not None and control is not card.stage:
-        own = ", ".join(f"{name} × {weight_text(e)}" for name, e in control.losses.items())
-        parts.append(f"The control, stage `{control.name}`, has {own or 'the own losses'}.")
+        terms = ", ".join(f"{name} × {weight_text(e)}" for name, e in control.losses.items())
+        parts.append(f"The control, stage `{control.name}`, has {terms or 'the own losses'}.")
     return parts
 
 
@@ -418,10 +418,10 @@ def _value(value: Any) -> str:
 
 
 def _deployment(card: Card) -> list[str]:
-    found = card.results.get("deployment")
-    if not found:
+    measured = card.results.get("deployment")
+    if not measured:
         return ["Not measured in this run."]
-    shown = deployment.table(found)
+    shown = deployment.table(measured)
     notes = [f"- {note}" for note in shown["notes"]]
     return [shown["about"], _table([title for title, _ in shown["heads"]], shown["rows"]), *notes]
 

@@ -138,15 +138,15 @@ def _check_optimizer_state(
     stage: Stage, source: str, optimizers: Mapping[str, "Optimizer"]
 ) -> None:
     """A stage that goes on with an optimizer's state has the same optimizer and parameters."""
-    (other, others), (own, owns) = (
+    (former, former_groups), (kind, groups) = (
         (type(optimizer).__name__, [len(group["params"]) for group in optimizer.param_groups])
         for optimizer in (optimizers[source], optimizers[stage.name])
     )
-    if (other, others) != (own, owns):
+    if (former, former_groups) != (kind, groups):
         raise ConfigError(
             f"stage {stage.name!r}: optimizer_state='keep' needs the optimizer and the parameters "
-            f"of stage {source!r}: it has {other} of {sum(others)} parameters, this one {own} of "
-            f"{sum(owns)}"
+            f"of stage {source!r}: it has {former} of {sum(former_groups)} parameters, this one "
+            f"{kind} of {sum(groups)}"
         )
 
 

@@ -21,15 +21,15 @@ def check_source(experiment: "StageModels", stage: Stage) -> None:
     source = experiment.source(stage)
     if source is None or experiment.data.unseen:
         return
-    known = experiment.classes(experiment.stage(source)) or []
+    former = experiment.classes(experiment.stage(source)) or []
     classes = experiment.classes(stage) or []
-    for number, (before, now) in enumerate(zip(known, classes)):
+    for number, (before, now) in enumerate(zip(former, classes)):
         if before != now:
             raise ConfigError(
                 f"stage {stage.name!r} goes on with the student of stage {source!r}, where "
                 "class "
                 f"{number} is {before!r}, and here {now!r}: expected the same classes in the "
-                f"same order, new ones behind. There are {len(known)}: {known[:12]}; here "
+                f"same order, new ones behind. There are {len(former)}: {former[:12]}; here "
                 f"{len(classes)}: {classes[:12]}"
             )
 
@@ -46,21 +46,21 @@ def check_teachers(
     for name, teacher in teachers.items():
         if name not in compared:
             continue
-        known = teacher.classes or _of_facts(teacher)
-        classes = experiment.classes(stage) if known else None
+        theirs = teacher.classes or _of_facts(teacher)
+        classes = experiment.classes(stage) if theirs else None
         # a model's own config may call the same classes otherwise: only their order tells
-        if not teacher.classes and sorted(known or ()) != sorted(classes or ()):
+        if not teacher.classes and sorted(theirs or ()) != sorted(classes or ()):
             continue
-        if known and classes and list(known) != classes:
-            lacks = [c for c in known if c not in classes]
-            adds = [c for c in classes if c not in known]
+        if theirs and classes and list(theirs) != classes:
+            lacks = [c for c in theirs if c not in classes]
+            adds = [c for c in classes if c not in theirs]
             what = (
                 f"it lacks {lacks[:5]} and adds {adds[:5]}"
                 if lacks or adds
                 else "they stand in another order"
             )
             raise ConfigError(
-                f"the teacher {name!r} knows {len(known)} classes, the data has "
+                f"the teacher {name!r} knows {len(theirs)} classes, the data has "
                 f"{len(classes)} others: {what}"
             )
 

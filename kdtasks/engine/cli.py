@@ -135,30 +135,30 @@ def _test_parser() -> argparse.ArgumentParser:
 def test(arguments: Sequence[str] | None = None) -> None:
     """tools/test.py."""
     parser = _test_parser()
-    known, _ = parser.parse_known_args(arguments)
-    if known.help and not known.config:
+    given, _ = parser.parse_known_args(arguments)
+    if given.help and not given.config:
         return parser.print_help()
-    if not known.config or not (known.checkpoint or known.help):
+    if not given.config or not (given.checkpoint or given.help):
         parser.error("expected a config and a checkpoint")
     with plain_errors():
         from kdtasks.engine import config as configs
         from kdtasks.engine.task import load_task
 
-        path = find_config(known.config)
-        config = configs.load(path, dict(known.cfg_options))
-        own = load_task(config["task"]).predict_arguments(parser)
-        if known.help:
+        path = find_config(given.config)
+        config = configs.load(path, dict(given.cfg_options))
+        task_flags = load_task(config["task"]).predict_arguments(parser)
+        if given.help:
             return parser.print_help()
         args = parser.parse_args(arguments)
-        _use_weights(config, config_name(path), args, _flags_given(parser, args, own))
+        _use_weights(config, config_name(path), args, _flags_given(parser, args, task_flags))
     return None
 
 
 def _flags_given(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, own: Sequence[str]
+    parser: argparse.ArgumentParser, args: argparse.Namespace, task_flags: Sequence[str]
 ) -> dict[str, object]:
     """All of a task's flags, if any of them is given."""
-    flags = {name: getattr(args, name) for name in own}
+    flags = {name: getattr(args, name) for name in task_flags}
     given = any(value != parser.get_default(name) for name, value in flags.items())
     return flags if given else {}
 
@@ -256,8 +256,8 @@ def _named(given: str | None, names: Iterable[str], paths: Iterable[Path]) -> st
     named = dict(zip(names, paths))
     if given is None or given in named:
         return given
-    found = [name for name, path in named.items() if path.stem == Path(given).stem]
-    return found[0] if len(found) == 1 else given
+    matches = [name for name, path in named.items() if path.stem == Path(given).stem]
+    return matches[0] if len(matches) == 1 else given
 
 
 def _compare_parser() -> argparse.ArgumentParser:
@@ -363,15 +363,18 @@ def results(arguments: Sequence[str] | None = None) -> None:
         from kdtasks.engine.compare.show import show
         from kdtasks.engine.task import load_task
 
-        found = read_comparisons(args.files)
+        comparisons = read_comparisons(args.files)
         if args.reference:
-            found = {name: with_reference(one, args.reference) for name, one in found.items()}
+            comparisons = {
+                name: with_reference(comparison, args.reference)
+                for name, comparison in comparisons.items()
+            }
         if args.merge:
-            write_merged(list(found.values()), args.merge)
+            write_merged(list(comparisons.values()), args.merge)
         elif args.page:
-            write_page(found, args.page)
+            write_page(comparisons, args.page)
         else:
-            for result in found.values():
+            for result in comparisons.values():
                 show(result, load_task(result["task"]))
 
 
@@ -455,13 +458,13 @@ def benchmark(arguments: Sequence[str] | None = None) -> None:
     raise SystemExit(importlib.import_module("benchmarks.table").main(arguments))
 
 
-def _test_loader(experiment: "Experiment", known: Sequence[str] | None) -> "Loader":
+def _test_loader(experiment: "Experiment", classes: Sequence[str] | None) -> "Loader":
     """The test data in the classes that the checkpoint knows; where it does not say them, in those
     of the training data.
     """
     stage = experiment.final or experiment.stages[-1]
-    if known:
-        return experiment.test_loader(stage, classes=known)
+    if classes:
+        return experiment.test_loader(stage, classes=classes)
     try:
         return experiment.test_loader(stage)
     except FileNotFoundError as error:

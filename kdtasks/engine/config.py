@@ -30,8 +30,8 @@ def load(path: str | Path, options: Mapping | None = None) -> dict:
 
     path = Path(path)
     if not path.is_file():
-        known = [str(p) for p in Path("configs").rglob("*.py")]
-        raise FileNotFoundError(f"no config {str(path)!r}; {did_you_mean(str(path), known)}")
+        paths = [str(p) for p in Path("configs").rglob("*.py")]
+        raise FileNotFoundError(f"no config {str(path)!r}; {did_you_mean(str(path), paths)}")
     library = library_of(path)
     if library:
         raise ConfigError(
@@ -89,10 +89,10 @@ def _step(place: Any, key: str, option: str) -> Any:
         return place[int(key)]
     if isinstance(place, dict) and key in place:
         return place[key]
-    known = list(place) if isinstance(place, dict) else []
+    keys = list(place) if isinstance(place, dict) else []
     if isinstance(place, list):
-        known = [str(i) for i in range(len(place))]
-    raise ConfigError(f"--cfg-options {option}: there is no {key!r}; {did_you_mean(key, known)}")
+        keys = [str(i) for i in range(len(place))]
+    raise ConfigError(f"--cfg-options {option}: there is no {key!r}; {did_you_mean(key, keys)}")
 
 
 def complete(config: Mapping) -> dict:
@@ -143,14 +143,14 @@ def renewed(config: Mapping) -> dict:
 
 def difference(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
     """The leaves in which two configs differ, as ``'losses.loss_kd.weight: 0.9 -> 0.5'``."""
-    found = []
+    lines = []
     for key in dict.fromkeys((*old, *new)):
         a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += difference(a, b, f"{prefix}{key}.")
+            lines += difference(a, b, f"{prefix}{key}.")
         elif jsonable(a) != jsonable(b):
-            found.append(f"{prefix}{key}: {a!r} -> {b!r}")
-    return found
+            lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return lines
 
 
 def jsonable(value: Any) -> Any:

@@ -44,9 +44,9 @@ def find_config(name: str | Path) -> Path:
     packaged = shared_folder("configs") / path.with_suffix(".py")
     if not path.is_absolute() and packaged.is_file():
         return packaged
-    own = [p.as_posix() for p in Path("configs").rglob("*.py")]
-    known = [*own, *config_titles()]
-    near = difflib.get_close_matches(path.as_posix(), known, n=3)
+    local = [p.as_posix() for p in Path("configs").rglob("*.py")]
+    titles = [*local, *config_titles()]
+    near = difflib.get_close_matches(path.as_posix(), titles, n=3)
     hint = (
         f"did you mean {' or '.join(map(repr, near))}?"
         if near
@@ -100,14 +100,14 @@ def copy_config(name: str | Path, folder: str | Path = "configs") -> list[Path]:
 
 def _with_bases(path: Path) -> list[Path]:
     """A config, its bases, and theirs; each once."""
-    found, waiting = [], [path]
+    files, waiting = [], [path]
     while waiting:
         path = waiting.pop(0)
-        if path not in found:
-            found.append(path)
+        if path not in files:
+            files.append(path)
             ours = [base for base in _bases(path) if "::" not in base]
             waiting += [(path.parent / base).resolve() for base in ours]
-    return found
+    return files
 
 
 def _bases(path: Path) -> list[str]:

@@ -54,24 +54,24 @@ def check_data(experiment: "Experiment", stage: Stage, files: WorkDir, notices: 
             samples nor the arms of the run would belong together.
     """
     data, path = experiment.setting(stage, "data"), files.path / "stages" / "data.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    noted = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     spec = {name: value for name, value in data.items() if name not in _HOW_IT_IS_READ}
     place = _sum(json.dumps(jsonable(spec), sort_keys=True, default=str))
-    found = {
+    facts = {
         part: facts_of(experiment.data_set(data, part), experiment.seed)
         for part in ("train", "test")
     }
-    if place not in known:
-        checkpoint.save_json({**known, place: found}, path)
+    if place not in noted:
+        checkpoint.save_json({**noted, place: facts}, path)
         return
-    weighty = difference(_without_content(known[place]), _without_content(found))
+    weighty = difference(_without_content(noted[place]), _without_content(facts))
     if weighty:
         raise ConfigError(
             f"the data is not what it was when the run in {str(files.path)!r} began:\n  "
             + "\n  ".join(weighty)
             + "\nPut it back, or use another --work-dir: what has been trained has seen other data"
         )
-    contents = {p: {known[place][p]["content"], found[p]["content"]} for p in found}
+    contents = {p: {noted[place][p]["content"], facts[p]["content"]} for p in facts}
     other = [part for part, both in contents.items() if len(both - {""}) > 1]
     if other:
         notices.warn(
@@ -83,8 +83,8 @@ def check_data(experiment: "Experiment", stage: Stage, files: WorkDir, notices: 
 
 def _without_content(facts: Mapping[str, Mapping]) -> dict:
     return {
-        part: {name: value for name, value in one.items() if name != "content"}
-        for part, one in facts.items()
+        part: {name: value for name, value in entries.items() if name != "content"}
+        for part, entries in facts.items()
     }
 
 
@@ -111,29 +111,29 @@ def _files(dataset: Any) -> list[str] | None:
     listed = getattr(dataset, "paths", None) or getattr(dataset, "samples", None)
     if not isinstance(listed, list | tuple) or not listed:
         return None
-    names = [str(one[0] if isinstance(one, list | tuple) else one) for one in listed]
+    names = [str(entry[0] if isinstance(entry, list | tuple) else entry) for entry in listed]
     first, last = min(names), max(names)
     shared = next((k for k, (a, b) in enumerate(zip(first, last)) if a != b), 0)
     return [name[first.rfind("/", 0, shared) + 1 :] for name in names]
 
 
 def _sum(value: object) -> str:
-    found = hashlib.blake2b(digest_size=8)
-    _add(value, found)
-    return found.hexdigest()
+    digest = hashlib.blake2b(digest_size=8)
+    _add(value, digest)
+    return digest.hexdigest()
 
 
-def _add(value: object, found: Any) -> None:
+def _add(value: object, digest: Any) -> None:
     if isinstance(value, Tensor):
         array = value.detach().cpu().contiguous()
-        found.update(f"{array.dtype} {tuple(array.shape)}".encode())
-        found.update(array.flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(f"{array.dtype} {tuple(array.shape)}".encode())
+        digest.update(array.flatten().view(torch.uint8).numpy().tobytes())
     elif isinstance(value, Mapping):
         for name in sorted(value, key=str):
-            found.update(f"{name}:".encode())
-            _add(value[name], found)
+            digest.update(f"{name}:".encode())
+            _add(value[name], digest)
     elif isinstance(value, list | tuple):
         for part in value:
-            _add(part, found)
+            _add(part, digest)
     else:
-        found.update(f"{value!r};".encode(errors="surrogateescape"))
+        digest.update(f"{value!r};".encode(errors="surrogateescape"))

@@ -22,11 +22,11 @@ def told(spec: Mapping, train: bool, skip_bad: bool = False) -> dict:
 
     ``skip_bad`` likewise, where it is True. What the config says itself stays.
     """
-    found = {name: _told(value, train, skip_bad) for name, value in spec.items()}
+    arguments = {name: _told(value, train, skip_bad) for name, value in spec.items()}
     accepts = _parameters(spec["type"])
     values = {"train": train, **({"skip_bad": True} if skip_bad else {})}
     return {
-        **found,
+        **arguments,
         **{name: values[name] for name in values if name in accepts and name not in spec},
     }
 
@@ -133,11 +133,11 @@ def with_classes(dataset: Any, names: Sequence[str] | None, drop: bool, where: s
     Raises:
         ConfigError: it has samples of a class that ``names`` lacks, and not ``drop``.
     """
-    own = class_names(dataset)
+    classes = class_names(dataset)
     try:
-        if names is None or own == list(names) == [str(name) for name in dataset.classes]:
+        if names is None or classes == list(names) == [str(name) for name in dataset.classes]:
             return dataset
-        if own is None:
+        if classes is None:
             numbers = targets(dataset)
             if numbers is not None:
                 count_classes(numbers, len(names))
@@ -154,11 +154,11 @@ def targets(dataset: Any) -> Tensor | None:
     """
     for name in ("target", "targets"):
         try:
-            found = torch.as_tensor(getattr(dataset, name))
+            values = torch.as_tensor(getattr(dataset, name))
         except (AttributeError, TypeError, ValueError, RuntimeError):
             continue
-        if found.ndim == 1 and not found.is_floating_point() and found.dtype != torch.bool:
-            return found.long()
+        if values.ndim == 1 and not values.is_floating_point() and values.dtype != torch.bool:
+            return values.long()
     return None
 
 
@@ -178,13 +178,13 @@ class Renumbered:
 
     def __init__(self, dataset: Any, names: Sequence[str], drop: bool = False):
         self.dataset, self.classes = dataset, list(names)
-        own, self._boxes = class_names(dataset) or [], _has_boxes(dataset)
-        known = None if self._boxes else targets(dataset)
+        classes, self._boxes = class_names(dataset) or [], _has_boxes(dataset)
+        labels = None if self._boxes else targets(dataset)
         self._numbers = class_numbers(
-            own, names, None if known is None else count_classes(known, len(own)), drop
+            classes, names, None if labels is None else count_classes(labels, len(classes)), drop
         )
-        if known is not None:
-            self.target = self.targets = renumber(known, self._numbers)
+        if labels is not None:
+            self.target = self.targets = renumber(labels, self._numbers)
         if callable(getattr(dataset, "batch", None)):
             self.batch = self._batch
 

@@ -65,8 +65,8 @@ class DataStore:
     def train_set(self, data: Mapping) -> Any:
         """The training set of a data setting."""
         made, names = self._read(data, "train"), self._final_names()
-        own = data_sets.class_names(made)
-        same = names is not None and own is not None and sorted(own) == sorted(names)
+        classes = data_sets.class_names(made)
+        same = names is not None and classes is not None and sorted(classes) == sorted(names)
         return self._with_classes(made, names if same else None, False, "data.train")
 
     def test_set(self, data: Mapping, classes: Sequence[str] | str | None = "train") -> Any:

@@ -58,14 +58,14 @@ def measure(run: "Run") -> dict[str, Any]:
     devices = 2 if experiment.device.type == "cuda" else 1
     with seeded(experiment.seed, "deployment"):
         sample = example(experiment, stage, 1)["input"]
-        found = {
+        models = {
             name: _measured(make, sample, SECONDS / (devices * len(makers)))
             for name, make in makers.items()
         }
     student = run.work_dir / "student.pth"
     if stage.model == "student" and student.exists():
-        found["student"]["bytes"] = student.stat().st_size
-    return {"input": _shape(sample), "threads": torch.get_num_threads(), "models": found}
+        models["student"]["bytes"] = student.stat().st_size
+    return {"input": _shape(sample), "threads": torch.get_num_threads(), "models": models}
 
 
 def _makers(run: "Run", stage: Stage) -> dict[str, Callable[[], nn.Module]]:
@@ -74,12 +74,12 @@ def _makers(run: "Run", stage: Stage) -> dict[str, Callable[[], nn.Module]]:
     makers: dict[str, Callable[[], nn.Module]] = {
         stage.model: lambda: experiment.trained(stage, files)
     }
-    for one in reversed(experiment.leading_to(stage)):
-        for name in experiment.other_teachers(one):
-            owner = experiment.owner_of(one, name)
+    for earlier in reversed(experiment.leading_to(stage)):
+        for name in experiment.other_teachers(earlier):
+            owner = experiment.owner_of(earlier, name)
             if owner not in makers:
-                makers[owner] = lambda one=one, name=name: experiment.teacher(
-                    one, name, files, anchor=-1
+                makers[owner] = lambda earlier=earlier, name=name: experiment.teacher(
+                    earlier, name, files, anchor=-1
                 )
     return makers
 
@@ -87,13 +87,13 @@ def _makers(run: "Run", stage: Stage) -> dict[str, Callable[[], nn.Module]]:
 def _measured(make: Callable[[], nn.Module], sample: Any, seconds: float) -> dict[str, Any]:
     try:
         model = make()
-        found = measure_model(model, sample, seconds)
+        figures = measure_model(model, sample, seconds)
     # a finished run is worth more than a further figure
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
-        found = {"note": f"could not be measured: {type(error).__name__}: {reason}"}
+        figures = {"note": f"could not be measured: {type(error).__name__}: {reason}"}
     missing = dict.fromkeys(("parameters", "flops", "bytes", "cpu_ms"))
-    return {**missing, **found}
+    return {**missing, **figures}
 
 
 def measure_model(model: nn.Module, sample: Any, seconds: float = SECONDS) -> dict[str, Any]:
@@ -108,30 +108,30 @@ def measure_model(model: nn.Module, sample: Any, seconds: float = SECONDS) -> di
     inner = model.model if isinstance(model, Teacher) else model
     inner.eval()
     file = next((part for part in inner.modules() if hasattr(part, "session")), None)
-    found: dict[str, Any] = {"parameters": None, "flops": None, "bytes": None, "cpu_ms": None}
+    figures: dict[str, Any] = {"parameters": None, "flops": None, "bytes": None, "cpu_ms": None}
     notes = []
     if file is None:
-        found["parameters"] = sum(p.numel() for p in inner.parameters())
-        found["bytes"] = _plain_bytes(inner)
+        figures["parameters"] = sum(p.numel() for p in inner.parameters())
+        figures["bytes"] = _plain_bytes(inner)
     else:
-        found["bytes"] = file.bytes
+        figures["bytes"] = file.bytes
         notes.append("an ONNX file: torch counts neither its parameters nor its FLOPs")
     with torch.no_grad(), keep_state(inner.modules()):
         if file is None:
-            found["flops"], passed = count_flops(lambda: model(sample))
+            figures["flops"], passed = count_flops(lambda: model(sample))
             if passed:
                 notes.append(f"FLOPs without those of {', '.join(passed)}")
         if _device(sample).type == "cuda":
             timed = median_ms(lambda: _synchronized(model, sample), ROUNDS, seconds)
-            found["cuda_ms"], found["cuda_rounds"] = timed
+            figures["cuda_ms"], figures["cuda_rounds"] = timed
         model, sample = model.cpu(), _moved(sample, "cpu")
-        found["cpu_ms"], found["cpu_rounds"] = median_ms(lambda: model(sample), ROUNDS, seconds)
+        figures["cpu_ms"], figures["cpu_rounds"] = median_ms(lambda: model(sample), ROUNDS, seconds)
         packed = packed_file(inner)
         if packed is not None:
-            found["packed_bytes"] = _packed_bytes(packed, inner)
+            figures["packed_bytes"] = _packed_bytes(packed, inner)
     if packed is not None or hasattr(inner, "deployed"):
         notes.append("computed as it trains, with its rounding simulated")
-    return {**found, **({"note": "; ".join(notes)} if notes else {})}
+    return {**figures, **({"note": "; ".join(notes)} if notes else {})}
 
 
 def count_flops(call: Callable[[], object]) -> tuple[int | None, list[str]]:
@@ -225,10 +225,10 @@ def _shape(sample: Any) -> list[int]:
 
 
 # As a table ---------------------------------------------------------------------------------------
-def table(found: Mapping[str, Any]) -> dict[str, Any]:
+def table(measured: Mapping[str, Any]) -> dict[str, Any]:
     """What :func:`measure` gave as text: ``about``, a sentence; ``heads``, (title, whether numbers
     stand below it); ``rows``; ``notes``."""
-    models: Mapping[str, Mapping] = found["models"]
+    models: Mapping[str, Mapping] = measured["models"]
     on_cuda = any("cuda_ms" in values for values in models.values())
     head = ["model", "parameters", "FLOPs", "weights", "CPU"] + (["CUDA"] if on_cuda else [])
     few = [v["packed_bytes"] for v in models.values() if v.get("packed_bytes")]
@@ -240,8 +240,8 @@ def table(found: Mapping[str, Any]) -> dict[str, Any]:
         row += [_milliseconds(values.get("cuda_ms"))] if on_cuda else []
         row += [_size(values.get("packed_bytes"))] if few else []
         rows.append(row)
-    shape = " × ".join(map(str, found["input"]))
-    threads = found["threads"]
+    shape = " × ".join(map(str, measured["input"]))
+    threads = measured["threads"]
     about = (
         f"Of one random sample ({shape}); median time on {threads} CPU "
         f"thread{'' if threads == 1 else 's'}{' and on CUDA' if on_cuda else ''}; FLOPs of "

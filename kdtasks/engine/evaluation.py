@@ -42,7 +42,7 @@ def evaluate(
         with keep_state(model.modules()), torch.no_grad():
             # which some models do not return
             model.eval()
-            found = task.evaluate(model, watch)
+            metrics = task.evaluate(model, watch)
     except Exception:
         # what went wrong then is what it led to
         watch.check()
@@ -51,7 +51,7 @@ def evaluate(
         for hook in hooks:
             hook.remove()
     watch.check()
-    return {name: float(value) for name, value in found.items()}
+    return {name: float(value) for name, value in metrics.items()}
 
 
 class _Watch:

@@ -90,10 +90,10 @@ def export(
     # its errors come before the work
     check_replaceable(output.parent)
     results = read_results(work_dir)
-    found = comparison_of(work_dir, results, comparison) or (None, "")
+    compared = comparison_of(work_dir, results, comparison) or (None, "")
     done = _export(experiment, source, format, output, opset, model)
     facts = read_weights(source)[1]
-    written = write_card(Card(experiment, results, facts, model, output, format, *found))
+    written = write_card(Card(experiment, results, facts, model, output, format, *compared))
     return {**_with_metrics(done, experiment, source), "card": str(written)}
 
 
@@ -251,9 +251,9 @@ def _onnx_form(experiment: Experiment, student: nn.Module, images: Any) -> OnnxF
     """As the task says, or one tensor with the batch size left open; on the CPU."""
     student = student.cpu().to(memory_format=torch.contiguous_format)
     images = _on_cpu(images)
-    own = experiment.task.onnx_form(student, images)
-    if own is not None:
-        return own
+    form = experiment.task.onnx_form(student, images)
+    if form is not None:
+        return form
     if not isinstance(images, Tensor):
         raise ConfigError(
             f"ONNX needs a model of one tensor, and this task's test images are a "

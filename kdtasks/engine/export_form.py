@@ -90,16 +90,16 @@ def compare(
         [[tuple(t.shape) for t in tensors] for tensors in examples]
         for examples in (expected, outputs)
     ]
-    for its, own in zip(*shapes):
-        if its != own:
-            raise Differs(f"its outputs have the shapes {own}, the student's {its}")
+    for its, theirs in zip(*shapes):
+        if its != theirs:
+            raise Differs(f"its outputs have the shapes {theirs}, the student's {its}")
     pairs = []
-    for its, own in (
-        (its.cpu().double(), own.cpu().double())
+    for its, theirs in (
+        (its.cpu().double(), theirs.cpu().double())
         for pair in zip(expected, outputs)
-        for its, own in zip(*pair)
+        for its, theirs in zip(*pair)
     ):
-        apart = (its - own).abs() if its.numel() else torch.zeros(1)
+        apart = (its - theirs).abs() if its.numel() else torch.zeros(1)
         difference = float(apart.mean() if mean else apart.max())
         allowed = tolerance * float(its.abs().max()) if its.numel() else 0.0
         if not difference <= allowed:

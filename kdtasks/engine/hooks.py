@@ -70,10 +70,10 @@ def _class_of(entry: object, where: str) -> type:
     elif isinstance(entry, Mapping) and "type" in entry:
         kind = HOOKS.get(entry["type"]) if isinstance(entry["type"], str) else entry["type"]
         if not (isinstance(kind, type) and issubclass(kind, Hook)):
-            known = ", of mmengine's " + did_you_mean(str(entry["type"]), ALLOWED)
+            hint = ", of mmengine's " + did_you_mean(str(entry["type"]), ALLOWED)
             raise ConfigError(
                 f"{where}: {entry['type']!r} is no hook: expected the dotted path of a subclass of "
-                f"mmengine.hooks.Hook, or{known}"
+                f"mmengine.hooks.Hook, or{hint}"
             )
         check_arguments(
             kind, {k: v for k, v in entry.items() if k not in ("type", "priority")}, where

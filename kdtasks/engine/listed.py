@@ -27,9 +27,9 @@ def check_timm_name(name: str) -> None:
     try:
         timm.get_pretrained_cfg(name)
     except RuntimeError:
-        known = [listed.partition(".")[2] for listed in timm.list_pretrained(f"{model}.*")]
+        tags = [listed.partition(".")[2] for listed in timm.list_pretrained(f"{model}.*")]
         raise ValueError(
-            f"timm's {model} has no weights {tag!r}; {did_you_mean(tag, known)}"
+            f"timm's {model} has no weights {tag!r}; {did_you_mean(tag, tags)}"
         ) from None
 
 
@@ -48,11 +48,11 @@ def check_listed(function: Callable, arguments: Mapping) -> None:
         # imported by whoever has its function
         models = sys.modules["torchvision"].models
         if function is models.get_model and isinstance(arguments.get("name"), str):
-            known = models.list_models()
-            if arguments["name"].lower() not in known:
+            names = models.list_models()
+            if arguments["name"].lower() not in names:
                 raise ValueError(
                     f"torchvision has no model {arguments['name']!r}; "
-                    f"{did_you_mean(arguments['name'], known)}"
+                    f"{did_you_mean(arguments['name'], names)}"
                 )
             function = models.get_model_builder(arguments["name"])
         for argument, parameter in inspect.signature(function).parameters.items():

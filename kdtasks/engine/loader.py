@@ -212,13 +212,13 @@ class Loader:
         for batch, index, view in read:
             batch = {**batch, "index": index, "view": view}
             if self.plan.take_others:
-                known = self.plan.known
-                batch["labelled"] = torch.arange(len(index), device="cpu") < known
+                labelled = self.plan.known
+                batch["labelled"] = torch.arange(len(index), device="cpu") < labelled
                 if isinstance(batch.get("target"), Tensor):
                     batch["target"] = batch["target"].clone()
-                    batch["target"][known:] = UNLABELLED
+                    batch["target"][labelled:] = UNLABELLED
                 elif isinstance(batch.get("target"), list):
-                    batch["target"] = batch["target"][:known] + [None] * (len(index) - known)
+                    batch["target"] = batch["target"][:labelled] + [None] * (len(index) - labelled)
             batch = {k: v if k in CPU_KEYS else to_device(v, self.device) for k, v in batch.items()}
             images = batch.get("input")
             if self.channels_last and isinstance(images, Tensor) and images.ndim == 4:

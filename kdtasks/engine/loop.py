@@ -111,8 +111,8 @@ def gradient_shares(losses: Mapping[str, Tensor], student: nn.Module) -> dict[st
         return {}
     norms = []
     for value in pulling.values():
-        found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-        parts = [part.float().norm() for part in found if part is not None]
+        gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+        parts = [part.float().norm() for part in gradients if part is not None]
         norms.append(torch.stack(parts).norm() if parts else value.detach().float() * 0)
     together = torch.stack(norms)
     total = together.sum()
@@ -214,15 +214,15 @@ class StageLoop(BaseLoop):
         runner.call_hook("before_train_iter", batch_idx=iteration, data_batch=batch)
         losses: dict[str, Tensor] = {}
         total = torch.zeros(())
-        for found in runner.distiller.steps(batch, runner.losses_of):
-            total = torch.as_tensor(total_loss(found))
+        for step_losses in runner.distiller.steps(batch, runner.losses_of):
+            total = torch.as_tensor(total_loss(step_losses))
             if runner.options["diagnose"] and self._is_read_next():
-                losses |= gradient_shares(found, runner.distiller.student)
+                losses |= gradient_shares(step_losses, runner.distiller.student)
             runner.stepper.update_params(total)
             # of several steps: as it was in the one in which it pulled
             losses |= {
                 name: value.detach()
-                for name, value in found.items()
+                for name, value in step_losses.items()
                 if name not in losses or value.requires_grad
             }
         if runner.average and runner.stepper.should_update():

@@ -35,9 +35,9 @@ class Notices:
             print(f"warning: {text}", file=sys.stderr)
         self._said.add(text)
 
-    def unreadable(self, found: Mapping[str, Mapping[str, str]]) -> None:
+    def unreadable(self, errors: Mapping[str, Mapping[str, str]]) -> None:
         """How many samples could not be read: ``{part of the data: {file: why}}``."""
-        for part, paths in found.items():
+        for part, paths in errors.items():
             new = [path for path in paths if path not in self._said]
             self._said.update(new)
             if new:
@@ -109,18 +109,18 @@ def weak_teachers(experiment: Experiment, done: Mapping[str, Mapping]) -> str:
     alone = done.get(control.name, {}).get(task.primary) if control else None
     if alone is None or control is None:
         return ""
-    known = {
+    scores = {
         stage.model: done[stage.name].get(task.primary)
         for stage in experiment.arms.teachers
         if stage.name in done
     }
     for values in done.values():
         for name, metrics in values.get("teachers", {}).items():
-            known[name] = metrics.get(task.primary)
+            scores[name] = metrics.get(task.primary)
     unit, decimals = task.unit(task.primary), task.decimals(task.primary)
     weak = [
         f"{name} ({value:.{decimals}f}{unit})"
-        for name, value in known.items()
+        for name, value in scores.items()
         if value is not None and task.is_better(alone, value)
     ]
     if not weak:

@@ -52,8 +52,8 @@ class OnnxModel(nn.Module):
         # its errors share no class of their own
         except Exception as error:
             raise ConfigError(f"onnxruntime cannot run {str(path)!r}: {error}") from error
-        self.inputs = [one.name for one in self.session.get_inputs()]
-        self.outputs = [one.name for one in self.session.get_outputs()]
+        self.inputs = [tensor.name for tensor in self.session.get_inputs()]
+        self.outputs = [tensor.name for tensor in self.session.get_outputs()]
         self.meta = parsed_metadata(self.session.get_modelmeta().custom_metadata_map)
 
     def forward(self, *inputs: Tensor | list[Tensor]) -> Any:
@@ -65,10 +65,10 @@ class OnnxModel(nn.Module):
             name: tensor.detach().cpu().float().numpy()
             for name, tensor in zip(self.inputs, tensors, strict=True)
         }
-        found = [
+        outputs = [
             torch.from_numpy(value).to(tensors[0].device) for value in self.session.run(None, feeds)
         ]
-        return found[0] if len(found) == 1 else dict(zip(self.outputs, found))
+        return outputs[0] if len(outputs) == 1 else dict(zip(self.outputs, outputs))
 
     def latency(self, image: Tensor, rounds: int = 100, seconds: float = 5.0) -> float:
         """Milliseconds of one call, as :func:`~kdtasks.engine.latency.median_ms` takes them.
@@ -92,14 +92,14 @@ def run_on(task: Task, path: str | Path, loader: Iterable[dict]) -> dict[str, fl
     """
     model = OnnxModel(path)
     try:
-        found = evaluate(task, model, loader)
+        reached = evaluate(task, model, loader)
     # whatever an evaluation asks of the model beside its outputs
     except Exception as error:
         raise ConfigError(
             f"{task.name} cannot evaluate an ONNX file, as onnx=True and the export of a student "
             f"that rounds do; it stands in {str(path)!r}: {type(error).__name__}: {error}"
         ) from error
-    metrics = {f"onnx_{name}": value for name, value in found.items()}
+    metrics = {f"onnx_{name}": value for name, value in reached.items()}
     first = f"onnx_{task.primary}"
     # a table shows the first ones
     return {first: metrics[first], **cost(model, loader), **metrics}

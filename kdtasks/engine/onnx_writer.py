@@ -56,14 +56,14 @@ def _unshare_zero_points(program: Any) -> None:
     """Each node has zero points of int8 of its own: where onnxruntime turns int8 weights into uint8
     (see :class:`OnnxModel`) it writes them anew, and fails on what two nodes share.
     """
-    held = {one.name: one for one in program.graph.initializer if one.data_type == INT8}
+    held = {tensor.name: tensor for tensor in program.graph.initializer if tensor.data_type == INT8}
     seen: set[str] = set()
     for node in program.graph.node:
         for place, name in enumerate(node.input):
             if name in held and name in seen:
-                own = program.graph.initializer.add()
-                own.CopyFrom(held[name])
-                own.name = node.input[place] = f"{name}_{node.name}_{place}"
+                copied = program.graph.initializer.add()
+                copied.CopyFrom(held[name])
+                copied.name = node.input[place] = f"{name}_{node.name}_{place}"
             seen.add(name)
 
 

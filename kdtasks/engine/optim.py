@@ -181,13 +181,13 @@ def _scheduler_class(entry: object) -> Callable:
     kind = entry["type"]
     if callable(kind) or (isinstance(kind, str) and "." in kind):
         return resolve(kind, "schedule")
-    known = PARAM_SCHEDULERS.get(kind)
-    if known is None:
+    scheduler = PARAM_SCHEDULERS.get(kind)
+    if scheduler is None:
         raise ConfigError(
             f"schedule.type={kind!r}: {did_you_mean(kind, PARAM_SCHEDULERS.module_dict)}; torch's "
             "have dotted paths, as 'torch.optim.lr_scheduler.StepLR'"
         )
-    return known
+    return scheduler
 
 
 def _own_scheduler(
@@ -216,10 +216,10 @@ def _own_scheduler(
 def _foreign_scheduler(
     kind: Callable, entry: Mapping, optimizer: Any, length: int, per_epoch: int, task: Task | None
 ) -> ForeignScheduler:
-    own = ("type", "by_epoch", "metric")
-    arguments = {name: value for name, value in entry.items() if name not in own}
-    known, where = inspect.signature(kind).parameters, f"schedule ({kind.__name__})"
-    if "schedulers" in known:
+    reserved = ("type", "by_epoch", "metric")
+    arguments = {name: value for name, value in entry.items() if name not in reserved}
+    parameters, where = inspect.signature(kind).parameters, f"schedule ({kind.__name__})"
+    if "schedulers" in parameters:
         raise ConfigError(
             f"{where}: it takes schedulers that are built; expected them one by one, in the list "
             "'schedule'"
@@ -227,7 +227,7 @@ def _foreign_scheduler(
     metric = _plateau_metric(kind, entry, arguments, where, task)
     every = per_epoch if entry.get("by_epoch", True) else 1
     counted = {"total_steps", "epochs", "steps_per_epoch"}
-    if "total_steps" in known and not counted & arguments.keys():
+    if "total_steps" in parameters and not counted & arguments.keys():
         arguments["total_steps"] = -(-length // every)
     if "lr_lambda" in arguments:
         arguments["lr_lambda"] = _functions(arguments["lr_lambda"], f"{where}.lr_lambda")
@@ -308,10 +308,10 @@ class MovingAverage:
             [e for e, _ in self._pairs], [w for _, w in self._pairs], 1 - self.decay
         )
         # by name: an observer puts other tensors in their place
-        for own, followed, name in self._buffers:
-            mine, other = own[name], followed[name]
+        for buffers, followed, name in self._buffers:
+            mine, other = buffers[name], followed[name]
             assert mine is not None and other is not None  # those that are None were left out
             if mine.shape == other.shape:
                 mine.copy_(other)
             else:
-                own[name] = other.clone()
+                buffers[name] = other.clone()

@@ -127,12 +127,12 @@ class ClassPool:
         """Samples of a class in the order of a pass, for each (class, pass); what is missing is
         made in one go.
         """
-        known = {
+        orders = {
             key: self.recent[key[0]][1]
             for key in wanted
             if self.recent.get(key[0], (None,))[0] == key[1]
         }
-        missing = [key for key in wanted if key not in known]
+        missing = [key for key in wanted if key not in orders]
         if missing:
             members = [self.members[c] for c, _ in missing]
             sizes = torch.tensor([len(of_class) for of_class in members], device="cpu")
@@ -144,8 +144,8 @@ class ClassPool:
             order = view_hash(self.seed, index, passes, LABELLED).argsort(stable=True)
             order = order[number[order].argsort(stable=True)]
             for key, part in zip(missing, index[order].split(sizes.tolist())):
-                known[key], self.recent[key[0]] = part, (key[1], part)
-        return known
+                orders[key], self.recent[key[0]] = part, (key[1], part)
+        return orders
 
     def after(self, index: int) -> Iterator[int]:
         """``index`` and the samples of its class that follow it, round and round."""
@@ -229,25 +229,25 @@ def make_plan(
     _check_sizes(batch_size, unlabelled_per_batch, views, length)
     _check_ranks(batch_size, unlabelled_per_batch, rank, world, training)
     _check_ends(shuffle, drop_last, bool(unlabelled_per_batch or length), per_class, world)
-    known = labelled_mask(labelled, dataset)
-    _check_labelled(known, unlabelled_per_batch)
+    is_labelled = labelled_mask(labelled, dataset)
+    _check_labelled(is_labelled, unlabelled_per_batch)
     # (n,)
-    own, take = known.nonzero()[:, 0], batch_size - unlabelled_per_batch
+    rows, take = is_labelled.nonzero()[:, 0], batch_size - unlabelled_per_batch
     # this rank's samples, in batches of its share of the size
     if not training:
-        own, take, rank, world = own[rank::world].contiguous(), -(-batch_size // world), 0, 1
+        rows, take, rank, world = rows[rank::world].contiguous(), -(-batch_size // world), 0, 1
     if per_class is None:
-        pool = Pool(own, seed, LABELLED, shuffle)
+        pool = Pool(rows, seed, LABELLED, shuffle)
     else:
-        pool = ClassPool(own, class_targets(dataset)[own], seed, per_class, take, world)
-    whole = max(1, len(own) // take) if drop_last else -(-len(own) // take)
+        pool = ClassPool(rows, class_targets(dataset)[rows], seed, per_class, take, world)
+    whole = max(1, len(rows) // take) if drop_last else -(-len(rows) // take)
     return Plan(
         pool=pool,
         take=take,
-        others=Pool((~known).nonzero()[:, 0], seed, OTHERS, shuffle),
+        others=Pool((~is_labelled).nonzero()[:, 0], seed, OTHERS, shuffle),
         take_others=unlabelled_per_batch,
         length=length or whole,
-        endless=length is not None or per_class is not None or (drop_last and len(own) < take),
+        endless=length is not None or per_class is not None or (drop_last and len(rows) < take),
         views=views,
         rank=rank,
         world=world,
@@ -293,13 +293,13 @@ def _check_ends(
     )
 
 
-def _check_labelled(known: Tensor, unlabelled_per_batch: int) -> None:
-    count = int(known.sum())
+def _check_labelled(is_labelled: Tensor, unlabelled_per_batch: int) -> None:
+    count = int(is_labelled.sum())
     expect(count > 0, "no sample is labelled")
     expect(
-        not unlabelled_per_batch or count < len(known),
-        f"unlabelled_per_batch={unlabelled_per_batch}, but all {len(known)} samples are labelled: "
-        "pass labelled=",
+        not unlabelled_per_batch or count < len(is_labelled),
+        f"unlabelled_per_batch={unlabelled_per_batch}, but all {len(is_labelled)} samples are "
+        "labelled: pass labelled=",
     )
 
 

@@ -20,8 +20,8 @@ from kdtasks.engine.builder import ConfigError
 
 def packed_file(student: nn.Module) -> Any:
     """What writes and reads the student's packed file; None: it has none."""
-    found = (getattr(part, "packed_file", None) for part in student.modules())
-    return next((one for one in found if one is not None), None)
+    files = (getattr(part, "packed_file", None) for part in student.modules())
+    return next((file for file in files if file is not None), None)
 
 
 def check_packable(student: nn.Module, where: str) -> None:
@@ -69,8 +69,8 @@ def run_packed(
     form = packed_file(student)
     expected, plain = form.plain(student).state_dict(), form.plain(fresh().cpu())
     form.load(plain, path)
-    found = plain.state_dict()
-    differ = [name for name in expected if not torch.equal(expected[name], found[name])]
+    state = plain.state_dict()
+    differ = [name for name in expected if not torch.equal(expected[name], state[name])]
     if differ:
         raise ConfigError(
             f"packed weights are not what the student computes with: {', '.join(differ[:4])}"

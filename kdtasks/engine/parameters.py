@@ -17,13 +17,13 @@ from kdtasks.engine import builder
 
 def losses_with_state(distiller: Distiller) -> dict[str, object]:
     """The losses that are no functions, by name, and every module inside them."""
-    found: dict[str, object] = {}
+    stateful: dict[str, object] = {}
     for name, (loss, _, _) in distiller.terms.items():
         if isinstance(loss, nn.Module):
-            found |= {f"losses.{name}.{path}": part for path, part in loss.named_modules()}
+            stateful |= {f"losses.{name}.{path}": part for path, part in loss.named_modules()}
         elif not isinstance(loss, types.FunctionType):
-            found[f"losses.{name}"] = loss
-    return found
+            stateful[f"losses.{name}"] = loss
+    return stateful
 
 
 def leaves_parameters_out(distiller: Distiller, batch: Mapping) -> bool:
@@ -42,8 +42,10 @@ def leaves_parameters_out(distiller: Distiller, batch: Mapping) -> bool:
     ):
         losses = distiller(batch)
         trained = [p for p in distiller.parameters() if p.requires_grad]
-        found = torch.autograd.grad(torch.as_tensor(total_loss(losses)), trained, allow_unused=True)
-    return any(g is None for g in found) or any(
+        gradients = torch.autograd.grad(
+            torch.as_tensor(total_loss(losses)), trained, allow_unused=True
+        )
+    return any(g is None for g in gradients) or any(
         callable(weight) for _, _, weight in distiller.terms.values()
     )
 
@@ -117,7 +119,7 @@ def build_optimizer(
                 f"optimizer.factors: expected numbers > 0, got {factor}; what must not learn is "
                 "left out of the stage's train"
             )
-    groups = [{"params": own, "lr": rate * factor} for factor, own in by_factor.items()]
+    groups = [{"params": members, "lr": rate * factor} for factor, members in by_factor.items()]
     groups = _apart_from_decay(distiller, groups)
     return builder.build(plain, "optimizer", params=groups)
 
@@ -131,12 +133,12 @@ def _check_patterns(patterns: Sequence[str], named: Mapping[str, object], where:
         if pattern not in ("losses", "peers") and not any(
             _matches(name, pattern) for name in named
         ):
-            known = [
+            names = [
                 name.rsplit(".", cut)[0] for name in named for cut in range(name.count(".") + 1)
             ]
             raise ValueError(
                 f"{where}: nothing that can train is called {pattern!r}; "
-                f"{did_you_mean(pattern, known)}"
+                f"{did_you_mean(pattern, names)}"
             )
 
 
@@ -149,10 +151,10 @@ def _apart_from_decay(module: nn.Module, groups: Sequence[dict]) -> list[dict]:
         for part in module.modules()
         for name in getattr(part, "undecayed", ())
     }
-    found = []
+    split = []
     for group in groups:
         decayed = [p for p in group["params"] if id(p) not in apart]
         undecayed = [p for p in group["params"] if id(p) in apart]
-        found.append({**group, "params": decayed})
-        found.append({**group, "params": undecayed, "weight_decay": 0.0})
-    return [group for group in found if group["params"]]
+        split.append({**group, "params": decayed})
+        split.append({**group, "params": undecayed, "weight_decay": 0.0})
+    return [group for group in split if group["params"]]

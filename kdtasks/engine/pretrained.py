@@ -104,31 +104,31 @@ def described(facts: Facts, teacher: Teacher | None, data: Normalization | None)
         data: the data's normalisation, where it says it.
     """
     keys = ("name", "weights", "licence", "mean", "std", "input_size", "interpolation")
-    found = {key: getattr(facts, key) for key in keys}
-    found = {key: list(v) if isinstance(v, tuple) else v for key, v in found.items()}
+    stated = {key: getattr(facts, key) for key in keys}
+    stated = {key: list(v) if isinstance(v, tuple) else v for key, v in stated.items()}
     gets: dict[str, Any] = {}
     if data is not None:
         gets = {"mean": list(data[0]), "std": list(data[1])}
     if teacher is not None:
         gets["renormalised"] = teacher.scale is not None
         gets["input_size"] = None if teacher.input_size is None else list(teacher.input_size)
-    return {**found, "gets": gets}
+    return {**stated, "gets": gets}
 
 
-def sentence(role: str, known: Mapping) -> str:
+def sentence(role: str, facts: Mapping) -> str:
     """What the screen says of :func:`described` before the first step."""
-    said = [f"{role}: {known['name']}"]
-    if known["weights"] and known["weights"] not in known["name"]:
-        said.append(f" with the weights {known['weights']}")
-    said.append(f" (licence: {known['licence'] or 'not stated'})")
-    gets = known["gets"]
-    if known["mean"]:
-        said.append(f"; expects mean {_list(known['mean'])}, std {_list(known['std'])}")
+    said = [f"{role}: {facts['name']}"]
+    if facts["weights"] and facts["weights"] not in facts["name"]:
+        said.append(f" with the weights {facts['weights']}")
+    said.append(f" (licence: {facts['licence'] or 'not stated'})")
+    gets = facts["gets"]
+    if facts["mean"]:
+        said.append(f"; expects mean {_list(facts['mean'])}, std {_list(facts['std'])}")
     else:
         said.append("; nothing says which normalisation it expects")
-    if known["input_size"]:
-        size = "x".join(map(str, known["input_size"]))
-        said.append(f", {size} {known['interpolation'] or ''}".rstrip())
+    if facts["input_size"]:
+        size = "x".join(map(str, facts["input_size"]))
+        said.append(f", {size} {facts['interpolation'] or ''}".rstrip())
     how = []
     if "mean" in gets:
         how.append(f"mean {_list(gets['mean'])}, std {_list(gets['std'])}")
@@ -139,20 +139,20 @@ def sentence(role: str, known: Mapping) -> str:
     return "".join(said) + (f"; the data has {', '.join(how)}" if how else "")
 
 
-def mismatch(role: str, known: Mapping) -> str | None:
+def mismatch(role: str, facts: Mapping) -> str | None:
     """What is to be warned of where a model that no :class:`Teacher` prepares inputs for gets
     another normalisation than its weights expect; None: nothing.
     """
-    gets = known["gets"]
-    if "renormalised" in gets or "mean" not in gets or not known["mean"] or not known["std"]:
+    gets = facts["gets"]
+    if "renormalised" in gets or "mean" not in gets or not facts["mean"] or not facts["std"]:
         return None
-    pairs = [pair for key in ("mean", "std") for pair in zip(gets[key], known[key], strict=False)]
+    pairs = [pair for key in ("mean", "std") for pair in zip(gets[key], facts[key], strict=False)]
     if all(math.isclose(*pair, abs_tol=1e-3) for pair in pairs):
         return None
     return (
-        f"the weights of {role} expect mean {_list(known['mean'])}, std {_list(known['std'])}, and "
+        f"the weights of {role} expect mean {_list(facts['mean'])}, std {_list(facts['std'])}, and "
         "get what the data gives; where they are to be tested or tuned as they are: mean="
-        f"{list(known['mean'])}, std={list(known['std'])} of data.train and data.test"
+        f"{list(facts['mean'])}, std={list(facts['std'])} of data.train and data.test"
     )
 
 

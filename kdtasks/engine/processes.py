@@ -156,23 +156,23 @@ class Vote:
         self._group = _host_group(torch.distributed.group.WORLD) if several else None
         self._pending: tuple | None = None
 
-    def greatest(self, own: int) -> int:
+    def greatest(self, vote: int) -> int:
         """Give a number, and get the greatest of the ones that all gave at the call before; 0 at
         the first. One process gets its own at once.
         """
         if self._group is None:
-            return own
-        found = self._found()
-        ballot = torch.tensor(own, device="cpu")
+            return vote
+        outcome = self._found()
+        ballot = torch.tensor(vote, device="cpu")
         work = torch.distributed.all_reduce(
             ballot, torch.distributed.ReduceOp.MAX, group=self._group, async_op=True
         )
         self._pending = work, ballot
-        return found
+        return outcome
 
-    def end(self, own: int) -> int:
+    def end(self, vote: int) -> int:
         """The greatest of the last call; to be called when there is none to follow."""
-        return own if self._group is None else self._found()
+        return vote if self._group is None else self._found()
 
     def _found(self) -> int:
         if self._pending is None:
@@ -197,11 +197,11 @@ class ReaderError(RuntimeError):
 
 def lost_reader(error: BaseException) -> str:
     """What to say of a worker of a DataLoader that has died; '' for any other error."""
-    found = _OF_A_READER.search(str(error)) if isinstance(error, RuntimeError) else None
-    if found is None:
+    match = _OF_A_READER.search(str(error)) if isinstance(error, RuntimeError) else None
+    if match is None:
         return ""
     return (
-        f"a process that reads the data (pid {found[1]}) {found[2].strip()}. Often the machine's "
+        f"a process that reads the data (pid {match[1]}) {match[2].strip()}. Often the machine's "
         "memory, or /dev/shm, is full: fewer data.workers need less, and data.workers=0 shows an "
         "error of the data set itself. The last checkpoint stands; --resume goes on from it"
     )

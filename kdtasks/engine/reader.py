@@ -125,8 +125,8 @@ class _Samples:
         )
 
     def __getitem__(self, key: tuple[int, int, bool]) -> tuple[int, int, object, dict[int, str]]:
-        index, view, known = key
-        pool = self.plan.pool if known else self.plan.others
+        index, view, is_labelled = key
+        pool = self.plan.pool if is_labelled else self.plan.others
         bad = {}
         for i in pool.after(index):
             try:
@@ -155,17 +155,17 @@ class _Collate:
         self.collate, self.seed = collate, seed
 
     def __call__(self, items: list) -> tuple[dict | None, Tensor, Tensor, dict[int, str]]:
-        found = {i: why for *_, some in items for i, why in some.items()}
+        errors = {i: why for *_, some in items for i, why in some.items()}
         # in evaluation nothing stands in its place
         items = [item for item in items if item[0] not in item[3]]
         if not items:
-            return None, torch.empty(0), torch.empty(0), found
+            return None, torch.empty(0), torch.empty(0), errors
         index, view, samples, _ = zip(*items)
         with _seeded(self.seed, index[0], view[0], _COLLATE):
             batch = self.collate(list(samples))
         if not isinstance(batch, dict):
             batch = dict(zip(("input", "target"), batch, strict=True))
-        return batch, torch.tensor(index), torch.tensor(view), found
+        return batch, torch.tensor(index), torch.tensor(view), errors
 
 
 def stack(samples: list) -> dict:
@@ -245,11 +245,11 @@ def readable(dataset: Any, index: Sequence[int]) -> dict[int, object]:
     """Those of the samples ``index`` of a map-style data set that can be read: for pictures, since
     who evaluates is told.
     """
-    found = {}
+    samples = {}
     for i in index:
         with suppress(Exception):
-            found[i] = dataset[i]
-    return found
+            samples[i] = dataset[i]
+    return samples
 
 
 def path_of(dataset: Any, index: int) -> str:

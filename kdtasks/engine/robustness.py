@@ -71,23 +71,23 @@ def _loaders(
             for name, spec in given.items()
         }
     loader = loader or experiment.test_loader(stage, workers=0)
-    known = data_sets.normalization(loader.dataset)
-    return experiment.task.corrupted(loader, chosen, known)
+    normalization = data_sets.normalization(loader.dataset)
+    return experiment.task.corrupted(loader, chosen, normalization)
 
 
 # As a table ---------------------------------------------------------------------------------------
-def table(found: Mapping[str, Any], unit: str, decimals: int) -> dict[str, Any]:
+def table(measured: Mapping[str, Any], unit: str, decimals: int) -> dict[str, Any]:
     """What :func:`measure` gave as text: ``heads``, (title, whether numbers stand below it);
     ``rows``.
     """
-    stages = list(found["stages"])
+    stages = list(measured["stages"])
     heads = [("corruption", False), ("strength", False)]
     heads += [(f"{stage},{unit}" if unit else stage, True) for stage in stages]
     if len(stages) == 2:
         heads.append(("difference", True))
     rows = []
-    for name, text in found["corruptions"].items():
-        values = [found["stages"][stage][name] for stage in stages]
+    for name, text in measured["corruptions"].items():
+        values = [measured["stages"][stage][name] for stage in stages]
         row = [name, text, *(f"{value:.{decimals}f}" for value in values)]
         if len(stages) == 2:
             row.append(f"{values[1] - values[0]:+.{decimals}f}".replace("-", "−"))

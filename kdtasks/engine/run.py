@@ -108,9 +108,9 @@ class Run(FinishedStages):
         slow = notices.slow_precision(self.experiment)
         if slow:
             self.notices.warn(slow)
-        for role, known in self.experiment.pretrained.items():
-            self.notices.say(sentence(role, known))
-            if warning := mismatch(role, known):
+        for role, facts in self.experiment.pretrained.items():
+            self.notices.say(sentence(role, facts))
+            if warning := mismatch(role, facts):
                 self.notices.warn(warning)
         if self.experiment.device.type == "cpu":
             keep_memory()

@@ -347,13 +347,13 @@ class StageRunner(Runner):
 
     def _evaluate_learners(self) -> dict[str, float]:
         """The student's metrics, and each peer's as ``peer1_<metric>``."""
-        found = evaluate(
+        metrics = evaluate(
             self.task, self.evaluated, self.test_loader, self._before_batch, self._after_batch
         )
         for role, peer in zip(self.distiller.learners[1:], self.distiller.peers):
-            own = evaluate(self.task, peer, self.test_loader)
-            found |= {f"{role}_{name}": value for name, value in own.items()}
-        return found
+            values = evaluate(self.task, peer, self.test_loader)
+            metrics |= {f"{role}_{name}": value for name, value in values.items()}
+        return metrics
 
     def _step_on_metrics(self) -> None:
         for scheduler in self.param_schedulers:
@@ -389,11 +389,11 @@ class StageRunner(Runner):
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
         unread = self.loop.buffer.state()
-        own = (checkpoint.random_state(), self._met(), self._attributes(), unread)
-        states: list[Any] = [own]
+        ours = (checkpoint.random_state(), self._met(), self._attributes(), unread)
+        states: list[Any] = [ours]
         if self.world_size > 1:
             states = [None] * self.world_size
-            torch.distributed.all_gather_object(states, own)
+            torch.distributed.all_gather_object(states, ours)
         self._note_unreadable([s[1] for s in states])
         if self.rank == 0:
             state = {
@@ -409,11 +409,11 @@ class StageRunner(Runner):
 
     def _attributes(self) -> dict[str, dict]:
         """What is held in attributes, and has changed since it was made."""
-        found = {
+        changed = {
             name: changed_attributes(attributes_of(owner, inside), self._as_made[name])
             for name, (owner, inside) in self._owners.items()
         }
-        return {name: attributes for name, attributes in found.items() if attributes}
+        return {name: attributes for name, attributes in changed.items() if attributes}
 
     def _met(self) -> dict[str, dict[str, str]]:
         """``{'train' or 'test': {path: why}}`` of what this process could not read in the stage so
@@ -427,13 +427,15 @@ class StageRunner(Runner):
 
     def _note_unreadable(self, met: list[dict]) -> None:
         """Add what the processes have met to :attr:`unreadable`, and log what is new."""
-        for part, found in ((part, found) for one in met for part, found in one.items()):
-            known = self.unreadable.setdefault(part, {})
-            for path in sorted(found.keys() - known.keys()):
+        for part, errors in (
+            (part, errors) for reported in met for part, errors in reported.items()
+        ):
+            noted = self.unreadable.setdefault(part, {})
+            for path in sorted(errors.keys() - noted.keys()):
                 self.logger.warning(
-                    f"unreadable, left out of the {part} data: {path}: {found[path]}"
+                    f"unreadable, left out of the {part} data: {path}: {errors[path]}"
                 )
-            known.update(found)
+            noted.update(errors)
 
     def _resume_state(self, random_states: list[dict], attributes: list[dict]) -> dict:
         return {

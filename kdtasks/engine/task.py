@@ -104,14 +104,14 @@ class Task:
 
     def __init__(self, module: TrainerModule | ModuleType):
         _check(cast(ModuleType, module))
-        known = cast(Any, module)
-        self.name: str = known.__name__
-        self.primary: str = known.PRIMARY
-        self.higher_is_better: bool = known.HIGHER_IS_BETTER
-        self.evaluate: Callable[..., Mapping[str, float]] = known.evaluate
-        self.example: Callable[[dict, int], dict[str, Any]] = known.example
-        self.pictures: Callable[[Run], list[tuple]] = known.pictures
-        self._optional = {name: getattr(known, name, None) for name in OPTIONAL}
+        parts = cast(Any, module)
+        self.name: str = parts.__name__
+        self.primary: str = parts.PRIMARY
+        self.higher_is_better: bool = parts.HIGHER_IS_BETTER
+        self.evaluate: Callable[..., Mapping[str, float]] = parts.evaluate
+        self.example: Callable[[dict, int], dict[str, Any]] = parts.example
+        self.pictures: Callable[[Run], list[tuple]] = parts.pictures
+        self._optional = {name: getattr(parts, name, None) for name in OPTIONAL}
         self.own_names: Sequence[str] = tuple(self._optional["OWN_NAMES"] or ())
         self.unseen_classes = bool(self._optional["UNSEEN_CLASSES"])
         self.backbone = bool(self._optional["BACKBONE"])
@@ -127,8 +127,8 @@ class Task:
         self, experiment: "Experiment", stage: "Stage", made: Any, files: "WorkDir | None"
     ) -> Any:
         """What a stage learns from; default: ``made``, the config's data as it is."""
-        own = self._optional["training_set"]
-        return own(experiment, stage, made, files) if own else made
+        function = self._optional["training_set"]
+        return function(experiment, stage, made, files) if function else made
 
     def equip(
         self, experiment: "Experiment", stage: "Stage", distiller: "Distiller", files: "WorkDir"
@@ -136,29 +136,29 @@ class Task:
         """Give a stage's distiller what it needs of the run, before the first step; default:
         nothing.
         """
-        own = self._optional["equip"]
-        if own:
-            own(experiment, stage, distiller, files)
+        function = self._optional["equip"]
+        if function:
+            function(experiment, stage, distiller, files)
 
     def summary(self, run: "Run", stage: "Stage", metrics: Mapping[str, float]) -> dict:
         """What results.json has of a finished stage beside its metrics; default: nothing."""
-        own = self._optional["summary"]
-        return own(run, stage, metrics) if own else {}
+        function = self._optional["summary"]
+        return function(run, stage, metrics) if function else {}
 
     def deciding(self, model: "nn.Module") -> "list[nn.Module]":
         """The modules whose outputs must be finite in an evaluation; default: the model.
 
         A task says others where the model's output may have left out what is not finite.
         """
-        own = self._optional["deciding"]
-        return own(model) if own else [model]
+        function = self._optional["deciding"]
+        return function(model) if function else [model]
 
     def doubts(
         self, metrics: Mapping[str, float], model: "nn.Module", loader: Iterable[dict]
     ) -> list[str]:
         """What in a teacher's metrics on test data speaks for a mistake; default: nothing."""
-        own = self._optional["doubts"]
-        return own(metrics, model, loader) if own else []
+        function = self._optional["doubts"]
+        return function(metrics, model, loader) if function else []
 
     def corrupted(
         self, loader: Any, chosen: Mapping[str, Any] | None, normalization: Any
@@ -173,28 +173,28 @@ class Task:
         Raises:
             ConfigError: the task has no such thing.
         """
-        own = self._optional["corrupted"]
-        if not own:
+        function = self._optional["corrupted"]
+        if not function:
             raise ConfigError(
                 f"robustness: the task {self.package} says nothing of corrupted images; expected "
                 "False, or a task that does, as classification and detection"
             )
-        return own(loader, chosen, normalization)
+        return function(loader, chosen, normalization)
 
     def is_comparable(self, ours: Any, theirs: Any, config: Mapping) -> bool:
         """Whether a teacher's output can be measured as the student's; default: where it has the
         same shape, or both are the same kind of object.
         """
-        own = self._optional["is_comparable"]
-        if own:
-            return own(ours, theirs, config)
+        function = self._optional["is_comparable"]
+        if function:
+            return function(ours, theirs, config)
         shapes = getattr(ours, "shape", None), getattr(theirs, "shape", None)
         return type(ours) is type(theirs) and shapes[0] == shapes[1]
 
     def onnx_form(self, student: "nn.Module", images: Any) -> "OnnxForm | None":
         """What an ONNX file holds; default: None, one tensor in and any batch size."""
-        own = self._optional["onnx_form"]
-        return own(student, images) if own else None
+        function = self._optional["onnx_form"]
+        return function(student, images) if function else None
 
     def predict_arguments(self, parser: ArgumentParser) -> list[str]:
         """Add the task's own flags of tools/test.py to its parser; default: there are none.
@@ -203,19 +203,19 @@ class Task:
             What they are called: keyword arguments of :meth:`predict`, which is asked in the place
             of :meth:`evaluate` where one of them is given.
         """
-        own = self._optional["predict_arguments"]
-        if not own:
+        function = self._optional["predict_arguments"]
+        if not function:
             return []
         before = vars(parser.parse_known_args([])[0])
-        own(parser.add_argument_group(f"of {self.name}"))
+        function(parser.add_argument_group(f"of {self.name}"))
         return [name for name in vars(parser.parse_known_args([])[0]) if name not in before]
 
     def predict(
         self, model: "nn.Module", config: dict, classes: Sequence[str] | None, **flags: Any
     ) -> list[str]:
         """Use a model on what the flags name; returns what had to be left out."""
-        own: Any = self._optional["predict"]
-        return own(model, config, classes=classes, **flags)
+        function: Any = self._optional["predict"]
+        return function(model, config, classes=classes, **flags)
 
     def is_better(self, value: float, other: float) -> bool:
         """Whether a value of the primary metric is better than another."""
@@ -230,7 +230,9 @@ class Task:
         if name in OF_FILES:
             return OF_FILES[name]
         name = name.removeprefix("onnx_")
-        fits = (known for pattern, known in self.metrics.items() if fnmatch.fnmatch(name, pattern))
+        fits = (
+            metric for pattern, metric in self.metrics.items() if fnmatch.fnmatch(name, pattern)
+        )
         return next(fits, Metric())
 
     def unit(self, name: str) -> str:
@@ -283,8 +285,8 @@ def load_task(path: str) -> Task:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
         ours = error.name and (path == error.name or path.startswith(f"{error.name}."))
-        known = _siblings(path) if ours else []
-        hint = f"; {did_you_mean(path, known)}" if known else ""
+        modules = _siblings(path) if ours else []
+        hint = f"; {did_you_mean(path, modules)}" if modules else ""
         raise ConfigError(f"task={path!r} cannot be imported: {error}{hint}") from error
     return Task(module)
 
@@ -312,8 +314,8 @@ def _check(module: ModuleType) -> None:
             )
 
 
-def _near(name: str, known: Iterable[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.8)), None)
+def _near(name: str, names: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.8)), None)
 
 
 def _own(module: ModuleType, public: Sequence[str]) -> list[str]:
@@ -331,11 +333,11 @@ def _siblings(path: str) -> list[str]:
     if not rest or package is None or package.submodule_search_locations is None:
         return []
     last = rest.rpartition(".")[2]
-    found = []
+    paths = []
     for part in pkgutil.iter_modules(package.submodule_search_locations):
         if part.ispkg:
             folders = [f"{folder}/{part.name}" for folder in package.submodule_search_locations]
             inner = [module.name for module in pkgutil.iter_modules(folders)]
             near = difflib.get_close_matches(last, inner, n=1)
-            found += [f"{root}.{part.name}.{name}" for name in near]
-    return found
+            paths += [f"{root}.{part.name}.{name}" for name in near]
+    return paths

@@ -42,18 +42,18 @@ def teacher_cards(
         done: results of finished stages.
         notices: the screen.
     """
-    found: dict[str, Cards] = {}
+    cards: dict[str, Cards] = {}
     if not experiment.config["teacher_card"]:
-        return found
-    known: dict[tuple, dict[str, Any]] = {}
+        return cards
+    scored: dict[tuple, dict[str, Any]] = {}
     for stage, name in _scored(experiment, done):
         key = (name, stage.teachers[name], str(experiment.setting(stage, "data")["test"]))
-        if key not in known:
+        if key not in scored:
             with keep_random_streams():
-                known[key] = _card(experiment, stage, name, files, notices)
-        if known[key]:
-            found.setdefault(stage.name, {})[name] = known[key]
-    return found
+                scored[key] = _card(experiment, stage, name, files, notices)
+        if scored[key]:
+            cards.setdefault(stage.name, {})[name] = scored[key]
+    return cards
 
 
 def doubts(
@@ -77,7 +77,7 @@ def doubts(
         "Look at its normalisation (mean, std), its input_size, the order of its classes, and "
         "whether its weights and BatchNorm statistics are those of this network"
     )
-    return [f"the teacher {name!r}: {one}. {hint}" for one in said]
+    return [f"the teacher {name!r}: {doubt}. {hint}" for doubt in said]
 
 
 def _scored(experiment: "Experiment", done: Mapping) -> Iterator[tuple[Stage, str]]:

@@ -64,8 +64,8 @@ class WorkDir:
         return _read_json(self._deployment)
 
     @deployment.setter
-    def deployment(self, found: Mapping) -> None:
-        checkpoint.save_json(dict(found), self._deployment)
+    def deployment(self, measured: Mapping) -> None:
+        checkpoint.save_json(dict(measured), self._deployment)
 
     @property
     def robustness(self) -> dict:
@@ -73,12 +73,12 @@ class WorkDir:
         return _read_json(self._robustness)
 
     @robustness.setter
-    def robustness(self, found: Mapping) -> None:
-        checkpoint.save_json(dict(found), self._robustness)
+    def robustness(self, measured: Mapping) -> None:
+        checkpoint.save_json(dict(measured), self._robustness)
 
     def _read(self, path: Path) -> dict[str, dict]:
-        found = json.loads(path.read_text()) if path.exists() else {}
-        return {name: found[name] for name in self.stages if name in found}
+        entries = json.loads(path.read_text()) if path.exists() else {}
+        return {name: entries[name] for name in self.stages if name in entries}
 
     def finish(
         self, stage: str, results: Mapping, timing: Mapping[str, float] | None = None
@@ -195,9 +195,9 @@ class WorkDir:
             stage: called the same in both runs.
             folder: the other run's folder of it.
         """
-        own = self.folder(stage)
-        shutil.rmtree(own, ignore_errors=True)
-        shutil.copytree(folder, own, copy_function=_link)
+        target = self.folder(stage)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(folder, target, copy_function=_link)
         other = WorkDir(folder.parents[1], [stage])
         self.finish(stage, other.done[stage], other.timings.get(stage))
 

@@ -23,7 +23,7 @@ def read_comparisons(paths: Sequence[str | Path]) -> dict[str, dict]:
         FileNotFoundError: there is no such file.
         ConfigError: it is no comparison, or two have one name.
     """
-    found: dict[str, dict] = {}
+    comparisons: dict[str, dict] = {}
     for path in map(Path, paths):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -36,10 +36,10 @@ def read_comparisons(paths: Sequence[str | Path]) -> dict[str, dict]:
                 "expected what compare.py writes as compare.json"
             )
         name = path.stem if path.stem != "compare" else path.resolve().parent.name
-        if name in found:
+        if name in comparisons:
             raise ConfigError(f"two comparisons are called {name!r}: rename one of the files")
-        found[name] = content
-    return found
+        comparisons[name] = content
+    return comparisons
 
 
 def write_merged(results: Sequence[Mapping], path: str | Path) -> None:

@@ -33,9 +33,11 @@ def merge(first: Mapping, second: Mapping) -> dict:
     common = sorted(set(first["seeds"]) & set(second["seeds"]))
     if common:
         raise ConfigError(f"both comparisons have seed {common[0]}: expected different seeds")
-    one, other = _identities(first), _identities(second)
-    if one != other:
-        different = sorted(name for name in one | other if one.get(name) != other.get(name))
+    expected, other = _identities(first), _identities(second)
+    if expected != other:
+        different = sorted(
+            name for name in expected | other if expected.get(name) != other.get(name)
+        )
         raise ConfigError(
             f"comparisons of other configs, or of one that has changed: {', '.join(different)}"
         )
@@ -77,49 +79,49 @@ def _identities(result: Mapping) -> dict[str, str]:
 
 
 def _parts(result: Mapping) -> list[dict]:
-    own = {"seeds": result["seeds"], "devices": result["devices"]}
-    return result.get("parts", [own])
+    part = {"seeds": result["seeds"], "devices": result["devices"]}
+    return result.get("parts", [part])
 
 
-def _row(one: Mapping, other: Mapping, join: Callable, higher_is_better: bool) -> dict:
+def _row(first: Mapping, other: Mapping, join: Callable, higher_is_better: bool) -> dict:
     """A config's row, of all seeds."""
-    alone, taught = join(one[ALONE], other[ALONE]), join(one[DISTILLED], other[DISTILLED])
-    differences = join(one["differences"], other["differences"])
+    alone, taught = join(first[ALONE], other[ALONE]), join(first[DISTILLED], other[DISTILLED])
+    differences = join(first["differences"], other["differences"])
     word, why = verdict(differences, higher_is_better)
-    both = (metric for metric in one["metrics"] if metric in other["metrics"])
+    both = (metric for metric in first["metrics"] if metric in other["metrics"])
     return {
-        "stage": one["stage"],
-        "teachers": _teachers(one["teachers"], other["teachers"]),
+        "stage": first["stage"],
+        "teachers": _teachers(first["teachers"], other["teachers"]),
         **summary(alone, taught),
         "differences": differences,
         "verdict": word,
         "why": why,
         "metrics": {
             metric: summary(
-                *(join(*(row["metrics"][metric][arm] for row in (one, other))) for arm in _ARMS)
+                *(join(*(row["metrics"][metric][arm] for row in (first, other))) for arm in _ARMS)
             )
             for metric in both
         },
         "stages": {
             name: join(values, other["stages"][name])
-            for name, values in one.get("stages", {}).items()
+            for name, values in first.get("stages", {}).items()
             if name in other.get("stages", {})
         },
-        "best": _best(one.get("best"), other.get("best"), join),
-        **{key: join(one[key], other[key]) for key in ("seconds", "folders", "controls")},
-        "cost": _cost(one["cost"], other["cost"], join),
+        "best": _best(first.get("best"), other.get("best"), join),
+        **{key: join(first[key], other[key]) for key in ("seconds", "folders", "controls")},
+        "cost": _cost(first["cost"], other["cost"], join),
     }
 
 
-def _best(one: Mapping | None, other: Mapping | None, join: Callable) -> dict | None:
-    if one is None or other is None:
+def _best(first: Mapping | None, other: Mapping | None, join: Callable) -> dict | None:
+    if first is None or other is None:
         return None
-    return summary(*(join(one[arm], other[arm]) for arm in _ARMS))
+    return summary(*(join(first[arm], other[arm]) for arm in _ARMS))
 
 
-def _cost(one: Mapping, other: Mapping, join: Callable) -> dict:
-    seconds = {key: join(one["seconds"][key], other["seconds"][key]) for key in one["seconds"]}
-    return {"stages": one["stages"], "seconds": seconds}
+def _cost(first: Mapping, other: Mapping, join: Callable) -> dict:
+    seconds = {key: join(first["seconds"][key], other["seconds"][key]) for key in first["seconds"]}
+    return {"stages": first["stages"], "seconds": seconds}
 
 
 def _teachers(first: Mapping, second: Mapping) -> dict:
@@ -132,10 +134,10 @@ def _teachers(first: Mapping, second: Mapping) -> dict:
 
 def _controls(first: Mapping, second: Mapping, join: Callable) -> list[dict]:
     """Those that have the same stage and configs in both."""
-    found = {(row["stage"], *row["configs"]): row for row in second["controls"]}
+    by_name = {(row["stage"], *row["configs"]): row for row in second["controls"]}
     rows = []
     for row in first["controls"]:
-        other = found.get((row["stage"], *row["configs"]))
+        other = by_name.get((row["stage"], *row["configs"]))
         if other is None:
             raise ConfigError(
                 f"the control {row['stage']!r} serves {', '.join(row['configs'])} in one of the "

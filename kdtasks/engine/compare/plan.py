@@ -177,9 +177,9 @@ class ConfigArm:
 
 def _paid(experiment: Experiment, stage: Stage) -> list[str]:
     return [
-        one.name
-        for one in experiment.leading_to(stage)
-        if one.role != "teacher" or experiment.same_network(one, stage)
+        earlier.name
+        for earlier in experiment.leading_to(stage)
+        if earlier.role != "teacher" or experiment.same_network(earlier, stage)
     ]
 
 
@@ -220,8 +220,8 @@ def on_its_own(experiment: Experiment, chain: Sequence[Stage]) -> dict:
     if stage.model != "student":
         spec = {k: v for k, v in spec.items() if k not in TEACHER_KEYS}
         config["teachers"] = {stage.model: spec}
-    own = {key: getattr(stage, key) for key in OWN_KEYS}
-    return {**config, "student": spec, "control": {}, "stages": [own]}
+    entries = {key: getattr(stage, key) for key in OWN_KEYS}
+    return {**config, "student": spec, "control": {}, "stages": [entries]}
 
 
 def _listed(experiment: Experiment, stage: Stage) -> dict:

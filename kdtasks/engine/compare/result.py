@@ -122,9 +122,9 @@ def _is_same(weights: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> boo
 
 def _controls(arms: Sequence[ConfigArm], seeds: list[int]) -> list[dict]:
     """The different controls, each with the configs whose control it is."""
-    found: list[tuple[ConfigArm, dict]] = []
+    pairs: list[tuple[ConfigArm, dict]] = []
     for arm in arms:
-        same = next((row for first, row in found if _has_control_of(arm, first, seeds)), None)
+        same = next((row for first, row in pairs if _has_control_of(arm, first, seeds)), None)
         if same is not None:
             same["configs"].append(arm.name)
             continue
@@ -135,8 +135,8 @@ def _controls(arms: Sequence[ConfigArm], seeds: list[int]) -> list[dict]:
             "values": [values[arm.experiment.task.primary] for values in results],
             "cost": _cost(arm.paid[arm.control], [arm.controls[seed] for seed in seeds]),
         }
-        found.append((arm, row))
-    return [row for _, row in found]
+        pairs.append((arm, row))
+    return [row for _, row in pairs]
 
 
 def _cost(stages: list[str], jobs: Sequence[TrainingJob]) -> dict:
@@ -164,14 +164,14 @@ def _training_seconds(timings: Mapping[str, Mapping], stages: Sequence[str]) -> 
 
 def _row(arm: ConfigArm, seeds: list[int], work_dir: Path, teacher_per_seed: bool) -> dict:
     task = arm.experiment.task
-    own = [_results(arm.jobs[seed])["stages"] for seed in seeds]
+    results = [_results(arm.jobs[seed])["stages"] for seed in seeds]
     controls = [_results(arm.controls[seed])["stages"][arm.control] for seed in seeds]
-    finals = [stages[arm.final] for stages in own]
+    finals = [stages[arm.final] for stages in results]
     alone = [values[task.primary] for values in controls]
     taught = [values[task.primary] for values in finals]
     differences = [b - a for a, b in zip(alone, taught)]
     word, why = verdict(differences, task.higher_is_better)
-    trained = own if teacher_per_seed else own[:1]
+    trained = results if teacher_per_seed else results[:1]
     return {
         "stage": arm.final,
         "teachers": {
@@ -184,7 +184,7 @@ def _row(arm: ConfigArm, seeds: list[int], work_dir: Path, teacher_per_seed: boo
         "why": why,
         "metrics": _metrics(controls, finals),
         "best": _best(arm, seeds),
-        "stages": _further_stages(arm, own),
+        "stages": _further_stages(arm, results),
         "seconds": [_seconds(arm.jobs[seed]) for seed in seeds],
         "cost": _cost(arm.paid[arm.final], [arm.jobs[seed] for seed in seeds]),
         "folders": [str(arm.jobs[seed].folder.relative_to(work_dir)) for seed in seeds],
@@ -192,14 +192,14 @@ def _row(arm: ConfigArm, seeds: list[int], work_dir: Path, teacher_per_seed: boo
     }
 
 
-def _further_stages(arm: ConfigArm, own: Sequence[Mapping]) -> dict[str, list[float]]:
+def _further_stages(arm: ConfigArm, results: Sequence[Mapping]) -> dict[str, list[float]]:
     """``{stage: its primary metric, seed by seed}`` of the stages that are no teacher, nor what the
     row compares: an assistant, a generation, a student in full precision.
     """
     primary, compared = arm.experiment.task.primary, {arm.control, arm.final, *arm.teachers}
     names = [stage.name for stage in arm.experiment.stages if stage.name not in compared]
-    values = {name: [stages.get(name, {}).get(primary) for stages in own] for name in names}
-    return {name: found for name, found in values.items() if None not in found}
+    values = {name: [stages.get(name, {}).get(primary) for stages in results] for name in names}
+    return {name: numbers for name, numbers in values.items() if None not in numbers}
 
 
 def _best(arm: ConfigArm, seeds: list[int]) -> dict | None:
@@ -209,10 +209,12 @@ def _best(arm: ConfigArm, seeds: list[int]) -> dict | None:
     task = arm.experiment.task
     best = max if task.higher_is_better else min
     sides = ((arm.controls, arm.control), (arm.jobs, arm.final))
-    found = [[jobs[seed].evaluations(name, task.primary) for seed in seeds] for jobs, name in sides]
-    if any(len(values) < 2 for side in found for values in side):
+    evaluations = [
+        [jobs[seed].evaluations(name, task.primary) for seed in seeds] for jobs, name in sides
+    ]
+    if any(len(values) < 2 for side in evaluations for values in side):
         return None
-    return summary(*([best(values) for values in side] for side in found))
+    return summary(*([best(values) for values in side] for side in evaluations))
 
 
 def _given(arm: ConfigArm) -> dict[str, str]:
@@ -229,12 +231,12 @@ def _seconds(job: TrainingJob) -> float:
 
 def _metrics(alone: Sequence[Mapping], taught: Sequence[Mapping]) -> dict[str, dict]:
     """``{metric: its summary}`` of every number that all of these results have."""
-    found = {}
+    summaries = {}
     for name in (name for name in alone[0] if name not in TIMES):
         a, b = _numbers(alone, name), _numbers(taught, name)
         if len(a) == len(alone) and len(b) == len(taught):
-            found[name] = summary(a, b)
-    return found
+            summaries[name] = summary(a, b)
+    return summaries
 
 
 def _numbers(results: Sequence[Mapping], name: str) -> list[float]:

@@ -154,17 +154,17 @@ def _costs(seconds: Mapping, reference: Mapping) -> list[str]:
     """
     cells = []
     for key in ("step", "training"):
-        own, other = _mean(seconds[key]), _mean(reference[key])
-        cell = "-" if own is None else f"{own:.3g}"
-        if own and other and seconds is not reference:
-            cell += f" (x{own / other:.3g})"
+        mean, other = _mean(seconds[key]), _mean(reference[key])
+        cell = "-" if mean is None else f"{mean:.3g}"
+        if mean and other and seconds is not reference:
+            cell += f" (x{mean / other:.3g})"
         cells.append(cell)
     return cells
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if len(known) == len(values) else None
+    present = [value for value in values if value is not None]
+    return statistics.fmean(present) if len(present) == len(values) else None
 
 
 def _numbers_table(result: Mapping, task: Task) -> Table:
@@ -199,14 +199,14 @@ def _metrics_table(result: Mapping, task: Task) -> Table:
         further = [entry for entry in listed if entry[0] != primary]
         if row.get("best"):
             further.append((f"best {primary} of several evaluations", primary, row["best"]))
-        for title, metric, found in further:
+        for title, metric, numbers in further:
             digits = task.decimals(metric)
             table.add_row(
                 name,
                 title,
-                _spread(found[ALONE], digits),
-                _spread(found[DISTILLED], digits),
-                difference_text(found, digits),
+                _spread(numbers[ALONE], digits),
+                _spread(numbers[DISTILLED], digits),
+                difference_text(numbers, digits),
             )
     return table
 

@@ -39,8 +39,8 @@ class Facts:
 
 def facts_of(model: nn.Module) -> Facts | None:
     """The facts of a model, or of the first part of it that has some."""
-    found: Any = (getattr(module, "facts", None) for module in model.modules())
-    return next((facts for facts in found if isinstance(facts, Facts)), None)
+    candidates: Any = (getattr(module, "facts", None) for module in model.modules())
+    return next((facts for facts in candidates if isinstance(facts, Facts)), None)
 
 
 def weights_file(weights: object) -> Path | None:

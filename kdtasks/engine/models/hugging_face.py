@@ -41,13 +41,13 @@ class HuggingFaceModel(nn.Module):
 
     def forward(self, image: Tensor) -> Any:
         """Images (B, C, H, W) -> (B, classes), (B, D) or a list of maps."""
-        found = self.model(pixel_values=image)
+        output = self.model(pixel_values=image)
         if self.output == "features":
-            return list(found.feature_maps)
+            return list(output.feature_maps)
         if self.output == "logits":
-            return found.logits
-        tokens = self.tokens(found.last_hidden_state)
-        pooled = getattr(found, "pooler_output", None)
+            return output.logits
+        tokens = self.tokens(output.last_hidden_state)
+        pooled = getattr(output, "pooler_output", None)
         if pooled is None:
             pooled = tokens.mean((2, 3)) if tokens.ndim == 4 else tokens[:, 0]
         return self.pooled(pooled.flatten(1))
@@ -93,10 +93,10 @@ def build(
             with torch.device("meta"):
                 auto = type(auto.from_config(config))
         if weights:
-            model, known = auto.from_pretrained(
+            model, report = auto.from_pretrained(
                 name, config=config, output_loading_info=True, **where
             )
-            _take_account(name, model, known["missing_keys"])
+            _take_account(name, model, report["missing_keys"])
         else:
             model = auto.from_config(config)
     except (OSError, ImportError, KeyError, RuntimeError) as error:
@@ -105,7 +105,7 @@ def build(
     return HuggingFaceModel(model.train(), kind)
 
 
-def _take_account(name: str, model: nn.Module, missing: Collection[str]) -> None:
+def _take_account(name: str, model: Any, missing: Collection[str]) -> None:
     """Of layers that the weights lack."""
     poolers = [key for key in missing if key.startswith("pooler.")]
     if poolers:
@@ -141,7 +141,7 @@ def check(name: str, weights: object = None, output: object = None, **options: A
 
 def facts(name: str, weights: object = True, **options: Any) -> Facts:
     """What ``preprocessor_config.json``, ``config.json`` and the README beside the weights say."""
-    known = Facts(f"hf:{name}", name if weights else None)
+    common = Facts(f"hf:{name}", name if weights else None)
     how, config = (
         _json(_beside(name, file)) for file in ("preprocessor_config.json", "config.json")
     )
@@ -149,8 +149,8 @@ def facts(name: str, weights: object = True, **options: Any) -> Facts:
     labels = config.get("id2label") or {}
     classes = [labels[key] for key in sorted(labels, key=int)]
     return Facts(
-        known.name,
-        known.weights,
+        common.name,
+        common.weights,
         _licence(_beside(name, "README.md")),
         how.get("image_mean") if normalized else None,
         how.get("image_std") if normalized else None,
@@ -162,7 +162,11 @@ def facts(name: str, weights: object = True, **options: Any) -> Facts:
 
 
 def _usual_output(architectures: list[str] | None) -> str:
-    return "logits" if any("Classification" in one for one in architectures or ()) else "pooled"
+    return (
+        "logits"
+        if any("Classification" in architecture for architecture in architectures or ())
+        else "pooled"
+    )
 
 
 def _transformers() -> Any:
@@ -180,8 +184,8 @@ def _beside(name: str, file: str) -> Path | None:
         path = Path(name) / file
         return path if path.is_file() else None
     missing = {"_raise_exceptions_for_missing_entries": False}
-    found = _transformers().utils.cached_file(name, file, **missing)
-    return Path(found) if found else None
+    cached = _transformers().utils.cached_file(name, file, **missing)
+    return Path(cached) if cached else None
 
 
 def _json(path: Path | None) -> dict:
@@ -208,5 +212,5 @@ def _licence(readme: Path | None) -> str | None:
     if readme is None:
         return None
     head = re.match(r"---\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.S)
-    found = re.search(r"^license:\s*(\S+)", head[1], re.M) if head else None
-    return found[1] if found else None
+    match = re.search(r"^license:\s*(\S+)", head[1], re.M) if head else None
+    return match[1] if match else None

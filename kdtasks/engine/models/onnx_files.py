@@ -55,9 +55,11 @@ class OnnxTeacher(OnnxModel):
             raise ValueError(
                 "an ONNX teacher gives no gradient of its input, which this method needs"
             )
-        found = super().forward(image)
-        found = found if isinstance(found, dict) else {self.outputs[0]: found}
-        passed = {name: self.get_submodule(self.paths[name])(found[name]) for name in self.outputs}
+        outputs = super().forward(image)
+        outputs = outputs if isinstance(outputs, dict) else {self.outputs[0]: outputs}
+        passed = {
+            name: self.get_submodule(self.paths[name])(outputs[name]) for name in self.outputs
+        }
         return passed[self.output]
 
 

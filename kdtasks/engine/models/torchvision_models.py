@@ -57,9 +57,9 @@ def check(name: str, weights: object = None, **options: Any) -> None:
         ValueError, FileNotFoundError: they are not; the nearest is named.
     """
     models = importlib.import_module("torchvision").models
-    known = models.list_models()
-    if name not in known:
-        raise ValueError(f"torchvision has no {name!r}; {did_you_mean(name, known)}")
+    names = models.list_models()
+    if name not in names:
+        raise ValueError(f"torchvision has no {name!r}; {did_you_mean(name, names)}")
     check_package(str(weights), name)
     if weights_file(weights) is None:
         check_listed(models.get_model_builder(name), {"weights": _listed(weights)})
@@ -113,10 +113,12 @@ def _of_file(name: str, file: Any, options: dict) -> nn.Module:
     models = importlib.import_module("torchvision").models
     probe = models.get_model(name, weights=None, **options)
     state, head = read_weights(file)[0], f"{last_layer(probe)}.weight"
-    found = next((value for key, value in state.items() if f".{key}".endswith(f".{head}")), None)
-    if found is None:
+    head_weight = next(
+        (value for key, value in state.items() if f".{key}".endswith(f".{head}")), None
+    )
+    if head_weight is None:
         replace_head(probe, 0)
     else:
-        probe = models.get_model(name, weights=None, num_classes=len(found), **options)
+        probe = models.get_model(name, weights=None, num_classes=len(head_weight), **options)
     load_weights(probe, file)
     return probe

@@ -24,12 +24,12 @@ LISTED = 20  # unfinished stages that are named
 TIMES = ("seconds", "cost")  # of a stage's results
 
 
-def comparable(run: "Run", found: Mapping[str, object]) -> dict:
+def comparable(run: "Run", entries: Mapping[str, object]) -> dict:
     """Of what there is by stage, that of stages which are not on the way; all, if there is nothing
     else.
     """
     way = run.experiment.on_the_way
-    return {name: value for name, value in found.items() if name not in way} or dict(found)
+    return {name: value for name, value in entries.items() if name not in way} or dict(entries)
 
 
 def histories(run: "Run") -> dict[str, list[dict]]:
@@ -64,11 +64,11 @@ def metric_names(run: "Run") -> list[str]:
     """Names of the numbers that stages have, the primary one first; without times, and without
     those that the task does not list.
     """
-    task, found = run.experiment.task, dict.fromkeys([run.experiment.task.primary])
+    task, names = run.experiment.task, dict.fromkeys([run.experiment.task.primary])
     for values in run.done.values():
         numbers = (name for name, value in values.items() if isinstance(value, int | float))
-        found |= dict.fromkeys(name for name in numbers if name not in TIMES)
-    return [name for name in found if name == task.primary or task.metric(name).listed]
+        names |= dict.fromkeys(name for name in numbers if name not in TIMES)
+    return [name for name in names if name == task.primary or task.metric(name).listed]
 
 
 def number(value: object, signed: bool = False, least: int = 2) -> str:
@@ -125,7 +125,7 @@ def weight_text(entry: Mapping) -> str:
 def teachers_of(run: "Run", stage: Stage) -> str:
     """Teachers, and where each comes from; of a file its name only."""
     experiment, taken = run.experiment, run.done.get(stage.name, {}).get("routes", {})
-    known = []
+    texts = []
     for name, origin in stage.teachers.items():
         spec = (experiment.config["teachers"] | experiment.config["models"]).get(name, {})
         origin = taken.get(name) or origin or spec.get("checkpoint")
@@ -134,10 +134,10 @@ def teachers_of(run: "Run", stage: Stage) -> str:
             for o in (origin if isinstance(origin, list | tuple) else [origin])
             if o
         ]
-        known.append(f"{name} ({', '.join(origins)})" if origins and origins != [name] else name)
+        texts.append(f"{name} ({', '.join(origins)})" if origins and origins != [name] else name)
     if has_peers(stage.losses):
-        known.append(f"{len(experiment.config['peers'])} peer(s)")
-    return ", ".join(known)
+        texts.append(f"{len(experiment.config['peers'])} peer(s)")
+    return ", ".join(texts)
 
 
 def sentence(run: "Run") -> str:
@@ -146,7 +146,9 @@ def sentence(run: "Run") -> str:
     primary, task = experiment.task.primary, experiment.task
     unit, label = task.unit(primary), task.label(primary)
     values = {
-        stage: found[primary] for stage, found in run.done.items() if is_number(found.get(primary))
+        stage: metrics[primary]
+        for stage, metrics in run.done.items()
+        if is_number(metrics.get(primary))
     }
     if parts.final is None or parts.final.name not in values:
         return _so_far(run, values)
@@ -158,8 +160,8 @@ def sentence(run: "Run") -> str:
     for stage in teachers:
         who = "the teacher" if len(teachers) == 1 else stage
         text += f"; {who} has {number(values[stage])}{unit}"
-    for known in run.teacher_metrics(parts.final).items():
-        text += f"; {known[0]} has {number(known[1].get(primary))}{unit}"
+    for score in run.teacher_metrics(parts.final).items():
+        text += f"; {score[0]} has {number(score[1].get(primary))}{unit}"
     weak = weak_teachers(experiment, run.done)
     return f"{text}. Note: {weak}." if weak else f"{text}."
 
@@ -212,7 +214,7 @@ def control(run: "Run") -> dict | None:
     if alone is None:
         return None
     changed = run.experiment.config["control"]
-    found = {
+    facts = {
         "alone": alone.name,
         "losses": loss_weights(alone),
         "changed": ", ".join(f"{key}={value!r}" for key, value in changed.items()),
@@ -223,7 +225,7 @@ def control(run: "Run") -> dict | None:
         "unlabelled": 0,
         "ended": run.ended_early,
     }
-    return found | (_differences(run, alone, final) if final else {})
+    return facts | (_differences(run, alone, final) if final else {})
 
 
 def _differences(run: "Run", alone: Stage, taught: Stage) -> dict:
@@ -233,25 +235,25 @@ def _differences(run: "Run", alone: Stage, taught: Stage) -> dict:
     of_taught = [stage for stage in after if stage not in before]
     in_rounds = len(of_taught) > 1 and _steps(run, of_taught) == _steps(run, of_alone)
     keys = ("optimizer",) if in_rounds else ("optimizer", "schedule", "length")
-    found = {
+    facts = {
         "name": taught.name,
         "differing": [
             key for key in keys if experiment.setting(alone, key) != experiment.setting(taught, key)
         ],
     }
     if in_rounds:
-        found["rounds"] = {
+        facts["rounds"] = {
             "count": len(of_taught),
             "first": of_taught[0].name,
             "alone_from": of_alone[0].name if len(of_alone) > 1 else "",
         }
     elif taught.student != "fresh":
-        found["starts_from"] = (
+        facts["starts_from"] = (
             taught.student if taught.student == "keep" else Path(taught.student).name
         )
     if taught.taught:
-        found["unlabelled"] = experiment.setting(taught, "data")["unlabelled_per_batch"]
-    return found
+        facts["unlabelled"] = experiment.setting(taught, "data")["unlabelled_per_batch"]
+    return facts
 
 
 def _steps(run: "Run", stages: Sequence[Stage]) -> Counter:
@@ -269,9 +271,9 @@ def cards(run: "Run", parameters: Mapping[str, int]) -> list[dict]:
     """
     primary, parts = run.experiment.task.primary, run.experiment.arms
     done = run.done
-    values = {name: found.get(primary) for name, found in done.items()}
+    values = {name: metrics.get(primary) for name, metrics in done.items()}
     teachers = [stage for stage in parts.teachers if stage.name in done]
-    found = []
+    shown = []
     for stage in (*parts.pair, *teachers[:1]):
         value = values.get(stage.name)
         if not is_number(value):
@@ -284,8 +286,8 @@ def cards(run: "Run", parameters: Mapping[str, int]) -> list[dict]:
         if stage in teachers:
             times = parameters[stage.model] / max(parameters.get("student", 0), 1)
             lines[0] += f" ({times:.3g}× the student's)"
-        found.append({"name": stage.name, "value": number(value), "lines": lines})
-    return found
+        shown.append({"name": stage.name, "value": number(value), "lines": lines})
+    return shown
 
 
 def unfinished(run: "Run") -> list[str]:
@@ -294,22 +296,22 @@ def unfinished(run: "Run") -> list[str]:
     reached = {
         name: max((e["iteration"] for e in h), default=0) for name, h in histories(run).items()
     }
-    found = [
+    lines = [
         f"{name} (iteration {reached[name]})" if reached.get(name) else f"{name} (not begun)"
         for name in missing
     ]
-    return found if len(found) <= LISTED else [*found[:LISTED], f"and {len(found) - LISTED} more"]
+    return lines if len(lines) <= LISTED else [*lines[:LISTED], f"and {len(lines) - LISTED} more"]
 
 
 def unreadable(run: "Run") -> dict[str, dict[str, str]]:
     """``{part of the data: {file: why}}`` of what could not be read, sorted by file; the figures
     are of the others.
     """
-    found: dict[str, dict[str, str]] = {}
+    errors: dict[str, dict[str, str]] = {}
     for values in run.results["stages"].values():
         for part, paths in values.get("unreadable", {}).items():
-            found.setdefault(part, {}).update(paths)
-    return {part: dict(sorted(paths.items())) for part, paths in found.items()}
+            errors.setdefault(part, {}).update(paths)
+    return {part: dict(sorted(paths.items())) for part, paths in errors.items()}
 
 
 def loss_weights(stage: Stage) -> list[tuple[str, str]]:
@@ -377,10 +379,10 @@ def _parameters(
 
 def robustness_table(run: "Run") -> dict | None:
     """See :func:`kdtasks.engine.robustness.table`; None where it was not measured."""
-    found, task = run.files.robustness, run.experiment.task
-    if not found:
+    measured, task = run.files.robustness, run.experiment.task
+    if not measured:
         return None
-    return robustness.table(found, task.unit(task.primary), task.decimals(task.primary))
+    return robustness.table(measured, task.unit(task.primary), task.decimals(task.primary))
 
 
 def config_text(run: "Run") -> str:

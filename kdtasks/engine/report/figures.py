@@ -67,11 +67,11 @@ def stage_colors(run: "Run") -> dict[str, str]:
     fixed = {"teacher": TEACHER, control: CONTROL, final: TAUGHT}
     if teachers and "teacher" not in teachers:
         fixed[teachers[0]] = TEACHER
-    known = [*teachers, *(stage.name for stage in experiment.stages)]
-    known += [name for stage in experiment.stages for name in stage.teachers]
-    known += run.done
+    names = [*teachers, *(stage.name for stage in experiment.stages)]
+    names += [name for stage in experiment.stages for name in stage.teachers]
+    names += run.done
     others = sorted(
-        (name for name in dict.fromkeys(known) if name not in fixed),
+        (name for name in dict.fromkeys(names) if name not in fixed),
         key=experiment.on_the_way.__contains__,
     )
     return fixed | {name: OTHERS[k % len(OTHERS)] for k, name in enumerate(others)}
@@ -194,8 +194,8 @@ def _losses(
 def _loss_curve(entries: Sequence[Mapping], name: str) -> tuple[list[int], list[float]]:
     """Of a stage; where it has one loss, this is the sum of all too."""
     read = [entry for entry in entries if "lr" in entry]
-    own = {key for entry in read for key in entry} - {"iteration", "lr"}
-    return facts.curve(read, next(iter(own)) if name == "loss" and len(own) == 1 else name)
+    keys = {key for entry in read for key in entry} - {"iteration", "lr"}
+    return facts.curve(read, next(iter(keys)) if name == "loss" and len(keys) == 1 else name)
 
 
 def _draw_loss(
@@ -262,14 +262,14 @@ def embed(pictures: Sequence[tuple]) -> list[Picture]:
         # base64 adds a third
         if sum(len(part.uri) for rows in stored for row in rows for part in row) <= LARGEST * 4 / 3:
             break
-    found = []
+    shown = []
     for (title, figure), png, rows in zip(pictures, drawn, stored):
         width = round(figure.get_figwidth() * PIXELS_PER_INCH)
         images = any(axes.images for axes in figure.axes)
         again = narrow.is_laid_out(figure) and narrow.make_narrow(figure)
         small = _uri(_stored(figure, min(dpi, NARROW_DPI))) if again else ""
-        found.append(Picture(title, width, rows, small, images, _uri(png)))
-    return found
+        shown.append(Picture(title, width, rows, small, images, _uri(png)))
+    return shown
 
 
 def _rows(figure: "Figure", png: bytes, dpi: int) -> list[list[Piece]]:

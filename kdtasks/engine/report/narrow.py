@@ -145,8 +145,8 @@ def cut(figure: "Figure", png: bytes) -> list[Row]:
     edges = [0]
     for above, below in pairwise(boxes_of):
         start, stop = max(box[3] for box in above), min(box[1] for box in below)
-        found = _widest(blank[start:stop].all(axis=1))
-        edges.append(start + found if found is not None else stop)
+        gap = _widest(blank[start:stop].all(axis=1))
+        edges.append(start + gap if gap is not None else stop)
     edges.append(height)
     inch = width / figure.get_size_inches()[0]
     cutter = _Cutter(picture, blank, inch)
@@ -202,7 +202,7 @@ class _Cutter:
         head = min(box[1] for box in row)
         empty = np.atleast_1d(self.blank[head:bottom].all(axis=0))
         finest = _cuts(empty, row, round(BAR * self.inch))
-        found = []
+        rows = []
         # lines of a heading that are in the way go, from above
         for start in [top, *self._ends(top, head)]:
             written = np.atleast_1d(self.blank[start:head].all(axis=0))
@@ -213,7 +213,7 @@ class _Cutter:
         else:
             start, cuts = head, finest
         if start > top:
-            found = [Row(self._written(top, start))]
+            rows = [Row(self._written(top, start))]
         columns = tuple(box[0] for box in row)
         edge = max(start, head - round(FRAME * self.inch))
         above = self._split(start, head, cuts) if not self.blank[start:edge].all() else []
@@ -226,7 +226,7 @@ class _Cutter:
         pieces = self._split(start, bottom, cuts)
         if pieces[-1].shape[1] > NARROW * self.inch:
             pieces[-1] = _without_rest(pieces[-1])
-        return [*found, Row(pieces, heads)]
+        return [*rows, Row(pieces, heads)]
 
     def _ends(self, top: int, head: int) -> list[int]:
         """Where there is nothing below a line of the heading."""
@@ -267,19 +267,19 @@ def _without_rest(image: np.ndarray) -> np.ndarray:
 
 def _filled(blank: np.ndarray, least: int) -> np.ndarray:
     """Without its runs of True that are shorter than ``least``, but for those at the ends."""
-    found = blank.copy()
+    filled = blank.copy()
     edges = np.flatnonzero(np.diff(np.concatenate([[False], blank, [False]]).astype(int)))
     for start, stop in edges.reshape(-1, 2):
         if stop - start < least and start > 0 and stop < len(blank):
-            found[start:stop] = False
-    return found
+            filled[start:stop] = False
+    return filled
 
 
 def _cuts(empty: np.ndarray, row: list[tuple], bar: int) -> list[int]:
     """The empty columns closest to the left edges of the boxes but the first."""
     cuts = []
     for before, box in pairwise(row):
-        found = np.flatnonzero(empty[before[2] : box[0]])
-        if box[2] - box[0] > bar and len(found):
-            cuts.append(before[2] + int(found[-1]))
+        gaps = np.flatnonzero(empty[before[2] : box[0]])
+        if box[2] - box[0] > bar and len(gaps):
+            cuts.append(before[2] + int(gaps[-1]))
     return cuts
