@@ -96,12 +96,20 @@ def seconds(command: list[str], folder: str | Path) -> float:
 
 
 def start(o) -> Iterator[Line]:
-    """What only informs, against a Python that does nothing; seven times each."""
+    """What only informs, against a Python that does nothing; seven times each. A dry run, against
+    one that imports torch; three times.
+    """
     nothing = [sys.executable, "-c", "pass"]
     for words in ("train --help", "train --list", "list"):
         command = [sys.executable, "-m", "kdtasks.cli", *words.split()]
         extra = [seconds(command, ROOT) - seconds(nothing, ROOT) for _ in range(min(7, o.rounds))]
         yield Line(f"kdtasks {words}, beyond python -c pass", extra, 0.5, "s")
+    torch_alone = [sys.executable, "-c", "import torch"]
+    dry_run = [*TRAIN, "--device", "cpu", "--dry-run"]
+    extra = [seconds(dry_run, ROOT) - seconds(torch_alone, ROOT) for _ in range(min(3, o.rounds))]
+    yield Line(
+        "kdtasks train classification/default --dry-run, beyond import torch", extra, unit="s"
+    )
 
 
 def whole_run(o) -> Iterator[Line]:

@@ -4,6 +4,7 @@ import ast
 import fnmatch
 import importlib
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -456,6 +457,60 @@ def test_after_torch_a_task_costs_only_its_own_modules_and_the_standard_library(
         assert all(
             module.startswith(("kdtasks.core", "kdtasks.general", name)) for module in ours
         ), name
+
+
+# A run of a data set and a loss of its own; the loss says what is imported whenever it is called.
+CONFIG = """
+task = "kdtasks.classification.trainer"
+student = teacher = dict(type="kdtasks.classification.models.digits_cnn", num_classes=2)
+losses = dict(
+    loss_cls=dict(type="of_its_own.cross_entropy", of=("student", "target")),
+    loss_kd=dict(type="kdtasks.general.KDLoss", of=("student", "teacher")),
+)
+data = dict(train=dict(type="of_its_own.Waves"), test=dict(type="of_its_own.Waves"), batch_size=4)
+optimizer = dict(type="torch.optim.SGD", lr=0.1)
+length = dict(iterations=1)
+deployment = False
+"""
+OF_ITS_OWN = """
+import sys
+import torch
+
+
+class Waves:
+    image_shape, classes, target = (1, 8, 8), ["a", "b"], torch.arange(8) % 2
+
+    def __len__(self):
+        return 8
+
+    def batch(self, index, view, seed):
+        waves = torch.sin(index[:, None] + torch.arange(64.0)).view(-1, 1, 8, 8)
+        return {"input": waves, "target": self.target[index]}
+
+
+def cross_entropy(student, target):
+    print("imported", *{name.partition(".")[0] for name in sys.modules})
+    return torch.nn.functional.cross_entropy(student, target)
+"""
+
+
+def test_a_run_imports_no_library_that_its_config_does_not_use_before_its_last_step(tmp_path):
+    (tmp_path / "config.py").write_text(CONFIG)
+    (tmp_path / "of_its_own.py").write_text(OF_ITS_OWN)
+    command = "-m kdtasks.cli train config.py --device cpu --work-dir run"
+    out = subprocess.run(
+        [sys.executable, *command.split()],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    ).stdout
+    lines = [set(line.split()) for line in out.splitlines() if "imported " in line]
+    # the check tries each of the three stages, then each has its step
+    assert len(lines) >= 6 and all({"torch", "kdtasks"} <= line for line in lines)
+    unused = SLOW | {"torchvision", "transformers"}
+    assert [line & unused for line in lines] == [set()] * len(lines)
 
 
 # ------------------------------------------------------------------------------------- public names

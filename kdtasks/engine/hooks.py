@@ -4,11 +4,9 @@ by name.
 
 from collections.abc import Mapping, Sequence
 
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
-
 from kdtasks.core.names import did_you_mean
 from kdtasks.engine.builder import ConfigError, check_arguments
+from kdtasks.engine.from_mmengine import HOOKS, Hook
 
 ALLOWED = ("EarlyStoppingHook", "EmptyCacheHook", "ProfilerHook")
 REFUSED = {

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from mmengine.runner import BaseLoop
 from torch import Tensor, nn
 
 from kdtasks.core.terms import total_loss, trains
 from kdtasks.engine import signals
 from kdtasks.engine.clock import working_seconds
+from kdtasks.engine.from_mmengine import BaseLoop
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.processes import Vote
 

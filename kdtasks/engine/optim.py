@@ -9,14 +9,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmengine.optim import OptimWrapper
-from mmengine.optim.scheduler.param_scheduler import ReduceOnPlateauParamScheduler, _ParamScheduler
-from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 from torch.optim import lr_scheduler
 
 from kdtasks.core.names import did_you_mean
 from kdtasks.engine.builder import ConfigError, check_arguments, resolve
+from kdtasks.engine.from_mmengine import (
+    PARAM_SCHEDULERS,
+    OptimWrapper,
+    ParamScheduler,
+    ReduceOnPlateauParamScheduler,
+)
 from kdtasks.engine.task import Task
 
 
@@ -165,7 +168,7 @@ def build_schedulers(
     built = []
     for entry in schedule:
         kind = _scheduler_class(entry)
-        if isinstance(kind, type) and issubclass(kind, _ParamScheduler):
+        if isinstance(kind, type) and issubclass(kind, ParamScheduler):
             built.append(_own_scheduler(kind, entry, optimizer, length, per_epoch))
         else:
             built.append(_foreign_scheduler(kind, entry, optimizer, length, per_epoch, task))
@@ -191,8 +194,8 @@ def _scheduler_class(entry: object) -> Callable:
 
 
 def _own_scheduler(
-    kind: type[_ParamScheduler], entry: Mapping, optimizer: Any, length: int, per_epoch: int
-) -> _ParamScheduler:
+    kind: type[ParamScheduler], entry: Mapping, optimizer: Any, length: int, per_epoch: int
+) -> ParamScheduler:
     """One of mmengine's, stepped every iteration."""
     if issubclass(kind, ReduceOnPlateauParamScheduler):
         raise ConfigError(

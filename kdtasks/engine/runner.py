@@ -14,7 +14,6 @@ from typing import Any, NoReturn, cast
 import torch
 from mmengine.dist import barrier, get_dist_info
 from mmengine.logging import MMLogger
-from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,6 +23,7 @@ from kdtasks.core.finite import not_finite
 from kdtasks.engine import checkpoint
 from kdtasks.engine.anchors import Route
 from kdtasks.engine.evaluation import evaluate
+from kdtasks.engine.from_mmengine import Runner
 from kdtasks.engine.hooks import build_hooks
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.loop import Lengths, NotFiniteError, StageLoop

@@ -11,16 +11,15 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from mmengine.config import Config
-from mmengine.registry import VISBACKENDS
-from mmengine.visualization import Visualizer
-from mmengine.visualization.vis_backend import BaseVisBackend
 
 from kdtasks.core.names import did_you_mean
 from kdtasks.engine.builder import ConfigError, check_arguments
+from kdtasks.engine.from_mmengine import VISBACKENDS, BaseVisBackend, Visualizer
 from kdtasks.engine.hooks import check_hooks
 from kdtasks.engine.work_dir import WorkDir
 
@@ -152,6 +151,18 @@ class Tracker(Visualizer):
     def __init__(self, name: str, backends: Sequence[BaseVisBackend]):
         super().__init__(name, vis_backends=cast(Any, list(backends)))
         self.backends = list(backends)
+
+    def _initialize_fig(self, fig_cfg: Any) -> tuple:
+        """mmengine's figure is made when an image is drawn on: matplotlib is slow to import."""
+        return None, SimpleNamespace(get_dpi=lambda: None), None
+
+    def set_image(self, image: np.ndarray) -> None:
+        """Draw on an image, as mmengine has it."""
+        if self.ax_save is None:
+            figure = super()._initialize_fig(self.fig_save_cfg)
+            self.fig_save_canvas, self.fig_save, self.ax_save = figure
+            self.dpi = self.fig_save.get_dpi()
+        super().set_image(image)
 
     def close(self) -> None:
         """Close the back ends."""
