@@ -75,12 +75,17 @@ def distill(arguments: Sequence[str]) -> None:
     for flag, default, meaning in (
         ("--epochs", 20, "passes over the images"),
         ("--size", 128, "the side to which images are brought"),
-        ("--batch-size", 64, "images in a step"),
         ("--seed", 0, "of weights, order and views"),
     ):
         parser.add_argument(
             flag, type=int, default=default, metavar="N", help=f"{meaning} (default: {default})"
         )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="images in a step (default: 64, of less than 512 images an eighth, at least 8)",
+    )
     parser.add_argument(
         "--teacher-size", type=int, metavar="N", help="the side of what the teacher sees"
     )

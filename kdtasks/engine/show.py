@@ -24,7 +24,7 @@ class Bar:
     def __init__(self, title: str, total: int, quiet: bool = False):
         self.title, self.total, self.quiet, self.values = title, total, quiet, {}
         self.progress = None
-        self._next = 0.0
+        self._next, self._said = 0.0, ""
         if not quiet and sys.stderr.isatty():
             self.progress = Progress(
                 TextColumn("[bold]{task.description}"),
@@ -65,7 +65,10 @@ class Bar:
         ):
             # a line every tenth of the stage
             self._next = iteration / max(total, 1) + 0.1
-            print(f"{self.title} {iteration}/{total}  {text}", file=sys.stderr, flush=True)
+            line = f"{self.title} {iteration}/{total}  {text}"
+            if line != self._said:
+                print(line, file=sys.stderr, flush=True)
+            self._said = line
 
 
 UNLIMITED = 10_000  # columns of a screen that is a file

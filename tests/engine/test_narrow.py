@@ -5,7 +5,9 @@ panels, and the pieces of a gallery are the whole gallery.
 import base64
 import io
 import itertools
+import re
 
+import jinja2
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -53,6 +55,17 @@ def test_a_gallery_is_cut_between_its_pictures_and_nothing_is_lost(heading, piec
         rows.append(np.concatenate([band, rest], axis=1))
         assert sum(piece.width for piece in row) <= stored.width + 0.01
     assert np.array_equal(np.concatenate(rows), whole)
+
+
+def test_the_pieces_of_a_row_leave_room_for_each_other():
+    """As the page writes them, in percent and pixels: a hair too much, and the last one wraps."""
+    pieces = [figures.Piece("", 1040 / 17 + k / 700) for k in range(-8, 9)]
+    picture = figures.Picture("a row", 1040, [pieces], images=True)
+    parts = jinja2.Environment(loader=jinja2.PackageLoader("kdtasks.engine", "report"))
+    page = parts.get_template("parts.html").module.figures([picture])
+    for unit, most in (("%;", 100), (r"px\)", 1040)):
+        widths = [float(w) for w in re.findall(rf"([0-9.]+){unit}", page)]
+        assert len(widths) == 17 and most * 0.999 < sum(widths) < most
 
 
 def test_names_of_columns_go_with_the_pictures_of_each_row():

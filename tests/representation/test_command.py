@@ -59,13 +59,18 @@ def test_three_lines_of_python_with_labels(folder):
 
 def test_the_command_without_labels_tests_by_the_teachers_clusters(folder, capsys):
     given = ["--data", "photos", "--student", NETWORK, "--teacher", NETWORK, "--size", "16"]
-    given += ["--teacher-weights", "teacher.pth", "--epochs", "1", "--batch-size", "9"]
+    given += ["--teacher-weights", "teacher.pth", "--epochs", "1"]
     # of an earlier run, when other images were there
     np.save("distill_resnet8_resnet8_photos_clusters.npy", np.zeros(27, dtype=np.int64))
     with pytest.warns(UserWarning, match="left out 1 unreadable"):
         cli.main(["distill", *given])
     out = capsys.readouterr().out
     assert "distilled" in out and "distill_resnet8_resnet8_photos.py: the config" in out
+    assert "27 images, 3 steps of 8; tested by the teacher's clusters of" in out
+    assert re.search(
+        r"4 classes: \d queries search \d\d images \(few: one query is 1[0-9.]+ %\)", out
+    )
+    assert "seed0/student.pth' starts a classifier" in out
     labels = np.load(folder / "distill_resnet8_resnet8_photos_clusters.npy")
     assert len(labels) == 27 and len(set(labels.tolist())) == 4
 

@@ -246,3 +246,5 @@ def test_weights_by_name_are_those_of_the_pretrained_control():
 def test_the_report_has_its_pictures(run):
     titles = [title for title, _ in trainer.pictures(run)]
     assert [title.split(" ")[0] for title in titles] == ["The", "Where", "kNN"]
+    page = (run.work_dir / "report.html").read_text(encoding="utf-8")
+    assert "first weights (seed 0), tested as they are" in page and "number of steps" not in page

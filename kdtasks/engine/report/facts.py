@@ -207,8 +207,8 @@ def control(run: "Run") -> dict | None:
     ``alone``, its name; ``losses`` ``[(name, weight)]``; ``changed``, what ``control`` changes of
     its network. Of the student that counts: its ``name``, the settings in which it is
     ``differing``, the ``rounds`` that it ends, what it ``starts_from``, and how many samples
-    ``unlabelled`` it sees a step besides. ``ended``, which stages a hook has ended, and where. What
-    there is none of is empty.
+    ``unlabelled`` it sees a step besides. ``ended``, which stages a hook has ended, and where.
+    ``untrained``: it takes no step. What there is none of is empty.
     """
     alone, final = run.experiment.arms.control, run.experiment.arms.final
     if alone is None:
@@ -224,6 +224,7 @@ def control(run: "Run") -> dict | None:
         "starts_from": "",
         "unlabelled": 0,
         "ended": run.ended_early,
+        "untrained": not _steps(run, [alone]).total(),
     }
     return facts | (_differences(run, alone, final) if final else {})
 
