@@ -13,7 +13,10 @@ from PIL import Image
 
 from kdtasks import cli
 from kdtasks.engine import config as configs
+from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.check import check
+from kdtasks.engine.class_checks import odd_classes
+from kdtasks.engine.dry_run import dry_run
 from kdtasks.engine.experiment import Experiment
 from tests.browser import CHROMIUM, Browser, check_whole
 
@@ -181,6 +184,45 @@ def test_an_error_is_what_the_page_says(task, number, enter, monkeypatch):
     with pytest.raises(Exception) as found:
         checked(text.replace(right, wrong))
     assert " ".join(str(found.value).split()) == errors_of(task)[number]
+
+
+@pytest.mark.parametrize(
+    "right, wrong, message",
+    [
+        ("optimizer =", "optimiser =", "no key 'optimiser'; did you mean 'optimizer'?"),
+        ("lr=0.05", 'lr="0.05"', "optimizer (SGD): .*; lr='0.05' is text, not the number 0.05"),
+        ("width=8", 'width="8"', "student (resnet8): .*; width='8' is text, not the number 8"),
+        ("length = 5", 'length = "5"', "length must be a number of epochs .* got '5'"),
+        ("teacher = ", "_teacher = ", "supplies 'teacher', and there is no teacher; "),
+        (", size=32)", ", size=0)", "data.train (image_folder): size=0: expected at least 1 pixel"),
+    ],
+)
+def test_a_slip_is_named(right, wrong, message, enter):
+    enter("classification")
+    pattern = re.escape(message).replace(r"\.\*", ".*")
+    with pytest.raises(ValueError, match=pattern):
+        checked(config_of("classification").replace(right, wrong))
+
+
+def test_a_dry_run_says_which_images_a_model_cannot_take(enter):
+    enter("classification")
+    Path("tiny.py").write_text(config_of("classification").replace(", size=32)", ", size=0)"))
+    with pytest.raises(ConfigError, match=r"stage 'teacher': .* random images \(32, 3, 0, 0\)"):
+        dry_run(Experiment(configs.load("tiny.py")))
+
+
+def test_classes_that_the_test_lacks_or_nobody_has_are_told(enter, capsys):
+    folder = enter("classification")
+    text = config_of("classification")
+    Path("right.py").write_text(text, encoding="utf-8")
+    assert odd_classes(Experiment(configs.load("right.py"))) == []
+    photo(folder / "few" / "cross" / "0", 40, 40, 0)
+    text = text.replace("photos/test", "few").replace("num_classes=4", "num_classes=10")
+    Path("odd.py").write_text(text, encoding="utf-8")
+    assert odd_classes(Experiment(configs.load("odd.py"))) == [
+        "the test data has no sample of 'disc', 'ring', 'square', of the training data's 4 classes",
+        "student.num_classes=10, but the data has 4 classes: no sample is of the others",
+    ]
 
 
 DISTILL = [

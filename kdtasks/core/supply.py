@@ -169,7 +169,8 @@ class TensorSupply(Participants):
         if name in tensors:
             return tensors[name]
         raise ValueError(
-            f"{reader}: neither a model nor the batch supplies {name!r}; "
+            f"{reader}: neither a model nor the batch supplies {name!r}"
+            f"{'' if self.teachers else ', and there is no teacher'}; "
             f"{did_you_mean(name, [*tensors, *self._names])}"
         )
 

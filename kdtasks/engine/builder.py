@@ -188,7 +188,22 @@ def _call(function: Callable, arguments: dict, where: str) -> Any:
         return function(**arguments)
     except (TypeError, ValueError, AssertionError, FileNotFoundError) as error:
         kind = type(error) if isinstance(error, FileNotFoundError) else ConfigError
-        raise kind(f"{where} ({_title(function)}): {error}") from error
+        hint = "" if kind is FileNotFoundError else _hint_at_text(arguments)
+        raise kind(f"{where} ({_title(function)}): {error}{hint}") from error
+
+
+def _hint_at_text(arguments: Mapping[str, object]) -> str:
+    """The arguments that are numbers in quotes, which a constructor's own error seldom names."""
+    text = [(n, v) for n, v in arguments.items() if isinstance(v, str) and _is_number(v)]
+    return "".join(f"; {name}={value!r} is text, not the number {value}" for name, value in text)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _title(function: Callable) -> str:

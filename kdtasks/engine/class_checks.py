@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 
 from kdtasks.core import Stage, Teacher
 from kdtasks.core.names import as_names
+from kdtasks.engine import data_sets
 from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.models import facts_of
 
 if TYPE_CHECKING:
+    from kdtasks.engine.experiment import Experiment
     from kdtasks.engine.stage_models import StageModels
 
 
@@ -63,6 +65,36 @@ def check_teachers(
                 f"the teacher {name!r} knows {len(theirs)} classes, the data has "
                 f"{len(classes)} others: {what}"
             )
+
+
+def odd_classes(experiment: "Experiment") -> list[str]:
+    """What is not wrong, but seldom meant: test data without samples of a class, and a student with
+    more outputs than there are classes.
+    """
+    final = experiment.final
+    classes = experiment.classes(final) if final and not experiment.data.unseen else None
+    if final is None or not classes:
+        return []
+    data = experiment.test_loader(final, workers=0).dataset
+    known = data_sets.targets(data)
+    if known is None:
+        return []
+    found, said = set(known.tolist()), []
+    lacking = [repr(name) for number, name in enumerate(classes) if number not in found]
+    if lacking:
+        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        said.append(
+            f"the test data has no sample of {', '.join(lacking[:5])}{more}, of the training "
+            f"data's {len(classes)} classes"
+        )
+    outputs = experiment.specs[final.model].get("num_classes")
+    if isinstance(outputs, int) and outputs > len(classes):
+        said.append(
+            f"{final.model}.num_classes={outputs}, but the data has {len(classes)} classes: no "
+            "sample is of the others"
+        )
+    # the numbers of a detection set tell which images are labelled
+    return [] if said and data_sets.has_boxes(data) else said
 
 
 def _of_facts(teacher: Teacher) -> list[str]:

@@ -496,6 +496,7 @@ def _list_stages(experiment: "Experiment") -> None:
 
 def _print_dry_run(experiment: "Experiment") -> None:
     from kdtasks.engine.check import check
+    from kdtasks.engine.class_checks import odd_classes
     from kdtasks.engine.dry_run import dry_run
 
     for row in dry_run(experiment):
@@ -508,4 +509,6 @@ def _print_dry_run(experiment: "Experiment") -> None:
         for name, shape in row["shapes"].items():
             print(f"    {name} {shape}")
     check(experiment)
+    for text in odd_classes(experiment):
+        print(f"warning: {text}", file=sys.stderr)
     print("what the run reads is there, and a batch of each data set goes through every stage")

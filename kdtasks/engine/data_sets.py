@@ -178,7 +178,7 @@ class Renumbered:
 
     def __init__(self, dataset: Any, names: Sequence[str], drop: bool = False):
         self.dataset, self.classes = dataset, list(names)
-        classes, self._boxes = class_names(dataset) or [], _has_boxes(dataset)
+        classes, self._boxes = class_names(dataset) or [], has_boxes(dataset)
         labels = None if self._boxes else targets(dataset)
         self._numbers = class_numbers(
             classes, names, None if labels is None else count_classes(labels, len(classes)), drop
@@ -233,7 +233,7 @@ class Renumbered:
         return int(self._numbers[int(target)]) if int(target) >= 0 else target
 
 
-def _has_boxes(dataset: Any) -> bool:
+def has_boxes(dataset: Any) -> bool:
     """Whether a sample's target is a dict, by the first one that can be read and has one."""
     if callable(getattr(dataset, "batch", None)):
         return False

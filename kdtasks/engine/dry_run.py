@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from kdtasks.core import Distiller, Stage
+from kdtasks.core.outputs import describe_shape
 from kdtasks.core.terms import total_loss
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.experiment import Experiment
@@ -25,7 +26,7 @@ def dry_run(experiment: Experiment, steps: int = 2) -> list[dict]:
         the losses are called with.
 
     Raises:
-        ConfigError: a loss is not finite after the steps.
+        ConfigError: a loss is not finite after the steps, or a model cannot take such tensors.
     """
     return [_try_stage(experiment, stage, steps) for stage in experiment.stages]
 
@@ -38,8 +39,15 @@ def _try_stage(experiment: Experiment, stage: Stage, steps: int) -> dict:
         batch["labelled"] = torch.arange(len(batch["input"])) < data["batch_size"]
     distiller = experiment.distiller(stage, load=False)
     # of teachers not trained yet
-    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-        shapes = distiller.build(batch)
+    try:
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            shapes = distiller.build(batch)
+    except RuntimeError as error:
+        sizes = describe_shape(batch["input"])
+        raise ConfigError(
+            f"stage {stage.name!r}: its models cannot take random images {sizes}, "
+            f"the size that the config says: {error}"
+        ) from error
     on_cuda = experiment.device.type == "cuda"
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()

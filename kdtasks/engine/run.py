@@ -9,6 +9,7 @@ from kdtasks.core.names import did_you_mean
 from kdtasks.engine import notices, signals
 from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.check import check
+from kdtasks.engine.class_checks import odd_classes
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.finished import FinishedStages
 from kdtasks.engine.finishing import finish_run, note_stage
@@ -106,8 +107,8 @@ class Run(FinishedStages):
     def _train(self, resume: bool, only: list[str] | None) -> dict:
         check(self.experiment)
         slow = notices.slow_precision(self.experiment)
-        if slow:
-            self.notices.warn(slow)
+        for text in [*([slow] if slow else []), *odd_classes(self.experiment)]:
+            self.notices.warn(text)
         for role, facts in self.experiment.pretrained.items():
             self.notices.say(sentence(role, facts))
             if warning := mismatch(role, facts):

@@ -33,6 +33,8 @@ def decoded(
 
     Those that ``skip_bad`` leaves out are noted in ``unreadable``, path and why.
     """
+    if size is not None and min(size) < 1:
+        raise ValueError(f"size={size[0]}: expected at least 1 pixel a side")
     cache = None if cache_dir is None else _cache_file(cache_dir, paths, size, channels)
     if cache is not None and (kept := load_arrays(cache)) is not None:
         return torch.from_numpy(kept["images"]), torch.arange(len(paths))

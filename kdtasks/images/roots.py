@@ -24,8 +24,8 @@ def found_folder(roots: Sequence[str | Path], layout: str, parts: Sequence[str] 
             return folder
     raise FileNotFoundError(
         f"no data set at {' nor at '.join(str(folder / parts[0]) for folder in looked)}. Set the "
-        "environment variable KDTASKS_DATA to the folder that holds it, or pass its path: "
-        f"--cfg-options data.train.root=<folder>. Expected layout: {layout}"
+        f"environment variable KDTASKS_DATA to the folder that holds it, or pass root=<folder>. "
+        f"Expected layout: {layout}"
     )
 
 

@@ -353,7 +353,7 @@ def test_missing_data_says_where_how_and_what(monkeypatch, tmp_path):
         for part in (
             str(tmp_path),
             "environment variable KDTASKS_DATA",
-            "--cfg-options data.train.root=",
+            "pass root=<folder>",
             "layout: <root>/",
         ):
             assert part in str(error.value)
