@@ -2,7 +2,8 @@
 
 import importlib.util
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +36,8 @@ def pair(o) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
     return teacher.to(o.device), student.to(o.device), input.to(o.device), target.to(o.device)
 
 
-def by_hand(o, features=()) -> Step:
-    """The floor; its hooks are registered once."""
+def by_hand(o, features=(), wrap: Callable[[nn.Module], nn.Module] = lambda m: m) -> Step:
+    """The floor; its hooks are registered once. ``wrap`` is DDP where there are processes."""
     teacher, student, input, target = pair(o)
     optimizer, seen = torch.optim.SGD(student.parameters(), **SGD), {}
     for role, model in (("student", student), ("teacher", teacher)):
@@ -44,6 +45,7 @@ def by_hand(o, features=()) -> Step:
             model.get_submodule(path).register_forward_hook(
                 lambda module, args, output, key=(role, path): seen.__setitem__(key, output)
             )
+    student = wrap(student)
 
     def step() -> Tensor:
         with torch.no_grad():
@@ -76,18 +78,23 @@ def terms(features=()) -> dict[str, tuple]:
 
 
 def library(
-    o, features=(), carry: Callable[[nn.Module, Tensor], Callable[[], dict]] = lambda *_: dict
+    o,
+    features=(),
+    carry: Callable[[nn.Module, Tensor], Callable[[], dict]] = lambda *_: dict,
+    wrap: Callable[[nn.Module], nn.Module] = lambda m: m,
+    further: Mapping[str, tuple] = MappingProxyType({}),
 ) -> Step:
     """The Distiller in a plain loop; ``carry(teacher, input)()`` is what a batch brings along of
-    the teacher's output.
+    the teacher's output, ``wrap`` is DDP where there are processes, ``further`` are more losses.
     """
     teacher, student, input, target = pair(o)
-    distiller = Distiller(student, {"teacher": teacher}, terms(features))
+    distiller = Distiller(student, {"teacher": teacher}, {**terms(features), **further})
     distiller.build(input, target)
     optimizer, carried = torch.optim.SGD(distiller.parameters(), **SGD), carry(teacher, input)
+    wrapped = wrap(distiller)
 
     def step() -> Tensor:
-        losses = distiller({"input": input, "target": target, **carried()})
+        losses = wrapped({"input": input, "target": target, **carried()})
         return update(sum(losses.values()), optimizer)
 
     return step

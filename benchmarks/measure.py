@@ -90,8 +90,10 @@ def fewer(o, rounds: int) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(o), "rounds": min(rounds, o.rounds)})
 
 
-def step_times(o, variants: dict[str, Step]) -> dict[str, list[float]]:
-    """Seconds a step of each variant, one number a round."""
+def step_times(o, variants: dict[str, Step], steps: int | None = None) -> dict[str, list[float]]:
+    """Seconds a step of each variant, one number a round, of ``steps`` steps; None: of as many as
+    fill 50 ms.
+    """
 
     def turn(step: Step, steps: int) -> float:
         start = clock(o)
@@ -101,8 +103,8 @@ def step_times(o, variants: dict[str, Step]) -> dict[str, list[float]]:
 
     # this is the warm-up too
     fastest = min(turn(step, 1) for _ in range(3) for step in variants.values())
-    steps = math.ceil(0.05 / max(fastest, 1e-6))
-    return rounds(o, {name: lambda step=step: turn(step, steps) for name, step in variants.items()})
+    count = steps or math.ceil(0.05 / max(fastest, 1e-6))
+    return rounds(o, {name: lambda step=step: turn(step, count) for name, step in variants.items()})
 
 
 def update(loss: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:

@@ -1,4 +1,6 @@
-"""RKD's angles against torchdistill's, DarkRank against a log-sum-exp for each place."""
+"""RKD's angles against torchdistill's, DarkRank against a log-sum-exp for each place, and a loop of
+pytorch-metric-learning.
+"""
 
 import functools
 import importlib.util
@@ -8,18 +10,25 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.distillation import pair
 from benchmarks.measure import (
+    SGD,
     Line,
+    Step,
     apart,
     fewer,
     gradient,
     peak_bytes,
     ratio,
     same_gradients,
+    same_work,
     step_times,
+    update,
 )
-from kdtasks.general import rkd_angle_loss
+from kdtasks.core import Distiller
+from kdtasks.general import RKDLoss, rkd_angle_loss
 from kdtasks.metric_learning import darkrank_hard_loss
 
 
@@ -135,3 +144,90 @@ def darkrank(o) -> Iterator[Line]:
             f"{n} rows: ", times, "DarkRank hard", "by suffix", bar=1 / 5 if n == 256 else None
         )
         yield ratio(f"{n} rows: ", times, "DarkRank hard", "in float32")
+
+
+def pml_loop(o) -> Iterator[Line]:
+    """A step of an embedder, PML's contrastive loss and RKD, its batch out of a DataLoader: by
+    hand, by pytorch-metric-learning's trainer with our loss, by the Distiller with PML's loss.
+    """
+    what = "embedder with RKD: "
+    if importlib.util.find_spec("pytorch_metric_learning") is None:
+        yield Line(f"{what}PML's trainer / by hand", [], note="not installed: kdtasks[metric]")
+        return
+    variants = {
+        "by hand": _embedder_by_hand(o),
+        "by hand again": _embedder_by_hand(o),
+        "library": _embedder_by_distiller(o),
+        "PML's trainer": _embedder_by_pml(o),
+    }
+    same_work(variants)
+    times = step_times(o, variants)
+    yield ratio(what, times, "by hand again", "by hand")
+    yield ratio(what, times, "library", "by hand", bar=1.02)
+    yield ratio(what, times, "PML's trainer", "by hand")
+    yield ratio(what, times, "library", "PML's trainer", bar=1.0)
+
+
+def _embedder(o) -> tuple:
+    """Teacher, student, its optimizer, a loader of one batch, both losses."""
+    from pytorch_metric_learning.losses import ContrastiveLoss
+
+    teacher, student, input, target = pair(o)
+    # two of each class, so that the contrastive loss has its pairs
+    images = TensorDataset(input.cpu(), torch.arange(len(target)) // 2)
+    loader = DataLoader(images, len(images))
+    optimizer = torch.optim.SGD(student.parameters(), **SGD)
+    return teacher, student, optimizer, loader, ContrastiveLoss(), RKDLoss()
+
+
+def _embedder_by_hand(o) -> Step:
+    teacher, student, optimizer, loader, metric, rkd = _embedder(o)
+
+    def step() -> Tensor:
+        images, labels = (tensor.to(o.device) for tensor in next(iter(loader)))
+        with torch.no_grad():
+            taught = teacher(images)
+        found = student(images)
+        return update(metric(found, labels) + rkd(found, taught), optimizer)
+
+    return step
+
+
+def _embedder_by_distiller(o) -> Step:
+    teacher, student, optimizer, loader, metric, rkd = _embedder(o)
+    losses = {
+        "loss_metric": (metric, ("student", "target")),
+        "loss_rkd": (rkd, ("student", "teacher")),
+    }
+    distiller = Distiller(student, {"teacher": teacher}, losses)
+
+    def step() -> Tensor:
+        images, labels = (tensor.to(o.device) for tensor in next(iter(loader)))
+        return update(sum(distiller(images, labels).values()), optimizer)
+
+    return step
+
+
+def _embedder_by_pml(o) -> Step:
+    from kdtasks.metric_learning.plugin import DistillMetricTrainer
+
+    teacher, student, optimizer, loader, metric, rkd = _embedder(o)
+    trainer = DistillMetricTrainer(
+        models={"trunk": student, "embedder": torch.nn.Identity()},
+        optimizers={"trunk_optimizer": optimizer},
+        batch_size=loader.batch_size,
+        loss_funcs={"metric_loss": metric, "distill_loss": rkd},
+        dataset=loader.dataset,
+        sampler=loader.sampler,
+        dataloader_num_workers=0,
+        data_device=torch.device(o.device),
+        teacher=teacher,
+    )
+    trainer.initialize_dataloader()
+    trainer.set_to_train()
+
+    def step() -> Tensor:
+        trainer.forward_and_backward()
+        return trainer.losses["total_loss"].detach()
+
+    return step

@@ -39,6 +39,7 @@ ROWS = {
     "detector_step": "detection",
     "rkd_angle": "metric_learning",
     "darkrank": "metric_learning",
+    "pml_loop": "metric_learning",
     "lwm": "incremental",
     "gd_sampling": "incremental",
     "avalanche_lwf": "incremental",
@@ -105,6 +106,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=("resnet56", "resnet20"),
         help="of kdtasks.classification.models",
     )
+    parser.add_argument(
+        "--curves",
+        type=Path,
+        metavar="FILE.json",
+        help="measure how the cost grows instead: with batch, lists, classes, pool, processes, "
+        "images; numbers here, plot (.svg) and page (.md) beside",
+    )
     parser.add_argument("--batch", type=int, help="images in a step; 64 on a CPU, 1024 on CUDA")
     o = parser.parse_args(arguments)
     o.batch = o.batch or (1024 if o.device == "cuda" else 64)
@@ -113,6 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rich.table import Column, Table
 
     torch.set_num_threads(o.threads)
+    if o.curves:
+        from benchmarks.curves import write
+
+        write(o, {**machine(o), "rounds": o.rounds}, o.curves)
+        return 0
     lines = []
     for name in o.rows:
         print(f"{name} …", file=sys.stderr, flush=True)

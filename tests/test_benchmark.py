@@ -5,12 +5,13 @@ short run of all rows.
 import json
 import random
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import distillation, incremental, measure, table
+from benchmarks import curves, distillation, incremental, measure, table
 
 # Ranks of the two ends, from the tables of the sign test (critical values of Bin(n, 1/2), two-sided
 # 5 %).
@@ -164,6 +165,7 @@ def test_one_round_of_every_row(tmp_path, capsys):
         "mmengine Runner beyond the plain loop",
         "256 rows: RKD angle / torchdistill",
         "256 rows: DarkRank hard / by suffix",
+        "embedder with RKD: library / PML's trainer",
         "LwM / LwF",
         "memory: 100000 rows beyond 10000",
         "crop and flip of 128 images of 32x32: kornia / by hand",
@@ -178,3 +180,30 @@ def test_one_round_of_every_row(tmp_path, capsys):
         assert line["what"] in printed and (
             low <= line["value"] <= high if line["samples"] else "not installed" in line["note"]
         )
+
+
+def test_the_page_of_costs_is_what_the_command_writes(tmp_path):
+    docs = Path(__file__).parents[1] / "docs"
+    found = json.loads((docs / "cost.json").read_text("utf-8"))
+    assert (docs / "cost.md").read_text("utf-8") == curves.page(found)
+    assert list(found["curves"]) == [curve.__name__ for curve in curves.CURVES]
+    curves.draw(found, tmp_path / "cost.svg")
+    drawn, kept = ((folder / "cost.svg").read_text("utf-8") for folder in (tmp_path, docs))
+    # letters are drawn as paths, named in comments
+    for curve in found["curves"].values():
+        assert f"<!-- {curve['title']} -->" in drawn and f"<!-- {curve['title']} -->" in kept
+
+
+def test_growth_is_that_of_the_two_largest_sizes():
+    sizes, times = curves._points({"10": [1.0, 9.0, 2.0], "100": [3.0], "1000": [300.0]})
+    assert (sizes, times) == ([10, 100, 1000], [2.0, 3.0, 300.0])
+    assert curves._exponent(sizes, times) == "2.00" and curves._exponent([1], [1.0]) == ""
+
+
+@pytest.mark.slow
+def test_one_round_of_every_curve(tmp_path):
+    assert table.main(["--curves", str(tmp_path / "cost.json"), "--rounds", "1"]) == 0
+    found = json.loads((tmp_path / "cost.json").read_text("utf-8"))["curves"]
+    assert all(len(seconds) == 2 for seconds in found["batch"]["seconds"].values())
+    assert set(found["processes"]["seconds"]["library"]) == {"1", "2"}
+    assert (tmp_path / "cost.md").exists() and (tmp_path / "cost.svg").exists()
