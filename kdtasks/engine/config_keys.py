@@ -171,7 +171,7 @@ TEACHER_KEYS = {
     "its weights, where they say it",
     "interpolation": "'bilinear' or 'bicubic', of that; left out: as its weights say, or bilinear",
     "mean": "what its inputs are normalised with, where the student's differ; left out: as its "
-    "weights say, if it has a model's name and was not trained here",
+    "weights say: those of a model's name, or of a run, in `student.json`",
     "std": "as `mean`",
     "student_mean": "what the student's inputs are normalised with; left out: as the data says",
     "student_std": "as `student_mean`",

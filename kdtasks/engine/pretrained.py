@@ -1,6 +1,7 @@
 """Teachers as a config describes them, with the input that pretrained weights expect."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,12 +22,13 @@ def frozen_teacher(
     where: str,
     data: Callable[[], Normalization | None] | None = None,
     trained_here: bool = False,
+    seen: Normalization | None = None,
 ) -> Teacher:
     """A model as a teacher that sees each batch as its weights expect it.
 
-    A model's name brings what its weights expect (:class:`~kdtasks.engine.models.Facts`). Where
-    they were not trained by a run, whose data has normalised its inputs already, and the config
-    does not say otherwise, inputs are converted from the data's normalisation to that.
+    A model's name brings what its weights expect (:class:`~kdtasks.engine.models.Facts`), and
+    weights that a run has trained what its data was normalised with. Where the config does not say
+    otherwise, inputs are converted from the data's normalisation to that.
 
     Args:
         model: frozen here.
@@ -35,6 +37,7 @@ def frozen_teacher(
         data: gives the data's normalisation, (mean, std), or None where the data does not say it;
             None: not to be asked, and only what the config says counts.
         trained_here: whether a run of this library has trained the weights.
+        seen: the normalisation of that run's data, where it is known (:func:`trained_with`).
 
     Raises:
         ConfigError: an impossible option, or the data does not say what it normalises with.
@@ -43,7 +46,11 @@ def frozen_teacher(
     facts = facts_of(model)
     _take_size(options, facts, where)
     if data is not None:
-        _take_normalization(options, None if trained_here else facts, data, where)
+        if trained_here:
+            expected = seen if seen and data() else None
+        else:
+            expected = _expected(facts)
+        _take_normalization(options, expected, data, where)
     elif not all(key in options for key in _GIVEN):
         options = {key: value for key, value in options.items() if key not in _GIVEN}
     try:
@@ -68,12 +75,47 @@ def _take_size(options: dict, facts: Facts | None, where: str) -> None:
         options.setdefault("interpolation", facts.interpolation)
 
 
+def _expected(facts: Facts | None) -> Normalization | None:
+    """What the weights of a model's name expect, if it does not normalise by itself."""
+    if facts is None or facts.normalizes or facts.mean is None or facts.std is None:
+        return None
+    return facts.mean, facts.std
+
+
+def trained_with(meta: Mapping) -> Normalization | None:
+    """The normalisation of the data that a run has trained weights on, of what it wrote beside
+    them.
+    """
+    seen = meta.get("normalization")
+    return (tuple(seen["mean"]), tuple(seen["std"])) if seen else None
+
+
+def warn_of_other_normalization(role: str, meta: Mapping, data: Normalization | None) -> None:
+    """Say it where a learner goes on from weights of a run whose data was normalised otherwise."""
+    seen = trained_with(meta)
+    if seen is None or data is None or _is_same(seen, data):
+        return
+    warnings.warn(
+        f"{role}: its weights were trained on images normalised with mean {_list(seen[0])}, std "
+        f"{_list(seen[1])}, and go on with mean {_list(data[0])}, std {_list(data[1])}: expected "
+        "the same in both configs",
+        stacklevel=2,
+    )
+
+
+def _is_same(one: Normalization, other: Normalization) -> bool:
+    return all(tuple(values) == tuple(others) for values, others in zip(one, other))
+
+
 def _take_normalization(
-    options: dict, facts: Facts | None, data: Callable[[], Normalization | None], where: str
+    options: dict,
+    expected: Normalization | None,
+    data: Callable[[], Normalization | None],
+    where: str,
 ) -> None:
     """What the weights expect, and what the data gives, where the config does not say it."""
-    if facts and not facts.normalizes and facts.mean is not None and facts.std is not None:
-        for key, value in (("mean", facts.mean), ("std", facts.std)):
+    if expected is not None:
+        for key, value in zip(("mean", "std"), expected):
             options.setdefault(key, value)
     if "mean" not in options and "std" not in options:
         return

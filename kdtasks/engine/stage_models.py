@@ -16,7 +16,12 @@ from kdtasks.engine.class_checks import check_source, check_teachers
 from kdtasks.engine.data_store import DataStore
 from kdtasks.engine.model_factory import ModelFactory, model_facts
 from kdtasks.engine.models import facts_of
-from kdtasks.engine.pretrained import described, frozen_teacher
+from kdtasks.engine.pretrained import (
+    described,
+    frozen_teacher,
+    trained_with,
+    warn_of_other_normalization,
+)
 from kdtasks.engine.seeds import seeded
 from kdtasks.engine.stage_plan import StagePlan, anchor_of
 from kdtasks.engine.task import Task
@@ -119,6 +124,7 @@ class StageModels(StagePlan):
 
     def meta(self, stage: Stage) -> dict:
         """What is written beside the weights of a stage."""
+        seen = self.normalization(stage)
         return {
             "kdtasks": kdtasks.__version__,
             "config": self.name,
@@ -127,6 +133,7 @@ class StageModels(StagePlan):
             **({PART: BACKBONE} if self.task.backbone and stage.model == "student" else {}),
             **model_facts({**self.specs[stage.model], **self.arguments(stage)}),
             "classes": self.classes(stage),
+            **({"normalization": dict(zip(("mean", "std"), map(list, seen)))} if seen else {}),
         }
 
     # Distillers -----------------------------------------------------------------------------------
@@ -146,6 +153,7 @@ class StageModels(StagePlan):
             meta = self.load(student, self.origin(stage), files, grown=True)
             if "kdtasks" not in meta and self.source(stage) is None and stage.model == "student":
                 self._note_pretrained("student", stage, student)
+            warn_of_other_normalization(stage.model, meta, self.normalization(stage))
             check_source(self, stage)
         teachers = {name: self.teacher(stage, name, files, load, anchor) for name in stage.teachers}
         if load and self.models.has_plain_distiller:
@@ -188,7 +196,8 @@ class StageModels(StagePlan):
         trained_here = source is not None or "kdtasks" in meta
         spec = self.config["teachers"].get(owner, {})
         data = functools.partial(self.normalization, stage) if load else None
-        teacher = frozen_teacher(model, spec, name, data, trained_here)
+        seen = trained_with(meta) if trained_here else None
+        teacher = frozen_teacher(model, spec, name, data, trained_here, seen)
         of_source = self.classes(source) if source and load and not meta.get("classes") else None
         teacher.classes = meta.get("classes") or of_source
         if load and not trained_here:

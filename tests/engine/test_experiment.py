@@ -47,6 +47,41 @@ def test_files_that_the_config_names_are_loaded_unless_nothing_is(undisturbed, l
     assert same(teacher.state_dict(), trained) == load
 
 
+def normalised(mean, std, **options):
+    data = {"type": "small_parts.Normalised", "mean": mean, "std": std, "first": 0, "count": 64}
+    return small(data__train=data, data__test=data, length=1, **options)
+
+
+def test_a_teacher_sees_images_as_the_run_saw_them_that_trained_it(tmp_path):
+    run = Run(normalised(0.5, 0.25), tmp_path / "run", device="cpu", quiet=True)
+    run.train(only=["teacher", "alone"])
+    file = run.files.weights("teacher")
+    meta = torch.load(file, weights_only=True)["meta"]
+    assert meta["normalization"] == {"mean": [0.5], "std": [0.25]}
+    seen = run.experiment.first_batch(run.experiment.stage("distilled"))["input"]
+    expected = run.experiment.trained(run.experiment.stage("teacher"), run.files)(seen)
+    images = 0.25 * seen + 0.5
+    for mean, std in ((0.5, 0.25), (0.0, 1.0), (0.1, 2.0)):
+        config = normalised(mean, std, teacher__checkpoint=str(file))
+        experiment = Experiment(config, device="cpu")
+        teacher = experiment.teacher(experiment.stage("distilled"), "teacher", None)
+        torch.testing.assert_close(teacher((images - mean) / std), expected)
+        assert (teacher.scale is None) == (mean == 0.5)
+    # what the config says goes first; data that says nothing is taken as it is
+    said = normalised(
+        0.0, 1.0, teacher__checkpoint=str(file), teacher__mean=[0.0], teacher__std=[1.0]
+    )
+    silent = small(teacher__checkpoint=str(file))
+    for config in (said, silent):
+        experiment = Experiment(config, device="cpu")
+        assert experiment.teacher(experiment.stage("distilled"), "teacher", None).scale is None
+    # a student that goes on from such weights
+    file = run.files.weights("alone")
+    with pytest.warns(UserWarning, match=r"mean 0.5, std 0.25, and go on with mean 0.1, std 2:"):
+        other = Experiment(normalised(0.1, 2.0, student__checkpoint=str(file)), device="cpu")
+        other.distiller(other.stage("alone"))
+
+
 def test_data_is_read_once_until_it_is_forgotten():
     experiment = Experiment(small(), device="cpu")
     data = experiment.config["data"]

@@ -79,6 +79,14 @@ class Digits:
         return {"input": images, "target": self.target[index]}
 
 
+class Normalised(Digits):
+    """Digits that say what they are normalised with."""
+
+    def __init__(self, mean: float, std: float, **settings):
+        super().__init__(**settings)
+        self.mean, self.std = [mean], [std]
+
+
 class Reversed(Digits):
     """Digits up to ``most``, whose classes stand in the opposite order."""
 
