@@ -121,7 +121,9 @@ def test_what_configs_name_has_its_description():
             f"{home}.{thing.__qualname__}",
             f"{home.rpartition('.')[0]}.{last}",
         }
-        if API.isdisjoint(known):
+        # a task may have another one's function under its own name
+        again = vars(importlib.import_module("kdtasks.classification.data")).get(last) is thing
+        if API.isdisjoint(known) and not again:
             missing.append(name)
     assert missing == [], "write them into docs/api.md or the page of their method"
 
