@@ -413,18 +413,12 @@ def _is_distiller(thing: object) -> bool:
 
 
 def arguments_of(name: str, loss: Callable) -> list[Case]:
-    """As CALLS has them; of a loss that it does not list, logits of the student and the teacher."""
-    if name in CALLS:
-        return CALLS[name](loss)
-    function = loss().forward if inspect.isclass(loss) else loss
-    needed = [
-        p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty
-    ]
-    assert needed == ["student", "teacher"], (
-        f"tests/all_losses.py has no arguments for {name}{tuple(needed)}: add them to CALLS, or to "
-        "OTHER what is no loss"
+    """As CALLS has them."""
+    assert name in CALLS, (
+        f"tests/all_losses.py has no arguments for {name}: add them to CALLS, or to OTHER what is "
+        "no loss"
     )
-    return _plain(_logits)(loss)
+    return CALLS[name](loss)
 
 
 def cases() -> list[Case]:

@@ -13,10 +13,10 @@ from PIL import Image
 
 from kdtasks import cli
 from kdtasks.engine import config as configs
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.check import check
 from kdtasks.engine.class_checks import odd_classes
 from kdtasks.engine.dry_run import dry_run
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.experiment import Experiment
 from tests.browser import CHROMIUM, Browser, check_whole
 

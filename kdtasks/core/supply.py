@@ -168,9 +168,10 @@ class TensorSupply(Participants):
         """
         if name in tensors:
             return tensors[name]
+        lacks_teacher = not self.teachers and name.startswith("teacher")
         raise ValueError(
             f"{reader}: neither a model nor the batch supplies {name!r}"
-            f"{'' if self.teachers else ', and there is no teacher'}; "
+            f"{', and there is no teacher' if lacks_teacher else ''}; "
             f"{did_you_mean(name, [*tensors, *self._names])}"
         )
 

@@ -17,12 +17,13 @@ The gradient goes through the weight too: with :math:`M` what the weight multipl
 not distilled. Paper and release differ; both are presets of :class:`ADLLoss`:
 
 - ``paper``: the formula above, gamma 1, beta 1.5. KL, H and A are those of a port (aw_nas), which
-  these two values come from; another port (an FCOS fork) has beta 1.5, gamma 2 and a cross-entropy.
-  Z is the release's. We could not check any of it against the paper's own text.
+  these two values come from; it has a temperature of 2, positive anchors alone, and another Z, as
+  another port (an FCOS fork) has a temperature and a Z of its own. Here Z is the release's, so the
+  preset as a whole is nobody's. We could not check any of it against the paper's own text.
 - ``released``: read in the authors' Caffe2 kernel and config (gamma 2, alpha 0.5, theta 1.8). There
   the weight multiplies :math:`-\alpha q \log p - (1-\alpha)(1-q)\log(1-p)`, a cross-entropy that
-  does **not** vanish at :math:`p = q`. Its own beta is another one: it subtracts ``beta * H`` from
-  the cross-entropy, and 0 there is 1 here.
+  does **not** vanish at :math:`p = q`. Its own beta is subtracted, ``CE - beta * H``, so that ours
+  is 1 less that one: 0 there is 1 here.
 
 theta (``power``) is 1.8 in the release's config, and used for both. Z sums over all pyramid levels
 at once, ignored anchors included: concatenate the levels. The release adds the loss with weight 1

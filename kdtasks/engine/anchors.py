@@ -9,7 +9,7 @@ from kdtasks.core import Distiller, Stage
 from kdtasks.core.stages import anchors_of, stage_reference
 from kdtasks.core.weights import read_weights
 from kdtasks.engine import builder, data_sets
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.work_dir import WorkDir

@@ -9,7 +9,7 @@ from torch import nn
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.stages import stage_reference
 from kdtasks.engine import checkpoint
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.evaluation import evaluate
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.model_factory import model_facts

@@ -13,7 +13,7 @@ import torch
 from kdtasks.core import Distiller
 from kdtasks.core.cache import TeacherCache
 from kdtasks.core.model_hash import model_hash
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.processes import beating, led
 

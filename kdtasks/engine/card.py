@@ -18,9 +18,9 @@ from kdtasks.core import Stage
 from kdtasks.core.files import write_atomically, write_text
 from kdtasks.core.names import did_you_mean
 from kdtasks.engine import deployment
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.compare.files import read_comparisons
 from kdtasks.engine.dry_run import example
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.models import is_name
 from kdtasks.engine.report.facts import is_number, number, weight_text

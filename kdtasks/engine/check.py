@@ -12,8 +12,8 @@ from kdtasks.core.stages import unmarked
 from kdtasks.engine import robustness
 from kdtasks.engine.anchors import check_routes
 from kdtasks.engine.assemblies import check_assemblies
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.config_checks import iterations, stages_of
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.evaluation import evaluate
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.parameters import build_optimizer, select_parameters

@@ -7,10 +7,10 @@ from typing import Any
 
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.stages import OWN
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.config_checks import check_config, data_keys
 from kdtasks.engine.config_files import library_of
 from kdtasks.engine.config_keys import KEYS, LISTS, NEEDED, TEACHER_KEYS
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.models import NamedModel, is_name
 
 # folders that a config of this process may import from; config.py notes them
@@ -33,6 +33,11 @@ def load(path: str | Path, options: Mapping | None = None) -> dict:
         paths = [str(p) for p in Path("configs").rglob("*.py")]
         raise FileNotFoundError(f"no config {str(path)!r}; {did_you_mean(str(path), paths)}")
     library = library_of(path)
+    if library == "kdtasks":
+        raise ConfigError(
+            f"{str(path)!r}: a base 'kdtasks::…' is not found by its name; expected a path: "
+            "'kdtasks copy NAME' copies a config of the package, with its bases, to be built on"
+        )
     if library:
         raise ConfigError(
             f"{str(path)!r} builds on a config of {library}, so it is for {library}'s own tools: "

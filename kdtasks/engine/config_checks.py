@@ -7,7 +7,6 @@ from typing import Any
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.terms import trains
 from kdtasks.engine import builder, data_sets
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.config_keys import (
     CARD_KEYS,
     DATA_KEYS,
@@ -19,6 +18,7 @@ from kdtasks.engine.config_keys import (
     TEACHER_KEYS,
     TRAINING_KEYS,
 )
+from kdtasks.engine.errors import ConfigError
 
 
 def check_config(config: Mapping) -> None:

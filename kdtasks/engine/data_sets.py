@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdtasks.core.classes import class_name, class_numbers, count_classes, renumber
 from kdtasks.engine import builder
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 
 # arguments of a data function that the engine gives where the config does not
 TOLD = ("train", "skip_bad")

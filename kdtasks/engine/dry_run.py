@@ -10,7 +10,7 @@ import torch
 from kdtasks.core import Distiller, Stage
 from kdtasks.core.outputs import describe_shape
 from kdtasks.core.terms import total_loss
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.loader import to_device
 from kdtasks.engine.parameters import build_optimizer

@@ -10,8 +10,8 @@ import torch
 
 from kdtasks.core import Stage
 from kdtasks.engine import builder
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.config_checks import iterations
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.model_factory import ModelFactory
 from kdtasks.engine.processes import device_type, rank_and_world

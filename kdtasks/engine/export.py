@@ -17,8 +17,8 @@ from kdtasks.core.trial import try_out
 from kdtasks.core.weights import load_weights, read_weights
 from kdtasks.engine import checkpoint
 from kdtasks.engine import config as configurations
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.card import Card, check_replaceable, comparison_of, read_results, write_card
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.export_form import Differs, OnnxForm, compare_outputs, leaves
 from kdtasks.engine.export_formats import FORMATS, check_packages

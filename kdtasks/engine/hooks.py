@@ -5,7 +5,8 @@ by name.
 from collections.abc import Mapping, Sequence
 
 from kdtasks.core.names import did_you_mean
-from kdtasks.engine.builder import ConfigError, check_arguments
+from kdtasks.engine.builder import check_arguments
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.from_mmengine import HOOKS, Hook
 
 ALLOWED = ("EarlyStoppingHook", "EmptyCacheHook", "ProfilerHook")

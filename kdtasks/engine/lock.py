@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kdtasks.core.files import disk_error
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 
 try:
     import fcntl

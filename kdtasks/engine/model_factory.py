@@ -9,9 +9,9 @@ from kdtasks.core import Distiller, Teacher
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.stages import has_peers
 from kdtasks.engine import builder
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.config import jsonable
 from kdtasks.engine.config_keys import FURTHER_MODEL_KEYS, LOSS_KEYS, MODEL_KEYS, TEACHER_KEYS
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.pretrained import frozen_teacher
 from kdtasks.engine.seeds import seeded
 

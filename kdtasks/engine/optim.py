@@ -13,7 +13,8 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from kdtasks.core.names import did_you_mean
-from kdtasks.engine.builder import ConfigError, check_arguments, resolve
+from kdtasks.engine.builder import check_arguments, resolve
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.from_mmengine import (
     PARAM_SCHEDULERS,
     OptimWrapper,
@@ -284,7 +285,8 @@ def _build_foreign(kind: Callable, arguments: Mapping, optimizer: Any, entry: Ma
 
 class MovingAverage:
     """e <- decay·e + (1 - decay)·w after every step, for a model's parameters; its buffers are
-    copied.
+    copied, and so are the parameters of a module whose buffer ``started`` (() bool) says that they
+    have not been set from data before this step, as a quantizer's.
 
     Args:
         model: starts as, and follows, its weights.
@@ -304,12 +306,22 @@ class MovingAverage:
             if buffer is not None
         ]
 
+        self._starting = [
+            (e, w)
+            for e, w in zip(self.model.modules(), model.modules())
+            if e._buffers.get("started") is not None
+        ]
+
     @torch.no_grad()
     def update(self) -> None:
         """Follow the model by one step; buffers are copied."""
         torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
             [e for e, _ in self._pairs], [w for _, w in self._pairs], 1 - self.decay
         )
+        for mine, other in self._starting:
+            started = mine.get_buffer("started")
+            for e, w in zip(mine.parameters(False), other.parameters(False)):
+                e.copy_(torch.where(started, e, w))
         # by name: an observer puts other tensors in their place
         for buffers, followed, name in self._buffers:
             mine, other = buffers[name], followed[name]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 
 
 def packed_file(student: nn.Module) -> Any:

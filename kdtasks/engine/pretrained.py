@@ -90,14 +90,22 @@ def trained_with(meta: Mapping) -> Normalization | None:
     return (tuple(seen["mean"]), tuple(seen["std"])) if seen else None
 
 
-def warn_of_other_normalization(role: str, meta: Mapping, data: Normalization | None) -> None:
-    """Say it where a learner goes on from weights of a run whose data was normalised otherwise."""
-    seen = trained_with(meta)
-    if seen is None or data is None or _is_same(seen, data):
+def warn_of_other_normalization(
+    role: str, seen: Normalization | None, data: Callable[[], Normalization | None]
+) -> None:
+    """Say it where a learner goes on from weights of a run whose data was normalised otherwise.
+
+    Args:
+        role: its name.
+        seen: see :func:`trained_with`.
+        data: gives the normalisation of the data that it goes on with.
+    """
+    given = data() if seen else None
+    if seen is None or given is None or _is_same(seen, given):
         return
     warnings.warn(
         f"{role}: its weights were trained on images normalised with mean {_list(seen[0])}, std "
-        f"{_list(seen[1])}, and go on with mean {_list(data[0])}, std {_list(data[1])}: expected "
+        f"{_list(seen[1])}, and go on with mean {_list(given[0])}, std {_list(given[1])}: expected "
         "the same in both configs",
         stacklevel=2,
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 
 WAIT_LIMIT = 10  # minutes, as torch's own for nccl
 # seconds between two signs of life of the rank that works while others wait

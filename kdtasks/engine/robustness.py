@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdtasks.core import Stage
 from kdtasks.engine import builder, data_sets
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.evaluation import evaluate
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from pathlib import Path
 from kdtasks.core import Stage
 from kdtasks.core.names import did_you_mean
 from kdtasks.engine import notices, signals
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.check import check
 from kdtasks.engine.class_checks import odd_classes
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.finished import FinishedStages
 from kdtasks.engine.finishing import finish_run, note_stage

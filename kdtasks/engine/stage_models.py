@@ -153,7 +153,8 @@ class StageModels(StagePlan):
             meta = self.load(student, self.origin(stage), files, grown=True)
             if "kdtasks" not in meta and self.source(stage) is None and stage.model == "student":
                 self._note_pretrained("student", stage, student)
-            warn_of_other_normalization(stage.model, meta, self.normalization(stage))
+            data = functools.partial(self.normalization, stage)
+            warn_of_other_normalization(stage.model, trained_with(meta), data)
             check_source(self, stage)
         teachers = {name: self.teacher(stage, name, files, load, anchor) for name in stage.teachers}
         if load and self.models.has_plain_distiller:

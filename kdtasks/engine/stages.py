@@ -4,8 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from kdtasks.core import Stage
 from kdtasks.core.stages import check_stages, standard_stages, with_control
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.config_checks import stages_of
+from kdtasks.engine.errors import ConfigError
 
 
 def make_stages(config: Mapping, own: Collection[str]) -> list[Stage]:

@@ -18,7 +18,8 @@ import numpy as np
 from mmengine.config import Config
 
 from kdtasks.core.names import did_you_mean
-from kdtasks.engine.builder import ConfigError, check_arguments
+from kdtasks.engine.builder import check_arguments
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.from_mmengine import VISBACKENDS, BaseVisBackend, Visualizer
 from kdtasks.engine.hooks import check_hooks
 from kdtasks.engine.work_dir import WorkDir

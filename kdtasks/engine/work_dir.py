@@ -9,9 +9,9 @@ from pathlib import Path
 
 from kdtasks.core.files import write_atomically, write_text
 from kdtasks.engine import checkpoint, lock
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.config import IMPORT_FROM, difference, jsonable, renewed
 from kdtasks.engine.config_keys import DATA_KEYS, KEYS, NEEDED
+from kdtasks.engine.errors import ConfigError
 
 # a file of a process, or a cache half written
 _TEMPORARY = re.compile(r"\..+\.(?:(\d{1,10})|[0-9a-f]{32}(?:\.old)?)\.tmp")

@@ -10,7 +10,7 @@ from torch import Tensor
 from kdtasks.core import Stage
 from kdtasks.core.attributes import set_attributes
 from kdtasks.engine import checkpoint
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.reader import read_rows
 from kdtasks.incremental.der import ReservoirBuffer
 from kdtasks.incremental.der_distiller import DERDistiller

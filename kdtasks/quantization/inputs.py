@@ -1,6 +1,8 @@
 """The inputs of convolutions and linear layers in few bits, each with a learned step (LSQ)."""
 
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, MutableMapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,10 +20,15 @@ def quantized_inputs(model: nn.Module, bits: int = 4, first_and_last: bool = Tru
     """A model each of whose convolutions and linear layers computes with its input in few bits:
     :class:`~kdtasks.quantization.LSQ`, signed where the first batch in training has values below 0.
 
+    Weights of the plain model load into it; steps then start anew. A layer that is not called in
+    the first batch (its weights are used by a function, as in torchvision's Swin) is warned of: its
+    input stays in full precision.
+
     Args:
         model: is changed in place, and returned; its weights keep their names.
         bits: of the codes, 2 or more.
-        first_and_last: of the first and the last layer too. (The paper has them in 8 bits.)
+        first_and_last: of the first and the last layer too, in the order in which the model has
+            them. (The paper has them in 8 bits.)
 
     Raises:
         ValueError: bits out of range; there is nothing to quantize; the inputs are quantized
@@ -59,7 +66,9 @@ def quantize_inputs(model: nn.Module, layers: Iterable[nn.Module], bits: int) ->
     for part in layers:
         quantizer = LSQ(bits, signed=None).to(part.weight.device)
         part.register_module(NAME, quantizer.train(part.training))
-        part.register_forward_pre_hook(_quantize_input)
+        part.register_forward_pre_hook(_quantize_input, with_kwargs=True)
+    model.register_load_state_dict_pre_hook(_add_fresh_steps)
+    model.register_forward_hook(_warn_of_layers_that_were_not_called)
 
 
 def input_quantizers(model: nn.Module) -> Iterator[tuple[str, LSQ]]:
@@ -69,6 +78,38 @@ def input_quantizers(model: nn.Module) -> Iterator[tuple[str, LSQ]]:
             yield path, part
 
 
-def _quantize_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _quantize_input(
+    module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any]
+) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    if not inputs:
+        return inputs, {**named, "input": module.input_quantizer(named["input"])}
     first, *others = inputs
-    return module.input_quantizer(first), *others
+    return (module.input_quantizer(first), *others), named
+
+
+def _add_fresh_steps(
+    model: nn.Module, state: MutableMapping[str, Tensor], prefix: str, *others: object
+) -> None:
+    """Where weights of the plain model are loaded, steps that have not started."""
+    for path, part in input_quantizers(model):
+        if not any(name.startswith(f"{prefix}{path}.") for name in state):
+            fresh = LSQ(part.bits, part.signed).state_dict()
+            state.update({f"{prefix}{path}.{name}": value for name, value in fresh.items()})
+
+
+def _warn_of_layers_that_were_not_called(model: nn.Module, inputs: object, output: object) -> None:
+    """Once, after the first forward in training that has started steps."""
+    if not model.training or getattr(model, "inputs_are_checked", False):
+        return
+    has_started = {path: part.has_started for path, part in input_quantizers(model)}
+    model.inputs_are_checked = any(has_started.values())
+    paths = [path for path, started in has_started.items() if not started]
+    if paths and model.inputs_are_checked:
+        layers = ", ".join(repr(path.removesuffix(f".{NAME}")) for path in paths[:4])
+        more = f" (+{len(paths) - 4} more)" if len(paths) > 4 else ""
+        warnings.warn(
+            f"the inputs of {layers}{more} stay in full precision so far: the layers were not "
+            "called in the first batch in training, or with zeros alone. Where a model takes their "
+            "weights to a function of its own, their inputs are not seen",
+            stacklevel=2,
+        )

@@ -116,12 +116,13 @@ def pact(tensor: Tensor, alpha: Tensor, bits: int) -> Tensor:
 
 class LSQ(nn.Module):
     """:func:`lsq_quantize` of activations, with a step of its own that starts from the first batch
-    in training: in several processes from the mean of theirs, so that all have the same. Before,
-    in eval, a batch is quantized with the step that it asks for itself.
+    in training that is not all zeros: in several processes from the mean of theirs, so that all
+    have the same. In eval before that, each batch has a step of its own.
 
     Args:
         bits: of the codes.
-        signed: False behind a ReLU; None: whether the first batch has a value below 0.
+        signed: False behind a ReLU; None: whether the first batch has a value below 0. Later ones
+            are cut accordingly.
 
     Attributes:
         started: () bool, whether the step has started.
@@ -144,18 +145,23 @@ class LSQ(nn.Module):
 
     def forward(self, tensor: Tensor) -> Tensor:
         """The activations, ``(B, *)``, quantized."""
+        if not tensor.numel():
+            return tensor
         step = self.step
         if not self._has_started:
             if self.training:
                 self._start(tensor)
             else:
                 step = self._step_in_eval(tensor)
-        return lsq_quantize(tensor, step, self.bits, bool(self._is_signed), tensor[0].numel())
+        count = tensor.shape[1:].numel()
+        return lsq_quantize(tensor, step, self.bits, bool(self._is_signed), count)
 
     @torch.no_grad()
     def _start(self, tensor: Tensor) -> None:
         """The step of the first batch; ``started`` is true where another process has sent it."""
         if self.signed is None:
+            if not bool(self.started | _over_all(tensor != 0)):
+                return
             self.negative.copy_(torch.where(self.started, self.negative, _over_all(tensor < 0)))
             self._is_signed = bool(self.negative)
         first = lsq_init(tensor, self.bits, bool(self._is_signed)).to(self.step.dtype)
@@ -168,7 +174,12 @@ class LSQ(nn.Module):
 
     @torch.no_grad()
     def _step_in_eval(self, tensor: Tensor) -> Tensor:
-        """This batch's own."""
+        """This batch's own; or, where the buffers have followed another module's, as those of an
+        average of weights, the one that has started there.
+        """
+        if bool(self.started):
+            self._take_state()
+            return self.step
         if self.signed is None:
             self._is_signed = bool((tensor < 0).any())
         return lsq_init(tensor, self.bits, bool(self._is_signed)).to(self.step.dtype)
@@ -176,8 +187,17 @@ class LSQ(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         if not self.started.is_meta:
-            self._has_started = bool(self.started)
-            self._is_signed = bool(self.negative) if self.signed is None else self.signed
+            self._take_state()
+
+    def _take_state(self) -> None:
+        """What the buffers say: reads the device."""
+        self._has_started = bool(self.started)
+        self._is_signed = bool(self.negative) if self.signed is None else self.signed
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the step has started, as far as is known without a read of the device."""
+        return self._has_started
 
     def extra_repr(self) -> str:
         """The settings."""

@@ -15,8 +15,7 @@ from kdtasks.core.finite import not_finite
 from kdtasks.core.names import did_you_mean
 from kdtasks.quantization import levels as level
 from kdtasks.quantization import quantizer
-from kdtasks.quantization.inputs import input_quantizers, layers_of, quantize_inputs
-from kdtasks.quantization.lsq import LSQ
+from kdtasks.quantization.inputs import layers_of, quantize_inputs
 from kdtasks.quantization.packing import PackedFile
 from kdtasks.quantization.tensors import (
     MODULES,
@@ -207,10 +206,6 @@ def _take_plain_weights(
         beside = own.removesuffix("original") + "0."
         for key, value in part.state_dict().items():
             state[beside + key] = value.clone()
-    for path, part in input_quantizers(model):
-        if not any(key.startswith(f"{prefix}{path}.") for key in state):
-            fresh = LSQ(part.bits, part.signed).state_dict()
-            state.update({f"{prefix}{path}.{key}": value for key, value in fresh.items()})
 
 
 def _original(path: str) -> str:

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from kdtasks.detection.data import DetectionData, coco, unlabelled, voc
-from kdtasks.engine.builder import ConfigError, build
+from kdtasks.engine.builder import build
 from kdtasks.engine.data_sets import Renumbered, told, with_classes
+from kdtasks.engine.errors import ConfigError
 
 TRAINED = ["cat", "dog", "eel"]
 

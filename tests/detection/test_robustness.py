@@ -10,7 +10,7 @@ from PIL import Image
 from test_trainer import ADL, DATA, RETINANET, config
 
 from kdtasks.engine import robustness
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.run import Run
 

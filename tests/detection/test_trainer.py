@@ -11,9 +11,9 @@ from small_runs import same, weights
 from kdtasks.core.weights import load_weights
 from kdtasks.detection import trainer
 from kdtasks.engine import config as configs
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.check import check
 from kdtasks.engine.dry_run import dry_run
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.run import Run
 

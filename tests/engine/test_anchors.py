@@ -5,7 +5,7 @@ import torch
 from small_runs import small, weights
 
 from kdtasks.core.terms import total_loss
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.run import Run
 from kdtasks.general import anchor_hardness, greedy_route
 

@@ -8,7 +8,7 @@ import torch
 from small_runs import ROOT, SMALL, small, weights
 
 from kdtasks.engine import builder, checkpoint
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.run import Run
 from kdtasks.engine.runner import NotFiniteError
 

@@ -12,8 +12,8 @@ import yaml
 from small_runs import small
 
 from kdtasks.engine import card as cards
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.cli import export as main
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.export import export
 from kdtasks.engine.run import Run

@@ -22,13 +22,13 @@ from scipy import stats
 from kdtasks.core import Distiller
 from kdtasks.engine import config as configurations
 from kdtasks.engine import config_keys
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.cli import _named
 from kdtasks.engine.cli import compare as main
 from kdtasks.engine.compare.comparison import compare
 from kdtasks.engine.compare.plan import ConfigArm, plan_jobs
 from kdtasks.engine.compare.show import plot, show
 from kdtasks.engine.compare.statistics import interval, verdict
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.run import Run
 from kdtasks.engine.task import load_task
 from kdtasks.engine.work_dir import WorkDir

@@ -6,9 +6,9 @@ import pytest
 import torch
 from small_runs import same, small, weights
 
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.check import check
 from kdtasks.engine.compare.plan import ConfigArm
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.run import Run
 
 SUPPLIED = {

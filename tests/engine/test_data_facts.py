@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from small_runs import small
 
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.data_facts import facts_of
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.run import Run
 
 

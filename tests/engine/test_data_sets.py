@@ -12,9 +12,9 @@ from small_runs import ROOT, small
 from kdtasks.classification.data import arrays
 from kdtasks.core.cache import TeacherCache
 from kdtasks.engine import cli
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.class_checks import check_source
 from kdtasks.engine.data_sets import told
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.run import Run
 
 # a class is a grey level: it can be read back

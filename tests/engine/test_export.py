@@ -14,10 +14,10 @@ from torch import nn
 import kdtasks
 from kdtasks.core.weights import read_weights
 from kdtasks.engine import config as configurations
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.check import check
 from kdtasks.engine.cli import export as main
 from kdtasks.engine.cli import test as evaluate_main
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.export import export
 from kdtasks.engine.export_form import OnnxForm, compare, leaves

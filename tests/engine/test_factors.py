@@ -5,7 +5,7 @@ import torch
 from small_runs import small
 
 from kdtasks.core import Distiller
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.parameters import build_optimizer, select_parameters
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_runs import same, small, weights
 
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.hooks import ALLOWED, REFUSED
 from kdtasks.engine.run import Run
 

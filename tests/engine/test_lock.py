@@ -15,9 +15,9 @@ import pytest
 from small_runs import ROOT, SMALL, same, small, weights
 
 from kdtasks.engine import lock
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.compare.comparison import compare
 from kdtasks.engine.compare.plan import plan_jobs
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.run import Run
 from kdtasks.engine.run_names import folder_name
 

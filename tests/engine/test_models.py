@@ -10,9 +10,9 @@ from torch import nn
 
 from kdtasks.core import Teacher
 from kdtasks.engine import builder
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.checkpoint import save_weights
 from kdtasks.engine.config import complete
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.models import facts_of, named_model
 from kdtasks.engine.models.packaged import packaged_state

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_runs import ROOT, SMALL, same, small, weights
 
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.run import Run
 
 SEQUENTIAL = {"distiller": {"type": "kdtasks.general.SequentialDMLDistiller"}}

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.cli import results as main
 from kdtasks.engine.compare.files import read_comparisons
 from kdtasks.engine.compare.merge import merge
@@ -15,6 +14,7 @@ from kdtasks.engine.compare.page import page
 from kdtasks.engine.compare.reference import with_reference
 from kdtasks.engine.compare.short_names import short_names, with_short_names
 from kdtasks.engine.compare.statistics import interval, summary, verdict
+from kdtasks.engine.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 TASK = "kdtasks.classification.trainer"

@@ -13,7 +13,7 @@ import torch
 from small_runs import ROOT, SMALL, same, small, walk, weights
 
 from kdtasks.engine import checkpoint
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.run import Run
 from tests.ranks import finish_tool, start_tool
 

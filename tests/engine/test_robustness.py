@@ -6,7 +6,7 @@ import pytest
 from small_runs import small
 
 from kdtasks.engine import robustness
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.run import Run
 from kdtasks.engine.task import load_task
 

@@ -11,7 +11,7 @@ from small_runs import same, small, walk, weights
 from kdtasks.core.weights import read_weights
 from kdtasks.engine import config as configs
 from kdtasks.engine.anchors import routes_of
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.preparation import preparation
 from kdtasks.engine.run import Run
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_runs import same, small, weights
 
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.optim import build_schedulers
 from kdtasks.engine.run import Run
 from kdtasks.engine.task import load_task

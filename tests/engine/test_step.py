@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_runs import small, weights
 
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.run import Run
 from kdtasks.engine.runner import StageRunner
 

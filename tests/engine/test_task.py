@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.task import OPTIONAL, REQUIRED, Metric, Task, load_task
 
 

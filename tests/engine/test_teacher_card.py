@@ -8,7 +8,7 @@ from small_runs import same, small, weights
 from torch import nn
 
 from kdtasks.classification.doubts import another_order, doubts
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.evaluation import evaluate
 from kdtasks.engine.loop import gradient_shares
 from kdtasks.engine.report.facts import sentence

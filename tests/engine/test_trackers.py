@@ -8,7 +8,7 @@ from mmengine.visualization.vis_backend import BaseVisBackend
 from small_runs import small
 
 from kdtasks.engine import config as configs
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.run import Run
 from kdtasks.engine.trackers import open_tracker

@@ -7,7 +7,7 @@ import torch
 from small_runs import SMALL, small
 
 from kdtasks.engine import cli
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.export import export
 from kdtasks.engine.optim import MovingAverage
 from kdtasks.engine.run import Run

@@ -3,7 +3,7 @@
 import pytest
 from small_runs import small
 
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.run import Run
 
 CLS = {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}

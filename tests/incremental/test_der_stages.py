@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from small_incremental import batches, run_of, stage
 from small_runs import same, weights
 
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.incremental import DERDistiller, ReservoirBuffer, replay_cross_entropy
 from kdtasks.incremental.der_memory import give_memory
 from kdtasks.incremental.models import GrowingHead, growing

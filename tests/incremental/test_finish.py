@@ -6,7 +6,7 @@ import torch
 from small_incremental import batches, run_of, stage
 
 from kdtasks.core import Stage
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.incremental import BiasCorrection, lwf_loss, weight_alignment
 from kdtasks.incremental.data import class_incremental, experiences
 

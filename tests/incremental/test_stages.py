@@ -4,7 +4,7 @@ import pytest
 from small_incremental import small
 
 from kdtasks.core.stages import Stage, arms, check_stages, with_control
-from kdtasks.engine.builder import ConfigError
+from kdtasks.engine.errors import ConfigError
 from kdtasks.incremental.lwf import lwf_losses
 from kdtasks.incremental.stages import (
     class_incremental_stages,

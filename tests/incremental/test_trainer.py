@@ -21,8 +21,8 @@ from torch import nn
 
 from kdtasks.core.weights import read_weights
 from kdtasks.engine import cli
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.dry_run import dry_run
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.run import Run
 from kdtasks.engine.show import table
 from kdtasks.incremental import (

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from torch import nn
 
 from kdtasks.classification.models import digits_cnn
 from kdtasks.core.trial import try_out
+from kdtasks.engine.optim import MovingAverage
 from kdtasks.quantization import (
+    LSQ,
     dequantized,
     load_packed,
     lsq_init,
@@ -50,6 +53,10 @@ def test_each_layer_computes_with_its_input_at_multiples_of_its_step():
 
 
 def test_plain_weights_load_and_the_steps_start_anew():
+    alone = quantized_inputs(plain())
+    alone(images())
+    alone.load_state_dict(plain().state_dict())
+    assert not any(part.started for _, part in input_quantizers(alone))
     model = quantized(plain(), bits=4, kind="lsq", activations=4)
     model(images())
     assert all(part.started for _, part in input_quantizers(model))
@@ -96,6 +103,56 @@ def test_a_packed_file_computes_as_the_student_does(tmp_path):
     assert torch.equal(dequantized(model)(batch), model(batch))
     with pytest.raises(ValueError, match=r"input_quantizer.step unexpected"):
         load_packed(digits_cnn(width=4, in_channels=1), file)
+
+
+@pytest.mark.parametrize("signed", [None, False])
+def test_an_average_of_weights_is_what_it_saves(signed):
+    """Its copy of the model was made before any step had started."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), LSQ(2, signed), nn.Linear(6, 3)).train()
+    average = MovingAverage(model, 0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    expected = None
+    for rows in torch.randn(5, 8, 4, generator=torch.Generator().manual_seed(3)):
+        optimizer.zero_grad()
+        model(rows).square().mean().backward()
+        optimizer.step()
+        average.update()
+        step = model[1].step.detach().clone()
+        expected = step if expected is None else 0.9 * expected + 0.1 * step
+    torch.testing.assert_close(average.model[1].step.detach(), expected)
+    saved = nn.Sequential(nn.Linear(4, 6), LSQ(2, signed), nn.Linear(6, 3)).eval()
+    saved.load_state_dict(average.model.state_dict())
+    for count in (1, 8):
+        rows = torch.randn(count, 4, generator=torch.Generator().manual_seed(4))
+        assert torch.equal(average.model(rows), saved(rows))
+
+
+def test_batches_that_say_nothing():
+    model = quantized_inputs(nn.Sequential(nn.Linear(4, 3)), bits=2).train()
+    assert model(torch.zeros(0, 4)).shape == (0, 3)
+    model(torch.zeros(5, 4))  # nor one of zeros
+    assert not model[0].input_quantizer.started
+    model(input=-torch.rand(5, 4))  # by name
+    assert model[0].input_quantizer.started and model[0].input_quantizer.negative
+
+
+def test_layers_that_are_not_called_are_warned_of():
+    class ByFunction(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, rows):
+            return nn.functional.linear(self.first(rows), self.second.weight, self.second.bias)
+
+    model = quantized_inputs(ByFunction(), bits=4).train()
+    with pytest.warns(UserWarning, match="the inputs of 'second' stay in full precision"):
+        model(torch.randn(3, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(torch.randn(3, 4))  # once
+        quantized_inputs(plain(), bits=4).train()(images())
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from kdtasks.classification.models import digits_cnn, resnet8, wrn
 from kdtasks.core import Distiller
 from kdtasks.core.weights import load_weights
 from kdtasks.engine import config as configs
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.cli import export as export_main
 from kdtasks.engine.cli import test as evaluate_main
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.export import export, shipped
 from kdtasks.engine.loop import StageLoop
 from kdtasks.engine.onnx_model import OnnxModel

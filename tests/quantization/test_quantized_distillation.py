@@ -9,8 +9,8 @@ import torch
 
 from kdtasks.classification.models import digits_cnn
 from kdtasks.engine import config as configs
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.cli import test as evaluate_main
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.export import export
 from kdtasks.engine.loop import StageLoop
 from kdtasks.engine.report.facts import stage_table

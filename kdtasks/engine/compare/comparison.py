@@ -6,13 +6,13 @@ from pathlib import Path
 from kdtasks.core.files import write_atomically
 from kdtasks.core.names import did_you_mean
 from kdtasks.engine import checkpoint, lock
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.check import check
 from kdtasks.engine.compare.files import write_page
 from kdtasks.engine.compare.jobs import run_jobs, start_workers
 from kdtasks.engine.compare.plan import plan_jobs
 from kdtasks.engine.compare.result import collect
 from kdtasks.engine.compare.show import plot
+from kdtasks.engine.errors import ConfigError
 
 
 def compare(

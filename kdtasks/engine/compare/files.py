@@ -7,10 +7,10 @@ from pathlib import Path
 
 from kdtasks.core.files import write_atomically, write_text
 from kdtasks.engine import checkpoint
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.compare.html_page import html_page
 from kdtasks.engine.compare.merge import merge
 from kdtasks.engine.compare.page import page
+from kdtasks.engine.errors import ConfigError
 
 _KEYS = {"task", "primary", "seeds", "configs", "controls"}
 

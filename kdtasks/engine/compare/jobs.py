@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from multiprocessing.queues import SimpleQueue
 
 from kdtasks.engine import signals
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.compare.plan import TrainingJob
+from kdtasks.engine.errors import ConfigError
 
 
 @contextmanager

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from kdtasks.core.stages import ALONE, DISTILLED
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.compare.reference import beside
 from kdtasks.engine.compare.statistics import summary, verdict
+from kdtasks.engine.errors import ConfigError
 
 _ARMS = (ALONE, DISTILLED)
 # of a comparison, what two parts of one have in common

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from kdtasks.core.stages import Stage
 from kdtasks.engine import checkpoint
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.config import jsonable
 from kdtasks.engine.config_keys import DATA_KEYS, KEYS, TEACHER_KEYS, TRAINING_KEYS
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.run import Run
 from kdtasks.engine.work_dir import WorkDir

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from kdtasks.core.names import did_you_mean
 from kdtasks.core.stages import DISTILLED
-from kdtasks.engine.builder import ConfigError
 from kdtasks.engine.compare.short_names import short_names
 from kdtasks.engine.compare.statistics import CONFIDENCE, paired
+from kdtasks.engine.errors import ConfigError
 
 
 def reference_notes(reference: str, others: Sequence[str]) -> list[str]:
