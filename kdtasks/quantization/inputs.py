@@ -28,7 +28,7 @@ def quantized_inputs(model: nn.Module, bits: int = 4, first_and_last: bool = Tru
         model: is changed in place, and returned; its weights keep their names.
         bits: of the codes, 2 or more.
         first_and_last: of the first and the last layer too, in the order in which the model has
-            them. (The paper has them in 8 bits.)
+            them. (In 8 bits in the paper, as recalled, not verified.)
 
     Raises:
         ValueError: bits out of range; there is nothing to quantize; the inputs are quantized
