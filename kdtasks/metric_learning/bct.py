@@ -68,9 +68,8 @@ def influence_loss(
     logits = features @ weight.T
     if bias is not None:
         logits = logits + bias.detach().to(logits.dtype)
-    known = target != UNLABELLED
     total = F.cross_entropy(logits, target, ignore_index=UNLABELLED, reduction="sum")
-    return total / known.sum().clamp(min=1)
+    return total / (target != UNLABELLED).sum().clamp(min=1)
 
 
 class InfluenceLoss(nn.Module):
@@ -126,10 +125,12 @@ class InfluenceLoss(nn.Module):
         rows = F.normalize(self.sums, dim=1)
         unseen = torch.zeros_like(rows[:, 0]).masked_fill(self.counts == 0, float("-inf"))
         # in eval a class may not have come yet
-        known = torch.where(labelled & (self.counts[target.clamp(min=0)] > 0), target, UNLABELLED)
+        seen_target = torch.where(
+            labelled & (self.counts[target.clamp(min=0)] > 0), target, UNLABELLED
+        )
         precision = raised_dtype(student)
         weight = (self.scale * rows).to(precision)
-        return influence_loss(student, weight, known, unseen.to(precision))
+        return influence_loss(student, weight, seen_target, unseen.to(precision))
 
     @torch.no_grad()
     def _add(self, teacher: Tensor, target: Tensor) -> None:

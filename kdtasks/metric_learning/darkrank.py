@@ -84,18 +84,18 @@ def hard_costs(student: Tensor, places: int) -> Tensor:
 
 def soft_costs(student: Tensor, teacher: Tensor) -> Tensor:
     """``sum over pi of P^t(pi) log(P^t(pi) / P^s(pi))`` of each list, (N,), from (N, n) scores."""
-    n, never = student.shape[1], torch.finfo(student.dtype).min / 2
+    n, floor = student.shape[1], torch.finfo(student.dtype).min / 2
     sets = torch.arange(2**n, device=student.device)[:, None]  # R, as the sum of 2^j over its j
     j = torch.arange(n, device=student.device)
     out = (sets >> j & 1) == 0  # (2ⁿ, n) j is not in R
-    log_s, log_t = (x[:, None].masked_fill(out, never).log_softmax(2) for x in (student, teacher))
+    log_s, log_t = (x[:, None].masked_fill(out, floor).log_softmax(2) for x in (student, teacher))
     p_t = log_t.exp()  # (N, 2ⁿ, n) p_R(j)
-    now = (sets[:, 0] == 2**n - 1).to(p_t).expand(p_t.shape[:2])
-    reach = now  # r(R)
+    layer = (sets[:, 0] == 2**n - 1).to(p_t).expand(p_t.shape[:2])
+    reach = layer  # r(R)
     for _ in range(n - 1):
         # what R gets from R with j
-        now = (now[..., None] * p_t)[:, sets | 1 << j, j].masked_fill(~out, 0).sum(2)
-        reach = reach + now
+        layer = (layer[..., None] * p_t)[:, sets | 1 << j, j].masked_fill(~out, 0).sum(2)
+        reach = reach + layer
     return (reach[..., None] * p_t * (log_t - log_s)).sum((1, 2))
 
 
@@ -201,11 +201,11 @@ class DarkRankLoss(nn.Module):
         super().__init__()
         if preset not in PRESETS:
             raise ValueError(f"no preset {preset!r}; {did_you_mean(str(preset), PRESETS)}")
-        given = {"alpha": alpha, "beta": beta, "detach_query": detach_query}
+        overrides = {"alpha": alpha, "beta": beta, "detach_query": detach_query}
         self.kind, self.gather = kind, gather
         self.settings = (
             PRESETS[preset]
-            | {name: value for name, value in given.items() if value is not None}
+            | {name: value for name, value in overrides.items() if value is not None}
             | {
                 "list_length": list_length,
                 "normalize": normalize,
@@ -295,22 +295,22 @@ def _loss(
     student, teacher = (
         squared_distances(_normalized(x) if normalize else x, detach_query) for x in rows
     )
-    near, order = _nearest(teacher.fill_diagonal_(torch.inf), length)
+    distances, order = _nearest(teacher.fill_diagonal_(torch.inf), length)
     scored = {"alpha": alpha, "beta": beta}
     if kind == "soft":
-        plain, kernel, taught = soft_costs, darkrank_kernel.soft_costs, near
+        plain, kernel, reference = soft_costs, darkrank_kernel.soft_costs, distances
     else:
         counted = {"places": min(places or length, length)}
         # normalized rows are at most 2 apart
         bounded = normalize and alpha <= darkrank_kernel.EXP_LIMIT * 0.5**beta
         plain = functools.partial(hard_costs, **counted)
         kernel = functools.partial(darkrank_kernel.hard_costs, **counted, bounded=bounded)
-        taught = None
+        reference = None
     plain = functools.partial(_list_costs, costs_of=plain, **scored)
     kernel = functools.partial(darkrank_kernel.list_costs, costs_of=kernel, **scored)
-    costs = fused(plain, kernel, student.gather(1, order), taught)
+    costs = fused(plain, kernel, student.gather(1, order), reference)
     # a NaN of the teacher's stays one
-    costs = costs + 0 * near.sum(1)
+    costs = costs + 0 * distances.sum(1)
     return (costs.mean() if reduction == "mean" else costs).to(dtype)
 
 
@@ -320,17 +320,17 @@ def _normalized(rows: Tensor) -> Tensor:
     return rows * length.where(length > 0, torch.inf).reciprocal()
 
 
-def _nearest(apart: Tensor, length: int) -> tuple[Tensor, Tensor]:
+def _nearest(distances: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """(N, N), overwritten -> the smallest of each row and where they are, (N, length), of equal
     ones the first one first.
     """
-    if length > SORT_ABOVE or needs_plain(apart):
-        return tuple(x[:, :length] for x in apart.sort(dim=1, stable=True))
-    found = []
+    if length > SORT_ABOVE or needs_plain(distances):
+        return tuple(x[:, :length] for x in distances.sort(dim=1, stable=True))
+    minima = []
     for _ in range(length):
-        found.append(apart.min(1, keepdim=True))
-        apart.scatter_(1, found[-1].indices, torch.inf)
-    return tuple(torch.cat(x, 1) for x in zip(*found))
+        minima.append(distances.min(1, keepdim=True))
+        distances.scatter_(1, minima[-1].indices, torch.inf)
+    return tuple(torch.cat(x, 1) for x in zip(*minima))
 
 
 def _list_costs(

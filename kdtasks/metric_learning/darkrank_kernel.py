@@ -79,8 +79,10 @@ def soft_costs(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         torch.empty_like(student),
     )
     reach[-1] = 1
-    for sets, before, placed in _lattice(len(teacher), teacher.device):
-        reach[sets] = (reach[before] * (teacher[placed] - teacher_sums[before]).exp()).sum(1)
+    for sets, larger_sets, candidates in _lattice(len(teacher), teacher.device):
+        reach[sets] = (
+            reach[larger_sets] * (teacher[candidates] - teacher_sums[larger_sets]).exp()
+        ).sum(1)
     for j in range(len(teacher)):
         # sets with j
         sums_s, sums_t, r = (
@@ -110,12 +112,14 @@ def _lattice(n: int, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]
     """
     sets, bits = torch.arange(2**n), torch.arange(n)
     # (2ⁿ, n)
-    placed = (sets[:, None] >> bits & 1) == 0
+    is_placed = (sets[:, None] >> bits & 1) == 0
     # larger sets first, less the whole
-    by_size = placed.sum(1).argsort(stable=True)[1:]
+    by_size = is_placed.sum(1).argsort(stable=True)[1:]
     layers = []
     for size in range(n - 1, 0, -1):
         of_size, by_size = by_size[: math.comb(n, size)], by_size[math.comb(n, size) :]
-        which = placed[of_size].int().argsort(dim=1, descending=True, stable=True)[:, : n - size]
-        layers.append((of_size, of_size[:, None] | 1 << which, which))
+        candidates = (
+            is_placed[of_size].int().argsort(dim=1, descending=True, stable=True)[:, : n - size]
+        )
+        layers.append((of_size, of_size[:, None] | 1 << candidates, candidates))
     return [tuple(x.to(device) for x in layer) for layer in layers]

@@ -100,10 +100,10 @@ def _only(data: ImageArrays, names: Sequence[str], augment: dict | list | None) 
     """The images of the classes ``names``, numbered in this order."""
     number = torch.full((len(data.classes),), -1)
     number[[data.classes.index(name) for name in names]] = torch.arange(len(names))
-    kept = number[data.target].ge(0)
-    part = data.subset(kept)
+    mask = number[data.target].ge(0)
+    part = data.subset(mask)
     return ImageArrays(
-        part.images, number[data.target[kept]], names, data.mean, data.std, augment, part.paths
+        part.images, number[data.target[mask]], names, data.mean, data.std, augment, part.paths
     )
 
 
@@ -171,10 +171,10 @@ def image_folder(
             f"resize={resize} belongs to small=False; small images are resized to size={size}"
         )
     folder = _existing_folder(root)
-    every = list(class_folders(folder))
-    names = split_classes(every, test_classes, train)
+    all_names = list(class_folders(folder))
+    names = split_classes(all_names, test_classes, train)
     shared = {
-        "classes": every,
+        "classes": all_names,
         "subset": names,
         "per_class": per_class,
         "mean": mean,

@@ -43,7 +43,9 @@ QUERIES, CANDIDATES, NEIGHBOURS = 500, 100, 50  # of the agreement
 def first_right(embedded: Embedded) -> Tensor:
     """Whether the nearest other sample has the query's class, bool (N,)."""
     rows, target, _ = embedded
-    return torch.cat([target[near[:, 0]] == target[block] for block, near in nearest(rows, 1)])
+    return torch.cat(
+        [target[neighbours[:, 0]] == target[block] for block, neighbours in nearest(rows, 1)]
+    )
 
 
 def plane(rows: Tensor, like: Tensor | None = None) -> tuple[Tensor, float]:
@@ -83,16 +85,16 @@ def agreement(
         (M,) Kendall's tau of the two orders of the candidates; (neighbours,) percent of the
         teacher's k nearest that are among the student's k nearest, for k = 1, 2, ….
     """
-    every = torch.arange(len(teacher), device=teacher.device)
-    rows = every[evenly_spaced(len(every), queries)]
-    others = every[evenly_spaced(len(every), candidates + 1)]
+    indices = torch.arange(len(teacher), device=teacher.device)
+    rows = indices[evenly_spaced(len(indices), queries)]
+    others = indices[evenly_spaced(len(indices), candidates + 1)]
     tau = _rank_correlation(teacher, student, rows, others)
     neighbours = min(neighbours, len(teacher) - 1)
     of_teacher = torch.cat([near for _, near in nearest(teacher, neighbours, rows)])
     of_student = torch.cat([near for _, near in nearest(student, neighbours, rows)])
     # (M, k, k)
-    same = of_teacher[:, :, None] == of_student[:, None, :]
-    shared = same.cumsum(1).cumsum(2).diagonal(dim1=1, dim2=2).double().mean(0)  # (k,)
+    matches = of_teacher[:, :, None] == of_student[:, None, :]
+    shared = matches.cumsum(1).cumsum(2).diagonal(dim1=1, dim2=2).double().mean(0)  # (k,)
     return tau, 100 * shared / torch.arange(1, len(shared) + 1, device=shared.device)
 
 
@@ -157,10 +159,10 @@ def draw_gallery(
     right = {name: first_right(embedded) for name, embedded in models.items()}
     target = next(iter(models.values()))[1]
     groups = _query_groups(pair, right, target)
-    shown = min(SHOWN, len(target) - 1)
-    cell = min((WIDTH - GAP * len(models)) / (1 + shown * len(models)), 0.95)
-    starts = [cell + GAP + k * (shown * cell + GAP) for k in range(len(models))]
-    lefts = [0.0, *(start + n * cell for start in starts for n in range(shown))]
+    count = min(SHOWN, len(target) - 1)
+    cell = min((WIDTH - GAP * len(models)) / (1 + count * len(models)), 0.95)
+    starts = [cell + GAP + k * (count * cell + GAP) for k in range(len(models))]
+    lefts = [0.0, *(start + n * cell for start in starts for n in range(count))]
     height = cell + 0.24
     total = HEAD + sum(0.36 + len(queries) * height for _, queries in groups)
     figure = Figure(figsize=(WIDTH, total), layout="none")
@@ -171,7 +173,7 @@ def draw_gallery(
     for text, queries in groups:
         write(figure, 0, top - 0.02, text, fontsize=10, color="#3C4758")
         top += 0.3
-        for places, images in _neighbours(models, queries, shown, loader):
+        for places, images in _neighbours(models, queries, count, loader):
             label = int(target[places[0]])
             hits = [None, *(int(target[place]) == label for place in places[1:])]
             for left, image, hit in zip(lefts, images, hits):
@@ -179,7 +181,7 @@ def draw_gallery(
             write(figure, 0, top + cell + 0.01, shortened(names[label], 22), fontsize=8)
             top += height
         top += 0.06
-    title = f"The {shown} nearest to each query; framed: of its class"
+    title = f"The {count} nearest to each query; framed: of its class"
     if len(pair) == 2:
         before, after = (right[name] for name in pair)
         fixed, broken = int((~before & after).sum()), int((before & ~after).sum())
@@ -193,34 +195,36 @@ def _query_groups(
     """Headings and the queries below them: some of the whole test set and, of a pair of students,
     those whose first neighbour is of the right class for one of the two.
     """
-    every = torch.arange(len(target), device=target.device)
+    indices = torch.arange(len(target), device=target.device)
     heading = "Queries spread over the test set"
     if len(pair) < 2:
-        return [(heading, every[evenly_spaced(len(every), 10)])]
-    groups = [(heading, every[evenly_spaced(len(every), 4)])]
+        return [(heading, indices[evenly_spaced(len(indices), 10)])]
+    groups = [(heading, indices[evenly_spaced(len(indices), 4)])]
     before, after = (right[name] for name in pair)
-    for change, chosen, first, second in (
+    for change, mask, first, second in (
         ("fixed", ~before & after, "wrong", "right"),
         ("broken", before & ~after, "right", "wrong"),
     ):
         text = (
-            f"{int(chosen.sum())} {change}: the first that {pair[0]} finds is {first}, "
+            f"{int(mask.sum())} {change}: the first that {pair[0]} finds is {first}, "
             f"{pair[1]}'s is {second}"
         )
-        queries = every[chosen]
+        queries = indices[mask]
         if len(queries):
             groups.append((text, queries[evenly_spaced(len(queries), 3)]))
     return groups
 
 
 def _neighbours(
-    models: Mapping[str, Embedded], queries: Tensor, shown: int, loader: "Loader"
+    models: Mapping[str, Embedded], queries: Tensor, count: int, loader: "Loader"
 ) -> Iterator[tuple[list[int], list]]:
     """For each query the row numbers and images of itself and of its neighbours, model by model."""
     index = next(iter(models.values()))[2]
     rows = [queries[:, None]]
     for embeddings, _, _ in models.values():
-        rows.append(torch.cat([near for _, near in nearest(embeddings, shown, queries)]))
+        rows.append(
+            torch.cat([neighbours for _, neighbours in nearest(embeddings, count, queries)])
+        )
     for places in torch.cat(rows, 1).tolist():
         yield places, pictures_of(loader, index[places].cpu())
 
@@ -286,8 +290,8 @@ def draw_agreement(
     edges = torch.linspace(-1, 1, 41).tolist()
     for name, (tau, shared) in agreements.items():
         label = f"{name}: mean {float(tau.mean()):.2f}"
-        looks = {"histtype": "step", "linewidth": 2, "color": colors[name]}
-        left.hist(tau.cpu().numpy(), bins=edges, label=label, **looks)
+        style = {"histtype": "step", "linewidth": 2, "color": colors[name]}
+        left.hist(tau.cpu().numpy(), bins=edges, label=label, **style)
         right.plot(range(1, len(shared) + 1), shared.cpu(), color=colors[name], label=name)
     count = len(next(iter(agreements.values()))[1])
     left.set(

@@ -45,9 +45,11 @@ def nearest(
         ValueError: a row, or its squared length in float64, is not finite.
     """
     x = embeddings.double()
-    bad = (~x.square().sum(1).isfinite()).nonzero()[:, 0].tolist()
-    if bad:
-        raise ValueError(f"{len(bad)} of {len(x)} embeddings are not finite (first: row {bad[0]})")
+    bad_rows = (~x.square().sum(1).isfinite()).nonzero()[:, 0].tolist()
+    if bad_rows:
+        raise ValueError(
+            f"{len(bad_rows)} of {len(x)} embeddings are not finite (first: row {bad_rows[0]})"
+        )
     x = x - x.mean(0)
     squared = x.square().sum(1)
     rows = torch.arange(len(x), device=x.device) if rows is None else rows
@@ -96,13 +98,13 @@ def recall_and_map(
         )
     _, target, counts = target.to(embeddings.device).unique(return_inverse=True, return_counts=True)
     # (N,) R of each query
-    others = counts[target] - 1
-    queries = (others > 0).nonzero()[:, 0]
+    peer_counts = counts[target] - 1
+    queries = (peer_counts > 0).nonzero()[:, 0]
     if not len(queries):
         raise ValueError(
             f"no class of the {len(target)} samples has two of them: there is nothing to find"
         )
-    reach = min(max(*ks, int(others.max())), len(target) - 1)
+    reach = min(max(*ks, int(peer_counts.max())), len(target) - 1)
     recalled = torch.zeros(len(ks), dtype=torch.float64, device=target.device)
     precision = torch.zeros((), dtype=torch.float64, device=target.device)
     place = torch.arange(1, reach + 1, device=target.device)
@@ -110,8 +112,8 @@ def recall_and_map(
         # (b, reach)
         hit = target[neighbours] == target[block, None]
         recalled += torch.stack([hit[:, :k].any(1).sum() for k in ks])
-        counted = hit & (place <= others[block, None])
-        precision += ((hit.cumsum(1) / place.double() * counted).sum(1) / others[block]).sum()
+        counted = hit & (place <= peer_counts[block, None])
+        precision += ((hit.cumsum(1) / place.double() * counted).sum(1) / peer_counts[block]).sum()
     sums = {f"recall_at_{k}": value for k, value in zip(ks, recalled.tolist())}
     sums["map_at_r"] = float(precision)
     return {name: 100 * value / len(queries) for name, value in sums.items()}
@@ -141,19 +143,19 @@ def cross_recall(
     if not bool(x.isfinite().all() & y.isfinite().all()):
         raise ValueError("an embedding is not finite")
     _, target, counts = target.to(x.device).unique(return_inverse=True, return_counts=True)
-    asked = (counts[target] > 1).nonzero()[:, 0]
-    if not len(asked):
+    query_rows = (counts[target] > 1).nonzero()[:, 0]
+    if not len(query_rows):
         raise ValueError(f"no class of the {len(target)} samples has two: there is nothing to find")
     middle = y.mean(0)
     x, y = x - middle, y - middle
     squared, reach = y.square().sum(1), min(max(ks), len(y) - 1)
-    found = torch.zeros(len(ks), dtype=torch.float64, device=x.device)
-    for block in asked.split(max(1, ENTRIES // len(y))):
+    hit_counts = torch.zeros(len(ks), dtype=torch.float64, device=x.device)
+    for block in query_rows.split(max(1, ENTRIES // len(y))):
         distance = torch.addmm(squared, x[block], y.T, alpha=-2)
         distance[torch.arange(len(block), device=x.device), block] = torch.inf
         hit = target[_smallest(distance, reach)] == target[block, None]
-        found += torch.stack([hit[:, :k].any(1).sum() for k in ks])
-    shares = (100 * found / len(asked)).tolist()
+        hit_counts += torch.stack([hit[:, :k].any(1).sum() for k in ks])
+    shares = (100 * hit_counts / len(query_rows)).tolist()
     return {f"cross_recall_at_{k}": share for k, share in zip(ks, shares)}
 
 
@@ -192,8 +194,8 @@ def k_means(embeddings: Tensor, clusters: int, iterations: int = 50, seed: int =
         sums = torch.zeros_like(centres).index_add_(0, labels, x)
         counts = labels.bincount(minlength=clusters)[:, None]
         centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
-        before, labels = labels, _assigned(x, centres)
-        if torch.equal(before, labels):
+        previous_labels, labels = labels, _assigned(x, centres)
+        if torch.equal(previous_labels, labels):
             break
     return labels
 
@@ -207,8 +209,8 @@ def _first_centres(x: Tensor, clusters: int, seed: int) -> Tensor:
     nearest_centre = (x - centres[0]).square().sum(1)
     for draw in draws[1:]:
         total = nearest_centre.cumsum(0)
-        chosen = torch.searchsorted(total, draw * total[-1]).clamp(max=len(x) - 1)
-        centres.append(x[chosen])
+        index = torch.searchsorted(total, draw * total[-1]).clamp(max=len(x) - 1)
+        centres.append(x[index])
         nearest_centre = torch.minimum(nearest_centre, (x - centres[-1]).square().sum(1))
     return torch.stack(centres)
 

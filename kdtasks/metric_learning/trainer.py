@@ -90,10 +90,10 @@ def doubts(metrics: Mapping[str, float], model: nn.Module, loader: "Loader") -> 
     counts = torch.bincount(torch.as_tensor(target)[torch.as_tensor(target) >= 0]).double()
     queries = float(counts[counts > 1].sum())
     chance = 100 * float((counts * (counts - 1)).sum()) / max(queries * float(counts.sum() - 1), 1)
-    found = metrics["recall_at_1"]
-    if found > chance:
+    recall = metrics["recall_at_1"]
+    if recall > chance:
         return []
-    return [f"its Recall@1 of {found:.2f} % is not above chance ({chance:.2f} %)"]
+    return [f"its Recall@1 of {recall:.2f} % is not above chance ({chance:.2f} %)"]
 
 
 @torch.no_grad()
@@ -152,7 +152,7 @@ def pictures(run: "Run") -> list[tuple]:
     if not run.finished:
         return []
     loader = run.experiment.test_loader(run.finished[-1])
-    found = {name: embeddings_of(model, loader) for name, model in run.arm_models().items()}
+    embeddings = {name: embeddings_of(model, loader) for name, model in run.arm_models().items()}
     pair = [stage.name for stage in run.arms.pair]
-    teachers = [name for name in found if name not in pair]
-    return draw.draw(found, teachers, pair, loader, stage_colors(run))
+    teachers = [name for name in embeddings if name not in pair]
+    return draw.draw(embeddings, teachers, pair, loader, stage_colors(run))

@@ -172,5 +172,5 @@ def _check_form(form: str) -> None:
 def _distances(rows: Tensor) -> Tensor:
     """(N, N) float64; 0 for rows that coincide, without the root's infinite slope."""
     squared = squared_distances(rows)
-    apart = squared != 0  # a NaN stays one
-    return squared.where(apart, 1).sqrt().where(apart, 0)
+    nonzero = squared != 0  # a NaN stays one
+    return squared.where(nonzero, 1).sqrt().where(nonzero, 0)
