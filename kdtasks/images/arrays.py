@@ -134,10 +134,10 @@ class ImageArrays:
         """The images at ``index`` (int64 or bool), as a data set; class numbers stay."""
         index = torch.arange(len(self))[torch.as_tensor(index).cpu()]
         paths = None if self.paths is None else [self.paths[i] for i in index.tolist()]
-        at = index.to(self.images.device)
+        places = index.to(self.images.device)
         return ImageArrays(
-            self.images[at],
-            self.target[at],
+            self.images[places],
+            self.target[places],
             self.classes,
             self.mean,
             self.std,
@@ -153,9 +153,9 @@ class ImageArrays:
         numbers = class_numbers(
             self.classes, names, count_classes(self.target, len(self.classes)), drop
         )
-        other = copy.copy(self)
-        other.classes, other.target = list(names), renumber(self.target, numbers)
-        return other
+        images = copy.copy(self)
+        images.classes, images.target = list(names), renumber(self.target, numbers)
+        return images
 
     def statistics(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation per channel over all pixels, for values in [0,1]: what
@@ -243,11 +243,11 @@ def checked_augment(
             f"or None, got {augment!r}"
         )
     size = tuple(shape)[-2:]
-    known = {"crop": 0, "flip": False, "pad_mode": "zeros"}
+    defaults = {"crop": 0, "flip": False, "pad_mode": "zeros"}
     for key in augment:
-        if key not in (*known, "scale"):
-            raise ValueError(f"augment has no {key!r}: {did_you_mean(key, (*known, 'scale'))}")
-    augment = {**known, **augment}
+        if key not in (*defaults, "scale"):
+            raise ValueError(f"augment has no {key!r}: {did_you_mean(key, (*defaults, 'scale'))}")
+    augment = {**defaults, **augment}
     if not (isinstance(augment["crop"], int) and 0 <= augment["crop"] < min(size)):
         raise ValueError(
             f"augment: crop must be in 0..{min(size) - 1} (image {tuple(size)}), got "

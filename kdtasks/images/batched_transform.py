@@ -83,28 +83,30 @@ class BatchedTransform:
                 _drawn_together(self.transform, images[i : i + 1], key[i : i + 1])
                 for i in range(_TRIED)
             ]
-            together = _drawn_together(self.transform, images, key)
+            batch_params = _drawn_together(self.transform, images, key)
         except _SharedDraw:
             pass
         else:
-            batch = self.transform(images, params=_all_applied(together))
-            alone = self._apply_each(images, params)
+            batch = self.transform(images, params=_all_applied(batch_params))
+            singles = self._apply_each(images, params)
             # other random numbers than those of the samples come from torch's generator
-            if torch.equal(torch.get_rng_state(), state) and _are_close(batch, alone):
+            if torch.equal(torch.get_rng_state(), state) and _are_close(batch, singles):
                 return "batch"
         params = self._draw_each(images, key)
         state = torch.get_rng_state()
-        alone = self._apply_each(images, params)
+        singles = self._apply_each(images, params)
         if not torch.equal(torch.get_rng_state(), state):
             return "alone"
-        groups = self._apply(self.transform, images, [_all_applied(own) for own in params])
-        return "groups" if _are_close(groups, alone) else "alone"
+        groups = self._apply(
+            self.transform, images, [_all_applied(sample_params) for sample_params in params]
+        )
+        return "groups" if _are_close(groups, singles) else "alone"
 
     def _apply_each(self, images: Tensor, params: list) -> Tensor:
         return _of_one_size(
             [
-                self.transform(images[i : i + 1], params=_all_applied(own))
-                for i, own in enumerate(params)
+                self.transform(images[i : i + 1], params=_all_applied(sample_params))
+                for i, sample_params in enumerate(params)
             ]
         )
 
@@ -128,8 +130,8 @@ class BatchedTransform:
                 images = self._apply_chosen(transform, images, params, step)
             return images
         parts: dict[tuple, list[int]] = {}
-        for i, own in enumerate(params):
-            parts.setdefault(self._shared_values(transform, images, own), []).append(i)
+        for i, sample_params in enumerate(params):
+            parts.setdefault(self._shared_values(transform, images, sample_params), []).append(i)
         return _in_parts(
             images,
             [
@@ -143,9 +145,9 @@ class BatchedTransform:
     ) -> Tensor:
         """The ``step``-th of the transforms that each sample has chosen."""
         parts: dict[str, list[int]] = {}
-        for i, chosen in enumerate(params):
-            if step < len(chosen):
-                parts.setdefault(chosen[step].name, []).append(i)
+        for i, steps in enumerate(params):
+            if step < len(steps):
+                parts.setdefault(steps[step].name, []).append(i)
         return _in_parts(
             images,
             [
@@ -192,10 +194,10 @@ def _in_parts(images: Tensor, parts: list[tuple[list[int], Callable]]) -> Tensor
     if len(parts) == 1 and len(parts[0][0]) == len(images):
         return parts[0][1](images)
     order = [row for rows, _ in parts for row in rows]
-    others = sorted(set(range(len(images))) - set(order))
+    untouched = sorted(set(range(len(images))) - set(order))
     results = [function(images[rows]) for rows, function in parts]
-    back = torch.tensor([*order, *others]).argsort().to(images.device)
-    return _of_one_size([*results, images[others]])[back]
+    inverse = torch.tensor([*order, *untouched]).argsort().to(images.device)
+    return _of_one_size([*results, images[untouched]])[inverse]
 
 
 def _of_one_size(images: list[Tensor]) -> Tensor:
@@ -247,8 +249,8 @@ class _SampleNumbers(TorchFunctionMode):
             return func(*args, **kwargs)
         size = args or kwargs["size"]
         size = torch.Size(size[0] if isinstance(size[0], Sequence) else size)
-        drawn = self._uniform(size) if func is torch.rand else self._normal(size)
-        return drawn.to(kwargs.get("device"), kwargs.get("dtype") or torch.get_default_dtype())
+        numbers = self._uniform(size) if func is torch.rand else self._normal(size)
+        return numbers.to(kwargs.get("device"), kwargs.get("dtype") or torch.get_default_dtype())
 
     def _uniform(self, size: torch.Size, bits: int = 24) -> Tensor:
         """In [0,1), multiples of 2**-bits: 24 are those that float32 holds."""

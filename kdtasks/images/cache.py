@@ -18,9 +18,9 @@ def load_arrays(path: Path) -> dict[str, np.ndarray] | None:
     if not check_own(path):
         return None
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with np.load(path, allow_pickle=False) as archive:
             # reading to the end compares the checksum
-            return {name: kept[name] for name in kept.files}
+            return {name: archive[name] for name in archive.files}
     # damaged bytes raise whatever they happen to
     except Exception as error:
         raise RuntimeError(

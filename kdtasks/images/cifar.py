@@ -90,38 +90,38 @@ def cifar100(
             for name in members.split()
         }
     )
-    every = list(dict.fromkeys(group.values()))
-    names = every if classes is None else [check_class(name, every) for name in classes]
-    kept = [name for name in CIFAR100_CLASSES if group[name] in names]
-    # place in `kept` -> target
-    number = torch.tensor([names.index(group[name]) for name in kept])
-    bad: dict[str, str] = {}
+    all_names = list(dict.fromkeys(group.values()))
+    names = all_names if classes is None else [check_class(name, all_names) for name in classes]
+    fine_names = [name for name in CIFAR100_CLASSES if group[name] in names]
+    # place in `fine_names` -> target
+    number = torch.tensor([names.index(group[name]) for name in fine_names])
+    unreadable: dict[str, str] = {}
     if (root / split).is_dir():
-        paths, target, _ = listed_images(root / split, CIFAR100_CLASSES, kept, per_class)
+        paths, target, _ = listed_images(root / split, CIFAR100_CLASSES, fine_names, per_class)
         shape = None if size is None else (size, size)
-        images, good = decoded(paths, shape, 3, skip_bad, cache_dir, bad)
-        target, paths = target[good], [paths[i] for i in good.tolist()]
+        images, index = decoded(paths, shape, 3, skip_bad, cache_dir, unreadable)
+        target, paths = target[index], [paths[i] for i in index.tolist()]
     else:
-        (images, target), paths = _pickled_cifar100(root, train, kept, per_class, size), None
+        (images, target), paths = _pickled_cifar100(root, train, fine_names, per_class, size), None
     augment = {"crop": (size or 32) // 8, "flip": True} if augment == "standard" else augment
     return ImageArrays(
-        images, number[target], names, *_CIFAR100, augment if train else None, paths, bad
+        images, number[target], names, *_CIFAR100, augment if train else None, paths, unreadable
     )
 
 
 def _pickled_cifar100(
-    root: Path, train: bool, kept: Sequence[str], per_class: int | None, size: int | None
+    root: Path, train: bool, fine_names: Sequence[str], per_class: int | None, size: int | None
 ) -> tuple[Tensor, Tensor]:
     from PIL import Image
     from torchvision.datasets import CIFAR100
 
     data = CIFAR100(str(root), train=train, download=False)
     place = torch.tensor(
-        [kept.index(name) if name in kept else UNLABELLED for name in data.classes]
+        [fine_names.index(name) if name in fine_names else UNLABELLED for name in data.classes]
     )
     target = place[torch.tensor(data.targets)]
     index = (target != UNLABELLED).nonzero()[:, 0]
-    index = index[first_of_each(target[index], per_class, kept)]
+    index = index[first_of_each(target[index], per_class, fine_names)]
     images = data.data[index.numpy()]
     if size is not None:
         images = np.stack([fit(Image.fromarray(image), (size, size)) for image in images])

@@ -24,7 +24,7 @@ def usual_corruptions(channels: int) -> dict[str, tuple[str, nn.Module]]:
     """
     import kornia.augmentation as kornia
 
-    found: dict[str, tuple[str, nn.Module]] = {
+    corruptions: dict[str, tuple[str, nn.Module]] = {
         "blur": ("Gaussian, sigma 1 pixel", kornia.RandomGaussianBlur((5, 5), (1.0, 1.0), p=1.0)),
         "noise": (
             "Gaussian, standard deviation 0.1 of the range",
@@ -34,8 +34,8 @@ def usual_corruptions(channels: int) -> dict[str, tuple[str, nn.Module]]:
         "brighter": ("0.3 of the range more", kornia.RandomBrightness((1.3, 1.3), p=1.0)),
     }
     if channels == 3:
-        found["jpeg"] = ("quality 20", kornia.RandomJPEG((20.0, 20.0), p=1.0))
-    return found
+        corruptions["jpeg"] = ("quality 20", kornia.RandomJPEG((20.0, 20.0), p=1.0))
+    return corruptions
 
 
 def corrupted(
@@ -61,11 +61,13 @@ def corrupted(
     """
     channels, *sides = next(iter(loader))["input"][0].shape
     shape = (channels, *(min(side, _TRIED) for side in sides))
-    known = usual_corruptions(channels) if chosen is None else {}
-    known |= {name: (repr(transform), transform) for name, transform in (chosen or {}).items()}
+    corruptions = usual_corruptions(channels) if chosen is None else {}
+    corruptions |= {
+        name: (repr(transform), transform) for name, transform in (chosen or {}).items()
+    }
     return {
         name: (text, _Corrupted(loader, intensity_only(transform, shape, name), normalization))
-        for name, (text, transform) in known.items()
+        for name, (text, transform) in corruptions.items()
     }
 
 
@@ -77,8 +79,8 @@ def intensity_only(transform: nn.Module, shape: Sequence[int], where: str) -> Ko
     """
     import kornia.augmentation as kornia
 
-    made = KorniaAugmentation([transform], shape)
-    for part in made.transforms:
+    augmentation = KorniaAugmentation([transform], shape)
+    for part in augmentation.transforms:
         for inner in part.modules():
             if isinstance(inner, kornia.AugmentationBase2D) and not isinstance(
                 inner, kornia.IntensityAugmentationBase2D
@@ -87,7 +89,7 @@ def intensity_only(transform: nn.Module, shape: Sequence[int], where: str) -> Ko
                     f"{where}: {type(inner).__name__} moves pixels, and targets would no longer "
                     "fit: expected transforms of intensities, such as RandomGaussianBlur"
                 )
-    return made
+    return augmentation
 
 
 class _Corrupted:
@@ -115,7 +117,7 @@ class _Corrupted:
     def _changed(self, images: Any, number: Tensor) -> Any:
         if not isinstance(images, Tensor):
             pairs = zip(images, number.split(1))
-            return [self._changed(image[None], own)[0] for image, own in pairs]
+            return [self._changed(image[None], sample_number)[0] for image, sample_number in pairs]
         if self.normalization is None and (images.min() < 0 or images.max() > 1):
             raise ValueError(
                 f"the test images lie between {float(images.min()):.3g} and "
@@ -123,10 +125,10 @@ class _Corrupted:
                 "images in [0,1], or a data set with mean and std, to corrupt them"
             )
         mean, std = self._statistics(images)
-        plain = self.transform((images.float() * std + mean).clamp(0, 1), number)
-        found = ((plain.clamp(0, 1) - mean) / std).to(images.dtype)
+        changed = self.transform((images.float() * std + mean).clamp(0, 1), number)
+        normalized = ((changed.clamp(0, 1) - mean) / std).to(images.dtype)
         is_last = images.is_contiguous(memory_format=torch.channels_last)
-        return found.contiguous(
+        return normalized.contiguous(
             memory_format=torch.channels_last if is_last else torch.contiguous_format
         )
 

@@ -28,13 +28,13 @@ def resized_crops(images: Tensor, number: Tensor, scale: tuple[float, float], fl
     Returns:
         float32 (b, C, H, W), within the values of the image.
     """
-    drawn = random_numbers(number, 0, 5).to(images.device).double() * 2.0**-63
-    area = scale[0] + (scale[1] - scale[0]) * drawn[:, 0]
+    draws = random_numbers(number, 0, 5).to(images.device).double() * 2.0**-63
+    area = scale[0] + (scale[1] - scale[0]) * draws[:, 0]
     low, high = map(math.log, RATIO)
-    ratio = (low + (high - low) * drawn[:, 1]).exp()
+    ratio = (low + (high - low) * draws[:, 1]).exp()
     wide, tall = ((area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1))
-    across, down = ((2 * drawn[:, 2] - 1) * (1 - wide), (2 * drawn[:, 3] - 1) * (1 - tall))
-    sign = torch.where((drawn[:, 4] < 0.5) & flip, -1.0, 1.0)
+    across, down = ((2 * draws[:, 2] - 1) * (1 - wide), (2 * draws[:, 3] - 1) * (1 - tall))
+    sign = torch.where((draws[:, 4] < 0.5) & flip, -1.0, 1.0)
     zero = torch.zeros_like(wide)
     theta = torch.stack([wide * sign, zero, across, zero, tall, down], 1).view(-1, 2, 3).float()
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)

@@ -36,8 +36,8 @@ def decoded(
     if size is not None and min(size) < 1:
         raise ValueError(f"size={size[0]}: expected at least 1 pixel a side")
     cache = None if cache_dir is None else _cache_file(cache_dir, paths, size, channels)
-    if cache is not None and (kept := load_arrays(cache)) is not None:
-        return torch.from_numpy(kept["images"]), torch.arange(len(paths))
+    if cache is not None and (arrays := load_arrays(cache)) is not None:
+        return torch.from_numpy(arrays["images"]), torch.arange(len(paths))
     reading = _Reading(paths, size, channels, skip_bad)
     images = reading.read_all()
     if not reading.bad:
@@ -45,13 +45,13 @@ def decoded(
             save_arrays(cache, images=images)
         return torch.from_numpy(images), torch.arange(len(paths))
     if unreadable is not None:
-        unreadable.update((paths[i], why) for i, why in sorted(reading.bad.items()))
-    some = "; ".join(f"{paths[i]}: {why}" for i, why in sorted(reading.bad.items())[:3])
+        unreadable.update((paths[i], reason) for i, reason in sorted(reading.bad.items()))
+    examples = "; ".join(f"{paths[i]}: {reason}" for i, reason in sorted(reading.bad.items())[:3])
     warnings.warn(
-        f"left out {len(reading.bad)} unreadable of {len(paths)} images: {some}", stacklevel=3
+        f"left out {len(reading.bad)} unreadable of {len(paths)} images: {examples}", stacklevel=3
     )
-    good = torch.tensor([i for i in range(len(paths)) if i not in reading.bad])
-    return torch.from_numpy(images)[good], good
+    index = torch.tensor([i for i in range(len(paths)) if i not in reading.bad])
+    return torch.from_numpy(images)[index], index
 
 
 def _cache_file(
@@ -89,7 +89,7 @@ class _Reading:
             )
         images = np.empty((count, *first.shape), dtype=np.uint8)
         step = max(1, math.ceil(count / 64))
-        parts = [range(at, min(at + step, count)) for at in range(0, count, step)]
+        parts = [range(start, min(start + step, count)) for start in range(0, count, step)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for _ in pool.map(lambda part: self.fill(images, part), parts):
                 pass

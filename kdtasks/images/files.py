@@ -61,9 +61,9 @@ class ImageFiles:
         numbers = class_numbers(
             self.classes, names, count_classes(self.target, len(self.classes)), drop
         )
-        other = copy.copy(self)
-        other.classes, other.target = list(names), renumber(self.target, numbers)
-        return other
+        files = copy.copy(self)
+        files.classes, files.target = list(names), renumber(self.target, numbers)
+        return files
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.transform(read_image(self.paths[index])), int(self.target[index])

@@ -68,13 +68,13 @@ def image_folder(
                 "transforms of kornia.augmentation"
             )
         return ImageFiles(paths, target, names, size or 224, train, mean, std, augment)
-    bad: dict[str, str] = {}
-    images, good = decoded(
-        paths, None if size is None else (size, size), 3, skip_bad, cache_dir, bad
+    unreadable: dict[str, str] = {}
+    images, index = decoded(
+        paths, None if size is None else (size, size), 3, skip_bad, cache_dir, unreadable
     )
-    paths = [paths[i] for i in good.tolist()]
+    paths = [paths[i] for i in index.tolist()]
     return ImageArrays(
-        images, target[good], names, mean, std, augment if train else None, paths, bad
+        images, target[index], names, mean, std, augment if train else None, paths, unreadable
     )
 
 
@@ -120,15 +120,15 @@ def unlabelled_folder(
     paths = images_below(root)[:limit]
     if not paths:
         raise FileNotFoundError(f"no image below {root}; known are {', '.join(sorted(SUFFIXES))}")
-    bad: dict[str, str] = {}
-    images, good = decoded(paths, shape, channels, skip_bad, cache_dir, bad)
+    unreadable: dict[str, str] = {}
+    images, index = decoded(paths, shape, channels, skip_bad, cache_dir, unreadable)
     return ImageArrays(
         images,
         mean=mean,
         std=std,
         augment=augment,
-        paths=[paths[i] for i in good.tolist()],
-        unreadable=bad,
+        paths=[paths[i] for i in index.tolist()],
+        unreadable=unreadable,
     )
 
 
@@ -136,29 +136,29 @@ def listed_images(
     root: Path, classes: Sequence[str] | None, subset: Sequence[str] | None, per_class: int | None
 ) -> tuple[list[str], Tensor, list[str]]:
     """Files, class numbers (N,) and class names of a folder of class folders."""
-    found = class_folders(root)
-    if not found:
+    folders = class_folders(root)
+    if not folders:
         raise FileNotFoundError(
             f"no class folder in {root}. Expected layout: {_FOLDER_LAYOUT}; for images without "
             "labels there is unlabelled_folder"
         )
     missing, extra = (
-        sorted(set(classes or found) - set(found)),
-        sorted(set(found) - set(classes or found)),
+        sorted(set(classes or folders) - set(folders)),
+        sorted(set(folders) - set(classes or folders)),
     )
     if missing or extra:
         raise ValueError(
             f"the class folders in {root} are not the expected ones: missing "
             f"{missing}, not expected {extra}"
         )
-    names = list(classes or found)
+    names = list(classes or folders)
     if subset is not None:
         names = [check_class(name, names) for name in subset]
-    files = [images_below(found[name]) for name in names]
+    files = [images_below(folders[name]) for name in names]
     for name, of_class in zip(names, files):
         if not of_class:
             raise FileNotFoundError(
-                f"no image in {found[name]}; known are {', '.join(sorted(SUFFIXES))}"
+                f"no image in {folders[name]}; known are {', '.join(sorted(SUFFIXES))}"
             )
     target = torch.arange(len(names)).repeat_interleave(
         torch.tensor([len(of_class) for of_class in files])

@@ -21,11 +21,11 @@ def is_image(name: str) -> bool:
 
 def images_below(folder: Path) -> list[str]:
     """All image files at any depth, sorted by path."""
-    found = []
-    for where, folders, names in os.walk(folder):
+    paths = []
+    for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not is_hidden(name)]
-        found += [os.path.join(where, name) for name in names if is_image(name)]
-    return sorted(found)
+        paths += [os.path.join(parent, name) for name in names if is_image(name)]
+    return sorted(paths)
 
 
 def results_of(
@@ -62,19 +62,21 @@ def results_of(
             f"out={str(out)!r} holds files, which could be overwritten: expected a new or an empty "
             "folder"
         )
-    whole = {path: out / f"{path.relative_to(folder)}{suffix}" for path in paths}
+    full_names = {path: out / f"{path.relative_to(folder)}{suffix}" for path in paths}
     names = {path: out / path.relative_to(folder).with_suffix(suffix) for path in paths}
     while len(set(names.values())) < len(names):
         count = Counter(names.values())
-        names = {path: whole[path] if count[name] > 1 else name for path, name in names.items()}
+        names = {
+            path: full_names[path] if count[name] > 1 else name for path, name in names.items()
+        }
     return names
 
 
 def class_folders(root: Path) -> dict[str, Path]:
     """``{name of the class: folder}`` of the folders in ``root``, sorted by name."""
-    found = {
+    folders = {
         class_name(entry.name): root / entry.name
         for entry in os.scandir(root)
         if entry.is_dir() and not is_hidden(entry.name)
     }
-    return dict(sorted(found.items()))
+    return dict(sorted(folders.items()))

@@ -97,8 +97,8 @@ def read_image(
 def image_size(path: str | Path, max_pixels: int | None = None) -> tuple[int, int]:
     """(height, width) of what :func:`read_image` gives, from the head of the file."""
     with _opened(path, max_pixels) as image:
-        known = image.format != "PNG" or "exif" in image.info
-        if (known or _says_more_behind(path)) and _orientation(image) > 4:  # these swap the sides
+        may_be_turned = image.format != "PNG" or "exif" in image.info or _says_more_behind(path)
+        if may_be_turned and _orientation(image) > 4:  # these swap the sides
             return image.width, image.height
         return image.height, image.width
 
@@ -136,16 +136,16 @@ def _limit(max_pixels: int | None) -> int | None:
         if not text.isdigit() or not int(text):
             raise ValueError(f"{PIXELS} must be a number of pixels, got {text!r}")
         max_pixels = int(text)
-    own = Image.MAX_IMAGE_PIXELS
-    if max_pixels is not None and own is not None and max_pixels > own:
+    pil_limit = Image.MAX_IMAGE_PIXELS
+    if max_pixels is not None and pil_limit is not None and max_pixels > pil_limit:
         # PIL's own check would refuse what is allowed
         Image.MAX_IMAGE_PIXELS = max_pixels
-    return own if max_pixels is None else max_pixels
+    return pil_limit if max_pixels is None else max_pixels
 
 
-def _say_once(what: str, message: str) -> None:
-    if what not in _said:
-        _said.add(what)
+def _say_once(topic: str, message: str) -> None:
+    if topic not in _said:
+        _said.add(topic)
         warnings.warn(f"{message} (said once, of the first such file)", stacklevel=4)
 
 
@@ -190,9 +190,9 @@ def _levels(image: "PIL.Image.Image") -> "PIL.Image.Image":
 
     if image.mode[0] not in "IF":
         return image
-    whole = image.mode != "F" and image.format in ("PNG", "PPM", "TIFF")
+    is_whole = image.mode != "F" and image.format in ("PNG", "PPM", "TIFF")
     # PGM: PIL scales to 65535
-    if not whole or (image.mode == "I" and image.format == "TIFF"):
+    if not is_whole or (image.mode == "I" and image.format == "TIFF"):
         raise ValueError(
             f"its pixels are of PIL's mode {image.mode!r}, whose range the file does not say: "
             "expected whole numbers from 0 on of 8 or 16 bits a channel"

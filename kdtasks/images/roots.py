@@ -16,14 +16,14 @@ def found_folder(roots: Sequence[str | Path], layout: str, parts: Sequence[str] 
     """The first of ``roots``, each as it stands or below :func:`data_root`, that has one of the
     folders ``parts``.
     """
-    looked = list(
+    folders = list(
         dict.fromkeys(folder for root in roots for folder in (Path(root), data_root() / root))
     )
-    for folder in looked:
+    for folder in folders:
         if any((folder / part).is_dir() for part in parts):
             return folder
     raise FileNotFoundError(
-        f"no data set at {' nor at '.join(str(folder / parts[0]) for folder in looked)}. Set the "
+        f"no data set at {' nor at '.join(str(folder / parts[0]) for folder in folders)}. Set the "
         f"environment variable KDTASKS_DATA to the folder that holds it, or pass root=<folder>. "
         f"Expected layout: {layout}"
     )

@@ -80,14 +80,14 @@ def torchvision_set(
             if getattr(data, "loader", None) is default_loader:
                 # as every other file is read here
                 data.loader = read_image
-            size, listed = size or 224, isinstance(augment, list | tuple)
+            size, is_list = size or 224, isinstance(augment, list | tuple)
             data.mean, data.std = mean or IMAGENET[0], std or IMAGENET[1]
             data.transform = transform(
                 size,
                 augment is not None,
                 data.mean,
                 data.std,
-                files_augmentation(augment, size) if listed else None,
+                files_augmentation(augment, size) if is_list else None,
             )
         return data
     if size is not None:

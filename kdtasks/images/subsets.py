@@ -33,13 +33,13 @@ def labelled_subset(target: Tensor | Sequence[int], per_class: int, seed: int = 
     """
     if per_class < 1:
         raise ValueError(f"per_class must be at least 1, got {per_class}")
-    chosen = in_hash_order(torch.as_tensor(target).cpu(), seed, _SUBSET)
-    for c, places in chosen.items():
+    places_by_class = in_hash_order(torch.as_tensor(target).cpu(), seed, _SUBSET)
+    for c, places in places_by_class.items():
         if len(places) < per_class:
             raise ValueError(
                 f"per_class={per_class}, but class {c} has {len(places)} labelled samples"
             )
-    return torch.cat([places[:per_class] for places in chosen.values()]).sort().values
+    return torch.cat([places[:per_class] for places in places_by_class.values()]).sort().values
 
 
 def few_labels(dataset: ImageArrays, per_class: int, seed: int = 0) -> ImageArrays:
@@ -47,8 +47,8 @@ def few_labels(dataset: ImageArrays, per_class: int, seed: int = 0) -> ImageArra
     :func:`labelled_subset`).
     """
     hidden = torch.full_like(dataset.target, UNLABELLED)
-    kept = labelled_subset(dataset.target, per_class, seed).to(hidden.device)
-    hidden[kept] = dataset.target[kept]
+    index = labelled_subset(dataset.target, per_class, seed).to(hidden.device)
+    hidden[index] = dataset.target[index]
     few = copy.copy(dataset)
     few.target = hidden
     return few
@@ -72,14 +72,14 @@ def first_of_each(target: Tensor, per_class: int | None, classes: Sequence[str])
         .values
     )
     if per_class < 1 or len(index) < per_class * len(classes):
-        few = {
+        counts = {
             name: int((target == c).sum())
             for c, name in enumerate(classes)
             if (target == c).sum() < per_class
         }
         raise ValueError(
             f"per_class={per_class}: "
-            + (f"too few samples in {few}" if few else "expected at least 1")
+            + (f"too few samples in {counts}" if counts else "expected at least 1")
         )
     return index
 
@@ -97,10 +97,10 @@ def concat(*parts: ImageArrays, sets: Sequence[ImageArrays] = ()) -> ImageArrays
         raise ValueError("concat needs at least one data set")
     first = next((part for part in parts if part.classes), parts[0])
     for part in parts:
-        for what in ("mean", "std", "augment", "classes"):
-            mine, other = getattr(first, what), getattr(part, what)
-            if mine != other and not (what == "classes" and (part.target == UNLABELLED).all()):
-                raise ValueError(f"concat: the sets differ in {what}: {mine} and {other}")
+        for name in ("mean", "std", "augment", "classes"):
+            expected, value = getattr(first, name), getattr(part, name)
+            if expected != value and not (name == "classes" and (part.target == UNLABELLED).all()):
+                raise ValueError(f"concat: the sets differ in {name}: {expected} and {value}")
         if part.images.shape[1:] != first.images.shape[1:]:
             raise ValueError(
                 f"concat: images of {tuple(first.images.shape[1:])} and "
@@ -110,7 +110,7 @@ def concat(*parts: ImageArrays, sets: Sequence[ImageArrays] = ()) -> ImageArrays
     images = torch.cat([part.images.to(device) for part in parts])
     target = torch.cat([part.target.to(device) for part in parts])
     paths = [part.path(i) for part in parts for i in range(len(part))]
-    bad = {path: why for part in parts for path, why in part.unreadable.items()}
+    unreadable = {path: reason for part in parts for path, reason in part.unreadable.items()}
     return ImageArrays(
-        images, target, first.classes, first.mean, first.std, first.augment, paths, bad
+        images, target, first.classes, first.mean, first.std, first.augment, paths, unreadable
     )
