@@ -177,9 +177,9 @@ class ADLLoss(nn.Module):
         super().__init__()
         if preset not in PRESETS:
             raise ValueError(f"no preset {preset!r}; {did_you_mean(preset, PRESETS)}")
-        given = {"gamma": gamma, "beta": beta, "power": power, "base": base, "alpha": alpha}
+        overrides = {"gamma": gamma, "beta": beta, "power": power, "base": base, "alpha": alpha}
         self.settings = PRESETS[preset] | {
-            name: value for name, value in given.items() if value is not None
+            name: value for name, value in overrides.items() if value is not None
         }
         if base == "kl" and alpha is None:
             # the preset's alpha belongs to its cross-entropy

@@ -82,10 +82,10 @@ def _chunk(
     Args:
         scratch: eight tensors of the chunk's shape, of which the first holds ones.
     """
-    one, sign, a, b, c, d, e, f = scratch
+    ones, sign, a, b, c, d, e, f = scratch
     bound, big = BOUND[x.dtype], torch.finfo(x.dtype).max
     # +1: the unlikely answer is "no"
-    torch.copysign(one, y, out=sign)
+    torch.copysign(ones, y, out=sign)
     # the teacher's logit of the likely answer
     likely = torch.abs(y, out=a)
     delta = torch.mul(x, sign, out=b)  # the student's, for now
@@ -118,12 +118,12 @@ def _chunk(
     elif base == "ce":
         cost = torch.add(kl, entropy, out=a)
     weight = entropy.mul_(beta).add_(kl).neg_().expm1_().neg_()  # A
-    powered = {0: one, 1: weight}.get(gamma)
+    powered = {0: ones, 1: weight}.get(gamma)
     if powered is None:
         powered = torch.pow(weight, gamma, out=f)
     if gradient is not None:
         # minus the derivative by the logit of the unlikely answer
-        pull = torch.sub(weight, one, out=b).mul_(cost).mul_(slope)
+        pull = torch.sub(weight, ones, out=b).mul_(cost).mul_(slope)
         if gamma == 0:
             pull.zero_()
         elif gamma != 1:

@@ -46,12 +46,12 @@ def detections_of(
     for batch in loader:
         images, start = batch["input"], len(detections)
         index = batch["index"].tolist() if "index" in batch else range(start, start + len(images))
-        for found, place in zip(_on_cpu(model(images)), index):
-            detections.append({**found, "index": place})
-        given = batch.get("target") or [None] * len(images)
+        for answer, place in zip(_on_cpu(model(images)), index):
+            detections.append({**answer, "index": place})
+        batch_targets = batch.get("target") or [None] * len(images)
         targets += [
             None if target is None else {key: value.cpu() for key, value in target.items()}
-            for target in given
+            for target in batch_targets
         ]
     return detections, targets
 
@@ -60,9 +60,9 @@ def _on_cpu(answers: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
     """What a model found in each image of a batch, brought to the CPU in one copy."""
     rows = []
     for answer in answers:
-        known = answer["labels"] > 0  # 0 is no class
+        has_class = answer["labels"] > 0  # 0 is no class
         columns = [answer["boxes"], answer["scores"][:, None], answer["labels"][:, None]]
-        rows.append(torch.cat([column[known].float() for column in columns], 1))
+        rows.append(torch.cat([column[has_class].float() for column in columns], 1))
     parts = torch.cat(rows).cpu().split([len(part) for part in rows])  # (Σn, 6)
     return [
         {"boxes": part[:, :4], "labels": part[:, 5].long(), "scores": part[:, 4]} for part in parts
@@ -113,17 +113,17 @@ def coco_metrics(
             f"{len(targets)} targets"
         )
     labelled = [i for i, target in enumerate(targets) if target is not None]
-    truth, found = ([which[i] for i in labelled] for which in (targets, detections))
+    truth, answers = ([entries[i] for i in labelled] for entries in (targets, detections))
     scales = [_array(t["scale"]) if "scale" in t else (1.0, 1.0) for t in truth]
     scale = np.array(scales).reshape(-1, 2)
-    named = None if classes is None else len(classes)
-    truth = _table("target", labelled, truth, scale, named)
-    found = _table("detection", labelled, found, scale, named)
+    class_count = None if classes is None else len(classes)
+    truth = _table("target", labelled, truth, scale, class_count)
+    answers = _table("detection", labelled, answers, scale, class_count)
     if classes is None:
-        highest = max(truth["label"].max(initial=0), found["label"].max(initial=0))
+        highest = max(truth["label"].max(initial=0), answers["label"].max(initial=0))
         classes = [f"class_{label}" for label in range(1, highest + 1)]
     # (T,R,K,A,M), (T,K,A,M): see there
-    precision, recall = _evaluated(truth, found, len(labelled), len(classes))
+    precision, recall = _evaluated(truth, answers, len(labelled), len(classes))
     values = [
         precision[..., 0, -1],
         precision[0, ..., 0, -1],
@@ -134,8 +134,8 @@ def coco_metrics(
         *(precision[:, :, k, 0, -1] for k in range(len(classes))),
     ]
     names = [*FIGURES, *class_figures(classes)]
-    known = [(name, value[value > -1]) for name, value in zip(names, values)]
-    return {name: 100 * float(value.mean()) for name, value in known if value.size}
+    figures = [(name, value[value > -1]) for name, value in zip(names, values)]
+    return {name: 100 * float(value.mean()) for name, value in figures if value.size}
 
 
 def _table(
@@ -143,7 +143,7 @@ def _table(
     images: Sequence[int],
     entries: Sequence[Mapping[str, Tensor]],
     scale: np.ndarray,
-    named: int | None,
+    class_count: int | None,
 ) -> dict[str, np.ndarray]:
     """Rows of all images under each other: ``image``, ``label``, ``box`` (x, y, width, height),
     ``area``, and ``score`` or ``iscrowd``; in original pixels.
@@ -153,12 +153,13 @@ def _table(
     corners = column("boxes", (4,)) / np.tile(scale, 2)[image]
     sides = (corners[:, 2:] - corners[:, :2]).clip(min=0)
     label = column("labels").astype(np.int64)
-    wrong = (label < 1) | (label > (label.max(initial=0) if named is None else named))
+    wrong = (label < 1) | (label > (label.max(initial=0) if class_count is None else class_count))
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(
             f"the {kind} of image {images[image[row]]} has label {label[row]}; labels "
-            "count from 1" + ("" if named is None else f", and there are {named} classes")
+            "count from 1"
+            + ("" if class_count is None else f", and there are {class_count} classes")
         )
     table = {
         "image": image,
@@ -200,8 +201,8 @@ class _Columns:
                     f"the {self.kind} of image {place} has {n} boxes, but {key} of shape "
                     f"{part.shape}; expected {(int(n), *width)}"
                 )
-        nothing = np.zeros((0, *width))
-        joined = np.concatenate([part.reshape(-1, *width) for part in parts] or [nothing])
+        empty = np.zeros((0, *width))
+        joined = np.concatenate([part.reshape(-1, *width) for part in parts] or [empty])
         bad = ~np.isfinite(joined).all(axis=tuple(range(1, joined.ndim)))
         if bad.any():
             row = int(bad.argmax())
@@ -224,7 +225,7 @@ def _array(values: object) -> np.ndarray:
 
 
 def _evaluated(
-    truth: Mapping, found: Mapping, images: int, classes: int
+    truth: Mapping, answers: Mapping, images: int, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Precision (T,R,K,A,M) and recall (T,K,A,M) of 10 overlaps, 101 recalls, the classes, 4 sizes
     (all of them first) and at most 1, 10, 100 detections; -1 where there is no ground truth.
@@ -238,17 +239,17 @@ def _evaluated(
         ) from error
 
     def coco(table: Mapping, key: str) -> COCO:
-        known = {
+        dataset = {
             "images": [{"id": i} for i in range(images)],
             "categories": [{"id": k} for k in range(1, classes + 1)],
             "annotations": _annotations(table, key),
         }
-        return COCO(known, print_function=_silent)
+        return COCO(dataset, print_function=_silent)
 
     if not images or not classes:
         return np.full((10, 101, classes, 4, 3), -1.0), np.full((10, classes, 4, 3), -1.0)
     evaluation = COCOeval_faster(
-        coco(truth, "iscrowd"), coco(found, "score"), "bbox", print_function=_silent
+        coco(truth, "iscrowd"), coco(answers, "score"), "bbox", print_function=_silent
     )
     evaluation.evaluate()
     evaluation.accumulate()

@@ -36,15 +36,15 @@ def path_before_relu(model: nn.Module, stack: str, convolution: int, role: str) 
             f"{role}: {type(model).__name__} has no {stack!r}, a stack of convolutions and ReLUs "
             "in its dense head; crossing takes RetinaNet, FCOS, GFL, ATSS and their kind"
         ) from None
-    found = [
-        before for before, path in itertools.pairwise(leaves) if isinstance(leaves[path], nn.ReLU)
+    paths = [
+        path for path, after in itertools.pairwise(leaves) if isinstance(leaves[after], nn.ReLU)
     ]
-    if not 1 <= convolution <= len(found):
+    if not 1 <= convolution <= len(paths):
         raise ValueError(
-            f"cross_after must be from 1 to {len(found)}, the convolutions with a ReLU in "
+            f"cross_after must be from 1 to {len(paths)}, the convolutions with a ReLU in "
             f"{stack!r} of {role}, got {convolution}"
         )
-    return f"{stack}.{found[convolution - 1]}"
+    return f"{stack}.{paths[convolution - 1]}"
 
 
 def _leaves(module: nn.Module) -> dict[str, nn.Module]:
@@ -91,8 +91,10 @@ def crossed(
         for path, levels in values.items():
             for module, forward in _stand_ins(head, path, levels):
                 stack.enter_context(replaced(module, "forward", forward))
-        for theirs, own in zip(getattr(head, "scales", ()), getattr(student_head, "scales", ())):
-            stack.enter_context(replaced(theirs, "forward", own.forward))
+        for scale, student_scale in zip(
+            getattr(head, "scales", ()), getattr(student_head, "scales", ())
+        ):
+            stack.enter_context(replaced(scale, "forward", student_scale.forward))
         yield
 
 
@@ -102,14 +104,14 @@ def _stand_ins(
     """The module at a path, which gives one level after the other; those before it give what they
     get, ReLUs too, which may work in place.
     """
-    coming = iter(levels)
+    values = iter(levels)
     start = path.split(".")
     leaves = _leaves(head)
     # its stack is what stands before the first number
     stack = next(i for i, part in enumerate(start) if part.isdigit())
     for name, module in leaves.items():
         if name == path:
-            yield module, lambda *_: next(coming)
+            yield module, lambda *_: next(values)
             return
         if name.split(".")[:stack] == start[:stack]:
-            yield module, lambda given: given
+            yield module, lambda value: value

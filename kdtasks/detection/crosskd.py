@@ -93,12 +93,12 @@ def quality_focal_loss(
     q = teacher.sigmoid()
     terms = binary_cross_entropy_terms(student, q)
     if beta:
-        apart = (student.sigmoid() - q).abs()
+        gap = (student.sigmoid() - q).abs()
         if beta != 1:
             # no gradient at 0, where a power below 1 has an infinite slope
-            same = apart == 0
-            apart = apart.masked_fill(same, 1).pow(beta).masked_fill(same, 0)
-        terms = apart * terms
+            is_zero = gap == 0
+            gap = gap.masked_fill(is_zero, 1).pow(beta).masked_fill(is_zero, 0)
+        terms = gap * terms
     if ignored is not None:
         terms = terms.masked_fill(ignored, 0)
     if normalizer is None:
@@ -157,18 +157,18 @@ def _from_distances(distances: Tensor) -> Tensor:
     return torch.cat([-distances[..., :2], distances[..., 2:]], -1)
 
 
-def _giou(one: Tensor, other: Tensor) -> Tensor:
+def _giou(first: Tensor, second: Tensor) -> Tensor:
     """Generalized IoU of ``(…, 4)`` boxes, one by one."""
-    tiny = torch.finfo(one.dtype).eps
+    eps = torch.finfo(first.dtype).eps
 
     def area(low: Tensor, high: Tensor) -> Tensor:
         return (high - low).clamp(min=0).prod(-1)
 
-    (a, b), (c, d) = (boxes.split(2, -1) for boxes in (one, other))
+    (a, b), (c, d) = (boxes.split(2, -1) for boxes in (first, second))
     common = area(torch.maximum(a, c), torch.minimum(b, d))
     union = area(a, b) + area(c, d) - common
     hull = area(torch.minimum(a, c), torch.maximum(b, d))
-    return common / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
+    return common / union.clamp(min=eps) - (hull - union) / hull.clamp(min=eps)
 
 
 def _check_logits(student: Tensor, teacher: Tensor) -> None:
@@ -252,11 +252,11 @@ class CrossBoxLoss(nn.Module):
             )
         logits = logits.detach().to(raised_dtype(student, teacher, logits))
         weight = logits.sigmoid().amax(-1)
-        apart = box_distances(student, teacher, self.kind, self.stds)
+        distances = box_distances(student, teacher, self.kind, self.stds)
         if valid is not None:
-            weight, apart = weight.masked_fill(~valid, 0), apart.masked_fill(~valid, 0)
+            weight, distances = weight.masked_fill(~valid, 0), distances.masked_fill(~valid, 0)
         total, share = mean_over_processes(weight.sum())
-        return (weight * apart).sum() / total.clamp(min=share)
+        return (weight * distances).sum() / total.clamp(min=share)
 
     def extra_repr(self) -> str:
         """Kind, and the coder's scale."""

@@ -50,7 +50,7 @@ def cwd_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tens
             f"{shapes}; CWDLoss has a projector for other channels"
         )
     _check_temperature(temperature)
-    size = [min(own, other) for own, other in zip(student.shape[2:], teacher.shape[2:])]
+    size = [min(sides) for sides in zip(student.shape[2:], teacher.shape[2:])]
     if size == [1, 1]:
         raise ValueError(
             f"the softmax over one place is 1 whatever the map holds, got {shapes}: expected "

@@ -100,14 +100,14 @@ class _AnchorSamples(forward.Samples):
     @cached_property
     def positive(self) -> Tensor:
         size = len(self.anchors[0])
-        return torch.cat([at + i * size for i, at in enumerate(self.places)])
+        return torch.cat([index + i * size for i, index in enumerate(self.places)])
 
     @cached_property
     def target(self) -> Tensor:
         return torch.cat(
             [
-                _encoded(self.coder, target["boxes"][matched[at]], anchors[at])
-                for target, anchors, matched, at in zip(
+                _encoded(self.coder, target["boxes"][matched[index]], anchors[index])
+                for target, anchors, matched, index in zip(
                     self.targets, self.anchors, self.matched, self.places
                 )
             ]
@@ -211,10 +211,10 @@ def record_samples(model: nn.Module, seen: Seen) -> Iterator[None]:
         return rpn_loss(objectness, deltas, labels, targets)
 
     def select_training_samples(proposals: list[Tensor], targets: list[dict]) -> tuple:
-        seen.rois, _, labels, regression_targets = chosen = select(proposals, targets)
+        seen.rois, _, labels, regression_targets = samples = select(proposals, targets)
         seen.roi_labels, seen.roi_targets = torch.cat(labels), torch.cat(regression_targets)
         seen.roi_positive = (seen.roi_labels > 0).nonzero()[:, 0]
-        return chosen
+        return samples
 
     with (
         replaced(rpn, "fg_bg_sampler", sample),
@@ -227,14 +227,14 @@ def record_samples(model: nn.Module, seen: Seen) -> Iterator[None]:
 @contextmanager
 def replaced(owner: nn.Module, name: str, function: Callable) -> Iterator[None]:
     """An attribute or method replaced on the instance, and as it was afterwards."""
-    there = name in owner.__dict__
-    before = owner.__dict__.get(name)
+    was_set = name in owner.__dict__
+    original = owner.__dict__.get(name)
     owner.__dict__[name] = function
     try:
         yield
     finally:
-        if there:
-            owner.__dict__[name] = before
+        if was_set:
+            owner.__dict__[name] = original
         else:
             del owner.__dict__[name]
 
@@ -363,14 +363,17 @@ def resized(teacher: nn.Module, seen: Seen) -> object:
     """
     images = teacher.transform(list(seen.images))[0]
     pairs = list(zip(images.image_sizes, seen.batch.image_sizes))
-    ratios = [[theirs[axis] / ours[axis] for theirs, ours in pairs] for axis in (0, 1)]
+    ratios = [
+        [teacher_size[axis] / student_size[axis] for teacher_size, student_size in pairs]
+        for axis in (0, 1)
+    ]
     height, width = (
         max(round(side * sum(ratio) / len(ratio)), *(size[axis] for size in images.image_sizes))
         for axis, (side, ratio) in enumerate(zip(seen.batch.tensors.shape[-2:], ratios))
     )
     padded = images.tensors.new_zeros(*images.tensors.shape[:2], height, width)
-    for one, image, (h, w) in zip(padded, images.tensors, images.image_sizes):
-        one[:, :h, :w] = image[:, :h, :w]
+    for canvas, image, (h, w) in zip(padded, images.tensors, images.image_sizes):
+        canvas[:, :h, :w] = image[:, :h, :w]
     return type(images)(padded, images.image_sizes)
 
 
@@ -378,13 +381,13 @@ def renormalized(student: nn.Module, teacher: nn.Module, images: object) -> obje
     """An ImageList: the student's images with the teacher's mean and deviation; the padding stays
     zero, as torchvision pads.
     """
-    ours, theirs = (
+    student_stats, teacher_stats = (
         (list(m.transform.image_mean), list(m.transform.image_std)) for m in (student, teacher)
     )
-    if ours == theirs:
+    if student_stats == teacher_stats:
         return images
     mean, std, other_mean, other_std = (
-        images.tensors.new_tensor(v).view(3, 1, 1) for v in (*ours, *theirs)
+        images.tensors.new_tensor(v).view(3, 1, 1) for v in (*student_stats, *teacher_stats)
     )
     # (B, 3, H, W)
     moved = (images.tensors * std + mean - other_mean) / other_std

@@ -255,20 +255,20 @@ class DetectionDistiller(Distiller, ABC):
         """
         parts = self.parts_of(role) & self.parts_of("student")
         table = {**OF_BOTH, **(OF_STUDENT if role == "student" else OF_TEACHER)}
-        found = [f"features.{role}.{key}" for key in self.feature_keys(role)]
-        found += [name_of(name, role) for name in table if part_of(name) in parts]
+        names = [f"features.{role}.{key}" for key in self.feature_keys(role)]
+        names += [name_of(name, role) for name in table if part_of(name) in parts]
         if role == "student":
-            found += [f"student.{name}" for name in self.loss_names()] + ["student.seen"]
+            names += [f"student.{name}" for name in self.loss_names()] + ["student.seen"]
         # no 'student' or 'teacher': no one tensor is the output
-        return found + self.submodules(role)
+        return names + self.submodules(role)
 
     def needs(self, role: str) -> list[str]:
         """A teacher follows what the student saw and sampled, and had halfway in its head."""
         if role not in self.teachers:
             return []
-        needed = ["student.seen"] if self.follows(role) else []
+        names = ["student.seen"] if self.follows(role) else []
         crosses = _crosses(role, self.wanted[role])
-        return needed + (self._halfway("student") if crosses else [])
+        return names + (self._halfway("student") if crosses else [])
 
     def _halfway(self, role: str) -> list[str]:
         """Names of what a head has at :attr:`cross_after`: of each stack all levels."""
@@ -286,13 +286,11 @@ class DetectionDistiller(Distiller, ABC):
 
     def parts_to_run(self, role: str, wanted: Sequence[str]) -> set[str]:
         """The heads of which some loss reads rows or a submodule."""
-        inside = {
-            name.split("@")[0].split(".")[1] for name in wanted if name.startswith(f"{role}.")
-        }
+        paths = {name.split("@")[0].split(".")[1] for name in wanted if name.startswith(f"{role}.")}
         return {
             part
             for part, path in self.HEADS.items()
-            if path in inside or self.is_compared(role, part, wanted)
+            if path in paths or self.is_compared(role, part, wanted)
         }
 
     # Tensors --------------------------------------------------------------------------------------
@@ -302,10 +300,10 @@ class DetectionDistiller(Distiller, ABC):
         """The wanted names of one role; a teacher runs after the student, if it follows it."""
         if role == "student":
             losses, values, seen = self.run_student(batch, *self._targets(batch), wanted)
-            forward, found = seen, {f"student.{name}": value for name, value in losses.items()}
-            found["student.seen"] = seen
+            forward, results = seen, {f"student.{name}": value for name, value in losses.items()}
+            results["student.seen"] = seen
         else:
-            seen, found = batch.get("student.seen"), {}
+            seen, results = batch.get("student.seen"), {}
             parts = self.parts_to_run(role, wanted)
             halfway = self._halfway(role) if _crosses(role, wanted) else []
             recorded = list(dict.fromkeys([*wanted, *halfway]))
@@ -315,37 +313,37 @@ class DetectionDistiller(Distiller, ABC):
                     self.check_rows(role, part, forward, seen)
                     if part != "rpn":
                         self._check_classes(role, part, forward, seen)
-        found |= {f"{role}.{path}": value for path, value in values.items()}
+        results |= {f"{role}.{path}": value for path, value in values.items()}
         answers = Answers(self, role, forward, seen)
         table = {name_of(name, role): supply for name, supply in {**OF_BOTH, **OF_STUDENT}.items()}
         if _crosses(role, wanted):
-            found |= self._cross(role, batch, found, forward, seen)
+            results |= self._cross(role, batch, results, forward, seen)
         for name in wanted:
             if name in table:
-                found[name] = table[name](answers)
+                results[name] = table[name](answers)
             elif name.startswith(f"features.{role}."):
-                found[name] = forward.features[name.removeprefix(f"features.{role}.")]
-        return found
+                results[name] = forward.features[name.removeprefix(f"features.{role}.")]
+        return results
 
     def _cross(
         self,
         role: str,
         batch: Mapping[str, object],
-        found: Mapping[str, Tensor],
+        outputs: Mapping[str, Tensor],
         forward: Forward,
         seen: Seen | None,
     ) -> dict[str, Tensor]:
         """What a teacher's head gives, and a gradient for, from the student's features on."""
         head = self.HEADS["anchors"]
         values: dict[str, list[Tensor]] = {}
-        for own, theirs in zip(self._halfway("student"), self._halfway(role)):
-            path = theirs.removeprefix(f"{role}.{head}.").split("@")[0]
-            student, teacher = batch[own], found[theirs]
+        for student_name, teacher_name in zip(self._halfway("student"), self._halfway(role)):
+            path = teacher_name.removeprefix(f"{role}.{head}.").split("@")[0]
+            student, teacher = batch[student_name], outputs[teacher_name]
             # in a teacher's turn they are off
             with torch.set_grad_enabled(student.requires_grad):
-                value = cross_heads.aligned(student, teacher, f"{theirs}, cross_after")
+                value = cross_heads.aligned(student, teacher, f"{teacher_name}, cross_after")
             values.setdefault(path, []).append(value)
-        heads = (getattr(self.model(one), head) for one in (role, "student"))
+        heads = (getattr(self.model(owner), head) for owner in (role, "student"))
         gradients = any(value.requires_grad for levels in values.values() for value in levels)
         with (
             self.teachers[role].ready(),
@@ -378,19 +376,21 @@ class DetectionDistiller(Distiller, ABC):
     def _targets(self, batch: Mapping[str, object]) -> tuple[list, list[int] | None]:
         """Boxes for each image, and which images the hard losses see (None: all)."""
         count, labelled = len(batch["input"]), batch.get("labelled")
-        given = batch.get("target") or [None] * count
-        known = [True] * count if labelled is None else labelled.tolist()
-        if any(target is None for target, one in zip(given, known) if one):
+        batch_targets = batch.get("target") or [None] * count
+        flags = [True] * count if labelled is None else labelled.tolist()
+        if any(target is None for target, flag in zip(batch_targets, flags) if flag):
             raise ValueError(
                 "an image of the batch has no target, and no 'labelled' says that it has none"
             )
         targets = [
-            self.make_target(batch, i) if one else self.no_boxes(batch, i)
-            for i, one in enumerate(known)
+            self.make_target(batch, i) if flag else self.no_boxes(batch, i)
+            for i, flag in enumerate(flags)
         ]
         self._check_labels(targets)
-        rows, others = ([i for i, one in enumerate(known) if one is kind] for kind in (True, False))
-        if not others:
+        rows, unlabelled_rows = (
+            [i for i, flag in enumerate(flags) if flag is kind] for kind in (True, False)
+        )
+        if not unlabelled_rows:
             return targets, None
         if "anchors" not in self.parts_of("student"):
             raise ValueError(
@@ -398,8 +398,8 @@ class DetectionDistiller(Distiller, ABC):
                 "(RetinaNet, FCOS, SSD); an RPN without boxes samples nothing to compare"
             )
         if self.unlabelled == "soft+pseudo" and self.teachers:
-            for i, found in self._pseudo_boxes(batch, others):
-                targets[i] = self.make_target(batch, i, found)
+            for i, boxes in self._pseudo_boxes(batch, unlabelled_rows):
+                targets[i] = self.make_target(batch, i, boxes)
                 rows.append(i)
         return targets, sorted(rows)
 
@@ -410,12 +410,12 @@ class DetectionDistiller(Distiller, ABC):
         what.
         """
         answers = self.detect(next(iter(self.teachers)), batch, rows)
-        sure = [answer["scores"] >= self.pseudo_score for answer in answers]
-        found = [
-            {name: answer[name][kept] for name in ("boxes", "labels")}
-            for answer, kept in zip(answers, sure)
+        masks = [answer["scores"] >= self.pseudo_score for answer in answers]
+        targets = [
+            {name: answer[name][mask] for name in ("boxes", "labels")}
+            for answer, mask in zip(answers, masks)
         ]
-        return [(i, one) for i, one in zip(rows, found) if len(one["labels"])]
+        return [(i, target) for i, target in zip(rows, targets) if len(target["labels"])]
 
     def _check_labels(self, targets: Sequence) -> None:
         """On the first run.
@@ -468,8 +468,8 @@ class DetectionDistiller(Distiller, ABC):
                 f"the student's class logits have {columns} columns, those of {role} "
                 f"{forward.logits(part).shape[-1]}: one has a background column, the other none"
             )
-        lacks = int(background is not None)
-        self.compare_classes(role, forward.logits(part).shape[-1] - lacks, columns - lacks)
+        extra = int(background is not None)
+        self.compare_classes(role, forward.logits(part).shape[-1] - extra, columns - extra)
         self.facts("student", role)["classes checked", part] = True
 
     def compare_classes(self, role: str, theirs: int, ours: int) -> None:
@@ -480,11 +480,11 @@ class DetectionDistiller(Distiller, ABC):
                 are.
         """
         if self.class_map is not None:
-            given = self.class_map.tolist()
-            if len(given) != ours or not all(0 <= k < theirs for k in given):
+            numbers = self.class_map.tolist()
+            if len(numbers) != ours or not all(0 <= k < theirs for k in numbers):
                 raise ValueError(
                     f"class_map must give {ours} of the classes 0 to {theirs - 1} of {role}, one "
-                    f"for each class of the student, without the background; got {given}"
+                    f"for each class of the student, without the background; got {numbers}"
                 )
             return
         if theirs != ours:
@@ -492,10 +492,10 @@ class DetectionDistiller(Distiller, ABC):
                 f"{role} has {theirs} classes (without the background), the student {ours}: "
                 f"expected {CLASS_MAP}"
             )
-        known = getattr(self.teachers[role], "classes", None)
-        if known and self.classes and list(known) != list(self.classes):
+        teacher_classes = getattr(self.teachers[role], "classes", None)
+        if teacher_classes and self.classes and list(teacher_classes) != list(self.classes):
             raise ValueError(
-                f"{role} knows the classes {list(known)[:8]}, the data has "
+                f"{role} knows the classes {list(teacher_classes)[:8]}, the data has "
                 f"{list(self.classes)[:8]}: expected the same in the same order, or {CLASS_MAP}"
             )
 

@@ -89,8 +89,8 @@ class OneImage(nn.Module):
             ):
                 answer = self.detector([image])[0]
         # 0 is no class, as when it is evaluated
-        known = answer["labels"] > 0
-        return tuple(answer[name][known] for name in OUTPUTS)
+        has_class = answer["labels"] > 0
+        return tuple(answer[name][has_class] for name in OUTPUTS)
 
 
 def _resized(transform: nn.Module, image: Tensor) -> Tensor:
@@ -133,47 +133,53 @@ def compare_detections(
         Differs: a detection is missing, or there are others; or there is nothing to compare: no
             detections, or most of them are near-ties.
     """
-    draws, pairs, count, certain = _with_noise(model, images), [(0.0, tolerance)], 0, 0
-    for number, (image, wanted, got) in enumerate(zip(images, expected, outputs)):
-        if len(got) != len(OUTPUTS):
-            raise Differs(f"it gives {len(got)} outputs, expected {list(OUTPUTS)}")
-        wanted, got = ([part.detach().cpu() for part in parts] for parts in (wanted, got))
+    draws, pairs, count, stable_count = _with_noise(model, images), [(0.0, tolerance)], 0, 0
+    for number, (image, reference, output) in enumerate(zip(images, expected, outputs)):
+        if len(output) != len(OUTPUTS):
+            raise Differs(f"it gives {len(output)} outputs, expected {list(OUTPUTS)}")
+        reference, output = (
+            [part.detach().cpu() for part in parts] for parts in (reference, output)
+        )
         limit = tolerance * max(image.shape[-2:])
         answers = [draw[number] for draw in draws]
         stable = torch.stack(
-            [_partners(wanted, answer, tolerance, limit) >= 0 for answer in answers]
+            [_partners(reference, answer, tolerance, limit) >= 0 for answer in answers]
         ).all(0)
-        near_ties = max(len(wanted[1]), *(len(answer[1]) for answer in answers)) - int(stable.sum())
-        partner = _partners(wanted, got, tolerance, limit)
-        where = f"in test image {number} of {tuple(image.shape[-2:])} pixels"
-        _check_none_missing(where, wanted, stable & (partner < 0))
-        found = partner >= 0
-        more = len(got[1]) - int(found.sum())
-        if more > near_ties:
-            raise Differs(f"{where} it gives {more} detections that the student does not give")
-        for part, most in ((0, limit), (2, tolerance)):  # boxes, scores
-            differences = (wanted[part][found] - got[part][partner[found]]).abs().flatten()
-            pairs += [(float(difference), most) for difference in differences]
-        count, certain = count + len(stable), certain + int(stable.sum())
-    _check_enough(count, certain)
+        counts = [len(answer[1]) for answer in (reference, *answers)]
+        near_ties = max(counts) - int(stable.sum())
+        partner = _partners(reference, output, tolerance, limit)
+        place = f"in test image {number} of {tuple(image.shape[-2:])} pixels"
+        _check_none_missing(place, reference, stable & (partner < 0))
+        is_paired = partner >= 0
+        extra = len(output[1]) - int(is_paired.sum())
+        if extra > near_ties:
+            raise Differs(f"{place} it gives {extra} detections that the student does not give")
+        for part, allowed in ((0, limit), (2, tolerance)):  # boxes, scores
+            differences = (
+                (reference[part][is_paired] - output[part][partner[is_paired]]).abs().flatten()
+            )
+            pairs += [(float(difference), allowed) for difference in differences]
+        count, stable_count = count + len(stable), stable_count + int(stable.sum())
+    _check_enough(count, stable_count)
     return max(pairs, key=lambda pair: pair[0] / pair[1])
 
 
-def _check_none_missing(where: str, wanted: Sequence[Tensor], missing: Tensor) -> None:
+def _check_none_missing(place: str, reference: Sequence[Tensor], missing: Tensor) -> None:
     if missing.any():
         first = int(missing.nonzero()[0])
-        box = [round(x, 2) for x in wanted[0][first].tolist()]
+        box = [round(x, 2) for x in reference[0][first].tolist()]
         raise Differs(
-            f"{where} {int(missing.sum())} of the student's {len(missing)} detections are missing, "
-            f"the first {box}, label {int(wanted[1][first])}, score {float(wanted[2][first]):.4f}"
+            f"{place} {int(missing.sum())} of the student's {len(missing)} detections are missing, "
+            f"the first {box}, label {int(reference[1][first])}, score "
+            f"{float(reference[2][first]):.4f}"
         )
 
 
-def _check_enough(count: int, certain: int) -> None:
-    if 2 * certain > count:
+def _check_enough(count: int, stable: int) -> None:
+    if 2 * stable > count:
         return
     reason = (
-        f"of the student's {count} detections in the test images only {certain} do not hang on "
+        f"of the student's {count} detections in the test images only {stable} do not hang on "
         "rounding: their scores are all but equal, as before training"
     )
     if not count:
@@ -205,20 +211,22 @@ def _with_noise(model: nn.Module, images: Sequence[Tensor]) -> list[list[tuple[T
 
 
 def _partners(
-    wanted: Sequence[Tensor], got: Sequence[Tensor], tolerance: float, limit: float
+    reference: Sequence[Tensor], output: Sequence[Tensor], tolerance: float, limit: float
 ) -> Tensor:
     """For each detection the place of its like among the others, or -1, (n,); in their order, the
     nearest free one.
     """
-    apart = torch.maximum(
-        (wanted[0][:, None].double() - got[0][None].double()).abs().amax(2) / limit,
+    distance = torch.maximum(
+        (reference[0][:, None].double() - output[0][None].double()).abs().amax(2) / limit,
         # (n,m)
-        (wanted[2][:, None].double() - got[2][None].double()).abs() / tolerance,
+        (reference[2][:, None].double() - output[2][None].double()).abs() / tolerance,
     )
-    apart = apart.masked_fill((wanted[1][:, None] != got[1][None]) | ~(apart <= 1), torch.inf)
-    partner = torch.full((len(wanted[1]),), -1)
+    distance = distance.masked_fill(
+        (reference[1][:, None] != output[1][None]) | ~(distance <= 1), torch.inf
+    )
+    partner = torch.full((len(reference[1]),), -1)
     for n in range(len(partner)):
-        if apart.shape[1] and apart[n].min() < torch.inf:
-            partner[n] = apart[n].argmin()
-            apart[:, partner[n]] = torch.inf
+        if distance.shape[1] and distance[n].min() < torch.inf:
+            partner[n] = distance[n].argmin()
+            distance[:, partner[n]] = torch.inf
     return partner

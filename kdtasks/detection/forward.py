@@ -61,10 +61,10 @@ class Seen(Forward):
 
     def samples(self, part: str) -> Samples:
         """Those of one head; found once."""
-        known = self.__dict__.setdefault("_samples", {})
-        if part not in known:
-            known[part] = self.find_samples(part)
-        return known[part]
+        cache = self.__dict__.setdefault("_samples", {})
+        if part not in cache:
+            cache[part] = self.find_samples(part)
+        return cache[part]
 
     @abstractmethod
     def find_samples(self, part: str) -> Samples:

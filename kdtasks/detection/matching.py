@@ -35,10 +35,10 @@ def match(
     # (n,m,2)
     low = torch.maximum(boxes[:, None, :2], objects[None, :, :2])
     common = (torch.minimum(boxes[:, None, 2:], objects[None, :, 2:]) - low).clamp(min=0).prod(2)
-    own, other = ((b[:, 2:] - b[:, :2]).clamp(min=0).prod(1) for b in (boxes, objects))
-    overlap = common / torch.where(crowd, own[:, None], own[:, None] + other - common).clamp(
-        min=1e-9
-    )
+    areas, object_areas = ((b[:, 2:] - b[:, :2]).clamp(min=0).prod(1) for b in (boxes, objects))
+    overlap = common / torch.where(
+        crowd, areas[:, None], areas[:, None] + object_areas - common
+    ).clamp(min=1e-9)
     overlap = overlap.masked_fill(labels[:, None] != classes, -1)
     for n in scores.argsort(descending=True, stable=True).tolist():
         free = overlap[n].masked_fill(taken | crowd, -1)
@@ -59,10 +59,13 @@ def best_threshold(
     Models differ in how sure they are, a dense head with a focal loss above all: one score for all
     would hide some.
     """
-    states = [match(found, target)[0] for found, target in zip(detections, targets)]
+    states = [match(detection, target)[0] for detection, target in zip(detections, targets)]
     if not any((state == 1).any() for state in states):
         return 0.5
-    scores, state = torch.cat([found["scores"].cpu() for found in detections]), torch.cat(states)
+    scores, state = (
+        torch.cat([detection["scores"].cpu() for detection in detections]),
+        torch.cat(states),
+    )
     # those in a crowd do not count
     scores, state = scores[state >= 0], state[state >= 0]
     scores, order = scores.sort(descending=True, stable=True)

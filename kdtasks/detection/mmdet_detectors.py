@@ -27,9 +27,9 @@ def with_boxes(sample: object, boxes: Tensor, labels: Tensor) -> object:
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
 
-    made = DetDataSample(metainfo={} if sample is None else sample.metainfo)
-    made.gt_instances = InstanceData(bboxes=boxes, labels=labels)
-    return made
+    result = DetDataSample(metainfo={} if sample is None else sample.metainfo)
+    result.gt_instances = InstanceData(bboxes=boxes, labels=labels)
+    return result
 
 
 def kind_of(model: nn.Module, role: str) -> str:
@@ -75,10 +75,10 @@ def units_of(head: nn.Module) -> tuple:
 def check_priors(role: str, part: str, ours: nn.Module, theirs: nn.Module) -> None:
     """Strides, and base anchors where both have them."""
     generators = [getattr(head, "prior_generator", None) for head in (ours, theirs)]
-    for whose, head, generator in zip(("the student's", f"{role}'s"), (ours, theirs), generators):
+    for owner, head, generator in zip(("the student's", f"{role}'s"), (ours, theirs), generators):
         if generator is None:
             raise ValueError(
-                f"{part}: {whose} {type(head).__name__} has no prior_generator, so it cannot be "
+                f"{part}: {owner} {type(head).__name__} has no prior_generator, so it cannot be "
                 "told whether its places are those of the other"
             )
     strides = [[tuple(stride) for stride in generator.strides] for generator in generators]
@@ -227,10 +227,10 @@ def try_student(student: nn.Module) -> tuple[int, list[str]]:
     batch = example_batch(student)
     with try_out(student), record_calls(student, "extract_feat") as calls:
         try:
-            own = list(losses_of(student, batch["input"], batch["target"]))
+            names = list(losses_of(student, batch["input"], batch["target"]))
         except Exception as error:
             raise ValueError(
                 f"{type(student).__name__} gives no losses for a trial image of "
                 f"{TRIAL_SIDE} x {TRIAL_SIDE} px: {error!r}"
             ) from error
-    return len(calls[0][1]) if calls else 0, own
+    return len(calls[0][1]) if calls else 0, names

@@ -49,8 +49,8 @@ class MMDetDistiller(DetectionDistiller):
         for name, model in (teachers or {}).items():
             mmdet_detectors.kind_of(model.model if isinstance(model, Teacher) else model, name)
         self._first_trial = (student, mmdet_detectors.try_student(student))
-        more = _own_values(self._first_trial[1][1], losses or {})
-        super().__init__(student, teachers, {**more, **(losses or {})}, **options)
+        entries = _own_values(self._first_trial[1][1], losses or {})
+        super().__init__(student, teachers, {**entries, **(losses or {})}, **options)
         self._first_trial = None
 
     # Models ---------------------------------------------------------------------------------------
@@ -77,9 +77,9 @@ class MMDetDistiller(DetectionDistiller):
         """The student's levels, and what it gives in mode='loss'."""
         facts = self.facts("student")
         if "trial" not in facts:
-            known = self._first_trial and self._first_trial[0] is self.student
+            is_tried = self._first_trial and self._first_trial[0] is self.student
             facts["trial"] = (
-                self._first_trial[1] if known else mmdet_detectors.try_student(self.student)
+                self._first_trial[1] if is_tried else mmdet_detectors.try_student(self.student)
             )
         return facts["trial"]
 
@@ -157,9 +157,9 @@ class MMDetDistiller(DetectionDistiller):
 
     def no_boxes(self, batch: Mapping[str, object], image: int) -> object:
         """The image's own sample, with empty ``gt_instances``."""
-        nothing = batch["input"].new_zeros(0, 4)
-        labels = nothing.new_zeros(0, dtype=torch.int64)
-        return mmdet_detectors.with_boxes(batch["target"][image], nothing, labels)
+        boxes = batch["input"].new_zeros(0, 4)
+        labels = boxes.new_zeros(0, dtype=torch.int64)
+        return mmdet_detectors.with_boxes(batch["target"][image], boxes, labels)
 
     # A teacher ------------------------------------------------------------------------------------
     def run_teacher(
@@ -203,12 +203,18 @@ class MMDetDistiller(DetectionDistiller):
         """As the teacher's data_preprocessor would have given them; whether that differs is asked
         once, since on a GPU it waits.
         """
-        ours, theirs = (model.data_preprocessor for model in (self.student, self.model(role)))
+        student_preprocessor, teacher_preprocessor = (
+            model.data_preprocessor for model in (self.student, self.model(role))
+        )
         facts = self.facts("student", role)
         if "renormalized" not in facts:
-            facts["renormalized"] = not mmdet_detectors.same_normalisation(ours, theirs)
+            facts["renormalized"] = not mmdet_detectors.same_normalisation(
+                student_preprocessor, teacher_preprocessor
+            )
         return (
-            mmdet_detectors.renormalized(ours, theirs, images, samples)
+            mmdet_detectors.renormalized(
+                student_preprocessor, teacher_preprocessor, images, samples
+            )
             if facts["renormalized"]
             else images
         )
@@ -246,47 +252,47 @@ class MMDetDistiller(DetectionDistiller):
         self, role: str, batch: Mapping[str, object], rows: Sequence[int]
     ) -> list[dict[str, Tensor]]:
         """By mmdet's own ``predict``, with its thresholds; see the base class."""
-        theirs, ours = self.class_count(role), self.class_count("student")
+        counts = self.class_count(role), self.class_count("student")
         facts = self.facts("student", role)
-        if "detected classes checked" not in facts and theirs is not None and ours is not None:
-            self.compare_classes(role, theirs, ours)
+        if "detected classes checked" not in facts and None not in counts:
+            self.compare_classes(role, *counts)
             facts["detected classes checked"] = True
         # they get their detections written into them
         samples = [self.no_boxes(batch, i) for i in rows]
         images = self._images(role, batch["input"][rows], samples)
         with self.teachers[role].ready():
             answers = self.model(role).predict(images, samples, rescale=False)
-        found = []
+        detections = []
         for answer in (sample.pred_instances for sample in answers):
             labels = self.students_labels(answer.labels)
-            kept = (labels >= 0) & (answer.bboxes[:, 2:] > answer.bboxes[:, :2]).all(1)
-            found.append(
+            mask = (labels >= 0) & (answer.bboxes[:, 2:] > answer.bboxes[:, :2]).all(1)
+            detections.append(
                 {
-                    "boxes": answer.bboxes[kept].float(),
-                    "labels": labels[kept],
-                    "scores": answer.scores[kept],
+                    "boxes": answer.bboxes[mask].float(),
+                    "labels": labels[mask],
+                    "scores": answer.scores[mask],
                 }
             )
-        return found
+        return detections
 
 
-def _own_values(own: Sequence[str], losses: Mapping[str, tuple]) -> dict[str, tuple]:
+def _own_values(names: Sequence[str], losses: Mapping[str, tuple]) -> dict[str, tuple]:
     """Entries for what the student gives in mode='loss' and does not call a loss: accuracies, a
     cascade's ``s0.loss_cls``; without what ``losses`` lists.
     """
-    listed = {
-        of
+    listed_names = {
+        name
         for entry in losses.values()
-        for of in ([entry[1]] if isinstance(entry[1], str) else entry[1])
+        for name in ([entry[1]] if isinstance(entry[1], str) else entry[1])
     }
-    others = {
+    entries = {
         name: (None, f"student.{name}", 1.0)
-        for name in own
-        if not name.startswith("loss_") and f"student.{name}" not in listed
+        for name in names
+        if not name.startswith("loss_") and f"student.{name}" not in listed_names
     }
-    if not others.keys().isdisjoint(losses):
+    if not entries.keys().isdisjoint(losses):
         raise ValueError(
-            f"the student's own {min(others.keys() & losses.keys())!r} has this name; rename your "
+            f"the student's own {min(entries.keys() & losses.keys())!r} has this name; rename your "
             "entry"
         )
-    return others
+    return entries

@@ -32,11 +32,11 @@ def labelled_only(head: nn.Module, rows: list[int], names: Sequence[str]) -> Ite
     """Give a one-stage head's loss the labelled images only; without any, losses of 0 by these
     names.
     """
-    original, seen = head.loss_by_feat, []
+    original, calls = head.loss_by_feat, []
 
     def loss_by_feat(*args: object, **kwargs: object) -> dict[str, Tensor]:
-        seen.append(len(args))
-        maps = [one for one in args if _is_levels(one)]
+        calls.append(len(args))
+        maps = [value for value in args if _is_levels(value)]
         if not maps:
             raise ValueError(
                 f"unlabelled images need a head that gives maps (B, channels, H, W) for each "
@@ -46,12 +46,14 @@ def labelled_only(head: nn.Module, rows: list[int], names: Sequence[str]) -> Ite
         if not rows:
             zero = sum(level[:0].sum() for levels in maps for level in levels)
             return dict.fromkeys(names, zero)
-        kept = [_rows_of(one, rows, count) for one in args]
-        return original(*kept, **{key: _rows_of(one, rows, count) for key, one in kwargs.items()})
+        inputs = [_rows_of(value, rows, count) for value in args]
+        return original(
+            *inputs, **{key: _rows_of(value, rows, count) for key, value in kwargs.items()}
+        )
 
     with replaced(head, "loss_by_feat", loss_by_feat):
         yield
-    if not seen:
+    if not calls:
         raise ValueError(
             f"unlabelled images need a head whose loss is computed in loss_by_feat, got "
             f"{type(head).__name__}"
@@ -194,9 +196,9 @@ class _AnchorSamples(Samples):
         """
         for labels, weights in self._candidates(itertools.pairwise):
             if [x.shape for x in labels] == [x.shape for x in weights]:
-                known = self._by_image(weights)
-                if known is not None:
-                    return self._of_batch(known != 0, True)
+                values = self._by_image(weights)
+                if values is not None:
+                    return self._of_batch(values != 0, True)
         shape = self.batch_size, sum(self.sizes)
         return torch.ones(shape, dtype=torch.bool, device=self.device)
 
@@ -230,9 +232,9 @@ class _AnchorSamples(Samples):
             return labels, torch.zeros(0, total, 4, device=self.device)
         for labels, boxes in self._candidates(lambda lists: itertools.combinations(lists, 2)):
             if [(*x.shape, 4) for x in labels] == [x.shape for x in boxes]:
-                known = self._by_image(labels)
-                if known is not None:
-                    return known, self._by_image(boxes, 4)
+                values = self._by_image(labels)
+                if values is not None:
+                    return values, self._by_image(boxes, 4)
         raise ValueError(
             f"anchors: the student's {type(self.head).__name__} assigns no boxes to anchors that "
             "could be told; take 'student.box_deltas' of it"
@@ -241,9 +243,9 @@ class _AnchorSamples(Samples):
     def _candidates(self, pairs: Callable) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         """Lists of whole-numbered tensors, which are labels, each with one that follows it."""
         for result in self.results:
-            for labels, others in pairs([one for one in result if _is_tensors(one)]):
+            for labels, followers in pairs([entry for entry in result if _is_tensors(entry)]):
                 if not labels[0].is_floating_point():
-                    yield labels, others
+                    yield labels, followers
 
     def _by_image(self, values: Sequence[Tensor], *last: int) -> Tensor | None:
         """(b, A, *last) of a tensor for each level or for each image; None if it is neither."""
@@ -255,13 +257,13 @@ class _AnchorSamples(Samples):
             return torch.stack([value.reshape(-1, *last) for value in values])
         return None
 
-    def _of_batch(self, values: Tensor, otherwise: bool) -> Tensor:
+    def _of_batch(self, values: Tensor, default: bool) -> Tensor:
         """(b, A) of the assigned images -> (B, A)."""
         if self.rows is None:
             return values
-        whole = values.new_full((self.batch_size, sum(self.sizes)), otherwise)
-        whole[self.rows] = values
-        return whole
+        batch_values = values.new_full((self.batch_size, sum(self.sizes)), default)
+        batch_values[self.rows] = values
+        return batch_values
 
 
 class _RPNSamples(Samples):
@@ -319,7 +321,7 @@ def _is_tensors(value: object) -> bool:
     return (
         isinstance(value, list | tuple)
         and len(value) > 0
-        and all(isinstance(one, Tensor) for one in value)
+        and all(isinstance(entry, Tensor) for entry in value)
     )
 
 
@@ -337,13 +339,13 @@ def background_of(head: nn.Module, part: str) -> str | None:
 
 def _result(calls: Mapping[str, list], name: str) -> object:
     """What the one recorded call gave."""
-    known = calls.get(name, [])
-    if len(known) != 1:
+    records = calls.get(name, [])
+    if len(records) != 1:
         raise ValueError(
-            f"the student's {name} ran {len(known)} times in one forward, expected once: it cannot "
-            "be told which of its tensors are meant"
+            f"the student's {name} ran {len(records)} times in one forward, expected once: it "
+            "cannot be told which of its tensors are meant"
         )
-    return known[0][1]
+    return records[0][1]
 
 
 def _maps(outputs: tuple, head: nn.Module) -> tuple[Sequence[Tensor], Sequence[Tensor]]:

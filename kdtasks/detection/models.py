@@ -64,10 +64,10 @@ class SmallResNet(nn.Module):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) -> the maps ``'0'`` to ``'3'``."""
-        found, x = OrderedDict(), self.stem(image)
+        maps, x = OrderedDict(), self.stem(image)
         for k, stage in enumerate(self.stages):
-            x = found[str(k)] = stage(x)
-        return found
+            x = maps[str(k)] = stage(x)
+        return maps
 
 
 class _TorchvisionResNet(nn.Module):
@@ -91,10 +91,10 @@ class _TorchvisionResNet(nn.Module):
         self.channels = [resnet.fc.in_features // 8 * k for k in (1, 2, 4, 8)]
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        found, x = OrderedDict(), self.stem(image)
+        maps, x = OrderedDict(), self.stem(image)
         for k, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
-            x = found[str(k)] = stage(x)
-        return found
+            x = maps[str(k)] = stage(x)
+        return maps
 
 
 class _Maps(nn.Module):
@@ -121,8 +121,8 @@ def _timm_maps(name: str, weights: Weights) -> _Maps:
 
 def _hf_maps(name: str, weights: Weights) -> _Maps:
     # only to know the strides of its stages
-    every = range(len(named_model(name, weights=False, output="features").model.stage_names))
-    net = named_model(name, weights=False, output="features", out_indices=list(every))
+    stages = range(len(named_model(name, weights=False, output="features").model.stage_names))
+    net = named_model(name, weights=False, output="features", out_indices=list(stages))
     # BatchNorm in training refuses one place
     net.eval()
     with torch.no_grad():
@@ -192,13 +192,13 @@ def _body(backbone: Backbone, weights: Weights, norm_layer: NormLayer | None) ->
     source, _, inner = name.rpartition(":")
     if source in ("timm", "hf"):
         return (_timm_maps if source == "timm" else _hf_maps)(name, weights)
-    known = [
+    resnets = [
         name
         for name in torchvision.models.list_models(module=torchvision.models)
         if name.startswith(("res", "wide"))
     ]
-    if inner not in known or source not in ("", "torchvision"):
-        names = [*known, "small", "timm:<name>", "hf:<folder>"]
+    if inner not in resnets or source not in ("", "torchvision"):
+        names = [*resnets, "small", "timm:<name>", "hf:<folder>"]
         raise ValueError(f"no backbone {backbone!r}; {did_you_mean(inner, names)}")
     frozen = torchvision.ops.FrozenBatchNorm2d if weights else nn.BatchNorm2d
     return _TorchvisionResNet(f"torchvision:{inner}", weights, norm_layer or frozen)

@@ -60,18 +60,18 @@ def images_of(loader: Iterable[Mapping], index: Sequence[int]) -> list[Tensor]:
             sample["input"] if isinstance(sample, Mapping) else sample[0] for sample in samples
         ]
     else:
-        found, start = {}, 0
+        image_at, start = {}, 0
         for batch in loader:
             places = (
                 batch["index"].tolist()
                 if "index" in batch
                 else range(start, start + len(batch["input"]))
             )
-            found |= {
+            image_at |= {
                 place: image for place, image in zip(places, batch["input"]) if place in index
             }
             start += len(batch["input"])
-        images = [found[i] for i in index]
+        images = [image_at[i] for i in index]
     return [image.detach().float().cpu() for image in images]
 
 
@@ -103,16 +103,16 @@ def draw(
         weights: see :func:`draw_weights`.
         threshold: the least score of drawn boxes; one for all, or by name of the model.
     """
-    drawn = []
+    figures = []
     if images:
-        drawn.append(draw_detections(images, targets, models, classes, colors, threshold))
+        figures.append(draw_detections(images, targets, models, classes, colors, threshold))
     if any(name.startswith("map") for values in metrics.values() for name in values):
-        drawn.append(draw_classes(metrics, classes, colors, pair))
+        figures.append(draw_classes(metrics, classes, colors, pair))
     if bounded:
-        drawn.append(draw_bounded(bounded))
+        figures.append(draw_bounded(bounded))
     if weights:
-        drawn.append(draw_weights(weights))
-    return drawn
+        figures.append(draw_weights(weights))
+    return figures
 
 
 def draw_detections(
@@ -134,11 +134,11 @@ def draw_detections(
         name: [_above(answer, least[name]) for answer in answers]
         for name, answers in models.items()
     }
-    everything = [*targets, *itertools.chain.from_iterable(models.values())]
-    names = _names(classes, *everything)
-    shown = sorted({int(label) for one in everything for label in one["labels"]})
+    entries = [*targets, *itertools.chain.from_iterable(models.values())]
+    names = _names(classes, *entries)
+    labels = sorted({int(label) for entry in entries for label in entry["labels"]})
     # more colours than eyes tell apart
-    legend = shown if len(shown) <= 24 else []
+    legend = labels if len(labels) <= 24 else []
     lines = max(math.ceil(len(legend) / 6), 1)
     grid = _PictureGrid(images, 1 + len(models), top=0.36 + 0.22 * lines, below=0.3)
     _draw_legend(grid, [(names[label - 1], _class_color(label)) for label in legend])
@@ -152,12 +152,12 @@ def draw_detections(
             axes = grid.add_picture(row, column, image)
             _draw_boxes(axes, panel, names, grid.picture_width * 72 / image.shape[2])
             grid.caption(row, column, panel.caption)
-    which = (
+    rule = (
         "above the score that gives each model its best F1"
         if per_model
         else f"with a score of at least {threshold:g}"
     )
-    title = f"The same test images: boxes {which}; right is the same class and IoU ≥ 0.5"
+    title = f"The same test images: boxes {rule}; right is the same class and IoU ≥ 0.5"
     return title, grid.figure
 
 
@@ -255,8 +255,8 @@ def _truth_panel(target: Mapping[str, Tensor]) -> _Panel:
 
 
 def _answer_panel(answer: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> _Panel:
-    state, found = match(answer, target)
-    missed = target["boxes"][~(found | crowds(target))].tolist()
+    state, is_found = match(answer, target)
+    missed = target["boxes"][~(is_found | crowds(target))].tolist()
     right, wrong = int((state == 1).sum()), int((state == 0).sum())
     caption = f"{right} right, {wrong} wrong, {len(missed)} missed"
     return _Panel(answer["boxes"], answer["labels"], answer["scores"], state, missed, caption)
@@ -274,7 +274,7 @@ def _draw_boxes(axes: "Axes", panel: _Panel, names: Sequence[str], scale: float)
     order = range(len(panel.labels))
     if panel.scores is not None:
         order = panel.scores.argsort(descending=True, stable=True).tolist()
-    taken: list[tuple] = []
+    areas: list[tuple] = []
     for n in order:
         box, label = panel.boxes[n].tolist(), int(panel.labels[n])
         color = _class_color(label)
@@ -285,10 +285,10 @@ def _draw_boxes(axes: "Axes", panel: _Panel, names: Sequence[str], scale: float)
         if panel.scores is not None:
             score = f"{float(panel.scores[n]):.2f}"
             texts = [f"{name} {score}", score]
-        place = _free_place(box, texts, scale, taken, axes)
+        place = _free_place(box, texts, scale, areas, axes)
         if place:
             x, y, text, area = place
-            taken.append(area)
+            areas.append(area)
             _draw_label(axes, x, y, text, color)
 
 
@@ -308,21 +308,21 @@ def _draw_label(axes: "Axes", x: float, y: float, text: str, color: str) -> None
 
 
 def _free_place(
-    box: Sequence[float], texts: Sequence[str], scale: float, taken: Sequence[tuple], axes: "Axes"
+    box: Sequence[float], texts: Sequence[str], scale: float, areas: Sequence[tuple], axes: "Axes"
 ) -> tuple[float, float, str, tuple] | None:
     """``(x, y, text, area)`` for the first of the texts that fits inside the box, at its top or its
     bottom, and free of the others; None where none does.
     """
     right, bottom = axes.get_xlim()[1], axes.get_ylim()[0]
-    left, above = max(box[0], 0), max(box[1], 0)
+    left, top = max(box[0], 0), max(box[1], 0)
     for text in texts:
         width = (0.62 * LABEL_SIZE * len(text) + 2) / scale
         height = (LABEL_SIZE + 2.6) / scale
         if left + width > min(max(box[2], left + 14 / scale), right) or height > box[3] - box[1]:
             continue
-        for y in (above, min(box[3], bottom) - height):
+        for y in (top, min(box[3], bottom) - height):
             area = (left, y, left + width, y + height)
-            if not any(_overlap(area, other) for other in taken):
+            if not any(_overlap(area, other) for other in areas):
                 return left + 0.8 / scale, y + 0.8 / scale, text, area
     return None
 
@@ -343,16 +343,16 @@ def draw_classes(
     from matplotlib.figure import Figure
 
     names = _class_names(metrics, classes)
-    shown = [key for key in names if any(key in values for values in metrics.values())]
-    many = len(shown) > 20
+    keys = [key for key in names if any(key in values for values in metrics.values())]
+    many = len(keys) > 20
     if many:
         first = metrics[pair[0] if pair else next(iter(metrics))]
-        shown.sort(key=lambda key: first.get(key, 0))
-    groups = ["map", *shown]
+        keys.sort(key=lambda key: first.get(key, 0))
+    groups = ["map", *keys]
     figure = Figure(figsize=(10.4, 4.4 if many else 3.6))
     axes = figure.subplots()
     (_draw_points if many else _draw_bars)(axes, groups, metrics, colors)
-    _label_classes(axes, ["all classes", *(shortened(names[key], 22) for key in shown)], many)
+    _label_classes(axes, ["all classes", *(shortened(names[key], 22) for key in keys)], many)
     highest = max([1, *(v[key] for v in metrics.values() for key in groups if key in v)])
     axes.set_ylim(0, min(100, 1.15 * highest))
     axes.margins(x=0.01)
@@ -360,7 +360,7 @@ def draw_classes(
     figure.legend(loc="outside upper right", ncols=len(metrics))
     title = "Average precision (COCO, IoU 0.50 to 0.95) of each class, percent"
     if len(pair) == 2:
-        title += f": {_gains(metrics, shown, *pair)}"
+        title += f": {_gains(metrics, keys, *pair)}"
     return title, figure
 
 
@@ -377,10 +377,10 @@ def _class_names(
 
 
 def _gains(
-    metrics: Mapping[str, Mapping[str, float]], shown: Sequence[str], before: str, after: str
+    metrics: Mapping[str, Mapping[str, float]], keys: Sequence[str], before: str, after: str
 ) -> str:
-    both = [key for key in shown if key in metrics[before] and key in metrics[after]]
-    gains = [metrics[after][key] - metrics[before][key] for key in both]
+    shared = [key for key in keys if key in metrics[before] and key in metrics[after]]
+    gains = [metrics[after][key] - metrics[before][key] for key in shared]
     up, down = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
     return f"{after} above {before} in {up} of {len(gains)} classes, below in {down}"
 
@@ -404,8 +404,8 @@ def _draw_bars(
 ) -> None:
     width = 0.8 / len(metrics)
     for k, (name, values) in enumerate(metrics.items()):
-        aside = (k - (len(metrics) - 1) / 2) * width
-        places = [place + aside for place in _class_places(len(groups))]
+        offset = (k - (len(metrics) - 1) / 2) * width
+        places = [place + offset for place in _class_places(len(groups))]
         heights = [values.get(group, 0) for group in groups]
         bars = axes.bar(places, heights, width * 0.92, color=colors[name], label=name)
         if len(groups) * len(metrics) <= 24:
@@ -439,16 +439,16 @@ def draw_bounded(heads: Mapping[str, tuple]) -> tuple[str, "Figure"]:
     figure = Figure(figsize=(10.4, 5.0) if len(data) > 1 else (6.4, 5.4))
     shares = []
     for axes, (name, errors) in zip(figure.subplots(1, len(data), squeeze=False)[0], data.items()):
-        opened = is_above_bound(*errors)
-        _draw_gate(axes, name, *errors, opened)
-        boxes = _counted(len(opened), "positive box", "es")
-        shares.append(f"{_share(opened):.1f} % of {boxes} ({name})")
+        is_open = is_above_bound(*errors)
+        _draw_gate(axes, name, *errors, is_open)
+        boxes = _counted(len(is_open), "positive box", "es")
+        shares.append(f"{_share(is_open):.1f} % of {boxes} ({name})")
     title = "Where the teacher bounds the student's boxes: the gate is open for "
     return title + ", ".join(shares), figure
 
 
 def _draw_gate(
-    axes: "Axes", name: str, student: Tensor, teacher: Tensor, margin: float, opened: Tensor
+    axes: "Axes", name: str, student: Tensor, teacher: Tensor, margin: float, is_open: Tensor
 ) -> None:
     """One head: a point for each box, the line where the gate opens, and what lies below it."""
     low, high = _log_range(student, teacher)
@@ -456,18 +456,18 @@ def _draw_gate(
     line = torch.logspace(*ends, 400, dtype=torch.float64)
     gate = line - margin
     axes.fill_between(line, gate.clamp(low, high), low, color="#EEF1F5", zorder=0)
-    drawn = gate > low
+    visible = gate > low
     style = {"color": "#3C4758", "linewidth": 1.2, "linestyle": (0, (4, 3))}
-    axes.plot(line[drawn], gate[drawn], **style)
-    few = 0.8 if len(student) <= 200 else 0.45
-    faint = few if len(student) <= 2000 else 0.2
+    axes.plot(line[visible], gate[visible], **style)
+    opacity = 0.8 if len(student) <= 200 else 0.45
+    faint = opacity if len(student) <= 2000 else 0.2
     style = {"markersize": 4, "markeredgewidth": 0, "alpha": faint}
-    for chosen, color, what in (
-        (opened, "#0072B2", r"open, $e_s + m > e_t$: pulled to the ground truth"),
-        (~opened, "#8A94A3", r"closed, $e_s + m \leq e_t$: left alone"),
+    for mask, color, label in (
+        (is_open, "#0072B2", r"open, $e_s + m > e_t$: pulled to the ground truth"),
+        (~is_open, "#8A94A3", r"closed, $e_s + m \leq e_t$: left alone"),
     ):
-        points = teacher[chosen].clamp(low, high), student[chosen].clamp(low, high)
-        axes.plot(*points, "o", color=color, label=f"{what} ({_share(chosen):.1f} %)", **style)
+        points = teacher[mask].clamp(low, high), student[mask].clamp(low, high)
+        axes.plot(*points, "o", color=color, label=f"{label} ({_share(mask):.1f} %)", **style)
     axes.set(
         xscale="log",
         yscale="log",
@@ -514,9 +514,9 @@ def draw_weights(rows: Sequence[tuple]) -> tuple[str, "Figure"]:
         for row, image in enumerate(images):
             axes = grid.add_picture(row, column, image, gray=True)
             if name in maps[row]:
-                drawn = _draw_map(axes, maps[row][name], spans[row], image, scale)
+                artist = _draw_map(axes, maps[row][name], spans[row], image, scale)
         bar = grid.figure.colorbar(
-            drawn, cax=grid.add_axes(column, 0.3, 0.1), orientation="horizontal"
+            artist, cax=grid.add_axes(column, 0.3, 0.1), orientation="horizontal"
         )
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=8, length=2)
@@ -532,9 +532,9 @@ def _draw_map(
 ) -> "AxesImage":
     extent = (0, span[1], span[0], 0)
     pixels = values.float().numpy()
-    drawn = axes.imshow(pixels, alpha=0.72, extent=extent, interpolation="nearest", **scale)
+    artist = axes.imshow(pixels, alpha=0.72, extent=extent, interpolation="nearest", **scale)
     axes.set(xlim=(0, image.shape[2]), ylim=(image.shape[1], 0))
-    return drawn
+    return artist
 
 
 def _free_figure(width: float, height: float) -> "Figure":
@@ -577,8 +577,8 @@ def _picture(axes: "Axes", image: Tensor, inches: float, gray: bool = False) -> 
 
 
 def _above(detection: Mapping[str, Tensor], threshold: float) -> dict[str, Tensor]:
-    kept = detection["scores"] >= threshold
-    return {key: detection[key][kept].cpu() for key in ("boxes", "labels", "scores")}
+    mask = detection["scores"] >= threshold
+    return {key: detection[key][mask].cpu() for key in ("boxes", "labels", "scores")}
 
 
 def _names(classes: Sequence[str] | None, *entries: Mapping[str, Tensor]) -> list[str]:
@@ -591,9 +591,9 @@ def _class_color(label: int) -> str:
     return CLASS_COLORS[(label - 1) % len(CLASS_COLORS)]
 
 
-def _share(chosen: Tensor) -> float:
-    return 100 * float(chosen.double().mean()) if len(chosen) else 0.0
+def _share(mask: Tensor) -> float:
+    return 100 * float(mask.double().mean()) if len(mask) else 0.0
 
 
-def _counted(count: int, what: str, ending: str = "s") -> str:
-    return f"{count} {what}" + ("" if count == 1 else ending)
+def _counted(count: int, noun: str, ending: str = "s") -> str:
+    return f"{count} {noun}" + ("" if count == 1 else ending)

@@ -91,8 +91,8 @@ def standardized(maps: Tensor) -> Tensor:
     (deviation below 1e-6) has no gradient.
     """
     mean, deviation = deviations(maps)
-    found = (maps - mean) / (deviation + EPS)
-    return torch.where(deviation < EPS, found.detach(), found)
+    values = (maps - mean) / (deviation + EPS)
+    return torch.where(deviation < EPS, values.detach(), values)
 
 
 def deviations(maps: Tensor) -> tuple[Tensor, Tensor]:

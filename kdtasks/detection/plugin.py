@@ -294,22 +294,22 @@ def _as_initialized(model: nn.Module) -> Iterator[None]:
     Without them a model may not run: before, the proposals of Sparse R-CNN and QueryInst are no
     boxes.
     """
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    given = [(part, part.init_cfg) for part in model.modules() if getattr(part, "init_cfg", None)]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    configs = [(part, part.init_cfg) for part in model.modules() if getattr(part, "init_cfg", None)]
     try:
-        for part, entries in given:
+        for part, entries in configs:
             entries = [entries] if isinstance(entries, Mapping) else entries
             part.init_cfg = [entry for entry in entries if not _is_file(entry)] or None
         with _random_streams_kept(), replaced(model, "_dump_init_info", _unsaid):
             model.init_weights()
         yield
     finally:
-        for part, entries in given:
+        for part, entries in configs:
             part.init_cfg = entries
         for part in model.modules():
             if hasattr(part, "is_init"):
                 part.is_init = False
-        model.load_state_dict(before)
+        model.load_state_dict(state)
 
 
 def _is_file(entry: Mapping) -> bool:
@@ -370,28 +370,28 @@ def _from_student_names(
     of older versions) see its own names; what it has then goes on. Losses whose weights the
     state_dict lacks (a plain student's) keep those they have.
     """
-    plain = OrderedDict(
+    student_state = OrderedDict(
         (name.removeprefix(prefix), state.pop(name))
         for name in list(state)
         if name.startswith(prefix)
     )
     versions = getattr(state, "_metadata", None)
     if versions is not None:
-        plain._metadata = _versions_below(prefix, versions)
+        student_state._metadata = _versions_below(prefix, versions)
     student = detector.distiller.student
     assign = local_metadata.get("assign_to_params_buffers", False)
     try:
-        found = student.load_state_dict(plain, strict=False, assign=assign)
-        missing += [prefix + name for name in found.missing_keys]
-        unexpected += [prefix + name for name in found.unexpected_keys]
+        result = student.load_state_dict(student_state, strict=False, assign=assign)
+        missing += [prefix + name for name in result.missing_keys]
+        unexpected += [prefix + name for name in result.unexpected_keys]
     except RuntimeError as error:  # other shapes; all else is loaded
         errors.append(str(error))
     state.update(
         {f"{prefix}distiller.student.{name}": value for name, value in student.state_dict().items()}
     )
-    own = {
+    loss_state = {
         f"losses.{name}": value for name, value in detector.distiller.losses.state_dict().items()
     }
     learned = local_metadata.get("distillation", {})
-    for name, value in own.items():
+    for name, value in loss_state.items():
         state[f"{prefix}distiller.{name}"] = learned.get(name, value)

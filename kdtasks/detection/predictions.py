@@ -80,11 +80,13 @@ def predict(
             warnings.warn(f"left out: {path}: {error}", stacklevel=2)
             failed.append(str(path))
             continue
-        found = _detect(model, picture, size)
-        found = {key: value[found["scores"] >= score] for key, value in found.items()}
-        content.add(path, picture, found)
+        detections = _detect(model, picture, size)
+        detections = {
+            key: value[detections["scores"] >= score] for key, value in detections.items()
+        }
+        content.add(path, picture, detections)
         place.parent.mkdir(parents=True, exist_ok=True)
-        _draw(picture, found, classes)
+        _draw(picture, detections, classes)
         picture.save(place)
     out.mkdir(parents=True, exist_ok=True)
     save_json(content.as_dict(), out / "detections.json")
@@ -103,7 +105,7 @@ class _CocoFile:
         self.images: list[dict] = []
         self.annotations: list[dict] = []
 
-    def add(self, path: Path, picture: "Image", found: dict[str, Tensor]) -> None:
+    def add(self, path: Path, picture: "Image", detections: dict[str, Tensor]) -> None:
         image = {
             "id": len(self.images) + 1,
             "file_name": path.relative_to(self.folder).as_posix(),
@@ -111,7 +113,11 @@ class _CocoFile:
             "width": picture.width,
         }
         self.images.append(image)
-        rows = zip(found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist())
+        rows = zip(
+            detections["boxes"].tolist(),
+            detections["labels"].tolist(),
+            detections["scores"].tolist(),
+        )
         for (left, top, right, bottom), label, score in rows:
             annotation = {
                 "id": len(self.annotations) + 1,
@@ -147,25 +153,29 @@ def _detect(
         height, width = (size, size) if isinstance(size, int) else size
         across = torch.tensor([pixels.shape[2] / width, pixels.shape[1] / height] * 2)
         image = F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
-    found = detections_of(model, [{"input": [image]}])[0][0]
-    return {"boxes": found["boxes"] * across, "labels": found["labels"], "scores": found["scores"]}
+    answer = detections_of(model, [{"input": [image]}])[0][0]
+    return {
+        "boxes": answer["boxes"] * across,
+        "labels": answer["labels"],
+        "scores": answer["scores"],
+    }
 
 
 def _class_name(classes: Sequence[str] | None, label: int) -> str:
     return str(classes[label - 1]) if classes and label <= len(classes) else f"class_{label}"
 
 
-def _draw(picture: "Image", found: dict[str, Tensor], classes: Sequence[str] | None) -> None:
+def _draw(picture: "Image", detections: dict[str, Tensor], classes: Sequence[str] | None) -> None:
     """Boxes and what they say into a PIL image, the surest on top."""
     from PIL import ImageDraw, ImageFont
 
     draw, side = ImageDraw.Draw(picture), min(picture.size)
     line, font = max(1, round(side / 250)), ImageFont.load_default(max(10, round(side / 40)))
-    for n in found["scores"].argsort(stable=True).tolist():
-        box, label = found["boxes"][n].tolist(), int(found["labels"][n])
+    for n in detections["scores"].argsort(stable=True).tolist():
+        box, label = detections["boxes"][n].tolist(), int(detections["labels"][n])
         color, text = (
             CLASS_COLORS[(label - 1) % len(CLASS_COLORS)],
-            f"{_class_name(classes, label)} {float(found['scores'][n]):.2f}",
+            f"{_class_name(classes, label)} {float(detections['scores'][n]):.2f}",
         )
         draw.rectangle(box, outline=color, width=line)
         area = draw.textbbox((box[0], box[1]), text, font=font)

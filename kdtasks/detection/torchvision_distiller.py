@@ -170,10 +170,10 @@ class TorchvisionDistiller(DetectionDistiller):
 
     def run_head(self, role: str, forward: "_TeacherForward") -> "_TeacherForward":
         """The head on the features of a teacher's forward."""
-        found = _TeacherForward(forward.images, forward.features)
-        given = self.model(role).head(list(forward.features.values()))
-        found.outputs["anchors"] = given["cls_logits"], given["bbox_regression"]
-        return found
+        result = _TeacherForward(forward.images, forward.features)
+        outputs = self.model(role).head(list(forward.features.values()))
+        result.outputs["anchors"] = outputs["cls_logits"], outputs["bbox_regression"]
+        return result
 
     def check_rows(
         self, role: str, part: str, forward: "_TeacherForward", seen: detectors.Seen
@@ -193,14 +193,14 @@ class TorchvisionDistiller(DetectionDistiller):
         if same and "anchors checked" not in self.facts("student", role):
             model = self.model(role)
             generator = (model if part == "anchors" else model.rpn).anchor_generator
-            ours = torch.cat(seen.anchors)
+            student_anchors = torch.cat(seen.anchors)
             # made in the maps' dtype
-            levels = [level.to(ours.dtype) for level in forward.features.values()]
-            same = torch.allclose(torch.cat(generator(forward.images, levels)), ours)
+            levels = [level.to(student_anchors.dtype) for level in forward.features.values()]
+            same = torch.allclose(torch.cat(generator(forward.images, levels)), student_anchors)
         if not same:
             sizes = [
-                [tuple(level.shape[-2:]) for level in one.features.values()]
-                for one in (forward, seen)
+                [tuple(level.shape[-2:]) for level in owner.features.values()]
+                for owner in (forward, seen)
             ]
             raise ValueError(
                 f"{role} has {rows} anchors in this batch, on feature maps {sizes[0]}, the student "
@@ -220,13 +220,13 @@ class TorchvisionDistiller(DetectionDistiller):
         owners = (self.student, self.model(role))
         if part != "anchors":
             owners = tuple(getattr(owner, self.HEADS[part]) for owner in owners)
-        ours, theirs = (owner.box_coder for owner in owners)
-        if type(ours) is not type(theirs):
+        student_coder, teacher_coder = (owner.box_coder for owner in owners)
+        if type(student_coder) is not type(teacher_coder):
             raise ValueError(
-                f"{role} encodes boxes with {type(theirs).__name__}, the student with "
-                f"{type(ours).__name__}: their deltas cannot be compared"
+                f"{role} encodes boxes with {type(teacher_coder).__name__}, the student with "
+                f"{type(student_coder).__name__}: their deltas cannot be compared"
             )
-        weights = [getattr(coder, "weights", None) for coder in (ours, theirs)]
+        weights = [getattr(coder, "weights", None) for coder in (student_coder, teacher_coder)]
         if weights[0] == weights[1]:
             return None
         factor = torch.tensor(weights[0]).div(torch.tensor(weights[1]))
@@ -249,24 +249,24 @@ class TorchvisionDistiller(DetectionDistiller):
         """What a teacher, in eval, finds in images: ``boxes``, ``labels`` and ``scores`` of each,
         in the student's classes.
         """
-        theirs, ours = self.class_count(role), self.class_count("student")
+        counts = self.class_count(role), self.class_count("student")
         facts = self.facts("student", role)
-        if "detected classes checked" not in facts and theirs is not None and ours is not None:
-            self.compare_classes(role, theirs, ours)
+        if "detected classes checked" not in facts and None not in counts:
+            self.compare_classes(role, *counts)
             facts["detected classes checked"] = True
-        found = []
+        detections = []
         for answer in self.teachers[role](images):
             labels = self.students_labels(answer["labels"] - 1) + 1
             # column 0 of a RetinaNet is no class
-            kept = (labels > 0) & (answer["boxes"][:, 2:] > answer["boxes"][:, :2]).all(1)
-            found.append(
+            mask = (labels > 0) & (answer["boxes"][:, 2:] > answer["boxes"][:, :2]).all(1)
+            detections.append(
                 {
-                    "boxes": answer["boxes"][kept].float(),
-                    "labels": labels[kept],
-                    "scores": answer["scores"][kept],
+                    "boxes": answer["boxes"][mask].float(),
+                    "labels": labels[mask],
+                    "scores": answer["scores"][mask],
                 }
             )
-        return found
+        return detections
 
 
 class _TeacherForward(Forward):

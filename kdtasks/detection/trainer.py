@@ -119,23 +119,25 @@ def pictures(run: "Run") -> list[tuple[str, "Figure"]]:
     distiller = _as_trained(run, taught) if taught else None
     models, metrics = _measured_models(run, distiller, loader)
     labelled = getattr(loader.dataset, "target", [0] * len(loader.dataset))
-    known = [None if int(one) < 0 else 0 for one in labelled]
+    flags = [None if int(number) < 0 else 0 for number in labelled]
     # thresholds are chosen on these
-    samples = readable(loader.dataset, draw.choose_labelled(known, 64)).values()
+    samples = readable(loader.dataset, draw.choose_labelled(flags, 64)).values()
     pairs = [(s["input"], s["target"]) if isinstance(s, Mapping) else s[:2] for s in samples]
     images, targets = [image for image, _ in pairs], [target for _, target in pairs]
-    found = {name: _detect(model, images, run.experiment.device) for name, model in models.items()}
-    few = draw.choose_labelled(targets)
+    detections = {
+        name: _detect(model, images, run.experiment.device) for name, model in models.items()
+    }
+    index = draw.choose_labelled(targets)
     return draw.draw(
-        [images[i] for i in few],
-        [targets[i] for i in few],
-        {name: [answers[i] for i in few] for name, answers in found.items()},
+        [images[i] for i in index],
+        [targets[i] for i in index],
+        {name: [answers[i] for i in index] for name, answers in detections.items()},
         metrics,
         getattr(loader.dataset, "classes", None),
         stage_colors(run),
         pair,
         *(_inside(distiller, loader) if distiller else ({}, [])),
-        {name: best_threshold(answers, targets) for name, answers in found.items()},
+        {name: best_threshold(answers, targets) for name, answers in detections.items()},
     )
 
 
@@ -177,13 +179,13 @@ def _inside(
     errors: dict[str, list] = {}
     weights: list[tuple] = []
     for batch in itertools.islice(loader, batches):
-        known = distiller.tensors(batch)
+        tensors = distiller.tensors(batch)
         for head in ("rpn", "rois", "anchors"):
             names = [f"{head}.student.deltas", f"{head}.{teacher}.deltas", f"{head}.target"]
-            if all(name in known for name in names):
-                deltas = [known[name].detach().cpu().double() for name in names]
+            if all(name in tensors for name in names):
+                deltas = [tensors[name].detach().cpu().double() for name in names]
                 errors.setdefault(head, []).append(box_errors(*deltas))
-        weights = weights or _weight_rows(distiller, teacher, batch, known)
+        weights = weights or _weight_rows(distiller, teacher, batch, tensors)
     return {
         head: (*map(torch.cat, zip(*pairs)), _margin(distiller, head))
         for head, pairs in errors.items()
@@ -191,32 +193,32 @@ def _inside(
 
 
 def _weight_rows(
-    distiller: TorchvisionDistiller, teacher: str, batch: Mapping, known: Mapping
+    distiller: TorchvisionDistiller, teacher: str, batch: Mapping, tensors: Mapping
 ) -> list[tuple]:
     """``(image, maps, (height, width) of what they span)`` of the first images of a batch; none
     without a dense head's logits.
     """
     from kdtasks.detection.anchor_maps import adl_weight_map, over_levels, probability_map
 
-    pair = [known.get(f"{role}.cls_logits") for role in ("student", teacher)]
+    pair = [tensors.get(f"{role}.cls_logits") for role in ("student", teacher)]
     if any(logits is None for logits in pair):
         return []
-    seen = known["student.seen"]
+    seen = tensors["student.seen"]
     sizes = [tuple(level.shape[-2:]) for level in seen.features.values()]
     adl = next((loss for loss in distiller.losses.values() if isinstance(loss, ADLLoss)), None)
     settings = {name: adl.settings[name] for name in ("gamma", "beta")} if adl else {}
     padded, rows = seen.batch.tensors.shape[-2:], []
-    for k, (image, ours, theirs) in enumerate(zip(batch["input"][:4], *pair)):
-        sure = over_levels(probability_map(theirs, sizes))
-        weight = over_levels(adl_weight_map(ours, theirs, sizes, **settings))
+    for k, (image, student_logits, teacher_logits) in enumerate(zip(batch["input"][:4], *pair)):
+        probability = over_levels(probability_map(teacher_logits, sizes))
+        weight = over_levels(adl_weight_map(student_logits, teacher_logits, sizes, **settings))
         size = seen.batch.image_sizes[k]
         span = [p * full / part for p, full, part in zip(padded, image.shape[-2:], size)]
-        maps = [("teacher's probability", sure), ("adaptive weight", weight)]
+        maps = [("teacher's probability", probability), ("adaptive weight", weight)]
         rows.append((image.cpu(), maps, tuple(span)))
     return rows
 
 
 def _margin(distiller: TorchvisionDistiller, head: str) -> float:
     """Of the bounded regression of a head; 0 without one."""
-    losses = [loss for loss, of, _ in distiller.terms.values() if f"{head}.target" in of]
+    losses = [loss for loss, names, _ in distiller.terms.values() if f"{head}.target" in names]
     return getattr(losses[0], "margin", 0.0) if losses else 0.0

@@ -80,8 +80,8 @@ def _sorted_categories(content: dict, file: Path) -> list[dict]:
 
 def _size(image: dict) -> tuple[int, int] | None:
     """(height, width), if the json tells."""
-    known = image.get("height") and image.get("width")
-    return (image["height"], image["width"]) if known else None
+    is_told = image.get("height") and image.get("width")
+    return (image["height"], image["width"]) if is_told else None
 
 
 def _file_name(name: str) -> str:
@@ -100,11 +100,11 @@ def _parsed(file: Path) -> dict:
                 f"{file} has no {name!r}: "
                 f"{did_you_mean(name, content if isinstance(content, dict) else ())}"
             )
-    for name, what in (("images", "file_name"), ("categories", "name")):
+    for name, field in (("images", "file_name"), ("categories", "name")):
         for entry in content[name]:
-            lacks = [key for key in ("id", what) if key not in entry]
-            if lacks:
-                raise ValueError(f"{file}: one of its {name} has no {lacks[0]!r}: {entry}")
+            missing = [key for key in ("id", field) if key not in entry]
+            if missing:
+                raise ValueError(f"{file}: one of its {name} has no {missing[0]!r}: {entry}")
         if len({entry["id"] for entry in content[name]}) < len(content[name]):
             raise ValueError(f"{file}: two {name} have the same id")
     names = [category["name"] for category in content["categories"]]
@@ -123,15 +123,15 @@ def _sort_in(annotations: Sequence[dict], targets: dict, number: dict, file: Pat
     for image in targets:
         targets[image] = {"boxes": [], "labels": [], "iscrowd": [], "area": []}
     for annotation in annotations:
-        where = f"{file}: annotation {annotation.get('id')!r}"
+        entry = f"{file}: annotation {annotation.get('id')!r}"
         if annotation.get("image_id") not in targets:
             raise ValueError(
-                f"{where} belongs to image {annotation.get('image_id')!r}, which the file does not "
+                f"{entry} belongs to image {annotation.get('image_id')!r}, which the file does not "
                 "list" + _other_type(annotation.get("image_id"), targets)
             )
         if annotation.get("category_id") not in number:
             raise ValueError(
-                f"{where} has category {annotation.get('category_id')!r}; there are "
+                f"{entry} has category {annotation.get('category_id')!r}; there are "
                 f"{list(number)}" + _other_type(annotation.get("category_id"), number)
             )
         box = annotation.get("bbox")
@@ -140,7 +140,7 @@ def _sort_in(annotations: Sequence[dict], targets: dict, number: dict, file: Pat
             or len(box) != 4
             or not all(isinstance(value, int | float) for value in box)
         ):
-            raise ValueError(f"{where}: bbox must be [left, top, width, height], got {box!r}")
+            raise ValueError(f"{entry}: bbox must be [left, top, width, height], got {box!r}")
         left, top, width, height = box
         target = targets[annotation["image_id"]]
         target["boxes"].append([left, top, left + width, top + height])
@@ -149,13 +149,13 @@ def _sort_in(annotations: Sequence[dict], targets: dict, number: dict, file: Pat
         target["area"].append(annotation.get("area", float("nan")))
 
 
-def _other_type(value: object, known: Iterable) -> str:
+def _other_type(value: object, ids: Iterable) -> str:
     """What to say where an id is a text here and a number there."""
-    same = next((one for one in known if str(one) == str(value)), None)
+    twin = next((entry for entry in ids if str(entry) == str(value)), None)
     return (
         ""
-        if same is None
-        else f": it has {same!r}, a {type(same).__name__}, not a {type(value).__name__}"
+        if twin is None
+        else f": it has {twin!r}, a {type(twin).__name__}, not a {type(value).__name__}"
     )
 
 

@@ -99,9 +99,9 @@ class DetectionData:
         self.augment = _checked_augment(augment, self.size) if train else None
         self.classes, self.paths = list(classes), [str(path) for path in paths]
         n = len(self.paths)
-        for what, values in (("targets", targets), ("sizes", sizes), ("images", images)):
+        for name, values in (("targets", targets), ("sizes", sizes), ("images", images)):
             if values is not None and len(values) != n:
-                raise ValueError(f"{n} paths, but {len(values)} {what}")
+                raise ValueError(f"{n} paths, but {len(values)} {name}")
         self.memory = [None] * n if images is None else list(images)
         targets = self._take_sizes(sizes, targets, skip_bad)
         self.target = torch.tensor(
@@ -142,15 +142,15 @@ class DetectionData:
             return None
 
     def _without_unreadable(self, targets: Sequence[dict | None]) -> list[dict | None]:
-        path, why = next(iter(self.unreadable.items()))
+        path, reason = next(iter(self.unreadable.items()))
         warnings.warn(
             f"left out {len(self.unreadable)} unreadable of {len(self.paths)} images: "
-            f"{path}: {why}",
+            f"{path}: {reason}",
             stacklevel=4,
         )
-        kept = [i for i, path in enumerate(self.paths) if path not in self.unreadable]
+        index = [i for i, path in enumerate(self.paths) if path not in self.unreadable]
         self.paths, self.sizes, self.memory, targets = (
-            [values[i] for i in kept] for values in (self.paths, self.sizes, self.memory, targets)
+            [values[i] for i in index] for values in (self.paths, self.sizes, self.memory, targets)
         )
         return targets
 
@@ -169,13 +169,13 @@ class DetectionData:
         good = finite & (cut[:, 2:] - cut[:, :2] >= _THIN).all(1)
         relevant = ~(train & crowd)
         self._warn_of(np.flatnonzero(~good & relevant), boxes, finite, image, int(relevant.sum()))
-        kept = good & relevant
-        boxes, image = cut[kept], image[kept]
-        area = np.where(np.isfinite(area[kept]), area[kept], (boxes[:, 2:] - boxes[:, :2]).prod(1))
+        mask = good & relevant
+        boxes, image = cut[mask], image[mask]
+        area = np.where(np.isfinite(area[mask]), area[mask], (boxes[:, 2:] - boxes[:, :2]).prod(1))
         self.boxes, self.area = torch.from_numpy(boxes).float(), torch.from_numpy(area).float()
         self.labels, self.crowd = (
-            torch.from_numpy(labels[kept]),
-            torch.from_numpy(crowd[kept]).to(torch.uint8),
+            torch.from_numpy(labels[mask]),
+            torch.from_numpy(crowd[mask]).to(torch.uint8),
         )
         # image i has boxes start[i]:start[i+1]
         self.start = [0, *np.bincount(image, minlength=len(self)).cumsum().tolist()]
@@ -190,33 +190,33 @@ class DetectionData:
     ) -> None:
         if not len(broken):
             return
-        named = []
+        texts = []
         for b in broken[:_NAMED].tolist():
             thick = (boxes[b, 2:] - boxes[b, :2] >= _THIN).all()
-            why = "outside of the image" if thick else "no area"
-            why = why if finite[b] else "not finite"
+            reason = "outside of the image" if thick else "no area"
+            reason = reason if finite[b] else "not finite"
             number = b - int(np.searchsorted(image, image[b]))
             corners = ", ".join(f"{value:g}" for value in boxes[b])
-            named.append(
-                f"{os.path.basename(self.paths[image[b]])} box {number} [{corners}] ({why})"
+            texts.append(
+                f"{os.path.basename(self.paths[image[b]])} box {number} [{corners}] ({reason})"
             )
-        more = f"; and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
+        rest = f"; and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
         warnings.warn(
-            f"left out {len(broken)} broken of {count} boxes: {'; '.join(named)}{more}",
+            f"left out {len(broken)} broken of {count} boxes: {'; '.join(texts)}{rest}",
             stacklevel=4,
         )
 
     def _leave_out_empty(self) -> None:
         """Empty images have no box, so the boxes stay as they are."""
-        kept = [
+        index = [
             i
             for i in range(len(self))
             if self.target[i] == UNLABELLED or self.start[i] < self.start[i + 1]
         ]
-        self.start = [0, *(self.start[i + 1] for i in kept)]
-        self.target = self.target[kept]
+        self.start = [0, *(self.start[i + 1] for i in index)]
+        self.target = self.target[index]
         self.paths, self.sizes, self.memory = (
-            [values[i] for i in kept] for values in (self.paths, self.sizes, self.memory)
+            [values[i] for i in index] for values in (self.paths, self.sizes, self.memory)
         )
 
     def __len__(self) -> int:
@@ -235,14 +235,14 @@ class DetectionData:
         numbers = class_numbers(
             self.classes, names, count_classes(self.labels - 1, len(self.classes)), drop
         )
-        other, labels = copy.copy(self), numbers[self.labels - 1] + 1
-        kept = labels > 0
+        data, labels = copy.copy(self), numbers[self.labels - 1] + 1
+        mask = labels > 0
         # boxes that stay, before each
-        before = [0, *kept.cumsum(0).tolist()]
-        other.start = [before[at] for at in self.start]
-        other.boxes, other.area, other.crowd = self.boxes[kept], self.area[kept], self.crowd[kept]
-        other.classes, other.labels = list(names), labels[kept]
-        return other
+        counts = [0, *mask.cumsum(0).tolist()]
+        data.start = [counts[place] for place in self.start]
+        data.boxes, data.area, data.crowd = self.boxes[mask], self.area[mask], self.crowd[mask]
+        data.classes, data.labels = list(names), labels[mask]
+        return data
 
     def __getitem__(self, index: int) -> dict:
         image = self._image(index)
@@ -268,13 +268,13 @@ class DetectionData:
         return image
 
     def _target(self, index: int, size: Sequence[int]) -> dict[str, Tensor]:
-        own = slice(self.start[index], self.start[index + 1])
+        rows = slice(self.start[index], self.start[index + 1])
         across, down = size[1] / self.sizes[index][1], size[0] / self.sizes[index][0]
         return {
-            "boxes": self.boxes[own] * torch.tensor([across, down, across, down]),
-            "labels": self.labels[own].clone(),
-            "area": self.area[own] * (across * down),
-            "iscrowd": self.crowd[own].clone(),
+            "boxes": self.boxes[rows] * torch.tensor([across, down, across, down]),
+            "labels": self.labels[rows].clone(),
+            "area": self.area[rows] * (across * down),
+            "iscrowd": self.crowd[rows].clone(),
             "scale": torch.tensor([across, down]),
         }
 
@@ -302,9 +302,9 @@ def _checked_augment(
     if augment is None or augment == "flip":
         return augment
     if isinstance(augment, KorniaAugmentation) or is_kornia(augment):
-        made = kornia_augmentation(augment, (3, *(size or _USUAL)))
-        made.check_boxes()
-        return made
+        augmentation = kornia_augmentation(augment, (3, *(size or _USUAL)))
+        augmentation.check_boxes()
+        return augmentation
     if isinstance(augment, str):
         raise ValueError(
             f"unknown augment {augment!r}: {did_you_mean(augment, ['flip'])}, or pass None or a "
@@ -439,11 +439,11 @@ def _with_boxes(target: dict, boxes: Tensor, labels: Tensor, image: Tensor) -> d
     from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
     boxes = clip_boxes_to_image(boxes, image.shape[-2:])
-    kept = remove_small_boxes(boxes, 1.0)
-    boxes = boxes[kept]
+    index = remove_small_boxes(boxes, 1.0)
+    boxes = boxes[index]
     return {
         "boxes": boxes,
-        "labels": labels[kept],
+        "labels": labels[index],
         "area": (boxes[:, 2:] - boxes[:, :2]).prod(1),
         "iscrowd": torch.zeros(len(boxes), dtype=torch.uint8),
         "scale": target["scale"],
@@ -452,12 +452,12 @@ def _with_boxes(target: dict, boxes: Tensor, labels: Tensor, image: Tensor) -> d
 
 def locate(path: str | Path, argument: str, layout: str) -> Path:
     """``path`` as it stands or below :func:`~kdtasks.images.roots.data_root`, whichever exists."""
-    looked = list(dict.fromkeys((Path(path), data_root() / path)))
-    for place in looked:
+    places = list(dict.fromkeys((Path(path), data_root() / path)))
+    for place in places:
         if place.exists():
             return place
     raise FileNotFoundError(
-        f"nothing at {' nor at '.join(map(str, looked))}. Set the environment variable "
+        f"nothing at {' nor at '.join(map(str, places))}. Set the environment variable "
         f"KDTASKS_DATA to the folder that holds it, or pass {argument}=<path>. Expected layout: "
         f"{layout}"
     )

@@ -65,17 +65,17 @@ def few_labels(dataset: DetectionData, images: int, seed: int = 0) -> DetectionD
     Raises:
         ValueError: ``images`` is below 1, or more than are labelled.
     """
-    known = (dataset.target != UNLABELLED).nonzero()[:, 0]
+    rows = (dataset.target != UNLABELLED).nonzero()[:, 0]
     if not isinstance(images, int):
         raise ValueError(f"images must be a whole number, got {images!r}")
-    if not 1 <= images <= len(known):
+    if not 1 <= images <= len(rows):
         raise ValueError(
-            f"images={images}: expected at least 1 and at most {len(known)}, the labelled images "
+            f"images={images}: expected at least 1 and at most {len(rows)}, the labelled images "
             "there are"
         )
-    kept = known[view_hash(seed, known, 0, _FEW).argsort(stable=True)[:images]]
+    index = rows[view_hash(seed, rows, 0, _FEW).argsort(stable=True)[:images]]
     few = copy.copy(dataset)
-    few.target = torch.full_like(dataset.target, UNLABELLED).index_fill_(0, kept, 0)
+    few.target = torch.full_like(dataset.target, UNLABELLED).index_fill_(0, index, 0)
     return few
 
 
@@ -93,12 +93,12 @@ def with_unlabelled(dataset: DetectionData, unlabelled: DetectionData) -> Detect
             f"size={dataset.size} and size={unlabelled.size} do not go together: "
             f"unlabelled(folder, like=<data set>) makes them equal"
         )
-    both = copy.copy(dataset)
-    both.target = torch.cat([dataset.target, torch.full_like(unlabelled.target, UNLABELLED)])
-    both.start = dataset.start + [dataset.start[-1]] * len(unlabelled)
+    joined = copy.copy(dataset)
+    joined.target = torch.cat([dataset.target, torch.full_like(unlabelled.target, UNLABELLED)])
+    joined.start = dataset.start + [dataset.start[-1]] * len(unlabelled)
     for name in ("paths", "sizes", "memory"):
-        setattr(both, name, getattr(dataset, name) + getattr(unlabelled, name))
-    return both
+        setattr(joined, name, getattr(dataset, name) + getattr(unlabelled, name))
+    return joined
 
 
 unlabelled.image_shape = (3, 800, 800)  # what --dry-run needs to know without reading

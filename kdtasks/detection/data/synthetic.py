@@ -54,9 +54,9 @@ def digits_on_photos(
     _check_arguments(images, size, classes, objects)
     low, high = objects
     digits = digit_images(train)
-    known = (digits.target < classes).nonzero()[:, 0]
-    inks = digits.images[known, 0].numpy().astype(np.float32) / 255
-    labels = (digits.target[known] + 1).tolist()
+    index = (digits.target < classes).nonzero()[:, 0]
+    inks = digits.images[index, 0].numpy().astype(np.float32) / 255
+    labels = (digits.target[index] + 1).tolist()
     numbers = _numbers(seed, images, 5 + high * (7 + 2 * _TRIES), train)
     pictures, targets = np.empty((images, size, size, 3), np.uint8), []
     for picture, row in zip(pictures, numbers):
@@ -135,11 +135,11 @@ def _scattered(
     """Blends up to ``count`` digits into ``picture`` (size,size,3); ``number`` gives numbers in [0,
     1).
     """
-    size, boxes, found = len(picture), [], []
+    size, boxes, placed_labels = len(picture), [], []
     for _ in range(count):
-        which, side, aspect, opacity, *tint = (next(number) for _ in range(7))
-        which, side = int(which * len(inks)), size * (0.25 + 0.25 * side)
-        ink = _enlarged(inks[which], round(side), round(side * (0.8 + 0.4 * aspect)))
+        index, side, aspect, opacity, *tint = (next(number) for _ in range(7))
+        index, side = int(index * len(inks)), size * (0.25 + 0.25 * side)
+        ink = _enlarged(inks[index], round(side), round(side * (0.8 + 0.4 * aspect)))
         height, width = ink.shape
         for _ in range(_TRIES):
             left, top = (
@@ -149,21 +149,21 @@ def _scattered(
             box = [left, top, left + width, top + height]
             if all(_shared(box, other) <= _OVERLAP for other in boxes):
                 boxes.append(box)
-                found.append(labels[which])
+                placed_labels.append(labels[index])
                 _blend(
                     picture[top : top + height, left : left + width],
                     ink * (0.75 + 0.25 * opacity),
                     np.array(tint),
                 )
                 break
-    return {"boxes": boxes, "labels": found}
+    return {"boxes": boxes, "labels": placed_labels}
 
 
 @functools.cache
 def _interpolation(side: int) -> np.ndarray:
     """(side, 8): linear interpolation between 8 pixel centres, the outer ones continued."""
-    at = np.clip((np.arange(side) + 0.5) * 8 / side - 0.5, 0, 7)
-    return np.maximum(0, 1 - abs(at[:, None] - np.arange(8))).astype(np.float32)
+    place = np.clip((np.arange(side) + 0.5) * 8 / side - 0.5, 0, 7)
+    return np.maximum(0, 1 - abs(place[:, None] - np.arange(8))).astype(np.float32)
 
 
 def _enlarged(digit: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -162,17 +162,17 @@ def _annotation(
         raise FileNotFoundError(f"no annotation {file}")
     tree, target = _tree(file), {"boxes": [], "labels": [], "iscrowd": []}
     try:
-        for thing in tree.iterfind("object"):
-            name = thing.findtext("name", "").strip()
+        for element in tree.iterfind("object"):
+            name = element.findtext("name", "").strip()
             if name not in classes:
                 raise ValueError(f"unknown class {name!r}: {did_you_mean(name, classes)}")
             box = [
-                float(thing.findtext(f"bndbox/{side}", f"no {side}"))
+                float(element.findtext(f"bndbox/{side}", f"no {side}"))
                 for side in ("xmin", "ymin", "xmax", "ymax")
             ]
             target["boxes"].append([box[0] - inclusive, box[1] - inclusive, *box[2:]])
             target["labels"].append(classes.index(name) + 1)
-            target["iscrowd"].append(thing.findtext("difficult", "0").strip() == "1")
+            target["iscrowd"].append(element.findtext("difficult", "0").strip() == "1")
         size = (
             int(float(tree.findtext("size/height", "0"))),
             int(float(tree.findtext("size/width", "0"))),
