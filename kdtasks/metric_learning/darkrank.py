@@ -296,18 +296,18 @@ def _loss(
         squared_distances(_normalized(x) if normalize else x, detach_query) for x in rows
     )
     distances, order = _nearest(teacher.fill_diagonal_(torch.inf), length)
-    scored = {"alpha": alpha, "beta": beta}
+    score_settings = {"alpha": alpha, "beta": beta}
     if kind == "soft":
         plain, kernel, reference = soft_costs, darkrank_kernel.soft_costs, distances
     else:
-        counted = {"places": min(places or length, length)}
+        place_settings = {"places": min(places or length, length)}
         # normalized rows are at most 2 apart
         bounded = normalize and alpha <= darkrank_kernel.EXP_LIMIT * 0.5**beta
-        plain = functools.partial(hard_costs, **counted)
-        kernel = functools.partial(darkrank_kernel.hard_costs, **counted, bounded=bounded)
+        plain = functools.partial(hard_costs, **place_settings)
+        kernel = functools.partial(darkrank_kernel.hard_costs, **place_settings, bounded=bounded)
         reference = None
-    plain = functools.partial(_list_costs, costs_of=plain, **scored)
-    kernel = functools.partial(darkrank_kernel.list_costs, costs_of=kernel, **scored)
+    plain = functools.partial(_list_costs, costs_of=plain, **score_settings)
+    kernel = functools.partial(darkrank_kernel.list_costs, costs_of=kernel, **score_settings)
     costs = fused(plain, kernel, student.gather(1, order), reference)
     # a NaN of the teacher's stays one
     costs = costs + 0 * distances.sum(1)

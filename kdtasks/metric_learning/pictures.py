@@ -87,8 +87,8 @@ def agreement(
     """
     indices = torch.arange(len(teacher), device=teacher.device)
     rows = indices[evenly_spaced(len(indices), queries)]
-    others = indices[evenly_spaced(len(indices), candidates + 1)]
-    tau = _rank_correlation(teacher, student, rows, others)
+    pool = indices[evenly_spaced(len(indices), candidates + 1)]
+    tau = _rank_correlation(teacher, student, rows, pool)
     neighbours = min(neighbours, len(teacher) - 1)
     of_teacher = torch.cat([near for _, near in nearest(teacher, neighbours, rows)])
     of_student = torch.cat([near for _, near in nearest(student, neighbours, rows)])
@@ -98,11 +98,11 @@ def agreement(
     return tau, 100 * shared / torch.arange(1, len(shared) + 1, device=shared.device)
 
 
-def _rank_correlation(teacher: Tensor, student: Tensor, rows: Tensor, others: Tensor) -> Tensor:
-    """(M,) Kendall's tau of both models' distances from each of ``rows`` to ``others``, itself left
+def _rank_correlation(teacher: Tensor, student: Tensor, rows: Tensor, pool: Tensor) -> Tensor:
+    """(M,) Kendall's tau of both models' distances from each of ``rows`` to ``pool``, itself left
     out.
     """
-    candidates = others.expand(len(rows), -1)
+    candidates = pool.expand(len(rows), -1)
     key = torch.where(candidates == rows[:, None], len(teacher), candidates)
     # (M, n), a query's own number last
     candidates = candidates.gather(1, key.argsort(dim=1, stable=True)[:, :-1])
