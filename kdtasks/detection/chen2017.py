@@ -136,10 +136,10 @@ def bounded_regression_loss(
     if not margin >= 0:
         raise ValueError(f"margin must be >= 0, got {margin}")
     student_error, teacher_error = box_errors(student, teacher, target)
-    counted = is_above_bound(student_error, teacher_error, margin)
+    is_counted = is_above_bound(student_error, teacher_error, margin)
     student, _, target = raised(student, teacher.detach(), target.detach())
     # a box that costs nothing may hold inf
-    error = torch.where(counted[:, None], student - target, 0).square().sum()
+    error = torch.where(is_counted[:, None], student - target, 0).square().sum()
     error = error + teacher_error.where(teacher_error.isnan(), 0).sum()
     if isinstance(normalizer, Tensor):
         return error / normalizer.detach()

@@ -390,7 +390,7 @@ def renormalized(student: nn.Module, teacher: nn.Module, images: object) -> obje
         images.tensors.new_tensor(v).view(3, 1, 1) for v in (*student_stats, *teacher_stats)
     )
     # (B, 3, H, W)
-    moved = (images.tensors * std + mean - other_mean) / other_std
-    for image, (height, width) in zip(moved, images.image_sizes):
+    values = (images.tensors * std + mean - other_mean) / other_std
+    for image, (height, width) in zip(values, images.image_sizes):
         image[:, height:], image[:, :, width:] = 0, 0
-    return type(images)(moved, images.image_sizes)
+    return type(images)(values, images.image_sizes)

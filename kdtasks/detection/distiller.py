@@ -433,10 +433,10 @@ class DetectionDistiller(Distiller, ABC):
             + [len(self.classes or ()) - 1 + start]
         )
         if highest >= classes + start:
-            counted = "num_classes counts the background, so " if start else ""
+            note = "num_classes counts the background, so " if start else ""
             raise ValueError(
                 f"the data has labels up to {highest}, the student has "
-                f"num_classes={classes + start}: {counted}expected {highest + 1}"
+                f"num_classes={classes + start}: {note}expected {highest + 1}"
             )
         self.facts("student")["labels checked"] = True
 

@@ -129,11 +129,12 @@ def renormalized(student: nn.Module, teacher: nn.Module, images: Tensor, samples
     mean, std, turned = _normalisation(student)
     other_mean, other_std, other_turned = _normalisation(teacher)
     raw = images * std + mean
-    moved = (((raw.flip(1) if turned != other_turned else raw) - other_mean) / other_std).to(images)
-    for image, sample in zip(moved, samples):
+    raw = raw.flip(1) if turned != other_turned else raw
+    values = ((raw - other_mean) / other_std).to(images)
+    for image, sample in zip(values, samples):
         height, width = sample.metainfo["img_shape"][:2]
         image[:, height:], image[:, :, width:] = teacher.pad_value, teacher.pad_value
-    return moved
+    return values
 
 
 # Running one --------------------------------------------------------------------------------------

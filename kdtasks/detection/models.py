@@ -55,12 +55,12 @@ class SmallResNet(nn.Module):
             nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
         self.stages = nn.ModuleList()
-        into = width
+        inputs = width
         for out in self.channels:
-            enter = nn.Sequential(nn.Conv2d(into, out, 1, 2, bias=False), nn.BatchNorm2d(out))
-            more = [BasicBlock(out, out) for _ in range(blocks - 1)]
-            self.stages.append(nn.Sequential(BasicBlock(into, out, 2, enter), *more))
-            into = out
+            enter = nn.Sequential(nn.Conv2d(inputs, out, 1, 2, bias=False), nn.BatchNorm2d(out))
+            tail = [BasicBlock(out, out) for _ in range(blocks - 1)]
+            self.stages.append(nn.Sequential(BasicBlock(inputs, out, 2, enter), *tail))
+            inputs = out
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) -> the maps ``'0'`` to ``'3'``."""

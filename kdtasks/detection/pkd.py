@@ -82,8 +82,8 @@ def _check_resized(resized: str) -> None:
         raise ValueError(f"no resized {resized!r}; {did_you_mean(str(resized), RESIZED)}")
 
 
-def _resize(maps: Tensor, other: Tensor) -> Tensor:
-    return F.interpolate(maps, other.shape[2:], mode="bilinear", align_corners=False)
+def _resize(maps: Tensor, reference: Tensor) -> Tensor:
+    return F.interpolate(maps, reference.shape[2:], mode="bilinear", align_corners=False)
 
 
 def standardized(maps: Tensor) -> Tensor:
