@@ -30,18 +30,18 @@ def doubts(metrics: Mapping[str, float], model: nn.Module, loader: Any) -> list[
     if accuracy > constant + 1e-6:
         return []
     if accuracy < chance:
-        said = f"its accuracy of {accuracy:.2f} % is below chance ({chance:.2f} %)"
+        reason = f"its accuracy of {accuracy:.2f} % is below chance ({chance:.2f} %)"
     else:
-        said = (
+        reason = (
             f"its accuracy of {accuracy:.2f} % is not above that of a constant answer "
             f"({constant:.2f} %)"
         )
     order = another_order(answered(model, loader, len(counts)))
     if not order:
-        return [said]
+        return [reason]
     names = getattr(loader.dataset, "classes", None) or range(len(counts))
     pairs = [f"{names[i]!s} is its number {j}" for i, j in list(order.items())[:NAMED]]
-    return [f"{said}; but its classes stand in another order: {', '.join(pairs)} …"]
+    return [f"{reason}; but its classes stand in another order: {', '.join(pairs)} …"]
 
 
 @torch.no_grad()
@@ -50,10 +50,10 @@ def answered(model: nn.Module, loader: Any, classes: int) -> Tensor:
     matrix: Tensor | None = None
     for batch in loader:
         logits, target = model(batch["input"]), batch["target"]
-        known = target >= 0
-        place = target[known] * logits.shape[1] + logits.argmax(1)[known]
-        found = torch.bincount(place, minlength=classes * logits.shape[1])
-        matrix = found if matrix is None else matrix + found
+        labelled = target >= 0
+        place = target[labelled] * logits.shape[1] + logits.argmax(1)[labelled]
+        counts = torch.bincount(place, minlength=classes * logits.shape[1])
+        matrix = counts if matrix is None else matrix + counts
     return torch.zeros(classes, 0) if matrix is None else matrix.view(classes, -1).cpu()
 
 

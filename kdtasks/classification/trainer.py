@@ -133,7 +133,10 @@ def pictures(run: "Run") -> list[tuple]:
     if not run.finished:
         return []
     loader, colors = run.experiment.test_loader(run.finished[-1]), stage_colors(run)
-    found = {name: draw.answers(model, loader) for name, model in run.arm_models().items()}
+    answers = {name: draw.answers(model, loader) for name, model in run.arm_models().items()}
     pair = [stage.name for stage in run.arms.pair]
-    names = draw.class_names(found, loader)
-    return [*draw.draw(found, pair, loader, colors), *draw.draw_method(run, names, loader, colors)]
+    names = draw.class_names(answers, loader)
+    return [
+        *draw.draw(answers, pair, loader, colors),
+        *draw.draw_method(run, names, loader, colors),
+    ]
