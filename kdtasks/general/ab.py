@@ -174,10 +174,10 @@ def ab_losses(
             "type": "kdtasks.general.ABLoss",
             "margin": margin,
             "reduction": reduction,
-            "of": (f"student.{own}", f"teacher.{other}"),
+            "of": (f"student.{student_layer}", f"teacher.{teacher_layer}"),
             "weight": weight / 2 ** (len(student) - 1 - k),
         }
-        for k, (own, other) in enumerate(zip(student, teacher))
+        for k, (student_layer, teacher_layer) in enumerate(zip(student, teacher))
     }
 
 
@@ -207,12 +207,12 @@ def stages(
     Raises:
         ValueError: not equally many layers, or there is no teacher.
     """
-    first, taught = dict(first or {}), {"teacher": teacher_source(config)}
+    first, teachers = dict(first or {}), {"teacher": teacher_source(config)}
     losses = ab_losses(student, teacher, weight, margin, reduction)
     return [
         *teacher_stages(config),
         {**first, "name": "alone_first", "role": "step"},
         {"name": ALONE, "role": "control", "student": "alone_first"},
-        {**first, "name": "boundaries", "role": "step", "teachers": taught, "losses": losses},
-        {"name": DISTILLED, "role": "taught", "student": "boundaries", "teachers": taught},
+        {**first, "name": "boundaries", "role": "step", "teachers": teachers, "losses": losses},
+        {"name": DISTILLED, "role": "taught", "student": "boundaries", "teachers": teachers},
     ]

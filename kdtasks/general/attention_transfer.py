@@ -62,7 +62,7 @@ def attention_transfer_loss(
         raise ValueError(f"expected maps of a channel and a place at least, got {shapes}")
     if not p > 0:
         raise ValueError(f"p must be > 0, got {p}")
-    size = [min(own, other) for own, other in zip(student.shape[2:], teacher.shape[2:])]
+    size = [min(sizes) for sizes in zip(student.shape[2:], teacher.shape[2:])]
     if size == [1, 1]:
         raise ValueError(
             f"the attention of a map of one place is 1 whatever the map holds, got {shapes}: "

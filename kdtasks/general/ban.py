@@ -203,10 +203,10 @@ def stages(
     Raises:
         ValueError: a name that is no model, or a model of other classes than the student.
     """
-    found = chain(config, {name: {} for name in generations})
+    stages_of_chain = chain(config, {name: {} for name in generations})
     if seed_noise is None:
-        return found
+        return stages_of_chain
     # known to be a model of these classes
     chain(config, {seed_noise: {}})
     second = {"name": seed_noise, "role": "joint", "model": seed_noise}
-    return [*found[:-1], second, found[-1]]
+    return [*stages_of_chain[:-1], second, stages_of_chain[-1]]

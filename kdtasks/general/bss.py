@@ -182,10 +182,10 @@ def base_samples(
     student, teacher = raised(student.detach(), teacher.detach())
     right = (student.argmax(1) == target) & (teacher.argmax(1) == target)
     apart = (teacher.softmax(1) - student.softmax(1)).square()
-    own = torch.arange(apart.shape[1], device=apart.device) == target[:, None]
-    discrepancy = apart.masked_fill(own, 0).sum(1).masked_fill(~right, -1)
-    chosen = discrepancy.topk(min(count, len(student))).indices
-    return chosen, right[chosen]
+    is_target = torch.arange(apart.shape[1], device=apart.device) == target[:, None]
+    discrepancy = apart.masked_fill(is_target, 0).sum(1).masked_fill(~right, -1)
+    rows = discrepancy.topk(min(count, len(student))).indices
+    return rows, right[rows]
 
 
 def channel_bounds(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -200,8 +200,8 @@ def channel_bounds(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor,
 
 def schedule(epoch: int, epochs: int) -> tuple[float, float]:
     """a(e) and b(e) of the released code, for epoch ``e = 1 … E``, without T²."""
-    done = epoch / epochs
-    return 1 + max(3 * (1 - done), 0.0), max(2 * (1 - 4 * done / 3), 0.0)
+    progress = epoch / epochs
+    return 1 + max(3 * (1 - progress), 0.0), max(2 * (1 - 4 * progress / 3), 0.0)
 
 
 def bss_loss(

@@ -83,8 +83,8 @@ class BSSDistiller(Distiller):
 
     def names(self, role: str) -> list[str]:
         """What :class:`~kdtasks.core.Distiller` supplies, and the names above."""
-        own = _BOUNDARY if role == "student" and "teacher" in self.teachers else ()
-        return [*super().names(role), *own]
+        boundary = _BOUNDARY if role == "student" and "teacher" in self.teachers else ()
+        return [*super().names(role), *boundary]
 
     def needs(self, role: str) -> list[str]:
         """Boundary samples are of images on which the teacher is right."""
@@ -99,8 +99,8 @@ class BSSDistiller(Distiller):
         """
         if role != "student" or set(_BOUNDARY).isdisjoint(wanted):
             return super().outputs(role, batch, wanted)
-        found = super().outputs(role, batch, [n for n in wanted if n not in _BOUNDARY])
-        return found | self._boundary(batch, found["student"], batch["teacher"])
+        values = super().outputs(role, batch, [n for n in wanted if n not in _BOUNDARY])
+        return values | self._boundary(batch, values["student"], batch["teacher"])
 
     def _boundary(
         self, batch: Mapping[str, object], student: Tensor, teacher: Tensor
@@ -108,10 +108,10 @@ class BSSDistiller(Distiller):
         if not self._pulls():
             none = student.detach()[:0]
             return dict(zip(_BOUNDARY, (none, none, none.new_zeros(0, dtype=torch.bool))))
-        chosen, valid = base_samples(student, teacher, batch["target"], self.count)
-        clean, base = batch["input"][chosen], teacher.argmax(1)[chosen]
+        rows, valid = base_samples(student, teacher, batch["target"], self.count)
+        clean, base = batch["input"][rows], teacher.argmax(1)[rows]
         self._check_bounds(clean)
-        target = target_classes(teacher[chosen], base)
+        target = target_classes(teacher[rows], base)
         score = self.teachers["teacher"].in_float32
         moved = boundary_samples(
             score, clean, base, target, clip=(self.low, self.high), **self.attack
@@ -121,8 +121,8 @@ class BSSDistiller(Distiller):
             answers = self.run("teacher", moved, ["teacher"])["teacher"]
             if self.reject:
                 valid = valid & (score(moved).argmax(1) == target)
-        own = self.run("student", moved, ["student"])["student"]
-        return dict(zip(_BOUNDARY, (own, answers, valid)))
+        student_logits = self.run("student", moved, ["student"])["student"]
+        return dict(zip(_BOUNDARY, (student_logits, answers, valid)))
 
     def _pulls(self) -> bool:
         """Whether some loss of boundary samples has a weight now."""
@@ -135,8 +135,8 @@ class BSSDistiller(Distiller):
 
     def _check_bounds(self, input: Tensor) -> None:
         """Once: it waits for the device."""
-        known = self.facts("student", "teacher")
-        if known.get("bounds") or not input.numel():
+        facts = self.facts("student", "teacher")
+        if facts.get("bounds") or not input.numel():
             return
         apart = (self.high - self.low).abs()
         outside = (input < self.low - apart) | (input > self.high + apart)
@@ -147,4 +147,4 @@ class BSSDistiller(Distiller):
                 "expected bounds of the images as the models see them (mean and std of their "
                 "normalisation)"
             )
-        known["bounds"] = True
+        facts["bounds"] = True

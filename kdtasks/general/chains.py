@@ -51,16 +51,18 @@ def chain(config: Setting, hops: Mapping[str, Setting], last: Setting | None = N
     Raises:
         ValueError: no such model or loss, or a model of other classes than the student's.
     """
-    found, before = teacher_stages(config), teacher_source(config)
+    stages, before = teacher_stages(config), teacher_source(config)
     for name, changes in hops.items():
         if name not in config["models"]:
             raise ValueError(
                 f"the config's models have no {name!r}; {did_you_mean(name, config['models'])}"
             )
         _check_classes(config, name)
-        found.append({**_hop(config, before, changes), "name": name, "role": "step", "model": name})
+        stages.append(
+            {**_hop(config, before, changes), "name": name, "role": "step", "model": name}
+        )
         before = name
-    return [*found, {**_hop(config, before, last or {}), "name": DISTILLED, "role": "taught"}]
+    return [*stages, {**_hop(config, before, last or {}), "name": DISTILLED, "role": "taught"}]
 
 
 def epochs_of(length: int | Mapping) -> int | None:
@@ -93,11 +95,11 @@ def _hop(config: Setting, before: str | None, changes: Setting) -> dict:
 
 
 def _check_classes(config: Setting, name: str) -> None:
-    own, expected = (
+    num_classes, expected = (
         spec.get("num_classes") for spec in (config["models"][name], config["student"])
     )
-    if None not in (own, expected) and own != expected:
+    if None not in (num_classes, expected) and num_classes != expected:
         raise ValueError(
-            f"models.{name} has num_classes={own}, and the student {expected}: expected the same "
-            "classes all along the chain"
+            f"models.{name} has num_classes={num_classes}, and the student {expected}: expected "
+            "the same classes all along the chain"
         )

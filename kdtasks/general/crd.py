@@ -39,18 +39,18 @@ from kdtasks.general.directions import directions
 EPS = 1e-7
 
 
-def contrastive_loss(own: Tensor, others: Tensor, usable: Tensor, noise: float) -> Tensor:
+def contrastive_loss(scores: Tensor, other_scores: Tensor, usable: Tensor, noise: float) -> Tensor:
     """The formula of one side, mean over the batch; a scalar.
 
     Args:
-        own: ``(B,)`` logarithms of :math:`o_{bi}`.
-        others: ``(B, M)`` logarithms of :math:`o_{bk}`.
+        scores: ``(B,)`` logarithms of :math:`o_{bi}`.
+        other_scores: ``(B, M)`` logarithms of :math:`o_{bk}`.
         usable: ``(B, M)`` bool: which are negatives.
         noise: c.
     """
-    right = own - (own.exp() + noise + EPS).log()
-    wrong = noise / (others.exp() + noise + EPS)
-    return -(right.sum() + wrong.log().masked_fill(~usable, 0).sum()) / max(len(own), 1)
+    right = scores - (scores.exp() + noise + EPS).log()
+    wrong = noise / (other_scores.exp() + noise + EPS)
+    return -(right.sum() + wrong.log().masked_fill(~usable, 0).sum()) / max(len(scores), 1)
 
 
 class CRDLoss(nn.Module):
@@ -144,14 +144,14 @@ class CRDLoss(nn.Module):
             )
         _check(student, teacher, index, target)
         with torch.autocast(student.device.type, enabled=False):
-            own = self._vectors(self.student_map, student)
-            others = self._vectors(self.teacher_map, teacher.detach())
+            student_vectors = self._vectors(self.student_map, student)
+            teacher_vectors = self._vectors(self.teacher_map, teacher.detach())
             order = torch.randperm(self.samples, device=index.device)[: 2 * self.negatives]
             usable = self._usable(order, index, target)
-            loss = self._side(0, own, self.teacher_memory, index, order, usable)
-            loss = loss + self._side(1, others, self.student_memory, index, order, usable)
+            loss = self._side(0, student_vectors, self.teacher_memory, index, order, usable)
+            loss = loss + self._side(1, teacher_vectors, self.student_memory, index, order, usable)
         if self.training:
-            self._remember(own.detach(), others.detach(), index, target)
+            self._remember(student_vectors.detach(), teacher_vectors.detach(), index, target)
             self.scaled = True
         return loss
 
@@ -161,8 +161,8 @@ class CRDLoss(nn.Module):
 
     def _usable(self, order: Tensor, index: Tensor, target: Tensor) -> Tensor:
         """``(B, M)`` bool: the first K places of the order that hold images of other classes."""
-        known = (target != UNLABELLED)[:, None]
-        same = known & (self.classes[order] == target[:, None]) | (order == index[:, None])
+        is_labelled = (target != UNLABELLED)[:, None]
+        same = is_labelled & (self.classes[order] == target[:, None]) | (order == index[:, None])
         return ~same & ((~same).cumsum(1) <= self.negatives)
 
     def _side(
@@ -174,32 +174,43 @@ class CRDLoss(nn.Module):
         order: Tensor,
         usable: Tensor,
     ) -> Tensor:
-        own = (vectors * memory[index]).sum(1) / self.temperature
-        others = vectors @ memory[order].T / self.temperature
-        scale = self._normalizer(side, own.detach(), others.detach(), usable).log()
-        return contrastive_loss(own - scale, others - scale, usable, self.negatives / self.samples)
+        scores = (vectors * memory[index]).sum(1) / self.temperature
+        other_scores = vectors @ memory[order].T / self.temperature
+        scale = self._normalizer(side, scores.detach(), other_scores.detach(), usable).log()
+        return contrastive_loss(
+            scores - scale, other_scores - scale, usable, self.negatives / self.samples
+        )
 
-    def _normalizer(self, side: int, own: Tensor, others: Tensor, usable: Tensor) -> Tensor:
+    def _normalizer(
+        self, side: int, scores: Tensor, other_scores: Tensor, usable: Tensor
+    ) -> Tensor:
         """Z: that of the first batch in training."""
         if self.scaled:
             return self.normalizers[side]
-        total = own.exp().sum() + others.exp().masked_fill(~usable, 0).sum()
-        mean = total / (usable.sum() + len(own)).clamp(min=1)
+        total = scores.exp().sum() + other_scores.exp().masked_fill(~usable, 0).sum()
+        mean = total / (usable.sum() + len(scores)).clamp(min=1)
         mean, _ = mean_over_processes(mean)
-        known = self.normalizers[side]
-        found = torch.where(known > 0, known, mean * self.samples)
+        normalizer = self.normalizers[side]
+        normalizer = torch.where(normalizer > 0, normalizer, mean * self.samples)
         if self.training:
-            self.normalizers[side] = found
-        return found
+            self.normalizers[side] = normalizer
+        return normalizer
 
-    def _remember(self, own: Tensor, others: Tensor, index: Tensor, target: Tensor) -> None:
-        own, others, index, target = (gather_rows(t) for t in (own, others, index, target))
+    def _remember(
+        self, student_vectors: Tensor, teacher_vectors: Tensor, index: Tensor, target: Tensor
+    ) -> None:
+        student_vectors, teacher_vectors, index, target = (
+            gather_rows(t) for t in (student_vectors, teacher_vectors, index, target)
+        )
         # of an image that a batch has twice, the last one counts
         last = torch.zeros_like(self.classes).scatter_reduce_(
             0, index, torch.arange(len(index), device=index.device), "amax", include_self=False
         )[index]
         self.classes[index] = target[last]
-        for memory, vectors in ((self.student_memory, own), (self.teacher_memory, others)):
+        for memory, vectors in (
+            (self.student_memory, student_vectors),
+            (self.teacher_memory, teacher_vectors),
+        ):
             mixed = self.momentum * memory[index] + (1 - self.momentum) * vectors[last]
             memory[index] = directions(mixed).to(memory.dtype)
 

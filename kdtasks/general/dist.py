@@ -80,16 +80,16 @@ def dist_loss(
     return temperature**2 * (inter * rows + intra * columns)
 
 
-def correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Pearson's, of each row of one with the same row of the other; ``(N, M)``, ``(N, M)`` ->
-    ``(N,)``. A row of one that is flat, all of it equal, has 0 and no gradient.
+def correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Pearson's, of each row of ``first`` with the same of ``second``; ``(N, M)``, ``(N, M)`` ->
+    ``(N,)``. A row of ``first`` that is flat, all of it equal, has 0 and no gradient.
     """
-    lengths = FLAT * one.detach().norm(dim=1)
-    one, other = one - one.mean(1, keepdim=True), other - other.mean(1, keepdim=True)
+    lengths = FLAT * first.detach().norm(dim=1)
+    first, second = first - first.mean(1, keepdim=True), second - second.mean(1, keepdim=True)
     # over EPS alone, a flat row's slope would be 1e8
-    flat = one.detach().norm(dim=1) < lengths
-    one = torch.where(flat[:, None], one.detach(), one)
-    return (one * other).sum(1) / (one.norm(dim=1) * other.norm(dim=1) + EPS)
+    flat = first.detach().norm(dim=1) < lengths
+    first = torch.where(flat[:, None], first.detach(), first)
+    return (first * second).sum(1) / (first.norm(dim=1) * second.norm(dim=1) + EPS)
 
 
 class DISTLoss(nn.Module):

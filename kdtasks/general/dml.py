@@ -92,8 +92,8 @@ def peer_agreement(logits: Sequence[Tensor]) -> Tensor:
     """
     _check(logits)
     answers = torch.stack([z.detach().argmax(1) for z in logits])
-    one, other = torch.triu_indices(len(logits), len(logits), 1, device=answers.device)
-    same = answers[one] == answers[other]
+    first, second = torch.triu_indices(len(logits), len(logits), 1, device=answers.device)
+    same = answers[first] == answers[second]
     return 100 * same.sum() / max(same.numel(), 1)
 
 
@@ -127,17 +127,17 @@ def sequential_step(
             f"expected an optimizer for each peer, got {len(peers)} peers and "
             f"{len(optimizers)} optimizers"
         )
-    logits, found = [peer(input) for peer in peers], []
+    logits, peer_losses = [peer(input) for peer in peers], []
     for k, (peer, optimizer) in enumerate(zip(peers, optimizers)):
         loss = losses(logits, target)[k]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        found.append(loss.detach())
+        peer_losses.append(loss.detach())
         if k + 1 < len(peers):
             with torch.no_grad():
                 logits[k] = peer(input)
-    return found
+    return peer_losses
 
 
 def _with_labels(
@@ -155,8 +155,8 @@ def _cross_entropies(log_p: list[Tensor], target: Tensor) -> list[Tensor]:
         )
     labelled = (target != UNLABELLED).sum().clamp(min=1)
     return [
-        F.nll_loss(own, target, ignore_index=UNLABELLED, reduction="sum") / labelled
-        for own in log_p
+        F.nll_loss(log_probability, target, ignore_index=UNLABELLED, reduction="sum") / labelled
+        for log_probability in log_p
     ]
 
 

@@ -79,5 +79,5 @@ class SequentialDMLDistiller(Distiller):
             with torch.no_grad():
                 self._given[role] = super().outputs(role, batch, wanted)
         last = self.step == self.steps_per_batch - 1
-        given = self._given.pop(role) if last else self._given[role]
-        return given if role == self.learners[self.step] else map_tensors(Tensor.detach, given)
+        values = self._given.pop(role) if last else self._given[role]
+        return values if role == self.learners[self.step] else map_tensors(Tensor.detach, values)

@@ -117,8 +117,8 @@ class FeatureLoss(ProjectedLoss):
 
     def features(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Both as rows or maps, whatever their layout."""
-        both = pair_to_nchw(student, teacher, self.layout, self.prefix_tokens, self.grid)
-        return super().features(*both)
+        features = pair_to_nchw(student, teacher, self.layout, self.prefix_tokens, self.grid)
+        return super().features(*features)
 
     def build(self, student: Tensor, teacher: Tensor) -> None:
         """Makes what needs the channels, if it is not there."""

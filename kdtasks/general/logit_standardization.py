@@ -58,8 +58,8 @@ def standardized(logits: Tensor) -> Tensor:
     # not by the spread, which rounding leaves above 0
     equal = logits.amax(1, keepdim=True) == logits.amin(1, keepdim=True)
     centred = (logits - logits.mean(dim=1, keepdim=True)).masked_fill(equal, 0)
-    found = centred / (spread + EPS)
-    return torch.where(spread < FLAT, found.detach(), found)
+    scores = centred / (spread + EPS)
+    return torch.where(spread < FLAT, scores.detach(), scores)
 
 
 class StandardizedKDLoss(nn.Module):

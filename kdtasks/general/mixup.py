@@ -138,10 +138,10 @@ class MixupDistiller(Distiller):
 
     def prepare(self, batch: dict[str, object]) -> dict[str, object]:
         """The batch with mixed images."""
-        said = [name for name in batch if name.partition(".")[0] in self.teachers]
-        if said:
+        cached = [name for name in batch if name.partition(".")[0] in self.teachers]
+        if cached:
             raise ValueError(
-                f"the batch has {said}, which a teacher said about other images than the mixed "
+                f"the batch has {cached}, which a teacher said about other images than the mixed "
                 "ones: mixup needs a teacher that runs in the step (no cache)"
             )
         mixed, share = mixup(batch["input"], self.alpha)

@@ -76,8 +76,8 @@ class ProjectedLoss(nn.Module):
         weight = next(self.projector.parameters(), student)
         # rows are maps of one place
         maps = student[:, :, None, None] if student.dim() == 2 else student
-        found = self.projector(maps.to(weight.dtype)).to(maps.dtype)
-        return found.flatten(1) if student.dim() == 2 else found, teacher
+        maps = self.projector(maps.to(weight.dtype)).to(maps.dtype)
+        return maps.flatten(1) if student.dim() == 2 else maps, teacher
 
     def _checked(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         student, teacher = self.features(student, teacher)
@@ -85,9 +85,9 @@ class ProjectedLoss(nn.Module):
             raise ValueError(
                 f"expected features of a channel and a place, got {_shapes(student, teacher)}"
             )
-        known = {"student": (student, self.student_channels)}
-        known["teacher"] = (teacher, self.teacher_channels)
-        for name, (tensor, channels) in known.items():
+        sides = {"student": (student, self.student_channels)}
+        sides["teacher"] = (teacher, self.teacher_channels)
+        for name, (tensor, channels) in sides.items():
             if channels is not None and tensor.shape[1] != channels:
                 raise ValueError(
                     f"expected {channels} channels of the {name}, got {_shapes(student, teacher)}"

@@ -106,12 +106,12 @@ def _check_shapes(
         and compared.shape[1] == student.shape[1]
     )
     if not fit:
-        named = {"student": student, "teacher": teacher, "queue": queue}
-        named |= {} if student_queue is None else {"student_queue": student_queue}
+        tensors = {"student": student, "teacher": teacher, "queue": queue}
+        tensors |= {} if student_queue is None else {"student_queue": student_queue}
         raise ValueError(
             "expected student (B, Ds), teacher (B, Dt), queue (K, Dt) and student_queue (K, Ds), "
             "without which Ds = Dt, got "
-            + ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in named.items())
+            + ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
         )
 
 

@@ -198,10 +198,10 @@ def stages(
     teacher = teacher_stages(config, keep=anchors[:-1])
     route = [*(f"teacher.{epoch}" for epoch in anchors[:-1]), "teacher"]
     if not multi_stage:
-        taught = {"name": DISTILLED, "role": "taught", "teachers": {"teacher": route}}
+        stage = {"name": DISTILLED, "role": "taught", "teachers": {"teacher": route}}
         if greedy is not None:
-            taught["route"] = {"type": "kdtasks.general.GreedyRoute", **greedy}
-        return [*teacher, taught]
+            stage["route"] = {"type": "kdtasks.general.GreedyRoute", **greedy}
+        return [*teacher, stage]
 
     def arm(prefix: str, last: str, role: str, teach: bool) -> list[dict]:
         names = [*(f"{prefix}{epoch}" for epoch in anchors[:-1]), last]
@@ -234,12 +234,12 @@ def _anchors(config: Mapping, interval: int | None, epochs: Sequence[int] | None
     last = epochs_of(length)
     if last is None:
         raise ValueError(f"anchors are epochs of the teacher's training, whose length is {length}")
-    found = equal_interval_anchors(last, interval) if epochs is None else [*epochs, last]
-    found = sorted(set(found))
-    if len(found) < 2 or found[0] < 1 or found[-1] > last:
-        asked = f"interval={interval}" if epochs is None else f"epochs={list(epochs)}"
+    anchors = equal_interval_anchors(last, interval) if epochs is None else [*epochs, last]
+    anchors = sorted(set(anchors))
+    if len(anchors) < 2 or anchors[0] < 1 or anchors[-1] > last:
+        setting = f"interval={interval}" if epochs is None else f"epochs={list(epochs)}"
         raise ValueError(
-            f"{asked} of a teacher that is trained for {last} epochs leaves the anchors {found}: "
-            f"expected some between 1 and {last - 1}, and the last epoch"
+            f"{setting} of a teacher that is trained for {last} epochs leaves the anchors "
+            f"{anchors}: expected some between 1 and {last - 1}, and the last epoch"
         )
-    return found
+    return anchors

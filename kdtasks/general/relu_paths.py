@@ -105,17 +105,17 @@ def _last_norm(stage: nn.Sequential) -> str | None:
 
 
 def _of_inverted_residuals(model: nn.Module) -> list[str]:
-    found = []
+    paths = []
     for k, block in enumerate(model.features):
         # expansion, depthwise convolution, projection, batch norm
         parts = getattr(block, "conv", None)
         if isinstance(parts, nn.Sequential) and len(parts) == 4 and parts[1][0].stride[0] == 2:
-            found.append(f"features.{k}.conv.0.1")
+            paths.append(f"features.{k}.conv.0.1")
     last = model.features[-1]
-    if len(found) < 2 or not isinstance(last, nn.Sequential):
+    if len(paths) < 2 or not isinstance(last, nn.Sequential):
         raise ValueError(
             f"the features of {type(model).__name__} are no inverted residuals: name the modules "
             "whose outputs a ReLU is given yourself"
         )
     # the first expansion is of half the size, which no stage of a ResNet has
-    return [*found[1:], f"features.{len(model.features) - 1}.1"]
+    return [*paths[1:], f"features.{len(model.features) - 1}.1"]

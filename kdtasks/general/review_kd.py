@@ -98,13 +98,13 @@ class Fusion(nn.Module):
         self, student: Tensor, residual: Tensor | None, size: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
         """What is compared with the teacher's map of this size, and what is handed on."""
-        found = self.reduce(student)
+        fused = self.reduce(student)
         if self.attention is not None:
-            residual = _resized(residual, found.shape[2:])
-            shares = self.attention(torch.cat([found, residual], 1)).sigmoid()
-            found = found * shares[:, :1] + residual * shares[:, 1:]
-        found = _resized(found, size)
-        return self.expand(found), found
+            residual = _resized(residual, fused.shape[2:])
+            shares = self.attention(torch.cat([fused, residual], 1)).sigmoid()
+            fused = fused * shares[:, :1] + residual * shares[:, 1:]
+        fused = _resized(fused, size)
+        return self.expand(fused), fused
 
 
 class ReviewKDLoss(nn.Module):
@@ -149,8 +149,8 @@ class ReviewKDLoss(nn.Module):
             )
         middle, last = min(MAX_WIDTH, student[-1]), len(student) - 1
         self.fusions.extend(
-            Fusion(own, middle, other, k == last)
-            for k, (own, other) in enumerate(zip(student, teacher))
+            Fusion(student_width, middle, teacher_width, k == last)
+            for k, (student_width, teacher_width) in enumerate(zip(student, teacher))
         )
 
     def build(self, *features: Tensor) -> None:
@@ -176,16 +176,16 @@ class ReviewKDLoss(nn.Module):
         self._check_channels(student)
         dtype = next(self.fusions.parameters()).dtype
         residual, losses = None, []
-        for fusion, own, other in reversed(list(zip(self.fusions, student, teacher))):
-            reviewed, residual = fusion(own.to(dtype), residual, other.shape[2:])
-            losses.append(hierarchical_context_loss(reviewed, other, self.levels))
+        for fusion, student_map, teacher_map in reversed(list(zip(self.fusions, student, teacher))):
+            reviewed, residual = fusion(student_map.to(dtype), residual, teacher_map.shape[2:])
+            losses.append(hierarchical_context_loss(reviewed, teacher_map, self.levels))
         return torch.stack(losses).sum()
 
     def _check_channels(self, student: Sequence[Tensor]) -> None:
-        known = [fusion.reduce[0].in_channels for fusion in self.fusions]
-        if known != [f.shape[1] for f in student]:
+        channels = [fusion.reduce[0].in_channels for fusion in self.fusions]
+        if channels != [f.shape[1] for f in student]:
             raise ValueError(
-                f"expected maps of the student with {known} channels, got "
+                f"expected maps of the student with {channels} channels, got "
                 f"{[tuple(f.shape) for f in student]}"
             )
 

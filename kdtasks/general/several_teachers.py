@@ -120,8 +120,8 @@ class Standardization(nn.Module):
             return None
         mean, matrix = self.mean.to(rows), self.matrix.to(rows)
         centred = rows - mean
-        found = centred @ matrix.T if self.kind == "phi" else centred * matrix
-        return found.unflatten(0, (len(features), *features.shape[2:])).movedim(-1, 1)
+        standardized = centred @ matrix.T if self.kind == "phi" else centred * matrix
+        return standardized.unflatten(0, (len(features), *features.shape[2:])).movedim(-1, 1)
 
     def _collect(self, rows: Tensor) -> None:
         rows = gather_rows(rows).double()
@@ -175,12 +175,12 @@ def _paley(size: int) -> Tensor | None:
     if size <= 2:
         return torch.tensor([[1, 1], [1, -1]])[:size, :size].double()
     if size % 4 == 0 and _is_prime(size - 1):
-        one = torch.eye(size, dtype=torch.double)
-        return one + _bordered(size - 1, antisymmetric=True)
+        identity = torch.eye(size, dtype=torch.double)
+        return identity + _bordered(size - 1, antisymmetric=True)
     half = size // 2
     if size % 4 == 0 and half % 4 == 2 and _is_prime(half - 1):
-        conference, one = _bordered(half - 1), torch.eye(half, dtype=torch.double)
-        plus, minus = conference + one, conference - one
+        conference, identity = _bordered(half - 1), torch.eye(half, dtype=torch.double)
+        plus, minus = conference + identity, conference - identity
         return torch.cat([torch.cat([plus, minus], 1), torch.cat([minus, -plus], 1)])
     return None
 
@@ -194,10 +194,10 @@ def _bordered(q: int, antisymmetric: bool = False) -> Tensor:
     character[residues] = 1
     character[0] = 0
     place = torch.arange(q)
-    found = torch.zeros(q + 1, q + 1, dtype=torch.double)
-    found[1:, 1:] = character[(place[:, None] - place) % q]
-    found[0, 1:], found[1:, 0] = 1, -1 if antisymmetric else 1
-    return found
+    matrix = torch.zeros(q + 1, q + 1, dtype=torch.double)
+    matrix[1:, 1:] = character[(place[:, None] - place) % q]
+    matrix[0, 1:], matrix[1:, 0] = 1, -1 if antisymmetric else 1
+    return matrix
 
 
 def _is_prime(number: int) -> bool:

@@ -93,15 +93,15 @@ def stages(
             loss. For ``whole_budget``: some hops count in epochs and others in iterations; or in
             epochs of different ``data``, whose sum is not the steps of all.
     """
-    found = chain(config, assistants, student)
-    hops = [stage for stage in found if stage["role"] != "teacher"]
+    stages_of_chain = chain(config, assistants, student)
+    hops = [stage for stage in stages_of_chain if stage["role"] != "teacher"]
     beside = []
     if direct:
         (plain,) = (stage for stage in chain(config, {}, student) if stage["role"] == "taught")
         beside.append({**plain, "name": "direct"})
     if whole_budget:
         beside.append(_whole_budget(config, hops, student or {}))
-    return [*found[:-1], *beside, found[-1]]
+    return [*stages_of_chain[:-1], *beside, stages_of_chain[-1]]
 
 
 def _whole_budget(config: Mapping, hops: Sequence[Mapping], changes: Mapping) -> dict:
@@ -117,8 +117,8 @@ def _whole_budget(config: Mapping, hops: Sequence[Mapping], changes: Mapping) ->
         key: last[key] for key in ("arguments", "optimizer", "schedule", "data") if key in last
     }
     if changes.get("losses"):
-        own = {
+        names = {
             name for part in (config, last) for name in (part.get("data") or {}).get("own") or ()
         }
-        shared["losses"] = control(last["losses"], config["teachers"], own)
+        shared["losses"] = control(last["losses"], config["teachers"], names)
     return {**shared, "name": "whole_budget", "role": "joint", "length": length}
