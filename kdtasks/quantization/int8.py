@@ -122,11 +122,11 @@ class FakeQuantized(nn.Module):
         """Weights of the model in full precision become this one's, in place: renamed, with ranges
         that are not calibrated. Any other state stays as it is.
         """
-        plain = {prefix + name: prefix + own for name, own in self.names.items()}
+        plain = {prefix + name: prefix + new_name for name, new_name in self.names.items()}
         if not plain.keys() <= state.keys():
             return
-        for name, own in plain.items():
-            state[own] = state.pop(name)
+        for name, new_name in plain.items():
+            state[new_name] = state.pop(name)
         for name, value in self.state_dict().items():
             state.setdefault(prefix + name, value)
 

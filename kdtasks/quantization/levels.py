@@ -114,11 +114,11 @@ def share_levels(gradient_norms: Sequence[float], levels: int) -> list[int]:
     least = levels // 2
     rest = (levels - least) * len(norms)
     exact = [rest * norm / sum(norms) for norm in norms]
-    found = [least + int(share) for share in exact]
+    counts = [least + int(share) for share in exact]
     by_remainder = sorted(range(len(norms)), key=lambda k: int(exact[k]) - exact[k])
-    for k in by_remainder[: levels * len(norms) - sum(found)]:
-        found[k] += 1
-    return found
+    for k in by_remainder[: levels * len(norms) - sum(counts)]:
+        counts[k] += 1
+    return counts
 
 
 def nearest(buckets: Tensor, levels: Tensor, low: Tensor, width: Tensor) -> Tensor:
@@ -149,5 +149,5 @@ class _LevelQuantize(torch.autograd.Function):
         shape, dtype = ctx.levels
         pull = gradient.reshape(-1).to(width.dtype)
         of_each = width.expand_as(codes).reshape(-1)[: pull.numel()]
-        found = pull.new_zeros(shape).index_add_(0, codes.view(-1)[: pull.numel()], pull * of_each)
-        return gradient, found.to(dtype), None
+        slopes = pull.new_zeros(shape).index_add_(0, codes.view(-1)[: pull.numel()], pull * of_each)
+        return gradient, slopes.to(dtype), None

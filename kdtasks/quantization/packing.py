@@ -72,8 +72,8 @@ def pack(model: nn.Module, path: str | Path, facts: Mapping[str, str] | None = N
     tensors: dict[str, Tensor] = {}
     codings: dict[str, dict] = {}
     kinds = {module: kind for kind, module in MODULES.items()}
-    for name, module, own, part in quantized_tensors(model):
-        weight = getattr(module.parametrizations, own).original
+    for name, module, attribute, part in quantized_tensors(model):
+        weight = getattr(module.parametrizations, attribute).original
         codes, table = part.packed(weight)
         size = min(part.bucket_size or weight.numel(), weight.numel())
         codings[name] = {
@@ -102,7 +102,10 @@ def pack(model: nn.Module, path: str | Path, facts: Mapping[str, str] | None = N
 
 def _by_formula(codings: Iterable[Mapping]) -> float:
     """That of all tensors, each in its bits and buckets."""
-    counts = [(math.prod(one["shape"]), compression(one["bits"], one["bucket"])) for one in codings]
+    counts = [
+        (math.prod(coding["shape"]), compression(coding["bits"], coding["bucket"]))
+        for coding in codings
+    ]
     return sum(count for count, _ in counts) / sum(count / times for count, times in counts)
 
 
@@ -143,13 +146,13 @@ def load_packed(model: nn.Module, path: str | Path) -> nn.Module:
         FileNotFoundError, ValueError: as :func:`read_packed`; or it is of another model, which then
             stays as it was.
     """
-    state, own = read_packed(path), model.state_dict()
+    state, expected = read_packed(path), model.state_dict()
     differ = [
         f"{name} {tuple(state[name].shape) if name in state else 'missing'}"
-        for name, tensor in own.items()
+        for name, tensor in expected.items()
         if name not in state or state[name].shape != tensor.shape
     ]
-    differ += [f"{name} unexpected" for name in state if name not in own]
+    differ += [f"{name} unexpected" for name in state if name not in expected]
     if differ:
         more = f" (+{len(differ) - 4} more)" if len(differ) > 4 else ""
         raise ValueError(
@@ -202,8 +205,8 @@ def from_bits(packed: Tensor, bits: int, count: int) -> Tensor:
 def _plain(tensors: dict[str, Tensor], codings: dict[str, dict]) -> dict[str, Tensor]:
     state = dict(tensors)
     for name, fact in codings.items():
-        own = {key: state.pop(key) for key in list(state) if key.startswith(f"{name}.")}
-        table = {key.removeprefix(f"{name}."): value for key, value in own.items()}
+        entries = {key: state.pop(key) for key in list(state) if key.startswith(f"{name}.")}
+        table = {key.removeprefix(f"{name}."): value for key, value in entries.items()}
         shape = torch.Size(fact["shape"])
         codes = from_bits(table.pop("codes"), fact["bits"], shape.numel())
         table = {

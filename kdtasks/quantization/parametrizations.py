@@ -84,15 +84,15 @@ def quantized(
         raise ValueError(f"counts are of kind='levels', got kind={kind!r}")
     if not quantize:
         return model
-    found = list(_tensors(model, first_and_last, biases, norms))
-    _check(model, found)
-    paths = _paths(model, found)
+    weights = list(_tensors(model, first_and_last, biases, norms))
+    _check(model, weights)
+    paths = _paths(model, weights)
     for path in counts:
         if path not in paths:
             raise ValueError(f"no quantized tensor is called {path!r}; {did_you_mean(path, paths)}")
     if activations is not None:
         quantize_inputs(model, layers_of(model, first_and_last), activations)
-    for path, (module, name) in zip(paths, found):
+    for path, (module, name) in zip(paths, weights):
         tensor = getattr(module, name)
         if kind == "uniform":
             part: QuantizedTensor = UniformTensor(bits, bucket_size, every, stochastic, gradient)
@@ -132,14 +132,14 @@ def assign_levels(
         ValueError: as :func:`quantized`; there are no losses, or none depends on any tensor.
     """
     quantizer.check_settings(bits, None)
-    found = list(_tensors(model, first_and_last, biases, norms))
-    _check(model, found)
-    tensors = [getattr(module, name) for module, name in found]
+    weights = list(_tensors(model, first_and_last, biases, norms))
+    _check(model, weights)
+    tensors = [getattr(module, name) for module, name in weights]
     total = torch.zeros(len(tensors))
     for loss in losses:
         slopes = torch.autograd.grad(loss, tensors, allow_unused=True)
         total += torch.tensor([0.0 if slope is None else float(slope.norm()) for slope in slopes])
-    return dict(zip(_paths(model, found), level.share_levels(total.tolist(), 2**bits)))
+    return dict(zip(_paths(model, weights), level.share_levels(total.tolist(), 2**bits)))
 
 
 def _tensors(
@@ -158,7 +158,7 @@ def _tensors(
                 yield part, name
 
 
-def _check(model: nn.Module, found: list[tuple[nn.Module, str]]) -> None:
+def _check(model: nn.Module, weights: list[tuple[nn.Module, str]]) -> None:
     owners: dict[int, list[str]] = {}
     for path, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(path)
@@ -168,12 +168,12 @@ def _check(model: nn.Module, found: list[tuple[nn.Module, str]]) -> None:
                 f"{path or type(model).__name__!r} is parametrized already "
                 f"({', '.join(part.parametrizations)}): a weight is quantized once"
             )
-    if not found:
+    if not weights:
         raise ValueError(
             f"there is nothing to quantize in a {type(model).__name__}: expected convolutions or "
             "linear layers, three at least with first_and_last=False"
         )
-    for path, (part, name) in zip(_paths(model, found), found):
+    for path, (part, name) in zip(_paths(model, weights), weights):
         shared = owners.get(id(getattr(part, name)), [])
         if len(shared) > 1:
             raise ValueError(
@@ -185,10 +185,10 @@ def _check(model: nn.Module, found: list[tuple[nn.Module, str]]) -> None:
             raise ValueError(f"cannot quantize what is not finite: {bad}")
 
 
-def _paths(model: nn.Module, found: list[tuple[nn.Module, str]]) -> list[str]:
+def _paths(model: nn.Module, weights: list[tuple[nn.Module, str]]) -> list[str]:
     """The names of tensors in the plain state_dict."""
     names = {id(part): path for path, part in model.named_modules()}
-    return [f"{names[id(part)]}.{name}".lstrip(".") for part, name in found]
+    return [f"{names[id(part)]}.{name}".lstrip(".") for part, name in weights]
 
 
 def _take_plain_weights(
@@ -196,14 +196,14 @@ def _take_plain_weights(
 ) -> None:
     """Weights of the plain model, renamed, and what is learned beside them started from them."""
     for path, module, name, part in quantized_tensors(model):
-        own = prefix + _original(path)
-        if prefix + path not in state or own in state:
+        original = prefix + _original(path)
+        if prefix + path not in state or original in state:
             continue
         weight = state.pop(prefix + path)
-        state[own] = weight
+        state[original] = weight
         if weight.shape == getattr(module.parametrizations, name).original.shape:
             part.start(weight)
-        beside = own.removesuffix("original") + "0."
+        beside = original.removesuffix("original") + "0."
         for key, value in part.state_dict().items():
             state[beside + key] = value.clone()
 

@@ -57,16 +57,16 @@ def arms_of(config: Mapping) -> list[Arm]:
     bits = config["student"].get("bits", 8)
     # as the engine calls what a config does not list
     roles = {ALONE: "control", DISTILLED: "taught"}
-    found = []
+    arms = []
     for stage in with_roles([Stage(**stage) for stage in stages_of(config)]):
         roles.pop(stage.name, None)
         if stage.model != "student" or stage.role == "step":
             continue
         if stage.arguments == FULL:
-            found.append(Arm("full", stage.name, 32))
+            arms.append(Arm("full", stage.name, 32))
         else:
-            found.append(Arm(str(stage.role), stage.name, bits))
-    return found + [Arm(role, name, bits) for name, role in roles.items()]
+            arms.append(Arm(str(stage.role), stage.name, bits))
+    return arms + [Arm(role, name, bits) for name, role in roles.items()]
 
 
 def read_results(folders: Iterable[str | Path], metric: str | None = None) -> Found:
@@ -80,8 +80,8 @@ def read_results(folders: Iterable[str | Path], metric: str | None = None) -> Fo
     Raises:
         ValueError: there is no run of a quantized student.
     """
-    found: Found = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    folders, met = list(map(Path, folders)), set()
+    results_by_kind: Found = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    folders, trainings = list(map(Path, folders)), set()
     for path in sorted(file for folder in folders for file in folder.rglob("results.json")):
         results = json.loads(path.read_text(encoding="utf-8"))
         config = configurations.load(path.parent / "config.py")
@@ -93,20 +93,20 @@ def read_results(folders: Iterable[str | Path], metric: str | None = None) -> Fo
                 continue
             numbers = {k: v for k, v in reached.items() if k not in ("seconds", "onnx_ms")}
             training = (kind, arm, results["seed"], json.dumps(numbers, sort_keys=True))
-            if training in met:
+            if training in trainings:
                 continue
-            met.add(training)
-            of_arm = found[kind][arm]
+            trainings.add(training)
+            of_arm = results_by_kind[kind][arm]
             of_arm["metric"].append(reached[name])
             for key in (f"onnx_{name}", "onnx_bytes", "onnx_ms", "packed_bytes"):
                 if key in reached:
                     of_arm[key.replace(name, "metric")].append(reached[key])
-    if not found:
+    if not results_by_kind:
         raise ValueError(
             f"no results of a student in few bits below {', '.join(map(str, folders))}: expected "
             "folders of runs, or of tools/compare.py"
         )
-    return found
+    return results_by_kind
 
 
 def in_order(arms: Iterable[Arm]) -> list[Arm]:
@@ -123,13 +123,13 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f} ({len(values)})"
 
 
-def as_table(found: Found) -> str:
+def as_table(results: Found) -> str:
     """All of it in Markdown: mean, standard deviation and number of runs; bytes and ms: medians."""
     lines = [
         "| student | arm | bits | metric | file under onnxruntime | bytes | ms |",
         "|---" * 7 + "|",
     ]
-    for kind, arms in found.items():
+    for kind, arms in results.items():
         for arm in in_order(arms):
             of_arm = arms[arm]
             size = of_arm.get("packed_bytes") or of_arm.get("onnx_bytes")
@@ -146,18 +146,18 @@ def as_table(found: Found) -> str:
     return "\n".join(lines)
 
 
-def draw(found: Found, path: str | Path, label: str = "accuracy, %") -> None:
+def draw(results: Found, path: str | Path, label: str = "accuracy, %") -> None:
     """Mean and extremes of each arm against bits; a point a run, hollow its ONNX file."""
     import matplotlib.style
     from matplotlib.figure import Figure
 
-    kinds = [kind for kind in TITLES if kind in found]
-    widths = [len({arm.bits for arm in found[kind]}) + 1 for kind in kinds]
+    kinds = [kind for kind in TITLES if kind in results]
+    widths = [len({arm.bits for arm in results[kind]}) + 1 for kind in kinds]
     with matplotlib.style.context({**STYLE, "svg.hashsalt": "kdtasks"}, after_reset=True):
         figure = Figure(figsize=(1.2 + 1.5 * sum(widths), 4.2))
         panels = figure.subplots(1, len(kinds), squeeze=False, width_ratios=widths)[0]
         for axes, kind in zip(panels, kinds):
-            _draw_panel(axes, kind, found[kind])
+            _draw_panel(axes, kind, results[kind])
         panels[0].set_ylabel(label)
         figure.savefig(path, metadata={"Date": None} if Path(path).suffix == ".svg" else None)
 
@@ -202,10 +202,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--metric", help="default: the primary one of the runs")
     parser.add_argument("--output", help="an .svg or .png; default: the table alone")
     args = parser.parse_args(arguments)
-    found = read_results(args.work_dirs, args.metric)
-    print(as_table(found))
+    results = read_results(args.work_dirs, args.metric)
+    print(as_table(results))
     if args.output:
-        draw(found, args.output)
+        draw(results, args.output)
 
 
 if __name__ == "__main__":

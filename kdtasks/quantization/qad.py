@@ -67,20 +67,20 @@ def stages(
         "schedule": [],
         "length": {"iterations": config["student"].get("calibrate", 32)},
     }
-    taught = {"teachers": {"teacher": "full"}, "losses": dict(losses or {"loss_qad": KL})}
-    found = [
+    teaching = {"teachers": {"teacher": "full"}, "losses": dict(losses or {"loss_qad": KL})}
+    preparation = [
         *full_stages(config),
         {"name": "ptq", "role": "joint", "student": "full", **calibration},
     ]
     calibrated = "ptq"
     if config["teachers"]:
         calibrated = "ptq_alone"
-        found += [
+        preparation += [
             {"name": "full_alone", "role": "step", "arguments": FULL},
             {"name": calibrated, "role": "step", "student": "full_alone", **calibration},
         ]
     return [
-        *found,
+        *preparation,
         {"name": ALONE, "role": "control", "student": calibrated, **training},
-        {"name": "qad", "role": "taught", "student": "ptq", **taught, **training},
+        {"name": "qad", "role": "taught", "student": "ptq", **teaching, **training},
     ]

@@ -60,16 +60,16 @@ def stages(config: Mapping, levels: Mapping | None = None, full: bool = True) ->
         raise ValueError("levels alone train in their stage: expected no activations, got both")
     if levels is not None and not full:
         raise ValueError("levels are those of the student in full precision: expected full=True")
-    taught = {"teachers": {"teacher": teacher_source(config)}}
-    found = full_stages(config) if full else teacher_stages(config)
+    teaching = {"teachers": {"teacher": teacher_source(config)}}
+    preparation = full_stages(config) if full else teacher_stages(config)
     if full and not in_bits:
         still = {"length": {"iterations": 0}, "schedule": []}
-        found.append({"name": "rounded", "role": "joint", "student": "full", **still})
+        preparation.append({"name": "rounded", "role": "joint", "student": "full", **still})
     if levels is not None:
         learned = {"student": "full", "arguments": {"kind": "levels"}, "train": LEVELS}
-        found.append({"name": "levels", "role": "joint", **learned, **taught, **levels})
+        preparation.append({"name": "levels", "role": "joint", **learned, **teaching, **levels})
     return [
-        *found,
+        *preparation,
         {"name": ALONE, "role": "control"},
-        {"name": DISTILLED, "role": "taught", **taught},
+        {"name": DISTILLED, "role": "taught", **teaching},
     ]

@@ -135,8 +135,7 @@ class LevelTensor(QuantizedTensor):
 
     def start(self, tensor: Tensor) -> None:
         """Levels at the quantiles of these values."""
-        found = level.initial_levels(tensor, len(self.levels), self.bucket_size)
-        self.levels.data.copy_(found)
+        self.levels.data.copy_(level.initial_levels(tensor, len(self.levels), self.bucket_size))
 
     def packed(self, tensor: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`QuantizedTensor.packed`."""
@@ -150,8 +149,8 @@ class LevelTensor(QuantizedTensor):
     def unpacked(codes: Tensor, table: dict[str, Tensor], bits: int, size: int) -> Tensor:
         """See :meth:`QuantizedTensor.unpacked`."""
         buckets = _in_buckets(codes, size).long()
-        found = level.at_levels(buckets, table["levels"], table["low"], table["width"])
-        return found.view(-1)[: len(codes)]
+        values = level.at_levels(buckets, table["levels"], table["low"], table["width"])
+        return values.view(-1)[: len(codes)]
 
 
 class LSQTensor(QuantizedTensor):
@@ -209,13 +208,13 @@ def dequantized(model: nn.Module) -> nn.Module:
     plain.eval()
     for part in plain.modules():
         part.__dict__.pop("packed_file", None)
-    found = list(quantized_tensors(plain))
-    if not found:
+    entries = list(quantized_tensors(plain))
+    if not entries:
         raise ValueError(
             f"no weight of this {type(model).__name__} is quantized: expected what "
             "kdtasks.quantization.quantized returned"
         )
-    weights = [(module, name, getattr(module, name).detach()) for _, module, name, _ in found]
+    weights = [(module, name, getattr(module, name).detach()) for _, module, name, _ in entries]
     for module in {id(module): module for module, *_ in weights}.values():
         # not remove_parametrizations, which would change the class that the model itself has too
         del module.parametrizations
