@@ -40,8 +40,8 @@ def teacher_clusters(experiment: "Experiment", clusters: int | None = None) -> T
     loader = Loader(images, 64, shuffle=False, drop_last=False, device=experiment.device)
     teacher = next(iter(experiment.distiller(stage).teachers.values()))
     teacher.eval()
-    found = [embedding_of(teacher(batch["input"])).float().cpu() for batch in loader]
-    rows = directions(torch.cat(found))
+    embeddings = [embedding_of(teacher(batch["input"])).float().cpu() for batch in loader]
+    rows = directions(torch.cat(embeddings))
     count = clusters or min(max(round((len(rows) / 2) ** 0.5), 2), 100)
     if len(rows) < 2 * count:
         raise ValueError(f"expected at least {2 * count} images for {count} clusters")

@@ -179,18 +179,18 @@ def _model(text: str, weights: str | None, teaches: bool = True) -> dict[str, An
     is_name = text.partition(":")[0] in ("timm", "torchvision")
     if is_name:
         network["weights"] = weights or _PACKAGED.get(text, True)
-    own = is_name or weights is None
-    return {**spec, "checkpoint": "own" if own else weights}
+    is_own = is_name or weights is None
+    return {**spec, "checkpoint": "own" if is_own else weights}
 
 
 def _folder(data: str | Path, size: int, limit: int | None) -> dict[str, Any]:
-    found = {
+    folder = {
         "type": "kdtasks.representation.data.unlabelled_folder",
         "root": str(data),
         "size": size,
         "skip_bad": True,
     }
-    return found if limit is None else {**found, "limit": limit}
+    return folder if limit is None else {**folder, "limit": limit}
 
 
 def _test(labelled: str | Path, size: int) -> dict[str, Any]:

@@ -76,8 +76,8 @@ class _BatchesWithoutLabels(_WithoutLabels):
 
     def batch(self, index: Tensor, view: Tensor, seed: int) -> dict[str, Tensor]:
         """The data set's batch, without ``target``."""
-        made = self.dataset.batch(index, view, seed)
-        return {name: value for name, value in made.items() if name != "target"}
+        values = self.dataset.batch(index, view, seed)
+        return {name: value for name, value in values.items() if name != "target"}
 
 
 def without_labels(dataset: Any) -> Any:
@@ -190,13 +190,13 @@ class BankAndQueries:
     def batch(self, index: Tensor, view: Tensor, seed: int) -> dict[str, Tensor]:
         """Images of both, in the order of ``index``."""
         is_query = index >= self.bank
-        made = [
-            part.batch(index[chosen] - first, view[chosen], seed)
-            for part, chosen, first in zip(self.parts, (~is_query, is_query), (0, self.bank))
+        batches = [
+            part.batch(index[is_in_part] - first, view[is_in_part], seed)
+            for part, is_in_part, first in zip(self.parts, (~is_query, is_query), (0, self.bank))
         ]
         order = torch.cat([(~is_query).nonzero()[:, 0], is_query.nonzero()[:, 0]]).argsort()
-        together = {name: torch.cat([part[name] for part in made]) for name in made[0]}
-        return {name: value[order.to(value.device)] for name, value in together.items()}
+        values = {name: torch.cat([part[name] for part in batches]) for name in batches[0]}
+        return {name: value[order.to(value.device)] for name, value in values.items()}
 
 
 def bank_and_queries(bank: ImageArrays, queries: ImageArrays) -> BankAndQueries:
@@ -227,9 +227,9 @@ def bank_and_queries(bank: ImageArrays, queries: ImageArrays) -> BankAndQueries:
             f"the bank is normalised with mean {bank.mean}, std {bank.std}, the queries with "
             f"{queries.mean}, {queries.std}: expected the same"
         )
-    both = set(bank.paths or ()) & set(queries.paths or ())
-    if both:
-        raise ValueError(f"{len(both)} files are in the bank and queries too, as {min(both)}")
+    common = set(bank.paths or ()) & set(queries.paths or ())
+    if common:
+        raise ValueError(f"{len(common)} files are in the bank and queries too, as {min(common)}")
     _warn_of_copies(bank, queries)
     if bank.classes and queries.classes and queries.classes != bank.classes:
         queries = queries.with_classes(bank.classes)
@@ -238,15 +238,15 @@ def bank_and_queries(bank: ImageArrays, queries: ImageArrays) -> BankAndQueries:
 
 def _warn_of_copies(bank: ImageArrays, queries: ImageArrays) -> None:
     places = {hash(image.tobytes()): k for k, image in enumerate(bank.images.cpu().numpy())}
-    found = []
+    copies = []
     for k, image in enumerate(queries.images.cpu().numpy()):
         place = places.get(hash(image.tobytes()))
         if place is not None and (bank.images[place].cpu().numpy() == image).all():
-            found.append((k, place))
-    if found:
-        k, place = found[0]
+            copies.append((k, place))
+    if copies:
+        k, place = copies[0]
         warnings.warn(
-            f"{len(found)} of {len(queries)} queries are in the bank too, pixel for pixel "
+            f"{len(copies)} of {len(queries)} queries are in the bank too, pixel for pixel "
             f"({queries.path(k)} as {bank.path(place)}): they find themselves, and the numbers are "
             "too high",
             stacklevel=3,

@@ -32,16 +32,16 @@ class RepresentationDistiller(Distiller):
         plain = [name for name in wanted if name not in (embedding, whole)]
         images = self.read(batch, "input", role)
         source = self._map_name(role, images) if whole in wanted else None
-        asked = plain if source in (None, role) else [*plain, source]
-        given = self.run(role, images, asked)
-        found = embedding_of(given[role])
+        names = plain if source in (None, role) else [*plain, source]
+        values = self.run(role, images, names)
+        rows = embedding_of(values[role])
         if embedding in wanted:
-            given[embedding] = found
+            values[embedding] = rows
         if source is not None:
             prefix = getattr(self.model(role), "num_prefix_tokens", None)
             size = seen_size(self._called(role), images)
-            given[whole] = map_of(given[source], found.shape[1], prefix, size)
-        return given
+            values[whole] = map_of(values[source], rows.shape[1], prefix, size)
+        return values
 
     def _called(self, role: str) -> nn.Module:
         """What a role's images go to."""

@@ -29,9 +29,9 @@ class ClassifierLoss(nn.Module):
             ValueError: embeddings of another shape.
         """
         (rows,) = raised(student)
-        known = 0 if is_lazy(self.classifier.weight) else self.classifier.in_features
-        if rows.dim() != 2 or not rows.shape[1] or known not in (0, rows.shape[1]):
-            raise ValueError(f"expected embeddings (B, {known or 'D'}), got {tuple(rows.shape)}")
+        width = 0 if is_lazy(self.classifier.weight) else self.classifier.in_features
+        if rows.dim() != 2 or not rows.shape[1] or width not in (0, rows.shape[1]):
+            raise ValueError(f"expected embeddings (B, {width or 'D'}), got {tuple(rows.shape)}")
         logits = self.classifier(rows.to(self.classifier.weight.dtype)).to(rows.dtype)
         total = F.cross_entropy(logits, target, reduction="sum")
         return total / (target >= 0).sum().clamp(min=1)

@@ -51,9 +51,9 @@ def backbone(network: nn.Module | Callable, head: str | None = None, **options: 
     path = _final_linear(model) if head is None else head
     if path is None:
         return model
-    known = [name for name, _ in model.named_modules() if name]
-    if path not in known:
-        raise ValueError(f"{type(model).__name__} has no {path!r}; {did_you_mean(path, known)}")
+    paths = [name for name, _ in model.named_modules() if name]
+    if path not in paths:
+        raise ValueError(f"{type(model).__name__} has no {path!r}; {did_you_mean(path, paths)}")
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, NoHead())
     return model
@@ -77,10 +77,10 @@ def embedding_of(output: Any) -> Tensor:
     Raises:
         TypeError, ValueError: an output in which there is none.
     """
-    found = _representation(output)
-    if found.dim() == 4:
-        return found.mean((2, 3))
-    return found[:, 0] if found.dim() == 3 else found
+    values = _representation(output)
+    if values.dim() == 4:
+        return values.mean((2, 3))
+    return values[:, 0] if values.dim() == 3 else values
 
 
 def _representation(output: Any) -> Tensor:
@@ -116,10 +116,10 @@ def map_path(model: nn.Module, images: Tensor, call: Callable | None = None) -> 
     if call is None:
         model = copy.deepcopy(model)
         model.eval()
-    seen: list[tuple[str, Any]] = []
-    with _noting(model, seen), torch.no_grad():
+    maps: list[tuple[str, Any]] = []
+    with _noting(model, maps), torch.no_grad():
         (call or model)(images)
-    return seen[-1][0] if seen else None
+    return maps[-1][0] if maps else None
 
 
 @torch.no_grad()
@@ -131,13 +131,13 @@ def network_map(model: nn.Module, images: Tensor) -> Tensor | None:
         images: what it is called with.
     """
     inner = model.model if isinstance(model, Teacher) else model
-    seen: list[tuple[str, Any]] = []
-    with _noting(inner, seen):
+    maps: list[tuple[str, Any]] = []
+    with _noting(inner, maps):
         width = embedding_of(model(images)).shape[1]
-    if not seen:
+    if not maps:
         return None
     prefix = getattr(inner, "num_prefix_tokens", None)
-    return map_of(seen[-1][1], width, prefix, seen_size(model, images))
+    return map_of(maps[-1][1], width, prefix, seen_size(model, images))
 
 
 def seen_size(model: nn.Module, images: Tensor) -> tuple[int, int]:
@@ -147,19 +147,19 @@ def seen_size(model: nn.Module, images: Tensor) -> tuple[int, int]:
 
 
 @contextmanager
-def _noting(model: nn.Module, seen: list[tuple[str, Any]]) -> Iterator[None]:
-    """In ``seen`` path and output of modules that give something with several places, as they
+def _noting(model: nn.Module, maps: list[tuple[str, Any]]) -> Iterator[None]:
+    """In ``maps`` path and output of modules that give something with several places, as they
     end.
     """
 
     def note(path: str) -> Callable:
         def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
             try:
-                found = _representation(output)
+                values = _representation(output)
             except (TypeError, ValueError):
                 return
-            if found.dim() == 3 or (found.dim() == 4 and found[0, 0].numel() > 1):
-                seen[:] = [(path, found)]
+            if values.dim() == 3 or (values.dim() == 4 and values[0, 0].numel() > 1):
+                maps[:] = [(path, values)]
 
         return hook
 
@@ -186,15 +186,15 @@ def map_of(
     Raises:
         ValueError: tokens that leave no such grid.
     """
-    found = _representation(output)
-    if found.dim() == 4:
-        is_last = found.shape[1] != width and found.shape[3] == width
-        return found.permute(0, 3, 1, 2) if is_last else found
-    count = found.shape[1]
+    values = _representation(output)
+    if values.dim() == 4:
+        is_last = values.shape[1] != width and values.shape[3] == width
+        return values.permute(0, 3, 1, 2) if is_last else values
+    count = values.shape[1]
     for prefix in range(9) if prefix_tokens is None else (prefix_tokens,):
         grid = _grid(count - prefix, *size)
         if grid is not None:
-            return found[:, prefix:].transpose(1, 2).unflatten(2, grid)
+            return values[:, prefix:].transpose(1, 2).unflatten(2, grid)
     raise ValueError(
         f"{count} tokens, {'up to 8' if prefix_tokens is None else prefix_tokens} of them before "
         f"those of places, are no map of an image of {size[0]} x {size[1]}"

@@ -89,10 +89,12 @@ def draw_neighbours(models: Mapping[str, nn.Module], loader: "Loader") -> tuple:
     shown = min(SHOWN, len(bank))
     cell = min((WIDTH - GAP * len(models)) / (1 + shown * len(models)), 0.95)
     figure = Figure(figsize=(WIDTH, HEAD + len(queries) * (cell + 0.22)), layout="none")
-    found = {}
+    neighbours = {}
     for name, model in models.items():
         rows = embedded(model, loader, torch.cat([bank, queries]))
-        found[name] = bank[nearest_in_bank(rows[: len(bank)], rows[len(bank) :], shown)[1].cpu()]
+        neighbours[name] = bank[
+            nearest_in_bank(rows[: len(bank)], rows[len(bank) :], shown)[1].cpu()
+        ]
     for k, name in enumerate(models):
         left = cell + GAP + k * (shown * cell + GAP)
         write(figure, left, 0.08, shortened(name, 40), fontsize=10, fontweight="bold")
@@ -100,7 +102,7 @@ def draw_neighbours(models: Mapping[str, nn.Module], loader: "Loader") -> tuple:
     for row, query in enumerate(queries.tolist()):
         label = int(target[query])
         _draw(figure, loader, [query], 0, top, cell, None)
-        for k, near in enumerate(found.values()):
+        for k, near in enumerate(neighbours.values()):
             left = cell + GAP + k * (shown * cell + GAP)
             _draw(figure, loader, near[row].tolist(), left, top, cell, label)
         text = names[label] if label < len(names) else f"class {label}"
@@ -134,11 +136,13 @@ def _draw(
 
 def _images(loader: "Loader", places: Sequence[int]) -> list:
     """As they are in their file, not as the network gets them."""
-    found = []
+    images = []
     for place in places:
         part, index = loader.dataset.part_of(place)
-        found += pictures_of(SimpleNamespace(dataset=part, seed=loader.seed), torch.tensor([index]))
-    return found
+        images += pictures_of(
+            SimpleNamespace(dataset=part, seed=loader.seed), torch.tensor([index])
+        )
+    return images
 
 
 def draw_maps(models: Mapping[str, nn.Module], loader: "Loader") -> tuple | None:
@@ -152,9 +156,9 @@ def draw_maps(models: Mapping[str, nn.Module], loader: "Loader") -> tuple | None
     images = loader.dataset.batch(places, torch.zeros_like(places), loader.seed)["input"]
     maps = {}
     for name, model in models.items():
-        found = network_map(model, images)
-        if found is not None:
-            maps[name] = component_colors(found.float()).cpu()
+        last_map = network_map(model, images)
+        if last_map is not None:
+            maps[name] = component_colors(last_map.float()).cpu()
     if not maps:
         return None
     label = 1.1
@@ -190,20 +194,20 @@ def draw_curves(run: "Run", colors: Mapping[str, str]) -> tuple | None:
     trained, levels = {}, {}
     for stage in run.finished:
         steps, values = facts.curve(history.get(stage.name, ()), "knn")
-        done = run.done[stage.name]
+        metrics = run.done[stage.name]
         if steps and steps[-1] > 0:
             rows = experiment.setting(stage, "data")["batch_size"] + experiment.unlabelled(stage)
             trained[stage.name] = [step * rows for step in steps], values
-        elif facts.is_number(done.get("knn")):
-            levels[stage.name] = done["knn"]
-        found = ((name, done.get(f"{name}_knn")) for name in stage.teachers)
-        levels |= {name: value for name, value in found if facts.is_number(value)}
+        elif facts.is_number(metrics.get("knn")):
+            levels[stage.name] = metrics["knn"]
+        pairs = ((name, metrics.get(f"{name}_knn")) for name in stage.teachers)
+        levels |= {name: value for name, value in pairs if facts.is_number(value)}
     if not trained:
         return None
     figure = Figure(figsize=(WIDTH, 3.6))
     axes = figure.subplots()
-    for name, (seen, values) in trained.items():
-        axes.plot(seen, values, "o-", color=colors[name], label=name, markersize=4)
+    for name, (counts, values) in trained.items():
+        axes.plot(counts, values, "o-", color=colors[name], label=name, markersize=4)
     for name, value in levels.items():
         label = f"{name}: {value:.1f}"
         axes.axhline(value, color=colors[name], linestyle=(0, (4, 3)), linewidth=1.3, label=label)

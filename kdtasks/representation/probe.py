@@ -45,13 +45,16 @@ def probe_answers(bank: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
 
 def _best_strength(x: np.ndarray, y: np.ndarray) -> float:
     """The smallest of those that are best on every fifth image of each class."""
-    held = np.zeros(len(y), dtype=bool)
+    is_held_out = np.zeros(len(y), dtype=bool)
     for label in np.unique(y):
-        held[np.flatnonzero(y == label)[_FOLDS - 1 :: _FOLDS]] = True
-    if not held.any():
+        is_held_out[np.flatnonzero(y == label)[_FOLDS - 1 :: _FOLDS]] = True
+    if not is_held_out.any():
         return STRENGTHS[0]
     right = [
-        (_fitted(x[~held], y[~held], strength).predict(x[held]) == y[held]).mean()
+        (
+            _fitted(x[~is_held_out], y[~is_held_out], strength).predict(x[is_held_out])
+            == y[is_held_out]
+        ).mean()
         for strength in STRENGTHS
     ]
     return STRENGTHS[int(np.argmax(right))]

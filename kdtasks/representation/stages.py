@@ -37,13 +37,13 @@ def with_controls(
     nothing = {"loss_none": {"type": "kdtasks.representation.losses.no_loss", **_of("embedding")}}
     stages: list[dict] = [{"name": "random", "role": "control", "losses": nothing, **untouched}]
     if supervised is not None:
-        own = dict(supervised)
-        labels = {"type": CLASSIFIER, "num_classes": own.pop("num_classes")}
+        settings = dict(supervised)
+        labels = {"type": CLASSIFIER, "num_classes": settings.pop("num_classes")}
         losses = {"loss_supervised": {**labels, "of": ("student.embedding", "target")}}
-        stages.append({"name": "supervised", "role": "joint", "losses": losses, **own})
+        stages.append({"name": "supervised", "role": "joint", "losses": losses, **settings})
     if pretrained:
-        given = {"name": "pretrained", "role": "joint", "losses": nothing, **untouched}
-        stages.append({**given, **_start(config["student"], pretrained)})
+        stage = {"name": "pretrained", "role": "joint", "losses": nothing, **untouched}
+        stages.append({**stage, **_start(config["student"], pretrained)})
     teachers = dict.fromkeys(config["teachers"])
     return [*stages, {"name": DISTILLED, "role": "taught", "teachers": teachers}]
 
@@ -61,8 +61,8 @@ def _start(student: Mapping[str, Any], weights: str | bool) -> dict[str, Any]:
             f"pretrained={weights!r}: expected a file, since the student's network {name!r} has no "
             "weights by name, as 'timm:resnet18' has"
         )
-    own = {**network, "weights": weights}
-    return {"arguments": {"network": own} if "network" in student else {"weights": weights}}
+    description = {**network, "weights": weights}
+    return {"arguments": {"network": description} if "network" in student else {"weights": weights}}
 
 
 def _of(name: str) -> dict:

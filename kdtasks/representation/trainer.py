@@ -48,7 +48,7 @@ def evaluate(model: nn.Module, loader: "Loader") -> dict[str, float]:
     rows, target = embeddings_of(model, loader)
     count = bank_size(loader)
     bank, queries = rows[:count], rows[count:]
-    labels, wanted = target[:count], target[count:]
+    labels, query_labels = target[:count], target[count:]
     # a run first tries one batch
     if not len(queries):
         return dict.fromkeys(("knn", "linear"), float("nan"))
@@ -56,8 +56,8 @@ def evaluate(model: nn.Module, loader: "Loader") -> dict[str, float]:
     nearest = weighted_knn(bank, labels, queries, classes=classes).argmax(1)
     linear = probe_answers(bank, labels, queries)
     return {
-        "knn": 100 * float((nearest == wanted).double().mean()),
-        "linear": 100 * float((linear == wanted).double().mean()),
+        "knn": 100 * float((nearest == query_labels).double().mean()),
+        "linear": 100 * float((linear == query_labels).double().mean()),
     }
 
 
@@ -79,8 +79,8 @@ def bank_size(loader: "Loader") -> int:
 
 def doubts(metrics: Mapping[str, float], model: nn.Module, loader: "Loader") -> list[str]:
     """A kNN that one answer for all queries, the most frequent class, would reach too."""
-    wanted = loader.dataset.target[bank_size(loader) :]
-    constant = 100 * float(wanted.bincount().max() / len(wanted))
+    target = loader.dataset.target[bank_size(loader) :]
+    constant = 100 * float(target.bincount().max() / len(target))
     if metrics["knn"] > constant + 1e-6:
         return []
     return [f"its kNN of {metrics['knn']:.2f} % is not above a constant answer ({constant:.2f} %)"]
@@ -119,20 +119,24 @@ def summary(run: "Run", stage: "Stage", metrics: Mapping[str, float]) -> dict[st
     """
     if not stage.teachers:
         return {}
-    experiment, known = run.experiment, run.teacher_metrics(stage)
-    found = {f"{name}_{k}": value for name, own in known.items() for k, value in own.items()}
+    experiment, teacher_metrics = run.experiment, run.teacher_metrics(stage)
+    results = {
+        f"{name}_{k}": value
+        for name, values in teacher_metrics.items()
+        for k, value in values.items()
+    }
     loader = experiment.test_loader(stage)
-    left = [name for name in stage.teachers if name not in known]
-    for name in left:
+    missing = [name for name in stage.teachers if name not in teacher_metrics]
+    for name in missing:
         teacher = experiment.teacher(stage, name, run.files)
         try:
-            own = watched(experiment.task, teacher, loader)
+            values = watched(experiment.task, teacher, loader)
         # a trained stage is worth more than a further number
         except (ValueError, RuntimeError) as error:
             warnings.warn(f"the kNN of {name} is not known: {error}", stacklevel=2)
             continue
-        found |= {f"{name}_{metric}": value for metric, value in own.items()}
-    return found
+        results |= {f"{name}_{metric}": value for metric, value in values.items()}
+    return results
 
 
 def pictures(run: "Run") -> list[tuple]:
