@@ -36,9 +36,9 @@ def checked_benchmark(
             expected = _targets_of_sources(experience.dataset for experience in experiences)
         else:
             expected = {*classes}
-        if lost := sorted(expected - present):
+        if missing := sorted(expected - present):
             raise ValueError(
-                f"classes {lost} are in no experience of the stream {name!r}, which has "
+                f"classes {missing} are in no experience of the stream {name!r}, which has "
                 f"{sorted(present)}: give class_incremental_benchmark a number of experiences that "
                 "divides that of the classes, or num_classes_per_exp=[…]"
             )
@@ -52,14 +52,14 @@ def _sort_lists(
     """Give each experience its lists of classes, sorted."""
     before: set[int] = set()
     for experience, classes in zip(experiences, lists):
-        seen = before | {*classes}
+        so_far = before | {*classes}
         attributes = {
             "classes_in_this_experience": classes,
             "previous_classes": sorted(before),
-            "classes_seen_so_far": sorted(seen),
-            "future_classes": sorted(present - seen),
+            "classes_seen_so_far": sorted(so_far),
+            "future_classes": sorted(present - so_far),
         }
-        before = seen
+        before = so_far
         for key, value in attributes.items():
             if getattr(experience, key, None) != value:
                 setattr(experience, key, value)

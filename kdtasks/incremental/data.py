@@ -190,17 +190,17 @@ def experiences(
     last = len(stream) - 1 if experience is None else experience
     columns, names = _columns(stream[: last + 1])
     is_alone = trains and not (memory or memory_per_class)
-    parts = [_part(one, columns) for one in stream[last if is_alone else 0 : last + 1]]
+    parts = [_part(element, columns) for element in stream[last if is_alone else 0 : last + 1]]
     batched = all(callable(getattr(part.dataset, "batch", None)) for part in parts)
     kind = BatchedSet if batched else IncrementalSet
     if not trains:
         return kind(parts, names, pool, sampling or {}, seed)
-    kept = None
+    store = None
     if memory or memory_per_class:
-        numbers = [[columns[c] for c in _classes(seen)] for seen in stream[: last + 1]]
-        kept = Memory(parts, numbers, memory, memory_per_class, exemplars, held_out)
-    made = kind([parts[-1]], names, pool, sampling or {}, seed, kept)
-    return made.with_old(kept.at_random(seed)) if kept else made
+        numbers = [[columns[c] for c in _classes(element)] for element in stream[: last + 1]]
+        store = Memory(parts, numbers, memory, memory_per_class, exemplars, held_out)
+    samples = kind([parts[-1]], names, pool, sampling or {}, seed, store)
+    return samples.with_old(store.at_random(seed)) if store else samples
 
 
 def avalanche_stream(benchmark: "CLScenario", part: str | None = None, train: bool = True) -> list:
@@ -317,8 +317,8 @@ class Memory:
         if not old:
             return []
         target = torch.cat([part.target for part in old])
-        kept = coreset_indices(target, self.quota(sum(map(len, self.columns[:-1]))), seed)
-        return [part.subset(kept, start) for part, start in zip(old, _starts(old))]
+        rows = coreset_indices(target, self.quota(sum(map(len, self.columns[:-1]))), seed)
+        return [part.subset(rows, start) for part, start in zip(old, _starts(old))]
 
     def newest(self) -> list[_Part]:
         """All samples of the newest experience, a part a class."""
@@ -373,13 +373,15 @@ class Memory:
         target = torch.cat([part.target for part in parts])
         classes = old + len(self.columns[-1])
         places = torch.cat([part.index for part in parts])
-        out = coreset_indices(target, [count] * classes, seed, places)
-        left = torch.arange(len(target))[~torch.isin(torch.arange(len(target)), out)]
-        trained, held = (
+        held_out_rows = coreset_indices(target, [count] * classes, seed, places)
+        training_rows = torch.arange(len(target))[
+            ~torch.isin(torch.arange(len(target)), held_out_rows)
+        ]
+        training_parts, held_out_parts = (
             [part.subset(rows, start) for part, start in zip(parts, _starts(parts))]
-            for rows in (left, out)
+            for rows in (training_rows, held_out_rows)
         )
-        return trained, [part for part in held if len(part.index)]
+        return training_parts, [part for part in held_out_parts if len(part.index)]
 
 
 def _starts(parts: Sequence[_Part]) -> list[int]:

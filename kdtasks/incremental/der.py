@@ -62,9 +62,9 @@ def der_loss(student: Tensor, stored: Tensor, columns: Tensor | None = None) -> 
     student, stored = raised(student[:, : stored.shape[1]], stored.detach())
     if columns is None:
         return (student - stored).square().sum() / max(stored.numel(), 1)
-    there = torch.arange(stored.shape[1], device=stored.device) < columns[:, None]  # (B, l)
-    difference = (student - stored).where(there, 0)
-    return difference.square().sum() / there.sum().clamp(min=1)
+    is_stored = torch.arange(stored.shape[1], device=stored.device) < columns[:, None]  # (B, l)
+    difference = (student - stored).where(is_stored, 0)
+    return difference.square().sum() / is_stored.sum().clamp(min=1)
 
 
 def replay_cross_entropy(student: Tensor, target: Tensor) -> Tensor:
@@ -133,19 +133,19 @@ class ReservoirBuffer:
         """
         samples = {name: value.detach() for name, value in samples.items()}
         self._check(samples)
-        taken = self._take_places(len(next(iter(samples.values()))))
-        places = torch.tensor(list(taken), dtype=torch.int64)
-        rows = torch.tensor(list(taken.values()), dtype=torch.int64)
+        row_of_place = self._take_places(len(next(iter(samples.values()))))
+        places = torch.tensor(list(row_of_place), dtype=torch.int64)
+        rows = torch.tensor(list(row_of_place.values()), dtype=torch.int64)
         for name, value in samples.items():
-            kept = self.kept.get(name, value[:0])
-            kept = _as_wide_as(kept, value, len(self))
-            kept[places.to(kept.device)] = value[rows.to(value.device)]
-            self.kept[name] = kept
+            memory = self.kept.get(name, value[:0])
+            memory = _as_wide_as(memory, value, len(self))
+            memory[places.to(memory.device)] = value[rows.to(value.device)]
+            self.kept[name] = memory
 
     def draw(self, count: int) -> dict[str, Tensor]:
         """Different samples, ``min(count, len(self))`` of them, chosen at random."""
-        chosen = torch.randperm(len(self), generator=self._generator)[:count]
-        return {name: value[chosen.to(value.device)] for name, value in self.kept.items()}
+        rows = torch.randperm(len(self), generator=self._generator)[:count]
+        return {name: value[rows.to(value.device)] for name, value in self.kept.items()}
 
     def state_dict(self) -> dict:
         """What is kept, how many have passed, and the state of the random numbers."""
@@ -180,11 +180,11 @@ class ReservoirBuffer:
         for name, value in samples.items():
             if value.dtype == torch.bfloat16:
                 raise ValueError(f"{name} is bfloat16; expected float32, or float16")
-            kept = self.kept.get(name, value)
-            wider = value.dim() == kept.dim() == 2 and value.shape[1] >= kept.shape[1]
-            if value.shape[1:] != kept.shape[1:] and not wider:
+            memory = self.kept.get(name, value)
+            wider = value.dim() == memory.dim() == 2 and value.shape[1] >= memory.shape[1]
+            if value.shape[1:] != memory.shape[1:] and not wider:
                 raise ValueError(
-                    f"expected {name} of shape (b, …) = {('b', *kept.shape[1:])}, or wider rows, "
+                    f"expected {name} of shape (b, …) = {('b', *memory.shape[1:])}, or wider rows, "
                     f"got {shapes[name]}"
                 )
 
@@ -197,10 +197,10 @@ class ReservoirBuffer:
         return {p: row for row, p in enumerate(place.tolist()) if p < self.size}
 
 
-def _as_wide_as(kept: Tensor, value: Tensor, length: int) -> Tensor:
-    """A tensor of ``length`` rows of the shape of ``value``'s that begins with ``kept``."""
-    if len(kept) == length and kept.shape[1:] == value.shape[1:]:
-        return kept
-    wide = kept.new_zeros(length, *value.shape[1:])
-    wide[tuple(slice(size) for size in kept.shape)] = kept
+def _as_wide_as(memory: Tensor, value: Tensor, length: int) -> Tensor:
+    """A tensor of ``length`` rows of the shape of ``value``'s that begins with ``memory``."""
+    if len(memory) == length and memory.shape[1:] == value.shape[1:]:
+        return memory
+    wide = memory.new_zeros(length, *value.shape[1:])
+    wide[tuple(slice(size) for size in memory.shape)] = memory
     return wide

@@ -71,8 +71,8 @@ class DERDistiller(IncrementalDistiller):
 
     def own_names(self, role: str) -> list[str]:
         """The names above that the student supplies, and those of old and new columns."""
-        drawn = [f"student.{name}" for name in DRAWS] if role == "student" else []
-        return [*super().own_names(role), *drawn]
+        names = [f"student.{name}" for name in DRAWS] if role == "student" else []
+        return [*super().own_names(role), *names]
 
     def prepare(self, batch: dict[str, object]) -> dict[str, object]:
         """The batch and what is drawn beside it."""
@@ -89,15 +89,17 @@ class DERDistiller(IncrementalDistiller):
             none = torch.zeros(0, dtype=torch.long, device=like.device)
             logits = torch.zeros(0, 0, device=like.device)
             return {"input": like[:0], "target": none, "logits": logits, "columns": none}
-        drawn = self.kept.draw(self.draw or len(like))
+        samples = self.kept.draw(self.draw or len(like))
         if self.source is not None:
-            places = drawn.pop("place")
+            places = samples.pop("place")
             view = torch.full_like(places, _VIEWS + len(DRAWS) * self.kept.seen + number)
-            drawn["input"] = self.source[1](places, view)
-        drawn = {name: value.to(like.device, non_blocking=True) for name, value in drawn.items()}
+            samples["input"] = self.source[1](places, view)
+        samples = {
+            name: value.to(like.device, non_blocking=True) for name, value in samples.items()
+        }
         if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last):
-            drawn["input"] = drawn["input"].contiguous(memory_format=torch.channels_last)
-        return drawn
+            samples["input"] = samples["input"].contiguous(memory_format=torch.channels_last)
+        return samples
 
     def outputs(
         self, role: str, batch: Mapping[str, object], wanted: list[str]
@@ -105,15 +107,15 @@ class DERDistiller(IncrementalDistiller):
         """The wanted names of one role; in training, the batch then passes the memory."""
         if role != "student":
             return super().outputs(role, batch, wanted)
-        drawn = [name for name in DRAWS if f"student.{name}" in wanted]
-        others = [name for name in wanted if name.removeprefix("student.") not in drawn]
+        draws = [name for name in DRAWS if f"student.{name}" in wanted]
+        others = [name for name in wanted if name.removeprefix("student.") not in draws]
         values = super().outputs(role, batch, list(dict.fromkeys([*others, role])))
-        for name in drawn:
+        for name in draws:
             images = self.read(batch, f"{name}.input", role)
             # BatchNorm refuses no rows
             logits = self.run(role, images, [role])[role] if len(images) else values[role][:0]
             values[f"student.{name}"] = logits
-        if drawn and self._learns:
+        if draws and self._learns:
             self._keep(batch, values[role])
         return values
 

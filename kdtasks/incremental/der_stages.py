@@ -51,7 +51,7 @@ def dark_replay_stages(
         raise ValueError(
             f"data.train keeps {memory} exemplars beside the distiller's memory: expected memory=0"
         )
-    taught = {
+    losses = {
         name: {key: value for key, value in entry.items() if key != "alone"}
         for name, entry in config["losses"].items()
     }
@@ -59,7 +59,7 @@ def dark_replay_stages(
     stages = _arm(config, False, first or {}, False, plain)
     if joint:
         stages.append(joint_stage({**config, "losses": _without_draws(config["losses"])}))
-    return [*stages, *_arm(config, True, first or {}, ahead, taught)]
+    return [*stages, *_arm(config, True, first or {}, ahead, losses)]
 
 
 def _arm(

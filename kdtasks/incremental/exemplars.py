@@ -71,7 +71,7 @@ def _make(
 def _read(earlier: Sequence[str], files: "WorkDir") -> list[Tensor]:
     """The places of all classes of these stages' experiences."""
     saved = [checkpoint.read(_path(files, name)) for name in earlier]
-    return [order for one in saved for order in one["places"]]
+    return [order for content in saved for order in content["places"]]
 
 
 def _path(files: "WorkDir", name: str) -> Path:
@@ -98,15 +98,15 @@ def draw(
     _make(experiment, earlier, files, beat)
     dataset = experiment.data.train_set(experiment.setting(stage, "data"))
     memory, model = dataset.memory, experiment.trained(stage, files)
-    seen = sum(map(len, memory.columns))
-    count = max(memory.quota(seen))
+    classes = sum(map(len, memory.columns))
+    count = max(memory.quota(classes))
     places = []
     for part in memory.newest():
         features, index, _ = head_inputs(experiment, model, dataset.only([part]), beat)
         places.append(part.index[index][herding(features, count).cpu()])
-    kept = dataset.only(memory.chosen([*_read(earlier, files), *places]))
-    features, _, target = head_inputs(experiment, model, kept, beat)
-    means = class_means(features, target, seen).cpu()
+    exemplars = dataset.only(memory.chosen([*_read(earlier, files), *places]))
+    features, _, target = head_inputs(experiment, model, exemplars, beat)
+    means = class_means(features, target, classes).cpu()
     checkpoint.save({"places": places, "means": means}, _path(files, stage.name))
     return means
 
@@ -135,13 +135,13 @@ def head_inputs(
 @torch.no_grad()
 def features_of(model: nn.Module, loader: Iterator[dict]) -> Iterator[tuple[dict, Tensor]]:
     """Each batch and what goes into the model's head, ``(b, D)``; the model is in eval already."""
-    seen: list[Tensor] = []
+    layer_inputs: list[Tensor] = []
     head = model.get_submodule(head_of(model)[0])
-    hook = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    hook = head.register_forward_pre_hook(lambda module, inputs: layer_inputs.append(inputs[0]))
     try:
         for batch in loader:
-            seen.clear()
+            layer_inputs.clear()
             model(batch["input"])
-            yield batch, seen[0].float()
+            yield batch, layer_inputs[0].float()
     finally:
         hook.remove()

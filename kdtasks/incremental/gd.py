@@ -397,8 +397,8 @@ def _checked_logits(
         raise ValueError(f"terms={terms!r} needs current (B, r - l), got None")
     if "C" not in terms and "Q" in terms:
         # without C, all new classes are alike to Q
-        known = previous.shape[-1] if previous.dim() else 0
-        current = student.new_zeros(len(student), max(student.shape[1] - known, 0))
+        old_width = previous.shape[-1] if previous.dim() else 0
+        current = student.new_zeros(len(student), max(student.shape[1] - old_width, 0))
     if terms == "P":
         _check_teachers(student, [previous])
         current = student[:0]  # not looked at
@@ -431,8 +431,8 @@ def _row_weights(class_weight: Tensor | None, target: Tensor, inside: Tensor) ->
 
 def _mean_over(rows: Tensor, costs: Tensor) -> Tensor:
     """The mean of the costs of some rows, over all processes; a connected 0 if there are none."""
-    count, one = mean_over_processes(rows.sum().to(costs.dtype))
-    return torch.where(rows, costs, 0).sum() / count.clamp(min=one)
+    count, unit = mean_over_processes(rows.sum().to(costs.dtype))
+    return torch.where(rows, costs, 0).sum() / count.clamp(min=unit)
 
 
 def _checked_counts(counts: Tensor | None, student: Tensor, teacher: Tensor) -> Tensor:

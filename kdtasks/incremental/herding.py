@@ -57,16 +57,16 @@ def herding(features: Tensor, count: int) -> Tensor:
     if not unit.isfinite().all():
         row = int((~unit.isfinite()).any(1).nonzero()[0, 0])
         raise ValueError(f"the features of sample {row} are not finite; expected finite ones")
-    mean, taken = unit.mean(0), torch.zeros(len(unit), dtype=torch.bool, device=unit.device)
+    mean, is_taken = unit.mean(0), torch.zeros(len(unit), dtype=torch.bool, device=unit.device)
     order: list[Tensor] = []
-    left = torch.zeros_like(mean)  # k times the mean, less what is taken
+    remainder = torch.zeros_like(mean)  # k times the mean, less what is taken
     for _ in range(min(count.__index__(), len(unit))):
-        left = left + mean
+        remainder = remainder + mean
         # k times the distance, squared
-        distance = (left - unit).square().sum(1).masked_fill(taken, torch.inf)
+        distance = (remainder - unit).square().sum(1).masked_fill(is_taken, torch.inf)
         best = distance.argmin()
-        taken[best] = True
-        left = left - unit[best]
+        is_taken[best] = True
+        remainder = remainder - unit[best]
         order.append(best)
     return torch.stack(order) if order else torch.empty(0, dtype=torch.int64, device=unit.device)
 

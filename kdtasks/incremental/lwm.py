@@ -352,11 +352,11 @@ class LwMDistiller(IncrementalDistiller):
         if "short" not in facts:
             short = self._find_short(role, self.read(batch, "input", role))
             if not short and (self.fast or self._compile):
-                given = f"fast={self.fast}" if self.fast else f"compile={self._compile}"
+                setting = f"fast={self.fast}" if self.fast else f"compile={self._compile}"
                 hint = _NOT_COMPILED if self._compile else "expected fast=None"
                 raise ValueError(
-                    f"{given}: the logits of {role} are not its growing head on the mean over the "
-                    f"pixels of {self.attention!r}, in training; {hint}"
+                    f"{setting}: the logits of {role} are not its growing head on the mean over "
+                    f"the pixels of {self.attention!r}, in training; {hint}"
                 )
             facts["short"] = short
         return facts["short"]
@@ -384,11 +384,11 @@ class LwMDistiller(IncrementalDistiller):
             activation = self._maps(activation)
             if activation.dim() == 4 and activation.shape[2:].numel() > 1:
                 return activation
-            given = str(tuple(activation.shape))
+            description = str(tuple(activation.shape))
         else:
-            given = type(activation).__name__
+            description = type(activation).__name__
         raise ValueError(
-            f"attention={self.attention!r} of {role} gives {given}; expected maps (B, K, h, w) of "
+            f"attention={self.attention!r} of {role} gives {description}; expected maps (B, K, h, w) of "
             "more than one pixel"
         )
 

@@ -121,8 +121,8 @@ def sample_external(
     if confident is None:  # no block at all
         nothing = torch.empty(0, dtype=torch.int64)
         return ExternalSample(nothing, nothing)
-    chosen, drawn = confident.indices(), random.indices()
-    return ExternalSample(chosen, drawn[~torch.isin(drawn, chosen)])
+    chosen, random_indices = confident.indices(), random.indices()
+    return ExternalSample(chosen, random_indices[~torch.isin(random_indices, chosen)])
 
 
 def scores_of(

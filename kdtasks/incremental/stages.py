@@ -82,13 +82,13 @@ def class_incremental_stages(
     stages = [start, *_arm(config, False, warm_up, head)]
     if joint:
         stages.append(joint_stage(config))
-    taught = _arm(config, True, warm_up, head)
-    for stage in taught:
+    taught_stages = _arm(config, True, warm_up, head)
+    for stage in taught_stages:
         if balance and stage.get("teachers"):
             stage["losses"] = _balanced(config["losses"], stage["arguments"]["sizes"])
         if finish and stage.get("teachers"):
             stage["finish"] = {"type": finish}
-    return [*stages, *taught]
+    return [*stages, *taught_stages]
 
 
 def _balanced(losses: Mapping[str, Mapping], sizes: Sequence[int]) -> dict[str, dict]:
@@ -221,13 +221,13 @@ def global_distillation(
         "role": "step",
         "losses": procedure.cross_entropy(balanced=False),
     }
-    alone, taught = [start], [start]
+    control_stages, taught_stages = [start], [start]
     for t in range(1, len(sizes)):
-        alone += procedure.control_stages(t, before=alone[-1]["name"])
-        taught += procedure.taught_stages(t, before=taught[-1]["name"])
+        control_stages += procedure.control_stages(t, before=control_stages[-1]["name"])
+        taught_stages += procedure.taught_stages(t, before=taught_stages[-1]["name"])
     if joint:
-        alone.append(joint_stage(labelled))
-    return [*alone, *taught[1:]]
+        control_stages.append(joint_stage(labelled))
+    return [*control_stages, *taught_stages[1:]]
 
 
 @dataclass(frozen=True)

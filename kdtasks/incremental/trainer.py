@@ -123,9 +123,10 @@ def summary(run: "Run", stage: Stage, metrics: Mapping[str, float]) -> dict:
     if stage.model != "student":
         return {}
     by_means = _nearest_mean_metrics(run.experiment, stage, run.files)
-    done = {**run.done, stage.name: {**metrics, **by_means}}
+    metrics_of_stage = {**run.done, stage.name: {**metrics, **by_means}}
     rows = {
-        experience: done[name] for experience, name in _last_stages(run.experiment, stage).items()
+        experience: metrics_of_stage[name]
+        for experience, name in _last_stages(run.experiment, stage).items()
     }
     sizes = list(head_sizes(run.experiment, stage))
     result: dict = {"class_counts": sizes, **by_means}
@@ -173,19 +174,19 @@ def _nearest_mean_metrics(
         )
     )
     samples, right, _ = counts.tolist()
-    found = {k: 100 * right[k] / samples[k] for k, number in enumerate(samples) if number}
+    accuracies = {k: 100 * right[k] / samples[k] for k, number in enumerate(samples) if number}
     return {
-        "average_accuracy_nearest_mean": sum(found.values()) / len(found),
+        "average_accuracy_nearest_mean": sum(accuracies.values()) / len(accuracies),
         "accuracy_nearest_mean": 100 * sum(right) / sum(samples),
-        **{f"nearest_mean_on_{k + 1}": value for k, value in found.items()},
+        **{f"nearest_mean_on_{k + 1}": value for k, value in accuracies.items()},
     }
 
 
 def _before(experiment: "Experiment", stage: Stage) -> list[str]:
     """The stages that ended the experiences before a stage's, in their order."""
-    own = len(head_sizes(experiment, stage)) - 1
+    count = len(head_sizes(experiment, stage)) - 1
     last = _last_stages(experiment, stage)
-    return [last[k] for k in range(own) if k in last]
+    return [last[k] for k in range(count) if k in last]
 
 
 def _row(values: Mapping[str, float], key: str, experiences: int) -> list[float]:
