@@ -63,8 +63,8 @@ def activation_disagreement(student: Tensor, teacher: Tensor) -> Tensor:
     transfer loss, which has no gradient, and for which :func:`ab_loss` stands.
     """
     _check(student, teacher)
-    differ = (student > 0) != (teacher > 0)
-    return differ.sum() / max(differ.numel(), 1)
+    differences = (student > 0) != (teacher > 0)
+    return differences.sum() / max(differences.numel(), 1)
 
 
 class ABLoss(ProjectedLoss):

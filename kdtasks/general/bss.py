@@ -181,9 +181,9 @@ def base_samples(
     _check_classes(teacher, target)
     student, teacher = raised(student.detach(), teacher.detach())
     right = (student.argmax(1) == target) & (teacher.argmax(1) == target)
-    apart = (teacher.softmax(1) - student.softmax(1)).square()
-    is_target = torch.arange(apart.shape[1], device=apart.device) == target[:, None]
-    discrepancy = apart.masked_fill(is_target, 0).sum(1).masked_fill(~right, -1)
+    differences = (teacher.softmax(1) - student.softmax(1)).square()
+    is_target = torch.arange(differences.shape[1], device=differences.device) == target[:, None]
+    discrepancy = differences.masked_fill(is_target, 0).sum(1).masked_fill(~right, -1)
     rows = discrepancy.topk(min(count, len(student))).indices
     return rows, right[rows]
 

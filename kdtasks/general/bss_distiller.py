@@ -138,8 +138,8 @@ class BSSDistiller(Distiller):
         facts = self.facts("student", "teacher")
         if facts.get("bounds") or not input.numel():
             return
-        apart = (self.high - self.low).abs()
-        outside = (input < self.low - apart) | (input > self.high + apart)
+        width = (self.high - self.low).abs()
+        outside = (input < self.low - width) | (input > self.high + width)
         if outside.float().mean() > 0.01 or (self.low >= self.high).any():
             raise ValueError(
                 f"the images' values lie in [{input.min():g}, {input.max():g}], and clip="

@@ -93,8 +93,8 @@ def peer_agreement(logits: Sequence[Tensor]) -> Tensor:
     _check(logits)
     answers = torch.stack([z.detach().argmax(1) for z in logits])
     first, second = torch.triu_indices(len(logits), len(logits), 1, device=answers.device)
-    same = answers[first] == answers[second]
-    return 100 * same.sum() / max(same.numel(), 1)
+    agreements = answers[first] == answers[second]
+    return 100 * agreements.sum() / max(agreements.numel(), 1)
 
 
 def sequential_step(

@@ -76,14 +76,18 @@ def queue_kl_loss(
     if not len(student) or not (len(queue) or own):
         return student.sum() * 0
     student, teacher = directions(student), directions(teacher)
-    theirs = directions(queue.detach().to(teacher))
-    mine = theirs if student_queue is None else directions(student_queue.detach().to(student))
-    to_teachers, to_mine = teacher @ theirs.T, student @ mine.T
+    teacher_directions = directions(queue.detach().to(teacher))
+    student_directions = (
+        teacher_directions
+        if student_queue is None
+        else directions(student_queue.detach().to(student))
+    )
+    teacher_scores, student_scores = teacher @ teacher_directions.T, student @ student_directions.T
     if own:
-        to_teachers = torch.cat([(teacher * teacher).sum(1, keepdim=True), to_teachers], 1)
-        to_mine = torch.cat([(student * teacher).sum(1, keepdim=True), to_mine], 1)
+        teacher_scores = torch.cat([(teacher * teacher).sum(1, keepdim=True), teacher_scores], 1)
+        student_scores = torch.cat([(student * teacher).sum(1, keepdim=True), student_scores], 1)
     divisor = temperature if student_temperature is None else student_temperature
-    return kl_terms(to_mine / divisor, to_teachers / temperature).sum(1).mean()
+    return kl_terms(student_scores / divisor, teacher_scores / temperature).sum(1).mean()
 
 
 def _check_temperatures(*temperatures: float | None) -> None:

@@ -85,10 +85,10 @@ def next_anchor(hardness: Sequence[float], current: int, threshold: float) -> in
         raise ValueError(f"threshold must be > 0, got {threshold}")
     if current == len(hardness) - 1:
         return None
-    chosen = current
-    while chosen + 1 < len(hardness) and _ratio(hardness, chosen + 1, current) <= threshold:
-        chosen += 1
-    return max(chosen, current + 1)
+    anchor = current
+    while anchor + 1 < len(hardness) and _ratio(hardness, anchor + 1, current) <= threshold:
+        anchor += 1
+    return max(anchor, current + 1)
 
 
 def greedy_route(
@@ -115,11 +115,11 @@ def greedy_route(
     """
     next_anchor(hardness(), first, threshold)
     route: list[int] = []
-    following: int | None = first
-    while following is not None:
-        teach(following)
-        route.append(following)
-        following = next_anchor(hardness(), following, threshold)
+    anchor: int | None = first
+    while anchor is not None:
+        teach(anchor)
+        route.append(anchor)
+        anchor = next_anchor(hardness(), anchor, threshold)
     return route
 
 
@@ -148,9 +148,9 @@ class GreedyRoute:
             student: ``(N, C)`` logits of the student for held-out images.
             anchors: the same of the anchor that has just taught it and of all behind it.
         """
-        chosen = next_anchor(anchor_hardness(student, anchors), 0, self.threshold)
-        assert chosen is not None  # there are anchors behind
-        return chosen
+        step = next_anchor(anchor_hardness(student, anchors), 0, self.threshold)
+        assert step is not None  # there are anchors behind
+        return step
 
 
 def _ratio(hardness: Sequence[float], j: int, current: int) -> float:

@@ -212,5 +212,5 @@ def _halves(features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
-    same = maps.shape[2:] == torch.Size(size)
-    return maps if same else F.interpolate(maps, tuple(size), mode="nearest")
+    has_size = maps.shape[2:] == torch.Size(size)
+    return maps if has_size else F.interpolate(maps, tuple(size), mode="nearest")

@@ -60,8 +60,8 @@ def relative_distances(squared: Tensor) -> Tensor:
     """``(N, N)`` squared distances -> distances over their mean, the diagonal left out; 0 for rows
     that coincide, without the root's infinite slope.
     """
-    apart = squared != 0  # a NaN stays one
-    distances = squared.where(apart, 1).sqrt().where(apart, 0)
+    is_apart = squared != 0  # a NaN stays one
+    distances = squared.where(is_apart, 1).sqrt().where(is_apart, 0)
     mean = distances.sum() / (len(squared) * (len(squared) - 1))
     return distances / mean.where(mean > 0, 1)
 
@@ -134,11 +134,11 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor, divisor: str = "all") -> Te
     count = _count(divisor, "triplets", len(student), 3)
     if len(student) < 3:
         return _nothing(student, teacher)
-    apart = squared_distances(student), squared_distances(teacher.detach())
-    loss = fused(angle_sum, rkd_kernel.angle_sum, *apart)
+    distances = squared_distances(student), squared_distances(teacher.detach())
+    loss = fused(angle_sum, rkd_kernel.angle_sum, *distances)
     if divisor != "all":
         # an arm and itself
-        loss = loss - (has_length(apart[0]) != has_length(apart[1])).sum() / 2
+        loss = loss - (has_length(distances[0]) != has_length(distances[1])).sum() / 2
     return (loss / count).to(raised_dtype(student, teacher))
 
 
@@ -176,11 +176,11 @@ class RKDLoss(nn.Module):
         if n < 2 or not (self.distance_weight or self.angle_weight):
             return loss
         # of both losses
-        apart = squared_distances(student), squared_distances(teacher.detach())
+        distances = squared_distances(student), squared_distances(teacher.detach())
         if self.distance_weight:
-            loss = loss + self.distance_weight * (distance_sum(*apart) / n**2)
+            loss = loss + self.distance_weight * (distance_sum(*distances) / n**2)
         if self.angle_weight and n > 2:
-            angles = fused(angle_sum, rkd_kernel.angle_sum, *apart)
+            angles = fused(angle_sum, rkd_kernel.angle_sum, *distances)
             loss = loss + self.angle_weight * (angles / n**3)
         return loss.to(raised_dtype(student, teacher))
 

@@ -44,9 +44,9 @@ def all_paths(sizes: Sequence) -> list[tuple]:
         raise ValueError(f"expected a teacher and a student at least, got {sizes}")
     between = sizes[1:-1]
     return [
-        (sizes[0], *chosen, sizes[-1])
+        (sizes[0], *middle, sizes[-1])
         for length in range(len(between) + 1)
-        for chosen in itertools.combinations(between, length)
+        for middle in itertools.combinations(between, length)
     ]
 
 
@@ -95,13 +95,13 @@ def stages(
     """
     stages_of_chain = chain(config, assistants, student)
     hops = [stage for stage in stages_of_chain if stage["role"] != "teacher"]
-    beside = []
+    references = []
     if direct:
-        (plain,) = (stage for stage in chain(config, {}, student) if stage["role"] == "taught")
-        beside.append({**plain, "name": "direct"})
+        (hop,) = (stage for stage in chain(config, {}, student) if stage["role"] == "taught")
+        references.append({**hop, "name": "direct"})
     if whole_budget:
-        beside.append(_whole_budget(config, hops, student or {}))
-    return [*stages_of_chain[:-1], *beside, stages_of_chain[-1]]
+        references.append(_whole_budget(config, hops, student or {}))
+    return [*stages_of_chain[:-1], *references, stages_of_chain[-1]]
 
 
 def _whole_budget(config: Mapping, hops: Sequence[Mapping], changes: Mapping) -> dict:

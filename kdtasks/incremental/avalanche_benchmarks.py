@@ -91,12 +91,12 @@ def _targets_of_sources(datasets: Iterable) -> set[int]:
     """All targets of the datasets inside of avalanche's, those that no experience took included."""
     targets: set[int] = set()
     visited: set[int] = set()
-    left = list(datasets)
-    while left:
-        dataset = left.pop()
+    queue = list(datasets)
+    while queue:
+        dataset = queue.pop()
         inner = getattr(getattr(dataset, "_flat_data", dataset), "_datasets", None)
         if inner is not None:
-            left.extend(inner)
+            queue.extend(inner)
         elif id(dataset) not in visited:
             visited.add(id(dataset))
             targets.update(int(number) for number in getattr(dataset, "targets", ()))

@@ -92,10 +92,10 @@ def _class_order(order: Sequence[int | str] | None, names: list[str]) -> list[in
     repeated = {number for number in numbers if numbers.count(number) > 1}
     if repeated:
         raise ValueError(f"order has the class {names[min(repeated)]!r} more than once")
-    left = [name for number, name in enumerate(names) if number not in numbers]
-    if left:
+    missing = [name for number, name in enumerate(names) if number not in numbers]
+    if missing:
         raise ValueError(
-            f"order leaves out {len(left)} of the data's {len(names)} classes: {left[:5]}"
+            f"order leaves out {len(missing)} of the data's {len(names)} classes: {missing[:5]}"
         )
     return numbers
 

@@ -79,8 +79,8 @@ class DERDistiller(IncrementalDistiller):
         prepared = super().prepare(batch)
         for number, name in enumerate(DRAWS):
             if f"student.{name}" in self.wanted["student"]:
-                drawn = self._drawn(prepared, number)
-                prepared |= {f"{name}.{key}": value for key, value in drawn.items()}
+                samples = self._drawn(prepared, number)
+                prepared |= {f"{name}.{key}": value for key, value in samples.items()}
         return prepared
 
     def _drawn(self, batch: Mapping[str, object], number: int) -> dict[str, Tensor]:

@@ -134,8 +134,8 @@ def class_balance_weights(counts: Tensor | Sequence[float]) -> Tensor:
             f"expected one number a class, (K,), got counts of shape {tuple(counts.shape)}"
         )
     (counts,) = raised(counts)
-    some = ~(counts <= 0)  # a NaN stays one
-    return torch.where(some, counts.sum() / (counts.where(some, 1) * len(counts)), 1)
+    is_present = ~(counts <= 0)  # a NaN stays one
+    return torch.where(is_present, counts.sum() / (counts.where(is_present, 1) * len(counts)), 1)
 
 
 def global_distillation_losses(

@@ -388,8 +388,8 @@ class LwMDistiller(IncrementalDistiller):
         else:
             description = type(activation).__name__
         raise ValueError(
-            f"attention={self.attention!r} of {role} gives {description}; expected maps (B, K, h, w) of "
-            "more than one pixel"
+            f"attention={self.attention!r} of {role} gives {description}; expected maps "
+            "(B, K, h, w) of more than one pixel"
         )
 
 
@@ -408,8 +408,8 @@ def _is_head_of_mean(model: nn.Module, activation: Tensor, logits: Tensor) -> bo
             columns.append(pooled @ block.weight.to(pooled).T + bias)
         expected = torch.cat(columns, 1)
     # float64, float32 (or TF32), half precision
-    near = {8: 1e-8, 4: 1e-3, 2: 0.05}[logits.element_size()]
-    return bool((logits - expected).abs().max() <= near * expected.abs().max())
+    tolerance = {8: 1e-8, 4: 1e-3, 2: 0.05}[logits.element_size()]
+    return bool((logits - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 @contextmanager

@@ -78,8 +78,8 @@ def forgetting_gd(A: Matrix, sizes: Sequence[float] | None = None) -> float:
     stage t; and stage 0 counts, as a 0. Both make it smaller than the other two.
     """
     A, sizes = _checked(A, sizes)
-    learned, share = _learned(A), sizes / sizes.sum()
-    return sum(float((share[:t] * (learned[:t] - A[t][:t])).sum()) for t in range(len(A))) / len(A)
+    diagonal, share = _learned(A), sizes / sizes.sum()
+    return sum(float((share[:t] * (diagonal[:t] - A[t][:t])).sum()) for t in range(len(A))) / len(A)
 
 
 def _checked(A: Matrix, sizes: Sequence[float] | None) -> tuple[list[Tensor], Tensor]:

@@ -121,8 +121,8 @@ def sample_external(
     if confident is None:  # no block at all
         nothing = torch.empty(0, dtype=torch.int64)
         return ExternalSample(nothing, nothing)
-    chosen, random_indices = confident.indices(), random.indices()
-    return ExternalSample(chosen, random_indices[~torch.isin(random_indices, chosen)])
+    best_indices, random_indices = confident.indices(), random.indices()
+    return ExternalSample(best_indices, random_indices[~torch.isin(random_indices, best_indices)])
 
 
 def scores_of(
@@ -174,8 +174,8 @@ def coreset_quota(total: int, classes: int) -> list[int]:
     """
     if _whole("classes", classes) == 0:
         raise ValueError("a coreset needs at least 1 class, got 0")
-    share, left = divmod(_whole("total", total), classes)
-    return [share + (k >= classes - left) for k in range(classes)]
+    share, remainder = divmod(_whole("total", total), classes)
+    return [share + (k >= classes - remainder) for k in range(classes)]
 
 
 def coreset_indices(

@@ -79,12 +79,12 @@ def input_quantizers(model: nn.Module) -> Iterator[tuple[str, LSQ]]:
 
 
 def _quantize_input(
-    module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any]
+    module: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Any]
 ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
     if not inputs:
-        return inputs, {**named, "input": module.input_quantizer(named["input"])}
+        return inputs, {**keywords, "input": module.input_quantizer(keywords["input"])}
     first, *others = inputs
-    return (module.input_quantizer(first), *others), named
+    return (module.input_quantizer(first), *others), keywords
 
 
 def _add_fresh_steps(

@@ -259,8 +259,8 @@ def _size(part: nn.Module) -> None:
 
 def _tensors(module: nn.Module) -> dict[int, str]:
     """``{identity: name}`` of what its state_dict holds."""
-    named = [*module.named_parameters(), *module.named_buffers()]
-    return {id(tensor): name for name, tensor in named if name in module.state_dict()}
+    entries = [*module.named_parameters(), *module.named_buffers()]
+    return {id(tensor): name for name, tensor in entries if name in module.state_dict()}
 
 
 # What is shipped ----------------------------------------------------------------------------------

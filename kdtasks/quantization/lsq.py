@@ -231,10 +231,10 @@ class PACT(nn.Module):
 
 def _over_all(flags: Tensor) -> Tensor:
     """() bool, whether any is true, in any process."""
-    some = flags.any().float()
+    flag = flags.any().float()
     if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(some, distributed.ReduceOp.MAX)
-    return some > 0
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+    return flag > 0
 
 
 class _LSQ(torch.autograd.Function):

@@ -147,16 +147,16 @@ def load_packed(model: nn.Module, path: str | Path) -> nn.Module:
             stays as it was.
     """
     state, expected = read_packed(path), model.state_dict()
-    differ = [
+    faults = [
         f"{name} {tuple(state[name].shape) if name in state else 'missing'}"
         for name, tensor in expected.items()
         if name not in state or state[name].shape != tensor.shape
     ]
-    differ += [f"{name} unexpected" for name in state if name not in expected]
-    if differ:
-        more = f" (+{len(differ) - 4} more)" if len(differ) > 4 else ""
+    faults += [f"{name} unexpected" for name in state if name not in expected]
+    if faults:
+        more = f" (+{len(faults) - 4} more)" if len(faults) > 4 else ""
         raise ValueError(
-            f"{str(path)!r} is not of this {type(model).__name__}: {', '.join(differ[:4])}{more}"
+            f"{str(path)!r} is not of this {type(model).__name__}: {', '.join(faults[:4])}{more}"
         )
     model.load_state_dict(state)
     return model

@@ -203,9 +203,9 @@ def _take_plain_weights(
         state[original] = weight
         if weight.shape == getattr(module.parametrizations, name).original.shape:
             part.start(weight)
-        beside = original.removesuffix("original") + "0."
+        path_beside = original.removesuffix("original") + "0."
         for key, value in part.state_dict().items():
-            state[beside + key] = value.clone()
+            state[path_beside + key] = value.clone()
 
 
 def _original(path: str) -> str:

@@ -165,9 +165,10 @@ def draw(results: Found, path: str | Path, label: str = "accuracy, %") -> None:
 def _draw_panel(axes: "Axes", kind: str, arms: Mapping[Arm, Mapping]) -> None:
     full = {arm: of_arm["metric"] for arm, of_arm in arms.items() if arm.role == "full"}
     for arm, values in full.items():
-        mean, apart = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0
+        mean = statistics.fmean(values)
+        deviation = statistics.stdev(values) if len(values) > 1 else 0
         axes.axhline(mean, color=TEACHER, linestyle="--", label=arm.name)
-        axes.axhspan(mean - apart, mean + apart, color=TEACHER, alpha=0.12, linewidth=0)
+        axes.axhspan(mean - deviation, mean + deviation, color=TEACHER, alpha=0.12, linewidth=0)
     bits = sorted({arm.bits for arm in arms if arm not in full})
     lines: dict[tuple[str, str], list[Arm]] = {}
     for arm in in_order(arms):
@@ -176,8 +177,8 @@ def _draw_panel(axes: "Axes", kind: str, arms: Mapping[Arm, Mapping]) -> None:
     others = itertools.cycle(OTHER_STYLES)
     for k, ((role, name), points) in enumerate(lines.items()):
         color, marker = STYLES.get(role) or next(others)
-        aside = 0.1 * (k - (len(lines) - 1) / 2)
-        places = [bits.index(arm.bits) + aside for arm in points]
+        offset = 0.1 * (k - (len(lines) - 1) / 2)
+        places = [bits.index(arm.bits) + offset for arm in points]
         means = [statistics.fmean(arms[arm]["metric"]) for arm in points]
         axes.plot(places, means, color=color, marker=marker, markersize=6, label=name)
         for place, arm in zip(places, points):

@@ -91,9 +91,9 @@ class UniformTensor(QuantizedTensor):
 
     def quantize(self, tensor: Tensor) -> Tensor:
         """Q of the tensor, with gradients."""
-        at_random = self.stochastic and self.training
+        stochastic = self.stochastic and self.training
         return quantizer.uniform_quantize(
-            tensor, self.bits, self.bucket_size, at_random, self.gradient
+            tensor, self.bits, self.bucket_size, stochastic, self.gradient
         )
 
     def packed(self, tensor: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -266,13 +266,13 @@ def split(dataset: ImageArrays, queries: float = 0.3, seed: int = 0) -> BankAndQ
     """
     if not 0 < queries < 1:
         raise ValueError(f"queries must be a share between 0 and 1, got {queries}")
-    chosen = torch.zeros(len(dataset), dtype=torch.bool)
+    is_query = torch.zeros(len(dataset), dtype=torch.bool)
     for label, places in in_hash_order(dataset.target.cpu(), seed, _SPLIT).items():
         if len(places) < 2:
             name = dataset.classes[label] if dataset.classes else label
             raise ValueError(f"the class {name!r} has one image: expected two at least to split")
-        chosen[places[: min(max(1, round(queries * len(places))), len(places) - 1)]] = True
-    return bank_and_queries(dataset.subset(~chosen), dataset.subset(chosen))
+        is_query[places[: min(max(1, round(queries * len(places))), len(places) - 1)]] = True
+    return bank_and_queries(dataset.subset(~is_query), dataset.subset(is_query))
 
 
 def cifar100_neighbours(

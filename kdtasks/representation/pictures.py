@@ -33,8 +33,8 @@ BANK = 1000
 def embedded(model: nn.Module, loader: "Loader", index: Tensor) -> Tensor:
     """Embeddings of test images, (n, D), by their places."""
     parts = []
-    for some in index.split(250):
-        images = loader.dataset.batch(some, torch.zeros_like(some), loader.seed)["input"]
+    for places in index.split(250):
+        images = loader.dataset.batch(places, torch.zeros_like(places), loader.seed)["input"]
         parts.append(embedding_of(model(images)))
     return torch.cat(parts).float()
 
@@ -71,7 +71,7 @@ def draw(run: "Run", loader: "Loader", colors: Mapping[str, str]) -> list[tuple]
     curves = draw_curves(run, colors)
     return [
         draw_neighbours(models, loader),
-        *([drawn] if (drawn := draw_maps(models, loader)) else []),
+        *([maps] if (maps := draw_maps(models, loader)) else []),
         *([curves] if curves else []),
     ]
 
