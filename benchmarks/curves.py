@@ -35,11 +35,14 @@ _APART = ("load", "processors", "curves")  # of what was found, with sentences o
 def batch(o: argparse.Namespace) -> Iterator[Point]:
     """A KD step, ResNet-20 to ResNet-8, images of 32x32 in 100 classes."""
     for size in (8, 16, 32, 64, 128, 256)[: 2 if o.rounds < 5 else None]:
-        own = _of_batch(o, size)
-        variants = {"library": distillation.library(own), "by hand": distillation.by_hand(own)}
-        variants |= distillation.torchdistill(own)
+        options = _of_batch(o, size)
+        variants = {
+            "library": distillation.library(options),
+            "by hand": distillation.by_hand(options),
+        }
+        variants |= distillation.torchdistill(options)
         same_work(variants)
-        yield size, step_times(own, variants)
+        yield size, step_times(options, variants)
 
 
 def lists(o: argparse.Namespace) -> Iterator[Point]:
@@ -93,14 +96,14 @@ def processes(o: argparse.Namespace) -> Iterator[Point]:
     """
     for count in (1, 2, 4)[: 2 if o.rounds < 5 else None]:
         with tempfile.TemporaryDirectory() as folder:
-            own = argparse.Namespace(**{**vars(_of_batch(fewer(o, 3), 32)), "device": "cpu"})
+            options = argparse.Namespace(**{**vars(_of_batch(fewer(o, 3), 32)), "device": "cpu"})
             # a fork has imported everything, but may not train where the parent has used CUDA
             start = "spawn" if o.device == "cuda" else "fork"
             torch.multiprocessing.start_processes(
-                _rank, (folder, count, own), nprocs=count, start_method=start
+                _rank, (folder, count, options), nprocs=count, start_method=start
             )
-            found = [json.loads(path.read_text("utf-8")) for path in Path(folder).glob("*.json")]
-        yield count, {what: [t for times in found for t in times[what]] for what in found[0]}
+            ranks = [json.loads(path.read_text("utf-8")) for path in Path(folder).glob("*.json")]
+        yield count, {what: [t for times in ranks for t in times[what]] for what in ranks[0]}
 
 
 def images(o: argparse.Namespace) -> Iterator[Point]:
@@ -114,10 +117,10 @@ def images(o: argparse.Namespace) -> Iterator[Point]:
     torch.manual_seed(0)
     for count in (100, 300, 1000, 3000)[: 2 if o.rounds < 5 else None]:
         target = torch.arange(count) // 10
-        rows, found = torch.randn(count, 128), [_boxes(20) for _ in range(count)]
-        truth = [{key: each[key][:5] for key in ("boxes", "labels")} for each in found]
+        rows, detections = torch.randn(count, 128), [_boxes(20) for _ in range(count)]
+        truth = [{key: each[key][:5] for key in ("boxes", "labels")} for each in detections]
         variants = {
-            "COCO's figures": lambda a=found, b=truth: coco_metrics(a, b),
+            "COCO's figures": lambda a=detections, b=truth: coco_metrics(a, b),
             "Recall@k, MAP@R": lambda x=rows, y=target: recall_and_map(x, y),
             "weighted kNN": lambda x=rows, y=target: weighted_knn(x, y, x[:500], k=20),
         }
@@ -138,7 +141,7 @@ CURVES: dict[Callable, tuple[str, str]] = {
 
 def measured(o: argparse.Namespace) -> dict[str, dict]:
     """Of each curve what it is, and its seconds, ``{what: {size: [of each round]}}``."""
-    few, found = fewer(o, _ROUNDS), {}
+    few, curves = fewer(o, _ROUNDS), {}
     for curve, (title, along) in CURVES.items():
         print(f"{curve.__name__} …", flush=True)
         seconds: dict[str, dict[str, list[float]]] = {}
@@ -146,8 +149,13 @@ def measured(o: argparse.Namespace) -> dict[str, dict]:
             for what, samples in times.items():
                 seconds.setdefault(what, {})[str(size)] = samples
         about = " ".join((curve.__doc__ or "").split())
-        found[curve.__name__] = {"title": title, "along": along, "about": about, "seconds": seconds}
-    return found
+        curves[curve.__name__] = {
+            "title": title,
+            "along": along,
+            "about": about,
+            "seconds": seconds,
+        }
+    return curves
 
 
 # Parts --------------------------------------------------------------------------------------------
@@ -183,32 +191,30 @@ def _rank(rank: int, folder: str, count: int, o: argparse.Namespace) -> None:
         ),
     }
     # all processes have to take as many steps: the number is not left to each one's clock
-    found = step_times(o, variants, steps=1)
-    Path(folder, f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    times = step_times(o, variants, steps=1)
+    Path(folder, f"{rank}.json").write_text(json.dumps(times), encoding="utf-8")
     torch.distributed.destroy_process_group()
 
 
 # The page -----------------------------------------------------------------------------------------
-def page(found: Mapping) -> str:
+def page(measurement: Mapping) -> str:
     """What was measured as a page of Markdown, no number of which is typed by hand."""
-    about = ", ".join(f"{key} {value}" for key, value in found.items() if key not in _APART)
-    load = f"The load was {found['load']:.1f} on {found['processors']} processors when it began"
+    about = ", ".join(f"{key} {value}" for key, value in measurement.items() if key not in _APART)
+    load, processors = measurement["load"], measurement["processors"]
     parts = [
         "# What it costs, and how that grows",
         "Written by `python tools/benchmark.py --curves docs/cost.json`, which also draws the plot "
         f"and keeps every single number ([cost.json](cost.json)). {about}.",
         f"CPU time of one thread, which other work on the machine disturbs less than the wall "
-        f"clock, but still does. {load}"
+        f"clock, but still does. The load was {load:.1f} on {processors} processors when it began"
         + (
-            ": the machine was shared, and differences of a tenth are noise."
-            if found["load"] > 0.5
-            else "."
+            ": the machine was shared, and differences of a tenth are noise." if load > 0.5 else "."
         ),
         "A figure is the median of the rounds; *grows* is the exponent between the two largest "
         "sizes, 1 where the time grows as the size does.",
         "![Six plots of CPU time against size](cost.svg)",
     ]
-    for curve in found["curves"].values():
+    for curve in measurement["curves"].values():
         rows = [
             f"| what | {curve['along']} | CPU time | {curve['along']} | CPU time | grows |",
             "|---|---:|---:|---:|---:|---:|",
@@ -239,7 +245,7 @@ def _time(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
-def draw(found: Mapping, path: Path) -> None:
+def draw(measurement: Mapping, path: Path) -> None:
     """Time against size, a panel a curve, both logarithmic."""
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -248,7 +254,7 @@ def draw(found: Mapping, path: Path) -> None:
 
     with matplotlib.style.context({**STYLE, "svg.hashsalt": "kdtasks"}, after_reset=True):
         figure = Figure(figsize=(10.4, 6.2))
-        for axes, curve in zip(figure.subplots(2, 3).flat, found["curves"].values()):
+        for axes, curve in zip(figure.subplots(2, 3).flat, measurement["curves"].values()):
             for (what, seconds), marker in zip(curve["seconds"].items(), "osD^"):
                 sizes, times = _points(seconds)
                 axes.plot(sizes, [1000 * t for t in times], marker=marker, ms=4, label=what)
@@ -279,7 +285,7 @@ def _label(axes: Any, curves: Collection[Mapping[str, list[float]]]) -> None:
 def write(o: argparse.Namespace, about: Mapping, path: Path) -> None:
     """Measure; the numbers in ``path``, the plot and the page beside it."""
     busy = {"load": os.getloadavg()[0], "processors": os.cpu_count()}
-    found = {**about, **busy, "curves": measured(o)}
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(page(found), encoding="utf-8")
-    draw(found, path.with_suffix(".svg"))
+    measurement = {**about, **busy, "curves": measured(o)}
+    path.write_text(json.dumps(measurement, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(page(measurement), encoding="utf-8")
+    draw(measurement, path.with_suffix(".svg"))

@@ -204,7 +204,7 @@ def features_by_hand(o, make: str) -> Step:
 
 def two_stage_by_hand(o, make: str) -> Step:
     teacher, student, images, targets = detectors(o, make)
-    optimizer, seen, heads, theirs = (
+    optimizer, seen, heads, teacher_heads = (
         torch.optim.SGD(student.parameters(), **SGD),
         {},
         student.roi_heads,
@@ -229,8 +229,8 @@ def two_stage_by_hand(o, make: str) -> Step:
         rois, _, labels, regression = seen["rois"]
         with torch.no_grad():
             features = teacher.backbone(seen["images"].tensors)
-            pooled = theirs.box_roi_pool(features, rois, seen["images"].image_sizes)
-            taught, taught_deltas = theirs.box_predictor(theirs.box_head(pooled))
+            pooled = teacher_heads.box_roi_pool(features, rois, seen["images"].image_sizes)
+            taught, taught_deltas = teacher_heads.box_predictor(teacher_heads.box_head(pooled))
         logits, deltas = seen["outputs"]
         labels, regression = torch.cat(labels), torch.cat(regression)
         rows = torch.where(labels > 0)[0]

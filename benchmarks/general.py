@@ -58,9 +58,9 @@ def by_hand(o) -> Step:
         logits = [student(input), peer(input)]
         log_p = [F.log_softmax(z, 1) for z in logits]
         loss = sum(F.cross_entropy(z, target) for z in logits)
-        for own, other in (log_p, log_p[::-1]):
+        for log_q, other in (log_p, log_p[::-1]):
             other = other.detach()
-            loss = loss + F.kl_div(own, other, reduction="batchmean", log_target=True)
+            loss = loss + F.kl_div(log_q, other, reduction="batchmean", log_target=True)
         return update(loss, optimizer)
 
     return step

@@ -136,11 +136,11 @@ def gd_sampling(o) -> Iterator[Line]:
     if not confident_indices(scores.split(500), 23).equal(scores.topk(23, 0).indices.unique()):
         raise RuntimeError("confident_indices of chunks are not the largest scores of each class")
     small, large = (10_000, 100_000) if o.rounds < 5 else (100_000, 1_000_000)
-    found = {
+    costs_of_rows = {
         rows: [sampling(rows, o.threads) for _ in range(min(3, o.rounds))]
         for rows in (small, large)
     }
-    for rows, costs in found.items():
+    for rows, costs in costs_of_rows.items():
         making = statistics.median(cost["making"] for cost in costs)
         for name in ("confident_indices", "sample_external"):
             yield Line(
@@ -149,9 +149,9 @@ def gd_sampling(o) -> Iterator[Line]:
                 unit="s",
                 note=f"beside {making:.2g} s to make them",
             )
-    beyond = [b["MiB"] - a["MiB"] for a, b in zip(found[small], found[large])]
+    beyond = [b["MiB"] - a["MiB"] for a, b in zip(costs_of_rows[small], costs_of_rows[large])]
     least, most = (
-        statistics.median(cost["MiB"] for cost in found[rows]) for rows in (small, large)
+        statistics.median(cost["MiB"] for cost in costs_of_rows[rows]) for rows in (small, large)
     )
     yield Line(
         f"memory: {large} rows beyond {small}",
@@ -243,13 +243,13 @@ def accuracies(o, model: nn.Module, seed: int) -> tuple[float, float]:
     """
     input, target = digit_images(False).tensors
     model.eval()
-    logits, found = model(input.to(o.device)).cpu(), []
+    logits, right = model(input.to(o.device)).cpu(), []
     for experience in digit_stream(seed).test_stream:
-        own = torch.tensor(experience.classes_in_this_experience)
-        rows = torch.isin(target, own)
-        answers = torch.stack([logits[rows].argmax(1), own[logits[rows][:, own].argmax(1)]])
-        found.append((answers == target[rows]).double().mean(1))
-    return tuple((100 * torch.stack(found).mean(0)).tolist())
+        classes = torch.tensor(experience.classes_in_this_experience)
+        rows = torch.isin(target, classes)
+        answers = torch.stack([logits[rows].argmax(1), classes[logits[rows][:, classes].argmax(1)]])
+        right.append((answers == target[rows]).double().mean(1))
+    return tuple((100 * torch.stack(right).mean(0)).tolist())
 
 
 def avalanche_lwf(o) -> Iterator[Line]:
@@ -275,12 +275,12 @@ def avalanche_lwf(o) -> Iterator[Line]:
         seen: lambda: [LwFPlugin(ce_over="seen")],
         new: lambda: [LwFPlugin(ce_over="new")],
     }
-    theirs, ours = (
+    avalanches, ours = (
         avalanche_run(o, arms[name], 0, 2, 3, fixed_norm=True)[0].state_dict()
         for name in (its, seen)
     )
     # one loss if no BatchNorm moves; T = 2.1 is 5e-3 apart
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3)
+    torch.testing.assert_close(ours, avalanches, rtol=0, atol=1e-3)
     seeds, epochs = (range(2), 1) if o.rounds < 5 else (range(5), 10)
     ends = {
         name: [

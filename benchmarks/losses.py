@@ -66,17 +66,19 @@ def dist_by_hand(o: argparse.Namespace) -> Step:
     teacher, student, input, target = pair(o)
     optimizer = torch.optim.SGD(student.parameters(), **SGD)
 
-    def correlation(one: Tensor, other: Tensor) -> Tensor:
-        one, other = one - one.mean(1, keepdim=True), other - other.mean(1, keepdim=True)
-        return ((one * other).sum(1) / (one.norm(dim=1) * other.norm(dim=1) + 1e-8)).mean()
+    def correlation(rows: Tensor, others: Tensor) -> Tensor:
+        rows, others = rows - rows.mean(1, keepdim=True), others - others.mean(1, keepdim=True)
+        return ((rows * others).sum(1) / (rows.norm(dim=1) * others.norm(dim=1) + 1e-8)).mean()
 
     def step() -> Tensor:
         torch.manual_seed(1)
         with torch.no_grad():
             taught = (teacher(input) / T).softmax(1)
         logits = student(input)
-        own = (logits / T).softmax(1)
-        dist = T**2 * (2 - correlation(own, taught) - correlation(own.T, taught.T))
+        probabilities = (logits / T).softmax(1)
+        dist = T**2 * (
+            2 - correlation(probabilities, taught) - correlation(probabilities.T, taught.T)
+        )
         return update(F.cross_entropy(logits, target) + DIST * dist, optimizer)
 
     return step
@@ -105,16 +107,16 @@ def crd_by_hand(o: argparse.Namespace) -> Step:
         )
 
     def side(number: int, vectors: Tensor, memory: Tensor, order: Tensor, usable: Tensor) -> Tensor:
-        own = (vectors * memory[index]).sum(1) / tau
+        positives = (vectors * memory[index]).sum(1) / tau
         others = vectors @ memory[order].T / tau
         if scales[number] is None:
-            total = own.detach().exp().sum() + others.detach().exp()[usable].sum()
-            scales[number] = total / (usable.sum() + len(own)) * SAMPLES
-        own, others = own - scales[number].log(), others - scales[number].log()
+            total = positives.detach().exp().sum() + others.detach().exp()[usable].sum()
+            scales[number] = total / (usable.sum() + len(positives)) * SAMPLES
+        positives, others = positives - scales[number].log(), others - scales[number].log()
         noise = k / SAMPLES
-        right = own - (own.exp() + noise + 1e-7).log()
+        right = positives - (positives.exp() + noise + 1e-7).log()
         wrong = (noise / (others.exp() + noise + 1e-7)).log().masked_fill(~usable, 0)
-        return -(right.sum() + wrong.sum()) / len(own)
+        return -(right.sum() + wrong.sum()) / len(positives)
 
     def step() -> Tensor:
         torch.manual_seed(1)

@@ -78,12 +78,12 @@ def clock(o) -> float:
 
 def rounds(o, measures: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
     """What each measure returned in each round; every round has another order."""
-    found, order, draw = {name: [] for name in measures}, list(measures), random.Random(0)
+    figures, order, draw = {name: [] for name in measures}, list(measures), random.Random(0)
     for _ in range(o.rounds):
         draw.shuffle(order)
         for name in order:
-            found[name].append(measures[name]())
-    return found
+            figures[name].append(measures[name]())
+    return figures
 
 
 def fewer(o, rounds: int) -> argparse.Namespace:
@@ -118,7 +118,7 @@ def same_work(variants: dict[str, Step]) -> None:
     """Run the first step of each; RuntimeError where losses differ in 6 digits, or gradients by
     1e-4 of their norm.
     """
-    found = {}
+    first_steps = {}
     for name, step in variants.items():
         grads: list[Tensor] = []
         handle = register_optimizer_step_pre_hook(
@@ -128,9 +128,9 @@ def same_work(variants: dict[str, Step]) -> None:
                 for p in group["params"]
             )
         )
-        found[name] = (float(step()), torch.cat(grads))
+        first_steps[name] = (float(step()), torch.cat(grads))
         handle.remove()
-    (first, (loss, grad)), *others = found.items()
+    (first, (loss, grad)), *others = first_steps.items()
     for name, (other_loss, other) in others:
         apart = (
             float((other - grad).norm() / grad.norm()) if other.shape == grad.shape else math.inf
@@ -147,9 +147,9 @@ def gradient(loss: Callable, student: Tensor, *rest: Tensor) -> tuple[Tensor, Te
     return value.detach(), *torch.autograd.grad(value, student)
 
 
-def apart(found: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor]) -> float:
+def apart(gradients: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor]) -> float:
     """The larger of the two relative errors, of the loss and of its gradient."""
-    return max(float((x - y).norm() / y.norm()) for x, y in zip(found, exact))
+    return max(float((x - y).norm() / y.norm()) for x, y in zip(gradients, exact))
 
 
 def same_gradients(steps: dict[str, Callable[[], tuple[Tensor, Tensor]]]) -> None:

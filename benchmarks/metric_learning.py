@@ -28,6 +28,7 @@ from benchmarks.measure import (
     update,
 )
 from kdtasks.core import Distiller
+from kdtasks.engine.processes import keep_memory
 from kdtasks.general import RKDLoss, rkd_angle_loss
 from kdtasks.metric_learning import darkrank_hard_loss
 
@@ -148,8 +149,10 @@ def darkrank(o) -> Iterator[Line]:
 
 def pml_loop(o) -> Iterator[Line]:
     """A step of an embedder, PML's contrastive loss and RKD, its batch out of a DataLoader: by
-    hand, by pytorch-metric-learning's trainer with our loss, by the Distiller with PML's loss.
+    hand, by pytorch-metric-learning's trainer with our loss, by the Distiller with PML's loss; in a
+    process that keeps its memory, as a run of the engine does (see the row ``dml_step``).
     """
+    keep_memory()
     what = "embedder with RKD: "
     if importlib.util.find_spec("pytorch_metric_learning") is None:
         yield Line(f"{what}PML's trainer / by hand", [], note="not installed: kdtasks[metric]")
@@ -187,8 +190,8 @@ def _embedder_by_hand(o) -> Step:
         images, labels = (tensor.to(o.device) for tensor in next(iter(loader)))
         with torch.no_grad():
             taught = teacher(images)
-        found = student(images)
-        return update(metric(found, labels) + rkd(found, taught), optimizer)
+        embeddings = student(images)
+        return update(metric(embeddings, labels) + rkd(embeddings, taught), optimizer)
 
     return step
 

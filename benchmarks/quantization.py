@@ -16,14 +16,14 @@ def quantize_weights(o) -> Iterator[Line]:
 
     def quantized() -> torch.Tensor:
         for weight in weights:
-            found = uniform_quantize(weight, 4)
-        return found
+            quantized = uniform_quantize(weight, 4)
+        return quantized
 
     def clones() -> torch.Tensor:
         for weight in weights:
             for _ in range(3):
-                found = weight.clone()
-        return found
+                quantized = weight.clone()
+        return quantized
 
     variants = {"ResNet-50's weights quantized": quantized, "three clones": clones}
     yield ratio("", step_times(o, variants), *variants, bar=2.0)

@@ -91,13 +91,17 @@ class Turns:
             batch: whose keys are known already.
             resting: roles that run only where another needs them.
         """
-        asked = {role: [] if role in resting else [*self.wanted[role]] for role in self.order}
+        names_of_role = {
+            role: [] if role in resting else [*self.wanted[role]] for role in self.order
+        }
         for role in reversed(self.order):
-            asked[role] = [name for name in dict.fromkeys(asked[role]) if name not in batch]
-            if asked[role]:
+            names_of_role[role] = [
+                name for name in dict.fromkeys(names_of_role[role]) if name not in batch
+            ]
+            if names_of_role[role]:
                 for name, owner in self.needed[role].items():
-                    asked[owner].append(name)
-        return [(role, names) for role, names in asked.items() if names]
+                    names_of_role[owner].append(name)
+        return [(role, names) for role, names in names_of_role.items() if names]
 
 
 def needed_names(role: str, names: Iterable[str], table: NameTable, whose: str) -> dict[str, str]:

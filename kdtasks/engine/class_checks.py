@@ -48,21 +48,21 @@ def check_teachers(
     for name, teacher in teachers.items():
         if name not in compared:
             continue
-        theirs = teacher.classes or _of_facts(teacher)
-        classes = experiment.classes(stage) if theirs else None
+        teacher_classes = teacher.classes or _of_facts(teacher)
+        classes = experiment.classes(stage) if teacher_classes else None
         # a model's own config may call the same classes otherwise: only their order tells
-        if not teacher.classes and sorted(theirs or ()) != sorted(classes or ()):
+        if not teacher.classes and sorted(teacher_classes or ()) != sorted(classes or ()):
             continue
-        if theirs and classes and list(theirs) != classes:
-            lacks = [c for c in theirs if c not in classes]
-            adds = [c for c in classes if c not in theirs]
+        if teacher_classes and classes and list(teacher_classes) != classes:
+            lacks = [c for c in teacher_classes if c not in classes]
+            adds = [c for c in classes if c not in teacher_classes]
             what = (
                 f"it lacks {lacks[:5]} and adds {adds[:5]}"
                 if lacks or adds
                 else "they stand in another order"
             )
             raise ConfigError(
-                f"the teacher {name!r} knows {len(theirs)} classes, the data has "
+                f"the teacher {name!r} knows {len(teacher_classes)} classes, the data has "
                 f"{len(classes)} others: {what}"
             )
 
@@ -76,25 +76,25 @@ def odd_classes(experiment: "Experiment") -> list[str]:
     if final is None or not classes:
         return []
     data = experiment.test_loader(final, workers=0).dataset
-    known = data_sets.targets(data)
-    if known is None:
+    targets = data_sets.targets(data)
+    if targets is None:
         return []
-    found, said = set(known.tolist()), []
-    lacking = [repr(name) for number, name in enumerate(classes) if number not in found]
+    labels, oddities = set(targets.tolist()), []
+    lacking = [repr(name) for number, name in enumerate(classes) if number not in labels]
     if lacking:
         more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
-        said.append(
+        oddities.append(
             f"the test data has no sample of {', '.join(lacking[:5])}{more}, of the training "
             f"data's {len(classes)} classes"
         )
     outputs = experiment.specs[final.model].get("num_classes")
     if isinstance(outputs, int) and outputs > len(classes):
-        said.append(
+        oddities.append(
             f"{final.model}.num_classes={outputs}, but the data has {len(classes)} classes: no "
             "sample is of the others"
         )
     # the numbers of a detection set tell which images are labelled
-    return [] if said and data_sets.has_boxes(data) else said
+    return [] if oddities and data_sets.has_boxes(data) else oddities
 
 
 def _of_facts(teacher: Teacher) -> list[str]:

@@ -90,18 +90,20 @@ def compare(
         [[tuple(t.shape) for t in tensors] for tensors in examples]
         for examples in (expected, outputs)
     ]
-    for its, theirs in zip(*shapes):
-        if its != theirs:
-            raise Differs(f"its outputs have the shapes {theirs}, the student's {its}")
+    for expected_shapes, output_shapes in zip(*shapes):
+        if expected_shapes != output_shapes:
+            raise Differs(
+                f"its outputs have the shapes {output_shapes}, the student's {expected_shapes}"
+            )
     pairs = []
-    for its, theirs in (
-        (its.cpu().double(), theirs.cpu().double())
+    for want, got in (
+        (want.cpu().double(), got.cpu().double())
         for pair in zip(expected, outputs)
-        for its, theirs in zip(*pair)
+        for want, got in zip(*pair)
     ):
-        apart = (its - theirs).abs() if its.numel() else torch.zeros(1)
+        apart = (want - got).abs() if want.numel() else torch.zeros(1)
         difference = float(apart.mean() if mean else apart.max())
-        allowed = tolerance * float(its.abs().max()) if its.numel() else 0.0
+        allowed = tolerance * float(want.abs().max()) if want.numel() else 0.0
         if not difference <= allowed:
             raise Differs(
                 f"on real test images its outputs differ from the student's by {difference:.3g}"

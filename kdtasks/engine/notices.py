@@ -49,16 +49,16 @@ def slow_precision(experiment: Experiment) -> str | None:
     """What asks for bfloat16 on a processor that computes it in software; None: nothing does."""
     if experiment.device.type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX2":
         return None
-    asked = ["amp"] if experiment.config["amp"] == "bfloat16" else []
-    asked += [
+    keys = ["amp"] if experiment.config["amp"] == "bfloat16" else []
+    keys += [
         f"{name}.precision"
         for name, spec in experiment.specs.items()
         if spec.get("precision") == "bfloat16"
     ]
-    if not asked:
+    if not keys:
         return None
     return (
-        f"{', '.join(asked)} = 'bfloat16' on a processor without instructions for it (AVX2): a "
+        f"{', '.join(keys)} = 'bfloat16' on a processor without instructions for it (AVX2): a "
         "step may take ten times as long as in float32 (None)"
     )
 

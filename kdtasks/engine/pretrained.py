@@ -111,8 +111,8 @@ def warn_of_other_normalization(
     )
 
 
-def _is_same(one: Normalization, other: Normalization) -> bool:
-    return all(tuple(values) == tuple(others) for values, others in zip(one, other))
+def _is_same(first: Normalization, second: Normalization) -> bool:
+    return all(tuple(values) == tuple(others) for values, others in zip(first, second))
 
 
 def _take_normalization(

@@ -127,5 +127,5 @@ def _is_comparable(
     student = experiment.learner(stage)
     student.eval()
     with experiment.precision():
-        ours, theirs = student(batch["input"]), teacher(batch["input"])
-    return experiment.task.is_comparable(ours, theirs, experiment.config)
+        student_output, teacher_output = student(batch["input"]), teacher(batch["input"])
+    return experiment.task.is_comparable(student_output, teacher_output, experiment.config)

@@ -79,7 +79,7 @@ def class_names(models: Mapping[str, Answers], loader: "Loader") -> list[str]:
     """The classes' names of the data set, and numbers of further classes."""
     names = [str(name) for name in getattr(loader.dataset, "classes", None) or ()]
     numbers = []
-    for found in models.values():
-        numbers += [found.target, found.answer]
+    for answered in models.values():
+        numbers += [answered.target, answered.answer]
     highest = max((int(column.max()) for column in numbers if len(column)), default=-1)
     return names + [str(number) for number in range(len(names), highest + 1)]

@@ -102,7 +102,7 @@ def attacks(run: "Run", stage: "Stage", count: int = IMAGES) -> Attacks | None:
     taught = stage if stage.teachers else experiment.final
     if not (isinstance(kind, type) and issubclass(kind, BSSDistiller)) or taught is None:
         return None
-    names = [one.name for one in experiment.stages]
+    names = [each.name for each in experiment.stages]
     references = [stage_reference(source, names) for source in anchors_of(taught)]
     if TEACHER not in taught.teachers or any(r and r[0] not in run.done for r in references):
         return None
@@ -116,8 +116,8 @@ def _test_batches(run: "Run", stage: "Stage", count: int) -> list[dict]:
     """Labelled test images, spread evenly."""
     data, experiment = run.experiment.test_loader(stage).dataset, run.experiment
     target = torch.as_tensor(getattr(data, "target", torch.zeros(len(data)))).cpu()
-    known = (target >= 0).nonzero()[:, 0]
-    chosen = known[evenly_spaced(len(known), count)]
+    labelled = (target >= 0).nonzero()[:, 0]
+    chosen = labelled[evenly_spaced(len(labelled), count)]
     if not len(chosen):
         return []
     options = {**experiment.loader_options(experiment.setting(stage, "data")), "workers": 0}
@@ -134,8 +134,8 @@ def similarity(student: Attacked, teacher: Attacked) -> dict[str, float]:
     magnitude, angle = perturbation_similarity(student.move[both], teacher.move[both])
     if not magnitude.isfinite():
         return {}
-    found = {"magsim": magnitude.item(), "angsim": angle.item()}
-    return found | {"boundary_images": int(both.sum())}
+    figures = {"magsim": magnitude.item(), "angsim": angle.item()}
+    return figures | {"boundary_images": int(both.sum())}
 
 
 def similarity_of(run: "Run", stage: "Stage") -> dict[str, float]:
@@ -145,5 +145,5 @@ def similarity_of(run: "Run", stage: "Stage") -> dict[str, float]:
     arms = run.experiment.arms
     if stage not in (*arms.pair, *arms.compared):
         return {}
-    found = attacks(run, stage)
-    return similarity(found.of(run.trained(stage.name)), found.of()) if found else {}
+    attacked = attacks(run, stage)
+    return similarity(attacked.of(run.trained(stage.name)), attacked.of()) if attacked else {}

@@ -36,11 +36,11 @@ def pictures(
         colors: by name of the model.
     """
     final = run.arms.final
-    found = attacks(run, final) if final else None
-    if found is None:
+    attacked = attacks(run, final) if final else None
+    if attacked is None:
         return []
-    teacher = found.of()
-    students = {stage.name: found.of(run.trained(stage.name)) for stage in run.arms.pair}
+    teacher = attacked.of()
+    students = {stage.name: attacked.of(run.trained(stage.name)) for stage in run.arms.pair}
     drawn = [draw_samples(teacher, names, loader), draw_similarity(teacher, students, colors)]
     return [picture for picture in drawn if picture]
 
@@ -53,22 +53,22 @@ def draw_samples(teacher: Attacked, names: Sequence[str], loader: "Loader") -> t
     """
     from matplotlib.figure import Figure
 
-    known = teacher.right.nonzero()[:, 0]
-    if not len(known):
+    right = teacher.right.nonzero()[:, 0]
+    if not len(right):
         return None
     answer = teacher.after.argmax(1)
-    crossed = int((answer == teacher.target)[known].sum())
-    stayed = int((answer == teacher.base)[known].sum())
+    crossed = int((answer == teacher.target)[right].sum())
+    stayed = int((answer == teacher.base)[right].sum())
     title = (
-        f"Boundary samples: of {len(known)} test images that the teacher gets right, its attack "
+        f"Boundary samples: of {len(right)} test images that the teacher gets right, its attack "
         f"brings {crossed} into the target class (its second answer), "
-        f"{len(known) - crossed - stayed} into another, and leaves {stayed}; below, its "
+        f"{len(right) - crossed - stayed} into another, and leaves {stayed}; below, its "
         "probabilities before and after"
     )
     columns = 8 if max(map(len, names)) <= 3 else 6
-    places = known[evenly_spaced(len(known), columns)]
+    places = right[evenly_spaced(len(right), columns)]
     raw = pictures_of(loader, teacher.index[places])
-    shown = [_shown(*one) for one in zip(raw, teacher.input[places], teacher.moved[places])]
+    shown = [_shown(*sample) for sample in zip(raw, teacher.input[places], teacher.moved[places])]
     greatest = max(abs(after - before).max() for before, after in shown)
     scale = 0.5 / max(float(greatest), 1e-6)
     left, cell = 1.05, (WIDTH - 1.05) / columns
@@ -119,8 +119,8 @@ def draw_similarity(
     """
     from matplotlib.figure import Figure
 
-    known = torch.stack([model.right for model in (teacher, *students.values())]).all(0)
-    sizes = {name: _each(student, teacher, known) for name, student in students.items()}
+    right = torch.stack([model.right for model in (teacher, *students.values())]).all(0)
+    sizes = {name: _each(student, teacher, right) for name, student in students.items()}
     if not any(len(values) for both in sizes.values() for values in both):
         return None
     means = [
@@ -129,7 +129,7 @@ def draw_similarity(
     ]
     title = (
         "MagSim and AngSim of the teacher's moves and each student's own (1: the same move), on "
-        f"the {int(known.sum())} of {len(known)} test images that all of them get right; means: "
+        f"the {int(right.sum())} of {len(right)} test images that all of them get right; means: "
         f"{'; '.join(means)}"
     )
     figure = Figure(figsize=(WIDTH, 3.2))
@@ -146,19 +146,24 @@ def draw_similarity(
 def _each(student: Attacked, teacher: Attacked, rows: Tensor) -> tuple[Tensor, Tensor]:
     """MagSim and AngSim of each of these rows in which both have moved."""
     moves = zip(student.move[rows].split(1), teacher.move[rows].split(1))
-    found = [torch.stack(perturbation_similarity(own, other)) for own, other in moves]
-    both = torch.stack(found).T if found else torch.zeros(2, 0)
+    similarities = [
+        torch.stack(perturbation_similarity(student_move, teacher_move))
+        for student_move, teacher_move in moves
+    ]
+    both = torch.stack(similarities).T if similarities else torch.zeros(2, 0)
     magnitude, angle = both[:, ~both.isnan().any(0)]
     return magnitude, angle
 
 
 def _draw_histogram(axes: "Axes", values: Mapping[str, Tensor], colors: Mapping[str, str]) -> None:
-    lowest = min(0.0, *(float(found.min()) for found in values.values() if len(found)))
+    lowest = min(
+        0.0, *(float(similarities.min()) for similarities in values.values() if len(similarities))
+    )
     bins = [k / 20 for k in range(math.floor(20 * lowest), 21)]
-    for name, found in values.items():
-        share = [100 / max(len(found), 1)] * len(found)
+    for name, similarities in values.items():
+        share = [100 / max(len(similarities), 1)] * len(similarities)
         style = {"color": colors[name], "alpha": 0.35, "histtype": "stepfilled"}
-        axes.hist(found.tolist(), bins, weights=share, label=name, **style)
-        axes.hist(found.tolist(), bins, weights=share, color=colors[name], histtype="step")
-        axes.axvline(float(found.mean()), color=colors[name], linewidth=1.6)
+        axes.hist(similarities.tolist(), bins, weights=share, label=name, **style)
+        axes.hist(similarities.tolist(), bins, weights=share, color=colors[name], histtype="step")
+        axes.axvline(float(similarities.mean()), color=colors[name], linewidth=1.6)
     axes.set_xlim(bins[0], 1)

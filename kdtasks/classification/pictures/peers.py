@@ -45,13 +45,15 @@ def pictures(
         return []
     distiller = run.distiller(stage)
     members = [distiller.student, *distiller.peers]
-    found = {role: answers(model, loader) for role, model in zip(distiller.learners, members)}
+    answers_of_role = {
+        role: answers(model, loader) for role, model in zip(distiller.learners, members)
+    }
     together = answers(Ensemble(members), loader)
     control = run.arms.control
     alone = {control.name: run.done[control.name]["accuracy"]} if control else {}
     return [
-        draw_agreement(found, names, _in_training(run, stage, distiller)),
-        draw_accuracies(found, together, stage.name, alone, colors),
+        draw_agreement(answers_of_role, names, _in_training(run, stage, distiller)),
+        draw_accuracies(answers_of_role, together, stage.name, alone, colors),
     ]
 
 
@@ -67,29 +69,29 @@ def _in_training(
     return [], []
 
 
-def agreement(found: Mapping[str, Answers], classes: int) -> tuple[list, list, float]:
+def agreement(answers_of_role: Mapping[str, Answers], classes: int) -> tuple[list, list, float]:
     """Percent of the test images of each class to which two peers give the same answer, and of
     those the right one, means over all pairs; None for a class without images; and the first over
     all images.
     """
-    models = list(found.values())
+    models = list(answers_of_role.values())
     target = models[0].target
     same, right = torch.zeros(2, len(target), dtype=torch.float64)
     pairs = list(combinations(models, 2))
-    for one, other in pairs:
-        agree = one.answer == other.answer
-        same, right = same + agree / len(pairs), right + (agree & one.right) / len(pairs)
+    for first, second in pairs:
+        agree = first.answer == second.answer
+        same, right = same + agree / len(pairs), right + (agree & first.right) / len(pairs)
     every = 100 * same.mean().item() if len(same) else 0.0
     return _of_classes(same, target, classes), _of_classes(right, target, classes), every
 
 
 def _of_classes(values: Tensor, target: Tensor, classes: int) -> list[float | None]:
     rows = [target == c for c in range(classes)]
-    return [100 * values[own].mean().item() if own.any() else None for own in rows]
+    return [100 * values[of_class].mean().item() if of_class.any() else None for of_class in rows]
 
 
 def draw_agreement(
-    found: Mapping[str, Answers],
+    answers_of_role: Mapping[str, Answers],
     names: Sequence[str],
     training: tuple[Sequence[int], Sequence[float]] = ((), ()),
 ) -> tuple:
@@ -97,16 +99,16 @@ def draw_agreement(
     each class's test images.
 
     Args:
-        found: answers by role, the student first; all to the same images.
+        answers_of_role: answers by role, the student first; all to the same images.
         names: of the classes.
         training: iterations, and percent of a batch.
     """
     from matplotlib.figure import Figure
 
-    same, right, every = agreement(found, len(names))
+    same, right, every = agreement(answers_of_role, len(names))
     title = (
-        f"Agreement of the {len(found)} peers: the same answer to {every:.1f} % of the test "
-        "images; of each class, the same right answer and the same wrong one"
+        f"Agreement of the {len(answers_of_role)} peers: the same answer to {every:.1f} % of the "
+        "test images; of each class, the same right answer and the same wrong one"
     )
     figure = Figure(figsize=(WIDTH, 3.6))
     if len(training[0]):
@@ -154,7 +156,7 @@ def _draw_classes(
 
 
 def draw_accuracies(
-    found: Mapping[str, Answers],
+    answers_of_role: Mapping[str, Answers],
     together: Answers,
     stage: str,
     alone: Mapping[str, float],
@@ -164,7 +166,7 @@ def draw_accuracies(
     control.
 
     Args:
-        found: answers by role, the student first.
+        answers_of_role: answers by role, the student first.
         together: answers by the mean of their probabilities.
         stage: whose student it is.
         alone: ``{name: accuracy}`` of the control; may be empty.
@@ -172,15 +174,15 @@ def draw_accuracies(
     """
     from matplotlib.figure import Figure
 
-    own = {role: _percent(one) for role, one in found.items()}
+    accuracies = {role: _percent(given) for role, given in answers_of_role.items()}
     rows = [(name, value, colors[name]) for name, value in alone.items()]
     rows += [
         (f"{stage} (the student)", value, colors[stage]) if role == STUDENT else (role, value, PEER)
-        for role, value in own.items()
+        for role, value in accuracies.items()
     ]
     rows.append(("mean of their probabilities", _percent(together), ENSEMBLE))
     title = (
-        f"Accuracy of each peer: {', '.join(f'{value:.1f} %' for value in own.values())}; "
+        f"Accuracy of each peer: {', '.join(f'{value:.1f} %' for value in accuracies.values())}; "
         f"of the mean of their probabilities {_percent(together):.1f} %"
     )
     title += "".join(f"; of the same student {name} {v:.1f} %" for name, v in alone.items())

@@ -68,21 +68,21 @@ def route(run: "Run", final: "Stage") -> list[Anchor]:
     """
     stages = run.experiment.chain(final)
     names = [stage.name for stage in run.experiment.stages]
-    found = []
+    anchors = []
     for stage, end in zip(stages, _ends(run, stages)):
         if not stage.teachers or not _reads_answers(stage):
             continue
         origin = next(iter(stage.teachers.values()))
         origins = [origin] if isinstance(origin, str | None) else list(origin)
-        references = [stage_reference(one or "", names) for one in origins]
+        references = [stage_reference(source or "", names) for source in origins]
         length = _length(run, stage)
         for k, reference in enumerate(references):
             if reference is None:
                 return []
             # as they are loaded: in iteration i the anchor of number i * len(route) // length
             begin, until = (-(-(k + more) * length // len(origins)) for more in (0, 1))
-            found.append(Anchor(*reference, end - length + begin, end - length + until))
-    return found
+            anchors.append(Anchor(*reference, end - length + begin, end - length + until))
+    return anchors
 
 
 def _reads_answers(stage: "Stage") -> bool:

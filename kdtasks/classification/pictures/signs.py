@@ -51,8 +51,8 @@ def sign_agreement(distiller: "Distiller", loader: Iterable[Mapping]) -> Layers:
     for batch in loader:
         tensors, rows = distiller.tensors(batch), len(batch["input"])
         for name, term in layers.items():
-            own, teacher = term.loss.projected(*(tensors[of] for of in term.of))
-            differ[name] = differ[name] + rows * activation_disagreement(own, teacher)
+            student, teacher = term.loss.projected(*(tensors[of] for of in term.of))
+            differ[name] = differ[name] + rows * activation_disagreement(student, teacher)
             active[name] = active[name] + (teacher > 0).sum(0)
             label[name] = _label(term.of, tuple(teacher.shape[1:]))
         count += rows
@@ -86,9 +86,9 @@ def pictures(run: "Run", loader: "Loader", colors: Mapping[str, str]) -> list[tu
     stage = next((stage for stage in run.finished if _has_signs(stage)), None)
     if stage is None:
         return []
-    found = {START: sign_agreement(run.distiller(stage, ended=False), loader)}
+    layers_by_time = {START: sign_agreement(run.distiller(stage, ended=False), loader)}
     distiller = run.distiller(stage)
-    found[stage.name] = sign_agreement(distiller, loader)
+    layers_by_time[stage.name] = sign_agreement(distiller, loader)
     connected = any(
         True
         for term in distiller.terms.values()
@@ -97,9 +97,11 @@ def pictures(run: "Run", loader: "Loader", colors: Mapping[str, str]) -> list[tu
     )
     for other in _comparable(run, stage, connected):
         distiller.student = run.trained(other.name)
-        found[other.name] = sign_agreement(distiller, loader)
+        layers_by_time[other.name] = sign_agreement(distiller, loader)
     control = run.arms.control.name if run.arms.control else ""
-    return [draw_signs(found, stage.name, connected, {START: "#AEB7C4", **colors}, control)]
+    return [
+        draw_signs(layers_by_time, stage.name, connected, {START: "#AEB7C4", **colors}, control)
+    ]
 
 
 def _has_signs(stage: "Stage") -> bool:
@@ -122,7 +124,7 @@ def _comparable(run: "Run", stage: "Stage", connected: bool) -> list["Stage"]:
 
 
 def draw_signs(
-    found: Mapping[str, Layers],
+    layers_by_time: Mapping[str, Layers],
     stage: str,
     connected: bool,
     colors: Mapping[str, str],
@@ -131,7 +133,7 @@ def draw_signs(
     """``(title, figure)``: bars of each layer.
 
     Args:
-        found: by when, the start first.
+        layers_by_time: by when, the start first.
         stage: whose losses compare the signs.
         connected: whether it has connectors with weights.
         colors: by when.
@@ -139,7 +141,7 @@ def draw_signs(
     """
     from matplotlib.figure import Figure
 
-    first = next(iter(found.values()))
+    first = next(iter(layers_by_time.values()))
     layers = list(first.label)
     title = f"Neurons whose sign before the ReLU is the teacher's, on {first.count:,} test images"
     if connected:
@@ -151,9 +153,9 @@ def draw_signs(
     title += "; black: each neuron's commoner sign, whatever the image"
     figure = Figure(figsize=(WIDTH, 3.9))
     axes = figure.subplots()
-    width = 0.8 / len(found)
-    for k, (when, layer) in enumerate(found.items()):
-        places = [i + (k - (len(found) - 1) / 2) * width for i in range(len(layers))]
+    width = 0.8 / len(layers_by_time)
+    for k, (when, layer) in enumerate(layers_by_time.items()):
+        places = [i + (k - (len(layers_by_time) - 1) / 2) * width for i in range(len(layers))]
         label = when if when == START else f"after {when}"
         bars = axes.bar(
             places,
@@ -170,5 +172,5 @@ def draw_signs(
     axes.grid(visible=False, axis="x")
     axes.set_ylim(0, 105)
     axes.set_ylabel("same sign, % of the neurons")
-    figure.legend(ncols=len(found) + 1, loc="outside upper right")
+    figure.legend(ncols=len(layers_by_time) + 1, loc="outside upper right")
     return title, figure

@@ -125,10 +125,10 @@ def packaged_state(weights: str, expected: Mapping[str, Tensor]) -> dict[str, Te
             f"weights={weights!r}: expected {len(expected)} tensors, as the model has, got "
             f"{len(given)}"
         )
-    for (name, value), (theirs, tensor) in zip(expected.items(), given.items(), strict=True):
-        if name.rpartition(".")[2] != theirs.rpartition(".")[2] or value.shape != tensor.shape:
+    for (name, value), (given_name, tensor) in zip(expected.items(), given.items(), strict=True):
+        if name.rpartition(".")[2] != given_name.rpartition(".")[2] or value.shape != tensor.shape:
             raise ValueError(
-                f"weights={weights!r}: expected {name} {tuple(value.shape)}, got {theirs} "
+                f"weights={weights!r}: expected {name} {tuple(value.shape)}, got {given_name} "
                 f"{tuple(tensor.shape)}"
             )
     return dict(zip(expected, given.values(), strict=True))

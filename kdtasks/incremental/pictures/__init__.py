@@ -29,8 +29,8 @@ def draw(run: "Run", colors: Mapping[str, str]) -> list[tuple]:
             for key in ("matrix", "matrix_task_il")
         )
         joint = next((stage.name for stage in run.experiment.arms.joint), "")
-        found = run.done.get(joint, {})
-        wholes = [found.get(key) for key in ("average_accuracy", "average_accuracy_task_il")]
+        result = run.done.get(joint, {})
+        wholes = [result.get(key) for key in ("average_accuracy", "average_accuracy_task_il")]
         for matrices, meaning in ((class_il, CLASS_IL), (task_il, TASK_IL)):
             drawn.append(
                 draw_matrices(
@@ -54,12 +54,12 @@ def arms_of(run: "Run") -> dict[str, Stage]:
         # a control on its own has its own beginning as the final student
         if control and goal is final and goal in experiment.chain(control):
             continue
-        found = [
+        whole_stages = [
             stage
             for stage in experiment.chain(goal)
             if _is_whole(run.done.get(stage.name, {}).get("matrix", []))
         ]
-        arms |= {goal.name: found[-1]} if found else {}
+        arms |= {goal.name: whole_stages[-1]} if whole_stages else {}
     return arms
 
 

@@ -222,10 +222,10 @@ def _evaluated(
     strategy: "SupervisedTemplate", images: Dataset, places: list[int]
 ) -> list[tuple[Tensor, Tensor]]:
     """Of each batch, what goes into the head and what comes out of the model."""
-    seen: list[Tensor] = []
-    model, found = strategy.model, []
+    head_inputs: list[Tensor] = []
+    model, evaluated = strategy.model, []
     hook = classifier_of(model).register_forward_pre_hook(
-        lambda module, inputs: seen.append(inputs[0])
+        lambda module, inputs: head_inputs.append(inputs[0])
     )
     try:
         with try_out(model):
@@ -234,7 +234,7 @@ def _evaluated(
             )
             for input, *_ in loader:
                 logits = model(input.to(strategy.device))
-                found.append((seen[-1].float(), logits))
+                evaluated.append((head_inputs[-1].float(), logits))
     finally:
         hook.remove()
-    return found
+    return evaluated
