@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdtasks.core.terms import total_loss, trains
 from kdtasks.engine import signals
-from kdtasks.engine.clock import working_seconds
+from kdtasks.engine.clock import beat, working_seconds
 from kdtasks.engine.from_mmengine import BaseLoop
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.processes import Vote
@@ -138,7 +138,8 @@ class StageLoop(BaseLoop):
 
     Attributes:
         seconds: of training, without evaluations and checkpoints, and without those in which
-            another process had the processor; as it was when the last of these began.
+            another process had the processor or this one was stopped; as it was when the last of
+            these began.
     """
 
     def __init__(
@@ -180,6 +181,7 @@ class StageLoop(BaseLoop):
                 for batch in self.loader.epoch(
                     self.lengths.first_epoch + self.epoch, start=self._iter % len(self.loader)
                 ):
+                    beat()
                     self._step(batch)
                     self._stop_if(vote.greatest(deferral.told))
                     if self._is_last():

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from kdtasks.engine import clock
 from kdtasks.engine.errors import ConfigError
 
 WAIT_LIMIT = 10  # minutes, as torch's own for nccl
@@ -208,9 +209,10 @@ def lost_reader(error: BaseException) -> str:
 
 
 def beating(beat: Callable[[], None], items: Iterable) -> Iterator:
-    """The items, with a ``beat()`` before each."""
+    """The items, with a ``beat()`` before each, for the others and for the clock."""
     for item in items:
         beat()
+        clock.beat()
         yield item
 
 

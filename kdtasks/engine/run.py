@@ -9,6 +9,7 @@ from kdtasks.core.names import did_you_mean
 from kdtasks.engine import notices, signals
 from kdtasks.engine.check import check
 from kdtasks.engine.class_checks import odd_classes
+from kdtasks.engine.clock import stops_noted
 from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.finished import FinishedStages
@@ -95,7 +96,7 @@ class Run(FinishedStages):
                 raise ConfigError(
                     f"no stage is called {name!r}; " + did_you_mean(name, self.files.stages)
                 )
-        with signals.handled():
+        with signals.handled(), stops_noted():
             try:
                 return self._train(resume, only)
             except RuntimeError as error:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import time
 
 import pytest
@@ -55,3 +56,35 @@ def test_the_wall_where_the_system_does_not_tell(monkeypatch, tmp_path):
     monkeypatch.setattr(clock, "_SCHEDULED", tmp_path / "none")
     before = time.perf_counter()
     assert before <= clock.working_seconds() <= time.perf_counter()
+
+
+def steps(pipe):
+    with clock.stops_noted():
+        starts = time.perf_counter(), clock.working_seconds()
+        pipe.send("begun")
+        for _ in range(40):
+            clock.beat()
+            time.sleep(0.02)
+        ends = time.perf_counter(), clock.working_seconds()
+    pipe.send([end - start for start, end in zip(starts, ends)])
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no such signals here")
+def test_the_clock_stands_while_the_process_is_stopped():
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    process = context.Process(target=steps, args=(there,), daemon=True)
+    process.start()
+    try:
+        assert here.poll(30) and here.recv() == "begun"
+        time.sleep(0.1)
+        os.kill(process.pid, signal.SIGSTOP)
+        time.sleep(1.5)
+        os.kill(process.pid, signal.SIGCONT)
+        assert here.poll(30)
+        wall, working = here.recv()
+    finally:
+        process.kill()
+    assert wall >= 2.2
+    assert 0.7 <= working <= wall - 1.4
+    assert signal.getsignal(signal.SIGCONT) == signal.SIG_DFL
