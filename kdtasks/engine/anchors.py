@@ -12,6 +12,7 @@ from kdtasks.engine import builder, data_sets
 from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.loader import Loader
+from kdtasks.engine.processes import told_by_first
 from kdtasks.engine.work_dir import WorkDir
 
 # (N, C) answers of the student, and those of the anchor that has just taught and of all behind it,
@@ -183,7 +184,8 @@ def _chooser(
             for source in sources[now:]:
                 experiment.load(distiller.model(name), source, files)
                 anchors.append(_answers(distiller.teachers[name], images))
-        return now + _of_first_rank(_checked(choose(student, anchors), len(anchors)))
+        # BatchNorm statistics, and so answers, differ between processes: all follow the first
+        return now + told_by_first(_checked(choose(student, anchors), len(anchors)))
 
     return following
 
@@ -214,11 +216,3 @@ def _checked(ahead: int, anchors: int) -> int:
             f"a route goes on by 1 to {anchors - 1} anchors, got {ahead} from its chooser"
         )
     return ahead
-
-
-def _of_first_rank(number: int) -> int:
-    """BatchNorm statistics, and so answers, differ between processes: all follow the first."""
-    told = [number]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.broadcast_object_list(told)
-    return told[0]

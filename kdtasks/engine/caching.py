@@ -13,9 +13,10 @@ import torch
 from kdtasks.core import Distiller
 from kdtasks.core.cache import TeacherCache
 from kdtasks.core.model_hash import model_hash
+from kdtasks.engine.data_contents import contents_sum
 from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.loader import Loader
-from kdtasks.engine.processes import beating, led
+from kdtasks.engine.processes import beating, led, told_by_first
 
 
 def cached_outputs(
@@ -54,8 +55,6 @@ def cached_outputs(
         for role, names in distiller.wanted.items()
         if role in distiller.teachers and names
     }
-    key = _key(distiller, sweep, wanted, {**facts, "views": views})
-    folder = folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
 
     def outputs(batch: Mapping) -> dict[str, torch.Tensor]:
         values = {}
@@ -65,15 +64,19 @@ def cached_outputs(
             values |= {name: given[name] for name in names}
         return values
 
-    def fill(beat: Callable[[], None]) -> None:
-        if TeacherCache.open(folder, key) is None:
+    def fill(beat: Callable[[], None]) -> dict:
+        key = _key(distiller, sweep, wanted, {**facts, "views": views}, beat)
+        place = _place(folder, key)
+        if TeacherCache.open(place, key) is None:
             distiller.eval()
             batches = (batch for view in range(views) for batch in beating(beat, sweep.epoch(view)))
             with torch.no_grad():
-                TeacherCache.write(folder, key, len(sweep.dataset), views, batches, outputs)
+                TeacherCache.write(place, key, len(sweep.dataset), views, batches, outputs)
+        return key
 
-    led(fill)
-    cache = TeacherCache.open(folder, key)
+    # files have other times on other machines
+    key = told_by_first(led(fill))
+    cache = TeacherCache.open(_place(folder, key), key)
     if cache is None:
         raise RuntimeError(f"the cache that was written to {str(folder)!r} cannot be opened")
     cache.to(device)
@@ -83,13 +86,20 @@ def cached_outputs(
     return lambda batch: {**batch, **cache.fetch(batch["index"], batch["view"], device)}
 
 
-def _key(distiller: Distiller, sweep: Loader, wanted: Mapping, facts: Mapping) -> dict:
+def _place(folder: Path, key: dict) -> Path:
+    return folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _key(
+    distiller: Distiller, sweep: Loader, wanted: Mapping, facts: Mapping, beat: Callable[[], None]
+) -> dict:
     """What kept outputs depend on, as it comes back from JSON."""
     key = {
         **facts,
         "teachers": {role: model_hash(distiller.model(role)) for role in wanted},
         "names": wanted,
         "samples": len(sweep.dataset),
+        "contents": contents_sum(sweep.dataset, beat),
         "first_batch": _first_batch_hash(sweep),
     }
     return json.loads(json.dumps(key, default=str))

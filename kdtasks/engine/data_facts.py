@@ -13,6 +13,7 @@ from torch import Tensor
 from kdtasks.core.stages import Stage
 from kdtasks.engine import checkpoint, data_sets
 from kdtasks.engine.config import difference, jsonable
+from kdtasks.engine.data_contents import add_bytes
 from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.notices import Notices
 from kdtasks.engine.reader import read_rows
@@ -125,9 +126,7 @@ def _sum(value: object) -> str:
 
 def _add(value: object, digest: Any) -> None:
     if isinstance(value, Tensor):
-        array = value.detach().cpu().contiguous()
-        digest.update(f"{array.dtype} {tuple(array.shape)}".encode())
-        digest.update(array.flatten().view(torch.uint8).numpy().tobytes())
+        add_bytes(value, digest)
     elif isinstance(value, Mapping):
         for name in sorted(value, key=str):
             digest.update(f"{name}:".encode())

@@ -91,8 +91,9 @@ class PeerError(RuntimeError):
     """Another process of this run has failed; the message says what it said."""
 
 
-def led(work: Callable[[Callable[[], None]], object]) -> None:
-    """Rank 0 runs ``work(beat)``, and the other ranks wait; what fails there ends them too.
+def led(work: Callable[[Callable[[], None]], Any]) -> Any:
+    """What ``work(beat)`` gives rank 0, which runs it, while the other ranks wait, and get None;
+    what fails there ends them too.
 
     However long the work takes: ``beat()``, called now and then, tells the others that it goes on,
     so that a rank which has stalled or died is noticed within the limit of one exchange.
@@ -101,28 +102,28 @@ def led(work: Callable[[Callable[[], None]], object]) -> None:
         PeerError: on the other ranks, where the work has failed.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        work(lambda: None)
-        return
+        return work(lambda: None)
     if torch.distributed.get_rank() > 0:
-        while (told := _exchanged("")) == "going on":
+        while (told := told_by_first("")) == "going on":
             pass
         if told:
             raise PeerError(f"rank 0 has stopped: {told}")
-        return
+        return None
     last = time.monotonic()
 
     def beat() -> None:
         nonlocal last
         if time.monotonic() - last > BEAT:
-            _exchanged("going on")
+            told_by_first("going on")
             last = time.monotonic()
 
     try:
-        work(beat)
+        result = work(beat)
     except Exception as error:
-        _exchanged(f"{error}" or type(error).__name__)
+        told_by_first(f"{error}" or type(error).__name__)
         raise
-    _exchanged("")
+    told_by_first("")
+    return result
 
 
 def lost_peer(error: BaseException) -> str:
@@ -216,11 +217,13 @@ def beating(beat: Callable[[], None], items: Iterable) -> Iterator:
         yield item
 
 
-def _exchanged(word: str) -> str:
-    """What rank 0 says."""
-    said = [word]
-    torch.distributed.broadcast_object_list(said, src=0)
-    return said[0]
+def told_by_first(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    told = [value]
+    torch.distributed.broadcast_object_list(told, src=0)
+    return told[0]
 
 
 def rank_and_world() -> tuple[int, int]:
