@@ -304,7 +304,7 @@ def _notes_of_several(
     notes.append(
         "s a step: of the student's last stage; training s: all steps and caches of the stages "
         "that lead to the student. Without evaluations, the training of teachers, and the time in "
-        "which other processes had the processor"
+        "which other processes had the processor or it was stopped; medians over the seeds"
         f"{listed}"
     )
     return notes

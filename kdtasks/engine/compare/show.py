@@ -96,7 +96,7 @@ def _summary_table(result: Mapping, task: Task) -> Table:
             _spread(row[DISTILLED], digits),
             difference_text(row, digits),
             row["verdict"] or row["why"],
-            f"{statistics.fmean(row['seconds']):.3g}",
+            f"{statistics.median(row['seconds']):.3g}",
         )
     return table
 
@@ -149,22 +149,23 @@ def _control_name(control: Mapping, reference: str) -> str:
 
 
 def _costs(seconds: Mapping, reference: Mapping) -> list[str]:
-    """Means over seeds, and how many times the reference's they are; a dash where a run did not
+    """Medians over seeds, and how many times the reference's they are; a dash where a run did not
     record them.
     """
     cells = []
     for key in ("step", "training"):
-        mean, other = _mean(seconds[key]), _mean(reference[key])
-        cell = "-" if mean is None else f"{mean:.3g}"
-        if mean and other and seconds is not reference:
-            cell += f" (x{mean / other:.3g})"
+        median, other = _median(seconds[key]), _median(reference[key])
+        cell = "-" if median is None else f"{median:.3g}"
+        if median and other and seconds is not reference:
+            cell += f" (x{median / other:.3g})"
         cells.append(cell)
     return cells
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def _median(values: Sequence[float | None]) -> float | None:
+    """One run that had to wait for something else does not move it."""
     present = [value for value in values if value is not None]
-    return statistics.fmean(present) if len(present) == len(values) else None
+    return statistics.median(present) if len(present) == len(values) else None
 
 
 def _numbers_table(result: Mapping, task: Task) -> Table:
