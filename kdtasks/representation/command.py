@@ -93,7 +93,7 @@ def distill(
     if teacher_size is not None:
         models["teacher"]["input_size"] = teacher_size
     train = _folder(data, size, limit)
-    test = _test(labelled, size) if labelled else _clustered(train, f"{name}_clusters.npy")
+    test = _test(labelled, size) if labelled else _clustered(train, f"{name}_clusters.npz")
     augmented = {**train, "augment": {"scale": (0.25, 1.0), "flip": True}}
     facts = {
         **models,
@@ -108,7 +108,7 @@ def distill(
     }
     _write(path, _text(name, data, student, teacher, labelled, facts))
     if labelled is None:
-        file = Path(f"{name}_clusters.npy")
+        file = Path(f"{name}_clusters.npz")
         if not (resume and file.exists()):
             _cluster(configs.load(path), file, seed, device)
     run = Run(
@@ -224,13 +224,14 @@ def _clustered(train: dict[str, Any], file: str) -> dict[str, Any]:
 
 def _cluster(config: dict, path: Path, seed: int, device: str | None) -> None:
     """Write the teacher's clusters of the images that are in the folder now."""
-    import numpy as np
-
     from kdtasks.engine.experiment import Experiment
     from kdtasks.representation.clusters import teacher_clusters
+    from kdtasks.representation.data import save_labels
 
-    labels = teacher_clusters(Experiment(config, seed, device))
-    np.save(path, labels.numpy())
+    experiment = Experiment(config, seed, device)
+    labels, stage = teacher_clusters(experiment), experiment.final
+    assert stage is not None  # the one whose images these are
+    save_labels(path, labels, experiment.data_set(experiment.setting(stage, "data"), "train"))
 
 
 _TEMPLATE = """# {title}

@@ -5,6 +5,7 @@ To learn from: any data set of images; ``unlabelled_folder``, whatever lies belo
 or ``split`` of one.
 """
 
+import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -126,26 +127,62 @@ def labelled_by(dataset: Any, labels: str | Path) -> ImageArrays:
 
     Args:
         dataset: images in memory, with labels or without.
-        labels: a ``.npy`` file of whole numbers from 0 on, one an image, in their order.
+        labels: a ``.npy`` file of whole numbers from 0 on, one an image, in their order; or what
+            :func:`save_labels` has written.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: it has another number of labels than there are images, or other ones.
+
+    Warns:
+        UserWarning: an image has other pixels than the one that its label was made for.
     """
     images = dataset.dataset if isinstance(dataset, _WithoutLabels) else dataset
     path = under_root(labels)
     if not path.is_file():
         raise FileNotFoundError(f"no file {str(labels)!r} of labels")
-    target = torch.from_numpy(np.load(path, allow_pickle=False))
+    loaded, made_for = np.load(path, allow_pickle=False), None
+    if not isinstance(loaded, np.ndarray):
+        loaded, made_for = loaded["labels"], loaded["images"]
+    target = torch.from_numpy(loaded)
     if target.shape != (len(images),) or target.is_floating_point() or int(target.min()) < 0:
         raise ValueError(
             f"{str(path)!r} has {target.dtype} {tuple(target.shape)}: expected whole numbers from "
             f"0 on, one for each of {len(images)} images; where images came or went, make it anew"
         )
+    if made_for is not None:
+        _warn_of_others(images, made_for, path)
     other = images.subset(torch.arange(len(images)))
     other.target = target.long().to(other.images.device)
     other.classes = [f"cluster {k}" for k in range(int(target.max()) + 1)]
     return other
+
+
+def save_labels(path: str | Path, labels: Tensor, images: ImageArrays) -> None:
+    """Write labels (n,) for :func:`labelled_by`, with a sum of each image that they are of; a
+    ``.npz`` file.
+    """
+    np.savez(path, labels=labels.cpu().numpy(), images=_sums(images))
+
+
+def _sums(images: ImageArrays) -> np.ndarray:
+    """Of each image's pixels, uint64 (n,)."""
+    digests = (
+        hashlib.blake2b(image.tobytes(), digest_size=8).digest()
+        for image in images.images.cpu().numpy()
+    )
+    return np.frombuffer(b"".join(digests), dtype="<u8")
+
+
+def _warn_of_others(images: ImageArrays, made_for: np.ndarray, path: Path) -> None:
+    other = (_sums(images) != made_for).nonzero()[0]
+    if len(other):
+        warnings.warn(
+            f"{len(other)} of {len(images)} images, as {images.path(int(other[0]))}, have other "
+            f"pixels than those that the labels in {str(path)!r} were made for; where this is not "
+            "another version of what decodes them, make the labels anew",
+            stacklevel=3,
+        )
 
 
 class BankAndQueries:

@@ -15,6 +15,7 @@ from kdtasks.engine.errors import ConfigError
 from kdtasks.images.photos import photo_patches
 from kdtasks.representation.clusters import without_singles
 from kdtasks.representation.command import distill
+from kdtasks.representation.data import labelled_by, unlabelled_folder
 
 NETWORK = "kdtasks.classification.models.resnet8"
 
@@ -61,7 +62,7 @@ def test_the_command_without_labels_tests_by_the_teachers_clusters(folder, capsy
     given = ["--data", "photos", "--student", NETWORK, "--teacher", NETWORK, "--size", "16"]
     given += ["--teacher-weights", "teacher.pth", "--epochs", "1"]
     # of an earlier run, when other images were there
-    np.save("distill_resnet8_resnet8_photos_clusters.npy", np.zeros(27, dtype=np.int64))
+    np.savez("distill_resnet8_resnet8_photos_clusters.npz", labels=np.zeros(27, dtype=np.int64))
     with pytest.warns(UserWarning, match="left out 1 unreadable"):
         cli.main(["distill", *given])
     out = capsys.readouterr().out
@@ -71,8 +72,15 @@ def test_the_command_without_labels_tests_by_the_teachers_clusters(folder, capsy
         r"4 classes: \d queries search \d\d images \(few: one query is 1[0-9.]+ %\)", out
     )
     assert "seed0/student.pth' starts a classifier" in out
-    labels = np.load(folder / "distill_resnet8_resnet8_photos_clusters.npy")
+    file = folder / "distill_resnet8_resnet8_photos_clusters.npz"
+    labels = np.load(file)["labels"]
     assert len(labels) == 27 and len(set(labels.tolist())) == 4
+    # another picture of the same name: its cluster is that of the one before
+    with warnings.catch_warnings(action="error"):
+        labelled_by(unlabelled_folder("photos/deep", size=16), file)
+    Image.new("RGB", (16, 16)).save(folder / "photos" / "deep" / "30.jpg")
+    with pytest.warns(UserWarning, match=r"1 of 27 images, as .*30\.jpg, have other pixels than"):
+        labelled_by(unlabelled_folder("photos/deep", size=16), file)
 
 
 def test_no_cluster_has_one_image():
