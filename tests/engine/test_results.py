@@ -223,7 +223,7 @@ def test_a_configs_header_says_what_was_measured(config, found):
     header = " ".join(config.read_text().split("_base_")[0].replace("#", " ").split())
     for arm in ("alone", "distilled"):
         values = found[arm]
-        said = f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f} %"
+        said = f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
         assert said in header, f"{config.name}: expected {said!r} for {arm}"
     assert f"over {len(found['alone'])} seeds" in header
 
