@@ -4,7 +4,8 @@ batch.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from kdtasks.engine.data_contents import contents_sum
 from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.processes import beating, led, told_by_first
+from kdtasks.engine.show import Bar
+
+# before anything is said of the filling
+SILENT_SECONDS = 5.0
 
 
 def cached_outputs(
@@ -27,6 +32,7 @@ def cached_outputs(
     facts: dict,
     precision: Callable[[], AbstractContextManager],
     probe: Mapping,
+    bar: Bar,
 ) -> Callable[[dict], dict]:
     """What adds the teachers' tensors to a batch; rank 0 fills the cache first where it is missing
     or of something else.
@@ -40,6 +46,7 @@ def cached_outputs(
             the seed.
         precision: the autocast context of the run's steps.
         probe: a training batch; what is kept of its samples must be what the teachers say about it.
+        bar: shows how far the filling is, where it takes more than a few seconds.
 
     Returns:
         ``batch -> batch`` with the tensors added, which has the same effect on a step as running
@@ -70,8 +77,9 @@ def cached_outputs(
         if TeacherCache.open(place, key) is None:
             distiller.eval()
             batches = (batch for view in range(views) for batch in beating(beat, sweep.epoch(view)))
-            with torch.no_grad():
-                TeacherCache.write(place, key, len(sweep.dataset), views, batches, outputs)
+            with torch.no_grad(), bar:
+                shown = _shown(batches, bar)
+                TeacherCache.write(place, key, len(sweep.dataset), views, shown, outputs)
         return key
 
     # files have other times on other machines
@@ -84,6 +92,14 @@ def cached_outputs(
     with torch.no_grad():
         _check_kept(cache.fetch(probe["index"], probe["view"], device), outputs(probe))
     return lambda batch: {**batch, **cache.fetch(batch["index"], batch["view"], device)}
+
+
+def _shown(batches: Iterable[dict], bar: Bar) -> Iterator[dict]:
+    begun = time.monotonic()
+    for done, batch in enumerate(batches):
+        if time.monotonic() - begun > SILENT_SECONDS:
+            bar(done, bar.total, {})
+        yield batch
 
 
 def _place(folder: Path, key: dict) -> Path:

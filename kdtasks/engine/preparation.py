@@ -8,6 +8,7 @@ from kdtasks.engine.caching import cached_outputs
 from kdtasks.engine.config import jsonable
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.loader import Loader
+from kdtasks.engine.show import Bar
 from kdtasks.engine.work_dir import WorkDir
 
 Prepare = Callable[[dict], dict]
@@ -20,6 +21,7 @@ def preparation(
     files: WorkDir,
     batch: Mapping,
     routes: Mapping[str, Route],
+    quiet: bool = True,
 ) -> Prepare | None:
     """``batch -> batch``, called before each step of a stage; None: there is nothing to do.
 
@@ -30,14 +32,20 @@ def preparation(
         files: of finished stages; a cache lies beside them.
         batch: the stage's first one.
         routes: of its teachers.
+        quiet: show nothing while a cache is filled.
     """
     if experiment.is_cached(stage):
-        return _cache(experiment, stage, distiller, files, batch)
+        return _cache(experiment, stage, distiller, files, batch, quiet)
     return follow(experiment, distiller, routes, files) if routes else None
 
 
 def _cache(
-    experiment: Experiment, stage: Stage, distiller: Distiller, files: WorkDir, batch: Mapping
+    experiment: Experiment,
+    stage: Stage,
+    distiller: Distiller,
+    files: WorkDir,
+    batch: Mapping,
+    quiet: bool,
 ) -> Prepare:
     """Adds the teachers' outputs, which are computed once."""
     config, data = experiment.config, experiment.setting(stage, "data")
@@ -56,6 +64,7 @@ def _cache(
         "amp": config["amp"],
         "channels_last": config["channels_last"],
     }
+    bar = Bar(f"{stage.name}: teacher's outputs", views * len(sweep), quiet)
     return cached_outputs(
-        distiller, sweep, views, files.path / "cache", facts, experiment.precision, batch
+        distiller, sweep, views, files.path / "cache", facts, experiment.precision, batch, bar
     )

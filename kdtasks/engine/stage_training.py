@@ -69,7 +69,7 @@ def train_stage(
     lengths = _lengths(experiment, stage, files, loader)
     begun = working_seconds()
     routes = routes_of(experiment, stage, distiller, files)
-    prepare = preparation(experiment, stage, distiller, files, first, routes)
+    prepare = preparation(experiment, stage, distiller, files, first, routes, notices.quiet)
     prepared = working_seconds() - begun
     with Bar(stage.name, lengths.total, notices.quiet) as bar:
         setup = dataclasses.replace(

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from small_runs import same, small, walk, weights
 
 from kdtasks.core.weights import read_weights
+from kdtasks.engine import caching
 from kdtasks.engine import config as configs
 from kdtasks.engine.anchors import routes_of
 from kdtasks.engine.errors import ConfigError
@@ -185,13 +186,16 @@ def test_cached_teacher_trains_to_the_same_student(tmp_path):
     )
 
 
-def test_a_cached_step_never_runs_the_teacher(tmp_path, monkeypatch):
+def test_a_cached_step_never_runs_the_teacher(tmp_path, monkeypatch, capsys):
     run = Run(small(cache={"views": 2}), tmp_path / "run", quiet=True)
     run.train(only=["teacher"])
     stage = run.experiment.stages[2]
     loader = run.experiment.train_loader(stage)
     distiller = run.experiment.distiller(stage, run.files)
-    prepare = preparation(run.experiment, stage, distiller, run.files, next(iter(loader)), {})
+    monkeypatch.setattr(caching, "SILENT_SECONDS", -1)
+    first = next(iter(loader))
+    prepare = preparation(run.experiment, stage, distiller, run.files, first, {}, quiet=False)
+    assert "distilled: teacher's outputs 0/" in capsys.readouterr().err
     expected = {}
     for view in range(2):
         index = torch.arange(200)
