@@ -190,7 +190,11 @@ def test_an_error_is_what_the_page_says(task, number, enter, monkeypatch):
     "right, wrong, message",
     [
         ("optimizer =", "optimiser =", "no key 'optimiser'; did you mean 'optimizer'?"),
-        ("lr=0.05", 'lr="0.05"', "optimizer (SGD): .*; lr='0.05' is text, not the number 0.05"),
+        (
+            "lr=0.05",
+            'lr="0.05"',
+            "optimizer.lr='0.05' (SGD): .*; lr='0.05' is text, not the number",
+        ),
         ("width=8", 'width="8"', "student (resnet8): .*; width='8' is text, not the number 8"),
         ("length = 5", 'length = "5"', "length must be a number of epochs .* got '5'"),
         ("teacher = ", "_teacher = ", "supplies 'teacher', and there is no teacher; "),

@@ -75,7 +75,8 @@ def _check_exists(path: Path) -> None:
     names = sorted(p.name for p in beside if p.suffix in (".pth", ".pt", ".safetensors"))
     hint = did_you_mean(path.name, names)
     if not names:
-        hint = f"no checkpoint lies in {str(path.parent)!r}"
+        lies = "no checkpoint lies in" if path.parent.is_dir() else "there is no folder"
+        hint = f"{lies} {str(path.parent)!r}"
     raise FileNotFoundError(f"no checkpoint {str(path)!r}; {hint}")
 
 

@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import torch
+
 from kdtasks.core.names import did_you_mean
 from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.listed import check_listed
@@ -72,9 +74,12 @@ def _named(name: str, where: str) -> NamedModel:
 
 
 def _nearest_name(path: object) -> str:
-    """What a name with another sign, or another source, before it may have meant."""
+    """What a name with another sign, another source, or nothing before it may have meant."""
     source, _, name = str(path).replace("/", ":", 1).partition(":")
     near = difflib.get_close_matches(source, SOURCES, 1, 0.6)
+    for module in (torch.optim, torch.nn):
+        if isinstance(path, str) and inspect.isclass(getattr(module, path, None)):
+            return f"; did you mean '{module.__name__}.{path}'?"
     return f"; did you mean '{near[0]}:{name}'?" if near and name else ""
 
 

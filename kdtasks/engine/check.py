@@ -119,7 +119,7 @@ def _check_training(
     experiment: "Experiment", stage: Stage, distiller: Distiller, length: int, per_epoch: int
 ) -> "Optimizer":
     """What trains is there, and its optimizer and schedule can be built."""
-    from kdtasks.engine.optim import build_schedulers  # as above
+    from kdtasks.engine.optim import build_schedulers, try_schedulers  # as above
 
     accumulate = experiment.config["accumulate"]
     if accumulate > 1 and distiller.steps_per_batch > 1:
@@ -130,7 +130,9 @@ def _check_training(
         )
     trained = select_parameters(distiller, stage.train)
     optimizer = build_optimizer(experiment.setting(stage, "optimizer"), distiller, trained)
-    build_schedulers(experiment.schedule(stage), optimizer, length, per_epoch, experiment.task)
+    schedule = experiment.schedule(stage)
+    schedulers = build_schedulers(schedule, optimizer, length, per_epoch, experiment.task)
+    try_schedulers(schedulers, schedule, optimizer, length)
     return optimizer
 
 

@@ -4,6 +4,7 @@ moving average.
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,9 @@ from kdtasks.engine.from_mmengine import (
     ReduceOnPlateauParamScheduler,
 )
 from kdtasks.engine.task import Task
+
+# iterations of a stage that its schedule is tried for: a fiftieth of a second
+_TRIED = 1000
 
 
 class StepWrapper(OptimWrapper):
@@ -174,6 +178,35 @@ def build_schedulers(
         else:
             built.append(_foreign_scheduler(kind, entry, optimizer, length, per_epoch, task))
     return built
+
+
+def try_schedulers(schedulers: list, schedule: list[dict], optimizer: Any, length: int) -> None:
+    """Go through the first iterations of a stage with schedulers and an optimizer that are not
+    needed any more.
+
+    Args:
+        schedulers: as :func:`build_schedulers` gives them for ``schedule`` and ``optimizer``.
+        schedule, optimizer, length: as there.
+
+    Raises:
+        ConfigError: a scheduler fails, or makes a learning rate negative.
+    """
+    with warnings.catch_warnings(action="ignore"):
+        for iteration in range(min(length, _TRIED)):
+            for scheduler, entry in zip(schedulers, schedule):
+                try:
+                    scheduler.step()
+                except Exception as error:
+                    raise ConfigError(
+                        f"schedule {dict(entry)}, after iteration {iteration + 1}: "
+                        f"{type(error).__name__}: {error}"
+                    ) from error
+            lowest = min(float(group["lr"]) for group in optimizer.param_groups)
+            if lowest < 0:
+                raise ConfigError(
+                    f"schedule {[dict(entry) for entry in schedule]}: the learning rate is "
+                    f"{lowest:g} after iteration {iteration + 1}; expected one >= 0"
+                )
 
 
 def _scheduler_class(entry: object) -> Callable:

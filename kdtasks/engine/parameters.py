@@ -1,6 +1,7 @@
 """Which parameters of a distiller train, and what else of it has a state."""
 
 import fnmatch
+import inspect
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,16 @@ from kdtasks.core.names import did_you_mean
 from kdtasks.core.terms import total_loss
 from kdtasks.core.trial import keep_state
 from kdtasks.engine import builder
+from kdtasks.engine.errors import ConfigError
+
+# of the arguments that most optimizers have; torch's sentences say the rest
+_EXPECTED = {
+    "lr": "a number >= 0",
+    "momentum": "a number >= 0",
+    "weight_decay": "a number >= 0",
+    "eps": "a number >= 0",
+    "betas": "two numbers in [0, 1)",
+}
 
 
 def losses_with_state(distiller: Distiller) -> dict[str, object]:
@@ -101,8 +112,7 @@ def build_optimizer(
     factors = spec.get("factors") or {}
     plain = {key: value for key, value in spec.items() if key != "factors"}
     if not factors:
-        groups = _apart_from_decay(distiller, [{"params": list(trained)}])
-        return builder.build(plain, "optimizer", params=groups)
+        return _built(plain, _apart_from_decay(distiller, [{"params": list(trained)}]))
     rate = plain.get("lr")
     if not isinstance(rate, int | float):
         raise ValueError(f"optimizer.factors are of its lr, which must be a number, got {rate!r}")
@@ -120,8 +130,42 @@ def build_optimizer(
                 "left out of the stage's train"
             )
     groups = [{"params": members, "lr": rate * factor} for factor, members in by_factor.items()]
-    groups = _apart_from_decay(distiller, groups)
-    return builder.build(plain, "optimizer", params=groups)
+    return _built(plain, _apart_from_decay(distiller, groups))
+
+
+def _built(spec: Mapping[str, Any], groups: list[dict]) -> torch.optim.Optimizer:
+    """The optimizer, or an error that names the arguments without which it could be built."""
+    try:
+        optimizer = builder.build(spec, "optimizer", params=groups)
+    # torch's own checks raise whatever they happen to
+    except Exception as error:
+        wrong = [name for name in spec if name != "type" and _is_built(spec, name)]
+        kind = getattr(builder.resolve(spec["type"], "optimizer"), "__name__", spec["type"])
+        said = str(error).removeprefix(f"optimizer ({kind}): ")
+        if not wrong:
+            raise ConfigError(f"optimizer ({kind}): {said}") from error
+        given = ", ".join(f"optimizer.{name}={spec[name]!r}" for name in wrong)
+        expected = "".join(
+            f"; expected {_EXPECTED[name]}" for name in wrong[:1] if name in _EXPECTED
+        )
+        raise ConfigError(f"{given} ({kind}): {said}{expected}") from error
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise ConfigError(
+            f"optimizer.type={spec['type']!r}: its step() computes the losses several times, by a "
+            "closure; expected an optimizer that takes a step from gradients, as torch.optim.SGD"
+        )
+    return optimizer
+
+
+def _is_built(spec: Mapping[str, Any], without: str) -> bool:
+    """Whether an optimizer of one number can be built with the default of one argument."""
+    rest = {name: value for name, value in spec.items() if name != without}
+    try:
+        builder.build(rest, "optimizer", params=[nn.Parameter(torch.zeros(1))])
+    except Exception:
+        return False
+    return True
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -14,6 +14,7 @@ from kdtasks.core.weights import load_weights
 from kdtasks.engine import data_sets
 from kdtasks.engine.class_checks import check_source, check_teachers
 from kdtasks.engine.data_store import DataStore
+from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.model_factory import ModelFactory, model_facts
 from kdtasks.engine.models import facts_of
 from kdtasks.engine.pretrained import (
@@ -105,7 +106,12 @@ class StageModels(StagePlan):
         return self.model("student")
 
     def load(
-        self, model: nn.Module, origin: str | None, files: WorkDir | None, grown: bool = False
+        self,
+        model: nn.Module,
+        origin: str | None,
+        files: WorkDir | None,
+        grown: bool = False,
+        where: str = "",
     ) -> dict:
         """Load the weights of a stage or a file; returns what is known of them.
 
@@ -114,12 +120,22 @@ class StageModels(StagePlan):
             origin: ``'<stage>'``, ``'<stage>.best'``, ``'<stage>.<epoch>'``, a path; None: nothing.
             files: of finished stages; None: what these leave is not loaded.
             grown: the model may have more classes than the weights.
+            where: the key of the config that says so, for errors.
+
+        Raises:
+            FileNotFoundError, ValueError: as :func:`~kdtasks.core.weights.load_weights`.
         """
         if origin in (None, OWN):
             return {}
         reference = self.reference(origin)
         if reference is None:
-            return load_weights(model, origin, grown)
+            try:
+                return load_weights(model, origin, grown)
+            except (FileNotFoundError, ValueError) as error:
+                if not where:
+                    raise
+                kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ConfigError
+                raise kind(f"{where}: {error}") from error
         return load_weights(model, files.weights(*reference), grown) if files else {}
 
     def meta(self, stage: Stage) -> dict:
@@ -150,7 +166,9 @@ class StageModels(StagePlan):
         """
         student = self.learner(stage)
         if load:
-            meta = self.load(student, self.origin(stage), files, grown=True)
+            origin = self.origin(stage)
+            where = self._key_of(origin, stage.model, f"{stage.name}.student")
+            meta = self.load(student, origin, files, True, where)
             if "kdtasks" not in meta and self.source(stage) is None and stage.model == "student":
                 self._note_pretrained("student", stage, student)
             data = functools.partial(self.normalization, stage)
@@ -161,8 +179,8 @@ class StageModels(StagePlan):
             check_teachers(self, stage, teachers)
         peers = self.models.peers(stage.losses)
         if load:
-            for peer, spec in zip(peers, self.config["peers"]):
-                self.load(peer, spec.get("checkpoint"), files)
+            for k, (peer, spec) in enumerate(zip(peers, self.config["peers"])):
+                self.load(peer, spec.get("checkpoint"), files, where=f"peers[{k}].checkpoint")
         distiller = self.models.distiller(stage.name, student, teachers, stage.losses, peers)
         if load:
             distiller.classes = self.classes(stage)
@@ -193,7 +211,8 @@ class StageModels(StagePlan):
         owner = source.model if source else name
         model = self.model(name, like=owner, **(self.arguments(source) if source else {}))
         origin = origin or self.specs[owner].get("checkpoint")
-        meta = self.load(model, origin, files) if load else {}
+        where = self._key_of(origin, owner, f"{stage.name}.teachers.{name}")
+        meta = self.load(model, origin, files, where=where) if load else {}
         trained_here = source is not None or "kdtasks" in meta
         spec = self.config["teachers"].get(owner, {})
         data = functools.partial(self.normalization, stage) if load else None
@@ -204,6 +223,14 @@ class StageModels(StagePlan):
         if load and not trained_here:
             self._note_pretrained(name, stage, model, teacher)
         return teacher.to(self.device)
+
+    def _key_of(self, origin: str | None, name: str, of_stage: str) -> str:
+        """The key of the config that says where weights come from: the model's, or the stage's."""
+        if origin != self.specs[name].get("checkpoint"):
+            return of_stage
+        if name in ("student", "teacher"):
+            return f"{name}.checkpoint"
+        return f"{'teachers' if name in self.config['teachers'] else 'models'}.{name}.checkpoint"
 
     def _note_pretrained(
         self, role: str, stage: Stage, model: nn.Module, teacher: Teacher | None = None

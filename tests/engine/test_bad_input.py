@@ -51,6 +51,7 @@ def test_an_entry_with_a_weight_that_would_only_inform():
 
 
 def test_wrong_names_and_sizes_are_said_before_the_first_step(tmp_path):
+    (tmp_path / "teacher.pth").touch()
     for options, message in (
         (
             {"losses__loss_kd__of": ("student", "teacher.fcc")},
@@ -72,7 +73,18 @@ def test_wrong_names_and_sizes_are_said_before_the_first_step(tmp_path):
             r"loss_x cannot be computed from student.0",
         ),
         ({"schedule": [{"type": "MultiStepLRR"}]}, r"MultiStepLRR.*did you mean 'MultiStepLR'"),
-        ({"teacher__checkpoint": "nowhere.pth"}, r"no checkpoint 'nowhere.pth'"),
+        (
+            {"teacher__checkpoint": "nowhere.pth"},
+            r"^teacher.checkpoint: no checkpoint 'nowhere.pth'",
+        ),
+        (
+            {"student__checkpoint": str(tmp_path / "teachr.pth")},
+            r"^student.checkpoint: no checkpoint '.*teachr.pth'; did you mean 'teacher.pth'",
+        ),
+        (
+            {"teacher__checkpoint": "no/where.pth"},
+            r"^teacher.checkpoint: no checkpoint 'no/where.pth'; there is no folder 'no'",
+        ),
     ):
         with pytest.raises((ConfigError, ValueError, FileNotFoundError), match=message):
             Run(small(**options), tmp_path / "run", quiet=True).train()
@@ -223,7 +235,9 @@ def test_what_a_later_stage_cannot_do_is_said_before_the_first_step(tmp_path):
     teacher = {"name": "teacher", "model": "teacher", "losses": plain, "length": 1}
     last = {"name": "distilled", "teachers": {"teacher": "teacher"}, "losses": small()["losses"]}
     for change, message in (
-        ({"optimizer": {"lr": -1.0}}, "Invalid learning rate"),
+        ({"optimizer": {"lr": -1.0}}, "'distilled': optimizer.lr=-1.0 .*expected a number >= 0"),
+        ({"student": "no.pth"}, "distilled.student: no checkpoint 'no.pth'"),
+        ({"teachers": {"teacher": "no.pth"}}, "distilled.teachers.teacher: no checkpoint 'no.pth'"),
         ({"schedule": {"type": "LinearLR", "start_factor": 7}}, "schedule .*start_factor"),
         ({"schedule": {"type": "ReduceOnPlateauLR"}}, "ReduceOnPlateauLR"),
         ({"train": ["student.100"]}, "nothing that can train is called 'student.100'"),
@@ -231,11 +245,38 @@ def test_what_a_later_stage_cannot_do_is_said_before_the_first_step(tmp_path):
         ({"teachers": {"teacher": None}}, "the teacher 'teacher' has no weights"),
         ({"keep": [9]}, "keeps epoch 9, but ends after 3"),
     ):
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises((ConfigError, FileNotFoundError), match=message):
             Run(
                 {**small(), "stages": [teacher, {**last, **change}]}, tmp_path / "run", quiet=True
             ).train()
         assert not (tmp_path / "run").exists()
+
+
+ADAM, TORCHS = "torch.optim.Adam", "torch.optim.lr_scheduler"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": {"type": "SGD", "lr": 1}}, r"optimizer.type .*did you mean 'torch.optim.SG"),
+        ({"optimizer.lr": -1}, r"optimizer.lr=-1 .*Invalid learning rate: -1; expected a number >"),
+        ({"optimizer.lr": "0.1"}, r"optimizer.lr='0.1' \(SGD\).* is text, not the number 0.1"),
+        ({"optimizer.momentum": "a"}, r"optimizer.momentum='a' .*expected a number >= 0"),
+        ({"optimizer": {"type": ADAM, "betas": 0.9}}, r"optimizer.betas=0.9 .*expected two number"),
+        ({"optimizer": {"type": ADAM, "fused": True, "foreach": True}}, r"fused=True.*, optimizer"),
+        ({"optimizer": {"type": "torch.optim.LBFGS"}}, r"optimizer.type='torch.optim.LBFGS'.*step"),
+        ({"schedule": {"type": "StepLR", "step_size": 0}}, r"schedule .*after iteration 1: ZeroDi"),
+        (
+            {"schedule": {"type": f"{TORCHS}.StepLR", "step_size": "a"}},
+            r"schedule .*iteration 6: T",
+        ),
+        ({"schedule": {"type": f"{TORCHS}.OneCycleLR", "max_lr": -1}}, r"rate is -0.* one >= 0"),
+    ],
+)
+def test_what_an_optimizer_or_a_schedule_cannot_do(options, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        Run(small(**options), tmp_path / "run", quiet=True).train(only=["alone"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_values_of_the_wrong_kind():
