@@ -110,6 +110,7 @@ def test_the_table_of_methods_names_what_its_files_have():
 # that help to make some
 NO_DATA_SETS = {
     "load_embeddings",
+    "save_labels",
     "data_root",
     "labelled_subset",
     "split_classes",
