@@ -250,7 +250,7 @@ def draw(measurement: Mapping, path: Path) -> None:
     import matplotlib.style
     from matplotlib.figure import Figure
 
-    from kdtasks.engine.report.figures import STYLE
+    from kdtasks.engine.report.style import STYLE
 
     with matplotlib.style.context({**STYLE, "svg.hashsalt": "kdtasks"}, after_reset=True):
         figure = Figure(figsize=(10.4, 6.2))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdtasks.detection.class_colors import class_color
 from kdtasks.detection.coco_metrics import detections_of
-from kdtasks.detection.pictures import CLASS_COLORS
 from kdtasks.images.folder_flags import add_folder_flags
 from kdtasks.images.listing import results_of
 from kdtasks.images.reading import read_image
@@ -173,10 +173,8 @@ def _draw(picture: "Image", detections: dict[str, Tensor], classes: Sequence[str
     line, font = max(1, round(side / 250)), ImageFont.load_default(max(10, round(side / 40)))
     for n in detections["scores"].argsort(stable=True).tolist():
         box, label = detections["boxes"][n].tolist(), int(detections["labels"][n])
-        color, text = (
-            CLASS_COLORS[(label - 1) % len(CLASS_COLORS)],
-            f"{_class_name(classes, label)} {float(detections['scores'][n]):.2f}",
-        )
+        color = class_color(label)
+        text = f"{_class_name(classes, label)} {float(detections['scores'][n]):.2f}"
         draw.rectangle(box, outline=color, width=line)
         area = draw.textbbox((box[0], box[1]), text, font=font)
         draw.rectangle(area, fill=color)

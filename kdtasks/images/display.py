@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 
+HIT = "#009E73"
+
+
 class _OfDataSet(Protocol):
     """What has a data set, and the seed of its views: a loader."""
 
@@ -60,6 +63,14 @@ def draw_image(axes: "Axes", image: "ndarray", **options: object) -> None:
     axes.imshow(image, cmap="gray", interpolation=interpolation, **options)
 
 
+def mark_hit(axes: "Axes", hit: bool) -> None:
+    """Frame the image of these axes in green if it is what was looked for, else make it pale."""
+    for spine in axes.spines.values():
+        spine.set(visible=hit, color=HIT, linewidth=3)
+    if not hit:
+        axes.images[0].set_alpha(0.55)
+
+
 def write(figure: "Figure", left: float, top: float, text: str, **font: object) -> None:
     """A line of text whose upper left corner lies there."""
     wide, high = figure.get_size_inches()
@@ -74,6 +85,11 @@ def literal(text: str) -> str:
 def shortened(text: str, most: int) -> str:
     """At most ``most`` characters of a text, :func:`literal`."""
     return literal(text if len(text) <= most else text[: most - 1] + "…")
+
+
+def counted(count: int, noun: str, ending: str = "s") -> str:
+    """``'1 box'``, ``'2 boxes'``."""
+    return f"{count} {noun}" + ("" if count == 1 else ending)
 
 
 def darker(color: str) -> str:

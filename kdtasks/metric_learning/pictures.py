@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from kdtasks.core.choices import evenly_spaced
-from kdtasks.images.display import add_axes, draw_image, pictures_of, shortened, write
+from kdtasks.engine.report.style import INK, SLATE, WIDTH, free_figure
+from kdtasks.images.display import add_axes, draw_image, mark_hit, pictures_of, shortened, write
 from kdtasks.metric_learning.retrieval import kendall_tau, nearest
 
 if TYPE_CHECKING:
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 # embeddings (N,D), classes (N,), places in the data set (N,)
 Embedded = tuple[Tensor, Tensor, Tensor]
 # inches
-WIDTH, GAP, HEAD = 10.4, 0.16, 0.5
-HIT = "#009E73"
+GAP, HEAD = 0.16, 0.5
 CLASS_COLORS = (
     "#0072B2",
     "#D55E00",
@@ -33,7 +33,7 @@ CLASS_COLORS = (
     "#7B4FA3",
     "#8C5A2B",
     "#5C8A00",
-    "#1B2330",
+    INK,
 )
 SHOWN, POINTS = 5, 1500
 QUERIES, CANDIDATES, NEIGHBOURS = 500, 100, 50  # of the agreement
@@ -154,7 +154,6 @@ def draw_gallery(
 
     Those shown are spread evenly over the test set, not chosen.
     """
-    from matplotlib.figure import Figure
 
     right = {name: first_right(embedded) for name, embedded in models.items()}
     target = next(iter(models.values()))[1]
@@ -165,13 +164,13 @@ def draw_gallery(
     lefts = [0.0, *(start + n * cell for start in starts for n in range(count))]
     height = cell + 0.24
     total = HEAD + sum(0.36 + len(queries) * height for _, queries in groups)
-    figure = Figure(figsize=(WIDTH, total), layout="none")
+    figure = free_figure(WIDTH, total)
     for start, name in zip(starts, models):
         text = f"{name}: first one right {100 * float(right[name].double().mean()):.1f} %"
         write(figure, start, 0.1, text, fontsize=10, fontweight="bold")
     top = HEAD
     for text, queries in groups:
-        write(figure, 0, top - 0.02, text, fontsize=10, color="#3C4758")
+        write(figure, 0, top - 0.02, text, fontsize=10, color=SLATE)
         top += 0.3
         for places, images in _neighbours(models, queries, count, loader):
             label = int(target[places[0]])
@@ -232,13 +231,11 @@ def _neighbours(
 def _draw_image(
     figure: "Figure", image: "ndarray", left: float, top: float, side: float, hit: bool | None
 ) -> None:
-    """An image, framed if it is a hit, pale if it is not."""
+    """An image, framed if it is a hit, pale if it is not; None: it is the query."""
     axes = add_axes(figure, left, top, side, side)
     draw_image(axes, image, aspect="auto")
-    for spine in axes.spines.values():
-        spine.set(visible=bool(hit), color=HIT, linewidth=3)
-    if hit is False:
-        axes.images[0].set_alpha(0.55)
+    if hit is not None:
+        mark_hit(axes, hit)
 
 
 def draw_map(models: Mapping[str, Embedded], names: Sequence[str]) -> tuple:

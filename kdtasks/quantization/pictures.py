@@ -17,7 +17,7 @@ from kdtasks.core import Stage
 from kdtasks.core.stages import ALONE, DISTILLED, with_roles
 from kdtasks.engine import config as configurations
 from kdtasks.engine.config_checks import stages_of
-from kdtasks.engine.report.figures import CONTROL, OTHERS, STYLE, TAUGHT, TEACHER
+from kdtasks.engine.report.style import CONTROL, OTHERS, STYLE, TAUGHT, TEACHER
 from kdtasks.quantization.students import FULL
 
 if TYPE_CHECKING:

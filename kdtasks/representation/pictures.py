@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.core.choices import evenly_spaced
-from kdtasks.images.display import add_axes, draw_image, pictures_of, shortened, write
+from kdtasks.engine.report.style import SLATE, WIDTH, free_figure
+from kdtasks.images.display import add_axes, draw_image, mark_hit, pictures_of, shortened, write
 from kdtasks.representation.knn import nearest_in_bank
 from kdtasks.representation.models import embedding_of, network_map
 
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
     from kdtasks.engine.run import Run
 
 # inches
-WIDTH, GAP, HEAD = 10.4, 0.16, 0.42
-HIT = "#009E73"
+GAP, HEAD = 0.16, 0.42
 QUERIES, SHOWN, MAPPED = 8, 5, 8
 # of the bank: a figure need not wait for more
 BANK = 1000
@@ -80,7 +80,6 @@ def draw_neighbours(models: Mapping[str, nn.Module], loader: "Loader") -> tuple:
     """``(title, figure)``: queries and what each model finds nearest in the bank; framed: of the
     query's class. The queries are spread evenly over the test data, not chosen.
     """
-    from matplotlib.figure import Figure
 
     count, total = loader.dataset.bank, len(loader.dataset)
     bank = torch.tensor(evenly_spaced(count, BANK))
@@ -88,7 +87,7 @@ def draw_neighbours(models: Mapping[str, nn.Module], loader: "Loader") -> tuple:
     target, names = loader.dataset.target, loader.dataset.classes
     shown = min(SHOWN, len(bank))
     cell = min((WIDTH - GAP * len(models)) / (1 + shown * len(models)), 0.95)
-    figure = Figure(figsize=(WIDTH, HEAD + len(queries) * (cell + 0.22)), layout="none")
+    figure = free_figure(WIDTH, HEAD + len(queries) * (cell + 0.22))
     neighbours = {}
     for name, model in models.items():
         rows = embedded(model, loader, torch.cat([bank, queries]))
@@ -125,13 +124,8 @@ def _draw(
     for n, (place, image) in enumerate(zip(places, _images(loader, places))):
         axes = add_axes(figure, left + n * cell, top, cell * 0.88, cell * 0.88)
         draw_image(axes, image, aspect="auto")
-        if label is None:
-            continue
-        hit = int(loader.dataset.target[place]) == label
-        for spine in axes.spines.values():
-            spine.set(visible=hit, color=HIT, linewidth=3)
-        if not hit:
-            axes.images[0].set_alpha(0.55)
+        if label is not None:
+            mark_hit(axes, int(loader.dataset.target[place]) == label)
 
 
 def _images(loader: "Loader", places: Sequence[int]) -> list:
@@ -149,7 +143,6 @@ def draw_maps(models: Mapping[str, nn.Module], loader: "Loader") -> tuple | None
     """``(title, figure)``: each model's last map of some queries, by :func:`component_colors`; None
     where no model has one.
     """
-    from matplotlib.figure import Figure
 
     first = loader.dataset.bank
     places = first + torch.tensor(evenly_spaced(len(loader.dataset) - first, MAPPED))
@@ -163,7 +156,7 @@ def draw_maps(models: Mapping[str, nn.Module], loader: "Loader") -> tuple | None
         return None
     label = 1.1
     cell = (WIDTH - label) / len(places)
-    figure = Figure(figsize=(WIDTH, (1 + len(maps)) * (cell + 0.06)), layout="none")
+    figure = free_figure(WIDTH, (1 + len(maps)) * (cell + 0.06))
     rows = [("", _images(loader, places.tolist()))]
     rows += [(name, [picture.numpy() for picture in pictures]) for name, pictures in maps.items()]
     for k, (name, pictures) in enumerate(rows):
@@ -171,7 +164,7 @@ def draw_maps(models: Mapping[str, nn.Module], loader: "Loader") -> tuple | None
         if name:
             write(figure, 0, top + 0.05, shortened(name, 14), fontsize=10, fontweight="bold")
             size = "x".join(map(str, pictures[0].shape[:2]))
-            write(figure, 0, top + 0.25, f"{size} places", fontsize=8, color="#3C4758")
+            write(figure, 0, top + 0.25, f"{size} places", fontsize=8, color=SLATE)
         for n, picture in enumerate(pictures):
             axes = add_axes(figure, label + n * cell, top, cell * 0.95, cell * 0.95)
             draw_image(axes, picture, aspect="auto")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdtasks.core.choices import evenly_spaced
+from kdtasks.engine.report.style import INK, PALE, WIDTH, free_figure
 from kdtasks.images.display import add_axes, darker, write
 from kdtasks.super_resolution.batches import enlarged, scale_of
 from kdtasks.super_resolution.metrics import imresize, luma, psnr_y
@@ -28,8 +29,8 @@ SHOWN, DETAIL, WINDOW = 4, 72, 7
 SQUARES, TONES = 80, 13
 MAPS, STAGES = 2, 6  # images and stages whose importance is drawn
 # inches
-WIDTH, GAP, HEAD, FOOT, BAR, WIDEST = 10.4, 0.06, 0.3, 0.24, 0.45, 2.6
-BICUBIC, INK, PALE = "#7A8594", "#1B2330", "#AEB7C4"
+GAP, HEAD, FOOT, BAR, WIDEST = 0.06, 0.3, 0.24, 0.45, 2.6
+BICUBIC = "#7A8594"
 
 
 @dataclass
@@ -353,9 +354,6 @@ def _table(
     """A figure of columns with names, in the models' colours but darker; the first cell of a row
     gives its height, and ``below`` inches stay free under the last one.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import PlaceHolderLayoutEngine
-
     bars = [column for column, cell in enumerate(rows[0]) if cell.bar]
     side = min((WIDTH - BAR * len(bars)) / len(names), WIDEST)
     width, lefts = side - GAP, []
@@ -364,11 +362,7 @@ def _table(
     shapes = [row[0].values.shape for row in rows]
     heights = [width * shape[0] / shape[1] for shape in shapes]
     foot = 2 * GAP + FOOT * any(cell.text for cell in rows[0])
-    # not layout="none": only the first savefig would leave the axes where they are put
-    figure = Figure(
-        figsize=(WIDTH, HEAD + sum(heights) + foot * len(rows) + below),
-        layout=PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True),
-    )
+    figure = free_figure(WIDTH, HEAD + sum(heights) + foot * len(rows) + below)
     for left, name in zip(lefts, names):
         size = min(10.5, 72 * width / (0.68 * len(name)))
         color = darker(colors.get(name, INK))

@@ -300,28 +300,12 @@ def test_weights_lie_over_their_images():
     assert drawn(pictures.draw_weights([(image, [("weight", torch.zeros(2, 2))])])[1])
 
 
-def test_places_and_images():
+def test_labelled_places_are_evenly_spaced():
     targets = [None if i % 2 else {} for i in range(40)]
     assert pictures.choose_labelled(targets, 4) == [4, 14, 24, 34] and pictures.choose_labelled(
         targets[:3], 4
     ) == [0, 2]
     assert pictures.choose_labelled([None], 4) == [] == pictures.choose_labelled([], 4)
-    images = [torch.full((3, 4, 4 + k), float(k)) for k in range(6)]
-
-    class Loader(list):
-        dataset = None
-
-    batches = [
-        {"input": images[:3], "index": torch.tensor([0, 1, 2])},
-        {"input": images[3:], "index": torch.tensor([3, 4, 5])},
-    ]
-    plain, mapped, paired = Loader(batches), Loader(), Loader()
-    mapped.dataset, paired.dataset = (
-        [{"input": image} for image in images],
-        [(image, None) for image in images],
-    )
-    for loader in (batches, plain, [{"input": images[:3]}, {"input": images[3:]}], mapped, paired):
-        assert [int(image[0, 0, 0]) for image in pictures.images_of(loader, [4, 0])] == [4, 0]
 
 
 def test_the_best_threshold_is_that_of_the_highest_f1_and_crowds_do_not_count():

@@ -13,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from kdtasks.engine.report import figures, narrow
+from kdtasks.engine.report import figures, narrow, style
 
 pytestmark = pytest.mark.usefixtures("drawn_reports")
 
@@ -46,7 +46,7 @@ def test_a_gallery_is_cut_between_its_pictures_and_nothing_is_lost(heading, piec
     assert [len(row) for row in stored.rows] == pieces
     assert stored.images and not stored.narrow
     figure = gallery(heading)
-    narrow.hold(figure)
+    style.hold(figure)
     whole = np.asarray(Image.open(io.BytesIO(figures._stored(figure, 160))).convert("RGB"))
     rows = []
     for row in stored.rows:

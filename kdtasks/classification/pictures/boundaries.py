@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kdtasks.classification.pictures.attacks import Attacked, attacks
-from kdtasks.classification.pictures.style import INK, WIDTH
 from kdtasks.core.choices import evenly_spaced
+from kdtasks.engine.report.style import INK, WIDTH, free_figure
 from kdtasks.general import perturbation_similarity
 from kdtasks.images.display import add_axes, draw_image, pictures_of, shortened, write
 
@@ -51,7 +51,6 @@ def draw_samples(teacher: Attacked, names: Sequence[str], loader: "Loader") -> t
 
     Those shown are spread evenly, not chosen.
     """
-    from matplotlib.figure import Figure
 
     right = teacher.right.nonzero()[:, 0]
     if not len(right):
@@ -73,7 +72,7 @@ def draw_samples(teacher: Attacked, names: Sequence[str], loader: "Loader") -> t
     scale = 0.5 / max(float(greatest), 1e-6)
     left, cell = 1.05, (WIDTH - 1.05) / columns
     side, gap = cell * 0.86, 0.08
-    figure = Figure(figsize=(WIDTH, 3 * (side + gap) + 0.62), layout="none")
+    figure = free_figure(WIDTH, 3 * (side + gap) + 0.62)
     labels = ["test image", "boundary\nsample", f"difference\n× {scale:.2g} (grey:\nno change)"]
     for row, label in enumerate(labels):
         write(figure, 0, row * (side + gap) + 0.1, label, fontsize=9.5)

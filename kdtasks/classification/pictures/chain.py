@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdtasks.classification.pictures.counting import answers
-from kdtasks.classification.pictures.style import INK, WIDTH
 from kdtasks.core.stages import stage_reference
 from kdtasks.engine.report.facts import parameter_count
+from kdtasks.engine.report.style import INK, WIDTH
 from kdtasks.images.display import darker
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from kdtasks.classification.pictures.counting import Answers
-from kdtasks.classification.pictures.style import INK, WIDTH
 from kdtasks.core.choices import evenly_spaced
+from kdtasks.engine.report.style import INK, WIDTH, free_figure
 from kdtasks.images.display import add_axes, darker, draw_image, shortened, write
 
 if TYPE_CHECKING:
@@ -75,7 +75,6 @@ def _gallery(
     """Groups of images, each ``(heading, which of the answers, most rows)``; under each image the
     answer of each model.
     """
-    from matplotlib.figure import Figure
 
     columns = 8 if max(map(len, names)) <= 8 else 6
     groups = [
@@ -88,7 +87,7 @@ def _gallery(
     height = side + 0.17 * (1 + len(models)) + 0.16
     rows = [-(-len(chosen) // columns) for _, chosen in groups]
     total = sum(0.45 + count * height for count in rows)
-    figure = Figure(figsize=(WIDTH, max(total, 0.6)), layout="none")
+    figure = free_figure(WIDTH, max(total, 0.6))
     if not groups:
         figure.text(0.01, 0.5, "No such image.", va="center", fontsize=11)
         return figure

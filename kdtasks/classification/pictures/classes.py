@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kdtasks.classification.pictures.counting import Answers, class_accuracy
-from kdtasks.classification.pictures.style import WIDTH
+from kdtasks.engine.report.style import SLATE, WIDTH
 from kdtasks.images.display import literal
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _draw_gains(
     better = [colors[after if gains[c] > 0 else before] for c in ends]
     axes.barh(range(len(ends)), [gains[c] for c in ends], color=better, height=0.65)
     axes.set_yticks(range(len(ends)), [literal(names[c]) for c in ends])
-    axes.axvline(0, color="#3C4758", linewidth=1)
+    axes.axvline(0, color=SLATE, linewidth=1)
     axes.grid(visible=False, axis="y")
     axes.set_title("largest changes")
     axes.set_xlabel(f"{after} − {before}, points")

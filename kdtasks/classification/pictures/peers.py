@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from kdtasks.classification.pictures.counting import Answers, answers
-from kdtasks.classification.pictures.style import WIDTH
 from kdtasks.core.names import STUDENT
 from kdtasks.core.stages import has_peers
 from kdtasks.engine.report.facts import curve, histories
+from kdtasks.engine.report.style import SLATE, WIDTH
 from kdtasks.general import Ensemble, peer_agreement
 from kdtasks.images.display import literal
 
@@ -113,7 +113,7 @@ def draw_agreement(
     figure = Figure(figsize=(WIDTH, 3.6))
     if len(training[0]):
         left, axes = figure.subplots(1, 2, width_ratios=[1, 2])
-        left.plot(*training, color="#3C4758", marker="o" if len(training[0]) <= 60 else "", ms=4)
+        left.plot(*training, color=SLATE, marker="o" if len(training[0]) <= 60 else "", ms=4)
         left.set(ylim=(0, 102), xlabel="iteration", ylabel="same answer, % of the batch")
         left.set_title("In training")
     else:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kdtasks.classification.pictures.counting import Answers, calibration
-from kdtasks.classification.pictures.style import INK, WIDTH
+from kdtasks.engine.report.style import INK, SLATE, WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,6 +50,6 @@ def _draw_bins(
             means.append(mean)
             accuracies.append(accuracy)
     top.plot(means, accuracies, "o", color=INK, markersize=4, clip_on=False, zorder=5)
-    top.plot([0, 100], [0, 100], color="#3C4758", linewidth=1.1, linestyle=(0, (4, 3)))
+    top.plot([0, 100], [0, 100], color=SLATE, linewidth=1.1, linestyle=(0, (4, 3)))
     top.set(xlim=(0, 100), ylim=(0, 100))
     bottom.set(xlabel="confidence, %", ylim=(0, 100))

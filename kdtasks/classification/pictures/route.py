@@ -8,12 +8,12 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from kdtasks.classification.pictures.counting import answers
-from kdtasks.classification.pictures.style import WIDTH
 from kdtasks.core.choices import evenly_spaced
 from kdtasks.core.names import STUDENT, as_names
 from kdtasks.core.stages import stage_reference
 from kdtasks.core.terms import trains
 from kdtasks.engine.report.facts import curve, histories
+from kdtasks.engine.report.style import WIDTH
 from kdtasks.images.display import darker
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kdtasks.classification.pictures.style import INK, WIDTH
 from kdtasks.engine.builder import resolve
+from kdtasks.engine.report.style import INK, WIDTH
 from kdtasks.general import ABLoss, activation_disagreement
 
 if TYPE_CHECKING:

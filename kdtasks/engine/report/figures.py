@@ -10,6 +10,7 @@ import numpy as np
 
 from kdtasks.core.stages import ALONE, DISTILLED
 from kdtasks.engine.report import facts, narrow
+from kdtasks.engine.report.style import CONTROL, OTHERS, TAUGHT, TEACHER, WIDTH, hold
 from kdtasks.engine.task import Task
 
 if TYPE_CHECKING:
@@ -18,34 +19,6 @@ if TYPE_CHECKING:
 
     from kdtasks.engine.run import Run
 
-# Okabe and Ito's palette, which colour-blind eyes can tell apart too; yellow is left out, it is too
-# pale for lines.
-TEACHER, CONTROL, TAUGHT = "#5A6472", "#E69F00", "#0072B2"
-OTHERS = ("#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F", "#7B4FA3")
-# the task's pictures are drawn under it too
-STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "legend.fontsize": 9.5,
-    "text.color": "#1B2330",
-    "axes.labelcolor": "#3C4758",
-    "axes.titlecolor": "#1B2330",
-    "xtick.color": "#3C4758",
-    "ytick.color": "#3C4758",
-    "axes.edgecolor": "#AEB7C4",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E7EBF0",
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "figure.facecolor": "white",
-    "figure.constrained_layout.use": True,
-    "savefig.facecolor": "white",
-}
 # points of a loss, from which on its mean is drawn too
 SMOOTHED = 60
 # of a figure on the page; stored finer
@@ -116,7 +89,7 @@ def _bars(
 ) -> "Figure":
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10.4, 0.75 + 0.42 * len(values)))
+    figure = Figure(figsize=(WIDTH, 0.75 + 0.42 * len(values)))
     axes = figure.subplots()
     rows = range(len(values))
     axes.barh(rows, list(values.values()), color=[colors[name] for name in values], height=0.62)
@@ -145,7 +118,7 @@ def _bars(
 def _progress(history: Mapping[str, list[dict]], task: Task, colors: Mapping[str, str]) -> "Figure":
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10.4, 4.6))
+    figure = Figure(figsize=(WIDTH, 4.6))
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     for stage, entries in history.items():
         x, y = facts.curve(entries, task.primary)
@@ -170,7 +143,7 @@ def _losses(
 
     columns = 2 if len(names) in (1, 2, 4) else 3
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(10.4, 0.5 + 2.7 * rows))
+    figure = Figure(figsize=(WIDTH, 0.5 + 2.7 * rows))
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, name in zip(panels, names):
         values = []
@@ -255,7 +228,7 @@ def embed(pictures: Sequence[tuple]) -> list[Picture]:
     stored less finely. What is drawn again for a phone stays so narrow.
     """
     for _, figure in pictures:
-        narrow.hold(figure)
+        hold(figure)
     for dpi in (160, 120, 85, 60):
         drawn = [_stored(figure, dpi) for _, figure in pictures]
         stored = [_rows(figure, png, dpi) for (_, figure), png in zip(pictures, drawn)]

@@ -30,16 +30,6 @@ FRAME = 0.04
 WORDS = 0.15
 
 
-def hold(figure: "Figure") -> None:
-    """Leave the axes of a figure without a layout where they are, which ``layout='none'`` does in
-    its first ``savefig`` only.
-    """
-    from matplotlib.layout_engine import PlaceHolderLayoutEngine
-
-    if figure.get_layout_engine() is None:
-        figure.set_layout_engine(PlaceHolderLayoutEngine(True, True))
-
-
 def is_laid_out(figure: "Figure") -> bool:
     """Whether matplotlib places its axes, so that they can be placed anew."""
     from matplotlib.layout_engine import ConstrainedLayoutEngine

@@ -11,7 +11,7 @@ import torch
 import kdtasks
 from kdtasks.core.files import write_atomically, write_text
 from kdtasks.engine import deployment
-from kdtasks.engine.report import facts, figures
+from kdtasks.engine.report import facts, figures, style
 
 if TYPE_CHECKING:
     from kdtasks.engine.report.figures import Picture
@@ -32,7 +32,7 @@ def write_report(run: "Run") -> list[tuple[str, str]]:
     """
     import matplotlib.style  # slow to import; pyplot and its global state are not touched
 
-    with matplotlib.style.context(figures.STYLE, after_reset=True):
+    with matplotlib.style.context(style.STYLE, after_reset=True):
         (charts, curves), pictures, note = figures.draw(run), [], ""
         try:
             pictures = [(str(title), figure) for title, figure in run.experiment.task.pictures(run)]

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from kdtasks.engine.report.style import INK, WIDTH
 from kdtasks.incremental.metrics import forgetting
-from kdtasks.incremental.pictures.gallery import INK, WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kdtasks.engine.report.style import INK, WIDTH, free_figure
 from kdtasks.images.display import add_axes, draw_image, pictures_of, shortened, write
 from kdtasks.incremental.data import IncrementalSet
 
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
 
 CHUNK = 64  # images in a forward
 # inches
-WIDTH, GAP, LINE, HEAD = 10.4, 0.28, 0.155, 0.27
-INK = "#1B2330"
+GAP, LINE, HEAD = 0.28, 0.155, 0.27
 
 
 def inputs_of(dataset: object, index: Tensor, seed: int) -> Tensor:
@@ -70,18 +70,12 @@ def gallery(
     """A figure of rows of cells, each row with headings by column; ``gaps`` are columns that stand
     off from the one before.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import PlaceHolderLayoutEngine
-
     columns = max(len(cells) for _, cells in rows)
     step = (WIDTH - 0.03 - GAP * len(gaps)) / columns
     side = step - 0.06
     lefts = [0.03 + k * step + GAP * sum(k >= gap for gap in gaps) for k in range(columns)]
     heights = [_row_height(headings, cells, side) for headings, cells in rows]
-    figure = Figure(
-        figsize=(WIDTH, sum(heights)),
-        layout=PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True),
-    )
+    figure = free_figure(WIDTH, sum(heights))
     top = 0.0
     for (headings, cells), height in zip(rows, heights):
         for column, text in headings.items():
