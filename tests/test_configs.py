@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdtasks.core.stages import taught_names
+from kdtasks.core.control import taught_names
 from kdtasks.engine import config as configs
 from kdtasks.engine.config_files import library_of
 from kdtasks.engine.dry_run import dry_run

@@ -17,6 +17,7 @@ import kdtasks
 from kdtasks.core import Stage
 from kdtasks.core.files import write_atomically, write_text
 from kdtasks.core.names import did_you_mean
+from kdtasks.core.stages import as_route
 from kdtasks.engine import deployment
 from kdtasks.engine.compare.files import read_comparisons
 from kdtasks.engine.dry_run import example
@@ -359,8 +360,7 @@ def _teachers(card: Card) -> list[str]:
             line += f" ({number(value)}{experiment.task.unit(primary)})" if value else ""
         else:
             # of a route of anchors, the last
-            last = origin if isinstance(origin, str | None) else origin[-1]
-            file = last or spec.get("checkpoint")
+            file = as_route(origin)[-1] or spec.get("checkpoint")
             line += f", with the weights {Path(str(file)).name}; licence: not stated"
         lines.append(line)
     if "student" in pretrained:

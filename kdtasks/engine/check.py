@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kdtasks.core import Distiller, Stage
+from kdtasks.core.control import unmarked
 from kdtasks.core.finite import not_finite
-from kdtasks.core.stages import unmarked
 from kdtasks.engine import robustness
 from kdtasks.engine.anchors import check_routes
 from kdtasks.engine.assemblies import check_assemblies
-from kdtasks.engine.config_checks import iterations, stages_of
+from kdtasks.engine.config_checks import stages_of
 from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.evaluation import evaluate
 from kdtasks.engine.loader import Loader
@@ -75,9 +75,7 @@ def _check_stage(experiment: "Experiment", stage: Stage) -> "Optimizer":
     """Build a stage on its first batch, and evaluate its student on one test batch."""
     loader = experiment.train_loader(stage, workers=0)
     distiller, batch = experiment.distiller(stage), next(iter(loader.epoch(0)))
-    length = iterations(
-        experiment.setting(stage, "length"), len(loader), f"{stage.name}.length", least=0
-    )
+    length = experiment.iterations(stage, len(loader))
     try:
         _check_tensors(experiment, distiller, batch)
         optimizer = _check_training(experiment, stage, distiller, length, len(loader))

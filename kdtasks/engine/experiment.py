@@ -10,7 +10,6 @@ import torch
 
 from kdtasks.core import Stage
 from kdtasks.engine import builder
-from kdtasks.engine.config_checks import iterations
 from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.model_factory import ModelFactory
@@ -127,9 +126,8 @@ class Experiment(StageModels):
             return 0
         earlier = self.stage(source)
         per_epoch = len(self.train_loader(earlier, files, workers=0))
-        where = f"{earlier.name}.length"
-        length = iterations(self.setting(earlier, "length"), per_epoch, where, least=0)
-        return self.first_epoch(earlier, files) + -(-length // per_epoch)
+        epochs = -(-self.iterations(earlier, per_epoch) // per_epoch)
+        return self.first_epoch(earlier, files) + epochs
 
     def test_loader(
         self, stage: Stage, classes: Sequence[str] | str | None = "train", **changes

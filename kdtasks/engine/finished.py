@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from kdtasks.core import Distiller, Stage
-from kdtasks.core.stages import Arms, arms
+from kdtasks.core.arms import Arms, arms
 from kdtasks.core.weights import load_weights
 from kdtasks.engine import checkpoint, notices
 from kdtasks.engine.experiment import Experiment

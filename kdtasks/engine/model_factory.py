@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from kdtasks.core import Distiller, Teacher
+from kdtasks.core.control import has_peers
 from kdtasks.core.names import did_you_mean
-from kdtasks.core.stages import has_peers
 from kdtasks.engine import builder
 from kdtasks.engine.config import jsonable
 from kdtasks.engine.config_keys import FURTHER_MODEL_KEYS, LOSS_KEYS, MODEL_KEYS, TEACHER_KEYS

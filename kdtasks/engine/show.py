@@ -7,7 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from kdtasks.core.stages import ALONE, Arms
+from kdtasks.core.arms import Arms
+from kdtasks.core.stages import ALONE
 from kdtasks.engine.task import Task
 
 

@@ -9,7 +9,7 @@ from torch import nn
 import kdtasks
 from kdtasks.core import Distiller, Stage, Teacher
 from kdtasks.core.handover import BACKBONE, PART
-from kdtasks.core.stages import OWN
+from kdtasks.core.stages import OWN, as_route
 from kdtasks.core.weights import load_weights
 from kdtasks.engine import data_sets
 from kdtasks.engine.class_checks import check_source, check_teachers
@@ -24,7 +24,7 @@ from kdtasks.engine.pretrained import (
     warn_of_other_normalization,
 )
 from kdtasks.engine.seeds import seeded
-from kdtasks.engine.stage_plan import StagePlan, anchor_of
+from kdtasks.engine.stage_plan import StagePlan
 from kdtasks.engine.task import Task
 from kdtasks.engine.work_dir import WorkDir
 
@@ -205,7 +205,7 @@ class StageModels(StagePlan):
         self, stage: Stage, name: str, files: WorkDir | None, load: bool = True, anchor: int = 0
     ) -> Teacher:
         """A teacher of a stage by itself; the arguments are those of :meth:`distiller`."""
-        origin = anchor_of(stage.teachers[name], anchor)
+        origin = as_route(stage.teachers[name])[anchor]
         reference = self.reference(origin)
         source = self.stage(reference[0]) if reference else None
         owner = source.model if source else name

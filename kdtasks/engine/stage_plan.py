@@ -1,11 +1,13 @@
 """How the stages of a config hang together: what counts, what goes on with what, who teaches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from kdtasks.core import Stage
-from kdtasks.core.stages import Arms, anchors_of, arms, stage_reference
+from kdtasks.core.arms import Arms, arms
+from kdtasks.core.stages import anchors_of, as_route, stage_reference, start_of
 from kdtasks.engine.config import jsonable
+from kdtasks.engine.config_checks import iterations
 from kdtasks.engine.config_keys import TEACHER_KEYS
 
 
@@ -64,6 +66,11 @@ class StagePlan:
         merge = key in ("data", "optimizer") and "type" not in value
         return {**common, **value} if merge else value
 
+    def iterations(self, stage: Stage, per_epoch: int) -> int:
+        """The length of a stage, of so many iterations an epoch."""
+        length = self.setting(stage, "length")
+        return iterations(length, per_epoch, f"{stage.name}.length", least=0)
+
     def schedule(self, stage: Stage) -> list[dict]:
         """The parameter schedulers of a stage."""
         schedule = self.setting(stage, "schedule") or []
@@ -101,10 +108,7 @@ class StagePlan:
         if stage.student == "fresh":
             is_teacher = stage.model in self.config["teachers"]
             return None if is_teacher else self.specs[stage.model].get("checkpoint")
-        if stage.student != "keep":
-            return stage.student
-        earlier = self.stages[: self.stages.index(stage)]
-        return next(s.name for s in reversed(earlier) if s.model == stage.model)
+        return start_of(stage, self.stages[: self.stages.index(stage)])
 
     def source(self, stage: Stage) -> str | None:
         """The name of the stage whose student this one goes on with."""
@@ -132,7 +136,7 @@ class StagePlan:
     # Its teachers ---------------------------------------------------------------------------------
     def source_of(self, stage: Stage, name: str) -> str | None:
         """The name of the stage that has trained a teacher of another one."""
-        reference = self.reference(anchor_of(stage.teachers[name], -1))
+        reference = self.reference(as_route(stage.teachers[name])[-1])
         return reference and reference[0]
 
     def owner_of(self, stage: Stage, name: str) -> str:
@@ -146,7 +150,7 @@ class StagePlan:
         """
         names = []
         for name, origin in stage.teachers.items():
-            reference = self.reference(anchor_of(origin, 0))
+            reference = self.reference(as_route(origin)[0])
             if reference is None or self.stage(reference[0]).model != "student":
                 names.append(name)
         return names
@@ -154,8 +158,3 @@ class StagePlan:
     def is_from_outside(self, origin: str | None) -> bool:
         """Whether a teacher has its weights from no stage of this experiment."""
         return self.reference(origin) is None
-
-
-def anchor_of(origin: str | Sequence[str] | None, anchor: int) -> str | None:
-    """Where a teacher comes from: as it is said, or one of the anchors of a route."""
-    return origin if isinstance(origin, str | None) else origin[anchor]

@@ -142,16 +142,16 @@ def _finish(
 
 
 def _lengths(experiment: Experiment, stage: Stage, files: WorkDir, loader: Loader) -> Lengths:
-    config = experiment.config
+    config, per_epoch = experiment.config, len(loader)
 
-    def count(length: object, where: str, least: int = 1) -> int:
-        return iterations(length, len(loader), where, least)
+    def interval(key: str) -> int:
+        return iterations(config[key], per_epoch, key)
 
     return Lengths(
-        total=count(experiment.setting(stage, "length"), f"{stage.name}.length", least=0),
+        total=experiment.iterations(stage, per_epoch),
         log=config["log_interval"],
-        validate=count(config["val_interval"], "val_interval"),
-        checkpoint=count(config["checkpoint_interval"], "checkpoint_interval"),
+        validate=interval("val_interval"),
+        checkpoint=interval("checkpoint_interval"),
         first_epoch=experiment.first_epoch(stage, files),
     )
 

@@ -3,7 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from kdtasks.core import Stage
-from kdtasks.core.stages import check_stages, standard_stages, with_control
+from kdtasks.core.stage_checks import check_stages
+from kdtasks.core.stage_lists import standard_stages, with_control
 from kdtasks.engine.config_checks import stages_of
 from kdtasks.engine.errors import ConfigError
 

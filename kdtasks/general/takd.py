@@ -22,7 +22,7 @@ assistants: compare it with plain KD, and with a student that has the whole chai
 import itertools
 from collections.abc import Mapping, Sequence
 
-from kdtasks.core.stages import control
+from kdtasks.core.control import control
 from kdtasks.general.chains import chain, epochs_of, total_length
 
 

@@ -4,8 +4,9 @@
 
 from collections.abc import Mapping
 
+from kdtasks.core.control import control
 from kdtasks.core.names import as_names
-from kdtasks.core.stages import ALONE, DISTILLED, control
+from kdtasks.core.stages import ALONE, DISTILLED
 from kdtasks.incremental.der_distiller import DRAWS, OWN_NAMES
 from kdtasks.incremental.stages import (
     check_softmax,

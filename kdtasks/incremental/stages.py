@@ -17,7 +17,8 @@ experience of one class is always 100.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kdtasks.core.stages import ALONE, DISTILLED, control, taught_names
+from kdtasks.core.control import control, taught_names
+from kdtasks.core.stages import ALONE, DISTILLED
 from kdtasks.incremental.gd import BalancedCrossEntropyLoss, step_losses
 
 _SOFTMAX = {

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from kdtasks.core import Stage
-from kdtasks.core.stages import ALONE, DISTILLED, with_roles
+from kdtasks.core.arms import with_roles
+from kdtasks.core.stages import ALONE, DISTILLED
 from kdtasks.engine import config as configurations
 from kdtasks.engine.config_checks import stages_of
 from kdtasks.engine.report.style import CONTROL, OTHERS, STYLE, TAUGHT, TEACHER

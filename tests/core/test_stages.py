@@ -6,17 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from kdtasks.core.stages import (
-    Stage,
-    arms,
-    check_stages,
-    control,
-    stage_reference,
-    standard_stages,
-    unmarked,
-    with_control,
-    with_roles,
-)
+from kdtasks.core.arms import arms, with_roles
+from kdtasks.core.control import control, unmarked
+from kdtasks.core.stage_checks import check_stages
+from kdtasks.core.stage_lists import standard_stages, with_control
+from kdtasks.core.stages import Stage, stage_reference
 
 CLS = {"type": "torch.nn.CrossEntropyLoss", "of": ("student", "target")}
 KD = {

@@ -756,7 +756,7 @@ def test_maps_of_a_larger_image_lie_as_the_students_do_whatever_is_padded():
 
 
 def test_weight_zero_on_a_feature_loss_leaves_it_out_everywhere():
-    from kdtasks.core.stages import control
+    from kdtasks.core.control import control
 
     student, teacher = pair(faster_rcnn)
     distiller = TorchvisionDistiller(

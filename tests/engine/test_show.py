@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from kdtasks.core import Stage
-from kdtasks.core.stages import arms
+from kdtasks.core.arms import arms
 from kdtasks.engine.compare import show as comparison
 from kdtasks.engine.show import table
 from kdtasks.engine.task import Task

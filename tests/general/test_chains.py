@@ -3,7 +3,8 @@
 import pytest
 
 from kdtasks.core import Stage
-from kdtasks.core.stages import check_stages, with_control
+from kdtasks.core.stage_checks import check_stages
+from kdtasks.core.stage_lists import with_control
 from kdtasks.general import ab, ban, rco, takd
 from kdtasks.general.chains import epochs_of
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdtasks.classification.models import digits_cnn
-from kdtasks.core.stages import control
+from kdtasks.core.control import control
 from kdtasks.engine import builder
 from kdtasks.general.kd import kd_loss
 from kdtasks.incremental.distiller import IncrementalDistiller

@@ -3,7 +3,10 @@
 import pytest
 from small_incremental import small
 
-from kdtasks.core.stages import Stage, arms, check_stages, with_control
+from kdtasks.core.arms import arms
+from kdtasks.core.stage_checks import check_stages
+from kdtasks.core.stage_lists import with_control
+from kdtasks.core.stages import Stage
 from kdtasks.engine.errors import ConfigError
 from kdtasks.incremental.lwf import lwf_losses
 from kdtasks.incremental.stages import (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kdtasks.classification.pictures.counting import answers
-from kdtasks.core.stages import stage_reference
+from kdtasks.core.stages import as_route, stage_reference
 from kdtasks.engine.report.facts import parameter_count
 from kdtasks.engine.report.style import INK, WIDTH
 from kdtasks.images.display import darker
@@ -57,8 +57,7 @@ def chain(run: "Run") -> list["Stage"]:
     hops = [run.arms.final] if run.arms.final else []
     while hops and hops[0].teachers:
         origin = next(iter(hops[0].teachers.values()))
-        origin = origin if isinstance(origin, str | None) else origin[-1]
-        reference = stage_reference(origin or "", names)
+        reference = stage_reference(as_route(origin)[-1] or "", names)
         if reference is None:
             break
         hops.insert(0, run.experiment.stage(reference[0]))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kdtasks.classification.pictures.counting import Answers, answers
+from kdtasks.core.control import has_peers
 from kdtasks.core.names import STUDENT
-from kdtasks.core.stages import has_peers
 from kdtasks.engine.report.facts import curve, histories
 from kdtasks.engine.report.style import SLATE, WIDTH
 from kdtasks.general import Ensemble, peer_agreement

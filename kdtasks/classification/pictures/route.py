@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from kdtasks.classification.pictures.counting import answers
 from kdtasks.core.choices import evenly_spaced
 from kdtasks.core.names import STUDENT, as_names
-from kdtasks.core.stages import stage_reference
+from kdtasks.core.stages import as_route, stage_reference
 from kdtasks.core.terms import trains
 from kdtasks.engine.report.facts import curve, histories
 from kdtasks.engine.report.style import WIDTH
@@ -72,8 +72,7 @@ def route(run: "Run", final: "Stage") -> list[Anchor]:
     for stage, end in zip(stages, _ends(run, stages)):
         if not stage.teachers or not _reads_answers(stage):
             continue
-        origin = next(iter(stage.teachers.values()))
-        origins = [origin] if isinstance(origin, str | None) else list(origin)
+        origins = as_route(next(iter(stage.teachers.values())))
         references = [stage_reference(source or "", names) for source in origins]
         length = _length(run, stage)
         for k, reference in enumerate(references):

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 
 from kdtasks.core import Stage
-from kdtasks.core.stages import DISTILLED, Arms, has_peers
+from kdtasks.core.arms import Arms
+from kdtasks.core.control import has_peers
+from kdtasks.core.stages import DISTILLED, as_route
 from kdtasks.engine import robustness
 from kdtasks.engine.notices import weak_teachers
 
@@ -129,11 +131,7 @@ def teachers_of(run: "Run", stage: Stage) -> str:
     for name, origin in stage.teachers.items():
         spec = (experiment.config["teachers"] | experiment.config["models"]).get(name, {})
         origin = taken.get(name) or origin or spec.get("checkpoint")
-        origins = [
-            Path(str(o)).name
-            for o in (origin if isinstance(origin, list | tuple) else [origin])
-            if o
-        ]
+        origins = [Path(source).name for source in as_route(origin) if source]
         texts.append(f"{name} ({', '.join(origins)})" if origins and origins != [name] else name)
     if has_peers(stage.losses):
         texts.append(f"{len(experiment.config['peers'])} peer(s)")

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
 # Okabe and Ito's palette, which colour-blind eyes can tell apart too; yellow is left out, it is too
 # pale for lines.
@@ -43,16 +44,18 @@ def free_figure(width: float, height: float) -> "Figure":
     """A figure, its sides in inches, whose axes stay where they are put."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="none")
-    hold(figure)
-    return figure
+    return Figure(figsize=(width, height), layout=_in_place())
 
 
 def hold(figure: "Figure") -> None:
     """Leave the axes of a figure without a layout where they are, which ``layout='none'`` does in
     its first ``savefig`` only.
     """
+    if figure.get_layout_engine() is None:
+        figure.set_layout_engine(_in_place())
+
+
+def _in_place() -> "PlaceHolderLayoutEngine":
     from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
-    if figure.get_layout_engine() is None:
-        figure.set_layout_engine(PlaceHolderLayoutEngine(True, True))
+    return PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=True)
