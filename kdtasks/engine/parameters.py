@@ -1,8 +1,7 @@
-"""Which parameters of a distiller train, and what else of it has a state."""
+"""Which parameters of a distiller train, which get no gradient, and in which groups they step."""
 
 import fnmatch
 import inspect
-import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,17 +23,6 @@ _EXPECTED = {
     "eps": "a number >= 0",
     "betas": "two numbers in [0, 1)",
 }
-
-
-def losses_with_state(distiller: Distiller) -> dict[str, object]:
-    """The losses that are no functions, by name, and every module inside them."""
-    stateful: dict[str, object] = {}
-    for name, (loss, _, _) in distiller.terms.items():
-        if isinstance(loss, nn.Module):
-            stateful |= {f"losses.{name}.{path}": part for path, part in loss.named_modules()}
-        elif not isinstance(loss, types.FunctionType):
-            stateful[f"losses.{name}"] = loss
-    return stateful
 
 
 def leaves_parameters_out(distiller: Distiller, batch: Mapping) -> bool:
@@ -85,6 +73,13 @@ def select_parameters(distiller: Distiller, patterns: Sequence[str]) -> list[nn.
         else:
             parameter.requires_grad_(False)
     return chosen
+
+
+def clip_groups(distiller: Distiller) -> list[list[nn.Parameter]]:
+    """The student with the losses, and each peer: what is clipped by itself."""
+    student = [*distiller.student.parameters(), *distiller.losses.parameters()]
+    parts = [student, *(list(peer.parameters()) for peer in distiller.peers)]
+    return [[p for p in part if p.requires_grad] for part in parts]
 
 
 def build_optimizer(

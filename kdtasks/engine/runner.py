@@ -1,8 +1,7 @@
-"""One stage as one mmengine Runner: what is read, evaluated and saved, and how a stage goes on."""
+"""One stage as one mmengine Runner: what is read, evaluated and saved."""
 
 import itertools
 import logging
-import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,17 +17,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdtasks.core import Distiller
-from kdtasks.core.attributes import attributes_of, changed_attributes, set_attributes
 from kdtasks.core.finite import not_finite
 from kdtasks.engine import checkpoint
 from kdtasks.engine.anchors import Route
 from kdtasks.engine.evaluation import evaluate
 from kdtasks.engine.from_mmengine import Runner
+from kdtasks.engine.held_attributes import HeldAttributes
 from kdtasks.engine.hooks import build_hooks
 from kdtasks.engine.loader import Loader
 from kdtasks.engine.loop import Lengths, NotFiniteError, StageLoop
 from kdtasks.engine.optim import ForeignScheduler, MovingAverage, StepWrapper, build_schedulers
-from kdtasks.engine.parameters import losses_with_state, select_parameters
+from kdtasks.engine.parameters import clip_groups, select_parameters
+from kdtasks.engine.resume import process_state, resume_state
 from kdtasks.engine.show import METRICS
 from kdtasks.engine.task import Task
 from kdtasks.engine.trackers import Tracker
@@ -124,7 +124,7 @@ class StageRunner(Runner):
             self.options["amp"],
             self.device.type,
             self.options["accumulate"],
-            _clip_groups(setup.distiller),
+            clip_groups(setup.distiller),
             self.options["clip_grad"],
         )
         # what mmengine calls it; so with the loop
@@ -138,10 +138,7 @@ class StageRunner(Runner):
         self.average = MovingAverage(setup.distiller.student, decay) if decay else None
         # masks of -inf, the first range of an observer
         self._never_finite = set(not_finite(self._buffers()))
-        self._owners = self._with_attributes(hooks)
-        self._as_made = {
-            name: attributes_of(owner, inside) for name, (owner, inside) in self._owners.items()
-        }
+        self.held = HeldAttributes(setup.distiller, hooks, self.param_schedulers, setup.routes)
 
     def _init_mmengine(self, setup: StageSetup, hooks: list) -> None:
         # mmengine keeps loggers and visualizers by name
@@ -161,30 +158,6 @@ class StageRunner(Runner):
             experiment_name=unique,
             default_scope="mmengine",
         )
-
-    def _with_attributes(self, hooks: list) -> dict[str, tuple[object, bool]]:
-        """What may keep a state in attributes, and whether in objects inside them too."""
-        foreign = {
-            f"schedule {k}": s
-            for k, s in enumerate(self.param_schedulers)
-            if isinstance(s, ForeignScheduler)
-        }
-        learners = {
-            f"{role}.{path}": part
-            for role in self.distiller.learners
-            for path, part in self.distiller.model(role).named_modules()
-        }
-        flat = {
-            **{f"hook {k} {type(hook).__name__}": hook for k, hook in enumerate(hooks)},
-            **learners,
-            **{f"route {name}": route for name, route in self.setup.routes.items()},
-        }
-        deep = {**foreign, **losses_with_state(self.distiller), "kept": self.distiller.kept}
-        return {
-            name: (owner, inside)
-            for owners, inside in ((flat, False), (deep, True))
-            for name, owner in owners.items()
-        }
 
     # What mmengine's Runner does otherwise --------------------------------------------------------
     def build_logger(self, *args, **kwargs) -> MMLogger:
@@ -388,32 +361,19 @@ class StageRunner(Runner):
         self._check_finite()
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
-        unread = self.loop.buffer.state()
-        ours = (checkpoint.random_state(), self._met(), self._attributes(), unread)
+        ours = {**process_state(self), "met": self._met()}
         states: list[Any] = [ours]
         if self.world_size > 1:
             states = [None] * self.world_size
             torch.distributed.all_gather_object(states, ours)
-        self._note_unreadable([s[1] for s in states])
+        self._note_unreadable([state["met"] for state in states])
         if self.rank == 0:
-            state = {
-                **self._weights(),
-                "resume": self._resume_state([s[0] for s in states], [s[2] for s in states])
-                | {"unread": [s[3] for s in states]},
-            }
+            state = {**self._weights(), "resume": resume_state(self, states)}
             self.call_hook("before_save_checkpoint", checkpoint=state)
             checkpoint.save(state, self.folder / "last.pth")
             checkpoint.save_json(self.history, self.folder / "history.json")
         if self.world_size > 1:
             barrier()
-
-    def _attributes(self) -> dict[str, dict]:
-        """What is held in attributes, and has changed since it was made."""
-        changed = {
-            name: changed_attributes(attributes_of(owner, inside), self._as_made[name])
-            for name, (owner, inside) in self._owners.items()
-        }
-        return {name: attributes for name, attributes in changed.items() if attributes}
 
     def _met(self) -> dict[str, dict[str, str]]:
         """``{'train' or 'test': {path: why}}`` of what this process could not read in the stage so
@@ -436,83 +396,6 @@ class StageRunner(Runner):
                     f"unreadable, left out of the {part} data: {path}: {errors[path]}"
                 )
             noted.update(errors)
-
-    def _resume_state(self, random_states: list[dict], attributes: list[dict]) -> dict:
-        return {
-            "stopped": self.loop.stop_training,
-            "attributes": attributes,
-            "iteration": self.loop.iter,
-            "length": self.loop.max_iters,
-            "seconds": self.seconds,
-            "training_seconds": self.loop.seconds,
-            "best": self.best,
-            "metrics": self.metrics,
-            "history": self.history,
-            "random": random_states,
-            "unreadable": self.unreadable,
-            "learners": [
-                self.distiller.model(role).state_dict() for role in self.distiller.learners
-            ],
-            "losses": self.distiller.losses.state_dict(),
-            "optimizer": self.stepper.state_dict(),
-            "schedulers": [
-                {k: v for k, v in s.state_dict().items() if not callable(v)}
-                for s in self.param_schedulers
-            ],
-        }
-
-    def resume_from(self, path: Path) -> None:
-        """Put everything back to where ``path`` (a ``last.pth``) left it.
-
-        Raises:
-            ValueError: the file is not whole, or not of this stage.
-        """
-        state = checkpoint.load(path)
-        resume = state["resume"]
-        if len(resume["random"]) != self.world_size:
-            raise ValueError(
-                f"{str(path)!r} is of a run with {len(resume['random'])} processes and cannot go "
-                f"on exactly with {self.world_size}"
-            )
-        if resume["length"] != self.loop.max_iters:
-            raise ValueError(
-                f"{str(path)!r} is of a stage of {resume['length']} iterations, this one has "
-                f"{self.loop.max_iters}: the data has changed"
-            )
-        for role, weights in zip(self.distiller.learners, resume["learners"], strict=True):
-            self.distiller.model(role).load_state_dict(weights)
-        if self.average:
-            self.average.model.load_state_dict(state["state_dict"])
-        self.distiller.losses.load_state_dict(resume["losses"])
-        self.stepper.load_state_dict(resume["optimizer"])
-        for scheduler, scheduler_state in zip(
-            self.param_schedulers, resume["schedulers"], strict=True
-        ):
-            scheduler.load_state_dict(scheduler_state)
-        for name, attributes in resume.get("attributes", [{}] * self.world_size)[self.rank].items():
-            if name in self._owners:
-                set_attributes(self._owners[name][0], attributes, self.device)
-        # NaN: of a checkpoint that does not say it
-        self.loop.move_to(resume["iteration"], resume.get("training_seconds", math.nan))
-        self.loop.stop_training = resume.get("stopped", False)
-        self.metrics, self.history = resume["metrics"], resume["history"]
-        self.unreadable = resume.get("unreadable", {})
-        self.best, self.seconds = resume["best"], resume["seconds"]
-        unread = resume.get("unread", [[]] * self.world_size)[self.rank]
-        self.loop.buffer.load_state(unread, self.device)
-        self.call_hook("after_load_checkpoint", checkpoint=state)
-        checkpoint.set_random_state(resume["random"][self.rank])
-        # a kill between the two files
-        if self.rank == 0:
-            checkpoint.save_json(self.history, self.folder / "history.json")
-
-    def take_optimizer_state(self, path: Path) -> None:
-        """Go on with the momentum in another stage's ``last.pth``; the learning rate stays this
-        stage's own.
-        """
-        optimizer = self.stepper.optimizer
-        former = checkpoint.load(path)["resume"]["optimizer"]["state"]
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": former})
 
     def _buffers(self) -> dict[str, Tensor]:
         average = (
@@ -555,10 +438,3 @@ class StageRunner(Runner):
             "learning rate, clip_grad, or amp=None; teacher.checkpoint=<its stage's last.pth> "
             "keeps a finished teacher"
         )
-
-
-def _clip_groups(distiller: Distiller) -> list[list[nn.Parameter]]:
-    """The student with the losses, and each peer: what is clipped by itself."""
-    student = [*distiller.student.parameters(), *distiller.losses.parameters()]
-    parts = [student, *(list(peer.parameters()) for peer in distiller.peers)]
-    return [[p for p in part if p.requires_grad] for part in parts]

@@ -23,6 +23,7 @@ from kdtasks.engine.notices import Notices, differing_ranks
 from kdtasks.engine.parameters import build_optimizer, leaves_parameters_out
 from kdtasks.engine.preparation import preparation
 from kdtasks.engine.processes import led
+from kdtasks.engine.resume import resume_from, take_optimizer_state
 from kdtasks.engine.runner import StageRunner, StageSetup
 from kdtasks.engine.show import Bar
 from kdtasks.engine.trackers import open_tracker
@@ -85,11 +86,11 @@ def train_stage(
             notices.say(f"note: {differs}")
         last = files.weights(stage.name)
         if resume and last.exists():
-            runner.resume_from(last)
+            resume_from(runner, last)
         elif stage.optimizer_state == "keep":
             source = experiment.source(stage)
             assert source is not None  # check_stages has seen to it
-            runner.take_optimizer_state(files.weights(source))
+            take_optimizer_state(runner, files.weights(source))
         runner.train()
     check_kept(experiment, stage, files)
     return _outcome(runner, lengths.total, prepared)
