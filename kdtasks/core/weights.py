@@ -1,16 +1,8 @@
-"""Read a model's weights from a file, without ever unpickling code."""
+"""Load the weights of a file into a model, or say why they are not its."""
 
-import hashlib
-import json
-import pickle
-import re
 import warnings
-import zipfile
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,273 +10,9 @@ from torch.nn.parameter import is_lazy
 
 from kdtasks.core.finite import not_finite
 from kdtasks.core.handover import BACKBONE, PART, placed_backbone
-from kdtasks.core.names import did_you_mean
 from kdtasks.core.trial import keep_state
-
-
-def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """``(state_dict, meta)`` of a ``.pth`` file (``torch.load`` with ``weights_only=True``) or a
-    ``.safetensors`` file.
-
-    A ``.pth`` file of weights alone has its meta in the ``.json`` of the same name beside it, if a
-    run wrote one (:func:`checksum` says whether both belong together).
-
-    A file may hold the plain state_dict, or a dict with it under ``'state_dict'`` or ``'model'``
-    (torchvision, mmengine and timm do so), ``'model_state_dict'`` and the like, beside other
-    things; the prefix ``module.`` that DDP adds is taken off, and so are the counters beside it
-    (``n_averaged`` of torch's AveragedModel). Foreign objects among the other things (the log of
-    mmengine's Runner) come out empty: their code is not run, nor even imported.
-
-    Where a file has averaged weights (EMA) beside the raw ones, the averaged ones are taken, for
-    they are what its author evaluated, and a warning says so: ``state_dict_ema`` (timm),
-    ``model_ema`` (torchvision), ``ema_state_dict``, ``params_ema`` (BasicSR), ``ema``. mmengine's
-    EMAHook and Lightning's WeightAveraging have put them into ``state_dict`` themselves, and the
-    raw ones elsewhere.
-
-    Raises:
-        FileNotFoundError: there is no such file; neighbours with a similar name are listed.
-        ValueError: the file is truncated, is no checkpoint, needs code to be unpickled, or holds no
-            tensors; or the ``.json`` beside it is of other weights.
-    """
-    path = Path(path)
-    _check_exists(path)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    _check_format(path)
-    content = _unpickle(path)
-    state = _inner(content)
-    _warn_of_averages(path, content, state)
-    if not _is_state(state):
-        is_dict = isinstance(state, dict)
-        kind = f"a dict with the keys {list(state)[:6]}" if is_dict else f"a {type(state).__name__}"
-        raise ValueError(
-            f"{str(path)!r} holds no state_dict but {kind}; expected {{name: tensor}}, plain or "
-            "under 'state_dict'"
-        )
-    meta = _meta_beside(path) if state is content else content.get("meta")
-    names = [name for name in state if name not in _COUNTERS]
-    if names and all(name.startswith("module.") for name in names):
-        state = _part(state, "module.")
-    return state, meta if isinstance(meta, dict) else {}
-
-
-def _check_exists(path: Path) -> None:
-    if path.is_file():
-        return
-    beside = path.parent.iterdir() if path.parent.is_dir() else ()
-    names = sorted(p.name for p in beside if p.suffix in (".pth", ".pt", ".safetensors"))
-    hint = did_you_mean(path.name, names)
-    if not names:
-        lies = "no checkpoint lies in" if path.parent.is_dir() else "there is no folder"
-        hint = f"{lies} {str(path.parent)!r}"
-    raise FileNotFoundError(f"no checkpoint {str(path)!r}; {hint}")
-
-
-def _check_format(path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(8)
-    # a zip archive, or a pickle as torch wrote before 1.6
-    if not start.startswith((b"PK", b"\x80")):
-        raise ValueError(
-            f"{str(path)!r} is not a checkpoint ({path.stat().st_size} bytes, begins with "
-            f"{start!r})"
-        )
-    if _is_torchscript(path):
-        raise ValueError(
-            f"{str(path)!r} is a TorchScript file (torch.jit.save): a program with its weights. "
-            "Save the weights by themselves: torch.save(torch.jit.load(path).state_dict(), "
-            "other_path)"
-        )
-
-
-def _unpickle(path: Path) -> Any:
-    """The content of a ``.pth`` file; no code of it is run.
-
-    Raises:
-        ValueError: it is damaged, or needs code.
-    """
-    try:
-        return _load_plainly(path)
-    # a broken file may raise anything
-    except Exception as error:
-        is_refusal = isinstance(error, pickle.UnpicklingError)
-        refused = re.search(r"GLOBAL (\S+)", str(error)) if is_refusal else None
-        if refused:
-            raise ValueError(
-                f"{str(path)!r} holds {refused[1]}, which is no plain weight, and is not "
-                "unpickled, since that can run code. Where you trust it, load it yourself and save "
-                "its state_dict: torch.save(model.state_dict(), path)"
-            ) from None
-        reason = type(error).__name__ if is_refusal else str(error).partition("\n")[0]
-        raise ValueError(
-            f"{str(path)!r} is truncated, damaged or no checkpoint ({path.stat().st_size} bytes): "
-            f"{reason}"
-        ) from None
-
-
-def checksum(path: str | Path) -> str:
-    """SHA-256 of a file, as ``sha256`` in the ``.json`` beside weights of a run says which weights
-    it is about.
-    """
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_meta(path: str | Path) -> bool:
-    """Whether a run wrote this ``.json`` beside weights: its first key is ``"kdtasks"``."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return bool(re.match(r'\s*\{\s*"kdtasks"\s*:', file.read(100)))
-    except (FileNotFoundError, IsADirectoryError):
-        return False
-
-
-def _meta_beside(path: Path) -> dict:
-    beside = path.with_suffix(".json")
-    if not is_meta(beside):
-        return {}
-    try:
-        meta = dict(json.loads(beside.read_text(encoding="utf-8")))
-        expected = meta.pop("sha256")
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(
-            f"{str(beside)!r} is damaged; it says what {path.name!r} beside it is. Where you know "
-            "that, remove it"
-        ) from None
-    if checksum(path) != expected:
-        raise ValueError(
-            f"{str(beside)!r} is about other weights than {path.name!r} beside it: one of them was "
-            "replaced, or a run was killed between the two. The run's --resume writes both anew; "
-            f"if these weights are your own, remove {beside.name!r}"
-        )
-    return meta
-
-
-class _Nothing:
-    """Stands for an object that is no plain value; its content is dropped."""
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __setstate__(self, state: object):
-        pass
-
-
-def _an_empty_list(*args) -> list:
-    return []
-
-
-def _an_empty_dict(*args) -> dict:
-    return {}
-
-
-# torch fills these item by item, which it allows with lists and dicts only
-_STAND_INS = {"collections.deque": _an_empty_list, "collections.defaultdict": _an_empty_dict}
-
-
-def _load_plainly(path: Path) -> Any:
-    """``torch.load`` with ``weights_only=True``; where it refuses an object beside the weights, an
-    empty one stands there.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as refusal:
-        try:
-            names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-            with torch.serialization.safe_globals(
-                [(_STAND_INS.get(name, _Nothing), name) for name in names]
-            ):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-        # damaged, of old, or a module that torch bars
-        except Exception:
-            raise refusal from None
-        if not _is_state(_inner(content)):
-            raise refusal from None
-        return content
-
-
-# Where files have their weights. Averaged ones come first, see read_weights.
-_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema_model", "ema")
-_PLAIN = ("state_dict", "model", "model_state_dict", "model_state", "params", "net", "module")
-# of torch's and mmengine's averaged models
-_COUNTERS = ("n_averaged", "steps")
-_WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-_A_PART = "the part"
-# what trainers call a model among their parts
-_OWNERS = {"module", "model", "student", "teacher", "net", "network"}
-
-
-def _inner(content: Any) -> Any:
-    """What a file has under the usual keys, or all of it."""
-    if isinstance(content, dict):
-        for key in _AVERAGED:
-            if _is_state(_under(content, key)) and not _is_swapped(content):
-                return _under(content, key)
-        for key in _PLAIN:
-            if isinstance(content.get(key), dict):
-                return content[key]
-    return content
-
-
-def _under(content: dict, key: str) -> object:
-    value = content.get(key)
-    # {"ema": {"module": state_dict, "updates": 7}}
-    inner = value.get("module") if isinstance(value, dict) else None
-    return inner if isinstance(inner, dict) else value
-
-
-def _is_swapped(content: dict) -> bool:
-    """mmengine's EMAHook (whose averaged model counts its steps) or Lightning's WeightAveraging has
-    averages in state_dict.
-    """
-    averaged = content.get("ema_state_dict")
-    return (isinstance(averaged, dict) and "steps" in averaged) or "averaging_state" in content
-
-
-def _warn_of_averages(path: Path, whole: object, taken: object) -> None:
-    """Warn that the averaged weights of a file are taken."""
-    if taken is whole or not isinstance(whole, dict):
-        return
-    key = next(
-        (
-            key
-            for key in (*_AVERAGED, *_PLAIN)
-            if _under(whole, key) is taken or whole.get(key) is taken
-        ),
-        None,
-    )
-    if key in _AVERAGED:
-        others = [other for other in _PLAIN if isinstance(whole.get(other), dict)]
-        warnings.warn(
-            f"{str(path)!r}: the averaged weights (EMA) under {key!r} are taken"
-            + (f", not the raw ones under {others[0]!r}" if others else ""),
-            stacklevel=3,
-        )
-    elif _is_swapped(whole):
-        warnings.warn(
-            f"{str(path)!r}: the weights under {key!r} are taken, which are the averaged ones "
-            "(EMA) in such a file",
-            stacklevel=3,
-        )
-
-
-def _is_torchscript(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError):
-        return False
-
-
-def _is_state(content: object) -> bool:
-    return (
-        isinstance(content, dict)
-        and len(content) > 0
-        and all(
-            isinstance(value, torch.Tensor) or str(name).endswith("_extra_state")
-            for name, value in content.items()
-        )
-    )
+from kdtasks.core.weight_files import read_weights
+from kdtasks.core.weight_names import A_PART, other_readings, renamed, without_prefix
 
 
 def load_weights(model: nn.Module, path: str | Path, grown: bool = False, prefix: str = "") -> dict:
@@ -315,14 +43,14 @@ def load_weights(model: nn.Module, path: str | Path, grown: bool = False, prefix
             the model as it was built has another. The model is then as it was.
     """
     state, meta = read_weights(path)
-    state = _part(state, prefix) if prefix else state
+    state = without_prefix(state, prefix) if prefix else state
     if _fits(model, state, grown):
         _load(model, _completed(model, state, grown), path)
         return meta
-    readings = [(state, ""), *_readings(model, state)]
+    readings = [(state, ""), *other_readings(model, state)]
     for fits in (_fits, _loads):
         fitting = [(reading, said) for reading, said in readings if fits(model, reading, grown)]
-        parts = [said for _, said in fitting if said.startswith(_A_PART)]
+        parts = [said for _, said in fitting if said.startswith(A_PART)]
         if len(parts) == len(fitting) > 1:
             raise ValueError(
                 f"{str(path)!r} holds several sets of weights for this {type(model).__name__}: "
@@ -362,63 +90,9 @@ def _hint_of_backbone(model: nn.Module, state: dict, path: str | Path) -> str:
     )
 
 
-def _readings(model: nn.Module, state: dict) -> Iterator[tuple[dict, str]]:
-    """Other ways to read a file's names, and what is said of each: without wrappers; without a
-    prefix.
-    """
-    short_names = {_WRAPPERS.sub("", name): name for name in model.state_dict()}
-    plain = _renamed(state, lambda name: _WRAPPERS.sub("", name))
-    if list(plain) != list(state) or any(name != short for short, name in short_names.items()):
-        yield (
-            _renamed(plain, lambda name: short_names.get(name, name)),
-            "what wrappers add to names (_orig_mod.) was left out",
-        )
-    votes = Counter(
-        name.removesuffix(short)
-        for short in short_names
-        for name in plain
-        if name.endswith(f".{short}")
-    )
-    for prefix, _ in votes.most_common(16):
-        part = _renamed(_part(plain, prefix), lambda name: short_names.get(name, name))
-        rest = sum(not name.startswith(prefix) and name not in _COUNTERS for name in plain)
-        if not rest:
-            yield part, f"the prefix {prefix!r} was taken off the names"
-        elif _OWNERS.issuperset(prefix.rstrip(".").split(".")):
-            yield part, f"{_A_PART} {prefix!r} was read, {rest} other tensors were left out"
-
-
-def _part(state: dict, prefix: str) -> dict:
-    """What begins with a prefix, without it; counters of an averaged model are no weights."""
-    return _renamed(
-        {name: value for name, value in state.items() if name not in _COUNTERS},
-        lambda name: name.removeprefix(prefix) if name.startswith(prefix) else None,
-        getattr(state, "_metadata", {}),
-    )
-
-
-def _renamed(
-    state: dict, rename: Callable[[str], str | None], versions: dict | None = None
-) -> dict:
-    """With other names, those of None left out; the modules' versions, by which torch upgrades old
-    files, go along.
-    """
-    recorded: dict = getattr(state, "_metadata", {}) if versions is None else versions
-    # torch reads its _metadata
-    renamed: Any = OrderedDict(
-        (rename(name), value) for name, value in state.items() if rename(name) is not None
-    )
-    moved = {rename(f"{path}."): version for path, version in recorded.items() if path}
-    renamed._metadata = OrderedDict(
-        (path[:-1], version) for path, version in moved.items() if path is not None
-    )
-    renamed._metadata.setdefault("", recorded.get("", {}))
-    return renamed
-
-
 def _completed(model: nn.Module, state: dict, grown: bool) -> dict:
     """A copy, since torch changes what it loads; with what modules that have grown add."""
-    state = _renamed(state, str)
+    state = renamed(state, str)
     for path, module in model.named_modules() if grown else ():
         complete = getattr(module, "complete_state", None)
         if complete is not None:
@@ -489,31 +163,3 @@ def _load(model: nn.Module, state: dict, path: str | Path) -> None:
                 f"its {wrong.numel()} values): a model with such weights computes nothing"
             )
     model.load_state_dict(state, strict=True)
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError:
-        raise ValueError(
-            f"{str(path)!r} needs the package safetensors: pip install 'kdtasks[export]'"
-        ) from None
-    try:
-        with safe_open(path, "pt") as file:
-            names = file.keys()  # a safetensors file cannot be iterated itself
-            tensors = {name: file.get_tensor(name) for name in names}
-            return tensors, parsed_metadata(file.metadata() or {})
-    except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} is truncated or no safetensors file: {error}") from None
-
-
-def parsed_metadata(metadata: dict[str, str]) -> dict:
-    """safetensors and ONNX keep texts only: those that are JSON are read as such."""
-
-    def value(text: str) -> object:
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
-
-    return {key: value(text) for key, text in metadata.items()}

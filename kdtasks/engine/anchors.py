@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kdtasks.core import Distiller, Stage
 from kdtasks.core.stages import anchors_of, stage_reference
-from kdtasks.core.weights import read_weights
+from kdtasks.core.weight_files import read_weights
 from kdtasks.engine import builder, data_sets
 from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.experiment import Experiment

@@ -289,7 +289,8 @@ def _own_code(card: Card, images: str) -> str:
             f"model = OnnxModel({name!r})\noutputs = model({images})"
         )
     code = (
-        "import torch\n\nfrom kdtasks.core.weights import load_weights, read_weights\n"
+        "import torch\n\nfrom kdtasks.core.weight_files import read_weights\n"
+        "from kdtasks.core.weights import load_weights\n"
         "from kdtasks.engine.builder import build\n"
     )
     build = f'facts = read_weights({name!r})[1]\nmodel = build(facts["spec"], "model")\n'

@@ -13,7 +13,7 @@ import torch
 
 import kdtasks
 from kdtasks.core.files import write_atomically, write_text
-from kdtasks.core.weights import checksum, is_meta
+from kdtasks.core.weight_files import checksum, is_meta
 
 
 def save(state: Mapping, path: str | Path) -> None:
@@ -55,7 +55,7 @@ def save_weights(state_dict: Mapping, meta: Mapping, path: str | Path) -> None:
     """Weights as a plain state_dict, and what is known of them in the ``.json`` beside it.
 
     The facts are written first: after a kill between the two, the weights of before are beside the
-    facts of now, which :func:`kdtasks.core.weights.read_weights` refuses.
+    facts of now, which :func:`kdtasks.core.weight_files.read_weights` refuses.
 
     Raises:
         OSError: as :func:`save`.

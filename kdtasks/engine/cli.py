@@ -198,7 +198,7 @@ def _facts_of(checkpoint: str) -> dict:
         from kdtasks.engine.onnx_model import OnnxModel
 
         return OnnxModel(checkpoint).meta
-    from kdtasks.core.weights import read_weights
+    from kdtasks.core.weight_files import read_weights
 
     return read_weights(checkpoint)[1]
 

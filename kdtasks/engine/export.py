@@ -14,7 +14,8 @@ from kdtasks.core import Stage
 from kdtasks.core.files import write_atomically
 from kdtasks.core.finite import not_finite
 from kdtasks.core.trial import try_out
-from kdtasks.core.weights import load_weights, read_weights
+from kdtasks.core.weight_files import read_weights
+from kdtasks.core.weights import load_weights
 from kdtasks.engine import checkpoint
 from kdtasks.engine import config as configurations
 from kdtasks.engine.card import Card, check_replaceable, comparison_of, read_results, write_card

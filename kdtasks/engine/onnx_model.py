@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdtasks.core.weights import parsed_metadata
+from kdtasks.core.weight_files import parsed_metadata
 from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.evaluation import evaluate
 from kdtasks.engine.latency import median_ms

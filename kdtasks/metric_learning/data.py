@@ -365,7 +365,7 @@ def _read(path: Path) -> object:
     if path.suffix == ".npy":
         return np.load(path, allow_pickle=False)
     if path.suffix == ".safetensors":
-        from kdtasks.core.weights import read_weights
+        from kdtasks.core.weight_files import read_weights
 
         tensors = read_weights(path)[0]
         return next(iter(tensors.values())) if len(tensors) == 1 else tensors

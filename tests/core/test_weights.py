@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from kdtasks.core.weights import checksum, load_weights, read_weights
+from kdtasks.core.weight_files import checksum, read_weights
+from kdtasks.core.weights import load_weights
 
 
 def model():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_runs import SMALL, small, weights
 
-from kdtasks.core.weights import read_weights
+from kdtasks.core.weight_files import read_weights
 from kdtasks.engine import cli
 from kdtasks.engine.export import export
 from kdtasks.engine.run import Run

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdtasks.core.weights import read_weights
+from kdtasks.core.weight_files import read_weights
 from kdtasks.engine import checkpoint
 
 

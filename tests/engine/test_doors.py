@@ -11,7 +11,7 @@ import torch
 from small_runs import ROOT, small
 
 from kdtasks.classification.data import cifar100
-from kdtasks.core.weights import read_weights
+from kdtasks.core.weight_files import read_weights
 from kdtasks.engine import checkpoint
 from kdtasks.engine.run import Run
 from kdtasks.images import cache, sets

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import kdtasks
-from kdtasks.core.weights import read_weights
+from kdtasks.core.weight_files import read_weights
 from kdtasks.engine import config as configurations
 from kdtasks.engine.check import check
 from kdtasks.engine.cli import export as main

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from small_runs import same, small, walk, weights
 
-from kdtasks.core.weights import read_weights
+from kdtasks.core.weight_files import read_weights
 from kdtasks.engine import caching
 from kdtasks.engine import config as configs
 from kdtasks.engine.anchors import routes_of

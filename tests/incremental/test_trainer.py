@@ -19,7 +19,7 @@ from small_runs import ROOT, same, walk, weights
 from small_streams import CLASSES, ORDER, Net
 from torch import nn
 
-from kdtasks.core.weights import read_weights
+from kdtasks.core.weight_files import read_weights
 from kdtasks.engine import cli
 from kdtasks.engine.dry_run import dry_run
 from kdtasks.engine.errors import ConfigError

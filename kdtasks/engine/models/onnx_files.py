@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.core.names import did_you_mean
-from kdtasks.core.weights import checksum
+from kdtasks.core.weight_files import checksum
 from kdtasks.engine.models.facts import Facts
 from kdtasks.engine.onnx_model import OnnxModel
 

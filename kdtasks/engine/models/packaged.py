@@ -18,7 +18,7 @@ from pathlib import Path
 from torch import Tensor
 
 from kdtasks.core.names import did_you_mean
-from kdtasks.core.weights import read_weights
+from kdtasks.core.weight_files import read_weights
 
 PREFIX = "pypi:"
 

@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from kdtasks.core.weights import load_weights, read_weights
+from kdtasks.core.weight_files import read_weights
+from kdtasks.core.weights import load_weights
 from kdtasks.engine.listed import check_timm_name
 from kdtasks.engine.models.facts import Facts, weights_file
 from kdtasks.engine.models.packaged import check_package, package_of, packaged_state

@@ -7,7 +7,8 @@ from torch import nn
 
 from kdtasks.core.heads import last_layer, replace_head
 from kdtasks.core.names import did_you_mean
-from kdtasks.core.weights import load_weights, read_weights
+from kdtasks.core.weight_files import read_weights
+from kdtasks.core.weights import load_weights
 from kdtasks.engine.listed import check_listed
 from kdtasks.engine.models.facts import Facts, weights_file
 from kdtasks.engine.models.packaged import check_package
