@@ -54,7 +54,7 @@ def benchmark(arguments: Sequence[str]) -> None:
 
 def distill(arguments: Sequence[str]) -> None:
     """Teach a student on a folder of images without labels; writes the config that it runs."""
-    from kdtasks.engine.cli_endings import pipe_may_close, plain_errors
+    from kdtasks.engine.cli.endings import pipe_may_close, plain_errors
 
     parser = argparse.ArgumentParser(prog="kdtasks distill", description=distill.__doc__)
     parser.add_argument("--data", required=True, metavar="FOLDER", help="images, at any depth")
@@ -101,7 +101,7 @@ def distill(arguments: Sequence[str]) -> None:
 
 def list_configs(arguments: Sequence[str]) -> None:
     """List the configs that come with the package."""
-    from kdtasks.engine.cli_endings import pipe_may_close
+    from kdtasks.engine.cli.endings import pipe_may_close
     from kdtasks.engine.config_files import config_titles
 
     argparse.ArgumentParser(prog="kdtasks list", description=list_configs.__doc__).parse_args(
@@ -114,7 +114,7 @@ def list_configs(arguments: Sequence[str]) -> None:
 
 def copy(arguments: Sequence[str]) -> None:
     """Copy a config of the package, and what it builds on, to change it."""
-    from kdtasks.engine.cli_endings import plain_errors
+    from kdtasks.engine.cli.endings import plain_errors
     from kdtasks.engine.config_files import copy_config, library_of
 
     parser = argparse.ArgumentParser(prog="kdtasks copy", description=copy.__doc__)

@@ -8,8 +8,8 @@ import pytest
 from small_runs import ROOT, SMALL, small
 
 from kdtasks.engine import cli
-from kdtasks.engine.cli_arguments import option
-from kdtasks.engine.cli_endings import pipe_may_close
+from kdtasks.engine.cli.arguments import option
+from kdtasks.engine.cli.endings import pipe_may_close
 from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.run_names import config_name, config_names
 

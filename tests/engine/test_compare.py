@@ -22,8 +22,8 @@ from scipy import stats
 from kdtasks.core import Distiller
 from kdtasks.engine import config as configurations
 from kdtasks.engine import config_keys
-from kdtasks.engine.cli import _named
 from kdtasks.engine.cli import compare as main
+from kdtasks.engine.cli.comparing import _named
 from kdtasks.engine.compare.comparison import compare
 from kdtasks.engine.compare.plan import ConfigArm, plan_jobs
 from kdtasks.engine.compare.show import plot, show

@@ -124,6 +124,6 @@ def _is_ours(trace: TracebackType) -> bool:
     while trace.tb_next:
         trace = trace.tb_next
     file, line = trace.tb_frame.f_code.co_filename, trace.tb_lineno
-    return Path(file).is_relative_to(Path(__file__).parents[1]) and linecache.getline(
+    return Path(file).is_relative_to(Path(__file__).parents[2]) and linecache.getline(
         file, line
     ).lstrip().startswith("raise")
