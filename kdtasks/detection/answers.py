@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kdtasks.detection.class_map import pick_classes
 from kdtasks.detection.forward import Forward, Samples, Seen
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Answers:
         logits = self.forward.logits(part)
         if self.role == "student" or part == "rpn":
             return logits
-        return self.distiller.pick_classes(logits, self.forward.background(part))
+        return pick_classes(logits, self.distiller.class_map, self.forward.background(part))
 
     def deltas(self, part: str, choose: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Of a part, or what ``choose`` takes of them, in the student's units."""

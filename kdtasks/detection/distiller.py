@@ -24,14 +24,11 @@ from kdtasks.core.names import TensorName
 from kdtasks.core.recorder import FeatureRecorder
 from kdtasks.detection import cross_heads
 from kdtasks.detection.answers import OF_BOTH, OF_STUDENT, OF_TEACHER, Answers, name_of, part_of
+from kdtasks.detection.class_map import check_classes
 from kdtasks.detection.forward import Forward, Seen
 
 # the heads whose rows are compared; a teacher cannot have their names
 PARTS = ("anchors", "rpn", "rois")
-CLASS_MAP = (
-    "class_map, the teacher's class for each of the student's, counted from 0 and without the "
-    "background"
-)
 
 
 def _crosses(role: str, wanted: Iterable[str]) -> bool:
@@ -441,24 +438,6 @@ class DetectionDistiller(Distiller, ABC):
         self.facts("student")["labels checked"] = True
 
     # Classes --------------------------------------------------------------------------------------
-    def pick_classes(self, logits: Tensor, background: str | None) -> Tensor:
-        """(…, Kt) -> (…, Ks): the columns of the student's classes, and the background's."""
-        if self.class_map is None:
-            return logits
-        columns = self.class_map
-        if background == "first":
-            columns = torch.cat([columns.new_zeros(1), columns + 1])
-        elif background == "last":
-            columns = torch.cat([columns, columns.new_full((1,), logits.shape[-1] - 1)])
-        return logits.index_select(-1, columns)
-
-    def students_labels(self, classes: Tensor) -> Tensor:
-        """The student's class of each of a teacher's, both from 0 on; -1: it has none."""
-        if self.class_map is None:
-            return classes
-        match = classes[:, None] == self.class_map[None]  # (n, classes)
-        return torch.where(match.any(1), match.long().argmax(1), -1)
-
     def _check_classes(self, role: str, part: str, forward: Forward, seen: Seen | None) -> None:
         if ("classes checked", part) in self.facts("student", role):
             return
@@ -469,35 +448,25 @@ class DetectionDistiller(Distiller, ABC):
                 f"{forward.logits(part).shape[-1]}: one has a background column, the other none"
             )
         extra = int(background is not None)
-        self.compare_classes(role, forward.logits(part).shape[-1] - extra, columns - extra)
+        self._compare_classes(role, forward.logits(part).shape[-1] - extra, columns - extra)
         self.facts("student", role)["classes checked", part] = True
 
-    def compare_classes(self, role: str, theirs: int, ours: int) -> None:
-        """Numbers and names of classes, without the background.
-
-        Raises:
-            ValueError: the teacher's classes are not the student's, and no class_map says which
-                are.
+    def check_detected_classes(self, role: str) -> None:
+        """:meth:`_compare_classes` before a teacher's first detections, where both numbers are
+        known.
         """
-        if self.class_map is not None:
-            numbers = self.class_map.tolist()
-            if len(numbers) != ours or not all(0 <= k < theirs for k in numbers):
-                raise ValueError(
-                    f"class_map must give {ours} of the classes 0 to {theirs - 1} of {role}, one "
-                    f"for each class of the student, without the background; got {numbers}"
-                )
-            return
-        if theirs != ours:
-            raise ValueError(
-                f"{role} has {theirs} classes (without the background), the student {ours}: "
-                f"expected {CLASS_MAP}"
-            )
-        teacher_classes = getattr(self.teachers[role], "classes", None)
-        if teacher_classes and self.classes and list(teacher_classes) != list(self.classes):
-            raise ValueError(
-                f"{role} knows the classes {list(teacher_classes)[:8]}, the data has "
-                f"{list(self.classes)[:8]}: expected the same in the same order, or {CLASS_MAP}"
-            )
+        counts = self.class_count(role), self.class_count("student")
+        facts = self.facts("student", role)
+        if "detected classes checked" not in facts and None not in counts:
+            self._compare_classes(role, *counts)
+            facts["detected classes checked"] = True
+
+    def _compare_classes(self, role: str, theirs: int, ours: int) -> None:
+        """Numbers and names of a teacher's classes and the student's, without the background; see
+        :func:`~kdtasks.detection.class_map.check_classes`.
+        """
+        names = getattr(self.teachers[role], "classes", None), self.classes
+        check_classes(role, (theirs, ours), names, self.class_map)
 
 
 def check_choice(name: str, value: object, choices: Sequence) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdtasks.core import Teacher
 from kdtasks.detection import mmdet_detectors, mmdet_forward
+from kdtasks.detection.class_map import students_classes
 from kdtasks.detection.distiller import DetectionDistiller
 from kdtasks.detection.forward import Forward, Seen
 
@@ -252,11 +253,7 @@ class MMDetDistiller(DetectionDistiller):
         self, role: str, batch: Mapping[str, object], rows: Sequence[int]
     ) -> list[dict[str, Tensor]]:
         """By mmdet's own ``predict``, with its thresholds; see the base class."""
-        counts = self.class_count(role), self.class_count("student")
-        facts = self.facts("student", role)
-        if "detected classes checked" not in facts and None not in counts:
-            self.compare_classes(role, *counts)
-            facts["detected classes checked"] = True
+        self.check_detected_classes(role)
         # they get their detections written into them
         samples = [self.no_boxes(batch, i) for i in rows]
         images = self._images(role, batch["input"][rows], samples)
@@ -264,7 +261,7 @@ class MMDetDistiller(DetectionDistiller):
             answers = self.model(role).predict(images, samples, rescale=False)
         detections = []
         for answer in (sample.pred_instances for sample in answers):
-            labels = self.students_labels(answer.labels)
+            labels = students_classes(answer.labels, self.class_map)
             mask = (labels >= 0) & (answer.bboxes[:, 2:] > answer.bboxes[:, :2]).all(1)
             detections.append(
                 {

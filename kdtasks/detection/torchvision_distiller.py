@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.detection import detectors
+from kdtasks.detection.class_map import students_classes
 from kdtasks.detection.distiller import DetectionDistiller, check_choice
 from kdtasks.detection.forward import Forward
 
@@ -249,14 +250,10 @@ class TorchvisionDistiller(DetectionDistiller):
         """What a teacher, in eval, finds in images: ``boxes``, ``labels`` and ``scores`` of each,
         in the student's classes.
         """
-        counts = self.class_count(role), self.class_count("student")
-        facts = self.facts("student", role)
-        if "detected classes checked" not in facts and None not in counts:
-            self.compare_classes(role, *counts)
-            facts["detected classes checked"] = True
+        self.check_detected_classes(role)
         detections = []
         for answer in self.teachers[role](images):
-            labels = self.students_labels(answer["labels"] - 1) + 1
+            labels = students_classes(answer["labels"] - 1, self.class_map) + 1
             # column 0 of a RetinaNet is no class
             mask = (labels > 0) & (answer["boxes"][:, 2:] > answer["boxes"][:, :2]).all(1)
             detections.append(
