@@ -38,7 +38,7 @@ def has_peers(losses: Mapping[str, Mapping]) -> bool:
     return any(TensorName.parse(name).is_of_peers for name in names)
 
 
-def control(
+def control_losses(
     losses: Mapping[str, dict],
     teachers: Container[str],
     own: Container[str] = (),
@@ -92,8 +92,8 @@ def control(
 def unmarked(
     losses: Mapping[str, dict], teachers: Container[str], own: Container[str] = ()
 ) -> dict[str, str]:
-    """``{loss: name}`` of the losses that :func:`control` leaves out for a name that belongs to
-    none of the teachers.
+    """``{loss: name}`` of the losses that :func:`control_losses` leaves out for a name that belongs
+    to none of the teachers.
 
     What a data set brings beside the target may be a teacher's, computed beforehand, and here may
     not. An entry that says ``alone`` is not among them.

@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 from kdtasks.core.arms import arms, led_by_teachers, with_roles
-from kdtasks.core.control import control, taught_names
+from kdtasks.core.control import control_losses, taught_names
 from kdtasks.core.stages import ALONE, DISTILLED, Stage, source_of
 
 
@@ -29,7 +29,7 @@ def standard_stages(
         own_losses: whether the student has losses of its own (a detector), which train where no
             other does.
     """
-    plain = control(losses, teachers, own, own_losses)
+    plain = control_losses(losses, teachers, own, own_losses)
     stages = [
         Stage(name, model=name, losses=plain, role="teacher", own=own, **(teacher_training or {}))
         for name, checkpoint in teachers.items()
@@ -74,7 +74,9 @@ def with_control(
         _check_weights(stage)
         if not entries:
             entries = (
-                dict(losses) if stage.teachers else control(losses, teacher_names, own, own_losses)
+                dict(losses)
+                if stage.teachers
+                else control_losses(losses, teacher_names, own, own_losses)
             )
         filled.append(replace(stage, own=own, losses=entries))
     stages = with_roles(filled)
@@ -92,7 +94,7 @@ def with_control(
     budget = {
         key: getattr(final, key) for key in ("arguments", "optimizer", "schedule", "length", "data")
     }
-    plain = control(final.losses, teacher_names, own, own_losses)
+    plain = control_losses(final.losses, teacher_names, own, own_losses)
     alone = Stage(ALONE, losses=plain, own=own, role="control", **budget)
     where = stages.index(final)
     return [*stages[:where], alone, *stages[where:]]

@@ -83,7 +83,7 @@ def follow(
     """
     loaded: dict[str, int] = {}
 
-    def prepare(batch: dict) -> dict:
+    def before_step(batch: dict) -> dict:
         iteration, total = distiller.progress or (0, 1)
         for name, route in routes.items():
             anchor = route.anchor(iteration * len(route.sources) // total)
@@ -92,7 +92,7 @@ def follow(
                 loaded[name] = anchor
         return batch
 
-    return prepare
+    return before_step
 
 
 def check_routes(experiment: Experiment, stage: Stage, distiller: Distiller, length: int) -> None:

@@ -55,12 +55,12 @@ class Experiment(StageModels):
     ):
         config = copy.deepcopy(dict(config))
         self.rank, self.world = rank_and_world()
-        models = ModelFactory(config, seed, torch.device(device_type(device)))
-        _check_process(config, models.device, self.world)
+        factory = ModelFactory(config, seed, torch.device(device_type(device)))
+        _check_process(config, factory.device, self.world)
         _check_hooks(config)
         task = load_task(config["task"])
-        stages = make_stages(config, {*models.supplied_names(), *task.own_names})
-        super().__init__(config, stages, models, task, name)
+        stages = make_stages(config, {*factory.supplied_names(), *task.own_names})
+        super().__init__(config, stages, factory, task, name)
 
     def set_threads(self) -> None:
         """Give torch as many threads in this process as the config says."""

@@ -134,7 +134,7 @@ class StageLoop(BaseLoop):
         runner: the stage's runner.
         dataloader: an :class:`kdtasks.engine.loader.Loader`.
         lengths: of the stage and its intervals.
-        prepare: called with each batch before the step; adds what a cache knows.
+        before_step: called with each batch before the step; adds what a cache knows.
 
     Attributes:
         seconds: of training, without evaluations and checkpoints, and without those in which
@@ -147,10 +147,10 @@ class StageLoop(BaseLoop):
         runner: "StageRunner",
         dataloader: Loader,
         lengths: Lengths,
-        prepare: Callable[[dict], dict] | None = None,
+        before_step: Callable[[dict], dict] | None = None,
     ):
         super().__init__(runner, cast(Any, dataloader))
-        self.loader, self.lengths, self.prepare = dataloader, lengths, prepare
+        self.loader, self.lengths, self.before_step = dataloader, lengths, before_step
         self._iter, self._max_iters = 0, lengths.total
         self.seconds, self._since = 0.0, working_seconds()
         # the iteration of the last checkpoint
@@ -211,8 +211,8 @@ class StageLoop(BaseLoop):
         runner, iteration = self.runner, self._iter
         runner.message_hub.update_info("iter", iteration)
         runner.distiller.progress = (iteration, self._max_iters)
-        if self.prepare:
-            batch = self.prepare(batch)
+        if self.before_step:
+            batch = self.before_step(batch)
         runner.call_hook("before_train_iter", batch_idx=iteration, data_batch=batch)
         losses: dict[str, Tensor] = {}
         total = torch.zeros(())

@@ -11,7 +11,7 @@ from kdtasks.engine.loader import Loader
 from kdtasks.engine.show import Bar
 from kdtasks.engine.work_dir import WorkDir
 
-Prepare = Callable[[dict], dict]
+BeforeStep = Callable[[dict], dict]
 
 
 def preparation(
@@ -22,7 +22,7 @@ def preparation(
     batch: Mapping,
     routes: Mapping[str, Route],
     quiet: bool = True,
-) -> Prepare | None:
+) -> BeforeStep | None:
     """``batch -> batch``, called before each step of a stage; None: there is nothing to do.
 
     Args:
@@ -46,7 +46,7 @@ def _cache(
     files: WorkDir,
     batch: Mapping,
     quiet: bool,
-) -> Prepare:
+) -> BeforeStep:
     """Adds the teachers' outputs, which are computed once."""
     config, data = experiment.config, experiment.setting(stage, "data")
     views = config["cache"]["views"]

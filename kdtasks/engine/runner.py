@@ -55,7 +55,7 @@ class StageSetup:
         options: the parts of the config that concern a step (amp, accumulate, clip_grad, ema,
             sync_bn).
         keep: epochs whose checkpoints are kept.
-        prepare: called with each batch before the step.
+        before_step: called with each batch before the step.
         routes: of teachers that are anchors; what they have chosen is saved and put back.
         seed: of the random streams.
         meta: plain facts saved with every checkpoint.
@@ -80,7 +80,7 @@ class StageSetup:
     lengths: Lengths
     options: Mapping[str, Any]
     keep: Sequence[int] = ()
-    prepare: Callable[[dict], dict] | None = None
+    before_step: Callable[[dict], dict] | None = None
     routes: Mapping[str, Route] = field(default_factory=dict)
     seed: int = 0
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -129,7 +129,7 @@ class StageRunner(Runner):
         )
         # what mmengine calls it; so with the loop
         self.optim_wrapper = self.stepper
-        self.loop = StageLoop(self, setup.loader, setup.lengths, setup.prepare)
+        self.loop = StageLoop(self, setup.loader, setup.lengths, setup.before_step)
         self._train_loop = self.loop
         self.param_schedulers = build_schedulers(
             setup.schedule, self.optim_wrapper, setup.lengths.total, len(setup.loader), setup.task

@@ -36,12 +36,12 @@ class StageModels(StagePlan):
 
     Args:
         config, stages: as of :class:`StagePlan`.
-        models: what builds models.
+        factory: what builds models.
         task: of the config.
         name: of the config, as it is written beside weights.
 
     Attributes:
-        models: the :class:`~kdtasks.engine.model_factory.ModelFactory`.
+        factory: the :class:`~kdtasks.engine.model_factory.ModelFactory`.
         data: the :class:`~kdtasks.engine.data_store.DataStore`.
         seed, device: of the models.
         pretrained: ``{role: what is known}`` of weights that come with a model's name, as far as a
@@ -49,11 +49,11 @@ class StageModels(StagePlan):
     """
 
     def __init__(
-        self, config: dict, stages: list[Stage], models: ModelFactory, task: Task, name: str
+        self, config: dict, stages: list[Stage], factory: ModelFactory, task: Task, name: str
     ):
-        super().__init__(config, stages, models.specs)
-        self.models, self.task, self.name = models, task, name
-        self.seed, self.device = models.seed, models.device
+        super().__init__(config, stages, factory.specs)
+        self.factory, self.task, self.name = factory, task, name
+        self.seed, self.device = factory.seed, factory.device
         self.pretrained: dict[str, dict] = {}
         final = self.setting(self.final, "data") if self.final else None
         self.data = DataStore(
@@ -76,7 +76,7 @@ class StageModels(StagePlan):
     # Models ---------------------------------------------------------------------------------------
     def model(self, name: str, like: str | None = None, **arguments) -> nn.Module:
         """A fresh model of the config; see :meth:`ModelFactory.model`."""
-        return self.models.model(name, like, **arguments)
+        return self.factory.model(name, like, **arguments)
 
     def learner(self, stage: Stage) -> nn.Module:
         """The model that a stage trains, with fresh weights; the control's with ``control``."""
@@ -175,13 +175,13 @@ class StageModels(StagePlan):
             warn_of_other_normalization(stage.model, trained_with(meta), data)
             check_source(self, stage)
         teachers = {name: self.teacher(stage, name, files, load, anchor) for name in stage.teachers}
-        if load and self.models.has_plain_distiller:
+        if load and self.factory.has_plain_distiller:
             check_teachers(self, stage, teachers)
-        peers = self.models.peers(stage.losses)
+        peers = self.factory.peers(stage.losses)
         if load:
             for k, (peer, spec) in enumerate(zip(peers, self.config["peers"])):
                 self.load(peer, spec.get("checkpoint"), files, where=f"peers[{k}].checkpoint")
-        distiller = self.models.distiller(stage.name, student, teachers, stage.losses, peers)
+        distiller = self.factory.distiller(stage.name, student, teachers, stage.losses, peers)
         if load:
             distiller.classes = self.classes(stage)
         return distiller.to(self.device)

@@ -70,13 +70,13 @@ def train_stage(
     lengths = _lengths(experiment, stage, files, loader)
     begun = working_seconds()
     routes = routes_of(experiment, stage, distiller, files)
-    prepare = preparation(experiment, stage, distiller, files, first, routes, notices.quiet)
+    before_step = preparation(experiment, stage, distiller, files, first, routes, notices.quiet)
     prepared = working_seconds() - begun
     with Bar(stage.name, lengths.total, notices.quiet) as bar:
         setup = dataclasses.replace(
             _setup(experiment, stage, files, loader, distiller, lengths),
             find_unused_parameters=experiment.world > 1 and leaves_parameters_out(distiller, first),
-            prepare=prepare,
+            before_step=before_step,
             routes=routes,
             show=bar,
         )

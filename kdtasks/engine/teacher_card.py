@@ -87,7 +87,7 @@ def _scored(experiment: "Experiment", done: Mapping) -> Iterator[tuple[Stage, st
         read = {name for entry in stage.losses.values() for name in as_names(entry["of"])}
         for name, origin in stage.teachers.items():
             fixed = isinstance(origin, str | None) and experiment.is_from_outside(origin)
-            if fixed and (name in read or not experiment.models.has_plain_distiller):
+            if fixed and (name in read or not experiment.factory.has_plain_distiller):
                 yield stage, name
 
 

@@ -22,7 +22,7 @@ assistants: compare it with plain KD, and with a student that has the whole chai
 import itertools
 from collections.abc import Mapping, Sequence
 
-from kdtasks.core.control import control
+from kdtasks.core.control import control_losses
 from kdtasks.general.chains import chain, epochs_of, total_length
 
 
@@ -120,5 +120,5 @@ def _whole_budget(config: Mapping, hops: Sequence[Mapping], changes: Mapping) ->
         names = {
             name for part in (config, last) for name in (part.get("data") or {}).get("own") or ()
         }
-        shared["losses"] = control(last["losses"], config["teachers"], names)
+        shared["losses"] = control_losses(last["losses"], config["teachers"], names)
     return {**shared, "name": "whole_budget", "role": "joint", "length": length}

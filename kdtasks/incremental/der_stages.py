@@ -4,7 +4,7 @@
 
 from collections.abc import Mapping
 
-from kdtasks.core.control import control
+from kdtasks.core.control import control_losses
 from kdtasks.core.names import as_names
 from kdtasks.core.stages import ALONE, DISTILLED
 from kdtasks.incremental.der_distiller import DRAWS, OWN_NAMES
@@ -56,7 +56,7 @@ def dark_replay_stages(
         name: {key: value for key, value in entry.items() if key != "alone"}
         for name, entry in config["losses"].items()
     }
-    plain = control(config["losses"], {}, OWN_NAMES)
+    plain = control_losses(config["losses"], {}, OWN_NAMES)
     stages = _arm(config, False, first or {}, False, plain)
     if joint:
         stages.append(joint_stage({**config, "losses": _without_draws(config["losses"])}))

@@ -17,7 +17,7 @@ experience of one class is always 100.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kdtasks.core.control import control, taught_names
+from kdtasks.core.control import control_losses, taught_names
 from kdtasks.core.stages import ALONE, DISTILLED
 from kdtasks.incremental.gd import BalancedCrossEntropyLoss, step_losses
 
@@ -418,7 +418,7 @@ def joint_stage(config: Mapping) -> dict:
     """The stage "joint": all classes are new, and there are as many steps as in all experiences of
     an arm.
     """
-    losses = control(config["losses"], {"teacher": None})
+    losses = control_losses(config["losses"], {"teacher": None})
     stage = {
         "name": "joint",
         "role": "joint",

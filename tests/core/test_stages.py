@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from kdtasks.core.arms import arms, with_roles
-from kdtasks.core.control import control, unmarked
+from kdtasks.core.control import control_losses, unmarked
 from kdtasks.core.stage_checks import check_stages
 from kdtasks.core.stage_lists import standard_stages, with_control
 from kdtasks.core.stages import Stage, stage_reference
@@ -25,7 +25,7 @@ HINT = {"type": "torch.nn.MSELoss", "of": ("student.layer3", "teacher.layer3@-1"
 # -------------------------------------------------------------------------------------- the control
 def test_a_weight_that_makes_room_for_the_teacher_is_not_kept():
     losses = {"loss_cls": {**CLS, "weight": 0.1}, "loss_kd": KD}
-    assert control(losses, {"teacher": None}) == {"loss_cls": {**CLS, "weight": 1}}
+    assert control_losses(losses, {"teacher": None}) == {"loss_cls": {**CLS, "weight": 1}}
     # the config is left alone
     assert losses["loss_cls"]["weight"] == 0.1
 
@@ -46,7 +46,7 @@ def test_a_weight_that_makes_room_for_the_teacher_is_not_kept():
     ],
 )
 def test_the_weight_alone_is_one_unless_it_says_so(entry, weight):
-    assert control({"loss_cls": {**CLS, **entry}, "loss_kd": KD}, ["teacher"]) == {
+    assert control_losses({"loss_cls": {**CLS, **entry}, "loss_kd": KD}, ["teacher"]) == {
         "loss_cls": {**CLS, "weight": weight}
     }
 
@@ -66,7 +66,7 @@ def test_the_weight_alone_is_one_unless_it_says_so(entry, weight):
 )
 def test_what_needs_a_teacher_or_a_peer_is_not_in_the_control(of):
     losses = {"loss_cls": CLS, "loss_x": {"of": of}}
-    assert list(control(losses, ["teacher"])) == ["loss_cls"]
+    assert list(control_losses(losses, ["teacher"])) == ["loss_cls"]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,9 @@ def test_what_needs_a_teacher_or_a_peer_is_not_in_the_control(of):
     ],
 )
 def test_what_needs_none_is_in_it(of):
-    assert "loss_x" in control({"loss_cls": CLS, "loss_x": {"of": of}}, ["teacher"], {"rois.x"})
+    assert "loss_x" in control_losses(
+        {"loss_cls": CLS, "loss_x": {"of": of}}, ["teacher"], {"rois.x"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,7 @@ def test_what_the_data_supplies_is_a_teachers_unless_it_is_marked(name):
     )
     assert list(standard_stages(losses, {}, own={name})[0].losses) == ["loss_cls", "loss_x"]
     quiet = {"loss_cls": CLS, "loss_x": {"of": ("student", name), "alone": 0}}
-    assert list(control(quiet, {})) == ["loss_cls"] and not unmarked(quiet, {})
+    assert list(control_losses(quiet, {})) == ["loss_cls"] and not unmarked(quiet, {})
 
 
 @pytest.mark.parametrize(
@@ -130,20 +132,20 @@ def test_several_teachers_and_the_students_own_losses():
         "loss_b": {"of": ("student", "second.fc")},
         "accuracy": {"of": ("student", "target")},
     }
-    plain = control(losses, ["first", "second"])
+    plain = control_losses(losses, ["first", "second"])
     assert {name: entry["weight"] for name, entry in plain.items()} == {
         "loss_rpn": 1,
         "accuracy": 1,
     }
     # 'second' is then a key of the batch
-    assert "loss_b" not in control(losses, ["first"])
+    assert "loss_b" not in control_losses(losses, ["first"])
     assert unmarked(losses, ["first"]) == {"loss_b": "second.fc"}
 
 
 def test_a_loss_that_must_not_train_alone_says_so():
-    assert list(control({"loss_cls": CLS, "loss_aux": {**CLS, "alone": 0}}, ["teacher"])) == [
-        "loss_cls"
-    ]
+    assert list(
+        control_losses({"loss_cls": CLS, "loss_aux": {**CLS, "alone": 0}}, ["teacher"])
+    ) == ["loss_cls"]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_a_loss_that_must_not_train_alone_says_so():
 )
 def test_a_run_without_a_control_is_an_error_that_says_what_to_add(losses):
     with pytest.raises(ValueError, match=r"no control: add one that does not, with weight=0"):
-        control(losses, ["teacher"])
+        control_losses(losses, ["teacher"])
 
 
 def test_a_loss_of_the_teacher_cannot_be_asked_for_alone():
@@ -168,7 +170,7 @@ def test_a_loss_of_the_teacher_cannot_be_asked_for_alone():
         match=r"loss_kd is of \('student', 'teacher'\), which needs a "
         r"teacher.*alone=1",
     ):
-        control({"loss_cls": CLS, "loss_kd": {**KD, "alone": 1}}, ["teacher"])
+        control_losses({"loss_cls": CLS, "loss_kd": {**KD, "alone": 1}}, ["teacher"])
 
 
 # -------------------------------------------------------------------------------- the standard list

@@ -756,7 +756,7 @@ def test_maps_of_a_larger_image_lie_as_the_students_do_whatever_is_padded():
 
 
 def test_weight_zero_on_a_feature_loss_leaves_it_out_everywhere():
-    from kdtasks.core.control import control
+    from kdtasks.core.control import control_losses
 
     student, teacher = pair(faster_rcnn)
     distiller = TorchvisionDistiller(
@@ -774,7 +774,9 @@ def test_weight_zero_on_a_feature_loss_leaves_it_out_everywhere():
         "loss_hint": {"of": ("features.student.3", "features.teacher.3"), "weight": 0},
         "loss_c": {"of": "student.loss_classifier", "alone": 0},
     }
-    plain = control(losses, {"teacher": None}, set(distiller.names("student")), own_losses=True)
+    plain = control_losses(
+        losses, {"teacher": None}, set(distiller.names("student")), own_losses=True
+    )
     assert set(plain) == {"loss_c"} and plain["loss_c"]["weight"] == 0
     alone = TorchvisionDistiller(student, {}, {"loss_c": (None, "student.loss_classifier", 0)})
     assert "loss_classifier" not in alone.train()(batch()) and "loss_c" not in alone(batch())

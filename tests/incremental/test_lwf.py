@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdtasks.classification.models import digits_cnn
-from kdtasks.core.control import control
+from kdtasks.core.control import control_losses
 from kdtasks.engine import builder
 from kdtasks.general.kd import kd_loss
 from kdtasks.incremental.distiller import IncrementalDistiller
@@ -275,7 +275,7 @@ def test_lwf_mc_is_one_loss_when_taught_and_leaves_its_control_another():
     found = taught(losses, student, teacher).eval()(x, target)
     assert list(found) == ["loss_lwf"]
     torch.testing.assert_close(found["loss_lwf"].item(), slow_mc(student(x), teacher(x), target))
-    alone = control(losses, {"teacher": None})
+    alone = control_losses(losses, {"teacher": None})
     assert list(alone) == ["loss_cls"] and alone["loss_cls"]["weight"] == 1
     torch.testing.assert_close(
         taught(alone, student, teacher).eval()(x, target)["loss_cls"],

@@ -198,7 +198,7 @@ def _gain(run: "Run", values: Mapping[str, float], parts: Arms, unit: str) -> st
     return text
 
 
-def control(run: "Run") -> dict | None:
+def about_control(run: "Run") -> dict | None:
     """What the control is in this run, and in what else than the teacher it differs; None without
     it.
 

@@ -73,7 +73,7 @@ def render(
         unfinished=facts.unfinished(run),
         table=facts.stage_table(run, parameters),
         unreadable=facts.unreadable(run),
-        control=facts.control(run),
+        control=facts.about_control(run),
         deployment=deployment.table(measured) if measured else None,
         robustness=facts.robustness_table(run),
         config=facts.config_text(run),
