@@ -63,11 +63,15 @@ def draw_image(axes: "Axes", image: "ndarray", **options: object) -> None:
     axes.imshow(image, cmap="gray", interpolation=interpolation, **options)
 
 
-def mark_hit(axes: "Axes", hit: bool) -> None:
-    """Frame the image of these axes in green if it is what was looked for, else make it pale."""
+def draw_found(
+    figure: "Figure", image: "ndarray", left: float, top: float, side: float, hit: bool | None
+) -> None:
+    """An image in a square, framed if it is a hit, pale if it is not; None: it is the query."""
+    axes = add_axes(figure, left, top, side, side)
+    draw_image(axes, image, aspect="auto")
     for spine in axes.spines.values():
-        spine.set(visible=hit, color=HIT, linewidth=3)
-    if not hit:
+        spine.set(visible=bool(hit), color=HIT, linewidth=3)
+    if hit is False:
         axes.images[0].set_alpha(0.55)
 
 

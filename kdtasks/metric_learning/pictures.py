@@ -10,13 +10,10 @@ from torch import Tensor
 
 from kdtasks.core.choices import evenly_spaced
 from kdtasks.engine.report.style import INK, SLATE, WIDTH, free_figure
-from kdtasks.images.display import add_axes, draw_image, mark_hit, pictures_of, shortened, write
+from kdtasks.images.display import draw_found, pictures_of, shortened, write
 from kdtasks.metric_learning.retrieval import kendall_tau, nearest
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from numpy import ndarray
-
     from kdtasks.engine.loader import Loader
 
 # embeddings (N,D), classes (N,), places in the data set (N,)
@@ -176,7 +173,7 @@ def draw_gallery(
             label = int(target[places[0]])
             hits = [None, *(int(target[place]) == label for place in places[1:])]
             for left, image, hit in zip(lefts, images, hits):
-                _draw_image(figure, image, left, top, cell * 0.86, hit)
+                draw_found(figure, image, left, top, cell * 0.86, hit)
             write(figure, 0, top + cell + 0.01, shortened(names[label], 22), fontsize=8)
             top += height
         top += 0.06
@@ -226,16 +223,6 @@ def _neighbours(
         )
     for places in torch.cat(rows, 1).tolist():
         yield places, pictures_of(loader, index[places].cpu())
-
-
-def _draw_image(
-    figure: "Figure", image: "ndarray", left: float, top: float, side: float, hit: bool | None
-) -> None:
-    """An image, framed if it is a hit, pale if it is not; None: it is the query."""
-    axes = add_axes(figure, left, top, side, side)
-    draw_image(axes, image, aspect="auto")
-    if hit is not None:
-        mark_hit(axes, hit)
 
 
 def draw_map(models: Mapping[str, Embedded], names: Sequence[str]) -> tuple:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdtasks.core.choices import evenly_spaced
 from kdtasks.engine.report.style import SLATE, WIDTH, free_figure
-from kdtasks.images.display import add_axes, draw_image, mark_hit, pictures_of, shortened, write
+from kdtasks.images.display import add_axes, draw_found, draw_image, pictures_of, shortened, write
 from kdtasks.representation.knn import nearest_in_bank
 from kdtasks.representation.models import embedding_of, network_map
 
@@ -122,10 +122,8 @@ def _draw(
 ) -> None:
     """A row of test images; those that are not of the class are pale."""
     for n, (place, image) in enumerate(zip(places, _images(loader, places))):
-        axes = add_axes(figure, left + n * cell, top, cell * 0.88, cell * 0.88)
-        draw_image(axes, image, aspect="auto")
-        if label is not None:
-            mark_hit(axes, int(loader.dataset.target[place]) == label)
+        hit = None if label is None else int(loader.dataset.target[place]) == label
+        draw_found(figure, image, left + n * cell, top, cell * 0.88, hit)
 
 
 def _images(loader: "Loader", places: Sequence[int]) -> list:
