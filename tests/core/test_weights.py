@@ -632,7 +632,7 @@ def test_each_kind_of_mismatch_is_one(path, state, message):
 def test_a_missing_file_names_its_neighbours(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint lies in"):
         read_weights(tmp_path / "best.pth")
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint lies in"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder"):
         read_weights(tmp_path / "nowhere" / "best.pth")
     for name in ("best.pth", "last.pth", "notes.txt"):
         (tmp_path / name).touch()
