@@ -1,14 +1,19 @@
 """What README.md and docs/ say is there is there, and what is there is said."""
 
+import ast
 import importlib
 import inspect
 import re
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from kdtasks.detection.models import retinanet
 from kdtasks.engine import builder, config_keys
 from kdtasks.engine.key_table import key_table
+from kdtasks.representation.command import distill
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -148,6 +153,64 @@ def test_the_lines_of_config_under_own_data_are_right():
     assert len(lines) > 15
     for line in lines:
         builder.check(eval(line.replace("…", "None"), {"dict": dict}), line)
+
+
+# Code ---------------------------------------------------------------------------------------------
+def python_of(heading: str) -> list[str]:
+    """The blocks of Python below a heading of README.md."""
+    section = re.split(r"\n##+ ", README.partition(f"# {heading}\n")[2])[0]
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+
+
+class Net(nn.Module):
+    """With the parts that README.md names."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer3, self.fc = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.fc(self.layer3(x).relu())
+
+
+def test_the_plain_loop_trains_and_saves_the_student_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = python_of("A plain loop")
+    batches = [(torch.randn(5, 4), torch.randint(3, (5,))) for _ in range(3)]
+    student, teacher = Net(), Net()
+    before = [[p.clone() for p in net.parameters()] for net in (student, teacher)]
+    exec(code, {"student": student, "teacher": teacher, "loader": batches})
+    after = [list(net.parameters()) for net in (student, teacher)]
+    assert not any(map(torch.equal, before[0], after[0]))
+    assert all(map(torch.equal, before[1], after[1]))
+    Net().load_state_dict(torch.load("student.pth", weights_only=True), strict=True)
+
+
+def test_the_lines_for_detectors_give_the_losses_that_they_say():
+    code, config = python_of("Detectors")
+    names = {"student": retinanet(num_classes=2), "teacher": retinanet(num_classes=2)}
+    boxes = {"boxes": torch.tensor([[5.0, 5.0, 40.0, 30.0]]), "labels": torch.tensor([1])}
+    names |= {"images": [torch.rand(3, 64, 64)], "targets": [boxes]}
+    exec(code, names)
+    said = re.findall(r"loss_\w+", code.rpartition("#")[2])
+    assert set(said) == set(names["losses"]) and len(said) == 3
+    # runs inside MMDetection, which is not here
+    made: dict = {}
+    exec(config, made)
+    loss = made["model"]["losses"]["loss_adl"]
+    builder.check(loss, "loss_adl", reserved=("of",))
+    assert (ROOT / "kdtasks" / "detection" / "plugin.py").read_text().count("class DistillDetector")
+
+
+def test_the_three_lines_of_distillation_without_labels_are_a_call_that_can_be_made():
+    (code,) = python_of("A pretrained backbone teaches your small one, without labels")
+    call = next(n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Call))
+    given = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+    bound = inspect.signature(distill).bind(*map(ast.literal_eval, call.args), **given)
+    for name in ("student", "teacher"):
+        builder.resolve(bound.arguments[name], name)
+        builder.check({"type": bound.arguments[name]}, name)
+    assert len(re.findall(r"```python\n", README)) == 4, "a block of Python without a test"
 
 
 def test_the_readme_says_that_opening_a_config_runs_it():

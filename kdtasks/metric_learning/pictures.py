@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdtasks.core.choices import evenly_spaced
-from kdtasks.engine.report.style import INK, SLATE, WIDTH, free_figure
+from kdtasks.engine.report.style import INK, PHONE, SLATE, WIDTH, free_figure
 from kdtasks.images.display import draw_found, pictures_of, shortened, write
 from kdtasks.metric_learning.retrieval import kendall_tau, nearest
 
@@ -156,12 +156,16 @@ def draw_gallery(
     target = next(iter(models.values()))[1]
     groups = _query_groups(pair, right, target)
     count = min(SHOWN, len(target) - 1)
-    cell = min((WIDTH - GAP * len(models)) / (1 + count * len(models)), 0.95)
+    # what one model finds fits a phone
+    widest = min((PHONE - GAP) / count, 0.95)
+    cell = min((WIDTH - GAP * len(models)) / (1 + count * len(models)), widest)
     starts = [cell + GAP + k * (count * cell + GAP) for k in range(len(models))]
     lefts = [0.0, *(start + n * cell for start in starts for n in range(count))]
     height = cell + 0.24
     total = HEAD + sum(0.36 + len(queries) * height for _, queries in groups)
-    figure = free_figure(WIDTH, total)
+    # titles of groups may be wider than a few columns
+    width = max(starts[-1] + count * cell + GAP, 0.6 * WIDTH)
+    figure = free_figure(width, total)
     for start, name in zip(starts, models):
         text = f"{name}: first one right {100 * float(right[name].double().mean()):.1f} %"
         write(figure, start, 0.1, text, fontsize=10, fontweight="bold")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdtasks.core.choices import evenly_spaced
-from kdtasks.engine.report.style import SLATE, WIDTH, free_figure
+from kdtasks.engine.report.style import PHONE, WIDTH, free_figure
 from kdtasks.images.display import add_axes, draw_found, draw_image, pictures_of, shortened, write
 from kdtasks.representation.knn import nearest_in_bank
 from kdtasks.representation.models import embedding_of, network_map
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kdtasks.engine.run import Run
 
 # inches
-GAP, HEAD = 0.16, 0.42
+GAP, HEAD, NAMED = 0.16, 0.42, 0.32
 QUERIES, SHOWN, MAPPED = 8, 5, 8
 # of the bank: a figure need not wait for more
 BANK = 1000
@@ -86,8 +86,11 @@ def draw_neighbours(models: Mapping[str, nn.Module], loader: "Loader") -> tuple:
     queries = count + torch.tensor(evenly_spaced(total - count, QUERIES))
     target, names = loader.dataset.target, loader.dataset.classes
     shown = min(SHOWN, len(bank))
-    cell = min((WIDTH - GAP * len(models)) / (1 + shown * len(models)), 0.95)
-    figure = free_figure(WIDTH, HEAD + len(queries) * (cell + 0.22))
+    # what one model finds fits a phone
+    widest = min((PHONE - GAP) / shown, 0.95)
+    cell = min((WIDTH - GAP * len(models)) / (1 + shown * len(models)), widest)
+    width = cell + len(models) * (shown * cell + GAP)
+    figure = free_figure(width, HEAD + len(queries) * (cell + 0.22))
     neighbours = {}
     for name, model in models.items():
         rows = embedded(model, loader, torch.cat([bank, queries]))
@@ -152,19 +155,20 @@ def draw_maps(models: Mapping[str, nn.Module], loader: "Loader") -> tuple | None
             maps[name] = component_colors(last_map.float()).cpu()
     if not maps:
         return None
-    label = 1.1
-    cell = (WIDTH - label) / len(places)
-    figure = free_figure(WIDTH, (1 + len(maps)) * (cell + 0.06))
+    cell = min(WIDTH / len(places), PHONE / 3)
     rows = [("", _images(loader, places.tolist()))]
-    rows += [(name, [picture.numpy() for picture in pictures]) for name, pictures in maps.items()]
+    for name, pictures in maps.items():
+        size = "x".join(map(str, pictures.shape[1:3]))
+        named = f"{shortened(name, 28)}: {size} places"
+        rows.append((named, [picture.numpy() for picture in pictures]))
+    high = cell + NAMED
+    figure = free_figure(cell * len(places), len(rows) * high - NAMED)
     for k, (name, pictures) in enumerate(rows):
-        top = k * (cell + 0.06)
-        if name:
-            write(figure, 0, top + 0.05, shortened(name, 14), fontsize=10, fontweight="bold")
-            size = "x".join(map(str, pictures[0].shape[:2]))
-            write(figure, 0, top + 0.25, f"{size} places", fontsize=8, color=SLATE)
+        top = k * high
+        # closer to what is below
+        write(figure, 0, top - NAMED + 0.1, name, fontsize=10, fontweight="bold")
         for n, picture in enumerate(pictures):
-            axes = add_axes(figure, label + n * cell, top, cell * 0.95, cell * 0.95)
+            axes = add_axes(figure, n * cell, top, cell * 0.95, cell * 0.95)
             draw_image(axes, picture, aspect="auto")
     title = (
         "Where the last maps differ: their first three principal components as red, green and blue "

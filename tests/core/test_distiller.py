@@ -786,9 +786,12 @@ def test_build_after_a_run_without_gradient_and_a_model_that_fails_leaves_no_tra
 
 def test_build_does_not_read_targets_of_unlabelled_rows():
     data = {**batch(), "labelled": torch.zeros(8).bool()}
-    # cross_entropy would refuse -1
     data["target"][:] = -1
-    Distiller(Net(), losses={"loss_cls": CLS}).build(data)
+    shapes = Distiller(Net(), losses={"loss_cls": CLS}).build(data)
+    assert shapes["student"][0] == 8
+    # of labelled ones it does
+    with pytest.raises(ValueError, match="Target -1 is out of bounds"):
+        Distiller(Net(), losses={"loss_cls": CLS}).build({**data, "labelled": torch.ones(8).bool()})
 
 
 @pytest.mark.parametrize("number", [3, 99, -1])

@@ -299,12 +299,15 @@ def test_modules_that_upgrade_old_files_do_so(path, prefix):
 
 def test_a_version_in_the_file_is_kept_under_a_prefix(path):
     network = nn.Sequential(Formerly())
+    nn.init.constant_(network[0].weight, 7)
     for wrapped in (nn.ModuleDict({"module": network}), nn.ModuleDict({"model": network})):
         torch.save(wrapped.state_dict(), path)
+        new = nn.Sequential(Formerly())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # version 2 has no old_weight to look for
-            load_weights(nn.Sequential(Formerly()), path)
+            load_weights(new, path)
+        assert new[0].weight.tolist() == [7, 7]
 
 
 @pytest.mark.filterwarnings(
@@ -632,7 +635,7 @@ def test_each_kind_of_mismatch_is_one(path, state, message):
 def test_a_missing_file_names_its_neighbours(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint lies in"):
         read_weights(tmp_path / "best.pth")
-    with pytest.raises(FileNotFoundError, match=r"there is no folder"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder '.*nowhere'"):
         read_weights(tmp_path / "nowhere" / "best.pth")
     for name in ("best.pth", "last.pth", "notes.txt"):
         (tmp_path / name).touch()

@@ -68,6 +68,40 @@ def test_the_pieces_of_a_row_leave_room_for_each_other():
         assert len(widths) == 17 and most * 0.999 < sum(widths) < most
 
 
+def placed(boxes, texts):
+    """Pictures at (left, top) and lines of text, all in inches from the upper left corner."""
+    figure = Figure(figsize=(10, 3), layout="none")
+    image = np.random.default_rng(0).random((8, 8, 3))
+    for left, top in boxes:
+        axes = figure.add_axes((left / 10, 1 - (top + 0.6) / 3, 0.06, 0.2), xticks=[], yticks=[])
+        # smoothed, it reaches a hair beyond its axes
+        axes.imshow(image, aspect="auto", interpolation="antialiased")
+    for left, top, text in texts:
+        figure.text(left / 10, 1 - top / 3, text, va="top")
+    return figure
+
+
+def test_pictures_that_belong_together_stay_together():
+    one = [0.02, *(0.85 + 0.66 * k for k in range(5)), *(4.4 + 0.66 * k for k in range(5))]
+    boxes = [(left, top) for top in (0.4, 1.4) for left in one]
+    (stored,) = figures.embed([("", placed(boxes, [(0.85, 0.05, "first"), (4.4, 0.05, "other")]))])
+    assert [len(row) for row in stored.rows] == [3, 3]
+    assert all(piece.width <= 358 for row in stored.rows for piece in row[:2])
+    # the names of groups are above them on a phone, too; a query has none
+    assert [bool(piece.head) for piece in stored.rows[1]] == [False, True, True]
+    # those that are all as far from each other are cut between all of them
+    boxes = [(0.02 + 0.9 * k, 0.4) for k in range(11)]
+    (stored,) = figures.embed([("", placed(boxes, []))])
+    assert [len(row) for row in stored.rows] == [11]
+
+
+def test_edges_of_pictures_that_are_close_do_not_separate_them_from_their_names():
+    boxes = [(0.017 + 0.66 * k, 0.4033) for k in range(5)]
+    names = [(left, 0.05, f"n{k}") for k, (left, _) in enumerate(boxes)]
+    (stored,) = figures.embed([("", placed(boxes, names))])
+    assert [len(row) for row in stored.rows] == [5]
+
+
 def test_names_of_columns_go_with_the_pictures_of_each_row():
     figure = gallery("")
     for column, name in enumerate(("one", "two", "three")):

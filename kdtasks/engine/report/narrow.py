@@ -1,8 +1,9 @@
 """Figures on a page as wide as a phone: stacked, not shrunk.
 
 A figure that matplotlib lays out is drawn again, narrow, its panels one below the other. Of a
-gallery, whose pictures lie at places of their own, the rows are cut between their pictures; the
-pieces stand side by side where the page is wide, and wrap where it is not.
+gallery, whose pictures lie at places of their own, the rows are cut between their pictures, or
+between groups of some that a phone has room for; the pieces stand side by side where the page is
+wide, and wrap where it is not.
 """
 
 import io
@@ -28,6 +29,8 @@ BAR = 0.3
 FRAME = 0.04
 # inches: a heading's words are closer to each other than headings of columns
 WORDS = 0.15
+# times the least gap of a row: what is further from what is before it begins a group
+APART = 1.5
 
 
 def is_laid_out(figure: "Figure") -> bool:
@@ -189,8 +192,11 @@ class _Cutter:
 
     def cut(self, top: int, bottom: int, row: list[tuple]) -> list[Row]:
         """A row of pieces, and above it a heading that goes over several of them."""
-        head = min(box[1] for box in row)
+        head = self._clear_above(min(box[1] for box in row), top)
         empty = np.atleast_1d(self.blank[head:bottom].all(axis=0))
+        groups = _groups(row, round(BAR * self.inch))
+        if len(groups) > 1 and self._fits(_cuts(empty, groups, 0), empty):
+            row = groups
         finest = _cuts(empty, row, round(BAR * self.inch))
         rows = []
         # lines of a heading that are in the way go, from above
@@ -198,15 +204,14 @@ class _Cutter:
             written = np.atleast_1d(self.blank[start:head].all(axis=0))
             filled = _filled(written, round(WORDS * self.inch))
             cuts = _cuts(empty & filled, row, round(BAR * self.inch))
-            if cuts == finest or (cuts and self._fits(cuts)):
+            if cuts == finest or (cuts and self._fits(cuts, empty & written)):
                 break
         else:
             start, cuts = head, finest
         if start > top:
             rows = [Row(self._written(top, start))]
         columns = tuple(box[0] for box in row)
-        edge = max(start, head - round(FRAME * self.inch))
-        above = self._split(start, head, cuts) if not self.blank[start:edge].all() else []
+        above = self._split(start, head, cuts) if not self.blank[start:head].all() else []
         cuts_before, heads = self.known.get(columns, (cuts, []))
         if above or not all(empty[at] for at in cuts_before):
             heads = []
@@ -218,15 +223,22 @@ class _Cutter:
             pieces[-1] = _without_rest(pieces[-1])
         return [*rows, Row(pieces, heads)]
 
+    def _clear_above(self, head: int, top: int) -> int:
+        """The lowest empty line above pictures, whose frames and smoothed edges reach beyond them;
+        ``head``, where they begin, if something is written right there.
+        """
+        lines = range(head - 1, max(top, head - round(FRAME * self.inch)) - 1, -1)
+        return next((line for line in lines if self.blank[line].all()), head)
+
     def _ends(self, top: int, head: int) -> list[int]:
         """Where there is nothing below a line of the heading."""
         lines = np.asarray(self.blank[top:head].all(axis=1))
         after = np.flatnonzero(lines[1:] & ~lines[:-1]) + 1
         return [top + int(at) for at in after]
 
-    def _fits(self, cuts: list[int]) -> bool:
-        """Whether no piece is wider than a phone."""
-        edges = [0, *cuts, self.picture.shape[1]]
+    def _fits(self, cuts: list[int], empty: np.ndarray) -> bool:
+        """Whether no piece, the last without its empty rest, is wider than a phone."""
+        edges = [0, *cuts, int(np.flatnonzero(~empty).max(initial=0)) + 2]
         return max(b - a for a, b in pairwise(edges)) <= NARROW * self.inch
 
     def _written(self, top: int, bottom: int) -> list[np.ndarray]:
@@ -263,6 +275,19 @@ def _filled(blank: np.ndarray, least: int) -> np.ndarray:
         if stop - start < least and start > 0 and stop < len(blank):
             filled[start:stop] = False
     return filled
+
+
+def _groups(row: list[tuple], bar: int) -> list[tuple]:
+    """A row's boxes, where those that are closer to each other than to others are one."""
+    gaps = [box[0] - before[2] for before, box in pairwise(row) if box[2] - box[0] > bar]
+    groups = row[:1]
+    for before, box in pairwise(row):
+        left, top, _, bottom = groups[-1]
+        if box[2] - box[0] > bar and box[0] - before[2] > APART * min(gaps):
+            groups.append(box)
+        else:
+            groups[-1] = left, min(top, box[1]), box[2], max(bottom, box[3])
+    return groups
 
 
 def _cuts(empty: np.ndarray, row: list[tuple], bar: int) -> list[int]:

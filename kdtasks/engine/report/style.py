@@ -12,8 +12,8 @@ TEACHER, CONTROL, TAUGHT = "#5A6472", "#E69F00", "#0072B2"
 OTHERS = ("#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F", "#7B4FA3")
 # texts and lines, from dark to light
 INK, SLATE, PALE = "#1B2330", "#3C4758", "#AEB7C4"
-# inches, of a page
-WIDTH = 10.4
+# inches, of a page; and a hair less than a phone has room for, where narrow.py cuts what is wider
+WIDTH, PHONE = 10.4, 3.57
 # the task's pictures are drawn under it too
 STYLE = {
     "font.size": 10,
