@@ -47,7 +47,7 @@ OWN_NAMES = ("class_counts", *der_distiller.OWN_NAMES)
 
 
 def evaluate(model: nn.Module, loader: "Loader") -> dict[str, float]:
-    """Accuracy in percent on the test samples of each experience, from one forward.
+    """Accuracy in percent on the labelled test samples of each experience, from one forward.
 
     - ``average_accuracy``: mean over experiences, class-incremental: the argmax over all columns.
     - ``average_accuracy_task_il``: the same, task-incremental: the argmax over the columns of the
@@ -74,27 +74,25 @@ def evaluate(model: nn.Module, loader: "Loader") -> dict[str, float]:
     class_il = {k: 100 * right[k] / samples[k] for k in tested}
     task_il = {k: 100 * right_in_task[k] / samples[k] for k in tested}
     return {
-        "average_accuracy": sum(class_il.values()) / len(tested),
-        "average_accuracy_task_il": sum(task_il.values()) / len(tested),
-        "accuracy": 100 * sum(right) / sum(samples),
+        "average_accuracy": sum(class_il.values()) / max(len(tested), 1),
+        "average_accuracy_task_il": sum(task_il.values()) / max(len(tested), 1),
+        "accuracy": 100 * sum(right) / max(sum(samples), 1),
         **{f"accuracy_on_{k + 1}": value for k, value in class_il.items()},
         **{f"task_il_on_{k + 1}": value for k, value in task_il.items()},
     }
 
 
 def _counts(logits: Tensor, target: Tensor, sizes: Sequence[int]) -> Tensor:
-    """(3, experiences) int64 of a batch: samples, those whose argmax over all columns is right, and
-    those whose argmax over the columns of their own experience is.
+    """(3, experiences) int64 of a batch: labelled samples, those whose argmax over all columns is
+    right, and those whose argmax over the columns of their own experience is.
     """
-    device = target.device
+    device, labelled = target.device, target >= 0
     task_sizes = torch.tensor(sizes, device=device)
     task = torch.bucketize(target, task_sizes.cumsum(0), right=True)
     task_of_column = torch.arange(len(sizes), device=device).repeat_interleave(task_sizes)
     in_task = logits.masked_fill(task_of_column != task[:, None], -math.inf)
     # (3, B)
-    right = torch.stack(
-        [torch.ones_like(target), logits.argmax(1) == target, in_task.argmax(1) == target]
-    )
+    right = torch.stack([labelled, logits.argmax(1) == target, in_task.argmax(1) == target])
     counts = torch.zeros(3, len(sizes), dtype=torch.long, device=device)
     return counts.index_add_(1, task, right.long())
 

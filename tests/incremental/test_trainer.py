@@ -348,6 +348,9 @@ def test_evaluate_against_a_loop(classes, sizes):
     assert trainer.evaluate(Answers(sizes), half) == pytest.approx(
         slow_figures(logits.bfloat16().float(), target, sizes)
     )
+    # rows without a label count nowhere
+    more = [{"input": logits[:5], "target": torch.full((5,), -100)}, *loader]
+    assert trainer.evaluate(Answers(sizes), more) == found
 
 
 def test_what_a_run_reports_is_what_its_models_do(finished):
