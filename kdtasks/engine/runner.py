@@ -319,13 +319,19 @@ class StageRunner(Runner):
             self.show(iteration, total, dict(itertools.islice(self.metrics.items(), METRICS)))
 
     def _evaluate_learners(self) -> dict[str, float]:
-        """The student's metrics, and each peer's as ``peer1_<metric>``."""
+        """The student's metrics, and each peer's as ``peer1_<metric>``; rank 0's in all ranks."""
         metrics = evaluate(
             self.task, self.evaluated, self.test_loader, self._before_batch, self._after_batch
         )
         for role, peer in zip(self.distiller.learners[1:], self.distiller.peers):
             values = evaluate(self.task, peer, self.test_loader)
             metrics |= {f"{role}_{name}": value for name, value in values.items()}
+        if self.world_size > 1:
+            # where BatchNorm's statistics are each process's own, so are the metrics; schedules and
+            # hooks of all have to read the same, and that of the weights that are saved
+            first = [metrics]
+            torch.distributed.broadcast_object_list(first, src=0)
+            (metrics,) = first
         return metrics
 
     def _step_on_metrics(self) -> None:

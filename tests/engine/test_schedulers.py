@@ -3,15 +3,18 @@ resumed exactly.
 """
 
 import json
+from typing import ClassVar
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from small_runs import same, small, weights
 
 from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.optim import build_schedulers
 from kdtasks.engine.run import Run
 from kdtasks.engine.task import load_task
+from tests.ranks import two_ranks
 
 TORCH = "torch.optim.lr_scheduler."
 
@@ -121,3 +124,33 @@ def test_schedules_and_losses_with_a_state_in_attributes_resume_to_the_same_bits
     )
     assert a["resume"]["attributes"][0].keys() == b["resume"]["attributes"][0].keys()
     assert "losses.loss_memory." in a["resume"]["attributes"][0]
+
+
+class Rates(Hook):
+    """Notes the metric that was read and the learning rate that came of it."""
+
+    found: ClassVar[list] = []
+
+    def after_val_epoch(self, runner, metrics=None):
+        rate = runner.optim_wrapper.optimizer.param_groups[0]["lr"]
+        Rates.found.append((metrics["accuracy"], rate))
+
+
+def plateau(rank, folder):
+    options = {
+        "length": 2,
+        "val_interval": {"iterations": 1},
+        "schedule": [{"type": TORCH + "ReduceLROnPlateau", "patience": 0, "factor": 0.5}],
+        "custom_hooks": [{"type": f"{__name__}.Rates"}],
+    }
+    Run(small(**options), folder, quiet=True).train(only=["teacher"])
+    return Rates.found
+
+
+@pytest.mark.slow
+def test_two_processes_step_on_the_same_metric(tmp_path):
+    """Each has BatchNorm statistics of its own, and would have another accuracy. Slow, as it loads
+    torch twice.
+    """
+    first, second = two_ranks(plateau, tmp_path / "run")
+    assert first == second and len({rate for _, rate in first}) > 1
