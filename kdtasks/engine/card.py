@@ -24,6 +24,7 @@ from kdtasks.engine.dry_run import example
 from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.models import is_name
+from kdtasks.engine.pretrained import trained_with
 from kdtasks.engine.report.facts import is_number, number, weight_text
 
 NAME = "README.md"
@@ -238,7 +239,7 @@ def _loading(card: Card) -> list[str]:
 
 
 def _input(card: Card, shape: Sequence[int]) -> str:
-    given = card.experiment.normalization(card.stage)
+    given = trained_with(card.facts) or card.experiment.normalization(card.stage)
     text = f"Images as float32, in training of the shape {tuple(shape)}"
     if given is None:
         return f"{text}; the data does not say what it is normalised with."

@@ -116,11 +116,23 @@ def normalization(dataset: Any) -> tuple[tuple[float, ...], tuple[float, ...]] |
     """The ``mean`` and ``std`` that a data set, or the one that it wraps, says it normalises its
     images in [0,1] with; None: it says nothing.
     """
-    mean, std = getattr(dataset, "mean", None), getattr(dataset, "std", None)
-    if isinstance(mean, Sequence) and isinstance(std, Sequence) and len(mean) == len(std):
-        return tuple(map(float, mean)), tuple(map(float, std))
+    mean, std = (_channels(getattr(dataset, name, None)) for name in ("mean", "std"))
+    if mean and std and len(mean) == len(std):
+        return mean, std
     inner = getattr(dataset, "dataset", None)
     return None if inner is None or inner is dataset else normalization(inner)
+
+
+def _channels(value: Any) -> tuple[float, ...] | None:
+    """A number for each channel, of a list, an array, a tensor or one number; None of what is none
+    of these, such as a method.
+    """
+    if isinstance(value, str) or (callable(value) and not hasattr(value, "shape")):
+        return None
+    try:
+        return tuple(torch.as_tensor(value, dtype=torch.float64).flatten().tolist()) or None
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def with_classes(dataset: Any, names: Sequence[str] | None, drop: bool, where: str) -> Any:

@@ -3,15 +3,19 @@
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from kdtasks.core import Teacher
 from kdtasks.core.teacher import INTERPOLATIONS
+from kdtasks.engine import data_sets
 from kdtasks.engine.config_keys import MODEL_KEYS, TEACHER_KEYS
 from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.models import Facts, facts_of
+
+if TYPE_CHECKING:
+    from kdtasks.engine.experiment import Experiment
 
 Normalization = tuple[Sequence[float], Sequence[float]]
 
@@ -48,6 +52,15 @@ def frozen_teacher(
     if data is not None:
         if trained_here:
             expected = seen if seen and data() else None
+            if seen and not expected and not any(key in options for key in _GIVEN):
+                warnings.warn(
+                    f"{where}: its weights were trained on images normalised with mean "
+                    f"{_list(seen[0])}, std {_list(seen[1])}, and the data does not say what it "
+                    "normalises with (by attributes mean and std): it is given the student's "
+                    f"images as they are; expected these attributes, or {where}.student_mean and "
+                    f"{where}.student_std",
+                    stacklevel=2,
+                )
         else:
             expected = _expected(facts)
         _take_normalization(options, expected, data, where)
@@ -109,6 +122,31 @@ def warn_of_other_normalization(
         "the same in both configs",
         stacklevel=2,
     )
+
+
+def other_test_normalization(train: Normalization | None, test: Normalization | None) -> list[str]:
+    """What to warn of where test images are normalised otherwise than those that were learned
+    from, where both say it; empty: nothing.
+    """
+    if train is None or test is None or _is_same(train, test):
+        return []
+    return [
+        f"the test images are normalised with mean {_list(test[0])}, std {_list(test[1])}, and "
+        f"those that the weights were trained on with mean {_list(train[0])}, std "
+        f"{_list(train[1])}: expected the same mean and std in data.train and data.test"
+    ]
+
+
+def odd_normalization(experiment: "Experiment") -> list[str]:
+    """:func:`other_test_normalization` of the data of all stages."""
+    texts: list[str] = []
+    for stage in experiment.stages:
+        data = experiment.setting(stage, "data")
+        train, test = (
+            data_sets.normalization(experiment.data_set(data, part)) for part in ("train", "test")
+        )
+        texts += other_test_normalization(train, test)
+    return list(dict.fromkeys(texts))
 
 
 def _is_same(first: Normalization, second: Normalization) -> bool:

@@ -14,7 +14,7 @@ from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.finished import FinishedStages
 from kdtasks.engine.finishing import finish_run, note_stage
-from kdtasks.engine.pretrained import mismatch, sentence
+from kdtasks.engine.pretrained import mismatch, odd_normalization, sentence
 from kdtasks.engine.processes import ReaderError, keep_memory, led, lost_reader
 from kdtasks.engine.teacher_card import Cards, teacher_cards
 from kdtasks.engine.work_dir import WorkDir
@@ -108,7 +108,8 @@ class Run(FinishedStages):
     def _train(self, resume: bool, only: list[str] | None) -> dict:
         check(self.experiment)
         slow = notices.slow_precision(self.experiment)
-        for text in [*([slow] if slow else []), *odd_classes(self.experiment)]:
+        odd = [*odd_classes(self.experiment), *odd_normalization(self.experiment)]
+        for text in [*([slow] if slow else []), *odd]:
             self.notices.warn(text)
         for role, facts in self.experiment.pretrained.items():
             self.notices.say(sentence(role, facts))

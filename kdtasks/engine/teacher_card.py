@@ -47,7 +47,8 @@ def teacher_cards(
         return cards
     scored: dict[tuple, dict[str, Any]] = {}
     for stage, name in _scored(experiment, done):
-        key = (name, stage.teachers[name], str(experiment.setting(stage, "data")["test"]))
+        data = str(experiment.setting(stage, "data")["test"])
+        key = (name, stage.teachers[name], data, experiment.normalization(stage))
         if key not in scored:
             with keep_random_streams():
                 scored[key] = _card(experiment, stage, name, files, notices)
@@ -99,7 +100,7 @@ def _card(
     try:
         if not _is_comparable(experiment, stage, teacher, next(iter(loader))):
             return {}
-        metrics = evaluate(task, _plain(teacher), loader)
+        metrics = evaluate(task, plain_network(teacher), loader)
     # the run's own checks say what it cannot do without
     except (ValueError, RuntimeError, TypeError, KeyError) as error:
         notices.warn(f"the teacher {name!r} cannot be scored on the test data: {error}")
@@ -108,13 +109,13 @@ def _card(
     if primary in metrics:
         value = f"{metrics[primary]:.{task.decimals(primary)}f}{task.unit(primary)}"
         notices.say(f"{name}: {value} {task.label(primary)} on the student's test data")
-    for text in doubts(experiment, stage, name, _plain(teacher), metrics):
+    for text in doubts(experiment, stage, name, plain_network(teacher), metrics):
         notices.warn(text)
     return metrics
 
 
-def _plain(teacher: Teacher) -> nn.Module:
-    """The network itself, where it is given the student's inputs as they are."""
+def plain_network(teacher: Teacher) -> nn.Module:
+    """The network itself, where it is given the student's inputs as they are; else the teacher."""
     prepared = teacher.scale is not None or teacher.input_size is not None
     return teacher if prepared or teacher.precision is not None else teacher.model
 

@@ -111,6 +111,7 @@ def _use_weights(
             "beside it), and the test data depends on that: 0 is taken; --seed says another",
             file=sys.stderr,
         )
+    model = _with_its_input(experiment, model, args.model, meta, loader)
     _print_metrics(experiment, model, loader)
 
 
@@ -135,6 +136,26 @@ def _model_of(experiment: "Experiment", name: str, checkpoint: str, facts: Mappi
 
     model = experiment.student_of(facts) if name == "student" else experiment.model(name)
     load_weights(model, checkpoint)
+    return model
+
+
+def _with_its_input(
+    experiment: "Experiment", model: "nn.Module", name: str, facts: Mapping, loader: "Loader"
+) -> "nn.Module":
+    """A teacher with the inputs that it has in a run; of other weights a warning where they were
+    trained on images that were normalised otherwise.
+    """
+    from kdtasks.engine.data_sets import normalization
+    from kdtasks.engine.pretrained import frozen_teacher, other_test_normalization, trained_with
+    from kdtasks.engine.teacher_card import plain_network
+
+    given, seen = normalization(loader.dataset), trained_with(facts)
+    spec = experiment.config["teachers"].get(name)
+    if spec is not None and not hasattr(model, "session"):
+        teacher = frozen_teacher(model, spec, name, lambda: given, "kdtasks" in facts, seen)
+        return plain_network(teacher.to(experiment.device))
+    for text in other_test_normalization(seen, given):
+        print(f"warning: {text}", file=sys.stderr)
     return model
 
 
