@@ -5,6 +5,7 @@ noticed: how many samples, which classes, labels and files, and what some of the
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,16 +25,17 @@ if TYPE_CHECKING:
 
 # evenly spaced
 SAMPLES = 4
-# of the data's description: what changes no sample
-_HOW_IT_IS_READ = ("timeout", "workers")
+# of the data's description: what the sets are made of
+_MADE_OF = ("train", "test", "unknown_classes", "skip_bad")
+
+Facts = dict[str, dict[str, dict[str, Any]]]
 
 
-def facts_of(dataset: Any, seed: int) -> dict[str, Any]:
+def facts_of(dataset: Any) -> dict[str, Any]:
     """What can be known of a data set of either kind; plain values, for JSON.
 
     Args:
         dataset: as a :class:`~kdtasks.engine.loader.Loader` takes it.
-        seed: of the views of the samples that are looked at.
     """
     classes, targets = data_sets.class_names(dataset), data_sets.targets(dataset)
     files = _files(dataset)
@@ -42,8 +44,38 @@ def facts_of(dataset: Any, seed: int) -> dict[str, Any]:
         **({} if classes is None else {"classes": len(classes), "names of classes": _sum(classes)}),
         **({} if targets is None else {"labels": _sum(targets)}),
         **({} if files is None else {"files": _sum(files)}),
-        "content": _content(dataset, seed),
+        "content": _content(dataset),
     }
+
+
+def stage_facts(experiment: "Experiment", stage: Stage) -> Facts:
+    """``{sum of the description: {'train' or 'test': facts}}`` of a stage's data, as it is now.
+
+    Facts of one description are the same for all seeds, unless the data draws random numbers, which
+    they say (``drawn``).
+    """
+    data = experiment.setting(stage, "data")
+    spec = {name: data[name] for name in _MADE_OF}
+    place = _sum(json.dumps(jsonable(spec), sort_keys=True, default=str))
+    facts = {part: facts_of(experiment.data_set(data, part)) for part in ("train", "test")}
+    drawn = {"drawn": True} if experiment.data.is_drawn else {}
+    return {place: {part: {**entries, **drawn} for part, entries in facts.items()}}
+
+
+def noted_facts(files: WorkDir) -> Facts:
+    """What :func:`check_data` has noted of a run's data."""
+    path = _path(files)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def weighty_differences(noted: Facts, now: Facts) -> list[str]:
+    """In what the data of the same description differs: samples, classes, labels and files."""
+    places = [place for place in now if place in noted]
+    return [
+        line
+        for place in places
+        for line in difference(_without_content(noted[place]), _without_content(now[place]))
+    ]
 
 
 def check_data(experiment: "Experiment", stage: Stage, files: WorkDir, notices: Notices) -> None:
@@ -54,18 +86,12 @@ def check_data(experiment: "Experiment", stage: Stage, files: WorkDir, notices: 
         ConfigError: other samples, classes, labels or files, so that neither the order of the
             samples nor the arms of the run would belong together.
     """
-    data, path = experiment.setting(stage, "data"), files.path / "stages" / "data.json"
-    noted = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    spec = {name: value for name, value in data.items() if name not in _HOW_IT_IS_READ}
-    place = _sum(json.dumps(jsonable(spec), sort_keys=True, default=str))
-    facts = {
-        part: facts_of(experiment.data_set(data, part), experiment.seed)
-        for part in ("train", "test")
-    }
+    noted, now = noted_facts(files), stage_facts(experiment, stage)
+    ((place, facts),) = now.items()
     if place not in noted:
-        checkpoint.save_json({**noted, place: facts}, path)
+        checkpoint.save_json({**noted, **now}, _path(files))
         return
-    weighty = difference(_without_content(noted[place]), _without_content(facts))
+    weighty = weighty_differences(noted, now)
     if weighty:
         raise ConfigError(
             f"the data is not what it was when the run in {str(files.path)!r} began:\n  "
@@ -82,14 +108,18 @@ def check_data(experiment: "Experiment", stage: Stage, files: WorkDir, notices: 
         )
 
 
+def _path(files: WorkDir) -> Path:
+    return files.path / "stages" / "data.json"
+
+
 def _without_content(facts: Mapping[str, Mapping]) -> dict:
     return {
-        part: {name: value for name, value in entries.items() if name != "content"}
+        part: {name: value for name, value in entries.items() if name not in ("content", "drawn")}
         for part, entries in facts.items()
     }
 
 
-def _content(dataset: Any, seed: int) -> str:
+def _content(dataset: Any) -> str:
     """Of a few samples, each in its first view; '' where one of them cannot be read, or is never
     the same.
     """
@@ -97,7 +127,7 @@ def _content(dataset: Any, seed: int) -> str:
     before = checkpoint.random_state()
     try:
         once, again = (
-            _sum(read_rows(dataset, index, torch.zeros_like(index), seed)) for _ in range(2)
+            _sum(read_rows(dataset, index, torch.zeros_like(index), 0)) for _ in range(2)
         )
     # whoever reads it in earnest says so
     except Exception:

@@ -26,6 +26,7 @@ from kdtasks.engine.processes import led
 from kdtasks.engine.resume import resume_from, take_optimizer_state
 from kdtasks.engine.runner import StageRunner, StageSetup
 from kdtasks.engine.show import Bar
+from kdtasks.engine.sources import check_sources
 from kdtasks.engine.trackers import open_tracker
 from kdtasks.engine.work_dir import WorkDir
 
@@ -62,6 +63,7 @@ def train_stage(
         resume: go on from the stage's last checkpoint, if there is one.
         notices: what is told on the screen.
     """
+    led(lambda beat: check_sources(experiment.config, files, notices))
     led(lambda beat: check_data(experiment, stage, files, notices))
     loader = experiment.train_loader(stage, files)
     first = experiment.first_batch(stage, files)

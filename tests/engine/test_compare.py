@@ -2,6 +2,7 @@
 than its numbers do.
 """
 
+import importlib
 import io
 import itertools
 import json
@@ -25,6 +26,7 @@ from kdtasks.engine import config_keys
 from kdtasks.engine.cli import compare as main
 from kdtasks.engine.cli.comparing import _named
 from kdtasks.engine.compare.comparison import compare
+from kdtasks.engine.compare.notes import _fixed_views, pair_notes
 from kdtasks.engine.compare.plan import ConfigArm, plan_jobs
 from kdtasks.engine.compare.show import plot, show
 from kdtasks.engine.compare.statistics import interval, verdict
@@ -451,6 +453,75 @@ def test_again_nothing_is_trained(undisturbed, monkeypatch):
     monkeypatch.setattr(Run, "train", lambda *args, **kwargs: pytest.fail("trained again"))
     assert compare(pair(), [0, 1, 2], folder, "cpu", quiet=True) == result
     assert written(folder) == before
+
+
+def test_fewer_views_than_the_control_sees_are_told():
+    def note(**options):
+        return _fixed_views([ConfigArm("kd", small(**options), None)])
+
+    assert note(length=3) == note(length=2, cache={"views": 2}) == []
+    (text,) = note(length=3, cache={"views": 2})
+    assert text.startswith("kd: by its cache distilled sees 2 fixed views of each image, and alone")
+
+
+def test_what_differs_beside_the_teacher_is_told(tmp_path):
+    """Stages in a list have settings of their own."""
+    kd = dict(loss_kd=dict(KD, of=("student", "teacher")))
+    teacher = dict(name="teacher", model="teacher", losses=dict(loss_cls=CE))
+    alone = dict(name="alone", role="control", losses=dict(loss_cls=CE))
+    taught = dict(name="taught", teachers={"teacher": "teacher.last"}, losses=kd)
+    other = {"optimizer": dict(lr=0.2), "data": dict(batch_size=64)}
+
+    def notes(name, steps, **settings):
+        stages = [teacher, alone, {**taught, **settings}]
+        (arm,), _ = plan_jobs({name: small(stages=stages)}, [0], tmp_path, "cpu")
+        for stage, job in (("alone", arm.controls[0]), ("taught", arm.jobs[0])):
+            timing = job.folder / "stages" / "timings.json"
+            timing.parent.mkdir(parents=True, exist_ok=True)
+            timing.write_text(json.dumps({stage: {"iterations": steps[stage == "taught"]}}))
+        return pair_notes([arm], [0])
+
+    assert notes("kd", (6, 6)) == []
+    (longer,) = notes("kd", (6, 12))
+    assert longer.startswith("kd: taught has been trained on 384 labelled images, counted each")
+    said = notes("other", (6, 3), **other)
+    assert [text.partition(", so")[0] for text in said] == [
+        "other: taught and alone differ in optimizer, data.batch_size"
+    ]
+
+
+def test_what_changes_under_the_same_name_is_told(tmp_path, monkeypatch):
+    """New seeds are not taught by another file, nor trained on other labels, than former ones."""
+    path = tmp_path / "teacher.pth"
+    # loading a config has put its folder where modules are found
+    small_parts = importlib.import_module(small()["student"]["type"].split(".")[0])
+
+    def teacher(seed):
+        torch.manual_seed(seed)
+        torch.save(small_parts.Net(8).state_dict(), path)
+
+    def notes(*seeds):
+        configs = {"kd": small(**{"teacher.checkpoint": str(path), "teacher_card": False})}
+        return compare(configs, seeds, tmp_path / "runs", quiet=True)["notes"][1:]
+
+    teacher(0)
+    assert notes(0) == []
+    teacher(1)
+    assert notes(0) == [
+        f"kd: the file {str(path)!r}: another now than when its numbers were computed"
+    ]
+    with pytest.raises(ConfigError, match=r"kd, seed 0 was trained in (?s:.*)teacher\.pth'"):
+        notes(0, 1)
+    teacher(0)
+    made = small_parts.Digits.__init__
+
+    def other_labels(self, *args, **settings):
+        made(self, *args, **settings)
+        self.target = 9 - self.target
+
+    monkeypatch.setattr(small_parts.Digits, "__init__", other_labels)
+    with pytest.raises(ConfigError, match=r"alone for kd, seed 0 (?s:.*)train\.labels: .* -> "):
+        notes(0, 1)
 
 
 @pytest.mark.parametrize("at", [("alone", 1, 4), ("distilled", 1, 4), ("teacher", 0, 0)])

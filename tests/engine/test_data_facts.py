@@ -1,5 +1,6 @@
 """Data that changes between a stop and going on is named."""
 
+import importlib
 import shutil
 
 import numpy as np
@@ -9,7 +10,10 @@ from small_runs import small
 
 from kdtasks.engine.data_facts import facts_of
 from kdtasks.engine.errors import ConfigError
+from kdtasks.engine.notices import Notices
 from kdtasks.engine.run import Run
+from kdtasks.engine.sources import check_sources, sources_of
+from kdtasks.engine.work_dir import WorkDir
 
 
 def folder(path, shift=0, classes=("a", "b"), count=12):
@@ -87,5 +91,31 @@ def test_the_same_data_elsewhere_is_the_same(tmp_path):
     from kdtasks.classification.data import image_folder
 
     one, other = (image_folder(folder(tmp_path / n / "set"), size=8) for n in ("a", "other"))
-    assert facts_of(one, 0) == facts_of(other, 0)
-    assert facts_of(one, 0)["content"] and facts_of(one, 0)["samples"] == 24
+    assert facts_of(one) == facts_of(other)
+    assert facts_of(one)["content"] and facts_of(one)["samples"] == 24
+
+
+def test_another_file_of_weights_is_an_error_and_other_code_a_warning(
+    tmp_path, monkeypatch, capsys
+):
+    weights, code = tmp_path / "teacher.pth", tmp_path / "my_losses.py"
+    weights.write_bytes(b"one")
+    code.write_text("def cosine(student, teacher):\n    return 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("my_losses")
+    config = {
+        "teachers": {"teacher": {"type": "small_parts.Net", "checkpoint": str(weights)}},
+        "losses": {"loss_cosine": {"type": "my_losses.cosine"}},
+        "data": {"train": {"root": str(code)}},
+    }
+    files, notices = WorkDir(tmp_path / "run", []), Notices(quiet=False)
+    assert list(sources_of(config)["files"]) == [str(weights)]
+    for _ in range(2):
+        check_sources(config, files, notices)
+    assert capsys.readouterr().err == ""
+    code.write_text("def cosine(student, teacher):\n    return 12\n")
+    check_sources(config, files, notices)
+    assert "warning: my_losses: not what it was when the run began" in capsys.readouterr().err
+    weights.write_bytes(b"another")
+    with pytest.raises(ConfigError, match=r"teacher\.pth': not what it was when the run"):
+        check_sources(config, files, notices)

@@ -111,6 +111,18 @@ def test_what_does_not_belong_together(change, message):
         merge(comparison(0, 1), other)
 
 
+def test_parts_of_other_weights_are_not_one():
+    first, other = comparison(0, 1), comparison(2, 3)
+    for part, weights, code in ((first, "aa", "1"), (other, "aa", "2")):
+        part["configs"]["kd"]["sources"] = {"file t.pth": [weights], "code losses": [code]}
+    merged = merge(first, other)
+    assert merged["configs"]["kd"]["sources"] == {"code losses": ["1", "2"], "file t.pth": ["aa"]}
+    assert merged["notes"][1:] == ["kd: the code of losses: not the same for all of its numbers"]
+    other["configs"]["kd"]["sources"]["file t.pth"] = ["bb"]
+    with pytest.raises(ConfigError, match="other weights or data: of kd, the file 't.pth'"):
+        merge(first, other)
+
+
 def test_page_says_every_number():
     text = page({"some images": comparison(0, 1, 2, 3), "others": comparison(0, 1)})
     lines = text.splitlines()

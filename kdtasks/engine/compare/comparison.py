@@ -12,6 +12,7 @@ from kdtasks.engine.compare.jobs import run_jobs, start_workers
 from kdtasks.engine.compare.plan import plan_jobs
 from kdtasks.engine.compare.result import collect
 from kdtasks.engine.compare.show import plot
+from kdtasks.engine.compare.sources import check_unchanged
 from kdtasks.engine.errors import ConfigError
 
 
@@ -44,8 +45,8 @@ def compare(
         The content of ``compare.json``.
 
     Raises:
-        ConfigError: what cannot be compared, what is wrong in a config, or a folder in which
-            another process works; before the first step of any.
+        ConfigError: what cannot be compared, what is wrong in a config, a folder in which another
+            process works, or one whose weights or data were others; before the first step of any.
     """
     work_dir = Path(work_dir)
     if reference is not None and reference not in configs:
@@ -57,11 +58,14 @@ def compare(
     todo = [job for job in jobs if job.results is None]
     for job in todo:
         lock.check_free(job.folder)
-    new = [arm.experiment for arm in arms if any(job in todo for job in arm.jobs.values())]
+    unfinished = [arm for arm in arms if any(job in todo for job in arm.jobs.values())]
+    new = [arm.experiment for arm in unfinished]
     with start_workers(device, workers if todo else 1, devices if todo else ()) as pool:
         for experiment in new:
             experiment.data.share(new[0].data)  # equal data is read once
             check(experiment)
+        for arm in unfinished:
+            check_unchanged(arm, device)
         for experiment in new:
             experiment.data.clear()  # the data is read again by the runs that need it
         run_jobs(todo, pool, devices[0] if devices else device, workers, quiet)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from kdtasks.core.stages import ALONE, DISTILLED
 from kdtasks.engine.compare.reference import beside
+from kdtasks.engine.compare.sources import merged_sources
 from kdtasks.engine.compare.statistics import summary, verdict
 from kdtasks.engine.errors import ConfigError
 
@@ -23,7 +24,8 @@ def merge(first: Mapping, second: Mapping) -> dict:
         first, second: contents of ``compare.json``.
 
     Raises:
-        ConfigError: other configs, another reference or metric, or a seed that both have.
+        ConfigError: other configs, another reference or metric, other weights or data, or a seed
+            that both have.
     """
     for key in _SAME:
         if first.get(key) != second.get(key):
@@ -54,6 +56,17 @@ def merge(first: Mapping, second: Mapping) -> dict:
         name: _row(row, second["configs"][name], join, better)
         for name, row in first["configs"].items()
     }
+    sources = {
+        name: merged_sources(
+            name, row.get("sources", {}), second["configs"][name].get("sources", {})
+        )
+        for name, row in first["configs"].items()
+    }
+    rows = {
+        name: {**row, **({"sources": sources[name][0]} if sources[name][0] else {})}
+        for name, row in rows.items()
+    }
+    said = [note for _, notes in sources.values() for note in notes]
     against = beside(rows, first["reference"], better)
     return {
         **first,
@@ -66,7 +79,7 @@ def merge(first: Mapping, second: Mapping) -> dict:
         },
         "shared": [*first["shared"], *second["shared"]],
         "parts": [*_parts(first), *_parts(second)],
-        "notes": list(dict.fromkeys([*first["notes"], *second["notes"]])),
+        "notes": list(dict.fromkeys([*first["notes"], *second["notes"], *said])),
     }
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kdtasks.core.stages import ALONE, DISTILLED
 from kdtasks.engine import checkpoint
-from kdtasks.engine.compare.plan import TEACHER_SEED, ConfigArm, TrainingJob
-from kdtasks.engine.compare.reference import reference_notes
+from kdtasks.engine.compare.notes import common_notes, ended_early, notes_of_several, pair_notes
+from kdtasks.engine.compare.plan import ConfigArm, TrainingJob
+from kdtasks.engine.compare.sources import source_notes, sources_of_arm
 from kdtasks.engine.compare.statistics import CONFIDENCE, paired, summary, verdict
 
 TIMES = ("seconds", "cost")  # of a stage's results
@@ -48,9 +48,17 @@ def collect(
             for arm in arms
         },
         "shared": shared,
-        "notes": _notes(arms, shared, seeds, teacher_per_seed)
-        + _notes_of_several(arms, compared_with, seeds)
-        + _ended_early(arms, seeds),
+        "notes": [
+            *common_notes(arms, shared, seeds, teacher_per_seed),
+            *notes_of_several(
+                arms,
+                compared_with,
+                [a.name for a in arms if not _has_control_of(a, compared_with, seeds)],
+            ),
+            *ended_early(arms, seeds),
+            *pair_notes(arms, seeds),
+            *source_notes(arms),
+        ],
     }
 
 
@@ -189,6 +197,7 @@ def _row(arm: ConfigArm, seeds: list[int], work_dir: Path, teacher_per_seed: boo
         "cost": _cost(arm.paid[arm.final], [arm.jobs[seed] for seed in seeds]),
         "folders": [str(arm.jobs[seed].folder.relative_to(work_dir)) for seed in seeds],
         "controls": [str(arm.controls[seed].folder.relative_to(work_dir)) for seed in seeds],
+        "sources": sources_of_arm(arm),
     }
 
 
@@ -242,69 +251,3 @@ def _metrics(alone: Sequence[Mapping], taught: Sequence[Mapping]) -> dict[str, d
 def _numbers(results: Sequence[Mapping], name: str) -> list[float]:
     values = [result.get(name) for result in results]
     return [value for value in values if isinstance(value, int | float)]
-
-
-def _ended_early(arms: Sequence[ConfigArm], seeds: list[int]) -> list[str]:
-    """What a hook has ended before its length: then a pair may not have had the same budget."""
-    notes = []
-    for arm in arms:
-        for seed in seeds:
-            ends = {}
-            jobs = {arm.control: arm.controls[seed], arm.final: arm.jobs[seed]}
-            for stage, job in jobs.items():
-                values = _results(job)["stages"][stage]
-                if "ended_early" in values:
-                    ends[stage] = values["ended_early"]
-            if not ends or (len(ends) == 2 and ends[arm.control] == ends[arm.final]):
-                continue
-            where = ", ".join(
-                f"{name} after {end['iterations']} of {end['of']} iterations"
-                for name, end in ends.items()
-            )
-            notes.append(
-                f"{arm.name}, seed {seed}: a hook has ended {where}, so the two have not had the "
-                "same budget"
-            )
-    return notes
-
-
-def _notes(
-    arms: Sequence[ConfigArm], shared: list[dict], seeds: list[int], teacher_per_seed: bool
-) -> list[str]:
-    notes = [
-        f"difference = {DISTILLED} - {ALONE} of the same seed; its {CONFIDENCE:.0%} interval is "
-        "Student's t on the paired differences"
-        + (", not corrected for the number of configs" if len(arms) > 1 else "")
-    ]
-    controls = {arm.control for arm in arms}
-    if any(entry["stage"] in controls and len(entry["configs"]) > 1 for entry in shared):
-        notes.append(
-            "configs that share their control are not independent: a control that was unlucky in "
-            "one seed raises all of them, so two such configs are not ranked by their intervals "
-            f"against {ALONE}"
-        )
-    if any(arm.teachers for arm in arms) and not teacher_per_seed and len(seeds) > 1:
-        notes.append(
-            f"one teacher (seed {TEACHER_SEED}) serves all seeds: the intervals hold for this "
-            "teacher, and say nothing of another (--teacher-per-seed does)"
-        )
-    return notes
-
-
-def _notes_of_several(
-    arms: Sequence[ConfigArm], reference: ConfigArm, seeds: list[int]
-) -> list[str]:
-    """How to read several configs side by side."""
-    if len(arms) == 1:
-        return []
-    others = [arm.name for arm in arms if not _has_control_of(arm, reference, seeds)]
-    notes = reference_notes(reference.name, others)
-    chains = {arm.name: arm.paid[arm.final] for arm in arms if len(arm.paid[arm.final]) > 1}
-    listed = "".join(f"; {name} takes {' + '.join(stages)}" for name, stages in chains.items())
-    notes.append(
-        "s a step: of the student's last stage; training s: all steps and caches of the stages "
-        "that lead to the student. Without evaluations, the training of teachers, and the time in "
-        "which other processes had the processor or it was stopped; medians over the seeds"
-        f"{listed}"
-    )
-    return notes
