@@ -635,6 +635,17 @@ def test_no_verdict_for_two_seeds(undisturbed):
     )
 
 
+def test_a_student_that_no_teacher_has_a_part_in_has_its_seconds(tmp_path):
+    stages = [
+        dict(name="alone", role="control", losses=dict(loss_cls={**CE, "weight": 1})),
+        dict(name="warm", role="taught", losses=dict(loss_cls={**CE, "weight": 0.5})),
+    ]
+    result = compare({"warm": small(stages=stages, teacher=None)}, [0], tmp_path, "cpu", quiet=True)
+    row = result["configs"]["warm"]
+    done = json.loads((tmp_path / row["folders"][0] / "results.json").read_text())["stages"]
+    assert row["seconds"] == [done["warm"]["seconds"]] and row["seconds"][0] > 0
+
+
 def test_a_chain_is_paired_with_a_control_of_its_own_budget(undisturbed, tmp_path):
     stages = [
         dict(name="teacher", model="teacher", losses=dict(loss_cls={**CE, "weight": 1})),

@@ -193,7 +193,7 @@ def _row(arm: ConfigArm, seeds: list[int], work_dir: Path, teacher_per_seed: boo
         "metrics": _metrics(controls, finals),
         "best": _best(arm, seeds),
         "stages": _further_stages(arm, results),
-        "seconds": [_seconds(arm.jobs[seed]) for seed in seeds],
+        "seconds": [_seconds(arm.jobs[seed], arm.final) for seed in seeds],
         "cost": _cost(arm.paid[arm.final], [arm.jobs[seed] for seed in seeds]),
         "folders": [str(arm.jobs[seed].folder.relative_to(work_dir)) for seed in seeds],
         "controls": [str(arm.controls[seed].folder.relative_to(work_dir)) for seed in seeds],
@@ -232,10 +232,15 @@ def _given(arm: ConfigArm) -> dict[str, str]:
     return {name: t["checkpoint"] for name, t in teachers.items() if t.get("checkpoint")}
 
 
-def _seconds(job: TrainingJob) -> float:
-    """Of the stages that a job has trained itself."""
-    stages = _results(job)["stages"]
-    return sum(values["seconds"] for stage, values in stages.items() if stage not in job.given)
+def _seconds(job: TrainingJob, final: str) -> float:
+    """Of the stages that a job has trained itself, and of the student that counts, which others may
+    share where no teacher has a part in it.
+    """
+    return sum(
+        values["seconds"]
+        for stage, values in _results(job)["stages"].items()
+        if stage == final or stage not in job.given
+    )
 
 
 def _metrics(alone: Sequence[Mapping], taught: Sequence[Mapping]) -> dict[str, dict]:
