@@ -226,8 +226,12 @@ def measured():
     """``(file, config, row)`` of what is kept in the repository's results."""
     for path in sorted((ROOT / "results").glob("*.json")):
         for name, found in json.loads(path.read_text())["configs"].items():
-            folder, _, stem = name.partition("_")
-            yield pytest.param(ROOT / "configs" / folder / f"{stem}.py", found, id=name)
+            (config,) = (
+                path
+                for path in (ROOT / "configs").glob("*/*.py")
+                if f"{path.parent.name}_{path.stem}" == name
+            )
+            yield pytest.param(config, found, id=name)
 
 
 @pytest.mark.parametrize("config, found", list(measured()))
