@@ -27,6 +27,8 @@ LETTERS = 40
 BAR = 0.3
 # inches: a picture's frame reaches so far beyond it
 FRAME = 0.04
+# inches: and so far the uppermost number of its colour bar
+REACH = 0.08
 # inches: a heading's words are closer to each other than headings of columns
 WORDS = 0.15
 # times the least gap of a row: what is further from what is before it begins a group
@@ -227,7 +229,7 @@ class _Cutter:
         """The lowest empty line above pictures, whose frames and smoothed edges reach beyond them;
         ``head``, where they begin, if something is written right there.
         """
-        lines = range(head - 1, max(top, head - round(FRAME * self.inch)) - 1, -1)
+        lines = range(head - 1, max(top, head - round(REACH * self.inch)) - 1, -1)
         return next((line for line in lines if self.blank[line].all()), head)
 
     def _ends(self, top: int, head: int) -> list[int]:
