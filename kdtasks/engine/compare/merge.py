@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from kdtasks.core.stages import ALONE, DISTILLED
 from kdtasks.engine.compare.reference import beside
-from kdtasks.engine.compare.sources import merged_sources
+from kdtasks.engine.compare.source_texts import merged_sources
 from kdtasks.engine.compare.statistics import summary, verdict
 from kdtasks.engine.errors import ConfigError
 

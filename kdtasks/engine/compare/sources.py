@@ -1,17 +1,14 @@
 """Whether all that a comparison puts together has been trained from the same files and data."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
 from kdtasks.engine.compare.plan import ConfigArm, TrainingJob
+from kdtasks.engine.compare.source_texts import note
 from kdtasks.engine.data_facts import Facts, noted_facts, stage_facts, weighty_differences
 from kdtasks.engine.errors import ConfigError
 from kdtasks.engine.experiment import Experiment
 from kdtasks.engine.sources import noted_sources, sources_of
 from kdtasks.engine.work_dir import WorkDir
-
-# what is another experiment where it differs; of the rest a note says that it may be
-_WEIGHTY = ("file ", "data ")
-_CONTENT = ".content"
 
 
 def check_unchanged(arm: ConfigArm, device: str | None) -> None:
@@ -69,34 +66,15 @@ def source_notes(arms: Iterable[ConfigArm]) -> list[str]:
     for arm in arms:
         sources = sources_of_arm(arm)
         several = [what for what, found in sources.items() if len(set(found) - {""}) > 1]
-        notes += _note(arm.name, several, "not the same for all of its numbers")
+        notes += note(arm.name, several, "not the same for all of its numbers")
         now = sources_of(arm.experiment.config)
         flat = {
             **{f"file {name}": value for name, value in now["files"].items()},
             **{f"code {name}": value for name, value in now["code"].items()},
         }
         former = [w for w, value in flat.items() if w in sources and value not in sources[w]]
-        notes += _note(arm.name, former, "another now than when its numbers were computed")
+        notes += note(arm.name, former, "another now than when its numbers were computed")
     return notes
-
-
-def merged_sources(name: str, first: Mapping, other: Mapping) -> tuple[dict, list[str]]:
-    """The sources of two rows of one config together, and what is to be said of them.
-
-    Raises:
-        ConfigError: other files of weights, or other data.
-    """
-    common = [what for what in first if what in other and first[what] != other[what]]
-    weighty = [what for what in common if what.startswith(_WEIGHTY) and _CONTENT not in what]
-    if weighty:
-        raise ConfigError(
-            f"comparisons of other weights or data: of {name}, {', '.join(map(_said, weighty))} "
-            "differ"
-        )
-    together = {
-        what: sorted({*first.get(what, ()), *other.get(what, ())}) for what in {**first, **other}
-    }
-    return together, _note(name, common, "not the same for all of its numbers")
 
 
 def _jobs_of(arm: ConfigArm) -> list[TrainingJob]:
@@ -106,19 +84,3 @@ def _jobs_of(arm: ConfigArm) -> list[TrainingJob]:
         for each in (*job.given.values(), job):
             jobs[id(each)] = each
     return list(jobs.values())
-
-
-def _note(name: str, sources: Sequence[str], how: str) -> list[str]:
-    said = list(dict.fromkeys(map(_said, sources)))
-    return [f"{name}: {', '.join(said)}: {how}"] if said else []
-
-
-def _said(what: str) -> str:
-    """What a sentence calls a source."""
-    kind, _, name = what.partition(" ")
-    if kind == "data":
-        part, _, fact = name.partition(" ")[2].partition(".")
-        return f"the {'pixels' if fact == 'content' else fact} of the {part} data"
-    return {"file": f"the file {name!r}", "code": f"the code of {name}"}.get(
-        kind, f"{name}'s version"
-    )
