@@ -646,6 +646,21 @@ def test_a_student_that_no_teacher_has_a_part_in_has_its_seconds(tmp_path):
     assert row["seconds"] == [done["warm"]["seconds"]] and row["seconds"][0] > 0
 
 
+def test_a_control_that_is_not_trained_takes_no_seconds_a_step(tmp_path):
+    losses = dict(loss_cls={**CE, "weight": 1})
+    stages = [
+        dict(name="random", role="control", losses=losses, length=0, schedule=[]),
+        dict(name="trained", role="taught", losses=losses),
+    ]
+    arms = {
+        "one": small(stages=stages, teacher=None),
+        "two": small(stages=stages, teacher=None, length=1),
+    }
+    result = compare(arms, [0], tmp_path, "cpu", quiet=True)
+    assert {str(c["cost"]["seconds"]["step"]) for c in result["controls"]} == {"[None]"}
+    show(result, TASK, Console(file=io.StringIO(), width=160))
+
+
 def test_a_chain_is_paired_with_a_control_of_its_own_budget(undisturbed, tmp_path):
     stages = [
         dict(name="teacher", model="teacher", losses=dict(loss_cls={**CE, "weight": 1})),

@@ -160,7 +160,10 @@ def _cost(stages: list[str], jobs: Sequence[TrainingJob]) -> dict:
 
 
 def _step_seconds(timing: Mapping[str, float] | None) -> float | None:
-    return timing["training_seconds"] / timing["iterations"] if timing else None
+    # a control that is not trained has no steps
+    if not timing or not timing["iterations"]:
+        return None
+    return timing["training_seconds"] / timing["iterations"]
 
 
 def _training_seconds(timings: Mapping[str, Mapping], stages: Sequence[str]) -> float | None:
