@@ -1,20 +1,9 @@
 """One colour for each class, the same in a report's figures and in the pictures of a folder."""
 
-# Okabe and Ito's colours first, then others that stand out on a photograph.
-CLASS_COLORS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#7B4FA3",
-    "#C2185B",
-    "#5C8A00",
-    "#00838F",
-    "#8C5A2B",
-    "#3949AB",
-)
+from kdtasks.images.display import PALETTE
+
+# the last ones stand out on a photograph
+CLASS_COLORS = (*PALETTE, "#C2185B", "#5C8A00", "#00838F", "#8C5A2B", "#3949AB")
 
 
 def class_color(label: int) -> str:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 
+# Okabe and Ito's colours that stand out on white, and a violet
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7B4FA3")
 HIT = "#009E73"
 
 

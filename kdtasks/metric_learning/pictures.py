@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdtasks.core.choices import evenly_spaced
 from kdtasks.engine.report.style import INK, PHONE, SLATE, WIDTH, free_figure
-from kdtasks.images.display import draw_found, pictures_of, shortened, write
+from kdtasks.images.display import PALETTE, draw_found, pictures_of, shortened, write
 from kdtasks.metric_learning.retrieval import kendall_tau, nearest
 
 if TYPE_CHECKING:
@@ -20,18 +20,7 @@ if TYPE_CHECKING:
 Embedded = tuple[Tensor, Tensor, Tensor]
 # inches
 GAP, HEAD = 0.16, 0.5
-CLASS_COLORS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#7B4FA3",
-    "#8C5A2B",
-    "#5C8A00",
-    INK,
-)
+CLASS_COLORS = (*PALETTE, "#8C5A2B", "#5C8A00", INK)
 SHOWN, POINTS = 5, 1500
 QUERIES, CANDIDATES, NEIGHBOURS = 500, 100, 50  # of the agreement
 
